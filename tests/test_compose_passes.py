@@ -14,7 +14,7 @@ from adapterpack._native import lowrank, passes
 from adapterpack.adapter_methods import Site
 from adapterpack.lowrank import quantiles
 from adapterpack.lowrank.quantiles import level
-from adapterpack.lowrank.range_finder import Held, largest
+from adapterpack.lowrank.range_finder import InMemory, largest
 from adapterpack.lowrank.truncation import Cut
 
 pytestmark = pytest.mark.fast
@@ -141,7 +141,7 @@ def test_directions_that_are_known_are_a_better_start() -> None:
     least = float(np.sum(np.linalg.svd(D.astype(np.float64), compute_uv=False)[16:] ** 2))
 
     def excess(guess: np.ndarray | None) -> float:
-        factors, loss = largest(Held(D, guess), Cut(rank=16)).cut(Cut(rank=16))
+        factors, loss = largest(InMemory(D, guess), Cut(rank=16)).cut(Cut(rank=16))
         left = float(np.sum((D.astype(np.float64) - factors.B.astype(np.float64) @ factors.A) ** 2))
         assert loss.tail == pytest.approx(left, rel=1e-6)
         return left / least - 1
@@ -157,7 +157,7 @@ def test_a_matrix_whose_rows_lie_in_few_columns() -> None:
     D = np.zeros((300, 260), np.float32)
     D[:, :30] = rng.standard_normal((300, 30))
     for guess in (None, np.eye(260, dtype=np.float32)[:, :40]):
-        found = largest(Held(D, guess), Cut(rank=40))
+        found = largest(InMemory(D, guess), Cut(rank=40))
         np.testing.assert_allclose(found.spectrum.S[:30], np.linalg.svd(D[:, :30], compute_uv=False), rtol=1e-5)
         assert found.left_out < 1e-6 * found.total
         assert np.abs(found.spectrum.V.T @ found.spectrum.V - np.eye(len(found.spectrum.S))).max() < 1e-5

@@ -18,7 +18,7 @@ from adapterpack.adapter_methods import Site, get
 from adapterpack.errors import AdapterpackError, BaseMismatch, ConfigError, NonFinite, NothingToDo, SiteNotFound, Unsupported
 from adapterpack.extracting.matrix import extract_matrix
 from adapterpack.io import safetensors
-from adapterpack.lowrank.range_finder import Held, largest
+from adapterpack.lowrank.range_finder import InMemory, largest
 from adapterpack.lowrank.truncation import Cut
 from adapterpack.manifest import manifest as m
 from adapterpack.pack.pack import Pack, build
@@ -122,7 +122,7 @@ def test_a_change_as_small_as_the_rounding_is_found_too() -> None:
     D = (1.2e-4 / 2 * rng.standard_normal((400, 4)) @ rng.standard_normal((4, 300))).astype(np.float32)
     stored = (base.astype(np.float32) + D).astype(ml_dtypes.bfloat16).astype(np.float32) - base.astype(np.float32)
     ulps = np.ldexp(1.0, np.frexp(base.astype(np.float64))[1] - 8)
-    found = extract_matrix(Held(stored), total=float((stored.astype(float) ** 2).sum()), noise=float((ulps**2).sum()) / 12, rank=64)
+    found = extract_matrix(InMemory(stored), total=float((stored.astype(float) ** 2).sum()), noise=float((ulps**2).sum()) / 12, rank=64)
     assert found.detected is not None
     assert 3 <= found.detected <= 6
 
@@ -318,7 +318,7 @@ def test_resize_makes_a_lora_of_other_methods() -> None:
     assert small.manifest.lineage is not None
     error = np.linalg.norm(deltas(small)["layers.0"] - exact) / np.linalg.norm(exact)
     assert small.manifest.lineage.params["truncation"]["total"] == pytest.approx(error, rel=1e-3)
-    assert error == pytest.approx(math.sqrt(largest(Held(exact), Cut()).cut(Cut(rank=3))[1].tail) / np.linalg.norm(exact), rel=1e-3)
+    assert error == pytest.approx(math.sqrt(largest(InMemory(exact), Cut()).cut(Cut(rank=3))[1].tail) / np.linalg.norm(exact), rel=1e-3)
 
 
 def test_wrong_sizes_are_refused() -> None:

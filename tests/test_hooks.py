@@ -65,7 +65,7 @@ def test_the_budget_is_pefts(tmp_path: Path) -> None:
             optimizer.zero_grad()
             (model(x) - 1).square().mean().backward()
             optimizer.step()
-        states = hooks.spend(ours, Progress(step, 12), states)
+        states = hooks.after_step(ours, Progress(step, 12), states)
         theirs.base_model.update_and_allocate(step)
         found = {path: dict(getattr(ours, path)._part("same").named_parameters()) for path in "ab"}
         for path, own in found.items():
@@ -139,7 +139,7 @@ def test_stacked_experts_share_a_budget_as_layers_do() -> None:
             optimizer.zero_grad()
             ((one(x) - 1).square().mean() + hooks.penalty(one)).backward()
             optimizer.step()
-            states[label] = hooks.spend(one, Progress(step, 8), states[label])
+            states[label] = hooks.after_step(one, Progress(step, 8), states[label])
     for number, layer in enumerate(layers):
         for name, value in layer._part("one").named_parameters():
             torch.testing.assert_close(own[name][number], value, rtol=0, atol=1e-6, msg=f"{number}, {name}")

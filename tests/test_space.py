@@ -17,7 +17,7 @@ from adapterpack.adapter_methods import Method, Site, fold, get, methods, resolv
 from adapterpack.composing.represent import represent
 from adapterpack.errors import ConfigError, Unsupported
 from adapterpack.lowrank import space
-from adapterpack.lowrank.range_finder import Held, largest, residual
+from adapterpack.lowrank.range_finder import InMemory, largest, residual
 from adapterpack.lowrank.space import Factors, Term
 from adapterpack.lowrank.spectra import recompress, spectra, spectrum
 from adapterpack.lowrank.truncation import Cut, shared_out
@@ -260,12 +260,12 @@ def test_the_finder_finds_what_the_whole_svd_finds(m: int, n: int) -> None:
     D = falling(m, n, 1 / np.arange(1, 51))
     values = np.linalg.svd(D.astype(float), compute_uv=False)
     for cut in (Cut(rank=7), Cut(energy=0.97), Cut(sv_fro=0.98), Cut(rank=30, energy=0.9), Cut(sv_ratio=9)):
-        factors, loss = largest(Held(D), cut).cut(cut)
+        factors, loss = largest(InMemory(D), cut).cut(cut)
         left = float(np.linalg.norm(D - factors.dense()) ** 2)
         assert loss.tail == pytest.approx(left, rel=1e-3)
         assert loss.total == pytest.approx(float(np.linalg.norm(D.astype(float)) ** 2), rel=1e-5)
         assert left <= 1.01 * float((values[len(factors.A) :] ** 2).sum())
-        assert residual(Held(D), factors).tail == pytest.approx(left, rel=1e-4)
+        assert residual(InMemory(D), factors).tail == pytest.approx(left, rel=1e-4)
         if cut.energy:
             assert cut.rank == len(factors.A) or left <= (1 - cut.energy) * loss.total * 1.0001
 
@@ -274,11 +274,11 @@ def test_the_finder_stops_where_noise_begins() -> None:
     """With noise as large as told, only the directions above it are looked for; zeros have none."""
     rng = np.random.default_rng(2)
     noise = 1e-3 * rng.standard_normal((300, 260))
-    found = largest(Held((falling(300, 260, np.full(5, 3.0)) + noise).astype(np.float32)), Cut(), noise=float(np.sum(noise**2)) * 1.05)
+    found = largest(InMemory((falling(300, 260, np.full(5, 3.0)) + noise).astype(np.float32)), Cut(), noise=float(np.sum(noise**2)) * 1.05)
     assert len(found.spectrum.S) < 60
     assert found.spectrum.S[4] > 2.9
     assert found.spectrum.S[5] < 0.05
-    assert largest(Held(np.zeros((90, 80), np.float32)), Cut(energy=0.9)).total == 0
+    assert largest(InMemory(np.zeros((90, 80), np.float32)), Cut(energy=0.9)).total == 0
 
 
 # Adapters of any method.

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..io.safetensors import all_finite
 from ..io.threads import in_order
-from ..lowrank.range_finder import Found, Held, Rows, largest
+from ..lowrank.range_finder import InMemory, LeadingSpectrum, Rows, largest
 from ..lowrank.space import Factors, Sum, zero
 from ..lowrank.spectra import Loss, recompressed, spectra
 from ..lowrank.truncation import Cut, energy_of
@@ -32,9 +32,9 @@ def cut_all(combined: Sequence[Combination], cut: Cut, reduce: bool) -> list[tup
     return [results[index] for index in range(len(combined))]
 
 
-def decompose_all(combined: Sequence[Combination], most: Sequence[int]) -> list[Found]:
+def decompose_all(combined: Sequence[Combination], most: Sequence[int]) -> list[LeadingSpectrum]:
     """The singular values and vectors of every change, over which a budget is shared out; of a dense one the ``most`` largest."""
-    results = [Found(spectrum, energy_of(spectrum.S), True)
+    results = [LeadingSpectrum(spectrum, energy_of(spectrum.S), True)
                for spectrum in spectra([change if isinstance(change, Factors | Sum) else zero(1, 1) for change in combined])]
     for index, decomposition in _of_dense(combined, lambda index, change: largest(change, Cut(most[index]))):
         results[index] = decomposition
@@ -63,4 +63,4 @@ def _in_memory(change: Rows) -> Rows:
             whole = np.empty((m, n), block.dtype)
         whole[rows] = block
     assert whole is not None
-    return Held(whole, change.guess)
+    return InMemory(whole, change.guess)

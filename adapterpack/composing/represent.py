@@ -19,7 +19,7 @@ from ..adapter_methods import Dense, Kronecker, Method, NormalForm, Params, Site
 from ..adapter_methods.core.base import require_widths
 from ..base.checkpoint import Checkpoint
 from ..errors import Unsupported
-from ..lowrank.range_finder import Held, largest
+from ..lowrank.range_finder import InMemory, largest
 from ..lowrank.space import Factors, times
 from ..lowrank.spectra import Loss
 from ..lowrank.truncation import Cut
@@ -97,7 +97,7 @@ def represent(adapter: Adapter, *, base: Checkpoint | None = None, cut: Cut | No
     if weight is None:
         require_widths(site)
         weight = np.zeros((site.out_features, site.in_features), np.float32)
-    factors, loss = largest(Held(_change(adapter, params, site, weight, bias)), cut).cut(cut)
+    factors, loss = largest(InMemory(_change(adapter, params, site, weight, bias)), cut).cut(cut)
     return FactoredChange(*factors, loss=loss)
 
 

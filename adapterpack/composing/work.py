@@ -13,7 +13,7 @@ import numpy as np
 from ..adapter_methods.lora import lora
 from ..errors import ConfigError, NonFinite, NothingToDo
 from ..io.threads import in_order, one_thread_each, workers
-from ..lowrank.range_finder import Found
+from ..lowrank.range_finder import LeadingSpectrum
 from ..lowrank.space import Factors
 from ..lowrank.spectra import Loss
 from ..lowrank.truncation import Cut
@@ -153,7 +153,7 @@ def combine_sites(work: Work, progress: Progress | None = None) -> Outcome:
     """
     changes: list[Factors | None] = [None] * len(work.sites)
     losses: dict[str, Loss] = {}
-    spectra: dict[int, Found] = {}
+    spectra: dict[int, LeadingSpectrum] = {}
     done, total = 0, sum(map(_bytes, work.sites))
     with one_thread_each(), np.errstate(over="ignore", invalid="ignore"):  # reported by _require_fitting, with the site
         combine = work.rule.prepared([joint.terms for joint in work.sites], work.arguments)
@@ -172,7 +172,7 @@ def combine_sites(work: Work, progress: Progress | None = None) -> Outcome:
         batches = _batches(work.sites)
         for batch, results in zip(batches, in_order(combine_batch, batches), strict=True):
             for index, result in zip(batch, results, strict=True):
-                if isinstance(result, Found):
+                if isinstance(result, LeadingSpectrum):
                     spectra[index] = result
                     continue
                 changes[index], loss = result

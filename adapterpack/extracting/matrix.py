@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..lowrank.range_finder import Found, Rows, largest, residual
+from ..lowrank.range_finder import LeadingSpectrum, Rows, largest, residual
 from ..lowrank.space import Factors
 from ..lowrank.spectra import Loss
 from ..lowrank.truncation import Cut
@@ -45,10 +45,10 @@ def extract_matrix(
     rounding keeps :data:`ENERGY`.
 
     Example:
-        >>> from adapterpack.lowrank.range_finder import Held
+        >>> from adapterpack.lowrank.range_finder import InMemory
         >>> rng = np.random.default_rng(0)
         >>> low = (rng.standard_normal((90, 3)) @ rng.standard_normal((3, 80))).astype(np.float32)
-        >>> extract_matrix(Held(low), total=float((low**2).sum()), noise=1e-6, rank=16).detected
+        >>> extract_matrix(InMemory(low), total=float((low**2).sum()), noise=1e-6, rank=16).detected
         3
     """
     approximation, detected = _spectrum_above_noise(D, total, noise, Cut(rank=rank), unevenness)
@@ -62,7 +62,7 @@ def extract_matrix(
     return Extracted(factors, residual(D, factors), detected, noise)
 
 
-def _spectrum_above_noise(D: Rows, total: float, noise: float, cut: Cut, unevenness: float) -> tuple[Found, int | None]:
+def _spectrum_above_noise(D: Rows, total: float, noise: float, cut: Cut, unevenness: float) -> tuple[LeadingSpectrum, int | None]:
     """The spectrum down to where it is rounding, and the rank above that.
 
     A change that is small compared with the rounding has less of it than expected, so its spectrum is followed further down.
@@ -77,7 +77,7 @@ def _spectrum_above_noise(D: Rows, total: float, noise: float, cut: Cut, unevenn
     return approximation, detected
 
 
-def rank_above(approximation: Found, shape: tuple[int, int], noise: float, unevenness: float = 1.0) -> int | None:
+def rank_above(approximation: LeadingSpectrum, shape: tuple[int, int], noise: float, unevenness: float = 1.0) -> int | None:
     """The smallest rank after which the remainder has the size and the flat spectrum of rounding; None where there is none.
 
     Ranks above half of the narrower side are not considered: such a change is not low-rank.

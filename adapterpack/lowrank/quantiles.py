@@ -1,4 +1,4 @@
-"""Order statistics of the magnitudes of many numbers, exactly, in few passes and little memory."""
+"""Finds exact order statistics of the magnitudes of many numbers in few passes and little memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from .._native import passes
 
-_HELD = 1 << 22
+_MOST_IN_MEMORY = 1 << 22
 """Numbers that are held to select from: 16 MB."""
 _SAMPLED = 1 << 24
 """Numbers of a sample up to which what lies about the expected level is kept: a few hundredths of 15 times as many."""
@@ -16,8 +16,8 @@ _SAMPLED = 1 << 24
 
 def magnitudes(values: np.ndarray) -> np.ndarray:
     """``|x|`` in float32, in which magnitudes are ranked."""
-    found: np.ndarray = np.abs(values).astype(np.float32, copy=False)
-    return found
+    absolute: np.ndarray = np.abs(values).astype(np.float32, copy=False)
+    return absolute
 
 
 def level(
@@ -36,9 +36,9 @@ def level(
         >>> level(lambda: iter([piece[:, :4], -piece[:, 4:]]), 0.3)
         array([7.], dtype=float32)
     """
-    if not passes.compiled() and (held := _held(values)) is not None:
-        wanted = held.shape[1] - min(held.shape[1], max(1, round(share * held.shape[1])))
-        return np.partition(held, wanted, axis=1)[:, wanted] if held.size else np.zeros(0, np.float32)
+    if not passes.compiled() and (numbers := _in_memory(values)) is not None:
+        wanted = numbers.shape[1] - min(numbers.shape[1], max(1, round(share * numbers.shape[1])))
+        return np.partition(numbers, wanted, axis=1)[:, wanted] if numbers.size else np.zeros(0, np.float32)
     if passes.compiled() and sample is not None and (near := _near(values, share, sample())) is not None:
         return near
     high, sizes = np.zeros((0, passes.UPPER), np.int64), 0
@@ -50,9 +50,9 @@ def level(
     upper = [passes.reached(counts, wanted) for counts in high]
     low = np.zeros((len(high), passes.LOWER), np.int64)
     for piece in values():
-        for counts, row, (found, _) in zip(low, _rows(piece), upper, strict=True):
-            passes.count_lower(row, found, counts)
-    bits = [found << 16 | passes.reached(counts, wanted - above)[0] for counts, (found, above) in zip(low, upper, strict=True)]
+        for counts, row, (bin_of_row, _) in zip(low, _rows(piece), upper, strict=True):
+            passes.count_lower(row, bin_of_row, counts)
+    bits = [bin_of_row << 16 | passes.reached(counts, wanted - above)[0] for counts, (bin_of_row, above) in zip(low, upper, strict=True)]
     return np.array(bits, np.uint32).view(np.float32)
 
 
@@ -62,18 +62,18 @@ def _near(values: Callable[[], Iterator[np.ndarray]], share: float, sample: np.n
         return None
     spread = 0.01 + 2 / np.sqrt(sample.shape[1])
     counts = np.zeros((len(sample), passes.UPPER), np.int64)
-    for row, each in zip(_rows(sample), counts, strict=True):
-        passes.count_upper(row, each)
-    found = [_about(each, share * sample.shape[1], spread * sample.shape[1]) for each in counts]
+    for row, row_counts in zip(_rows(sample), counts, strict=True):
+        passes.count_upper(row, row_counts)
+    ranges = [_about(row_counts, share * sample.shape[1], spread * sample.shape[1]) for row_counts in counts]
     sizes = 0
     for piece in values():
         sizes += piece[0].size
-        for row, between in zip(_rows(piece), found, strict=True):
+        for row, between in zip(_rows(piece), ranges, strict=True):
             between.add(row)
-    places = [min(sizes, max(1, round(share * sizes))) - each.above for each in found]
-    if not all(1 <= place <= each.count for place, each in zip(places, found, strict=True)):
+    places = [min(sizes, max(1, round(share * sizes))) - between.above for between in ranges]
+    if not all(1 <= place <= between.count for place, between in zip(places, ranges, strict=True)):
         return None
-    return np.array([each.largest(place) for place, each in zip(places, found, strict=True)], np.float32)
+    return np.array([between.largest(place) for place, between in zip(places, ranges, strict=True)], np.float32)
 
 
 def _about(counts: np.ndarray, wanted: float, spread: float) -> passes.Between:
@@ -83,14 +83,14 @@ def _about(counts: np.ndarray, wanted: float, spread: float) -> passes.Between:
     return passes.Between(low, high)
 
 
-def _held(values: Callable[[], Iterator[np.ndarray]]) -> np.ndarray | None:
+def _in_memory(values: Callable[[], Iterator[np.ndarray]]) -> np.ndarray | None:
     """All magnitudes, ``[C, ...]``, if they are few enough."""
-    held: list[np.ndarray] = []
+    pieces: list[np.ndarray] = []
     for piece in values():
-        held.append(magnitudes(piece).reshape(len(piece), -1))
-        if sum(each.size for each in held) > _HELD:
+        pieces.append(magnitudes(piece).reshape(len(piece), -1))
+        if sum(part.size for part in pieces) > _MOST_IN_MEMORY:
             return None
-    return np.concatenate(held, axis=1) if held else np.zeros((0, 0), np.float32)
+    return np.concatenate(pieces, axis=1) if pieces else np.zeros((0, 0), np.float32)
 
 
 def _rows(piece: np.ndarray) -> np.ndarray:

@@ -1,11 +1,11 @@
-"""The largest singular values and vectors of a matrix that is seen by blocks of rows, with what is left out known exactly.
+"""Finds the largest singular values and vectors of a matrix read by blocks of rows, with the exact size of what is left out.
 
-A range finder grown by blocks until it holds what was asked for (Halko, Martinsson and Tropp 2011, algorithms 4.4 and 5.1). A block is the
-best part of a Krylov space, of all that was seen on the way through ``D^T D`` and not of the last step alone (Musco and Musco 2015). Its
-first directions are random, or those that are known: the rows of a merged change lie near those of the adapters it was made of, which
-saves a step of three. One pass over ``D`` makes a step. The approximation ``D V V^T`` is a projection, so its error is
-``||D||_F^2 - ||D V||_F^2``: both are sums over all entries, and the error is no estimate. It exceeds the least one by 1e-7 of it, or 1e-6
-where the values fall slowly. Cost a few ``m n k``; beside one block of rows the memory is ``O((m + n) k)``.
+A range finder that grows by blocks until it reaches the wanted rank or error (Halko, Martinsson and Tropp 2011, algorithms 4.4 and 5.1). A
+block is the best part of a Krylov space: of all images on the way through ``D^T D``, not of the last one alone (Musco and Musco 2015). Its
+first directions are random, or those that are known: the rows of a merged change lie near those of the adapters it was made of, which saves
+a step of three. One pass over ``D`` makes a step. The approximation ``D V V^T`` is a projection, so its error is ``||D||_F^2 - ||D
+V||_F^2``: both are sums over all entries, and the error is no estimate. It exceeds the least one by 1e-7 of it, or 1e-6 where the values
+fall slowly. Cost a few ``m n k``; apart from one block of rows the memory is ``O((m + n) k)``.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Rows(Protocol):
         ...
 
 
-class Held(NamedTuple):
+class InMemory(NamedTuple):
     """A matrix in memory as :class:`Rows`."""
 
     matrix: np.ndarray
@@ -67,7 +67,7 @@ class Held(NamedTuple):
             yield block, self.matrix[block]
 
 
-class Found(NamedTuple):
+class LeadingSpectrum(NamedTuple):
     """The largest singular values of ``D`` with their vectors, and ``total = ||D||_F^2``, over all entries, in float64.
 
     ``whole``: the spectrum is all of it, not the beginning.
@@ -89,7 +89,7 @@ class Found(NamedTuple):
         return factors, Loss(inside.tail + self.left_out, self.total)
 
 
-def largest(D: Rows, cut: Cut, *, noise: float = 0.0, seed: int = 0) -> Found:
+def largest(D: Rows, cut: Cut, *, noise: float = 0.0, seed: int = 0) -> LeadingSpectrum:
     """The singular values of ``D``, largest first, until they are enough for ``cut`` or all that is left is ``noise`` (squared norm).
 
     With neither a rank nor a criterion in ``cut``, until what is left is noise. sv_ratio and sv_cumulative need the whole spectrum, which
@@ -98,8 +98,8 @@ def largest(D: Rows, cut: Cut, *, noise: float = 0.0, seed: int = 0) -> Found:
     Example:
         >>> rng = np.random.default_rng(0)
         >>> low = rng.standard_normal((300, 5)) @ rng.standard_normal((5, 200))
-        >>> found = largest(Held(low), Cut(energy=1 - 1e-12))
-        >>> int(np.sum(found.spectrum.S > 1e-9 * found.spectrum.S[0])), found.left_out < 1e-7 * found.total
+        >>> leading = largest(InMemory(low), Cut(energy=1 - 1e-12))
+        >>> int(np.sum(leading.spectrum.S > 1e-9 * leading.spectrum.S[0])), leading.left_out < 1e-7 * leading.total
         (5, True)
     """
     m, n = D.shape
@@ -109,31 +109,31 @@ def largest(D: Rows, cut: Cut, *, noise: float = 0.0, seed: int = 0) -> Found:
         return _whole(D)
     total = _total(D)
     if total <= noise or total == 0:
-        return Found(Spectrum(np.zeros((m, 0), np.float32), np.zeros(0), np.zeros((n, 0), np.float32)), total, False)
+        return LeadingSpectrum(Spectrum(np.zeros((m, 0), np.float32), np.zeros(0), np.zeros((n, 0), np.float32)), total, False)
     share = cut.energy if cut.energy is not None else cut.sv_fro**2 if cut.sv_fro is not None else 1.0
     wanted = min(share * total, total - noise)
     rng = np.random.default_rng(seed)
     V, Y = np.zeros((n, 0), np.float32), np.zeros((m, 0), np.float32)  # Y = D V
     step = min(limit, _FIRST)
     while V.shape[1] < limit and _squares(Y) < wanted * (1 - 1e-7):
-        known = _drawn_from(None if V.shape[1] else D.guess, n, 2 * step, rng)
-        start, steps = known, _STEPS_FROM_GUESS
-        if known.shape[1] < step:
-            start, steps = np.concatenate([known, rng.standard_normal((n, step - known.shape[1]), np.float32)], axis=1), _STEPS
+        guess = _drawn_from(None if V.shape[1] else D.guess, n, 2 * step, rng)
+        start, steps = guess, _STEPS_FROM_GUESS
+        if guess.shape[1] < step:
+            start, steps = np.concatenate([guess, rng.standard_normal((n, step - guess.shape[1]), np.float32)], axis=1), _STEPS
         if 2 * (V.shape[1] + steps * start.shape[1]) > side:
             return _whole(D)
         _, turned = _there_and_back(D, start)
-        basis, seen = [V], [Y]
+        basis, images = [V], [Y]
         for left in reversed(range(steps)):
-            basis.append(_beyond(turned, basis))
+            basis.append(_new_directions(turned, basis))
             image, turned = _there_and_back(D, basis[-1], back=left > 0)
-            seen.append(image)
-        best = _turn(seen[1:], step)
-        V, Y = np.concatenate([V, _added(basis[1:], best)], axis=1), np.concatenate([Y, _added(seen[1:], best)], axis=1)
+            images.append(image)
+        best = _turn(images[1:], step)
+        V, Y = np.concatenate([V, _added(basis[1:], best)], axis=1), np.concatenate([Y, _added(images[1:], best)], axis=1)
         step = min(limit, 2 * V.shape[1]) - V.shape[1]
     frame, core = frames([Side((Y,), (1.0,))])
     u, values, turn = np.linalg.svd(core[0])
-    return Found(_signed(frame.times(u[None])[0].astype(Y.dtype), values, V @ turn.T.astype(V.dtype)), total, False)
+    return LeadingSpectrum(_signed(frame.times(u[None])[0].astype(Y.dtype), values, V @ turn.T.astype(V.dtype)), total, False)
 
 
 def _there_and_back(D: Rows, X: np.ndarray, back: bool = True) -> tuple[np.ndarray, np.ndarray]:
@@ -147,7 +147,7 @@ def _there_and_back(D: Rows, X: np.ndarray, back: bool = True) -> tuple[np.ndarr
 
 
 def residual(D: Rows, factors: Factors) -> Loss:
-    """``||D - B A||_F^2`` beside ``||D||_F^2``, entry by entry: what the factors as they are, rounded or not, leave out."""
+    """``||D - B A||_F^2`` and ``||D||_F^2``, entry by entry: what the factors as they are, rounded or not, leave out."""
     tail = total = 0.0
     for rows, block in D.blocks():
         total += _squares(block)
@@ -155,12 +155,12 @@ def residual(D: Rows, factors: Factors) -> Loss:
     return Loss(tail, total)
 
 
-def _whole(D: Rows) -> Found:
+def _whole(D: Rows) -> LeadingSpectrum:
     matrix = np.concatenate([block.astype(np.float64) for _, block in D.blocks()], axis=0)
     dtype = np.result_type(np.float32, next(block.dtype for _, block in D.blocks()))
     u, values, vt = np.linalg.svd(matrix, full_matrices=False)
     kept = int(np.count_nonzero(values > np.finfo(np.float64).eps * max(D.shape) * values[0])) if len(values) else 0
-    return Found(_signed(u[:, :kept].astype(dtype), values[:kept], vt[:kept].T.astype(dtype)), _squares(matrix), True)
+    return LeadingSpectrum(_signed(u[:, :kept].astype(dtype), values[:kept], vt[:kept].T.astype(dtype)), _squares(matrix), True)
 
 
 def _signed(U: np.ndarray, S: np.ndarray, V: np.ndarray) -> Spectrum:
@@ -184,33 +184,33 @@ def _drawn_from(guess: np.ndarray | None, n: int, most: int, rng: np.random.Gene
     return guess if guess.shape[1] <= most else guess @ rng.standard_normal((guess.shape[1], most), np.float32)
 
 
-def _beyond(W: np.ndarray, bases: Sequence[np.ndarray]) -> np.ndarray:
+def _new_directions(W: np.ndarray, bases: Sequence[np.ndarray]) -> np.ndarray:
     """An orthonormal basis of what ``W`` adds to orthonormal ones; of as many columns as ``W``, whatever it adds."""
     present = [V for V in bases if V.shape[1]]
     left, again = W, 0.0
-    for turn in range(2):  # what is left may be small beside W, and its rounding with it
+    for turn in range(2):  # what is left may be small relative to W, and its rounding with it
         for V in present:
             inside = V.T @ left
             left = left - V @ inside
             again += float(turn) * np.sum(inside**2, axis=0)
     frame, core = frames([Side((left,), (1.0,))])
     if not present or (frame.back is not None and (np.sum(core[0] ** 2, axis=0) > again).all()):
-        found: np.ndarray = frame.times(np.eye(W.shape[1])[None])[0]
-        return found.astype(W.dtype)
+        columns: np.ndarray = frame.times(np.eye(W.shape[1])[None])[0]
+        return columns.astype(W.dtype)
     # Something adds nothing: what is left of it is rounding, and lies inside again. Householder's QR makes orthonormal columns of anything.
     whole: np.ndarray = np.linalg.qr(np.concatenate([*present, W], axis=1).astype(np.float64))[0][:, -W.shape[1] :]
     return whole.astype(W.dtype)
 
 
-def _turn(seen: Sequence[np.ndarray], kept: int) -> np.ndarray:
+def _turn(images: Sequence[np.ndarray], kept: int) -> np.ndarray:
     """``[k, kept]``: the largest directions of images side by side, in their coordinates."""
-    products = np.concatenate([np.concatenate([one.T @ two for two in seen], axis=1) for one in seen], axis=0)
-    found: np.ndarray = np.linalg.eigh(products.astype(np.float64))[1][:, : -kept - 1 : -1].astype(np.float32)
-    return found
+    products = np.concatenate([np.concatenate([one.T @ two for two in images], axis=1) for one in images], axis=0)
+    directions: np.ndarray = np.linalg.eigh(products.astype(np.float64))[1][:, : -kept - 1 : -1].astype(np.float32)
+    return directions
 
 
 def _added(parts: Sequence[np.ndarray], turn: np.ndarray) -> np.ndarray:
     """Matrices side by side, times ``turn``."""
     shares = np.split(turn, np.cumsum([part.shape[1] for part in parts])[:-1])
-    found: np.ndarray = sum(part @ share for part, share in zip(parts, shares, strict=True))  # type: ignore[assignment]
-    return found
+    total: np.ndarray = sum(part @ share for part, share in zip(parts, shares, strict=True))  # type: ignore[assignment]
+    return total

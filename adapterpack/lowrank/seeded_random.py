@@ -25,5 +25,5 @@ def uniform(seed: int, key: str, rows: slice, columns: int) -> np.ndarray:
     z = index * np.uint64(_STEP) + np.uint64(start)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    found: np.ndarray = ((z ^ (z >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53
-    return found
+    numbers: np.ndarray = ((z ^ (z >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53
+    return numbers

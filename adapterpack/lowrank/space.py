@@ -288,15 +288,15 @@ def angles(one: Factors, two: Factors) -> Angles:
     """
     bases = [(_basis(change.B), _basis(change.A.T)) for change in (one, two)]
     cosines = [np.linalg.svd(first.T @ second, compute_uv=False) for first, second in zip(*bases, strict=True)]
-    return Angles(*(np.minimum(each, 1.0) for each in cosines))
+    return Angles(*(np.minimum(values, 1.0) for values in cosines))
 
 
 def _basis(columns: np.ndarray) -> np.ndarray:
     """An orthonormal basis of what the columns span, float64: their numerical rank, relative to the dtype that came in."""
     u, values, _ = np.linalg.svd(_wide(columns), full_matrices=False)
     least = np.finfo(columns.dtype).eps * max(columns.shape) * (values[0] if len(values) else 0)
-    found: np.ndarray = u[:, values > least]
-    return found
+    basis: np.ndarray = u[:, values > least]
+    return basis
 
 
 def blocks(change: Factors, elements: int = 1 << 18) -> Iterator[tuple[slice, np.ndarray]]:

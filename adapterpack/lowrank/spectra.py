@@ -1,4 +1,4 @@
-"""Singular values and vectors of changes by their factors, of many changes at once, and the best approximation of a rank.
+"""Computes singular values and vectors of many low-rank changes from their factors, and their best approximations of a rank.
 
 A thin QR of both factors leaves an ``R x R`` core whose singular values are those of ``B A`` itself. Equal shapes are stacked and given
 to LAPACK together, stacks go to the threads of one pool. Source: Golub and Van Loan, Matrix Computations, section 5.4; optimality, Eckart
@@ -91,8 +91,8 @@ def recompress(change: Change, cut: Cut | None = None) -> tuple[Factors, Loss]:
         >>> small.B.shape, round(lost.relative ** 2, 12) == round(1 / 14, 12)
         ((3, 2), True)
     """
-    found = spectrum(change)
-    return found.cut((cut or Cut()).kept(found.S))
+    full = spectrum(change)
+    return full.cut((cut or Cut()).kept(full.S))
 
 
 def recompressed(changes: Sequence[Change], cut: Cut) -> list[tuple[Factors, Loss]]:
@@ -110,12 +110,12 @@ def over_stacks(changes: Sequence[Change], work: Callable[[list[Change]], list[T
         first = changes[members[0]]
         size = max(1, _STACK // max(1, first.rank * sum(first.shape)))
         stacks += [members[start : start + size] for start in range(0, len(members), size)]
-    found: list[T] = [None] * len(changes)  # type: ignore[list-item]
+    results: list[T] = [None] * len(changes)  # type: ignore[list-item]
     made = in_order(lambda members: work([changes[index] for index in members]), stacks)
     for members, values in zip(stacks, made, strict=True):
         for index, value in zip(members, values, strict=True):
-            found[index] = value
-    return found
+            results[index] = value
+    return results
 
 
 def _layout(change: Change) -> tuple[object, ...]:
@@ -143,7 +143,7 @@ def _decomposed(changes: Sequence[Change]) -> _Stack | None:
     lefts, rights = [change.left for change in changes], [change.right for change in changes]
     (left, left_core), (right, right_core) = frames(lefts), frames(rights)
     tried = _narrow(lefts[0]), _narrow(rights[0])
-    if len(changes) > 1 and any(frame.back is None and each for frame, each in zip((left, right), tried, strict=True)):
+    if len(changes) > 1 and any(frame.back is None and is_narrow for frame, is_narrow in zip((left, right), tried, strict=True)):
         return None
     core = left_core @ right_core.transpose(0, 2, 1)
     if not np.isfinite(core).all():  # numbers beyond what the dtype holds: what comes out shows it, where LAPACK would only give up
@@ -161,27 +161,27 @@ def _stack_spectra(changes: Sequence[Change]) -> list[Spectrum]:
     first = changes[0]
     if not first.rank:
         return [Spectrum(change.joined().B, np.zeros(0), change.joined().A.T) for change in changes]
-    found = _decomposed(changes)
-    if found is None:
+    decomposed = _decomposed(changes)
+    if decomposed is None:
         return [_stack_spectra([change])[0] for change in changes]
-    U, signs = found.left(found.u)
-    V = found.right(found.vt * signs[:, :, None])
-    return [Spectrum(U[i, :, :k], found.S[i, :k], V[i, :k].T) for i, k in enumerate(found.ranks)]
+    U, signs = decomposed.left(decomposed.u)
+    V = decomposed.right(decomposed.vt * signs[:, :, None])
+    return [Spectrum(U[i, :, :k], decomposed.S[i, :k], V[i, :k].T) for i, k in enumerate(decomposed.ranks)]
 
 
 def _cut_stack(changes: Sequence[Change], cut: Cut) -> list[tuple[Factors, Loss]]:
     first = changes[0]
     if not first.rank:
-        return [each.cut(0) for each in _stack_spectra(changes)]
-    found = _decomposed(changes)
-    if found is None:
+        return [zero.cut(0) for zero in _stack_spectra(changes)]
+    decomposed = _decomposed(changes)
+    if decomposed is None:
         return [_cut_stack([change], cut)[0] for change in changes]
-    values = [S[:k] for S, k in zip(found.S, found.ranks, strict=True)]
+    values = [S[:k] for S, k in zip(decomposed.S, decomposed.ranks, strict=True)]
     most = first.rank if cut.rank is None else min(cut.rank, first.rank)  # not what is kept: products of other sizes may round otherwise
     kept = [most if np.isnan(S).any() else cut.kept(S) for S in values]
-    halves = np.sqrt(found.S[:, :most])
-    B, signs = found.left(found.u[:, :, :most] * halves[:, None, :])
-    A = found.right(found.vt[:, :most] * (signs * halves)[:, :, None])
+    halves = np.sqrt(decomposed.S[:, :most])
+    B, signs = decomposed.left(decomposed.u[:, :, :most] * halves[:, None, :])
+    A = decomposed.right(decomposed.vt[:, :most] * (signs * halves)[:, :, None])
     made = []
     for i, (k, S) in enumerate(zip(kept, values, strict=True)):
         factors = Factors(A[i, :k], B[i, :, :k]) if k else Factors(np.zeros_like(A[i, :1]), np.zeros_like(B[i, :, :1]))
@@ -265,7 +265,7 @@ def _rounding(left: np.ndarray, right: np.ndarray, unit: float) -> np.ndarray:
     """``[b, 1]``: the size below which a singular value is rounding: a few units of the dtype (``unit``) on the rank-one terms of ``B A``,
     summed as noise is; ``left`` and ``right`` are the triangles, whose columns are as long as those of the factors.
 
-    What is computed in float64 throughout rounds more often than once, at the scale of the whole. The size is told from the terms and not
+    What is computed in float64 throughout rounds more often than once, at the scale of the whole. The size follows from the terms and not
     from the largest singular value, so that changes that cancel come out as zero.
     """
     lengths = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)

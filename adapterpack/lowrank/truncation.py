@@ -1,4 +1,4 @@
-"""Where a spectrum is cut: a rank, a share of the energy, kohya's three criteria, or one budget shared out over all sites."""
+"""Decides where a spectrum is cut: at a rank, a share of the energy, kohya's three criteria, or by one budget for all sites."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def _trains(subject: _Subject) -> None:
         (loss if extra is None else loss + extra).backward()
         torch.nn.utils.clip_grad_norm_(trains, 1.0)
         optimizer.step()
-        states = hooks.spend(model, Progress(step, STEPS), states)
+        states = hooks.after_step(model, Progress(step, STEPS), states)
     require(all(bool(value.isfinite().all()) for value in trains), "training gives numbers that are not finite")
     require(any(not torch.equal(*pair) for pair in zip(trains, before, strict=True)), "training moves nothing")
     with torch.no_grad():

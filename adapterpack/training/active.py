@@ -1,4 +1,4 @@
-"""Which adapters a model has, and which of them take part in its forward pass."""
+"""Lists a model's adapters and chooses which of them take part in its forward pass."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def active(model: nn.Module, names: str | list[str] | None) -> nn.Module:
         Unsupported: several of a method of which only one can be active, such as prompts.
     """
     wanted = [names] if isinstance(names, str) else list(names or ())
-    known = adapter_names(model)
+    names_in_model = adapter_names(model)
     for name in wanted:
-        if name not in known:
-            raise UnknownAdapter("the model has no such adapter", found=repr(name), remedy=nearest(name, known))
+        if name not in names_in_model:
+            raise UnknownAdapter("the model has no such adapter", found=repr(name), remedy=nearest(name, names_in_model))
     wrappers = list(wrappers_of(model))
     for module in wrappers:
         alone = [name for name in wanted if isinstance(module, Adapted) and name in module._names and module._exclusive(name)]

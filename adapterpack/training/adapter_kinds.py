@@ -1,4 +1,4 @@
-"""The kinds of adapter, as far as a model is concerned: where each goes, and what holds it there."""
+"""The kinds of adapter in a model: the sites that each may take, and the module that holds it there."""
 
 from __future__ import annotations
 

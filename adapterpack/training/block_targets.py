@@ -1,4 +1,4 @@
-"""Which blocks of a model an adapter of the activation kind is put behind."""
+"""Selects the blocks of a model whose output an adapter changes."""
 
 from __future__ import annotations
 
@@ -61,15 +61,15 @@ def block_at(model: nn.Module, path: str, module: nn.Module) -> Site:
     Raises:
         Unsupported: neither is known, or the module is never called.
     """
-    own = innermost(module)
-    if isinstance(own, BYPASSED) or next(own.parameters(), None) is None:
-        raise Unsupported("this module cannot be adapted", where=path, found=type(own).__name__, remedy="name other targets")
-    width = getattr(own, "out_features", getattr(own, "nf", None))
+    inner = innermost(module)
+    if isinstance(inner, BYPASSED) or next(inner.parameters(), None) is None:
+        raise Unsupported("this module cannot be adapted", where=path, found=type(inner).__name__, remedy="name other targets")
+    width = getattr(inner, "out_features", getattr(inner, "nf", None))
     if width is None:
         config: Any = getattr(model, "config", None)
         width = getattr(config.get_text_config(), "hidden_size", None) if hasattr(config, "get_text_config") else None
     if not isinstance(width, int):
-        raise Unsupported("the width of this block's output is not known", where=path, found=type(own).__name__,
+        raise Unsupported("the width of this block's output is not known", where=path, found=type(inner).__name__,
                           expected="a linear layer, or a model whose config has a hidden_size", remedy="name other targets")
     return Site(path, width, width, "block")
 
@@ -92,8 +92,8 @@ def _named(modules: Mapping[str, Any], targets: str | tuple[str, ...]) -> set[st
     for name in (targets,) if isinstance(targets, str) else targets:
         matches = {path for path in modules if path and (path == name or path.endswith(f".{name}"))}
         if not matches:
-            known = {path.rpartition(".")[2] for path in modules}
+            leaves = {path.rpartition(".")[2] for path in modules}
             raise SiteNotFound("the model has no such block", found=repr(name), expected=f"a module, or one of {', '.join(WORDS)}",
-                               remedy=nearest(name, known))
+                               remedy=nearest(name, leaves))
         chosen |= matches
     return chosen

@@ -1,4 +1,4 @@
-"""What an init may look at: the inputs of each site and the loss's gradient by its weight, measured on sample data."""
+"""Measures, on sample data, the inputs of each site and the loss's gradient by its weight: what data-driven inits start from."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _BACKWARD = frozenset({"gradient", "fisher"})
 def measure(
     model: nn.Module, sites: Sequence[Site], needs: frozenset[str], data: Iterable[Mapping[str, Any]] | None
 ) -> dict[str, Calibration]:
-    """Runs ``model`` over ``data``, batches of keyword arguments, and gives what was seen at each site by path; nothing without a need.
+    """Runs ``model`` over ``data``, batches of keyword arguments, and gives the calibration of each site by path; empty without a need.
 
     The Fisher information is empirical: the square of each batch's gradient, so that batches of one row give that of the rows. The moment
     counts the positions that ``attention_mask`` keeps, where a batch has one. The gradient is that of the model's own loss, so
@@ -50,17 +50,17 @@ def measure(
                 stack.enter_context(one)
             batches = 0
             for batch in data:
-                given = {key: value.to(device) for key, value in batch.items()}
+                inputs = {key: value.to(device) for key, value in batch.items()}
                 for one in sums.values():
-                    one.mask = given.get("attention_mask")
-                _run(model, given, bool(wanted & _BACKWARD))
+                    one.mask = inputs.get("attention_mask")
+                _run(model, inputs, bool(wanted & _BACKWARD))
                 for one in sums.values():
                     one.end()
                 batches += 1
     finally:
         for module, mode in modes.items():
             module.training = mode
-    return {path: one.seen(path, batches) for path, one in sums.items()}
+    return {path: one.means(path, batches) for path, one in sums.items()}
 
 
 def _run(model: nn.Module, batch: Mapping[str, torch.Tensor], backward: bool) -> None:
@@ -114,8 +114,8 @@ class _Sums:
     def _backward(self, x: torch.Tensor) -> Callable[[torch.Tensor], None]:
         def add(gradient: torch.Tensor) -> None:
             flat = gradient.reshape(-1, gradient.shape[-1]).double()
-            found = (flat.T @ x.reshape(-1, x.shape[-1]).double()).cpu()
-            self.batch = found if self.batch is None else self.batch + found  # a layer may be run more than once
+            product = (flat.T @ x.reshape(-1, x.shape[-1]).double()).cpu()
+            self.batch = product if self.batch is None else self.batch + product  # a layer may be run more than once
 
         return add
 
@@ -127,12 +127,12 @@ class _Sums:
                 self.fisher = self.fisher + self.batch**2
         self.batch = None
 
-    def seen(self, path: str, batches: int) -> Calibration:
-        """The means."""
+    def means(self, path: str, batches: int) -> Calibration:
+        """The means over what was run."""
         moment = self.moment / self.rows if self.rows else None
         gradient, fisher = (total / batches if isinstance(total, torch.Tensor) else None for total in (self.gradient, self.fisher))
-        found = {"moment": moment, "gradient": gradient, "fisher": fisher}
-        if missing := [name for name, value in found.items() if name in self.wanted and value is None]:
+        values = {"moment": moment, "gradient": gradient, "fisher": fisher}
+        if missing := [name for name, value in values.items() if name in self.wanted and value is None]:
             raise AdapterpackError("the sample data did not reach a site", where=path, found=f"no {missing[0]}",
                                    remedy="give batches that run through it, or leave it out of the targets")
-        return Calibration(**{name: None if value is None or name not in self.wanted else value.numpy() for name, value in found.items()})
+        return Calibration(**{name: None if value is None or name not in self.wanted else value.numpy() for name, value in values.items()})

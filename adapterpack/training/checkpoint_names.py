@@ -1,4 +1,4 @@
-"""Where a checkpoint has the weights of modules that transformers renames while it loads them."""
+"""Finds the checkpoint's names of weights that transformers renames while it loads them."""
 
 from __future__ import annotations
 
@@ -28,16 +28,17 @@ def stored_names(model: nn.Module, stored: Iterable[str]) -> dict[str, str]:
     transforms = get_model_conversion_mapping(model)
     renamings = [one for one in transforms if not isinstance(one, WeightConverter)]
     converters = [one for one in transforms if isinstance(one, WeightConverter)]
-    own = {f"{path}.{leaf}".lstrip(".") for path, module in own_modules(model) for leaf in module._parameters}
-    prefix, found = f"{model.base_model_prefix}.", {}
+    parameters = {f"{path}.{leaf}".lstrip(".") for path, module in own_modules(model) for leaf in module._parameters}
+    prefix, stored_by_name = f"{model.base_model_prefix}.", {}
     for name in stored:
-        mine = name
+        name_in_model = name
         for one in renamings:
-            mine, _ = one.rename_source_key(mine)
-        if any(one.rename_source_key(mine)[1] is not None for one in converters):
+            name_in_model, _ = one.rename_source_key(name_in_model)
+        if any(one.rename_source_key(name_in_model)[1] is not None for one in converters):
             continue
-        shorter = [mine.removeprefix(prefix)] if mine.startswith(prefix) else []  # a checkpoint of the class without a head, or the reverse
-        place = next((place for place in (*shorter, f"{prefix}{mine}", mine) if place in own), None)
+        # A checkpoint may be of the class without a head, or the reverse.
+        shorter = [name_in_model.removeprefix(prefix)] if name_in_model.startswith(prefix) else []
+        place = next((place for place in (*shorter, f"{prefix}{name_in_model}", name_in_model) if place in parameters), None)
         if place is not None:
-            found[place] = name
-    return found
+            stored_by_name[place] = name
+    return stored_by_name

@@ -1,4 +1,4 @@
-"""What a method asks of a training beside gradients: a penalty, learning rates, a budget after each step, a loss on a prompt."""
+"""Applies what a method adds to ordinary training: penalties, learning rates, updates after each step, and the loss on a prompt."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def parts(model: nn.Module) -> Iterator[Part]:
     for module in model.modules():
         if isinstance(module, Adapted):
             for name in module._active:
-                own, shared = ({key: value for key, value in every if value.requires_grad}
-                               for every in (module._part(name).named_parameters(), module._shared(name).items()))
+                own, shared = ({key: value for key, value in parameters if value.requires_grad}
+                               for parameters in (module._part(name).named_parameters(), module._shared(name).items()))
                 if own or shared:
                     yield Part(name, module._site, *module._methods[name], own, shared)
 
@@ -71,8 +71,8 @@ def _penalty(part: Part, sites: int) -> torch.Tensor:
     assert term is not None
 
     def of_matrix(own: dict[str, torch.Tensor]) -> torch.Tensor:
-        found: torch.Tensor = term(part.config, {**part.shared, **own}, sites)
-        return found
+        value: torch.Tensor = term(part.config, {**part.shared, **own}, sites)
+        return value
 
     total: torch.Tensor = vmap(of_matrix)(dict(part.own)).sum() if is_stacked(part.site.kind) else of_matrix(dict(part.own))
     return total
@@ -81,13 +81,13 @@ def _penalty(part: Part, sites: int) -> torch.Tensor:
 def context(model: Any) -> tuple[torch.Tensor, int] | None:
     """What the last pass gave for the labels in an active prompt: the weighted sum of their cross entropies and their number, or None."""
     for module in model.modules():
-        if isinstance(module, Prompts) and module._shown is not None and module._active:
-            hidden, module._shown = module._shown, None
+        if isinstance(module, Prompts) and module._prompt_states is not None and module._active:
+            hidden, module._prompt_states = module._prompt_states, None
             places, ids, weights = zip(*module._methods[module._active[-1]][1].learnt, strict=True)
             logits = model.get_output_embeddings()(hidden[:, [place - 1 for place in places]]).float()
             targets = torch.tensor(ids, device=logits.device).expand(logits.shape[:2])
-            each = functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
-            return (each * each.new_tensor(weights)).sum(), targets.numel()
+            entropies = functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
+            return (entropies * entropies.new_tensor(weights)).sum(), targets.numel()
     return None
 
 
@@ -97,16 +97,16 @@ def with_context(loss: torch.Tensor, labels: torch.Tensor, items: int | None, mo
     ``items`` is the number of labels that the mean was made of, where it is not that of this batch but of the ``batches`` of a step: these
     are then taken to have as many rows as this one.
     """
-    own = int((labels[:, 1:] != IGNORED).sum()) if items is None else int(items)
+    labelled = int((labels[:, 1:] != IGNORED).sum()) if items is None else int(items)
     total, number = more
-    every = own + number * (1 if items is None else batches)
-    return loss * (own / every) + total / every
+    counted = labelled + number * (1 if items is None else batches)
+    return loss * (labelled / counted) + total / counted
 
 
 def rates(model: nn.Module) -> dict[nn.Parameter, float]:
     """The parameters whose learning rate is a multiple of the others', and that multiple."""
     factors = ((part, part.method.training.rates(part.config)) for part in parts(model) if part.method.training.rates is not None)
-    return {part.params[key]: factor for part, own in factors for key, factor in own.items() if key in part.params and factor != 1}
+    return {part.params[key]: factor for part, by_name in factors for key, factor in by_name.items() if key in part.params and factor != 1}
 
 
 def with_rates(optimizer: torch.optim.Optimizer, factors: Mapping[nn.Parameter, float]) -> torch.optim.Optimizer:
@@ -121,24 +121,24 @@ def with_rates(optimizer: torch.optim.Optimizer, factors: Mapping[nn.Parameter, 
     return optimizer
 
 
-def spend(model: nn.Module, progress: Progress, states: Mapping[tuple[str, str], Any]) -> dict[tuple[str, str], Any]:
-    """Lets the methods with a budget change their parameters after an optimizer step, while the gradients are still there.
+def after_step(model: nn.Module, progress: Progress, states: Mapping[tuple[str, str], Any]) -> dict[tuple[str, str], Any]:
+    """Lets methods change their parameters after an optimizer step, while the gradients are still there.
 
     ``states`` is what the last call returned, at first an empty mapping: the names of adapter and method -> the method's own state.
     """
     sites: dict[tuple[str, str], dict[str, Trained]] = {}
-    budgets: dict[tuple[str, str], Any] = {}
+    updates: dict[tuple[str, str], Any] = {}
     for part in parts(model):
         if part.method.training.after_step is not None:
             key = part.name, part.method.name
-            budgets[key] = part.method.training.after_step
+            updates[key] = part.method.training.after_step
             values = {leaf: value.detach() for leaf, value in part.params.items()}
             gradients = {leaf: _gradient(value) for leaf, value in part.params.items()}
             sites.setdefault(key, {}).update({
                 path: Trained(part.config, part.of(number, values), part.of(number, gradients)) for path, number in part.matrices.items()})
     after = {}
     for key, trained in sites.items():
-        after[key], changed = budgets[key](progress, states.get(key), trained)
+        after[key], changed = updates[key](progress, states.get(key), trained)
         for path, values in changed.items():
             for leaf, value in values.items():
                 trained[path].params[leaf].copy_(value)

@@ -1,4 +1,4 @@
-"""Adapters put into a model, switched, and taken out again; the model stays the class that it was."""
+"""Puts adapters into a model and takes them out again; the model's class stays what it was."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ def adapt(
     _refuse_taken(model, name)
     chosen = [config] if isinstance(config, SiteConfig) else list(config)
     whole = [_module_path(model, path) for one in chosen for path in one.modules_to_save]
-    fresh = [_plan(model, one, whole, rng, samples) for one in chosen]
-    _require_apart(name, fresh)
+    plans = [_plan(model, one, whole, rng, samples) for one in chosen]
+    _require_apart(name, plans)
     with wrapping(model, name) as work:
-        for one in fresh:
+        for one in plans:
             work.share(one.method, one.shared)
             for site, cfg in zip(one.sites, one.configs, strict=True):
-                params = partial(_fresh, one.method, cfg, rng, one.seen.get(site.path))
-                work.adapter(site.path, one.method, cfg, params, "weight" in one.needs, beside=one is not fresh[0])
+                params = partial(_fresh, one.method, cfg, rng, one.calibration.get(site.path))
+                work.adapter(site.path, one.method, cfg, params, "weight" in one.needs, secondary=one is not plans[0])
         for path in whole:
             work.saved(path)._add(name)
     model.requires_grad_(False)
@@ -71,14 +71,14 @@ def adapt(
 
 
 class _Plan(NamedTuple):
-    """What one config makes of a model: its method, the sites with their configs, what they share, and what was seen of them."""
+    """What one config makes of a model: its method, the sites with their configs, what they share, and their calibration."""
 
     method: Method
     sites: list[Site]
     configs: list[Any]
     shared: Mapping[str, np.ndarray]
     needs: frozenset[str]
-    seen: Mapping[str, Calibration]
+    calibration: Mapping[str, Calibration]
 
 
 def _plan(model: nn.Module, config: SiteConfig, whole: list[str], rng: np.random.Generator, data: Any) -> _Plan:
@@ -87,12 +87,12 @@ def _plan(model: nn.Module, config: SiteConfig, whole: list[str], rng: np.random
     config = kind.ready(model, config)
     sites = kind.select(model, config.targets, method.traits, tuple(whole))
     needs = method.training.needs(config) if method.training.needs is not None else frozenset()
-    seen = measure(model, sites, needs, data)
+    measured = measure(model, sites, needs, data)
     if method.training.allocate is not None:
-        config = method.training.allocate(config, [dataclasses.replace(site, calibration=seen.get(site.path)) for site in sites])
+        config = method.training.allocate(config, [dataclasses.replace(site, calibration=measured.get(site.path)) for site in sites])
     configs = resolve_configs(method, [config.at(site.path) for site in sites], sites)
     shared = method.storage.shared.init(configs[0], sites, rng) if method.storage.shared is not None else {}
-    return _Plan(method, sites, configs, shared, needs, seen)
+    return _Plan(method, sites, configs, shared, needs, measured)
 
 
 def _require_apart(name: str, plans: Sequence[_Plan]) -> None:
@@ -121,16 +121,16 @@ def attach(model: nn.Module, pack: Pack, name: str | None = None, check_base: bo
     name = name or pack.name
     _refuse_taken(model, name)
     require_sites(pack, known_sites(model), type(model).__name__)
-    known = None
+    verdict = None
     if check_base:
-        known = require_model_base(model, pack)
+        verdict = require_model_base(model, pack)
     with wrapping(model, name) as work:
         shared = pack.shared()
         work.share(pack.method, shared)
         for adapter in pack.adapters(lambda group: work.shape_of(group, pack.method_of(group))):
-            beside = adapter.method.name != pack.method.name
-            own = {key: value for key, value in adapter.params.items() if beside or key not in shared}
-            layer = work.adapter(adapter.site.path, adapter.method, adapter.config, partial(_stored, own), beside=beside)
+            secondary = adapter.method.name != pack.method.name
+            site_params = {key: value for key, value in adapter.params.items() if secondary or key not in shared}
+            layer = work.adapter(adapter.site.path, adapter.method, adapter.config, partial(_stored, site_params), secondary=secondary)
             if adapter.site.kind != layer._site.kind and not (is_linear(adapter.site) and is_linear(layer._site)):
                 raise Unsupported("the pack was made for another kind of layer", where=adapter.site.path, expected=adapter.site.kind,
                                   found=layer._site.kind)
@@ -138,12 +138,12 @@ def attach(model: nn.Module, pack: Pack, name: str | None = None, check_base: bo
                 if getattr(adapter.site, side) not in {0, getattr(layer._site, side)}:
                     raise SiteNotFound("a site has another shape in this model", where=f"{adapter.site.path}, {side}",
                                        expected=getattr(adapter.site, side), found=getattr(layer._site, side))
-            check_shapes(adapter.method, adapter.config, layer._site, own, pack.name)
+            check_shapes(adapter.method, adapter.config, layer._site, site_params, pack.name)
         for path, params in pack.full().items():
             work.saved(path)._add(name, params, pack.manifest.task.labels)
     if pack.method.limits.one_pass:
         lead(model, name, pack.method.first_pass)
-    if check_base and check_canary and (known is None or known.name != "variant"):  # whose other bytes give other logits
+    if check_base and check_canary and (verdict is None or verdict.name != "variant"):  # whose other bytes give other logits
         try:
             verify_attached(model, pack, name)
         except BaseException:
@@ -179,13 +179,13 @@ def detach(model: nn.Module, name: str | None = None) -> nn.Module:
     return model
 
 
-def _fresh(method: Method, cfg: Any, rng: np.random.Generator, seen: Calibration | None, site: Site) -> Mapping[str, np.ndarray]:
+def _fresh(method: Method, cfg: Any, rng: np.random.Generator, calibration: Calibration | None, site: Site) -> Mapping[str, np.ndarray]:
     """What a site begins with; at a stack of matrices, what each of them begins with."""
     if not is_stacked(site.kind):
-        return method.init(cfg, dataclasses.replace(site, calibration=seen), rng)
+        return method.init(cfg, dataclasses.replace(site, calibration=calibration), rng)
     weights = [None] * site.stack if site.weight is None else site.weight
-    each = [method.init(cfg, dataclasses.replace(site, weight=weight), rng) for weight in weights]
-    return {name: np.stack([one[name] for one in each]) for name in each[0]}
+    per_matrix = [method.init(cfg, dataclasses.replace(site, weight=weight), rng) for weight in weights]
+    return {name: np.stack([one[name] for one in per_matrix]) for name in per_matrix[0]}
 
 
 def _stored(params: Mapping[str, np.ndarray], site: Site) -> Mapping[str, np.ndarray]:

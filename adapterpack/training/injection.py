@@ -1,4 +1,4 @@
-"""The wrappers of one new adapter, made beside a model and put into it all at once."""
+"""Makes the wrappers of one new adapter outside the model, and puts them into it all at once."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .layers.wrapper import Wrapper, innermost, module_at
 
 
 class Work:
-    """Wrappers for one adapter, made beside the model; :func:`wrapping` puts them into it."""
+    """Wrappers for one adapter, made outside the model; :func:`wrapping` puts them into it."""
 
     def __init__(self, model: nn.Module, name: str) -> None:
         self.model, self.name = model, name
@@ -40,21 +40,21 @@ class Work:
         self._shared[method.name] = {key: as_parameter(value, device) for key, value in shared.items()}
 
     def adapter(self, path: str, method: Method, cfg: Any, params: Callable[[Site], Mapping[str, np.ndarray]], weight: bool = False,
-                beside: bool = False) -> Adapted:
-        """The wrapper at a site with the new adapter in it; ``params`` is asked with the site, and its ``weight`` if that is wanted.
+                secondary: bool = False) -> Adapted:
+        """The wrapper at a site with the new adapter in it; ``params`` maps the site, with its ``weight`` if wanted, to the parameters.
 
-        ``beside``: the method is not the one that the adapter is named by.
+        ``secondary``: the method is not the one that the adapter is named by.
         """
         wrapper = self._wrapper(path, method)
         self.touched.append(wrapper)
-        known = _with_weight(wrapper) if weight or method.traits.reads_weight else wrapper._site
-        own = params(known)
-        made = method.storage.constants(cfg, known) if method.storage.constants is not None else {}
+        site = _with_weight(wrapper) if weight or method.traits.reads_weight else wrapper._site
+        site_params = params(site)
+        constant_arrays = method.storage.constants(cfg, site) if method.storage.constants is not None else {}
         device = device_of(wrapper._base, path)
-        constants = {key: self._constant(value, device) for key, value in made.items()}
-        wrapper._add(self.name, method, cfg, own, constants, self._shared.get(method.name, {}))
-        if beside:
-            wrapper._beside.add(self.name)
+        constants = {key: self._constant(value, device) for key, value in constant_arrays.items()}
+        wrapper._add(self.name, method, cfg, site_params, constants, self._shared.get(method.name, {}))
+        if secondary:
+            wrapper._secondary.add(self.name)
         return wrapper
 
     def shape_of(self, group: Group, method: Method) -> tuple[int, int]:
@@ -81,12 +81,13 @@ class Work:
         while module in self.swaps:
             module = self.swaps[module]
             chain.append(module)
-        for each in chain:
-            if isinstance(each, Adapted) and isinstance(each, kind.holder) and (each._site.path == path or not each._several):
-                if each._site.kind not in method.traits.layers and not is_linear(each._site):
-                    raise Unsupported("another adapter changes this layer in another way", where=path, found=each._site.kind,
+        for existing in chain:
+            if (isinstance(existing, Adapted) and isinstance(existing, kind.holder)
+                    and (existing._site.path == path or not existing._several)):
+                if existing._site.kind not in method.traits.layers and not is_linear(existing._site):
+                    raise Unsupported("another adapter changes this layer in another way", where=path, found=existing._site.kind,
                                       expected=", ".join(method.traits.layers), remedy="detach it first")
-                return each
+                return existing
         wrapper = kind.wrap(self.model, module, path, method.traits)
         self.swaps[module] = wrapper
         return wrapper
@@ -130,11 +131,11 @@ def _tied(model: nn.Module, table: AdaptedTable) -> list[nn.Module]:
 
 
 def _is_tied(module: nn.Module, table: nn.Module) -> bool:
-    """Whether two modules have one weight. Accelerate unties what it offloads: there it is told by the numbers."""
+    """Whether two modules have one weight. Accelerate unties what it offloads: there their numbers are compared."""
     one, other = getattr(module, "weight", None), table.weight
     if one is None or one is other or one.shape != other.shape or not (one.is_meta or other.is_meta):
         return bool(one is other)
-    return bool(torch.equal(*(tensor_of(each, "weight", "the output head").to("cpu") for each in (module, table))))
+    return bool(torch.equal(*(tensor_of(owner, "weight", "the output head").to("cpu") for owner in (module, table))))
 
 
 def swap(model: nn.Module, swaps: Mapping[nn.Module, nn.Module]) -> None:

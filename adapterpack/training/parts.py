@@ -1,4 +1,4 @@
-"""One adapter out of a model, in the parts that a pack is made of."""
+"""Takes one adapter out of a model, as the parts that a pack is made of."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from .sites import known_sites
 
 
 class Parts(NamedTuple):
-    """One adapter out of a model, as a pack wants it: its method, site -> (config, parameters) in their final form, the same of other
-    methods beside it, the parameters that all sites share, and path -> parameters of modules that were trained whole."""
+    """One adapter out of a model, as a pack stores it: its method, site -> (config, parameters) in their final form, the same of
+    secondary methods, the parameters that all sites share, and path -> parameters of modules that were trained whole."""
 
     method: Method
     adapters: dict[Site, tuple[Any, dict[str, np.ndarray]]]
-    beside: list[Beside]
+    secondary: list[Beside]
     shared: dict[str, np.ndarray]
     full: dict[str, dict[str, np.ndarray]]
 
@@ -43,18 +43,18 @@ def parts_of(model: nn.Module, name: str) -> Parts:
                           remedy="keep the pack that it came from")
     order = {path: place for place, path in enumerate(known_sites(model))}  # of the wrappers of one module, the last one stands outside
     adapted.sort(key=lambda module: order.get(module._site.path, len(order)))
-    method = next((module for module in adapted if name not in module._beside), adapted[0])._methods[name][0]
-    found: dict[str, dict[Site, tuple[Any, dict[str, np.ndarray]]]] = {method.name: {}}
+    method = next((module for module in adapted if name not in module._secondary), adapted[0])._methods[name][0]
+    sites_by_method: dict[str, dict[Site, tuple[Any, dict[str, np.ndarray]]]] = {method.name: {}}
     methods: dict[str, Method] = {}
     for module in adapted:
-        own, cfg = module._methods[name]
-        methods[own.name] = own
-        part = (cfg, module._params(name))
-        found.setdefault(own.name, {})[module._site] = part if own.storage.to_stored is None else own.storage.to_stored(*part, module._site)
+        site_method, cfg = module._methods[name]
+        methods[site_method.name] = site_method
+        part, to_stored = (cfg, module._params(name)), site_method.storage.to_stored
+        sites_by_method.setdefault(site_method.name, {})[module._site] = part if to_stored is None else to_stored(*part, module._site)
     shared = {key: as_numpy(value) for module in adapted for key, value in module._shared(name).items()}
-    beside = [Beside(methods[other], sites) for other, sites in found.items() if other != method.name]
+    secondary = [Beside(methods[other], sites) for other, sites in sites_by_method.items() if other != method.name]
     full = {module._path: module._params(name) for module in wrappers if isinstance(module, SavedModule)}
-    return Parts(method, found[method.name], beside, shared, full)
+    return Parts(method, sites_by_method[method.name], secondary, shared, full)
 
 
 def labels_of(model: nn.Module, name: str) -> tuple[str, ...] | None:

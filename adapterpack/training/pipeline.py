@@ -166,8 +166,8 @@ def _arguments(config: TrainConfig, scratch: str, evaluates: bool, targets: tupl
     shared = {f.name for f in dataclasses.fields(TrainingArguments)} & {f.name for f in dataclasses.fields(TrainConfig)}
     taken = {name: getattr(config, name) for name in shared - {"output_dir", "gradient_checkpointing"}}
     if config.gradient_checkpointing:  # the name that newer versions of transformers use
-        known = {f.name for f in dataclasses.fields(TrainingArguments)}
-        taken["activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"] = True
+        supported = {f.name for f in dataclasses.fields(TrainingArguments)}
+        taken["activation_checkpointing" if "activation_checkpointing" in supported else "gradient_checkpointing"] = True
     if config.group_by_length:  # rows of about one length share a batch, so that little is padding
         taken["train_sampling_strategy"] = "group_by_length"
     try:

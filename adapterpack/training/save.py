@@ -1,4 +1,4 @@
-"""A trained adapter out of a model and into a pack: fingerprint, canary, tensors."""
+"""Saves a trained adapter from a model as a pack, with fingerprint, canary and tensors."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def save(
     """Packs an adapter of ``model`` into the new folder ``out`` (None: in memory only) and returns the pack.
 
     ``adapter`` defaults to the only one; ``base`` to where the model was loaded from; ``name`` to the folder's; ``training`` is what is
-    to be claimed of the training, beside the versions of the libraries. The pack carries the fingerprint of the base and the digests of
+    to be claimed of the training, besides the versions of the libraries. The pack carries the fingerprint of the base and the digests of
     its tokenizer, and a canary for models that take token ids, images or speech.
 
     Raises:
@@ -73,7 +73,7 @@ def save(
         name or (Path(out).name if out is not None else chosen),
         parts.method,
         parts.adapters,
-        beside=parts.beside,
+        beside=parts.secondary,
         shared=parts.shared,
         full=parts.full,
         task=_task(model, labels_of(model, chosen), bool(parts.full)),
@@ -123,39 +123,39 @@ def _checkpoint(model: nn.Module, base: str | os.PathLike[str] | None) -> Checkp
 
 def _weights(model: nn.Module, parts: Parts, checkpoint: Checkpoint | None) -> dict[str, str | None]:
     """Path -> the name of its weight in the checkpoint, or in the model where there is none."""
-    sites = [site for adapters in (parts.adapters, *(other.adapters for other in parts.beside)) for site in adapters]
+    sites = [site for adapters in (parts.adapters, *(other.adapters for other in parts.secondary)) for site in adapters]
     paths: dict[str, str | None] = {site.path: site.path if is_bare(site.kind) else f"{site.path}.weight"
                                     for site in sites if is_module(site.path)}
     paths |= {path: f"{path}.weight" for path in parts.full}
     if checkpoint is None:
         return paths
-    found = {path: checkpoint.weight_name(path) for path in paths}
-    if None in found.values():
+    names_by_path = {path: checkpoint.weight_name(path) for path in paths}
+    if None in names_by_path.values():
         names = stored_names(model, checkpoint.tensors)
-        found = {path: name or names.get(str(paths[path])) for path, name in found.items()}
-    return found
+        names_by_path = {path: name or names.get(str(paths[path])) for path, name in names_by_path.items()}
+    return names_by_path
 
 
 def _base(model: nn.Module, checkpoint: Checkpoint | None) -> m.Base:
     config = getattr(model, "config", None)
-    found = checkpoint.fingerprint(files=True) if checkpoint else _model_fingerprint(model)
+    fingerprint = checkpoint.fingerprint(files=True) if checkpoint else _model_fingerprint(model)
     name, commit = (checkpoint.name, checkpoint.commit) if checkpoint else (None, None)
-    return m.Base(name, commit, getattr(config, "model_type", None), found.structure, found.content,
-                  _architecture(checkpoint) if checkpoint else type(model).__name__, _dims(config), found.files, found.probe)
+    return m.Base(name, commit, getattr(config, "model_type", None), fingerprint.structure, fingerprint.content,
+                  _architecture(checkpoint) if checkpoint else type(model).__name__, _dims(config), fingerprint.files, fingerprint.probe)
 
 
 def _architecture(checkpoint: Checkpoint) -> str | None:
     """The class that a base was saved from, as its configuration says."""
-    named = checkpoint.architecture
-    return named if named is not None and named.isascii() and len(named) <= _MAX_NAME else None
+    name = checkpoint.architecture
+    return name if name is not None and name.isascii() and len(name) <= _MAX_NAME else None
 
 
 def _dims(config: Any) -> Dims | None:
     """The sizes that the model's configuration tells by the names that transformers has for every architecture."""
     names = {"hidden": "hidden_size", "layers": "num_hidden_layers", "heads": "num_attention_heads", "vocab": "vocab_size"}
     sizes = {ours: getattr(config, theirs, None) for ours, theirs in names.items()}
-    found = Dims(**{name: size for name, size in sizes.items() if type(size) is int and size > 0})
-    return None if found == Dims() else found
+    dims = Dims(**{name: size for name, size in sizes.items() if type(size) is int and size > 0})
+    return None if dims == Dims() else dims
 
 
 def _versions() -> dict[str, str]:
@@ -164,14 +164,14 @@ def _versions() -> dict[str, str]:
 
 def _model_fingerprint(model: nn.Module) -> fp.Fingerprint:
     """The fingerprint of a model that came from no checkpoint: that of the checkpoint which it would give, tied weights once."""
-    tensors, seen = [], set()
+    tensors, taken = [], set()
     for path, module in own_modules(model):
         passing = module._non_persistent_buffers_set
-        own = [*module._parameters.items(), *((leaf, value) for leaf, value in module._buffers.items() if leaf not in passing)]
-        for leaf, value in own:
-            if value is None or id(value) in seen:
+        values_by_leaf = [*module._parameters.items(), *((leaf, value) for leaf, value in module._buffers.items() if leaf not in passing)]
+        for leaf, value in values_by_leaf:
+            if value is None or id(value) in taken:
                 continue
-            seen.add(id(value))
+            taken.add(id(value))
             value = tensor_of(module, leaf, f"{path}.{leaf}")  # noqa: PLW2901 - the same one, in memory
             raw = value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
             name = str(value.dtype).removeprefix("torch.")

@@ -1,4 +1,4 @@
-"""Which modules of a model an adapter changes."""
+"""Selects the modules of a model that an adapter changes."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ _NEVER_CALLED = (nn.ParameterList, nn.ParameterDict)
 def _is(module: nn.Module, kind: type[nn.Module] | str) -> bool:
     if isinstance(kind, type):
         return isinstance(module, kind)
-    return any(f"{each.__module__}.{each.__qualname__}" == kind for each in type(module).__mro__)
+    return any(f"{base.__module__}.{base.__qualname__}" == kind for base in type(module).__mro__)
 
 
 def _layer(path: str, module: nn.Module, layers: Sequence[str] = ()) -> Site | None:
@@ -117,13 +117,13 @@ def site_at(path: str, module: nn.Module, layers: Sequence[str] = ()) -> Site | 
 
 def known_sites(model: nn.Module, layers: Sequence[str] = ()) -> dict[str, list[Site]]:
     """Every path that may be named in a model, modules and bare parameters, and its sites, of ``layers`` where they can be."""
-    known: dict[str, list[Site]] = {}
+    sites: dict[str, list[Site]] = {}
     for path, module in own_modules(model):
         if path:
-            known[path] = sites_of(path, module, layers)
+            sites[path] = sites_of(path, module, layers)
         if _layer(path, module) is None:
-            known |= {site.path: [site] for site in _parameters(path, module)}
-    return known
+            sites |= {site.path: [site] for site in _parameters(path, module)}
+    return sites
 
 
 def holder_at(model: nn.Module, path: str) -> nn.Module:
@@ -132,11 +132,11 @@ def holder_at(model: nn.Module, path: str) -> nn.Module:
     Raises:
         AttributeError: there is no such path.
     """
-    found = module_at(model, path)
-    while path and (not isinstance(found, nn.Module) or isinstance(innermost(found), BYPASSED)):
+    holder = module_at(model, path)
+    while path and (not isinstance(holder, nn.Module) or isinstance(innermost(holder), BYPASSED)):
         path = path.rpartition(".")[0]
-        found = module_at(model, path)
-    return found
+        holder = module_at(model, path)
+    return holder
 
 
 def _wide_enough(site: Site, traits: Traits) -> bool:
@@ -149,12 +149,12 @@ def _input_embedding(model: nn.Module) -> str:
         embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
     except NotImplementedError:  # models of several parts
         embedding = None
-    own = {module for _, module in own_modules(embedding)} if embedding is not None else set()
-    found = next((path for path, module in own_modules(model) if module in own), None)
-    if found is None:
+    embedding_modules = {module for _, module in own_modules(embedding)} if embedding is not None else set()
+    found_path = next((path for path, module in own_modules(model) if module in embedding_modules), None)
+    if found_path is None:
         raise SiteNotFound("the model does not say which its input embedding is", where=type(model).__name__,
                            remedy="name the embedding in targets")
-    return found
+    return found_path
 
 
 def select(model: nn.Module, targets: str | tuple[str, ...], traits: Traits, exclude: tuple[str, ...] = ()) -> list[Site]:
@@ -172,13 +172,13 @@ def select(model: nn.Module, targets: str | tuple[str, ...], traits: Traits, exc
         raise Unsupported("the model is itself a layer, which cannot be replaced inside it", found=type(model).__name__,
                           remedy="put it into a container, such as nn.Sequential")
     modules = {path: module for path, module in own_modules(model) if path}
-    known = known_sites(model, traits.layers)
-    skipped = {path for path in known if any(path == name or path.startswith(f"{name}.") for name in exclude)}
+    sites_by_path = known_sites(model, traits.layers)
+    skipped = {path for path in sites_by_path if any(path == name or path.startswith(f"{name}.") for name in exclude)}
     if isinstance(targets, str) and targets in ALL:
         head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-        heads = {own for _, own in own_modules(head)} if head is not None else set()
-        sites = [site for path, module in modules.items() if path not in skipped and module not in heads
-                 for site in known[path] if site.kind in ALL[targets] and site.kind in traits.layers and _wide_enough(site, traits)]
+        head_modules = {module_in_head for _, module_in_head in own_modules(head)} if head is not None else set()
+        sites = [site for path, module in modules.items() if path not in skipped and module not in head_modules
+                 for site in sites_by_path[path] if site.kind in ALL[targets] and site.kind in traits.layers and _wide_enough(site, traits)]
         if not sites:
             raise SiteNotFound("the model has no such layer that the method supports", expected=", ".join(traits.layers))
         return sites
@@ -187,12 +187,12 @@ def select(model: nn.Module, targets: str | tuple[str, ...], traits: Traits, exc
         names = (_input_embedding(model),)
     chosen: dict[str, Site] = {}
     for name in names:
-        matches = [path for path in known if path == name or path.endswith(f".{name}")]
+        matches = [path for path in sites_by_path if path == name or path.endswith(f".{name}")]
         if not matches:
-            leaves = {path.rpartition(".")[2] for path, sites in known.items() if sites}
+            leaves = {path.rpartition(".")[2] for path, sites in sites_by_path.items() if sites}
             raise SiteNotFound("the model has no such site", found=repr(name), remedy=nearest(name, leaves))
         for path in matches:
-            sites = known[path]
+            sites = sites_by_path[path]
             if not sites or any(site.kind not in traits.layers for site in sites):
                 raise Unsupported("the method does not support this layer", where=path, expected=", ".join(traits.layers),
                                   found=type(modules[path]).__name__ if path in modules else sites[0].kind, remedy="name other targets")
@@ -204,5 +204,5 @@ def select(model: nn.Module, targets: str | tuple[str, ...], traits: Traits, exc
                 raise Unsupported("a module can be adapted or trained whole, not both", where=path,
                                   remedy="take it out of targets or out of modules_to_save")
             chosen |= {site.path: site for site in sites}
-    order = list(dict.fromkeys(site.path for sites in known.values() for site in sites))
+    order = list(dict.fromkeys(site.path for sites in sites_by_path.values() for site in sites))
     return [chosen[path] for path in order if path in chosen]

@@ -1,4 +1,4 @@
-"""What an adapter sees on data, and how much its loss depends on each weight: the statistics that some rules of composition need."""
+"""Measures the inputs of an adapter's layers and the loss's gradients on data: the statistics that some rules of composition need."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..pack.pack import Pack
 from ..pack.validate.validation import load
 from ..tasks.task import NO_TASK, Task, task_named, task_of
 from . import data
-from .calibration import measure as seen
+from .calibration import measure as measure_sites
 from .inject import attach
 from .loading import load_model, load_tokenizer
 
@@ -44,7 +44,7 @@ def measure(
         out: the file; ``[in, in]`` or ``[out, in]`` numbers in float32 a site. A file that is there is replaced.
         rows: the first so many rows are used.
         max_length: tokens of a row.
-        progress: is told (rows done, rows in all).
+        progress: called with (rows done, rows in all).
 
     Returns:
         The statistics, as :func:`adapterpack.compose` takes them.
@@ -82,8 +82,8 @@ def measure(
                 progress(min(start + size, len(encoded)), len(encoded))
 
     sites = [adapter.site for adapter in chosen.adapters()]
-    found = seen(model, sites, frozenset({kind}), batches())
-    Statistics(kind, chosen.id, len(encoded), {path: getattr(one, kind) for path, one in found.items()}).write(out)
+    by_site = measure_sites(model, sites, frozenset({kind}), batches())
+    Statistics(kind, chosen.id, len(encoded), {path: getattr(one, kind) for path, one in by_site.items()}).write(out)
     return read(out)
 
 

@@ -1,4 +1,4 @@
-"""``transformers.Trainer`` that heeds what methods ask of a training: penalties, learning rates, budgets."""
+"""``transformers.Trainer`` that heeds what methods ask of a training: penalties, learning rates, updates after each step."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from . import hooks
 
 
 class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
-    """The trainer of models with adapters; see :class:`adapterpack.adapter_methods.Method` for ``penalty``, ``rates`` and ``budget``."""
+    """The trainer of models with adapters; see :class:`adapterpack.adapter_methods.Method` for ``training``."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.add_callback(Budget())
+        self.add_callback(AfterStep())
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None, **kwargs: Any
@@ -42,8 +42,8 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
         return self.optimizer
 
 
-class Budget(TrainerCallback):  # type: ignore[misc]
-    """Lets methods with a budget change their parameters after each optimizer step."""
+class AfterStep(TrainerCallback):  # type: ignore[misc]
+    """Lets methods change their parameters after each optimizer step."""
 
     def __init__(self) -> None:
         self.states: dict[tuple[str, str], Any] = {}
@@ -51,5 +51,5 @@ class Budget(TrainerCallback):  # type: ignore[misc]
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
-        """See :func:`adapterpack.training.hooks.spend`."""
-        self.states = hooks.spend(model, Progress(state.global_step + 1, state.max_steps), self.states)
+        """See :func:`adapterpack.training.hooks.after_step`."""
+        self.states = hooks.after_step(model, Progress(state.global_step + 1, state.max_steps), self.states)

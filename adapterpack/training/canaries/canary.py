@@ -1,4 +1,4 @@
-"""The canary of an adapter in a torch model: recorded when it is packed, replayed when it is attached."""
+"""Records the canary of an adapter in a torch model when it is packed, and replays it when it is attached."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def make_canary(model: nn.Module, name: str) -> Canary | None:
     """A canary of one adapter, or None for a model that takes neither token ids nor images nor speech, or that gives other
     outputs every time.
 
-    What a model wants beside images or speech its config does not say: one that refuses these alone has no canary, and the log says why.
+    What a model needs besides images or speech its config does not say: one that refuses these alone has no canary, and the log says why.
     """
     holders = (module for module in model.modules() if isinstance(module, Adapted) and name in module._methods)
     acts = next((holder._methods[name][1].acts for holder in holders), None)
@@ -140,15 +140,15 @@ def _run(model: nn.Module, inputs: Canary) -> Outputs:
     """The model's outputs by name for each row of the inputs, run one by one, as float32."""
     dtype = next((one.dtype for one in model.parameters() if one.is_floating_point()), torch.float32)
     device = device_of(model, type(model).__name__)
-    found = []
+    outputs = []
     for feed in canary.feeds(inputs, image_of(model, inputs)):
-        given = {key: torch.from_numpy(value).to(device) for key, value in feed.items()}
+        tensors = {key: torch.from_numpy(value).to(device) for key, value in feed.items()}
         with torch.no_grad():
-            output = model(**{key: value.to(dtype) if value.is_floating_point() else value for key, value in given.items()})
+            output = model(**{key: value.to(dtype) if value.is_floating_point() else value for key, value in tensors.items()})
         plain = {"logits": getattr(output, "logits", output[0] if isinstance(output, tuple) else output)}
         named = output if isinstance(output, Mapping) else plain
-        found.append({key: value.float().cpu().numpy() for key, value in named.items() if isinstance(value, torch.Tensor)})
-    return found
+        outputs.append({key: value.float().cpu().numpy() for key, value in named.items() if isinstance(value, torch.Tensor)})
+    return outputs
 
 
 def _rows(outputs: Outputs) -> Rows:

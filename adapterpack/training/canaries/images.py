@@ -1,4 +1,4 @@
-"""What a model that reads text beside images makes of an image: features for as many positions as its one token stands for."""
+"""Counts the positions that an image takes in a model that reads text and images."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Any
 import torch
 
 
-def features_of(found: Any) -> torch.Tensor:
+def features_of(output: Any) -> torch.Tensor:
     """The tensor in what ``get_image_features`` gives, which newer versions of transformers wrap."""
-    while not isinstance(found, torch.Tensor):
-        found = found.pooler_output if hasattr(found, "pooler_output") else torch.stack(list(found))
-    return found
+    while not isinstance(output, torch.Tensor):
+        output = output.pooler_output if hasattr(output, "pooler_output") else torch.stack(list(output))
+    return output
 
 
 def positions_of(model: Any, shape: tuple[int, ...]) -> int:
     """How many positions one image ``[channels, height, width]`` takes: the model alone knows, so it looks at one."""
     weight = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
     with torch.no_grad():
-        found = features_of(model.get_image_features(pixel_values=weight.new_zeros((1, *shape))))
-    return int(found.numel()) // int(model.config.get_text_config().hidden_size)
+        features = features_of(model.get_image_features(pixel_values=weight.new_zeros((1, *shape))))
+    return int(features.numel()) // int(model.config.get_text_config().hidden_size)

@@ -1,4 +1,4 @@
-"""What a torch model is given in a canary: token ids, ids for its decoder beside them, images, speech, or ids beside images."""
+"""Makes the inputs of a torch model's canary: token ids, also for a decoder, images, speech, or ids together with images."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def inputs_of(model: nn.Module, acts: Acts | None = None) -> Canary | None:
         return None
     ids = canary.inputs(vocabulary, acts) if vocabulary else ()
     token = image_token(model)
-    if _beside(model) and pixels is None and token is None:
+    if _reads_text_and_images(model) and pixels is None and token is None:
         return None  # two towers, of which one would have no input
     if token is not None and pixels is not None:
         other = 1 if token != 1 else 2
-        ids = tuple((token, *(other if each == token else each for each in row)) for row in ids)
+        ids = tuple((token, *(other if token_id == token else token_id for token_id in row)) for row in ids)
     end = _token(model, "eos_token_id")  # at which some heads look, and which ends whatever such a model reads
     if end is not None and (decoder is not None or (pixels is not None and token is None)):
         ids = tuple((*row[:-1], end) for row in ids)
@@ -48,10 +48,10 @@ def misfit(model: nn.Module, recorded: Canary) -> str | None:
 def _misfits(model: nn.Module, recorded: Canary) -> Iterator[str]:
     pixels, features, vocabulary, decoder = _image(model), _speech(model), _vocabulary(model), _decoder(model)
     token = image_token(model)
-    for what, own, told in (("images", pixels, recorded.pixels), ("speech", features, recorded.features)):
-        if told is not None and (own is None or own.shape[1:] != told.shape[1:]):
-            yield f"the model does not take {what} of {told.shape[1:]}"
-        if told is None and own is not None and token is None:  # a text alone is enough where images stand in its stream
+    for what, expected, recorded_recipe in (("images", pixels, recorded.pixels), ("speech", features, recorded.features)):
+        if recorded_recipe is not None and (expected is None or expected.shape[1:] != recorded_recipe.shape[1:]):
+            yield f"the model does not take {what} of {recorded_recipe.shape[1:]}"
+        if recorded_recipe is None and expected is not None and token is None:  # a text alone is enough where images stand in its stream
             yield f"it has no {what}"
     if vocabulary and not recorded.input_ids:
         yield "it has no token ids"
@@ -74,7 +74,7 @@ def image_of(model: nn.Module, inputs: Canary) -> tuple[int, int] | None:
 
 
 def texts_alone(model: nn.Module) -> bool:
-    """Whether a model has no input but ids, so that none can be missing beside them."""
+    """Whether a model has no input but ids, so that none can be missing."""
     return not set(signature(model.forward).parameters) & {"pixel_values", "input_features"}
 
 
@@ -94,12 +94,12 @@ def _takes(model: nn.Module, *names: str) -> bool:
 def _part(model: nn.Module, name: str) -> Any:
     """The configuration of a part of a model, where it has one of its own, or of the model."""
     config = getattr(model, "config", None)
-    own = getattr(config, name, None)
-    return own if hasattr(own, "to_dict") else config
+    part = getattr(config, name, None)
+    return part if hasattr(part, "to_dict") else config
 
 
-def _beside(model: nn.Module) -> bool:
-    """Whether a model reads a text beside an image, in one of two towers or in one stream."""
+def _reads_text_and_images(model: nn.Module) -> bool:
+    """Whether a model reads a text and an image, in two towers or in one stream."""
     config = getattr(model, "config", None)
     parts = all(hasattr(getattr(config, name, None), "to_dict") for name in ("text_config", "vision_config"))
     return parts and _main(model) == "input_ids" and _takes(model, "input_ids", "pixel_values")
@@ -107,24 +107,24 @@ def _beside(model: nn.Module) -> bool:
 
 def _vocabulary(model: nn.Module) -> int:
     """The size of the vocabulary of a model that reads token ids, in its encoder if it has one; else 0."""
-    found = getattr(_part(model, "text_config" if _beside(model) else "encoder"), "vocab_size", None)
-    return found if _main(model) == "input_ids" and type(found) is int else 0
+    size = getattr(_part(model, "text_config" if _reads_text_and_images(model) else "encoder"), "vocab_size", None)
+    return size if _main(model) == "input_ids" and type(size) is int else 0
 
 
 def _decoder(model: nn.Module) -> int | None:
     """The size of the decoder's vocabulary (0: it has none), or None for a model that is not an encoder and a decoder."""
     if not getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         return None
-    found = getattr(_part(model, "decoder"), "vocab_size", None)
-    return found if type(found) is int else 0
+    size = getattr(_part(model, "decoder"), "vocab_size", None)
+    return size if type(size) is int else 0
 
 
 def _image(model: nn.Module) -> Pixels | None:
-    """The recipe of the images of a model that these are enough for, or that reads them beside ids for a decoder or beside a text."""
-    config = _part(model, "vision_config" if _beside(model) else "encoder")
+    """The recipe of a model's images; None where it does not read them, or needs more than images and token ids."""
+    config = _part(model, "vision_config" if _reads_text_and_images(model) else "encoder")
     size, channels = getattr(config, "image_size", None), getattr(config, "num_channels", 3)
     shape = [channels, *(size if isinstance(size, list | tuple) else (size, size))]
-    if not (_beside(model) or _main(model) == "pixel_values") or len(shape) != len("chw"):
+    if not (_reads_text_and_images(model) or _main(model) == "pixel_values") or len(shape) != len("chw"):
         return None
     return _recipe(Pixels, shape, canary.LARGEST_IMAGE)
 
@@ -145,11 +145,11 @@ def _recipe(kind: type[R], shape: Sequence[Any], largest: int) -> R | None:
 
 
 def _token(model: nn.Module, name: str) -> int | None:
-    return _whole(model, name) if not _beside(model) else _whole(model, name, "text_config")
+    return _whole(model, name) if not _reads_text_and_images(model) else _whole(model, name, "text_config")
 
 
 def _whole(model: nn.Module, name: str, part: str = "") -> int | None:
     """A number of a model's config that is an id."""
-    found = getattr(_part(model, part), name, None)
-    found = found[0] if isinstance(found, list) and found else found
-    return found if type(found) is int and found >= 0 else None
+    value = getattr(_part(model, part), name, None)
+    value = value[0] if isinstance(value, list) and value else value
+    return value if type(value) is int and value >= 0 else None

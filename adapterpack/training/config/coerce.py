@@ -1,4 +1,4 @@
-"""A value of a configuration as the type that its field has."""
+"""Coerces a configuration value to its field's type."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Everything that one adapter's training is told; the hyper-parameters of its method are in ``method_config``.
+    """All settings of one adapter's training; the hyper-parameters of its method are in ``method_config``.
 
     ``train_file`` and ``eval_file`` are json, jsonl, csv or parquet files, or a hub data set's name.
     """
@@ -98,12 +98,12 @@ def read_config(
     notes: list[str] = []
     where = "the configuration" if isinstance(source, Mapping | TrainConfig) else source
     if isinstance(source, TrainConfig):
-        given = _as_mapping(source)
+        settings = _as_mapping(source)
     else:
-        given = dict(source) if isinstance(source, Mapping) else _load_yaml(Path(source))
-    entries = given.pop("adapters", None)
+        settings = dict(source) if isinstance(source, Mapping) else _load_yaml(Path(source))
+    entries = settings.pop("adapters", None)
     wins = translate(dict(map(_override, overrides)), notes, "an override")
-    common = {**translate(given, notes, where), **wins}
+    common = {**translate(settings, notes, where), **wins}
     if entries is None:
         return [_config(common, where)], notes
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, Mapping) and "name" in entry for entry in entries):
@@ -112,10 +112,10 @@ def read_config(
         raise ConfigError("one name for several adapters", where="an override", found="name", remedy="rename them in the file")
     configs = []
     for entry in entries:
-        own = {key: value for key, value in translate(entry, notes, f"{where}, adapter {entry['name']}").items() if key not in wins}
-        if "output_dir" in common and "output_dir" not in own:
-            own["output_dir"] = str(Path(str(common["output_dir"])) / str(entry["name"]))
-        configs.append(_config({**common, **own}, f"{where}, adapter {entry['name']}"))
+        overridden = {key: value for key, value in translate(entry, notes, f"{where}, adapter {entry['name']}").items() if key not in wins}
+        if "output_dir" in common and "output_dir" not in overridden:
+            overridden["output_dir"] = str(Path(str(common["output_dir"])) / str(entry["name"]))
+        configs.append(_config({**common, **overridden}, f"{where}, adapter {entry['name']}"))
     for key in ("name", "output_dir"):
         values = [getattr(config, key) for config in configs]
         if twice := sorted({value for value in values if values.count(value) > 1}):
@@ -125,8 +125,8 @@ def read_config(
 
 def _as_mapping(config: TrainConfig) -> dict[str, Any]:
     values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name != "method_config"}
-    own = config.method_config
-    return {**values, **({} if own is None else {f.name: getattr(own, f.name) for f in dataclasses.fields(own)})}
+    fields = () if config.method_config is None else dataclasses.fields(config.method_config)
+    return {**values, **{f.name: getattr(config.method_config, f.name) for f in fields}}
 
 
 def _override(text: str) -> tuple[str, Any]:
@@ -173,26 +173,26 @@ def _hints(cls: type[Any]) -> dict[str, Any]:
         return {f.name: Any for f in dataclasses.fields(cls)}
 
 
-def _unknown(key: Any, method: Method, known: set[str], where: object) -> ConfigError:
-    """What to say of a key that neither a training nor its method has; one of other methods is told with these."""
+def _unknown(key: Any, method: Method, keys: set[str], where: object) -> ConfigError:
+    """The error for a key that neither a training nor its method has; it names the other methods that have it."""
     having = sorted(other.name for other in methods().values() if key in {f.name for f in dataclasses.fields(other.config)})
     if not having:
-        return ConfigError("unknown key", where=where, found=repr(key), remedy=nearest(str(key), known))
+        return ConfigError("unknown key", where=where, found=repr(key), remedy=nearest(str(key), keys))
     common = {f.name for f in dataclasses.fields(SiteConfig)}
-    own = [f.name for f in dataclasses.fields(method.config) if f.name not in common]
+    hyperparameters = [f.name for f in dataclasses.fields(method.config) if f.name not in common]
     return ConfigError(f"the method {method.name} has no {key}", where=where, found=repr(key),
-                       expected=f"one of its own: {', '.join(own) or 'none'}",
+                       expected=f"one of its own: {', '.join(hyperparameters) or 'none'}",
                        remedy=f"leave it out, or choose a method that has it: {', '.join(having)}")
 
 
 def _config(values: Mapping[str, Any], where: object) -> TrainConfig:
     method = get(str(values.get("method", "lora")).lower())
-    own = {f.name: f for f in dataclasses.fields(TrainConfig) if f.name != "method_config"}
-    theirs = {f.name for f in dataclasses.fields(method.config)}
+    run_fields = {f.name: f for f in dataclasses.fields(TrainConfig) if f.name != "method_config"}
+    method_fields = {f.name for f in dataclasses.fields(method.config)}
     for key in values:
-        if key not in own and key not in theirs:
-            raise _unknown(key, method, {*own, *theirs, *ALIASES, "adapters"}, where)
-    for name, field in own.items():
+        if key not in run_fields and key not in method_fields:
+            raise _unknown(key, method, {*run_fields, *method_fields, *ALIASES, "adapters"}, where)
+    for name, field in run_fields.items():
         if field.default is dataclasses.MISSING and name not in values:
             raise ConfigError("a key is missing", where=where, expected=name, remedy=f"add '{name}: ...'")
     hints = {**_hints(method.config), **_hints(TrainConfig)}
@@ -203,10 +203,10 @@ def _config(values: Mapping[str, Any], where: object) -> TrainConfig:
             expected = f"{'more than' if above else 'at least'} {least}, and finite"
             raise ConfigError("a number out of range", where=f"{where}, {key}", expected=expected, found=value)
     try:
-        method_config = method.config(**{key: value for key, value in typed.items() if key in theirs})
+        method_config = method.config(**{key: value for key, value in typed.items() if key in method_fields})
     except (TypeError, ValueError) as error:
         raise ConfigError(f"the method's configuration is not usable: {error}", where=where) from error
-    settings = {key: value for key, value in typed.items() if key in own}
+    settings = {key: value for key, value in typed.items() if key in run_fields}
     config = TrainConfig(**{**settings, "method": method.name}, method_config=method_config)
     if not re.fullmatch(NAME, config.pack_name):
         raise ConfigError("a pack cannot have this name", where=f"{where}, name", found=repr(config.pack_name),

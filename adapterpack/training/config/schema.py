@@ -43,8 +43,8 @@ def schema() -> dict[str, Any]:
         1
     """
     written = resources.schema("train.v1")
-    own = [field.name for field in dataclasses.fields(TrainConfig) if field.name != "method_config"]
-    properties = {key: written["properties"][key] for key in own}
+    fields = [field.name for field in dataclasses.fields(TrainConfig) if field.name != "method_config"]
+    properties = {key: written["properties"][key] for key in fields}
     used: dict[str, list[Method]] = {}
     for method in methods().values():
         for field in dataclasses.fields(method.config):
@@ -81,9 +81,9 @@ def _kind(hint: Any) -> dict[str, Any]:
         return NAMES if arguments[0] is str else {"type": "array", "items": _kind(arguments[0])}
     if origin is typing.Literal:
         return {"enum": list(arguments)}
-    known: dict[Any, dict[str, Any]] = {str: {"type": "string"}, int: {"type": "integer"}, bool: {"type": "boolean"}, float: NUMBER,
+    plain_types: dict[Any, dict[str, Any]] = {str: {"type": "string"}, int: {"type": "integer"}, bool: {"type": "boolean"}, float: NUMBER,
                                         type(None): {"type": "null"}}
-    return known.get(hint, {})
+    return plain_types.get(hint, {})
 
 
 def _plain(value: Any) -> Any:

@@ -12,7 +12,7 @@ from ...adapter_methods import Chain, Dense, NormalForm, Repeat, Sums
 Fixed = tuple[bool, int, int]
 """A map without numbers of its own: whether it sums (:class:`Sums`) or repeats (:class:`Repeat`), from which width, to which."""
 Steps = tuple[Fixed | None, ...]
-"""A chain, as constants that a compiler can look at; None is a matrix ``[out, in]``, which stands beside it."""
+"""A chain, as constants that a compiler can look at; None is a matrix ``[out, in]``, which :data:`Matrices` holds."""
 Matrices = Sequence[torch.Tensor | None]
 """What belongs to each step: None for a fixed one."""
 

@@ -1,10 +1,10 @@
 """Fast forward and backward for common structures of the normal form; chosen by structure and sizes, never by method name.
 
-Four ways beat evaluating the form as it stands. **Beside**: where ``up down`` is a chain of dense matrices and fixed maps, the frozen
+Four ways beat evaluating the form as it stands. **Parallel**: where ``up down`` is a chain of dense matrices and fixed maps, the frozen
 layer and the branch are one step, which adds the branch into the layer's output, and its gradient into the input's, with no tensor between.
-**After**: a scale, or pairs of outputs turned, and the layer are one step (:mod:`~.after`). **Within**: a change that is as wide as the
-weight, or of a rank so high that it may as well be, is added to the weight, and one product does for both. **Again**: a structure whose
-values inside are as wide as its input, or wider, is computed once more in the backward pass instead of being kept.
+**After**: a scale, or pairs of outputs turned, and the layer are one step (:mod:`~.output_transform`). **Within**: a change that is as wide
+as the weight, or of a rank so high that it may as well be, is added to the weight, and one product does for both. **Again**: a structure
+whose values inside are as wide as its input, or wider, is computed once more in the backward pass instead of being kept.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def is_low_rank(form: NormalForm) -> bool:
 
 
 def belongs_within(form: NormalForm, rows: int) -> bool:
-    """Whether it costs less to add the change to the weight than to compute it beside the layer for ``rows`` inputs.
+    """Whether it costs less to add the change to the weight than to compute it as a branch for ``rows`` inputs.
 
-    Counted are multiplications, forward and backward: beside the layer two products of the rank for each input and direction, and one for
+    Counted are multiplications, forward and backward: as a branch two products of the rank for each input and direction, and one for
     each factor that is trained; within it one product for the weight's gradient, and one of the two factors for each of those.
     """
     if not form.is_parallel:
@@ -50,8 +50,8 @@ def belongs_within(form: NormalForm, rows: int) -> bool:
                       for part in (form.down, form.up))
     if not (of_down or of_up):
         return bool(rows * (wide + tall) > wide * tall)
-    beside = rows * rank * (2 * (wide + tall) + of_down * wide + of_up * tall)
-    return bool(wide * tall * (rows + rank * (1 + of_down + of_up)) < beside)
+    as_branch = rows * rank * (2 * (wide + tall) + of_down * wide + of_up * tall)
+    return bool(wide * tall * (rows + rank * (1 + of_down + of_up)) < as_branch)
 
 
 def fused(form: NormalForm, layer: Frozen, x: torch.Tensor, entry: torch.Tensor | None = None) -> torch.Tensor | None:
@@ -75,7 +75,7 @@ def fused(form: NormalForm, layer: Frozen, x: torch.Tensor, entry: torch.Tensor 
     if not steps and form.shift is None:
         return None
     bias, rest = _bias(form, layer)
-    return _finished(rest, _Beside.apply(x, entry if steps else None, layer.weight, bias, steps, *matrices)[0])
+    return _finished(rest, _Parallel.apply(x, entry if steps else None, layer.weight, bias, steps, *matrices)[0])
 
 
 _WIDE_INSIDE = (BlockCirculant, Kronecker)
@@ -119,7 +119,7 @@ def _finished(form: NormalForm, y: torch.Tensor) -> torch.Tensor:
     return y * form.scale if form.shift is None else torch.addcmul(form.shift, y, form.scale)
 
 
-class _Beside(torch.autograd.Function):
+class _Parallel(torch.autograd.Function):
     """``x W^T + b + chain(entry)`` of a frozen weight; ``entry`` is x itself if it is None.
 
     Kept for the backward pass are the matrices and what entered those that are trained. Values inside of the chain, which are narrow, are
@@ -151,16 +151,16 @@ class _Beside(torch.autograd.Function):
         weight, *kept = ctx.saved_tensors
         at, trained = by_step(steps, kept[: ctx.count]), by_step(steps, of_matrices)
         values, added = kept[ctx.count :], [None, *inside] if steps and trained[0] else [*inside]
-        found: list[torch.Tensor | None] = []
+        for_matrices: list[torch.Tensor | None] = []
         flat = None if gradient is None else _flat(gradient)
         for_x, for_entry, going = flat @ weight if of_x and flat is not None else None, None, flat
         for position in reversed(range(len(steps))):
             extra = None
             if trained[position]:
                 value, extra = values.pop(), added.pop()
-                found.append(None if going is None else of_matrix(going, _flat(value)))
+                for_matrices.append(None if going is None else of_matrix(going, _flat(value)))
             elif steps[position] is None:
-                found.append(None)
+                for_matrices.append(None)
             if going is not None and (position or ctx.apart or for_x is None):
                 going = back(steps[position], at[position], going)
             elif going is not None:
@@ -171,7 +171,7 @@ class _Beside(torch.autograd.Function):
         elif for_x is None and of_x and going is not None:
             for_x = going
         for_x = None if for_x is None else for_x.reshape(ctx.shape)
-        return for_x, for_entry, None, flat.sum(0) if of_bias and flat is not None else None, None, *reversed(found)
+        return for_x, for_entry, None, flat.sum(0) if of_bias and flat is not None else None, None, *reversed(for_matrices)
 
 
 class _LowRank(torch.autograd.Function):

@@ -47,7 +47,7 @@ class AdaptedAttention(Adapted):
         keys, values = (self._heads(leaf, form.prompt, hidden.dtype) for leaf in ("k_proj", "v_proj"))
         keys = _normed(attention, "k_norm", keys)
         scale = float(getattr(attention, "scaling", None) or queries.shape[-1] ** -0.5)
-        keys, values = (each[0].transpose(0, 1).to(dtype) for each in (keys, values))
+        keys, values = (heads[0].transpose(0, 1).to(dtype) for heads in (keys, values))
         added = attend(form, queries.to(dtype), keys, values, scale)
         out = innermost(module_at(attention, "o_proj"))
         y: torch.Tensor = out(added.to(hidden.dtype))
@@ -78,10 +78,10 @@ def _normed(attention: nn.Module, leaf: str, heads: torch.Tensor) -> torch.Tenso
 
 def _rotation(attention: nn.Module) -> Callable[..., Any]:
     """The function by which the module that defines this attention turns queries and keys."""
-    found = getattr(inspect.getmodule(type(attention)), "apply_rotary_pos_emb", None)
-    if found is None:
+    function = getattr(inspect.getmodule(type(attention)), "apply_rotary_pos_emb", None)
+    if function is None:
         raise Unsupported("it is not known how this attention turns its queries by their positions", found=type(attention).__name__)
-    return found  # type: ignore[no-any-return]
+    return function  # type: ignore[no-any-return]
 
 
 def select_attention(model: nn.Module, targets: str | tuple[str, ...], traits: Traits, exclude: tuple[str, ...] = ()) -> list[Site]:
@@ -104,7 +104,7 @@ def _site(model: nn.Module, path: str) -> Site:
     head_dim = getattr(attention, "head_dim", None)
     plain = len(parts) == len(_PARTS) and isinstance(head_dim, int) and keys and queries == parts["o_proj"].in_features
     if not plain or head_dim is None or keys % head_dim or queries % keys or any(tuple(shape) != (head_dim,) for shape in norms):
-        raise Unsupported("this is no attention that a prompt can be put beside", where=path, found=type(attention).__name__,
+        raise Unsupported("a prompt cannot be added to this kind of attention", where=path, found=type(attention).__name__,
                           expected=f"head_dim, and linear layers {', '.join(_PARTS)}", remedy="use prefix_tuning")
     return Site(path, width, width, "attention")
 

@@ -1,4 +1,4 @@
-"""The module that adapters of the activation kind live in: around a block, whose output they change."""
+"""The module around a block that holds adapters of its output (bottlenecks and their kind)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class AdaptedBlock(Adapted):
     def __init__(self, base: nn.Module, site: Site, model: nn.Module) -> None:
         super().__init__(base, site)
         self._find = partial(module_at, model)
-        self._seen: dict[str, torch.Tensor] = {}
+        self._watched_inputs: dict[str, torch.Tensor] = {}
         self._hooks: dict[str, Any] = {}
 
     def _add(self, name: str, method: Method, cfg: Any, params: Mapping[str, np.ndarray], constants: Tensors, shared: Tensors) -> None:
@@ -55,21 +55,21 @@ class AdaptedBlock(Adapted):
         if not self._active:
             return output
         h = output[0] if isinstance(output, tuple) else output
-        own = self._entered(args, kwargs)[0] if args or kwargs else None
+        block_input = self._entered(args, kwargs)[0] if args or kwargs else None
         for name in self._active:
-            changed = self._applied(name, h, self._seen.pop(name, None) if name in self._hooks else own)
+            changed = self._applied(name, h, self._watched_inputs.pop(name, None) if name in self._hooks else block_input)
             h = placed(self._where[name](), changed, h, self._site) if name in self._where else changed
         return (h, *output[1:]) if isinstance(output, tuple) else h
 
     def _applied(self, name: str, h: torch.Tensor, x: Any) -> torch.Tensor:
         method, cfg = self._methods[name]
-        own = next(value.dtype for value in self._part(name).parameters() if value.is_floating_point())
+        own_dtype = next(value.dtype for value in self._part(name).parameters() if value.is_floating_point())
         # As in AdaptedLayer: in the adapter's precision, or the block's where that is finer.
-        dtype = torch.promote_types(h.dtype, own)
+        dtype = torch.promote_types(h.dtype, own_dtype)
         drop = (lambda value: functional.dropout(value, cfg.dropout)) if self.training and cfg.dropout else None
         if getattr(cfg, "reads_input", False):
             if not isinstance(x, torch.Tensor) or x.shape != h.shape:
-                raise Unsupported("an adapter beside a block reads an input that is as wide as the output", where=self._site.path,
+                raise Unsupported("an adapter parallel to a block reads an input that is as wide as the output", where=self._site.path,
                                   expected=tuple(h.shape), found=tuple(x.shape) if isinstance(x, torch.Tensor) else "no tensor",
                                   remedy="name other targets, or another source")
             x = x.to(dtype)
@@ -79,4 +79,4 @@ class AdaptedBlock(Adapted):
     def _see(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Keeps the input of a watched module until the block is through."""
         if name in self._active:
-            self._seen[name] = input_of(module, args, kwargs)
+            self._watched_inputs[name] = input_of(module, args, kwargs)

@@ -34,7 +34,7 @@ def _is_thin(method: Method) -> bool:
 class AdaptedConv(AdaptedLayer):
     """A frozen convolution with adapters: for a method a layer ``[out, in / groups * kernel]``; groups stay groups.
 
-    A change of low rank is two narrow convolutions beside the base's. Any other is folded, and the layer's own convolution runs on the
+    A change of low rank is two narrow convolutions parallel to the base's. Any other is folded, and the layer's own convolution runs on the
     folded weight; where that would cost the change its precision, in half precision, or dropout is to act on the change alone, an
     additive change is a convolution of its own.
     """
@@ -43,7 +43,7 @@ class AdaptedConv(AdaptedLayer):
         """See :meth:`Adapted._add`.
 
         Raises:
-            Unsupported: dropout, by a method whose change does not stand beside the layer.
+            Unsupported: dropout, by a method whose change is no branch parallel to the layer.
         """
         if cfg.dropout and not method.traits.additive:
             raise Unsupported(f"the method {method.name} changes a convolution in its weight, where dropout on the input has no place",

@@ -1,4 +1,4 @@
-"""The modules that adapters of weight methods live in."""
+"""The modules that hold adapters of weight methods around a layer."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class Adapted(Wrapper):
         self._site = site
         self._modules.update({key: nn.ModuleDict() for key in ("adapters", "common", "fixed")})
         self._methods: dict[str, tuple[Method, Any]] = {}
-        self._beside: set[str] = set()  # the adapters whose method here is not the one that they are named by
-        self._given: dict[str, Mapping[str, torch.Tensor]] = {}
+        self._secondary: set[str] = set()  # the adapters whose method here is not the one that they are named by
+        self._first_pass_params: dict[str, Mapping[str, torch.Tensor]] = {}
         self._where: dict[str, Callable[[], torch.Tensor]] = {}
 
     def _add(self, name: str, method: Method, cfg: Any, params: Mapping[str, np.ndarray], constants: Tensors, shared: Tensors) -> None:
@@ -75,13 +75,13 @@ class Adapted(Wrapper):
         """Removes an adapter; unknown names are ignored."""
         if name in self._methods:
             del self._adapters[key_of(name)], self._common[key_of(name)], self._fixed[key_of(name)], self._methods[name]
-            self._beside.discard(name)
-            self._given.pop(name, None)
+            self._secondary.discard(name)
+            self._first_pass_params.pop(name, None)
             self._where.pop(name, None)
             self._active = tuple(other for other in self._active if other != name)
 
     def _exclusive(self, name: str) -> bool:
-        """Whether no other adapter of such a method may be active beside this one."""
+        """Whether no other adapter of such a method may be active at the same time."""
         return self._methods[name][0].traits.exclusive
 
     @property
@@ -98,19 +98,19 @@ class Adapted(Wrapper):
         """Everything that the method's functions want of the adapter: its own parameters, the shared ones, the constants, and what a first
         pass of the model gave for this one."""
         key = key_of(name)
-        own = {leaf: value for part in (self._adapters, self._common, self._fixed) for leaf, value in part[key].items()}
-        if any(value.is_meta for value in own.values()):
+        tensors = {leaf: value for part in (self._adapters, self._common, self._fixed) for leaf, value in part[key].items()}
+        if any(value.is_meta for value in tensors.values()):
             raise Unsupported("the adapter's own tensors are not in memory", where=f"{self._site.path}, '{name}'", found="the meta device",
                               remedy="let accelerate offload the base first, and put the adapter into it then")
-        return {**own, **self._given[name]} if name in self._given else own
+        return {**tensors, **self._first_pass_params[name]} if name in self._first_pass_params else tensors
 
     def _own(self, name: str) -> Iterator[torch.Tensor]:
         return iter((*self._part(name).parameters(), *self._shared(name).values()))
 
     def _with_weight(self, dtype: torch.dtype) -> Site:
         """The site with the frozen weight and bias, which pass no gradient on."""
-        stored, bias = self._stored
-        weight = to_matrix(self._site.kind, stored.detach()).to(dtype)
+        weight_as_stored, bias = self._stored
+        weight = to_matrix(self._site.kind, weight_as_stored.detach()).to(dtype)
         return dataclasses.replace(self._site, weight=weight, base_bias=None if bias is None else bias.detach().to(dtype))
 
 
@@ -137,9 +137,9 @@ class AdaptedLayer(Adapted):
         def forward(x: torch.Tensor) -> torch.Tensor:
             autocast = torch.is_autocast_enabled(x.device.type)
             every = self._every(name)
-            own = next(value.dtype for value in every.values() if value.is_floating_point())
+            own_dtype = next(value.dtype for value in every.values() if value.is_floating_point())
             # The branch is computed in the adapter's precision, or the input's where that is finer: nothing of the base is rounded away.
-            dtype = torch.promote_types(x.dtype, own)
+            dtype = torch.promote_types(x.dtype, own_dtype)
             tensors = {leaf: value.to(dtype) if value.is_floating_point() else value for leaf, value in every.items()}
             drop = (lambda value: functional.dropout(value, cfg.dropout)) if self.training and cfg.dropout else None
             result = x.dtype
@@ -187,8 +187,8 @@ class AdaptedLayer(Adapted):
         hooked = base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or base._backward_pre_hooks
         if f"{type(base).__module__}.{type(base).__qualname__}" not in _PLAIN_LAYERS or hooked or "forward" in base.__dict__:
             return None
-        held = [value for value in (base.weight, base.bias) if value is not None]
-        plain = all(type(value) in _PLAIN and value.dtype == dtype and not value.requires_grad for value in held)
+        tensors = [value for value in (base.weight, base.bias) if value is not None]
+        plain = all(type(value) in _PLAIN and value.dtype == dtype and not value.requires_grad for value in tensors)
         return low_rank.Frozen(to_matrix(self._site.kind, base.weight), base.bias) if plain else None
 
 

@@ -1,4 +1,4 @@
-"""Normalisation layers with adapters."""
+"""Holds adapters of normalisation layers."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ class AdaptedNorm(AdaptedLayer):
         """The layer's output with the active adapters applied."""
         if not self._active:
             return self._base(*args, **kwargs)
-        own, had = self.weight, getattr(self._base, "bias", None)
-        weight, bias = own.detach()[:, None], None if had is None else had.detach()
+        stored_weight, stored_bias = self.weight, getattr(self._base, "bias", None)
+        weight, bias = stored_weight.detach()[:, None], None if stored_bias is None else stored_bias.detach()
         for name in self._active:
             method, cfg = self._methods[name]
             site = dataclasses.replace(self._site, weight=weight, base_bias=bias)
             weight, bias = fold(method, cfg, self._every(name), site, weight, bias)
-        new, bias = weight[:, 0].to(own.dtype), None if had is None or bias is None else bias.to(had.dtype)
+        new, bias = weight[:, 0].to(stored_weight.dtype), None if stored_bias is None or bias is None else bias.to(stored_bias.dtype)
         if type(self._base) is nn.LayerNorm:  # the call that functional_call comes to, without its swapping
             x, _ = self._entered(args, kwargs)
             return functional.layer_norm(x, self._base.normalized_shape, new, bias, self._base.eps)
-        return functional_call(self._base, {"weight": new} if had is None else {"weight": new, "bias": bias}, args, kwargs)
+        return functional_call(self._base, {"weight": new} if stored_bias is None else {"weight": new, "bias": bias}, args, kwargs)

@@ -59,11 +59,11 @@ class AdaptedParameter(Adapted):
 
     def _changed(self) -> torch.Tensor:
         """The parameter with the active adapters folded in."""
-        own, _ = self._stored
-        weight = to_matrix(self._site.kind, own.detach())
+        parameter, _ = self._stored
+        weight = to_matrix(self._site.kind, parameter.detach())
         for name in self._active:
             weight = self._folded(name, weight)
-        return from_matrix(self._site.kind, weight, own.shape).to(own.dtype)
+        return from_matrix(self._site.kind, weight, parameter.shape).to(parameter.dtype)
 
     def _folded(self, name: str, weight: torch.Tensor) -> torch.Tensor:
         method, cfg = self._methods[name]

@@ -1,7 +1,7 @@
-"""Where the adapters of a model act in the pass that is running: hooks on its trunk read token ids, mask, labels and cache.
+"""Tracks the token positions that adapters act on: hooks on the model's trunk read token ids, mask, labels and cache of each pass.
 
-The layers ask (:meth:`Acting.mask`) and know nothing of tokens. What was decided is kept beside the cache, row by row, for the passes that
-go on with it; and for the backward pass where layers are computed twice.
+The layers ask (:meth:`Acting.mask`) and know nothing of tokens. What was decided is kept with the cache, row by row, for the passes that
+continue it; and for the backward pass where layers are computed twice.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Pass:
         """Where the adapter acts, ``[batch, length]`` bool."""
         if name not in self.masks:
             if self.ids is None:
-                raise Unsupported("where this adapter acts is told by token ids, and this pass has none", where=name,
+                raise Unsupported("token ids say where this adapter acts, and this pass has none", where=name,
                                   remedy="give input_ids instead of inputs_embeds")
             self.before[name] = self._before(name, acts)
             real = self._real(name)
@@ -52,15 +52,15 @@ class Pass:
     def _before(self, name: str, acts: Acts) -> torch.Tensor | None:
         if not self.past:
             return None
-        known: torch.Tensor | None = getattr(self.cache, _HELD, {}).get(name)
-        if known is None and not acts.joins:
+        earlier: torch.Tensor | None = getattr(self.cache, _HELD, {}).get(name)
+        if earlier is None and not acts.joins:
             raise Unsupported("this cache was filled without the adapter, which would have acted in what it holds", where=name,
                               remedy="begin with an empty cache")
         assert self.ids is not None
-        if known is not None and len(known) != len(self.ids):
-            raise Unsupported("this cache has been given other rows than those that it was filled with", where=name, expected=len(known),
+        if earlier is not None and len(earlier) != len(self.ids):
+            raise Unsupported("this cache has been given other rows than those that it was filled with", where=name, expected=len(earlier),
                               found=len(self.ids), remedy="begin with an empty cache")
-        return torch.zeros(len(self.ids), dtype=torch.bool, device=self.ids.device) if known is None else known
+        return torch.zeros(len(self.ids), dtype=torch.bool, device=self.ids.device) if earlier is None else earlier
 
     def _real(self, name: str) -> torch.Tensor:
         assert self.ids is not None

@@ -1,4 +1,4 @@
-"""Prompts in a model: virtual tokens that its trunk sees and nobody else does.
+"""Puts prompts into a model: virtual tokens that only its trunk sees.
 
 The adapters live in a wrapper around the input embedding; the trunk's ``forward`` is led through :meth:`Prompts._around` as long as there
 is one. Callers count the model's own tokens only: masks, position ids, labels and outputs are as long as they are without a prompt. A
@@ -39,8 +39,8 @@ class Prompts(Adapted):
 
     def __init__(self, embedding: nn.Module, model: PreTrainedModel) -> None:
         inner = getattr(model.base_model, "decoder", None)  # which some heads (OPT's) call past the model around it
-        self._held = (inner if isinstance(inner, PreTrainedModel) else model.base_model,)  # a tuple: it is no part of this module
-        trunk, config = self._held[0], model.config.get_text_config()
+        self._trunk_in_tuple = (inner if isinstance(inner, PreTrainedModel) else model.base_model,)  # a tuple: it is no part of this module
+        trunk, config = self._trunk_in_tuple[0], model.config.get_text_config()
         super().__init__(embedding, Site(PROMPT, 0, 0, "prompt"))
         vocabulary, width = embedding.weight.shape  # type: ignore[misc, operator]
         heads = config.num_attention_heads
@@ -52,13 +52,13 @@ class Prompts(Adapted):
         self._takes = tuple(inspect.signature(type(trunk).forward).parameters)[1:]
         self._cache_name = next((name for name in _CACHES if name in self._takes), "")
         self._inner = trunk.forward
-        self._led = False
-        self._shown: torch.Tensor | None = None
+        self._redirected = False
+        self._prompt_states: torch.Tensor | None = None
 
     @property
     def _trunk(self) -> PreTrainedModel:
         """The model without its heads."""
-        return self._held[0]
+        return self._trunk_in_tuple[0]
 
     @property
     def _is_encoder(self) -> bool:
@@ -73,15 +73,15 @@ class Prompts(Adapted):
         """See :class:`Adapted`; the first prompt leads the trunk through here."""
         super()._add(name, method, cfg, params, constants, shared)
         self._require_fit(name)
-        if not self._led:
-            self._inner, self._led = self._trunk.forward, True
+        if not self._redirected:
+            self._inner, self._redirected = self._trunk.forward, True
             self._trunk.forward = self._around
 
     def _remove(self, name: str) -> None:
         """See :class:`Adapted`; after the last one the trunk is as it was."""
         super()._remove(name)
-        if self._led and not self._names and self._trunk.forward == self._around:
-            self._led = False
+        if self._redirected and not self._names and self._trunk.forward == self._around:
+            self._redirected = False
             del self._trunk.forward
             if self._trunk.forward != self._inner:  # somebody had put one of their own there
                 self._trunk.forward = self._inner
@@ -93,12 +93,12 @@ class Prompts(Adapted):
         return form
 
     def _require_fit(self, name: str) -> None:
-        held, site = self._form(name).cache, self._site
+        cache, site = self._form(name).cache, self._site
         assert isinstance(site, PromptSite)
         wanted = (site.layers, 2, site.heads, site.head_dim)
-        found = wanted if held is None else (*held.shape[:3], held.shape[4])
-        if found != wanted:
-            raise BaseMismatch("this prompt was made for a model of other sizes", where=PROMPT, expected=wanted, found=found,
+        sizes = wanted if cache is None else (*cache.shape[:3], cache.shape[4])
+        if sizes != wanted:
+            raise BaseMismatch("this prompt was made for a model of other sizes", where=PROMPT, expected=wanted, found=sizes,
                                remedy="use the base that the pack names")
 
     def _around(self, *args: Any, **kwargs: Any) -> Any:
@@ -111,59 +111,59 @@ class Prompts(Adapted):
         if not self._active:
             return self._inner(*args, **kwargs)
         name = self._active[-1]
-        given = {**dict(zip(self._takes, args, strict=False)), **kwargs}
-        for known in _CACHES if self._cache_name else ():
-            if known in given:
-                given[self._cache_name] = given.pop(known)
-        tasks, as_dict = given.pop("task_ids", None), given.pop("return_dict", None)
+        inputs = {**dict(zip(self._takes, args, strict=False)), **kwargs}
+        for name_in_call in _CACHES if self._cache_name else ():
+            if name_in_call in inputs:
+                inputs[self._cache_name] = inputs.pop(name_in_call)
+        tasks, as_dict = inputs.pop("task_ids", None), inputs.pop("return_dict", None)
         form = self._form(name)
-        past = _length(given.get(self._cache_name), name)
-        wants_cache = given.get("use_cache") is not False or given.get(self._cache_name) is not None
-        self._count(given, form.length, past, shown=form.embeds is not None and not past)
+        past = _length(inputs.get(self._cache_name), name)
+        wants_cache = inputs.get("use_cache") is not False or inputs.get(self._cache_name) is not None
+        self._count(inputs, form.length, past, shown=form.embeds is not None and not past)
         if not past:
-            given = self._with_embeds(given, form, tasks) if form.embeds is not None else self._with_cache(given, form)
-        output = self._inner(**given, return_dict=True)
+            inputs = self._with_embeds(inputs, form, tasks) if form.embeds is not None else self._with_cache(inputs, form)
+        output = self._inner(**inputs, return_dict=True)
         cut = form.length if form.embeds is not None and not past else 0
         if self._is_encoder and getattr(self._methods[name][1], "pooled", None) == "prompt":
             cut = 0
         if self.training and cut and getattr(self._methods[name][1], "learnt", ()):  # for the loss on the prompt itself (hooks.context)
-            self._shown = output.last_hidden_state[:, :cut]
+            self._prompt_states = output.last_hidden_state[:, :cut]
         output = self._own_part(output, cut, wants_cache, name)
         plain = as_dict is False or (as_dict is None and not getattr(self._trunk.config, "return_dict", True))
         return output.to_tuple() if plain else output
 
-    def _count(self, given: dict[str, Any], extra: int, past: int, shown: bool) -> None:
+    def _count(self, inputs: dict[str, Any], extra: int, past: int, shown: bool) -> None:
         """Lets mask, positions and token types count ``extra`` virtual tokens; ``shown``: they are among this pass's inputs."""
-        ids = given.get("input_ids") if given.get("inputs_embeds") is None else given["inputs_embeds"]
+        ids = inputs.get("input_ids") if inputs.get("inputs_embeds") is None else inputs["inputs_embeds"]
         batch, length = ids.shape[:2]  # type: ignore[union-attr]
-        mask, places, kinds = given.get("attention_mask"), given.get("position_ids"), given.get("token_type_ids")
-        own = (past or extra) + length - extra
+        mask, places, kinds = inputs.get("attention_mask"), inputs.get("position_ids"), inputs.get("token_type_ids")
+        covered = (past or extra) + length - extra
         if mask is not None:
-            if not isinstance(mask, torch.Tensor) or mask.shape != (batch, own):
-                found = tuple(mask.shape) if isinstance(mask, torch.Tensor) else type(mask).__name__
-                raise Unsupported("this attention mask cannot be made to cover a prompt", where=PROMPT, found=found, expected=(batch, own),
-                                  remedy="give a mask [batch, tokens] of the model's own tokens, those in the cache too")
-            given["attention_mask"] = mask = torch.cat([mask.new_ones(batch, extra), mask], dim=1)
+            if not isinstance(mask, torch.Tensor) or mask.shape != (batch, covered):
+                shape = tuple(mask.shape) if isinstance(mask, torch.Tensor) else type(mask).__name__
+                raise Unsupported("this attention mask cannot be made to cover a prompt", where=PROMPT, found=shape,
+                                  expected=(batch, covered), remedy="give a mask [batch, tokens] of the model's own tokens and the cache's")
+            inputs["attention_mask"] = mask = torch.cat([mask.new_ones(batch, extra), mask], dim=1)
         if places is not None:
             first = torch.arange(extra, device=places.device).expand(*places.shape[:-1], extra)
-            given["position_ids"] = torch.cat([first, places + extra], dim=-1) if shown else places + extra
+            inputs["position_ids"] = torch.cat([first, places + extra], dim=-1) if shown else places + extra
         elif mask is not None and not self._is_encoder:  # else padding on the left would come between the prompt and the text
-            given["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -(length + (extra if shown else 0)) :]
+            inputs["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -(length + (extra if shown else 0)) :]
         if kinds is not None and shown:
-            given["token_type_ids"] = torch.cat([kinds.new_zeros(kinds.shape[0], extra), kinds], dim=1)
+            inputs["token_type_ids"] = torch.cat([kinds.new_zeros(kinds.shape[0], extra), kinds], dim=1)
 
-    def _with_embeds(self, given: dict[str, Any], form: PromptForm, tasks: Any) -> dict[str, Any]:
-        own = given.get("inputs_embeds")
-        if own is None:
-            own = self._trunk.get_input_embeddings()(given["input_ids"])
+    def _with_embeds(self, inputs: dict[str, Any], form: PromptForm, tasks: Any) -> dict[str, Any]:
+        embeds = inputs.get("inputs_embeds")
+        if embeds is None:
+            embeds = self._trunk.get_input_embeddings()(inputs["input_ids"])
         prompt = form.embeds
         assert prompt is not None
         if prompt.ndim == 3:
             prompt = prompt[form.task] if tasks is None else prompt[tasks]
-        before = prompt.to(own.dtype).expand(own.shape[0], form.length, own.shape[2])
-        return {**given, "input_ids": None, "inputs_embeds": torch.cat([before, own], dim=1)}
+        before = prompt.to(embeds.dtype).expand(embeds.shape[0], form.length, embeds.shape[2])
+        return {**inputs, "input_ids": None, "inputs_embeds": torch.cat([before, embeds], dim=1)}
 
-    def _with_cache(self, given: dict[str, Any], form: PromptForm) -> dict[str, Any]:
+    def _with_cache(self, inputs: dict[str, Any], form: PromptForm) -> dict[str, Any]:
         if not self._cache_name:
             raise Unsupported("this model takes no cache, so keys and values cannot go before its tokens", where=PROMPT,
                               found=type(self._trunk).__name__, remedy="use a method of virtual embeddings, such as prompt_tuning")
@@ -171,19 +171,19 @@ class Prompts(Adapted):
         if again and self.training and torch.is_grad_enabled():
             raise Unsupported("gradient checkpointing drops the cache, and with it the prompt", where=PROMPT,
                               remedy="switch it off, or use a method of virtual embeddings, such as prompt_tuning")
-        ids = given.get("input_ids") if given.get("inputs_embeds") is None else given["inputs_embeds"]
-        batch, held = ids.shape[0], form.cache  # type: ignore[union-attr]
-        assert held is not None
-        device = held.device.type
+        ids = inputs.get("input_ids") if inputs.get("inputs_embeds") is None else inputs["inputs_embeds"]
+        batch, prompt = ids.shape[0], form.cache  # type: ignore[union-attr]
+        assert prompt is not None
+        device = prompt.device.type
         weight = self._base.weight
         assert isinstance(weight, torch.Tensor)
-        held = held.to(torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype)
-        cache = given.get(self._cache_name)
+        prompt = prompt.to(torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype)
+        cache = inputs.get(self._cache_name)
         if cache is None:
             cache = DynamicCache(config=self._trunk.config)
-        for layer, (keys, values) in enumerate(held):
+        for layer, (keys, values) in enumerate(prompt):
             cache.update(keys.expand(batch, *keys.shape), values.expand(batch, *values.shape), layer)
-        return {**given, self._cache_name: cache}
+        return {**inputs, self._cache_name: cache}
 
     def _own_part(self, output: Any, cut: int, wants_cache: bool, name: str) -> Any:
         """The output at the model's own tokens; an encoder's pooled output is made again from its own first token."""
@@ -211,8 +211,8 @@ class Prompts(Adapted):
             raise Unsupported("this model has no cache to take keys and values from", where=PROMPT, found=type(self._trunk).__name__)
         cache = DynamicCache(config=self._trunk.config)
         with only(self._trunk, None), torch.no_grad():
-            given = torch.tensor([list(ids)], device=device_of(self._base, PROMPT))
-            self._inner(input_ids=given, **{self._cache_name: cache}, use_cache=True)
+            row = torch.tensor([list(ids)], device=device_of(self._base, PROMPT))
+            self._inner(input_ids=row, **{self._cache_name: cache}, use_cache=True)
         return np.stack([np.stack([as_numpy(layer.keys[0]), as_numpy(layer.values[0])]) for layer in cache.layers])
 
 
@@ -235,8 +235,8 @@ def select(model: nn.Module, targets: str | tuple[str, ...], traits: Traits, exc
     Raises:
         Unsupported: the model is none of transformers, has an encoder and a decoder, or is to train its input embedding whole.
     """
-    held = {own for _, own in own_modules(_of_transformers(model).get_input_embeddings())}
-    inside = [path for path, module in own_modules(model) if module in held]
+    embedding_modules = {own for _, own in own_modules(_of_transformers(model).get_input_embeddings())}
+    inside = [path for path, module in own_modules(model) if module in embedding_modules]
     for path in exclude:
         if any(path == one or one.startswith(f"{path}.") for one in inside):
             raise Unsupported("a prompt and the whole input embedding cannot be trained together", where=path,

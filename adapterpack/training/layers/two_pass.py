@@ -1,4 +1,4 @@
-"""Adapters that must see a sequence whole, and the first pass for those whose layers are weighted by what the base makes of it."""
+"""Runs adapters that need whole sequences: refuses a cache, and makes the first pass of the base that weights their layers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def lead(model: nn.Module, name: str, weigh: Weigh | None) -> None:
     """Lets every call of ``model`` with the adapter active refuse a cache, and begin with a pass of the base alone, without gradients.
 
     ``weigh`` makes of the adapter's shared parameters, the last hidden states, the number of a layer and that of all layers what that
-    layer is given beside its own parameters; without it there is no such pass.
+    layer gets in addition to its own parameters; without it there is no such pass.
     """
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -39,18 +39,18 @@ def lead(model: nn.Module, name: str, weigh: Weigh | None) -> None:
         hidden = _hidden(model, args, kwargs, name)
         for number, layer in enumerate(layers):
             shared = layer._shared(name)
-            own = next(iter(shared.values()))
-            layer._given[name] = weigh(shared, hidden.to(own.dtype), number, len(layers))
+            first_shared = next(iter(shared.values()))
+            layer._first_pass_params[name] = weigh(shared, hidden.to(first_shared.dtype), number, len(layers))
 
     def after(module: nn.Module, *_: Any) -> None:
         if not module.training:  # activation checkpointing computes layers again when the pass is over
             for one in model.modules():
                 if isinstance(one, Adapted):
-                    one._given.pop(name, None)
+                    one._first_pass_params.pop(name, None)
 
     handles = (model.register_forward_pre_hook(before, with_kwargs=True), model.register_forward_hook(after, always_call=True))
-    held = getattr(model, _HELD, {})
-    object.__setattr__(model, _HELD, {**held, name: handles})
+    handles_by_adapter = getattr(model, _HELD, {})
+    object.__setattr__(model, _HELD, {**handles_by_adapter, name: handles})
 
 
 def release(model: nn.Module, name: str) -> None:
@@ -61,17 +61,17 @@ def release(model: nn.Module, name: str) -> None:
 
 def _refuse_cache(kwargs: Mapping[str, Any], name: str) -> None:
     for cache in _CACHES:
-        held = kwargs.get(cache)
-        if held is not None and not (hasattr(held, "get_seq_length") and held.get_seq_length() == 0):
+        passed = kwargs.get(cache)
+        if passed is not None and not (hasattr(passed, "get_seq_length") and passed.get_seq_length() == 0):
             raise Unsupported("this adapter must see all tokens at once, and a cache holds some of them", where=name, found=cache,
                               remedy="call the model with use_cache=False")
 
 
 def _hidden(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> torch.Tensor:
     """The last hidden states ``[batch, positions, width]`` of the base."""
-    given = {key: value for key, value in kwargs.items() if key not in {"labels", *_CACHES}}
+    inputs = {key: value for key, value in kwargs.items() if key not in {"labels", *_CACHES}}
     with torch.no_grad(), _bare(model):
-        output = model.forward(*args, **{**given, "output_hidden_states": True, "return_dict": True, **_no_cache(model)})
+        output = model.forward(*args, **{**inputs, "output_hidden_states": True, "return_dict": True, **_no_cache(model)})
     states = getattr(output, "hidden_states", None)
     if not states:
         raise Unsupported("this adapter needs the hidden states of the model, which it does not give", where=name,

@@ -33,8 +33,8 @@ def _read_4bit(module: nn.Module, weight: Any) -> torch.Tensor:
 
 def _scales_8bit(module: nn.Module, weight: Any) -> Any:
     """One number for each row: the weight's own until the layer is first called, its state's from then on."""
-    own = getattr(weight, "SCB", None)
-    return getattr(getattr(module, "state", None), "SCB", None) if own is None else own
+    scales = getattr(weight, "SCB", None)
+    return getattr(getattr(module, "state", None), "SCB", None) if scales is None else scales
 
 
 def _read_8bit(module: nn.Module, weight: Any) -> torch.Tensor:
@@ -104,10 +104,10 @@ def require_in_memory(module: nn.Module, where: str) -> None:
     Raises:
         Unsupported: one is.
     """
-    found = next((name for name, value in module.named_parameters() if value.is_meta), None)
-    if found is not None:
+    name_on_meta = next((name for name, value in module.named_parameters() if value.is_meta), None)
+    if name_on_meta is not None:
         raise Unsupported("this module is changed as a whole, and its tensors are not all in memory", where=where,
-                          found=f"{found} on the meta device", remedy="load the base without offloading, or name other targets")
+                          found=f"{name_on_meta} on the meta device", remedy="load the base without offloading, or name other targets")
 
 
 def require_floats(module: nn.Module, where: str) -> None:
@@ -156,10 +156,10 @@ def _floats(module: nn.Module, leaf: str, site: Site) -> torch.Tensor:
     form = None if stored is None else next((one for one in FORMATS if one.holds(module, stored)), None)
     weight = stored if form is None else form.read(module, stored)
     if weight is None or not _is_plain(weight) or matrix_shape(site.kind, weight.shape) != (site.out_features, site.in_features):
-        found = "no weight" if weight is None else f"{weight.dtype} {tuple(weight.shape)}"
+        description = "no weight" if weight is None else f"{weight.dtype} {tuple(weight.shape)}"
         raise Unsupported("what reads the weight cannot adapt this layer, which stores it in a form that is not known", where=site.path,
                           expected=f"floats of 16 bits or more, or layers of {', '.join(sorted({one.library for one in FORMATS}))}",
-                          found=f"{type(module).__name__} with {found}",
+                          found=f"{type(module).__name__} with {description}",
                           remedy="load the base without quantization, or use a method that does not read the weight, such as lora")
     result: torch.Tensor = weight
     return result

@@ -1,4 +1,4 @@
-"""Modules that are trained whole, each copy of one beside the original."""
+"""Holds whole trained copies of a module, next to the original."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ class SavedModule(Wrapper):
         require_in_memory(self._base, self._path)
         require_floats(self._base, self._path)
         twin = bare(copy.deepcopy(self._base)).float().requires_grad_(True)
-        own = twin.state_dict()
+        tensors = twin.state_dict()
         for key, value in (params or {}).items():
-            if key not in own:
-                raise SiteNotFound("the module has no such parameter", where=self._path, found=key, remedy=nearest(key, own))
+            if key not in tensors:
+                raise SiteNotFound("the module has no such parameter", where=self._path, found=key, remedy=nearest(key, tensors))
             owner, _, leaf = key.rpartition(".")
-            holder, tensor = twin.get_submodule(owner), as_tensor(value, own[key].device)
+            holder, tensor = twin.get_submodule(owner), as_tensor(value, tensors[key].device)
             setattr(holder, leaf, nn.Parameter(tensor) if leaf in holder._parameters else tensor)
             if isinstance(holder, nn.Linear):
                 holder.out_features, holder.in_features = holder.weight.shape
@@ -84,8 +84,8 @@ class SavedModule(Wrapper):
         x, _ = self._entered(args, kwargs)
         if torch.is_autocast_enabled(x.device.type) or not isinstance(output, torch.Tensor):
             return output
-        own = next(self._base.parameters(), x)
-        return output.to(x.dtype if x.is_floating_point() else own.dtype)  # an embedding takes ids
+        first_parameter = next(self._base.parameters(), x)
+        return output.to(x.dtype if x.is_floating_point() else first_parameter.dtype)  # an embedding takes ids
 
 
 def _wide(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What stands in a module's place in a model and holds adapters for it, and how a model's own modules are reached through it."""
+"""The wrapper that takes a module's place and holds its adapters, and access to a model's own modules through it."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def first_parameter(forward: Callable[..., Any]) -> str | None:
     return parameters[0].name if parameters and parameters[0].kind in named else None
 
 
-def input_key(entry: str | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | str:
+def input_key(parameter: str | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | str:
     """Where the input of a call is: its first argument, 0; else the keyword ``entry``, or the first one.
 
     Raises:
@@ -95,7 +95,7 @@ def input_key(entry: str | None, args: tuple[Any, ...], kwargs: Mapping[str, Any
         return 0
     if not kwargs:
         raise TypeError("a module with adapters was called without an input")
-    return entry if entry is not None and entry in kwargs else next(iter(kwargs))
+    return parameter if parameter is not None and parameter in kwargs else next(iter(kwargs))
 
 
 def input_of(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -106,7 +106,15 @@ def input_of(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 
 def own_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The model's own modules under their own paths, as if nothing had been put into it; a shared module once."""
-    return ((path, module) for path, _, module in _walk(model, "", set()))
+    seen: set[nn.Module] = set()
+    left = [("", model)]
+    while left:
+        path, module = left.pop()
+        own = module if not isinstance(module, Wrapper) else innermost(module)
+        if own not in seen:
+            seen.add(own)
+            yield path, own
+            left += [(f"{path}.{leaf}" if path else leaf, child) for leaf, child in reversed(own._modules.items()) if child is not None]
 
 
 def module_at(model: nn.Module, path: str) -> nn.Module:
@@ -121,15 +129,6 @@ def module_at(model: nn.Module, path: str) -> nn.Module:
     return module
 
 
-def _walk(module: nn.Module, path: str, seen: set[nn.Module]) -> Iterator[tuple[str, nn.Module, nn.Module]]:
-    own = innermost(module)
-    if own not in seen:
-        seen.add(own)
-        yield path, module, own
-        for leaf, child in own.named_children():
-            yield from _walk(child, f"{path}.{leaf}" if path else leaf, seen)
-
-
 def innermost(module: nn.Module) -> nn.Module:
     """The model's own module under whatever wraps it."""
     while isinstance(module, Wrapper):
@@ -141,8 +140,8 @@ def bare(module: nn.Module) -> nn.Module:
     """The module without anything that was put into it or around it."""
     module = innermost(module)
     for leaf, child in list(module.named_children()):
-        if (own := bare(child)) is not child:
-            module._modules[leaf] = own
+        if (inner := bare(child)) is not child:
+            module._modules[leaf] = inner
     return module
 
 
