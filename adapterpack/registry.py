@@ -34,7 +34,7 @@ class Registry(Mapping[str, T]):
     Example:
         >>> from adapterpack.adapter_methods.registry import METHODS
         >>> METHODS["lora"].summary
-        'a low-rank change beside a frozen layer'
+        'a trained low-rank change added to each frozen layer; rsLoRA by use_rslora'
         >>> METHODS["lroa"]
         Traceback (most recent call last):
         adapterpack.errors.UnknownMethod: unknown adapter method (found 'lroa'). To fix it: did you mean 'lora'? ...

@@ -1,4 +1,4 @@
-"""Adapter methods, one small file each; here is what they are made of, and the registry that lists them."""
+"""Adapter methods, one small file each, with the parts they are made of and the registry that lists them."""
 
 from .core.base import (
     Limits,

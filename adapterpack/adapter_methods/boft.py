@@ -100,11 +100,11 @@ def _constants(cfg: BOFT, site: Site) -> dict[str, np.ndarray]:
 
 
 def _normal_form(cfg: BOFT, params: Params, site: Site) -> NormalForm:
-    given, scale = params["boft_R"], params["boft_s"][:, 0]
-    xp = array_namespace(given)
+    generators, scale = params["boft_R"], params["boft_s"][:, 0]
+    xp = array_namespace(generators)
     factors, blocks, size = _layout(cfg, site.in_features)
-    flat = xp.reshape(given, (factors * blocks, size, size))
-    turned = xp.reshape(cayley(0.5 * (flat - xp.permute_dims(flat, (0, 2, 1)))), given.shape)
+    flat = xp.reshape(generators, (factors * blocks, size, size))
+    turned = xp.reshape(cayley(0.5 * (flat - xp.permute_dims(flat, (0, 2, 1)))), generators.shape)
     steps: list[Operator] = [BlockDiagonal(turned[factor, ...]) for factor in reversed(range(factors))]
     if factors > 1:
         steps = [Chain(Permutation(params["orders"][number, :]), step) for number, step in enumerate(steps)]

@@ -1,4 +1,4 @@
-"""Bottleneck adapters: a narrow layer with an activation behind a block, or beside it.
+"""Bottleneck adapters: a narrow layer with an activation after a block, or parallel to it.
 
     h' = h + s (W_up act(W_down norm(z) + b_down) + b_up),   z = h, or the block's input
 
@@ -83,7 +83,7 @@ def _normal_form(cfg: Bottleneck, params: Params, site: Site) -> BlockForm:
 
 bottleneck = METHODS.register(Method(
     name="bottleneck",
-    summary="a narrow layer with an activation behind a block (Houlsby, Pfeiffer) or beside it (parallel)",
+    summary="a narrow layer with an activation after a block (Houlsby, Pfeiffer) or parallel to it",
     paper="https://arxiv.org/abs/1902.00751",
     formula="h + scaling (up act(down norm(z)) + b), z = h or x",
     kind="activation",

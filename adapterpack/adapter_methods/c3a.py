@@ -19,7 +19,7 @@ from .core.base import Method, NormalForm, Storage, Traits
 from .core.config import SiteConfig, by_suffix, require_whole
 from .core.operators import BlockCirculant
 from .core.peft_form import PeftForm
-from .core.peft_keys import default_and_pattern, literal
+from .core.peft_keys import PeftKeys
 from .core.site import Params, Site
 from .registry import METHODS
 
@@ -65,14 +65,7 @@ def _features(params: Params) -> tuple[int, int]:
     return wide * size, tall * size
 
 
-def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
-    default, pattern = default_and_pattern({path: cfg.block_size for path, cfg in sites.items()}, anchored=False)
-    return {"block_size": default, "block_size_pattern": pattern, "bias": "none", "init_weights": True}
-
-
-def _from_peft(config: Mapping[str, Any]) -> C3A:
-    return C3A(config.get("block_size", 256), literal(config.get("block_size_pattern"), "block_size_pattern"))
-
+_KEYS = PeftKeys(C3A, {"block_size": 256}, {"bias": "none", "init_weights": True}, by_site="block_size", anchored=False)
 
 c3a = METHODS.register(Method(
     name="c3a",
@@ -89,8 +82,8 @@ c3a = METHODS.register(Method(
     peft=PeftForm(
         peft_type="C3A",
         suffixes={"c3a_kernel": "c3a_kernel"},
-        to_config=_to_peft,
-        from_config=_from_peft,
+        to_config=_KEYS.to_config,
+        from_config=_KEYS.from_config,
         features=_features,
     ),
 ))

@@ -31,7 +31,7 @@ _DELTA = "delta_embedding"
 class CPT(EmbeddingConfig):
     """``token_ids`` (or ``text``) is the context, ``token_types`` the type of each of its tokens (none given: all are 1).
 
-    ``baked`` says that the embeddings are held in their final form.
+    ``baked`` says that the embeddings are stored in their final form.
 
     Example:
         >>> CPT(token_ids=(5, 6, 7), token_types=(1, 2, 4)).num_virtual_tokens
@@ -106,8 +106,8 @@ def _normal_form(cfg: CPT, params: Params, site: Site) -> PromptForm:
 
 
 def _to_stored(cfg: CPT, params: Params, site: Site) -> tuple[CPT, dict[str, np.ndarray]]:
-    known = {name: value.astype(params[_DELTA].dtype) for name, value in _constants(cfg, site).items()} if _DELTA in params else {}
-    return replace(cfg, baked=True), {STORED: np.asarray(_normal_form(cfg, {**params, **known}, site).embeds, np.float32)}
+    constants = {name: value.astype(params[_DELTA].dtype) for name, value in _constants(cfg, site).items()} if _DELTA in params else {}
+    return replace(cfg, baked=True), {STORED: np.asarray(_normal_form(cfg, {**params, **constants}, site).embeds, np.float32)}
 
 
 def _to_peft(cfg: CPT) -> dict[str, Any]:

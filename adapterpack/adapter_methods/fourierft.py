@@ -19,7 +19,7 @@ from .core.base import Method, NormalForm, Storage, Traits, require_widths
 from .core.config import LARGEST_WHOLE, SiteConfig, by_suffix, require_number, require_whole
 from .core.operators import Dense
 from .core.peft_form import TRANSPOSED, PeftForm
-from .core.peft_keys import default_and_pattern, literal
+from .core.peft_keys import PeftKeys
 from .core.seeded_indices import places
 from .core.site import Params, Site
 from .core.sparse import scattered
@@ -63,8 +63,8 @@ def _count(cfg: FourierFT, site: Site) -> int:
 
 def _resolve(configs: Sequence[Any], sites: Sequence[Site]) -> list[Any]:
     """PEFT refuses more coefficients than weights: a small layer's config says its own number."""
-    known = [site.in_features and site.out_features for site in sites]
-    return [replace(cfg, n_frequency=_count(cfg, site)) if yes else cfg for cfg, site, yes in zip(configs, sites, known, strict=True)]
+    is_known = [site.in_features and site.out_features for site in sites]
+    return [replace(cfg, n_frequency=_count(cfg, site)) if yes else cfg for cfg, site, yes in zip(configs, sites, is_known, strict=True)]
 
 
 @lru_cache(maxsize=64)
@@ -79,9 +79,9 @@ def _halved(seed: int, rows: int, columns: int, count: int) -> tuple[np.ndarray,
     cells = np.union1d(flat, mirrored)
     cells = cells[cells % columns <= columns // 2]
     numbers = np.full((2, len(cells)), count)
-    for row, found in zip(numbers, (flat, mirrored), strict=True):
-        at = np.searchsorted(cells, found).clip(max=len(cells) - 1)
-        inside = cells[at] == found
+    for row, entries in zip(numbers, (flat, mirrored), strict=True):
+        at = np.searchsorted(cells, entries).clip(max=len(cells) - 1)
+        inside = cells[at] == entries
         row[at[inside]] = np.arange(count)[inside]
     return np.stack(np.divmod(cells, columns)), numbers
 
@@ -103,28 +103,12 @@ def _normal_form(cfg: FourierFT, params: Params, site: Site) -> NormalForm:
     return NormalForm(down=Dense(xp.astype(change, values.dtype, copy=False)))
 
 
-def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
-    first: FourierFT = next(iter(sites.values()))
-    default, pattern = default_and_pattern({path: cfg.n_frequency for path, cfg in sites.items()}, anchored=False)
-    return {
-        "n_frequency": default,
-        "n_frequency_pattern": pattern,
-        "scaling": first.scaling,
-        "random_loc_seed": first.random_loc_seed,
-        "fan_in_fan_out": False,
-        "bias": "none",
-        "init_weights": True,
-    }
-
-
-def _from_peft(config: Mapping[str, Any]) -> FourierFT:
-    return FourierFT(
-        n_frequency=config.get("n_frequency", 1000),
-        scaling=config.get("scaling", 150.0),
-        random_loc_seed=config.get("random_loc_seed", 777),
-        n_frequency_pattern=literal(config.get("n_frequency_pattern"), "n_frequency_pattern"),
-    )
-
+_KEYS = PeftKeys(
+    FourierFT,
+    {"n_frequency": 1000, "scaling": 150.0, "random_loc_seed": 777},
+    {"fan_in_fan_out": False, "bias": "none", "init_weights": True},
+    by_site="n_frequency", anchored=False,
+)
 
 fourierft = METHODS.register(Method(
     name="fourierft",
@@ -142,8 +126,8 @@ fourierft = METHODS.register(Method(
         peft_type="FOURIERFT",
         suffixes={"fourierft_spectrum": "fourierft_spectrum"},
         layers=TRANSPOSED,
-        to_config=_to_peft,
-        from_config=_from_peft,
+        to_config=_KEYS.to_config,
+        from_config=_KEYS.from_config,
         features=lambda params: (None, None),
     ),
 ))

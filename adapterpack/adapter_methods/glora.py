@@ -8,9 +8,9 @@ and E are ``[out]`` or one number. C, D and E are there only where the layer has
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from .core.config import NoBranch, require_choice, require_whole
 from .core.layouts import STACKS, WEIGHTS
 from .core.operators import Array, Dense
 from .core.peft_form import PeftContent, PeftForm
+from .core.peft_keys import PeftKeys
 from .core.site import Params, Site
 from .registry import METHODS
 
@@ -61,16 +62,16 @@ class GLoRA(NoBranch):
 def _shapes(cfg: GLoRA, site: Site) -> dict[str, tuple[int, ...]]:
     out, wide = site.out_features, site.in_features
     every = {"A": (out, wide), "B": (out, wide), "C": (wide, 1), "D": (out,), "E": (out,)}
-    found: dict[str, tuple[int, ...]] = {}
+    shapes_by_name: dict[str, tuple[int, ...]] = {}
     for path, shape in every.items():
         form = getattr(cfg, _PATHS[path])
         if form == "none" or (path in "CDE" and not (site.bias if cfg.biased is None else cfg.biased)):
             continue
         if form == "lora":
-            found |= {f"glora_{path}_Xd": (shape[0], cfg.r), f"glora_{path}_Xu": (cfg.r, shape[1])}
+            shapes_by_name |= {f"glora_{path}_Xd": (shape[0], cfg.r), f"glora_{path}_Xu": (cfg.r, shape[1])}
         else:
-            found[f"glora_{path}_X"] = (1,) if form == "constant" else (*shape[:1], 1) if path in "ABC" else shape
-    return found
+            shapes_by_name[f"glora_{path}_X"] = (1,) if form == "constant" else (*shape[:1], 1) if path in "ABC" else shape
+    return shapes_by_name
 
 
 def _init(cfg: GLoRA, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -106,14 +107,11 @@ def _resolve(configs: Sequence[GLoRA], sites: Sequence[Site]) -> list[GLoRA]:
     return [replace(cfg, biased=site.bias) if cfg.biased is None else cfg for cfg, site in zip(configs, sites, strict=True)]
 
 
-def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
-    first: GLoRA = next(iter(sites.values()))
-    return {"r": first.r, **{name: getattr(first, name) for name in dict.fromkeys(_PATHS.values())}, "init_weights": True, "bias": "none"}
-
-
-def _from_peft(config: Mapping[str, Any]) -> GLoRA:
-    return GLoRA(r=config.get("r", 8), config_A_B=config.get("config_A_B", "lora"), config_C=config.get("config_C", "lora"),
-                 config_D_E=config.get("config_D_E", "constant"))
+_KEYS = PeftKeys(
+    GLoRA,
+    {"r": 8, "config_A_B": "lora", "config_C": "lora", "config_D_E": "constant"},
+    {"init_weights": True, "bias": "none"},
+)
 
 
 def _from_peft_file(content: PeftContent) -> PeftContent:
@@ -147,8 +145,8 @@ glora = METHODS.register(Method(
     peft=PeftForm(
         peft_type="GLORA",
         suffixes={f"glora_{path}_{leaf}": f"glora_{path}.{leaf}" for path in _PATHS for leaf in ("Xd", "Xu", "X")},
-        to_config=_to_peft,
-        from_config=_from_peft,
+        to_config=_KEYS.to_config,
+        from_config=_KEYS.from_config,
         features=_features,
         aliases={f"glora_{path}.zeros": f"zeros_{path}" for path in _PATHS},
         from_peft_file=_from_peft_file,

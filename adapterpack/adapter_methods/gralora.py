@@ -95,10 +95,10 @@ def _spread(B: Array) -> Array:
     """B ``[i, (j, rank), out/k]`` as a matrix ``[(i, out/k), (j, i', rank)]`` that is zero where i' is not i."""
     xp = array_namespace(B)
     k, rank, wide = B.shape
-    each = rank // k
-    parts = xp.permute_dims(xp.reshape(B, (k, k, each, wide)), (0, 3, 1, 2))[:, :, :, None, :]
-    own = xp.eye(k, dtype=B.dtype, device=B.device)[:, None, None, :, None]
-    return xp.reshape(parts * own, (k * wide, k * k * each))
+    block_rank = rank // k
+    parts = xp.permute_dims(xp.reshape(B, (k, k, block_rank, wide)), (0, 3, 1, 2))[:, :, :, None, :]
+    diagonal = xp.eye(k, dtype=B.dtype, device=B.device)[:, None, None, :, None]
+    return xp.reshape(parts * diagonal, (k * wide, k * k * block_rank))
 
 
 def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:

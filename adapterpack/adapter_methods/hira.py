@@ -8,9 +8,7 @@ its layers do not look at.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -20,6 +18,7 @@ from .core.config import RankConfig
 from .core.layouts import STACKS, WEIGHTS
 from .core.operators import Dense
 from .core.peft_form import TRANSPOSED, PeftForm
+from .core.peft_keys import PeftKeys
 from .core.site import Params, Site
 from .loha import kaiming
 from .registry import METHODS
@@ -48,10 +47,12 @@ def _normal_form(cfg: HiRA, params: Params, site: Site) -> NormalForm:
     return NormalForm(down=Dense(site.weight * array_namespace(A, B).matmul(B, A)))
 
 
-def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
-    first: HiRA = next(iter(sites.values()))
-    return {"r": first.r, "rank_pattern": {}, "hira_dropout": first.dropout, "init_weights": True, "fan_in_fan_out": False}
-
+_KEYS = PeftKeys(
+    HiRA,
+    {"r": 32, "dropout": 0.0},
+    {"rank_pattern": {}, "init_weights": True, "fan_in_fan_out": False},
+    renamed={"dropout": "hira_dropout"},
+)
 
 hira = METHODS.register(Method(
     name="hira",
@@ -69,8 +70,8 @@ hira = METHODS.register(Method(
         peft_type="HIRA",
         suffixes={"hira_A": "hira_A", "hira_B": "hira_B"},
         layers=TRANSPOSED,
-        to_config=_to_peft,
-        from_config=lambda config: HiRA(r=config.get("r", 32), dropout=config.get("hira_dropout", 0.0)),
+        to_config=_KEYS.to_config,
+        from_config=_KEYS.from_config,
         features=lambda params: (params["hira_A"].shape[1], params["hira_B"].shape[0]),
     ),
 ))

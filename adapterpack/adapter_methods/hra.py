@@ -11,10 +11,8 @@ number of reflections can do that, and with ``apply_gs``, where the vectors are 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 
@@ -24,6 +22,7 @@ from .core.config import NoBranch, require_flag, require_whole
 from .core.operators import Array, Deviation
 from .core.orthogonal import linear
 from .core.peft_form import PeftForm, PeftLayer
+from .core.peft_keys import PeftKeys
 from .core.site import Params, Site
 from .registry import METHODS
 
@@ -70,9 +69,9 @@ def _constants(cfg: HRA, site: Site) -> dict[str, np.ndarray]:
 
 
 def _normal_form(cfg: HRA, params: Params, site: Site) -> NormalForm:
-    given = params["hra_u"]
-    xp = array_namespace(given)
-    unit = given / xp.sqrt(xp.sum(given * given, axis=0, keepdims=True))
+    reflections = params["hra_u"]
+    xp = array_namespace(reflections)
+    unit = reflections / xp.sqrt(xp.sum(reflections * reflections, axis=0, keepdims=True))
     if cfg.apply_gs:  # orthogonal or not, the vectors span the same space, and I - 2 U (U^T U)^-1 U^T mirrors it
         return NormalForm(pre=Deviation(linear(xp.linalg.solve, xp.matmul(unit.T, unit), -2 * unit.T), unit))
     up, down = _steps(unit)
@@ -97,10 +96,7 @@ def _steps(unit: Array) -> tuple[Array, Array]:
     return up, down.T
 
 
-def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
-    first: HRA = next(iter(sites.values()))
-    return {"r": first.r, "apply_GS": first.apply_gs, "bias": "none", "init_weights": True}
-
+_KEYS = PeftKeys(HRA, {"r": 8, "apply_gs": False}, {"bias": "none", "init_weights": True}, renamed={"apply_gs": "apply_GS"})
 
 hra = METHODS.register(Method(
     name="hra",
@@ -119,8 +115,8 @@ hra = METHODS.register(Method(
         suffixes={"hra_u": "hra_u"},
         layers={"conv": PeftLayer()},
         peft_supports=lambda cfg, site: len(site.kernel) in (0, 2) and len(set(site.kernel)) < 2,  # no others than square kernels
-        to_config=_to_peft,
-        from_config=lambda config: HRA(r=config.get("r", 8), apply_gs=config.get("apply_GS", False)),
+        to_config=_KEYS.to_config,
+        from_config=_KEYS.from_config,
         features=lambda params: (params["hra_u"].shape[0], None),
     ),
 ))

@@ -75,13 +75,13 @@ def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _from_peft(config: Mapping[str, Any]) -> IA3:
-    given = config.get("feedforward_modules") or ()
-    names = [name.replace("\\", "") for name in given.split("|")] if isinstance(given, str) else list(given)
+    modules = config.get("feedforward_modules") or ()
+    names = [name.replace("\\", "") for name in modules.split("|")] if isinstance(modules, str) else list(modules)
     for name in names:
         if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
             raise Unsupported("this PEFT pattern is a regular expression, which is not run", where="feedforward_modules",
-                              expected="module names", found=repr(given)[:80], remedy="write the pattern with literal module names")
-    anchor = "^" if isinstance(given, str) else ""
+                              expected="module names", found=repr(modules)[:80], remedy="write the pattern with literal module names")
+    anchor = "^" if isinstance(modules, str) else ""
     return IA3(feedforward=tuple(anchor + name for name in names))
 
 

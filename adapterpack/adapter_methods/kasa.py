@@ -89,11 +89,11 @@ def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
 
 def _from_peft(config: Mapping[str, Any]) -> KaSA:
     assert lora.peft is not None
-    plain, own = lora.peft.from_config(config), config.get("kasa_config")
-    if not isinstance(own, Mapping):
-        raise ValueError(f"kasa_config must be an object, not {own!r:.80}")
+    plain, kasa_keys = lora.peft.from_config(config), config.get("kasa_config")
+    if not isinstance(kasa_keys, Mapping):
+        raise ValueError(f"kasa_config must be an object, not {kasa_keys!r:.80}")
     return KaSA(**{field.name: getattr(plain, field.name) for field in dataclasses.fields(plain)},
-                beta=own.get("beta", KaSA.beta), gamma=own.get("gamma", KaSA.gamma))
+                beta=kasa_keys.get("beta", KaSA.beta), gamma=kasa_keys.get("gamma", KaSA.gamma))
 
 
 kasa = METHODS.register(Method(

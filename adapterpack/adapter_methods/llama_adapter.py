@@ -60,7 +60,7 @@ def _normal_form(cfg: LLaMAAdapter, params: Params, site: Site) -> AttentionForm
 
 
 def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any] | None:
-    """PEFT finds the layers by their number alone: only the last ones of a model can be told to it."""
+    """PEFT counts the layers from the last one: its config can name only a model's last layers."""
     (cfg, *others), leaves = sites.values(), {path.rpartition(".")[2] for path in sites}
     if sites.keys() != {""} and (cfg.adapter_layers != len(sites) or len(leaves) > 1 or any(other != cfg for other in others)):
         return None

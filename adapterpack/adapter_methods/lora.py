@@ -1,4 +1,4 @@
-"""LoRA: a low-rank change beside a frozen layer (Hu et al. 2021, arXiv 2106.09685, section 4.1).
+"""LoRA: a low-rank change added to a frozen layer (Hu et al. 2021, arXiv 2106.09685, section 4.1).
 
     y' = base(x) + s * B (A x),   s = alpha / r,  or  alpha / sqrt(r) with rsLoRA (Kalajdzievski 2023, arXiv 2312.03732)
 
@@ -56,9 +56,9 @@ class LoRA(AlphaConfig):
             require_number("lr_ratio", self.lr_ratio)
             if self.lr_ratio <= 0:
                 raise ValueError(f"lr_ratio must be above 0, not {self.lr_ratio!r}")
-        known = init_named(self.init).options
-        if unknown := sorted(set(self.init_options) - set(known)):
-            raise ValueError(f"the init {self.init!r} has no option {unknown[0]!r}, only {sorted(known)}")
+        options = init_named(self.init).options
+        if unknown := sorted(set(self.init_options) - set(options)):
+            raise ValueError(f"the init {self.init!r} has no option {unknown[0]!r}, only {sorted(options)}")
 
     @property
     def scale(self) -> float:
@@ -140,7 +140,7 @@ def as_kernels(site: Site, params: Params) -> dict[str, np.ndarray]:
 
 
 OTHERS = ("use_dora", "kasa_config", "alora_invocation_tokens")
-"""The keys of PEFT's config by which other methods of the same type are told."""
+"""The keys of PEFT's config that mark other methods of the same type."""
 _SUFFIXES = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight"}
 EMBEDDED = {"lora_A": "lora_embedding_A", "lora_B": "lora_embedding_B"}
 """What PEFT calls the factors at an embedding."""
@@ -189,7 +189,7 @@ def _from_peft(config: Mapping[str, Any]) -> LoRA:
 
 lora = METHODS.register(Method(
     name="lora",
-    summary="a trained low-rank change beside each frozen layer; rsLoRA by use_rslora",
+    summary="a trained low-rank change added to each frozen layer; rsLoRA by use_rslora",
     paper="https://arxiv.org/abs/2106.09685",
     formula="y' = W x + b + s B A x,  s = alpha / r or alpha / sqrt(r)",
     config=LoRA,

@@ -2,7 +2,7 @@
 
     h' = h + R^T (W h + b - R h),   R [r, width] with orthonormal rows
 
-W is held as its difference to R, ``source`` = W - R, which starts at zero: a fresh adapter changes nothing, exactly, and every W can be
+W is stored as its difference to R, ``source`` = W - R, which starts at zero: a fresh adapter changes nothing, exactly, and every W can be
 reached. R comes from a free matrix V by ``R = L^-1 V`` with the Cholesky factor ``L L^T = V V^T``: the Gram-Schmidt rows of V, unique, so
 that every library gives the same. ``orthogonal=False`` leaves V as it is: DiReFT (section 3.2), and NoReFT, which are one form here.
 

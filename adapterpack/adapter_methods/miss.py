@@ -43,10 +43,10 @@ def _init(cfg: MiSS, site: Site, rng: np.random.Generator) -> dict[str, np.ndarr
 
 def _normal_form(cfg: MiSS, params: Params, site: Site) -> NormalForm:
     block = params["miss_block"]
-    return NormalForm(down=Sums(known(site).in_features, cfg.r, block), up=Dense(block.T))
+    return NormalForm(down=Sums(with_known_widths(site).in_features, cfg.r, block), up=Dense(block.T))
 
 
-def known(site: Site) -> Site:
+def with_known_widths(site: Site) -> Site:
     """The site, if its widths are known: the tensors of these methods do not say them.
 
     Raises:

@@ -19,7 +19,7 @@ from .core.config import RankConfig, require_whole
 from .core.operators import Chain, Dense, Repeat, Sums
 from .core.peft_form import PeftForm
 from .core.site import Params, Site
-from .miss import from_peft, is_miss, known, to_peft
+from .miss import from_peft, is_miss, to_peft, with_known_widths
 from .registry import METHODS
 
 
@@ -48,7 +48,7 @@ def _init(cfg: MiSSMini, site: Site, rng: np.random.Generator) -> dict[str, np.n
 
 
 def _normal_form(cfg: MiSSMini, params: Params, site: Site) -> NormalForm:
-    block, out = params["miss_block"], known(site).out_features
+    block, out = params["miss_block"], with_known_widths(site).out_features
     return NormalForm(down=Chain(Sums(site.in_features, cfg.r, block), Dense(block.T)), up=Repeat(cfg.mini_r, out, block))
 
 

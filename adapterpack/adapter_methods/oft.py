@@ -22,6 +22,7 @@ from .core.config import NoBranch, require_flag, require_number, require_whole
 from .core.operators import BlockDiagonal
 from .core.orthogonal import MOST_TERMS, block_size, cayley, skew, triangle, within
 from .core.peft_form import PeftForm
+from .core.peft_keys import PeftKeys
 from .core.site import Params, Site
 from .registry import METHODS
 
@@ -87,33 +88,21 @@ def _normal_form(cfg: OFT, params: Params, site: Site) -> NormalForm:
     return NormalForm(pre=BlockDiagonal(blocks))
 
 
+_KEYS = PeftKeys(
+    OFT,
+    {"block_size": 32, "r": 0, "block_share": False, "coft": False, "eps": 6e-5, "use_cayley_neumann": True, "num_cayley_neumann_terms": 5},
+    {"module_dropout": 0.0, "bias": "none", "fan_in_fan_out": False, "init_weights": True},
+    renamed={"block_size": "oft_block_size"},
+)
+
+
 def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
     first: OFT = next(iter(sites.values()))
-    return {
-        "r": first.r,
-        "oft_block_size": 0 if first.r else first.block_size,
-        "block_share": first.block_share,
-        "coft": first.coft,
-        "eps": first.eps,
-        "use_cayley_neumann": first.use_cayley_neumann,
-        "num_cayley_neumann_terms": first.num_cayley_neumann_terms,
-        "module_dropout": 0.0,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "init_weights": True,
-    }
+    return {**_KEYS.to_config(sites), "oft_block_size": 0 if first.r else first.block_size}
 
 
-def _from_peft(config: Mapping[str, Any]) -> OFT:
-    return OFT(
-        block_size=config.get("oft_block_size", 32) or 32,
-        r=config.get("r", 0),
-        block_share=config.get("block_share", False),
-        coft=config.get("coft", False),
-        eps=config.get("eps", 6e-5),
-        use_cayley_neumann=config.get("use_cayley_neumann", True),
-        num_cayley_neumann_terms=config.get("num_cayley_neumann_terms", 5),
-    )
+def _from_peft(config: Mapping[str, Any]) -> Any:
+    return _KEYS.from_config({**config, "oft_block_size": config.get("oft_block_size") or 32})
 
 
 def _features(params: Params) -> tuple[int | None, int | None]:

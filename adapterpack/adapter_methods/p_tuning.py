@@ -30,7 +30,7 @@ _MOST_LAYERS = 64
 class PTuning(EmbeddingConfig):
     """``encoder``: ``mlp`` or ``lstm`` of ``encoder_layers``; ``encoder_hidden`` is its width (0: the model's own).
 
-    ``baked`` says that the network is gone and the embeddings themselves are held.
+    ``baked`` says that the network is gone and the embeddings themselves are stored.
 
     Example:
         >>> PTuning(num_virtual_tokens=8, encoder="lstm").encoder_layers
@@ -53,20 +53,20 @@ class PTuning(EmbeddingConfig):
 def _layers(cfg: PTuning, site: Site) -> dict[str, tuple[tuple[int, ...], int]]:
     """Parameter of the network -> its shape and what torch calls its fan-in."""
     width, hidden = site.in_features, cfg.encoder_hidden or site.in_features
-    found: dict[str, tuple[tuple[int, ...], int]] = {}
+    layers: dict[str, tuple[tuple[int, ...], int]] = {}
     if cfg.encoder == "lstm":
         for layer in range(cfg.encoder_layers):
             entering = width if layer == 0 else 2 * hidden
             for side in ("", "_reverse"):
                 for kind, shape in (("weight_ih", (4 * hidden, entering)), ("weight_hh", (4 * hidden, hidden)),
                                     ("bias_ih", (4 * hidden,)), ("bias_hh", (4 * hidden,))):
-                    found[f"lstm_{kind}_l{layer}{side}"] = shape, hidden
+                    layers[f"lstm_{kind}_l{layer}{side}"] = shape, hidden
         sizes = [(2 * hidden, 2 * hidden), (width, 2 * hidden)]
     else:
         sizes = [(hidden, width), (hidden, hidden), (width, hidden)]
     for number, (wide, narrow) in enumerate(sizes):
-        found |= {f"mlp_{number}_weight": ((wide, narrow), narrow), f"mlp_{number}_bias": ((wide,), narrow)}
-    return found
+        layers |= {f"mlp_{number}_weight": ((wide, narrow), narrow), f"mlp_{number}_bias": ((wide,), narrow)}
+    return layers
 
 
 def _shapes(cfg: PTuning, site: Site) -> dict[str, tuple[int, ...]]:
@@ -113,8 +113,8 @@ def _both_ways(x: Array, params: Params, layer: str) -> Array:
         c = f * c + i * g
         h = o * xp.tanh(c)
         outputs.append(h)
-    found = xp.stack(outputs, axis=1)
-    return xp.concat([found[0, ...], xp.flip(found[1, ...], axis=0)], axis=1)
+    states = xp.stack(outputs, axis=1)
+    return xp.concat([states[0, ...], xp.flip(states[1, ...], axis=0)], axis=1)
 
 
 def _to_stored(cfg: PTuning, params: Params, site: Site) -> tuple[PTuning, dict[str, np.ndarray]]:

@@ -90,7 +90,7 @@ def _to_stored(cfg: PrefixTuning, params: Params, site: Site) -> tuple[PrefixTun
 
 
 def _to_peft(cfg: PrefixTuning) -> dict[str, Any]:
-    """PEFT must be told that there is no projection: it would run the stored keys and values through a fresh one."""
+    """Says that there is no projection: else PEFT would run the stored keys and values through a fresh one."""
     return {"prefix_projection": False, "encoder_hidden_size": None, "init_weights": None}
 
 

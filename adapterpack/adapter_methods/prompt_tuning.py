@@ -69,7 +69,7 @@ def _from_peft(config: Mapping[str, Any]) -> PromptTuning:
 
 
 _PEFT_INIT = {"prompt_tuning_init": "RANDOM", "prompt_tuning_init_text": None, "tokenizer_name_or_path": None, "tokenizer_kwargs": None}
-"""What PEFT is told of the init, which it must not run again: it would want a tokenizer by name."""
+"""PEFT's keys of the init, which it must not run again: it would want a tokenizer by name."""
 
 prompt_tuning = METHODS.register(Method(
     name="prompt_tuning",

@@ -27,6 +27,7 @@ from .core.config import SiteConfig, is_number, require_flag, require_number, re
 from .core.operators import Array, Dense
 from .core.orthogonal import MOST_TERMS, cayley, skew, triangle, within
 from .core.peft_form import Factorise, PeftForm
+from .core.peft_keys import PeftKeys
 from .core.site import Params, Site
 from .registry import METHODS
 
@@ -140,32 +141,27 @@ def _turned(cfg: PSOFT, params: Mapping[str, np.ndarray], site: Site, factorise:
     return cfg, {**params, "psoft_R": R * (both[np.triu_indices(r, 1)] if cfg.orth else both)}
 
 
+_KEYS = PeftKeys(
+    PSOFT,
+    {"r": 32, "ab_svd_init": "psoft_init", "orth": True, "mag_a": True, "mag_b": True, "use_cayley_neumann": False,
+     "num_cayley_neumann_terms": 5, "cayley_neumann_eps": None, "dropout": 0.0},
+    {"psoft_svd": "full", "fan_in_fan_out": False, "init_weights": True},
+    renamed={"orth": "psoft_orth", "mag_a": "psoft_mag_a", "mag_b": "psoft_mag_b", "dropout": "psoft_dropout"},
+)
+
+
 def _to_peft(sites: Mapping[str, PSOFT]) -> dict[str, Any]:
-    first = next(iter(sites.values()))
-    same = ("r", "ab_svd_init", "use_cayley_neumann", "num_cayley_neumann_terms", "cayley_neumann_eps")
-    return {**{name: getattr(first, name) for name in same}, "psoft_orth": first.orth, "psoft_mag_a": first.mag_a,
-            "psoft_mag_b": first.mag_b, "psoft_dropout": first.dropout, "psoft_alpha": first.r, "psoft_svd": "full",
-            "fan_in_fan_out": False, "init_weights": True}
+    return {**_KEYS.to_config(sites), "psoft_alpha": next(iter(sites.values())).r}
 
 
-def _from_peft(config: Mapping[str, Any]) -> PSOFT:
+def _from_peft(config: Mapping[str, Any]) -> Any:
     alpha = config.get("psoft_alpha", 32)
     if not is_number(alpha) or alpha <= 0:  # the root of a negative one is NaN; any other is divided out again
         raise ValueError(f"psoft_alpha must be positive, not {alpha!r}")
     if config.get("psoft_svd", "full") != "full":
         raise Unsupported("this PEFT option is not supported: psoft_svd", found=repr(config["psoft_svd"])[:80], expected="full",
                           remedy="merge this adapter with the library that made it: its singular vectors are estimates")
-    return PSOFT(
-        r=config.get("r", 32),
-        ab_svd_init=config.get("ab_svd_init", "psoft_init"),
-        orth=config.get("psoft_orth", True),
-        mag_a=config.get("psoft_mag_a", True),
-        mag_b=config.get("psoft_mag_b", True),
-        use_cayley_neumann=config.get("use_cayley_neumann", False),
-        num_cayley_neumann_terms=config.get("num_cayley_neumann_terms", 5),
-        cayley_neumann_eps=config.get("cayley_neumann_eps"),
-        dropout=config.get("psoft_dropout", 0.0),
-    )
+    return _KEYS.from_config(config)
 
 
 psoft = METHODS.register(Method(

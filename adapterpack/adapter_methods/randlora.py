@@ -10,7 +10,6 @@ column i r + k of B does not meet the row of base i and rank k. All bases are ra
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -24,6 +23,7 @@ from .core.config import require_flag, require_number, require_whole
 from .core.layouts import STACKS, WEIGHTS
 from .core.operators import Dense
 from .core.peft_form import TRANSPOSED, PeftForm
+from .core.peft_keys import PeftKeys
 from .core.projection import Projected, Projection, resolve
 from .core.site import Params, Site
 from .core.torch_random import TorchGenerator
@@ -140,33 +140,12 @@ def _normal_form(cfg: RandLoRA, params: Params, site: Site) -> NormalForm:
     return NormalForm(down=Dense(down), up=Dense(up))
 
 
-def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
-    first: RandLoRA = next(iter(sites.values()))
-    return {
-        "r": first.r,
-        "randlora_alpha": first.alpha,
-        "projection_prng_key": first.projection_prng_key,
-        "save_projection": first.save_projection,
-        "sparse": first.sparse,
-        "very_sparse": first.very_sparse,
-        "randlora_dropout": first.dropout,
-        "fan_in_fan_out": False,
-        "bias": "none",
-        "init_weights": True,
-    }
-
-
-def _from_peft(config: Mapping[str, Any]) -> RandLoRA:
-    return RandLoRA(
-        r=config.get("r", 32),
-        alpha=config.get("randlora_alpha", 640),
-        projection_prng_key=config.get("projection_prng_key", 0),
-        save_projection=config.get("save_projection", True),
-        sparse=config.get("sparse", False),
-        very_sparse=config.get("very_sparse", False),
-        dropout=config.get("randlora_dropout", 0.0),
-    )
-
+_KEYS = PeftKeys(
+    RandLoRA,
+    {"r": 32, "alpha": 640, "projection_prng_key": 0, "save_projection": True, "sparse": False, "very_sparse": False, "dropout": 0.0},
+    {"fan_in_fan_out": False, "bias": "none", "init_weights": True},
+    renamed={"alpha": "randlora_alpha", "dropout": "randlora_dropout"},
+)
 
 randlora = METHODS.register(Method(
     name="randlora",
@@ -186,8 +165,8 @@ randlora = METHODS.register(Method(
         peft_type="RANDLORA",
         suffixes={name: name for name in ("randlora_lambda", "randlora_gamma", *_PROJECTION.names)},
         layers=TRANSPOSED,
-        to_config=_to_peft,
-        from_config=_from_peft,
+        to_config=_KEYS.to_config,
+        from_config=_KEYS.from_config,
         features=lambda params: (None, None),
         shared={"randlora_A": "base_model.randlora_A", "randlora_B": "base_model.randlora_B"},
         from_peft_file=_PROJECTION.from_peft_file,

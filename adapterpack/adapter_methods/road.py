@@ -8,9 +8,9 @@ for every pair (``road_1``), for every output (``road_2``), or for every output 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from .core.config import NoBranch, require_whole
 from .core.operators import Array, Pairs
 from .core.orthogonal import nearest_divisor
 from .core.peft_form import PeftForm
+from .core.peft_keys import PeftKeys
 from .core.site import Params, Site
 from .registry import METHODS
 
@@ -88,14 +89,11 @@ def _normal_form(cfg: RoAd, params: Params, site: Site) -> NormalForm:
     xp = array_namespace(theta)
     half = nearest_divisor((site.out_features + 1) // 2, cfg.group_size // 2)
     spread = VARIANTS[cfg.variant].spread
-    own, other = spread(alpha * xp.cos(theta), half, 0), spread(alpha * xp.sin(theta), half, 1)
-    return NormalForm(post=Pairs(own, other, half, site.out_features))
+    cosines, sines = spread(alpha * xp.cos(theta), half, 0), spread(alpha * xp.sin(theta), half, 1)
+    return NormalForm(post=Pairs(cosines, sines, half, site.out_features))
 
 
-def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
-    first: RoAd = next(iter(sites.values()))
-    return {"variant": first.variant, "group_size": first.group_size, "init_weights": True}
-
+_KEYS = PeftKeys(RoAd, {"variant": "road_1", "group_size": 64}, {"init_weights": True})
 
 road = METHODS.register(Method(
     name="road",
@@ -112,8 +110,8 @@ road = METHODS.register(Method(
         peft_supports=lambda cfg, site: site.out_features % cfg.group_size == 0,
         peft_type="ROAD",
         suffixes={"road_theta": "road_theta", "road_alpha": "road_alpha"},
-        to_config=_to_peft,
-        from_config=lambda config: RoAd(variant=config.get("variant", "road_1"), group_size=config.get("group_size", 64)),
+        to_config=_KEYS.to_config,
+        from_config=_KEYS.from_config,
         features=lambda params: (None, None),  # an odd number of outputs has the parameters of the next even one
     ),
 ))

@@ -2,21 +2,20 @@
 
     W' = W + S,   S [out, in] zero but for r (in + out) trained values, as many as LoRA of rank r has
 
-The places are drawn from ``random_seed``, as PEFT draws them. Without a seed they are stored beside the values, in int32.
+The places are drawn from ``random_seed``, as PEFT draws them. Without a seed they are stored with the values, in int32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 
 from .core.base import Method, NormalForm, Storage, Traits, require_widths
 from .core.config import LARGEST_WHOLE, SiteConfig, require_whole
 from .core.peft_form import PeftContent, PeftForm
+from .core.peft_keys import PeftKeys
 from .core.seeded_indices import places
 from .core.site import Params, Site
 from .core.sparse import Sparse
@@ -82,15 +81,13 @@ def _normal_form(cfg: SHiRA, params: Params, site: Site) -> NormalForm:
     return NormalForm(down=Sparse(params["shira_weight"], params["shira_indices"], (site.out_features, site.in_features)))
 
 
-def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
-    first: SHiRA = next(iter(sites.values()))
-    return {"r": first.r, "mask_type": "random", "random_seed": first.random_seed, "fan_in_fan_out": False, "init_weights": True}
+_KEYS = PeftKeys(SHiRA, {"r": 32, "random_seed": None}, {"mask_type": "random", "fan_in_fan_out": False, "init_weights": True})
 
 
-def _from_peft_file(found: PeftContent) -> PeftContent:
+def _from_peft_file(content: PeftContent) -> PeftContent:
     """PEFT stores the places even where it has a seed for them."""
-    stored = any("shira_indices" in params for params in found.sites.values())
-    return found._replace(config=replace(found.config, random_seed=None)) if stored else found
+    stored = any("shira_indices" in params for params in content.sites.values())
+    return content._replace(config=replace(content.config, random_seed=None)) if stored else content
 
 
 shira = METHODS.register(Method(
@@ -108,8 +105,8 @@ shira = METHODS.register(Method(
     peft=PeftForm(
         peft_type="SHIRA",
         suffixes={"shira_weight": "shira_weight", "shira_indices": "shira_indices"},
-        to_config=_to_peft,
-        from_config=lambda config: SHiRA(r=config.get("r", 32), random_seed=config.get("random_seed")),
+        to_config=_KEYS.to_config,
+        from_config=_KEYS.from_config,
         features=lambda params: (None, None),
         from_peft_file=_from_peft_file,
     ),

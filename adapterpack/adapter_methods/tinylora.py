@@ -23,6 +23,7 @@ from .core.base import Method, NormalForm, Shared, Storage, Traits
 from .core.config import LARGEST_WHOLE, MOST_SITES, SiteConfig, is_number, require_flag, require_whole
 from .core.operators import Chain, Dense
 from .core.peft_form import TRANSPOSED, Factorise, PeftContent, PeftForm
+from .core.peft_keys import PeftKeys
 from .core.site import Params, Site
 from .core.torch_random import TorchGenerator
 from .registry import METHODS
@@ -133,13 +134,16 @@ def _normal_form(cfg: TinyLoRA, params: Params, site: Site) -> NormalForm:
     return NormalForm(down=Chain(Dense(params["tinylora_A"]), Dense(R)), up=Dense(params["tinylora_B"]))
 
 
+_KEYS = PeftKeys(
+    TinyLoRA,
+    {"r": 2, "u": 64, "weight_tying": 0.0, "projection_seed": 42, "dropout": 0.0},
+    {"save_projection": False, "init_v_bound": 0.02, "fan_in_fan_out": False, "bias": "none", "init_weights": True},
+    renamed={"dropout": "tinylora_dropout"},
+)
+
+
 def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any] | None:
-    first: TinyLoRA = next(iter(sites.values()))
-    if not first.save_factors:
-        return None
-    same = ("r", "u", "weight_tying", "projection_seed")
-    return {**{name: getattr(first, name) for name in same}, "tinylora_dropout": first.dropout, "save_projection": False,
-            "init_v_bound": 0.02, "fan_in_fan_out": False, "bias": "none", "init_weights": True}
+    return _KEYS.to_config(sites) if next(iter(sites.values())).save_factors else None
 
 
 def _stored(cfg: TinyLoRA, params: Mapping[str, np.ndarray], site: Site, factorise: Factorise) -> tuple[TinyLoRA, dict[str, np.ndarray]]:
@@ -147,28 +151,21 @@ def _stored(cfg: TinyLoRA, params: Mapping[str, np.ndarray], site: Site, factori
     return replace(cfg, save_factors=True), {**_factors(cfg, site), **params}
 
 
-def _from_peft(config: Mapping[str, Any]) -> TinyLoRA:
-    return TinyLoRA(
-        r=config.get("r", 2),
-        u=config.get("u", 64),
-        weight_tying=config.get("weight_tying", 0.0),
-        projection_seed=config.get("projection_seed", 42),
-        save_factors=True,
-        dropout=config.get("tinylora_dropout", 0.0),
-    )
+def _from_peft(config: Mapping[str, Any]) -> Any:
+    return replace(_KEYS.from_config(config), save_factors=True)
 
 
-def _from_peft_file(found: PeftContent) -> PeftContent:
+def _from_peft_file(content: PeftContent) -> PeftContent:
     """The sites' numbers, which PEFT's file tells by the P that belong to them.
 
     Raises:
         Unsupported: there are several sites and no P, or one that no number gives.
     """
-    cfg, count = found.config, len(found.sites)
-    if (count == 1 or found.packed) and all("tinylora_P" not in params for params in found.sites.values()):
-        return found
+    cfg, count = content.config, len(content.sites)
+    if (count == 1 or content.packed) and all("tinylora_P" not in params for params in content.sites.values()):
+        return content
     indices: dict[str, int] = {}
-    for path, params in found.sites.items():
+    for path, params in content.sites.items():
         P = params.get("tinylora_P")
         if P is None or P.ndim != 3:
             raise Unsupported("this file does not say in which order its layers come, on which their vectors depend", where=path,
@@ -180,8 +177,8 @@ def _from_peft_file(found: PeftContent) -> PeftContent:
             raise Unsupported("the stored tinylora_P is not that of projection_seed", where=path,
                               remedy="merge this adapter with the library that made it")
         indices[path] = index
-    sites = {path: {name: value for name, value in params.items() if name != "tinylora_P"} for path, params in found.sites.items()}
-    return PeftContent(replace(cfg, count=count, indices=indices), found.shared, sites)
+    sites = {path: {name: value for name, value in params.items() if name != "tinylora_P"} for path, params in content.sites.items()}
+    return PeftContent(replace(cfg, count=count, indices=indices), content.shared, sites)
 
 
 tinylora = METHODS.register(Method(

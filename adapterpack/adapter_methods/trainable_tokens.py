@@ -96,8 +96,8 @@ def _appended_rows(cfg: TrainableTokens, params: Params, rows: int) -> np.ndarra
     place = {index: number for number, index in enumerate(cfg.token_indices)}
     if missing := [index for index in new if index not in place]:
         raise ValueError(f"the words {', '.join(map(str, missing[:5]))} are new and were not trained: their rows are in no file")
-    found: np.ndarray = params["trainable_tokens_delta"][[place[index] for index in new]]
-    return found if new else None
+    appended: np.ndarray = params["trainable_tokens_delta"][[place[index] for index in new]]
+    return appended if new else None
 
 
 def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:

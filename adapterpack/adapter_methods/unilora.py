@@ -22,6 +22,7 @@ from .core.base import Method, NormalForm, Shared, Storage, Traits, require_widt
 from .core.config import LARGEST_WHOLE, SiteConfig, require_number, require_whole
 from .core.operators import Dense
 from .core.peft_form import TRANSPOSED, PeftContent, PeftForm
+from .core.peft_keys import PeftKeys
 from .core.site import Params, Site
 from .registry import METHODS
 
@@ -121,43 +122,37 @@ def _theta(cfg: UniLoRA, sites: Sequence[Site], rng: np.random.Generator) -> dic
     return {"unilora_theta_d": rng.uniform(-bound, bound, cfg.theta_d_length).astype(np.float32)}
 
 
-def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
-    first: UniLoRA = next(iter(sites.values()))
-    same = ("r", "theta_d_length", "proj_seed", "init_theta_d_bound")
-    return {**{name: getattr(first, name) for name in same}, "unilora_dropout": first.dropout, "save_indices": False,
-            "fan_in_fan_out": False, "bias": "none", "init_weights": True}
+_KEYS = PeftKeys(
+    UniLoRA,
+    {"r": 4, "theta_d_length": 256, "proj_seed": 42, "init_theta_d_bound": 0.02, "dropout": 0.0},
+    {"save_indices": False, "fan_in_fan_out": False, "bias": "none", "init_weights": True},
+    renamed={"dropout": "unilora_dropout"},
+)
 
 
-def _from_peft(config: Mapping[str, Any]) -> UniLoRA:
+def _from_peft(config: Mapping[str, Any]) -> Any:
     targets = config.get("target_modules")
     if isinstance(targets, str) and re.fullmatch(r"[A-Za-z0-9_.-]+", targets):  # an expression that is a name
         targets = [targets]
-    return UniLoRA(
-        r=config.get("r", 4),
-        theta_d_length=config.get("theta_d_length", 256),
-        proj_seed=config.get("proj_seed", 42),
-        init_theta_d_bound=config.get("init_theta_d_bound", 0.02),
-        dropout=config.get("unilora_dropout", 0.0),
-        targets=tuple(map(str, targets)) if isinstance(targets, list) else (),
-    )
+    return replace(_KEYS.from_config(config), targets=tuple(map(str, targets)) if isinstance(targets, list) else ())
 
 
-def _from_peft_file(found: PeftContent) -> PeftContent:
+def _from_peft_file(content: PeftContent) -> PeftContent:
     """The sites and their places: by PEFT's stored indices, or by the one target that a file without them may have.
 
     Raises:
         Unsupported: the file does not say in which order its layers come, or the indices are not those of the seed.
     """
-    cfg = replace(found.config, targets="all-linear")
-    if not found.sites:
-        if len(found.config.targets) != 1 and not found.packed:
+    cfg = replace(content.config, targets="all-linear")
+    if not content.sites:
+        if len(content.config.targets) != 1 and not content.packed:
             raise Unsupported("this file does not say in which order its layers come, on which their indices depend",
-                              where="target_modules", expected="save_indices: true, or one target", found=f"{len(found.config.targets)}",
+                              where="target_modules", expected="save_indices: true, or one target", found=f"{len(content.config.targets)}",
                               remedy="save it again with PEFT after setting save_indices=True in its config")
-        return PeftContent(cfg, found.shared, {path: {} for path in found.config.targets})
-    if any(name not in params or cfg.r not in params[name].shape for params in found.sites.values() for name in _INDICES):
+        return PeftContent(cfg, content.shared, {path: {} for path in content.config.targets})
+    if any(name not in params or cfg.r not in params[name].shape for params in content.sites.values() for name in _INDICES):
         raise ValueError(f"every site needs {' and '.join(_INDICES)} of rank {cfg.r}")
-    parts = {path: np.concatenate([params[name].reshape(-1) for name in _INDICES]) for path, params in found.sites.items()}
+    parts = {path: np.concatenate([params[name].reshape(-1) for name in _INDICES]) for path, params in content.sites.items()}
     total = sum(map(len, parts.values()))
     indices, start = _dealt(total, cfg.theta_d_length, cfg.proj_seed)[0], 0
     starts: dict[str, int] = {}
@@ -168,7 +163,7 @@ def _from_peft_file(found: PeftContent) -> PeftContent:
                               remedy="merge this adapter with the library that made it")
         starts[path] = start
         start += len(parts[path])
-    return PeftContent(replace(cfg, total=total, starts=starts), found.shared, {path: {} for path in parts})
+    return PeftContent(replace(cfg, total=total, starts=starts), content.shared, {path: {} for path in parts})
 
 
 def _begins(indices: np.ndarray, part: np.ndarray) -> bool:
@@ -198,7 +193,7 @@ unilora = METHODS.register(Method(
         peft_type="UNILORA",
         suffixes={name: name for name in (*_INDICES, "unilora_scales_A", "unilora_scales_B")},
         layers=TRANSPOSED,
-        to_config=_to_peft,
+        to_config=_KEYS.to_config,
         from_config=_from_peft,
         features=lambda params: (None, None),
         shared={"unilora_theta_d": "base_model.unilora_theta_d"},

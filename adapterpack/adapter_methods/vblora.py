@@ -8,7 +8,7 @@ PEFT refuses such a layer. A fresh adapter changes the output, as in PEFT and th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from .core.base import Method, NormalForm, Shared, Storage, Traits
 from .core.config import SiteConfig, require_flag, require_number, require_whole
 from .core.operators import Array, Dense
 from .core.peft_form import TRANSPOSED, PeftForm
+from .core.peft_keys import PeftKeys
 from .core.site import Params, Site
 from .registry import METHODS
 
@@ -64,7 +65,7 @@ _SIDES = ("vblora_logits_A", "vblora_logits_B")
 
 
 def _pieces(cfg: VBLoRA, site: Site) -> tuple[int, int]:
-    """How many vectors lie beside each other in a row of A, and in a column of B."""
+    """How many vectors make up a row of A, and a column of B."""
     return -(-site.in_features // cfg.vector_length), -(-site.out_features // cfg.vector_length)
 
 
@@ -102,15 +103,15 @@ def _best(xp: Any, logits: Array, count: int) -> tuple[Array, Array]:
 def _rows(xp: Any, params: Params, leaf: str = "") -> Array:
     """The pieces of both sides, one after the other, as rows."""
     both = [params[f"{side}{leaf}"] for side in _SIDES]
-    return xp.concat([xp.reshape(each, (-1, each.shape[2])) for each in both], axis=0)
+    return xp.concat([xp.reshape(part, (-1, part.shape[2])) for part in both], axis=0)
 
 
 def _normal_form(cfg: VBLoRA, params: Params, site: Site) -> NormalForm:
     bank, wide = params["vblora_vector_bank"], -(-site.in_features // cfg.vector_length)
     xp = array_namespace(bank)
     if cfg.save_only_topk_weights:
-        best, known = xp.astype(_rows(xp, params, "_topk_indices"), xp.int64), _rows(xp, params, "_topk_weights")
-        weights = xp.concat([known, 1 - xp.sum(known, axis=-1, keepdims=True)], axis=-1)
+        best, stored_weights = xp.astype(_rows(xp, params, "_topk_indices"), xp.int64), _rows(xp, params, "_topk_weights")
+        weights = xp.concat([stored_weights, 1 - xp.sum(stored_weights, axis=-1, keepdims=True)], axis=-1)
     else:
         best, weights = _best(xp, _rows(xp, params), cfg.topk)
     vectors = xp.reshape(xp.take(bank, xp.reshape(best, (-1,)), axis=0), (*best.shape, cfg.vector_length))
@@ -121,24 +122,13 @@ def _normal_form(cfg: VBLoRA, params: Params, site: Site) -> NormalForm:
     return NormalForm(down=Dense(down), up=Dense(up))
 
 
-def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
-    first: VBLoRA = next(iter(sites.values()))
-    same = ("r", "num_vectors", "vector_length", "topk", "init_vector_bank_bound", "init_logits_std", "save_only_topk_weights")
-    return {**{name: getattr(first, name) for name in same}, "vblora_dropout": first.dropout, "fan_in_fan_out": False, "bias": "none"}
-
-
-def _from_peft(config: Mapping[str, Any]) -> VBLoRA:
-    return VBLoRA(
-        r=config.get("r", 4),
-        num_vectors=config.get("num_vectors", 256),
-        vector_length=config.get("vector_length", 256),
-        topk=config.get("topk", 2),
-        init_vector_bank_bound=config.get("init_vector_bank_bound", 0.02),
-        init_logits_std=config.get("init_logits_std", 0.1),
-        save_only_topk_weights=config.get("save_only_topk_weights", False),
-        dropout=config.get("vblora_dropout", 0.0),
-    )
-
+_KEYS = PeftKeys(
+    VBLoRA,
+    {"r": 4, "num_vectors": 256, "vector_length": 256, "topk": 2, "init_vector_bank_bound": 0.02, "init_logits_std": 0.1,
+     "save_only_topk_weights": False, "dropout": 0.0},
+    {"fan_in_fan_out": False, "bias": "none"},
+    renamed={"dropout": "vblora_dropout"},
+)
 
 vblora = METHODS.register(Method(
     name="vblora",
@@ -161,8 +151,8 @@ vblora = METHODS.register(Method(
         suffixes={name: name for side in _SIDES for name in (f"{side}_topk_indices", f"{side}_topk_weights", side)},
         layers=TRANSPOSED,
         peft_supports=lambda cfg, site: site.in_features % cfg.vector_length == 0 == site.out_features % cfg.vector_length,
-        to_config=_to_peft,
-        from_config=_from_peft,
+        to_config=_KEYS.to_config,
+        from_config=_KEYS.from_config,
         features=lambda params: (None, None),
         shared={"vblora_vector_bank": "base_model.vblora_vector_bank"},
     ),

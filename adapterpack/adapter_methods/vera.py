@@ -9,10 +9,8 @@ A and B are drawn by Kaiming's uniform rule from ``projection_prng_key``, with t
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 
@@ -21,6 +19,7 @@ from .core.config import require_number, require_whole
 from .core.layouts import STACKS, WEIGHTS
 from .core.operators import Dense, Scaled
 from .core.peft_form import TRANSPOSED, PeftForm
+from .core.peft_keys import PeftKeys
 from .core.projection import Projected, Projection, resolve
 from .core.site import Params, Site
 from .core.torch_random import TorchGenerator
@@ -83,29 +82,12 @@ def _normal_form(cfg: VeRA, params: Params, site: Site) -> NormalForm:
     return NormalForm(down=Dense(A), up=Scaled(B, params["vera_lambda_b"], params["vera_lambda_d"]))
 
 
-def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
-    first: VeRA = next(iter(sites.values()))
-    return {
-        "r": first.r,
-        "projection_prng_key": first.projection_prng_key,
-        "save_projection": first.save_projection,
-        "vera_dropout": first.dropout,
-        "d_initial": first.d_initial,
-        "fan_in_fan_out": False,
-        "bias": "none",
-        "init_weights": True,
-    }
-
-
-def _from_peft(config: Mapping[str, Any]) -> VeRA:
-    return VeRA(
-        r=config.get("r", 256),
-        projection_prng_key=config.get("projection_prng_key", 0),
-        save_projection=config.get("save_projection", True),
-        dropout=config.get("vera_dropout", 0.0),
-        d_initial=config.get("d_initial", 0.1),
-    )
-
+_KEYS = PeftKeys(
+    VeRA,
+    {"r": 256, "projection_prng_key": 0, "save_projection": True, "dropout": 0.0, "d_initial": 0.1},
+    {"fan_in_fan_out": False, "bias": "none", "init_weights": True},
+    renamed={"dropout": "vera_dropout"},
+)
 
 vera = METHODS.register(Method(
     name="vera",
@@ -124,8 +106,8 @@ vera = METHODS.register(Method(
         peft_type="VERA",
         suffixes={name: name for name in ("vera_lambda_b", "vera_lambda_d")},
         layers=TRANSPOSED,
-        to_config=_to_peft,
-        from_config=_from_peft,
+        to_config=_KEYS.to_config,
+        from_config=_KEYS.from_config,
         features=lambda params: (None, params["vera_lambda_b"].shape[0]),
         shared={"vera_A": "base_model.vera_A", "vera_B": "base_model.vera_B"},
         from_peft_file=_PROJECTION.from_peft_file,

@@ -20,7 +20,7 @@ from .core.base import Method, NormalForm, Storage, Traits, require_widths
 from .core.config import LARGEST_WHOLE, SiteConfig, by_suffix, require_flag, require_number, require_whole
 from .core.operators import Dense
 from .core.peft_form import TRANSPOSED, PeftContent, PeftForm
-from .core.peft_keys import default_and_pattern, literal
+from .core.peft_keys import PeftKeys
 from .core.seeded_indices import places
 from .core.site import Params, Site
 from .core.sparse import scattered
@@ -113,41 +113,21 @@ def _normal_form(cfg: WaveFT, params: Params, site: Site) -> NormalForm:
     return NormalForm(down=Dense(inverse(xp, rows.T, low, high).T[: shape[0], : shape[1]]))
 
 
-def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
-    first: WaveFT = next(iter(sites.values()))
-    default, pattern = default_and_pattern({path: cfg.n_frequency for path, cfg in sites.items()}, anchored=True)
-    return {
-        "n_frequency": default,
-        "n_frequency_pattern": pattern,
-        "scaling": first.scaling,
-        "wavelet_family": first.wavelet_family,
-        "use_idwt": first.use_idwt,
-        "random_loc_seed": first.random_loc_seed,
-        "proportional_parameters": False,
-        "fan_in_fan_out": False,
-        "bias": "none",
-        "init_weights": True,
-    }
+_KEYS = PeftKeys(
+    WaveFT,
+    {"n_frequency": 2592, "scaling": 25.0, "wavelet_family": "db1", "use_idwt": True, "random_loc_seed": 777,
+     "proportional_parameters": False},
+    {"proportional_parameters": False, "fan_in_fan_out": False, "bias": "none", "init_weights": True},
+    by_site="n_frequency",
+)
 
 
-def _from_peft(config: Mapping[str, Any]) -> WaveFT:
-    return WaveFT(
-        n_frequency=config.get("n_frequency", 2592),
-        scaling=config.get("scaling", 25.0),
-        wavelet_family=config.get("wavelet_family", "db1"),
-        use_idwt=config.get("use_idwt", True),
-        random_loc_seed=config.get("random_loc_seed", 777),
-        n_frequency_pattern=literal(config.get("n_frequency_pattern"), "n_frequency_pattern"),
-        proportional_parameters=config.get("proportional_parameters", False),
-    )
-
-
-def _from_peft_file(found: PeftContent) -> PeftContent:
+def _from_peft_file(content: PeftContent) -> PeftContent:
     """What was dealt out by size is read off the tensors."""
-    if not found.config.proportional_parameters:
-        return found
-    counts = {f"^{path}": len(params["waveft_spectrum"]) for path, params in found.sites.items() if "waveft_spectrum" in params}
-    return found._replace(config=replace(found.config, n_frequency_pattern=counts, proportional_parameters=False))
+    if not content.config.proportional_parameters:
+        return content
+    counts = {f"^{path}": len(params["waveft_spectrum"]) for path, params in content.sites.items() if "waveft_spectrum" in params}
+    return content._replace(config=replace(content.config, n_frequency_pattern=counts, proportional_parameters=False))
 
 
 waveft = METHODS.register(Method(
@@ -167,8 +147,8 @@ waveft = METHODS.register(Method(
         peft_type="WAVEFT",
         suffixes={"waveft_spectrum": "waveft_spectrum"},
         layers=TRANSPOSED,
-        to_config=_to_peft,
-        from_config=_from_peft,
+        to_config=_KEYS.to_config,
+        from_config=_KEYS.from_config,
         features=lambda params: (None, None),
         from_peft_file=_from_peft_file,
     ),

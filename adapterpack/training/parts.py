@@ -14,7 +14,7 @@ from .active import adapter_names, wrappers_of
 from .layers.layer import Adapted
 from .layers.tensors import as_numpy
 from .layers.whole import SavedModule
-from .sites import known_sites
+from .layers.wrapper import path_order
 
 
 class Parts(NamedTuple):
@@ -41,7 +41,7 @@ def parts_of(model: nn.Module, name: str) -> Parts:
     if not adapted:
         raise Unsupported("this adapter changes no layer by a method, so its method is not known here", where=name,
                           remedy="keep the pack that it came from")
-    order = {path: place for place, path in enumerate(known_sites(model))}  # of the wrappers of one module, the last one stands outside
+    order = path_order(model)  # of the wrappers of one module, the last one stands outside
     adapted.sort(key=lambda module: order.get(module._site.path, len(order)))
     method = next((module for module in adapted if name not in module._secondary), adapted[0])._methods[name][0]
     sites_by_method: dict[str, dict[Site, tuple[Any, dict[str, np.ndarray]]]] = {method.name: {}}

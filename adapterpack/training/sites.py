@@ -58,18 +58,14 @@ so it goes to the owner, around the parameter."""
 _NEVER_CALLED = (nn.ParameterList, nn.ParameterDict)
 
 
-def _is(module: nn.Module, kind: type[nn.Module] | str) -> bool:
-    if isinstance(kind, type):
-        return isinstance(module, kind)
-    return any(f"{base.__module__}.{base.__qualname__}" == kind for base in type(module).__mro__)
-
-
 def _layer(path: str, module: nn.Module, layers: Sequence[str] = ()) -> Site | None:
     """The site of a layer, of one of the kinds ``layers`` if it can be, or None if it is no layer that can be adapted."""
     if isinstance(module, BYPASSED):
         return None
-    makers: tuple[Maker, ...] = next((makers for kind, makers in LAYERS.items() if _is(module, kind)), (_norm,))
-    sites = [site for make in makers if (site := make(path, module)) is not None]
+    classes = type(module).__mro__
+    names = {f"{one.__module__}.{one.__qualname__}" for one in classes}
+    makers = [makers for kind, makers in LAYERS.items() if kind in classes or kind in names]
+    sites = [site for make in (makers[0] if makers else (_norm,)) if (site := make(path, module)) is not None]
     return next((site for site in sites if site.kind in layers), sites[0] if sites else None)
 
 
@@ -93,14 +89,6 @@ def _parameters(path: str, module: nn.Module) -> Iterator[Site]:
             yield Site(f"{path}.{leaf}".lstrip("."), width, out, kind, stack=value.shape[0] if value.ndim == 3 else 1)
 
 
-def sites_of(path: str, module: nn.Module, layers: Sequence[str] = ()) -> list[Site]:
-    """The sites that a module of the model is: the layer, or for attention its projections; none for what has to be named closer."""
-    if isinstance(module, nn.MultiheadAttention):
-        return list(_parameters(path, module))
-    site = _layer(path, module, layers)
-    return [] if site is None else [site]
-
-
 ALL = {"all-linear": tuple(kind for kind, layout in LAYOUTS.items() if layout.linear), "all-norm": ("norm",)}
 """What ``targets`` may say for every layer of a kind."""
 
@@ -119,10 +107,11 @@ def known_sites(model: nn.Module, layers: Sequence[str] = ()) -> dict[str, list[
     """Every path that may be named in a model, modules and bare parameters, and its sites, of ``layers`` where they can be."""
     sites: dict[str, list[Site]] = {}
     for path, module in own_modules(model):
+        site = _layer(path, module, layers)
+        parameters = [] if site is not None else list(_parameters(path, module))
         if path:
-            sites[path] = sites_of(path, module, layers)
-        if _layer(path, module) is None:
-            sites |= {site.path: [site] for site in _parameters(path, module)}
+            sites[path] = [site] if site is not None else parameters if isinstance(module, nn.MultiheadAttention) else []
+        sites |= {one.path: [one] for one in parameters}
     return sites
 
 

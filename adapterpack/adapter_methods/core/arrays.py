@@ -1,4 +1,4 @@
-"""The array library that a method computes with."""
+"""Finds the array library (numpy or torch) that given arrays belong to."""
 
 from __future__ import annotations
 

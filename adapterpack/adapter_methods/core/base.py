@@ -1,4 +1,4 @@
-"""What a method is: a value made of pure functions, a frozen config and declared traits.
+"""The Method value: pure functions, a frozen config class and declared traits, and the normal form that methods reduce to.
 
 Every weight method reduces its trained tensors to one **normal form**::
 

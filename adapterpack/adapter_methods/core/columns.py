@@ -1,4 +1,4 @@
-"""Single columns of an operator: what it gives for one-hot inputs, which an embedding's ids are."""
+"""Looks up single columns of an operator: its outputs for one-hot inputs, as an embedding's ids are."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the configs of all methods have in common, and the checks that they share."""
+"""The base classes of all methods' configs, and the checks that they share."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class SiteConfig:
 
     @property
     def frozen(self) -> frozenset[str]:
-        """The parameters that are not trained under this config, beside those that the method never trains."""
+        """The parameters that are not trained under this config, besides those that the method never trains."""
         return frozenset()
 
     def at(self, path: str) -> Self:
@@ -140,7 +140,7 @@ class AlphaConfig(RanksConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class NoBranch(SiteConfig):
-    """The config of a method that puts no branch beside the layer: there is nothing that dropout could act on."""
+    """The config of a method without a branch parallel to the layer: there is nothing that dropout could act on."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -166,10 +166,10 @@ def require_flag(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be true or false, not {value!r}")
 
 
-def require_choice(name: str, value: Any, known: tuple[str, ...]) -> None:
+def require_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """Raises ValueError unless ``value`` is one of ``known``."""
-    if value not in known:
-        raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r:.80}")
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r:.80}")
 
 
 def require_number(name: str, value: Any) -> None:

@@ -1,4 +1,4 @@
-"""Orthogonal matrices from free numbers, by Cayley's map, and how a width is cut into blocks: what the rotating methods share."""
+"""Makes orthogonal matrices from free numbers by Cayley's map, and cuts a width into blocks: shared by the rotating methods."""
 
 from __future__ import annotations
 

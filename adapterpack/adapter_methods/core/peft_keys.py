@@ -1,10 +1,10 @@
-"""What differs by site, in PEFT's configs and out of them: one value for all, and a pattern of those that are others."""
+"""Translates a method's config to PEFT's keys and back, with PEFT's patterns for values that differ by site."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from ...errors import Unsupported
 from .config import ends, is_number
@@ -29,14 +29,45 @@ def default_and_pattern(values: Mapping[str, Any], anchored: bool) -> tuple[Any,
     return default, {f"^{path}" if anchored and path in others_end else path: value for path, value in values.items() if value != default}
 
 
-def by_site(name: str, values: Mapping[str, Any], pattern: str) -> dict[str, Any]:
+class PeftKeys(NamedTuple):
+    """A config's fields under PEFT's names, in both directions.
+
+    ``fields``: each field that PEFT has too -> what PEFT means where its config lacks it; ``renamed``: those that PEFT calls otherwise;
+    ``constants``: further keys that PEFT wants, always the same. The field ``by_site`` may differ by site: PEFT, too, has a pattern named
+    after it (see :func:`default_and_pattern` for ``anchored``).
+    """
+
+    config: type[Any]
+    fields: Mapping[str, Any]
+    constants: Mapping[str, Any]
+    renamed: Mapping[str, str] = {}
+    by_site: str = ""
+    anchored: bool = True
+
+    def to_config(self, sites: Mapping[str, Any]) -> dict[str, Any]:
+        """Site path -> config, to PEFT's keys."""
+        first, keys = next(iter(sites.values())), dict(self.constants)
+        if self.by_site:
+            values = {path: getattr(cfg, self.by_site) for path, cfg in sites.items()}
+            keys |= by_site(self.by_site, values, f"{self.by_site}_pattern", self.anchored)
+        return {**{self.renamed.get(name, name): getattr(first, name) for name in self.fields}, **keys}
+
+    def from_config(self, config: Mapping[str, Any]) -> Any:
+        """PEFT's keys to a config."""
+        pattern = f"{self.by_site}_pattern"
+        differing = {pattern: literal(config.get(pattern), pattern)} if self.by_site else {}
+        values = {name: config.get(self.renamed.get(name, name), missing) for name, missing in self.fields.items()}
+        return self.config(**values, **differing)
+
+
+def by_site(name: str, values: Mapping[str, Any], pattern: str, anchored: bool = True) -> dict[str, Any]:
     """``name``: the value of the first site, ``pattern``: those of the sites that have another.
 
     Example:
         >>> by_site("r", {"q": 2, "inner.q": 3, "v": 2}, "rank_pattern")
         {'r': 2, 'rank_pattern': {'inner.q': 3}}
     """
-    default, differing = default_and_pattern(values, anchored=True)
+    default, differing = default_and_pattern(values, anchored)
     return {name: default, pattern: differing}
 
 

@@ -1,4 +1,4 @@
-"""A pair of frozen random matrices that all sites share: made from a seed, and stored only where no seed makes it.
+"""A pair of frozen random matrices that all sites share: made from a seed, or stored where no seed reproduces it.
 
 The pair is as wide as the widest site and as tall as the tallest; a site uses its upper left part, as PEFT has it. The numbers depend
 on those widths, so every config holds them.
@@ -49,7 +49,7 @@ def resolve(configs: Sequence[Any], sites: Sequence[Site]) -> list[Any]:
 
 
 class Projection(NamedTuple):
-    """The pair of one method. ``shapes`` and ``make`` are asked at a config that knows the widths; ``sizes`` reads those off a pair."""
+    """The pair of one method. ``shapes`` and ``make`` take a config that has the widths; ``sizes`` reads those off a pair."""
 
     names: tuple[str, str]
     shapes: Callable[[Any], tuple[tuple[int, ...], ...]]
@@ -65,8 +65,8 @@ class Projection(NamedTuple):
 
     def makes(self, cfg: Any, site: Site) -> int:
         """How many numbers the pair has."""
-        known = resolve([cfg], [site])[0]
-        return sum(map(math.prod, self.shapes(replace(known, width=known.width or 0, height=known.height or 0))))
+        resolved = resolve([cfg], [site])[0]
+        return sum(map(math.prod, self.shapes(replace(resolved, width=resolved.width or 0, height=resolved.height or 0))))
 
     @property
     def shared(self) -> Shared:
@@ -77,28 +77,28 @@ class Projection(NamedTuple):
 
         return Shared(lambda cfg, sites: stored(self.shapes, cfg, sites), lambda cfg, sites, rng: stored(self.make, cfg, sites))
 
-    def from_peft_file(self, found: PeftContent) -> PeftContent:
+    def from_peft_file(self, content: PeftContent) -> PeftContent:
         """A pair that PEFT stored: it is left out where the seed gives the same bits, and so are copies of it at the sites.
 
         Raises:
             ValueError: the pair is not there though the config says so, one is not of the other's shape, or a copy differs.
         """
-        cfg, shared = found.config, found.shared
+        cfg, shared = content.config, content.shared
         if not cfg.save_projection and not shared:
-            return found
+            return content
         pair = [shared[name] for name in self.names if name in shared]
         if len(pair) != 2:
             raise ValueError(f"expected {' and '.join(self.names)}, found {', '.join(shared) or 'neither'}")
         width, height = self.sizes(*pair)
-        known = replace(cfg, width=width, height=height, save_projection=True)
-        if tuple(value.shape for value in pair) != self.shapes(known):
-            raise ValueError(f"expected the shapes {self.shapes(known)}, found {[value.shape for value in pair]}")
-        if any(name in params and not _equal(params[name], shared[name]) for params in found.sites.values() for name in self.names):
+        stored_cfg = replace(cfg, width=width, height=height, save_projection=True)
+        if tuple(value.shape for value in pair) != self.shapes(stored_cfg):
+            raise ValueError(f"expected the shapes {self.shapes(stored_cfg)}, found {[value.shape for value in pair]}")
+        if any(name in params and not _equal(params[name], shared[name]) for params in content.sites.values() for name in self.names):
             raise ValueError(f"two sites have another {' or '.join(self.names)}")
-        sites = {path: {name: value for name, value in params.items() if name not in self.names} for path, params in found.sites.items()}
-        if not found.packed and all(map(_equal, pair, self.make(known))):
-            return PeftContent(replace(known, save_projection=False), {}, sites)
-        return PeftContent(known, shared, sites)
+        sites = {path: {name: value for name, value in params.items() if name not in self.names} for path, params in content.sites.items()}
+        if not content.packed and all(map(_equal, pair, self.make(stored_cfg))):
+            return PeftContent(replace(stored_cfg, save_projection=False), {}, sites)
+        return PeftContent(stored_cfg, shared, sites)
 
 
 def _equal(one: np.ndarray, other: np.ndarray) -> bool:

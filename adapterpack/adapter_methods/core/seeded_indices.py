@@ -1,4 +1,4 @@
-"""Places in a weight that a seed stands for: those that PEFT draws by ``torch.randperm``."""
+"""Draws the places in a weight that a seed stands for, as PEFT does by ``torch.randperm``."""
 
 from __future__ import annotations
 

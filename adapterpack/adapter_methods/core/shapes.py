@@ -1,4 +1,4 @@
-"""Whether the tensors of a site have the shapes that its method gives them there."""
+"""Checks that the tensors of a site have the shapes that its method declares."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ def check_shapes(method: Method, cfg: Any, site: Site, params: Mapping[str, np.n
                               found=widths)
     for param, one in _known_shapes(method, cfg, site).items():
         shape = (*stack, *one)
-        found = params[param].shape if param in params else None
-        if found is None or len(found) != len(shape) or any(axis not in {None, its} for axis, its in zip(shape, found, strict=True)):
+        stored = params[param].shape if param in params else None
+        if stored is None or len(stored) != len(shape) or any(axis not in {None, its} for axis, its in zip(shape, stored, strict=True)):
             raise FormatError("a tensor has the wrong shape", where=f"{where}, {site.path}, {param}", expected=shape,
-                              found="no such tensor" if found is None else found)
+                              found="no such tensor" if stored is None else stored)
     return site
 
 

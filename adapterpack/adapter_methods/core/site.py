@@ -1,4 +1,4 @@
-"""One place in a model that an adapter changes, and what an initialisation may know of it."""
+"""A site: one place in a model that an adapter changes, and the calibration data measured there."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PROMPT = "@prompt"
 
 
 class Calibration(NamedTuple):
-    """What was measured at a site while the base ran over sample data.
+    """Statistics measured at a site while the base ran over sample data.
 
     ``moment``: ``X^T X / rows`` of the inputs, ``[in, in]``; ``gradient``: the mean gradient of the loss by the weight, ``[out, in]``;
     ``fisher``: the mean over batches of that gradient's square, ``[out, in]``.

@@ -1,4 +1,4 @@
-"""Matrices that are zero but for a few places."""
+"""Sparse matrices: zero except at a few places."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which positions of a row an adapter acts on: from an invocation on, or a prompt's first and last; told by token ids, padding and cache.
+"""Computes the positions of a row that an adapter acts on, from token ids, padding and cache: after an invocation, or a prompt's ends.
 
 A config names it by its property ``acts`` (:class:`~.config.SiteConfig`), None for every position. The rules are written once, against the
 Python array API: the same lines tell a model in torch and a session on numpy arrays.
@@ -61,15 +61,15 @@ class Invoked(NamedTuple):
         """See :class:`Acts`."""
         xp, length = array_namespace(ids), ids.shape[1]
         starts = length - len(self.tokens) + 1
-        found = xp.zeros(ids.shape[:1], dtype=xp.bool, device=ids.device) if before is None else before
+        invoked = xp.zeros(ids.shape[:1], dtype=xp.bool, device=ids.device) if before is None else before
         if starts < 1:
-            return real & found[:, None]
+            return real & invoked[:, None]
         match = real[:, :starts]
         for offset, token in enumerate(self.tokens):
             match = match & (ids[:, offset : offset + starts] == token)
         places = xp.arange(length, device=ids.device)
         last = xp.max(xp.where(match, places[:starts], -1), axis=1)
-        return real & (found[:, None] | ((last >= 0)[:, None] & (places >= last[:, None])))
+        return real & (invoked[:, None] | ((last >= 0)[:, None] & (places >= last[:, None])))
 
     def woven(self, row: Sequence[int]) -> tuple[int, ...]:
         """See :class:`Acts`; the tokens go into the middle."""
@@ -122,7 +122,7 @@ def ends_of(text: str) -> Ends | None:
     if text == "all":
         return None
     match = _ENDS.fullmatch(text) if isinstance(text, str) else None
-    ends = Ends(*(int(each or 0) for each in match.groups())) if match else Ends()
+    ends = Ends(*(int(number or 0) for number in match.groups())) if match else Ends()
     if not any(ends):
         raise ValueError(f"positions must be all, or such as f1, l1 or f3+l1, not {text!r:.80}")
     return ends

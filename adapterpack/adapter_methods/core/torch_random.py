@@ -1,4 +1,4 @@
-"""The numbers that PyTorch's CPU generator gives, without PyTorch: seeds stand for frozen tensors, which then need no place in a file.
+"""Reproduces the numbers of PyTorch's CPU generator without PyTorch: a seed then stands for a frozen tensor, which no file stores.
 
 The generator is the Mersenne Twister (MT19937), seeded with the lower 32 bits of the seed; ``at::uniform_real_distribution`` and
 ``randperm_cpu`` say what becomes of its words. They are the same on every platform.
@@ -63,13 +63,13 @@ class TorchGenerator:
         first = min(first, n)
         draws = min(first, n - 1)  # the last place has nothing left to change with
         moved: dict[int, int] = {}  # where the permutation differs from the identity
-        found = np.empty(first, np.int64)
+        chosen = np.empty(first, np.int64)
         for i, step in enumerate((self._raw(draws) % (n - np.arange(draws, dtype=np.uint64))).tolist()):
-            found[i] = moved.get(i + step, i + step)
+            chosen[i] = moved.get(i + step, i + step)
             moved[i + step] = moved.pop(i, i)
         if first > draws:
-            found[draws:] = moved.get(draws, draws)
-        return found
+            chosen[draws:] = moved.get(draws, draws)
+        return chosen
 
     def normal(self, shape: tuple[int, ...], std: float) -> np.ndarray:
         """``torch.normal(0, std, shape)``: float32, up to a rounding of 1e-6, because logarithm and sine differ by library."""

@@ -1,4 +1,4 @@
-"""The normal form of the kind "attention": a prompt that a layer's own attention looks at beside its tokens, through a gate.
+"""The normal form of the kind "attention": a prompt that a layer's own attention reads in addition to its tokens, through a gate.
 
     h_t' = h_t + W_o concat_i( g_i softmax(s q_t,i K_i^T) V_i ),   K = W_k P,   V = W_v P
 
@@ -40,7 +40,7 @@ def attend(form: AttentionForm, queries: Array, keys: Array, values: Array, scal
     """
     xp = array_namespace(queries, keys)
     heads, shared = queries.shape[1], queries.shape[1] // keys.shape[0]
-    keys, values = (xp.repeat(each, shared, axis=0) for each in (keys, values))
+    keys, values = (xp.repeat(heads, shared, axis=0) for heads in (keys, values))
     scores = scale * xp.matmul(queries, xp.permute_dims(keys, (0, 2, 1)))
     weights = xp.exp(scores - xp.max(scores, axis=-1, keepdims=True))
     weights = weights / xp.sum(weights, axis=-1, keepdims=True)

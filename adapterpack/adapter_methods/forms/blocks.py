@@ -1,4 +1,4 @@
-"""The normal form of the activation kind: what is added to the output of a block, and the config that its methods have in common.
+"""The normal form of methods that add to a block's output (kind "activation"), and the base of their configs.
 
     h' = h + up(act(down(norm(z))))
 

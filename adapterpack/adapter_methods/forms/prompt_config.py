@@ -1,4 +1,4 @@
-"""The configs of prompt methods: what all of them share, and those of embeddings and of a cache."""
+"""The base configs of prompt methods: of all, of those that store embeddings, and of those that store a cache."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ class CacheConfig(PromptConfig):
 
     def sizes(self, site: Site) -> tuple[int, int, int]:
         """Layers, heads of the keys, and their width; as the config says them, or the model."""
-        told = (self.num_layers, self.num_heads, self.head_dim)
-        return (site.layers, site.heads, site.head_dim) if 0 in told and isinstance(site, PromptSite) else told
+        sizes = (self.num_layers, self.num_heads, self.head_dim)
+        return (site.layers, site.heads, site.head_dim) if 0 in sizes and isinstance(site, PromptSite) else sizes
 
     def width(self, site: Site) -> int:
         """How many numbers one virtual token has: ``layers * 2 * heads * head_dim``."""

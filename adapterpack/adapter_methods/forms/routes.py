@@ -1,4 +1,4 @@
-"""Branches behind a gate: what a router adds to a layer, as values over arrays.
+"""Branches weighted by a gate: what a router adds to a layer, as values over arrays.
 
     route(x) = sum_e g_e(x) up_e (down_e x)
 
@@ -56,7 +56,7 @@ class Gate(NamedTuple):
 class Attention(NamedTuple):
     """A softmax over the ``top_k`` largest scores ``q(x) . k(D_e x)``, of what each expert answers; scores equal to the k-th all count.
 
-    Query and key are linear and the experts narrow, so all of it is ``query`` ``[R, in]`` beside their stacked ``down`` ``[R, in]``: the
+    Query and key are linear and the experts narrow, so all of it is ``query`` ``[R, in]`` and their stacked ``down`` ``[R, in]``: the
     score of expert e is the sum of ``(x query^T) (x down^T)`` over its ``widths[e]`` of the R.
     """
 

@@ -1,4 +1,4 @@
-"""How a low-rank branch begins: one small file an idea, in one table.
+"""The initialisations of a low-rank branch, one small file each, in one table.
 
 An init gives A ``[r, in]`` and B ``[out, r]``. Where their product is not zero, the branch is trained as ``B A - B0 A0``: a fresh adapter
 changes nothing, and with the adapter off the model is its original base, always. Other libraries rewrite the base instead.

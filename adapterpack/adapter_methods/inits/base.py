@@ -1,4 +1,4 @@
-"""What an init is, and what it may be given to look at."""
+"""The Init value: how the two factors of a low-rank branch begin, and what that needs to know of a site."""
 
 from __future__ import annotations
 

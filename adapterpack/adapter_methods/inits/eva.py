@@ -33,10 +33,10 @@ def _ranks(ranks: Mapping[str, int], sites: Sequence[Site], options: Mapping[str
         variances = _directions(site)[0]
         room = min(int(ranks[site.path] * options["rho"]), len(variances), site.out_features)
         shares += [(float(v / variances.sum()) if variances.sum() else 0.0, site.path) for v in variances[1:room]]
-    given = {site.path: 1 for site in sites}
+    assigned = {site.path: 1 for site in sites}
     for _, path in sorted(shares, key=lambda one: -one[0])[: max(0, sum(ranks.values()) - len(sites))]:
-        given[path] += 1
-    return given
+        assigned[path] += 1
+    return assigned
 
 
 eva = Init("eva", "A is the r principal directions of the layer's inputs on sample data, B zero; rho > 1 shares ranks out by variance",

@@ -58,7 +58,7 @@ def prototype(down: np.ndarray, up: np.ndarray) -> np.ndarray:
         array([0., 1.])
     """
     right, right_core = np.linalg.qr(down.astype(np.float64).T)
-    with np.errstate(all="ignore"):  # told below
+    with np.errstate(all="ignore"):  # checked below
         core = np.linalg.qr(up.astype(np.float64), mode="r") @ right_core.T
     if not np.isfinite(core).all():
         raise NonFinite("an expert's change is too large to have a direction", remedy="train the adapter with a smaller learning rate")
@@ -70,11 +70,11 @@ def prototype(down: np.ndarray, up: np.ndarray) -> np.ndarray:
     return signed
 
 
-def _join(settings: Arrow, parts: Sequence[Part | None], own: Mapping[str, Array]) -> Part | None:
+def _join(settings: Arrow, parts: Sequence[Part | None], tensors: Mapping[str, Array]) -> Part | None:
     there, _ = experts(parts)
     if not there:
         return None
-    return routed(Gate(own[KEYS] / settings.temperature, min(settings.top_k, len(there)), magnitude=True), there)
+    return routed(Gate(tensors[KEYS] / settings.temperature, min(settings.top_k, len(there)), magnitude=True), there)
 
 
 def _tensors(settings: Arrow, count: int, site: Site) -> dict[str, tuple[int, ...]]:

@@ -1,4 +1,4 @@
-"""What a tree of composition is: leaves that name members, nodes of a registered kind, and what a subtree adds to a layer."""
+"""Trees of composition: leaves that name members, nodes of a registered kind, and the part that a subtree adds to a layer."""
 
 from __future__ import annotations
 
@@ -164,12 +164,12 @@ def experts(parts: Sequence[Part | None], absent: bool = False) -> tuple[list[Pa
     Raises:
         Unsupported: one has no factors, a bias, or a router inside.
     """
-    found = [Part() if part is None else part for part in parts if part is not None or absent]
-    for part in found:
+    present = [Part() if part is None else part for part in parts if part is not None or absent]
+    for part in present:
         if part.delta is not None or part.shift is not None or part.routes:
             raise Unsupported("an expert of a router is a change of low rank, without a bias and without another router inside",
-                              remedy="put the router outermost, or the other members beside it in a sum")
-    return found, tuple(0 if part.down is None else int(part.down.shape[0]) for part in found)
+                              remedy="put the router outermost, or the other members next to it in a sum")
+    return present, tuple(0 if part.down is None else int(part.down.shape[0]) for part in present)
 
 
 def routed(gate: Any, parts: Sequence[Part]) -> Part | None:

@@ -1,4 +1,4 @@
-"""A method made of methods: what a pack computes that holds several adapters and a tree over them.
+"""The method of a composed pack: several adapters under a tree that says how they combine.
 
 The value has the functions of every method, so that nothing else needs to know of trees. A member's parameters carry its name in front
 (``a/lora_A``), a node's own the node's number (``@0/keys``).
@@ -80,8 +80,8 @@ class Composed(SiteConfig):
                 for key in spot.kind.tensors(spot.settings, 1, site)}
         for name, cfg in self.configs.items():
             method = self.methods[name]
-            own = method.shapes(cfg, site) if routed else cfg.frozen | set(method.traits.frozen)
-            kept |= {f"{name}/{key}" for key in own}
+            member_params = method.shapes(cfg, site) if routed else cfg.frozen | set(method.traits.frozen)
+            kept |= {f"{name}/{key}" for key in member_params}
         return frozenset(kept)
 
 
@@ -96,9 +96,9 @@ def composed(tree: Tree, methods: Mapping[str, Method], composition: Any = None)
     routers = _routers(spots)
     _require_outermost(routers)
     linear = _require_members(methods, routers)
-    own = {name: methods[name].traits for name in methods}
+    traits_by_member = {name: methods[name].traits for name in methods}
     config = type("Composed", (Composed,), {"methods": dict(methods), "spots": spots, "__doc__": Composed.__doc__})
-    given = [one for one in spots if one.kind is not None and one.kind.shared is not None]
+    sharing = [one for one in spots if one.kind is not None and one.kind.shared is not None]
     layers = _ROUTED if routers or not linear else _LINEAR
     return Method(
         name=NAME,
@@ -108,24 +108,24 @@ def composed(tree: Tree, methods: Mapping[str, Method], composition: Any = None)
         traits=Traits(
             additive=linear,
             identity_at_init=False,
-            row_separable=all(traits.row_separable for traits in own.values()),
-            low_rank=linear and not routers and all(traits.low_rank for traits in own.values()),
+            row_separable=all(traits.row_separable for traits in traits_by_member.values()),
+            low_rank=linear and not routers and all(traits.low_rank for traits in traits_by_member.values()),
             reads_weight=not linear,
-            quantizable=not routers and all(traits.quantizable for traits in own.values()),
-            layers=tuple(kind for kind in layers if any(kind in traits.layers for traits in own.values())),
+            quantizable=not routers and all(traits.quantizable for traits in traits_by_member.values()),
+            layers=tuple(kind for kind in layers if any(kind in traits.layers for traits in traits_by_member.values())),
         ),
         shapes=partial(_shapes, spots, methods),
         init=_no_init,
         normal_form=partial(_attached if linear else _densely, spot, methods),
         forward=None if linear else partial(_forward, spot, methods),
         fold=None if linear else partial(_fold, spot, methods),
-        first_pass=partial(_first_pass, given) if given else None,
+        first_pass=partial(_first_pass, sharing) if sharing else None,
         examples=(),
         storage=Storage(
             makes=partial(_makes, methods),
             constants=partial(_constants, methods) if any(method.storage.constants for method in methods.values()) else None,
             resolve=partial(_resolved, methods) if any(method.storage.resolve for method in methods.values()) else None,
-            shared=Shared(partial(_shared_shapes, given), _no_init) if given else None,
+            shared=Shared(partial(_shared_shapes, sharing), _no_init) if sharing else None,
             composition=composition,
         ),
         limits=Limits(
@@ -147,8 +147,8 @@ def made(method: Method, cfg: Any, params: Params, site: Site, seed: int = 0) ->
     rng = np.random.default_rng([seed, *site.path.encode()])
     values: dict[str, np.ndarray] = {}
     for spot in reversed(spots):  # children first: they are not routers, and need nothing of their own
-        found = [] if spot.kind.made is None else [_part(child, methods, cfg, params, site) for child in spot.children]
-        if parts := [part for part in found if part is not None]:
+        child_parts = [] if spot.kind.made is None else [_part(child, methods, cfg, params, site) for child in spot.children]
+        if parts := [part for part in child_parts if part is not None]:
             values |= {f"{spot.prefix}{key}": value for key, value in spot.kind.made(spot.settings, parts, rng).items()}
     return values
 
@@ -183,7 +183,7 @@ def _require_outermost(routers: Sequence[Spot]) -> None:
                 kinds = [spot.kind.name for spot in (outer, inner[0]) if spot.kind is not None]
                 raise Unsupported("an expert of a router is a change of low rank, without another router inside",
                                   found=f"'{kinds[1]}' below '{kinds[0]}'",
-                                  remedy="put the router outermost, or the other beside it in a sum")
+                                  remedy="put the router outermost, or the other next to it in a sum")
 
 
 def _require_members(methods: Mapping[str, Method], routers: Sequence[Spot]) -> bool:
@@ -191,16 +191,16 @@ def _require_members(methods: Mapping[str, Method], routers: Sequence[Spot]) -> 
     for name, method in methods.items():
         if method.kind != "weight":
             raise Unsupported(f"members act on layers, and one of the method '{method.name}' does not", where=name, found=method.kind,
-                              expected="weight", remedy="leave it out of the tree, and make it active beside the composed pack")
+                              expected="weight", remedy="leave it out of the tree, and make it active together with the composed pack")
         if method.storage.shared is not None or method.traits.exclusive or not set(method.traits.layers) & set(_LINEAR):
             raise Unsupported(f"a member of the method '{method.name}' cannot be part of a tree", where=name,
                               found="its sites share tensors" if method.storage.shared is not None else "it acts alone",
                               remedy="leave it out of the tree, or merge it")
     added = {name: method.traits.additive and not method.traits.reads_weight for name, method in methods.items()}
     if routers and (wrong := [name for name, method in methods.items() if not (added[name] and method.traits.low_rank)]):
-        found = ", ".join(f"{name} ({methods[name].name})" for name in wrong)
+        names = ", ".join(f"{name} ({methods[name].name})" for name in wrong)
         kinds = ", ".join(f"'{spot.kind.name}'" for spot in routers if spot.kind is not None)
-        raise Unsupported(f"a tree with a router ({kinds}) takes members of low rank that are added to the layer", found=found,
+        raise Unsupported(f"a tree with a router ({kinds}) takes members of low rank that are added to the layer", found=names,
                           expected="LoRA and its kind", remedy="leave them out, or combine them by sum, parallel or stack")
     return all(added.values())
 
@@ -254,8 +254,8 @@ def _forward(
         if one.kind is not None and one.kind.evaluate is not None:
             return partial(one.kind.evaluate, one.settings, [transform(child) for child in one.children])
         name = str(one.member)
-        own = _own(params, f"{name}/")
-        return lambda before: lambda value: run(methods[name], cfg.configs[name], own, site, before, value, drop)
+        member_params = _own(params, f"{name}/")
+        return lambda before: lambda value: run(methods[name], cfg.configs[name], member_params, site, before, value, drop)
 
     return transform(spot)(base)(x)
 
@@ -269,8 +269,8 @@ def _fold(
         if one.kind is not None and one.kind.fold is not None:
             return partial(one.kind.fold, one.settings, [folding(child) for child in one.children])
         name = str(one.member)
-        own = _own(params, f"{name}/")
-        return lambda start: fold(methods[name], cfg.configs[name], own, site, start[0], start[1], rows)
+        member_params = _own(params, f"{name}/")
+        return lambda start: fold(methods[name], cfg.configs[name], member_params, site, start[0], start[1], rows)
 
     return folding(spot)((weight, bias))
 
@@ -289,14 +289,14 @@ def _makes(methods: Mapping[str, Method], cfg: Composed, site: Site) -> int:
 
 def _resolved(methods: Mapping[str, Method], configs: Sequence[Composed], sites: Sequence[Site]) -> list[Composed]:
     """Each member's configs, resolved over the sites that it changes."""
-    found: list[dict[str, Any]] = [dict(cfg.members) for cfg in configs]
+    members_by_site: list[dict[str, Any]] = [dict(cfg.members) for cfg in configs]
     for name, method in methods.items():
         if method.storage.resolve is not None:
             there = [number for number, cfg in enumerate(configs) if name in cfg.configs]
-            own = resolve_configs(method, [configs[number].configs[name] for number in there], [sites[number] for number in there])
-            for number, one in zip(there, own, strict=True):
-                found[number][name] = packed(one)
-    return [type(cfg)(members=members) for cfg, members in zip(configs, found, strict=True)]
+            resolved = resolve_configs(method, [configs[number].configs[name] for number in there], [sites[number] for number in there])
+            for number, one in zip(there, resolved, strict=True):
+                members_by_site[number][name] = packed(one)
+    return [type(cfg)(members=members) for cfg, members in zip(configs, members_by_site, strict=True)]
 
 
 def packed(cfg: Any) -> dict[str, Any]:
@@ -305,20 +305,20 @@ def packed(cfg: Any) -> dict[str, Any]:
             if key in cfg.__dataclass_fields__ and cfg.__dataclass_fields__[key].metadata.get("packed", True) and value != {}}
 
 
-def _shared_shapes(given: Sequence[Spot], cfg: Composed, sites: Sequence[Site]) -> dict[str, tuple[int, ...]]:
+def _shared_shapes(sharing: Sequence[Spot], cfg: Composed, sites: Sequence[Site]) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
-    for spot in given:
+    for spot in sharing:
         assert spot.kind is not None and spot.kind.shared is not None
-        own = spot.kind.shared(spot.settings, len(spot.children), len(sites))
-        shapes |= {f"{spot.prefix}{key}": shape for key, shape in own.items()}
+        own_shapes = spot.kind.shared(spot.settings, len(spot.children), len(sites))
+        shapes |= {f"{spot.prefix}{key}": shape for key, shape in own_shapes.items()}
     return shapes
 
 
-def _first_pass(given: Sequence[Spot], shared: Params, hidden: Array, layer: int, layers: int) -> dict[str, Array]:
+def _first_pass(sharing: Sequence[Spot], shared: Params, hidden: Array, layer: int, layers: int) -> dict[str, Array]:
     """The weights of the experts at one of the adapted layers, as further parameters of that layer."""
-    found: dict[str, Array] = {}
-    for spot in given:
+    weights: dict[str, Array] = {}
+    for spot in sharing:
         weigh: Callable[..., Array] | None = spot.kind.weigh if spot.kind is not None else None
         assert weigh is not None
-        found[f"{spot.prefix}weights"] = weigh(spot.settings, _own(shared, spot.prefix), hidden, layer, layers)
-    return found
+        weights[f"{spot.prefix}weights"] = weigh(spot.settings, _own(shared, spot.prefix), hidden, layer, layers)
+    return weights

@@ -1,4 +1,4 @@
-"""Members that share out a batch: by rows or by positions (AdapterHub's batch_split and split, Poth et al. 2023, arXiv 2311.11077).
+"""Nodes that divide a batch by rows or positions (AdapterHub's batch_split and split, Poth et al. 2023, arXiv 2311.11077).
 
     f(x)[i] = f_e(x)[i]  for the child e whose stretch holds row, or position, i
 """
@@ -34,11 +34,11 @@ def _joined(settings: Stretches, parts: Sequence[Part | None], axis: int, whole:
     return routed(Chosen(settings.sizes, axis, whole, tuple(range(len(there))), len(there)), there)
 
 
-def _rows(settings: Stretches, parts: Sequence[Part | None], own: Mapping[str, Array]) -> Part | None:
+def _rows(settings: Stretches, parts: Sequence[Part | None], tensors: Mapping[str, Array]) -> Part | None:
     return _joined(settings, parts, 0, True)
 
 
-def _positions(settings: Stretches, parts: Sequence[Part | None], own: Mapping[str, Array]) -> Part | None:
+def _positions(settings: Stretches, parts: Sequence[Part | None], tensors: Mapping[str, Array]) -> Part | None:
     return _joined(settings, parts, -2, False)
 
 

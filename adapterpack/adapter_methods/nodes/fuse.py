@@ -37,13 +37,13 @@ class Fuse:
         require_whole("top_k", self.top_k, 0)
 
 
-def _join(settings: Fuse, parts: Sequence[Part | None], own: Mapping[str, Array]) -> Part | None:
+def _join(settings: Fuse, parts: Sequence[Part | None], tensors: Mapping[str, Array]) -> Part | None:
     there, widths = experts(parts)
     part = routed(None, there)
     if part is None:
         return None
     (route,) = part.routes
-    query = (route.up.T @ own[KEY].T) @ own[QUERY]
+    query = (route.up.T @ tensors[KEY].T) @ tensors[QUERY]
     return Part(routes=(route._replace(gate=Attention(query, route.down, widths, min(settings.top_k or len(there), len(there)))),))
 
 

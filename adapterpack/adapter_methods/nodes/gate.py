@@ -31,9 +31,9 @@ class Gate:
         require_whole("top_k", self.top_k, 0)
 
 
-def _join(settings: Gate, parts: Sequence[Part | None], own: Mapping[str, Array]) -> Part | None:
+def _join(settings: Gate, parts: Sequence[Part | None], tensors: Mapping[str, Array]) -> Part | None:
     there, _ = experts(parts)
-    return routed(Softmax(own["weight"], min(settings.top_k or len(there), len(there)), own["bias"]), there) if there else None
+    return routed(Softmax(tensors["weight"], min(settings.top_k or len(there), len(there)), tensors["bias"]), there) if there else None
 
 
 def _tensors(settings: Gate, count: int, site: Site) -> dict[str, tuple[int, ...]]:

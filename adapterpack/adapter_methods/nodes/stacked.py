@@ -1,4 +1,4 @@
-"""One change on top of the other, as several active adapters are applied (AdapterHub's stack, Pfeiffer et al. 2020, arXiv 2007.07779).
+"""A node that applies its members in turn, each on the last (AdapterHub's stack, Pfeiffer et al. 2020, arXiv 2007.07779).
 
     f = f_n( ... f_2(f_1(base)))
 
@@ -38,7 +38,7 @@ stack = NODES.register(NodeKind(
     paper="https://arxiv.org/abs/2007.07779",
     formula="f = f_n( ... f_2(f_1(base)))",
     settings=Stack,
-    join=lambda settings, parts, own: added(parts),
+    join=lambda settings, parts, tensors: added(parts),
     shares=lambda settings, children: [1.0] * children,
     evaluate=_evaluated,
     fold=_folded,

@@ -74,7 +74,7 @@ weighted_sum = NODES.register(NodeKind(
     paper="https://arxiv.org/abs/2212.04089",
     formula="f(x) = base(x) + sum_i w_i (f_i(x) - base(x))",
     settings=Sum,
-    join=lambda settings, parts, own: added([None if part is None else scaled(part, weight) for part, weight
+    join=lambda settings, parts, tensors: added([None if part is None else scaled(part, weight) for part, weight
                                              in zip(parts, _sum_weights(settings, len(parts)), strict=True)]),
     shares=_sum_weights,
     evaluate=lambda settings, children, base: _evaluated(_sum_weights(settings, len(children)), children, base),
@@ -87,7 +87,7 @@ parallel = NODES.register(NodeKind(
     paper="https://arxiv.org/abs/2007.07779",
     formula="f(x) = 1/n sum_i f_i(x)",
     settings=Parallel,
-    join=lambda settings, parts, own: added([None if part is None else scaled(part, 1 / len(parts)) for part in parts]),
+    join=lambda settings, parts, tensors: added([None if part is None else scaled(part, 1 / len(parts)) for part in parts]),
     shares=_even,
     evaluate=lambda settings, children, base: _evaluated(_even(settings, len(children)), children, base),
     fold=lambda settings, children, start: _folded(_even(settings, len(children)), children, start),

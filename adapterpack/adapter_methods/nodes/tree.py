@@ -1,4 +1,4 @@
-"""Trees as JSON values, checked and within limits.
+"""Reads and writes trees of composition as JSON values, checked and within limits.
 
 A leaf is ``{"member": "a"}``, a node ``{"kind": "sum", "of": [...], "weights": [...]}`` with the settings of its kind.
 """
@@ -64,11 +64,11 @@ def node(kind: NodeKind, children: tuple[Tree, ...], settings: dict[str, Any], w
     Raises:
         FormatError: the kind has no such setting, or cannot use the value.
     """
-    known = [field.name for field in dataclasses.fields(kind.settings)]
+    names = [field.name for field in dataclasses.fields(kind.settings)]
     for name in settings:
-        if name not in known:
+        if name not in names:
             raise FormatError(f"a node of kind {kind.name} has no such setting", where=where, found=repr(name)[:80],
-                              expected=", ".join(known), remedy=nearest(name, known))
+                              expected=", ".join(names), remedy=nearest(name, names))
     try:
         made = kind.settings(**{name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()})
         made.check(len(children))

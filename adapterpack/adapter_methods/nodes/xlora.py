@@ -73,12 +73,12 @@ def _made_shared(settings: XLoRA, count: int, layers: int, rng: np.random.Genera
     return {name: rng.uniform(-bounds[name], bounds[name], shape).astype(np.float32) for name, shape in shapes.items()}
 
 
-def weigh(settings: XLoRA, own: Mapping[str, Array], hidden: Array, layer: int, layers: int) -> Array:
+def weigh(settings: XLoRA, tensors: Mapping[str, Array], hidden: Array, layer: int, layers: int) -> Array:
     """The weights at one layer, ``[batch, positions, experts]``, from the last hidden states ``[batch, positions, hidden]``."""
     xp = array_namespace(hidden)
     value = hidden
     for number in range(settings.depth):
-        value = value @ own[f"weight_{number}"].T + own[f"bias_{number}"]
+        value = value @ tensors[f"weight_{number}"].T + tensors[f"bias_{number}"]
         if number < settings.depth - 1:
             value = xp.where(value > 0, value, xp.zeros_like(value))
     if settings.layerwise:
@@ -104,9 +104,9 @@ def _softmax(scores: Array) -> Array:
     return powers / xp.sum(powers, axis=-1, keepdims=True)
 
 
-def _join(settings: XLoRA, parts: Sequence[Part | None], own: Mapping[str, Array]) -> Part | None:
+def _join(settings: XLoRA, parts: Sequence[Part | None], tensors: Mapping[str, Array]) -> Part | None:
     there, _ = experts(parts, absent=True)
-    part = routed(Given(own.get("weights")), there)
+    part = routed(Given(tensors.get("weights")), there)
     return None if part is None else scaled(part, settings.scale)
 
 

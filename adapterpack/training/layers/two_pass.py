@@ -10,9 +10,8 @@ import torch
 from torch import nn
 
 from ...errors import Unsupported
-from ..sites import known_sites
 from .layer import Adapted
-from .wrapper import Wrapper
+from .wrapper import Wrapper, path_order
 
 _CACHES = ("past_key_values", "cache", "past_key_value")
 _HELD = "_adapterpack_first_passes"
@@ -28,7 +27,7 @@ def lead(model: nn.Module, name: str, weigh: Weigh | None) -> None:
     """
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        order = {path: place for place, path in enumerate(known_sites(model))}
+        order = path_order(model)
         layers = [one for one in model.modules() if isinstance(one, Adapted) and name in one._names]
         layers.sort(key=lambda one: order[one._site.path])
         if not any(name in layer._active for layer in layers):

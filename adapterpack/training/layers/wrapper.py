@@ -117,6 +117,12 @@ def own_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             left += [(f"{path}.{leaf}" if path else leaf, child) for leaf, child in reversed(own._modules.items()) if child is not None]
 
 
+def path_order(model: nn.Module) -> dict[str, int]:
+    """The place of each module and parameter in the model's order, by its path."""
+    paths = [name for path, module in own_modules(model) for name in (path, *(f"{path}.{leaf}".lstrip(".") for leaf in module._parameters))]
+    return {path: place for place, path in enumerate(paths)}
+
+
 def module_at(model: nn.Module, path: str) -> nn.Module:
     """What stands at one of the model's own paths: the module itself, or what wraps it.
 
