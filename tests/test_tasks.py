@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+import transformers
 from click.testing import CliRunner
 from msgspec.structs import replace
 
@@ -23,6 +24,7 @@ from adapterpack import Session, export, quantize, run
 from adapterpack.bundle.manifest import graph_file, read_bundle
 from adapterpack.cli.run import command
 from adapterpack.errors import ConfigError, FormatError, ParityError, StorageError, Unsupported
+from adapterpack.exporting.frontends.torch_parts import Form, part_class
 from adapterpack.exporting.quantization.measure import inputs_of
 from adapterpack.exporting.quantization.schemes import SCHEMES
 from adapterpack.manifest.parts import Pixels
@@ -30,7 +32,7 @@ from adapterpack.runtime import canary as replay
 from adapterpack.runtime.media.image_rows import features_of_rows, rows_of_images
 from adapterpack.runtime.media.inputs import array_of, speech_of
 from adapterpack.tasks.feature_extraction import POOLING
-from adapterpack.tasks.task import TASKS, task_named, task_of
+from adapterpack.tasks.task import TASKS, Part, task_named, task_of
 from adapterpack.testing.architectures import ARCHITECTURES, KINDS, MODES
 from adapterpack.testing.exports import make_base, make_pack
 from adapterpack.training.loading import load_model
@@ -299,3 +301,18 @@ def test_a_model_class_has_one_task() -> None:
     assert task_of("CLIPTextModel", {"projection_dim": 16}).name == "feature-extraction"
     assert task_of("ViTModel", {"image_size": 12}).name == "image-feature-extraction"
     assert all(task.main.name == "model" and task.inputs for task in TASKS.values())
+
+
+@pytest.mark.fast
+def test_a_task_is_whole() -> None:
+    """Every part has a torch module and named axes, every class of transformers exists, every suffix leads back to a task of that class."""
+    for task in TASKS.values():
+        assert hasattr(transformers, task.auto_class), task.name
+        for part in task.parts:
+            assert issubclass(part_class(part.form), Form), part
+            assert all(part.axes_of(name)[0] == "batch" for name in part.inputs), part
+        assert all(task_of(f"Any{suffix}").auto_class == task.auto_class for suffix in task.suffixes if task.recognizes is None), task.name
+        assert task.training is None or task.training.targets
+        assert all(task_named(alias) is task for alias in task.aliases)
+    assert part_class("adapterpack.exporting.frontends.torch_parts:Plain") is part_class("plain")
+    assert Part("model", "plain", ("bbox",), {"bbox": ("batch", "sequence", None)}).axes_of("bbox") == ("batch", "sequence", None)
