@@ -49,7 +49,7 @@ def example(
             rows = [list(rule.woven(rows[0])), *rows[1:-1], list(rule.woven(rows[-1]))]
         if "image_features" in task.main.inputs:
             rows = [row if number in bare else _seeing(row, config, found["pixel_values"], model()) for number, row in enumerate(rows)]
-        found |= pad(rows, 0, left=task.left if left is None else left)
+        found |= pad(rows, 0, left=task.pads_left if left is None else left)
         if "token_type_ids" in task.inputs and reads_types(model()):
             found["token_type_ids"] = (np.cumsum(found["attention_mask"], axis=1) > 3) * found["attention_mask"]
     if "decoder_input_ids" in task.inputs:

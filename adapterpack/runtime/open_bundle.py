@@ -54,9 +54,9 @@ class OpenBundle:
         self._opening = threading.Lock()
 
     @property
-    def left(self) -> bool:
+    def pads_left(self) -> bool:
         """Whether shorter rows of a batch are filled up on the left."""
-        return self.task.left and self.bundle.padding == "left"
+        return self.task.pads_left and self.bundle.padding == "left"
 
     @property
     def packs(self) -> Mapping[str, Pack]:

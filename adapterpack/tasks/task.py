@@ -134,7 +134,7 @@ class Task:
         return "past_key_values" in self.main.inputs
 
     @property
-    def left(self) -> bool:
+    def pads_left(self) -> bool:
         """Whether ragged rows are filled up on the left: what follows a row must follow its last token."""
         return self.generates and "input_ids" in self.main.inputs
 

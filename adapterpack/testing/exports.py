@@ -151,7 +151,7 @@ def check(session: Any, known: Mapping[str | None, Reference]) -> None:
     batch = example(session.task, first.model.config, LENGTHS, model=lambda: first.model, bare=(1,), seed=3)
     rows = [row_of(batch, row) for row in range(len(LENGTHS))]
     expected = {name: [reference(row) for row in rows] for name, reference in known.items()}
-    for padded in [batch, *([_other_side(batch)] if session.task.left else [])]:
+    for padded in [batch, *([_other_side(batch)] if session.task.pads_left else [])]:
         for start in range(len(names)):
             chosen = [names[(start + row) % len(names)] for row in range(len(LENGTHS))]
             found = session.run(padded, chosen)

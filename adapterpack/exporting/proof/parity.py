@@ -54,7 +54,7 @@ def prove(
         NothingToDo: by its canary, an adapter has no effect.
     """
     bundle = read_bundle(folder)
-    tolerance, left = precision(bundle.dtype).tolerance, task.left and bundle.padding == "left"
+    tolerance, left = precision(bundle.dtype).tolerance, task.pads_left and bundle.padding == "left"
     rules = [rule for rule in {pack.acts for pack in packs} if rule is not None]
     batch = example(task, config_of(base), acts=rules, bare=BARE, left=left, model=model)
     found: dict[str, Found] = {}

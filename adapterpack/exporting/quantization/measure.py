@@ -91,7 +91,7 @@ def inputs_of(session: Session) -> dict[str, np.ndarray]:
     shapes = {name: value.shape for graph in session.graphs.values() for name, value in graph.inputs.items()}
     for name in session.task.inputs:
         if name == "input_ids":
-            found |= pad(_texts(session), 0, left=session.left)
+            found |= pad(_texts(session), 0, left=session.pads_left)
         elif name == "decoder_input_ids":
             found[name] = rng.integers(1, _vocabulary(session.folder), (rows, 4))
         elif name in {"pixel_values", "input_features"}:

@@ -46,7 +46,7 @@ class DecoderOnly:
         self, session: OpenBundle, rows: Sequence[Sequence[int]], names: list[str | None], given: Arrays, in_place: bool = True
     ) -> None:
         self.session, self.names, self.run = session, names, session.pin(names)
-        self.batch = pad(rows, session.pad_id, left=session.left)
+        self.batch = pad(rows, session.pad_id, left=session.pads_left)
         self.in_place = in_place and session.steps_in_place(names)
         self.cache: StaticCache | None = None
         self.last = last_places(self.batch["attention_mask"])

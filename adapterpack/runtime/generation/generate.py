@@ -121,7 +121,7 @@ def _prompt_ids(session: OpenBundle, prompt: Prompt) -> list[int]:
         return _checked_ids(session, items)  # type: ignore[arg-type]
     if not isinstance(prompt, str) and not all(isinstance(item, Mapping) and "content" in item for item in items):
         raise ConfigError("a prompt is a text, a list of messages with role and content, or a list of token ids", found=repr(prompt)[:80])
-    if isinstance(prompt, str) and not session.task.left:  # an encoder reads the text as it is
+    if isinstance(prompt, str) and not session.task.pads_left:  # an encoder reads the text as it is
         ids = session.tokenizer.encode(prompt)
     else:
         ids = session.tokenizer.prompt(prompt) if items else []  # type: ignore[arg-type]
