@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
+
+from msgspec import Meta
 
 from ..errors import FormatError, UnknownAdapter, nearest, storage_errors
-from ..io import strict_json
+from ..io import strict_json, typed_json
 from ..io.hashing import sha256_of
-from ..io.schema_check import schema_problem
-from ..manifest.manifest import Base, FileEntry
-from ..manifest.parts import Dims, Variant
+from ..io.typed_json import Misfit
+from ..manifest import limits
+from ..manifest.parts import Base, FileEntry
 from ..tasks.task import MAIN, task_named
 from . import FILE_NAME as FILE_NAME  # noqa: PLC0414 - a name of this module too
-from .signature import Signature, decode_signature
+from .signature import Signature
 
 GRAPH = f"{MAIN}.onnx"
 PAST, PRESENT = "past_key_values.", "present."
@@ -29,6 +31,18 @@ ADAPTER_IDS = "adapter_ids"
 ADAPTER_POSITIONS = "adapter_positions"
 """The graph's input ``[batch, tokens]`` that says where a row's adapter acts; there only if an adapter does not act everywhere."""
 _MAX_BYTES = 16 << 20
+
+_NAME = "[A-Za-z0-9_][A-Za-z0-9._-]{0,127}"
+PartName = Annotated[str, Meta(pattern=r"^[a-z][a-z_]{0,31}\Z")]
+FilePath = Annotated[str, Meta(max_length=255, pattern=rf"^{_NAME}(/{_NAME}){{0,3}}\Z")]
+FloatType = Annotated[str, Meta(pattern=r"^float(32|16)\Z")]
+Labels = Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=200)], ...], Meta(min_length=1, max_length=10_000)]
+Errors = Mapping[str, Annotated[float, Meta(ge=0)]]
+Field = Annotated[str, Meta(pattern=(
+    r"^(down|up|scale|shift|delta|pre|turn|turn_down|turn_up|head|head_bias|mix|attended_(keys|values|absent|gate)"
+    r"|(output|input)_(identity|relu|tanh|silu|gelu|gelu_tanh)(_normed)?_(norm_weight|norm_bias|down|down_bias|up|up_bias)"
+    r"|route[0-3]_((abs|dot)_keys|fuse_query|(abs|dot|fuse)_(bias|pick|down|up|spread)))\Z"))]
+"""A slot of a site."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +57,9 @@ class Heads:
     keys: str
     values: str
     norm: tuple[str, str] | None
-    count: int
-    key_heads: int
-    width: int
+    count: Annotated[int, Meta(ge=1, le=100_000)]
+    key_heads: Annotated[int, Meta(ge=1, le=100_000)]
+    width: Annotated[int, Meta(ge=1, le=1_000_000)]
     scale: float
 
 
@@ -65,40 +79,84 @@ class MappedSite:
     output projection of, if prompts are added to it. ``dtype`` is what the graph computes in there, and its slots hold.
     """
 
-    path: str
+    path: limits.Path
     node: str
     input: str
     output: str
     weight: str
     bias: str | None
-    layout: str
-    in_features: int
-    out_features: int
-    rank: int
-    role: str = "adapter"
-    fields: tuple[str, ...] = ()
-    labels: int = 0
+    layout: Annotated[str, Meta(pattern=r"^(in_out|out_in)\Z")]
+    in_features: Annotated[int, Meta(ge=1)]
+    out_features: Annotated[int, Meta(ge=1)]
+    rank: Annotated[int, Meta(ge=1)]
+    role: Annotated[str, Meta(pattern=r"^(adapter|full)\Z")] = "adapter"
+    fields: Annotated[tuple[Field, ...], Meta(extra_json_schema={"uniqueItems": True})] = ()
+    labels: Annotated[int, Meta(ge=0, le=100_000)] = 0
     entry: str | None = None
-    ranks: Mapping[str, int] = field(default_factory=dict)
+    ranks: Annotated[Mapping[str, Annotated[int, Meta(ge=0, le=1_000_000)]], Meta(max_length=24)] = field(default_factory=dict)
     positional: bool = False
-    part: str = MAIN
+    part: PartName = MAIN
     flat: bool = False
-    kind: str = "linear"
-    at: int = 0
-    members: tuple[str, ...] = ()
+    kind: Annotated[str, Meta(pattern=r"^(linear|lookup|patches)\Z")] = "linear"
+    at: Annotated[int, Meta(ge=0)] = 0
+    members: Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=512)], ...], Meta(max_length=64)] = ()
     heads: Heads | None = None
-    dtype: str = "float32"
+    dtype: FloatType = "float32"
+
+    def breaches(self) -> Iterator[Misfit]:
+        """A field that stands twice."""
+        return typed_json.repeated(self.fields, "/fields")
 
 
 @dataclass(frozen=True)
 class BundledAdapter:
     """One adapter in the bundle: ``slot`` in bank mode, the pack's digest, its folder and its labels."""
 
-    name: str
-    pack: str
-    path: str
-    slot: int | None = None
-    labels: tuple[str, ...] | None = None
+    name: limits.PackName
+    pack: limits.Sha256
+    path: FilePath
+    slot: Annotated[int, Meta(ge=1)] | None = None
+    labels: Labels | None = None
+
+
+class BundleFile(FileEntry, frozen=True):
+    """One file of a bundle."""
+
+    path: FilePath
+    role: Annotated[str, Meta(pattern=r"^(graph|adapter|carried)\Z")]
+
+
+class GraphChange(TypedDict):
+    """How far quantization moved the outputs of one graph, by adapter."""
+
+    max_error: Errors
+    max_relative: Errors
+
+
+class QuantizationReport(TypedDict):
+    """How the graphs were quantized, and how far that moved their outputs, by adapter; ``graphs`` where there are several."""
+
+    scheme: Literal["int8", "int4"]
+    block_size: Annotated[int, Meta(ge=1)]
+    quantized: Annotated[int, Meta(ge=0)]
+    max_error: Errors
+    label_agreement: Mapping[str, Annotated[float, Meta(ge=0, le=1)]]
+    graphs: NotRequired[Mapping[str, GraphChange]]
+
+
+class ReplayedCanary(TypedDict):
+    """The largest error of a canary, and the one that was allowed."""
+
+    max_abs: Annotated[float, Meta(ge=0)]
+    tolerance: Annotated[float, Meta(ge=0)]
+
+
+class CanaryReport(TypedDict):
+    """The canaries by the names of their packs: what they gave, why they were not replayed, and how far quantization moved them."""
+
+    replayed: Mapping[str, ReplayedCanary]
+    not_replayed: Mapping[str, Annotated[str, Meta(max_length=400)]]
+    moved: NotRequired[Errors]
 
 
 @dataclass(frozen=True)
@@ -109,29 +167,36 @@ class Bundle:
     ``dtype`` the float type that the graphs were made in. ``in_place``: there is a graph for steps on caches that stay where they are.
     """
 
-    mode: str
-    task: str
+    mode: Annotated[str, Meta(pattern=rf"^({'|'.join(MODES)})\Z")]
+    task: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9-]{0,63}\Z")]
     base: Base
-    frontend: str
-    sites: Mapping[str, MappedSite]
-    adapters: tuple[BundledAdapter, ...]
-    files: tuple[FileEntry, ...]
-    slots: int = 0
-    max_rank: int = 0
-    max_labels: int = 0
-    base_labels: tuple[str, ...] | None = None
+    frontend: limits.ShortText
+    sites: Annotated[Mapping[str, MappedSite], Meta(max_length=50_000)]
+    adapters: Annotated[tuple[BundledAdapter, ...], Meta(max_length=4096)]
+    files: Annotated[tuple[BundleFile, ...], Meta(max_length=1 << 16)]
+    slots: Annotated[int, Meta(ge=0, le=4096)] = 0
+    max_rank: Annotated[int, Meta(ge=0, le=4096)] = 0
+    max_labels: Annotated[int, Meta(ge=0, le=100_000)] = 0
+    base_labels: Labels | None = None
     base_head_trained: bool = True
     quantization: Mapping[str, Any] | None = None
     parity: Mapping[str, Any] = field(default_factory=dict)
     io: Signature = field(default_factory=Signature)
-    io_before: Mapping[str, Signature] = field(default_factory=dict)
-    target: str = "ort"
-    pooling: str = "mean"
-    padding: str = "left"
-    dtype: str = "float32"
+    io_before: Annotated[Mapping[PartName, Signature], Meta(max_length=8)] = field(default_factory=dict)
+    target: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_-]{0,63}\Z")] = "ort"
+    pooling: Annotated[str, Meta(pattern=r"^(mean|cls|last)\Z")] = "mean"
+    padding: Annotated[str, Meta(pattern=r"^(left|right)\Z")] = "left"
+    dtype: FloatType = "float32"
     in_place: bool = False
-    format: str = "adapterpack.bundle"
-    format_version: str = "1.0"
+    format: Literal["adapterpack.bundle"] = "adapterpack.bundle"
+    format_version: Annotated[str, Meta(pattern=r"^1\.[0-9]{1,4}\Z")] = "1.0"
+
+    def breaches(self) -> Iterator[Misfit]:
+        """What is wrong with the reports on quantization and canaries."""
+        for pointer, report, kind in (("/quantization", self.quantization, QuantizationReport | None),
+                                      ("/parity/canary", self.parity.get("canary", _NO_CANARIES), CanaryReport)):
+            if isinstance(problem := typed_json.read(report, kind), Misfit):  # type: ignore[arg-type]
+                yield Misfit(pointer + problem.pointer, problem.message)
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -188,7 +253,7 @@ def bundle_in(folder: str | os.PathLike[str]) -> Path:
     return inner[0].parent if len(inner) == 1 and not (Path(folder) / FILE_NAME).exists() else Path(folder)
 
 
-def list_files(folder: Path, adapters_only: bool = False, known: Mapping[str, str] | None = None) -> list[FileEntry]:
+def list_files(folder: Path, adapters_only: bool = False, known: Mapping[str, str] | None = None) -> list[BundleFile]:
     """An entry for every file under ``folder`` except the bundle manifest itself, by relative path; ``known`` are digests, by path too."""
     entries = []
     for path in sorted(folder.rglob("*")):
@@ -198,7 +263,7 @@ def list_files(folder: Path, adapters_only: bool = False, known: Mapping[str, st
             role = "graph" if graph else "adapter" if relative.startswith("adapters/") else "carried"
             if adapters_only and role != "adapter":
                 continue
-            entries.append(FileEntry(relative, path.stat().st_size, (known or {}).get(relative) or sha256_of(path), role))
+            entries.append(BundleFile(relative, path.stat().st_size, (known or {}).get(relative) or sha256_of(path), role))
     return entries
 
 
@@ -222,31 +287,32 @@ def parse_bundle(data: bytes, where: object) -> Bundle:
     Raises:
         FormatError: it does not fit its schema.
     """
-    value = strict_json.loads(data, where, _MAX_BYTES)
-    problem = schema_problem(value, "bundle.v1")
-    if problem:
-        raise FormatError(f"the bundle's manifest does not fit its schema: {problem[1]}", where=f"{where}#{problem[0]}")
-    tuples = {"base_labels": value["base_labels"] and tuple(value["base_labels"])}
-    return Bundle(
-        **{
-            **value,
-            **tuples,
-            "base": _base(value["base"]),
-            "sites": {key: _site(site) for key, site in value["sites"].items()},
-            "adapters": tuple(BundledAdapter(**{**a, "labels": a["labels"] and tuple(a["labels"])}) for a in value["adapters"]),
-            "files": tuple(FileEntry(**entry) for entry in value["files"]),
-            "io": decode_signature(value.get("io", {})),
-            "io_before": {part: decode_signature(io) for part, io in value.get("io_before", {}).items()},
-        }
-    )
+    bundle = typed_json.read(_with_later_fields(strict_json.loads(data, where, _MAX_BYTES)), Bundle)
+    if isinstance(bundle, Misfit):
+        raise FormatError(f"the bundle's manifest does not fit its schema: {bundle.message}", where=f"{where}#{bundle.pointer or '/'}")
+    return bundle
 
 
-def _base(value: Mapping[str, Any]) -> Base:
-    dims = value.get("dims")
-    return Base(**{**value, "dims": dims and Dims(**dims), "variants": tuple(Variant(**one) for one in value.get("variants", ()))})
+_NO_CANARIES: dict[str, Any] = {"replayed": {}, "not_replayed": {}}
+OPTIONAL: Mapping[str, Mapping[str, Any]] = {
+    "Bundle": {"io": {}, "io_before": {}, "target": "ort", "pooling": "mean", "padding": "left", "dtype": "float32", "in_place": False},
+    "Base": {"architecture": None, "dims": None, "files": None, "probe": None, "variants": []},
+    "MappedSite": {"labels": 0, "entry": None, "ranks": {}, "positional": False, "part": MAIN, "flat": False, "kind": "linear", "at": 0,
+                   "members": [], "heads": None, "dtype": "float32"},
+    "Signature": {"inputs": [], "outputs": [], "slots": []},
+}
+"""Part of a manifest -> the fields that older bundles may lack, with what that means."""
 
 
-def _site(value: Mapping[str, Any]) -> MappedSite:
-    heads = value.get("heads")
-    found = None if heads is None else Heads(**{**heads, "norm": heads["norm"] and tuple(heads["norm"])})
-    return MappedSite(**{**value, "fields": tuple(value["fields"]), "members": tuple(value.get("members", ())), "heads": found})
+def _with_later_fields(value: Any) -> Any:
+    """A manifest with the fields that it lacks because it is older than they are."""
+    if not isinstance(value, dict):
+        return value
+    new = {**OPTIONAL["Bundle"], **value}
+    for key, part in (("base", "Base"), ("io", "Signature")):
+        if isinstance(item := new.get(key), dict):
+            new[key] = {**OPTIONAL[part], **item}
+    for key, part in (("sites", "MappedSite"), ("io_before", "Signature")):
+        if isinstance(items := new.get(key), dict):
+            new[key] = {name: {**OPTIONAL[part], **item} if isinstance(item, dict) else item for name, item in items.items()}
+    return new

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta
 
 
 @dataclass(frozen=True)
 class Port:
     """One value at the edge of a graph; an extent that is not fixed has a name, and is None where the graph does not even name it."""
 
-    name: str
-    dtype: str
-    shape: tuple[int | str | None, ...]
+    name: Annotated[str, Meta(min_length=1, max_length=1024)]
+    dtype: Annotated[str, Meta(pattern=r"^[a-z0-9_]{1,32}\Z")]
+    shape: Annotated[tuple[Annotated[int, Meta(ge=0)] | Annotated[str, Meta(max_length=200)] | None, ...], Meta(max_length=8)]
+
+
+Ports = Annotated[tuple[Port, ...], Meta(max_length=1 << 16)]
 
 
 @dataclass(frozen=True)
 class Signature:
     """``inputs`` must be fed. ``slots`` may be fed: ONNX Runtime calls an input with a default an overridable initializer."""
 
-    inputs: tuple[Port, ...] = ()
-    outputs: tuple[Port, ...] = ()
-    slots: tuple[Port, ...] = ()
+    inputs: Ports = ()
+    outputs: Ports = ()
+    slots: Ports = ()
 
 
 def signature_of(model: Any) -> Signature:
@@ -33,12 +37,6 @@ def signature_of(model: Any) -> Signature:
         tuple(_port(value) for value in model.graph.outputs),
         tuple(port for port in ports if port.name in model.graph.initializers),
     )
-
-
-def decode_signature(value: Mapping[str, Any]) -> Signature:
-    """The signature in a bundle's manifest."""
-    return Signature(**{kind: tuple(Port(port["name"], port["dtype"], tuple(port["shape"])) for port in ports)
-                        for kind, ports in value.items()})
 
 
 def _port(value: Any) -> Port:

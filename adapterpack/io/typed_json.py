@@ -5,6 +5,7 @@ from __future__ import annotations
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
@@ -20,7 +21,7 @@ class Misfit(NamedTuple):
 
 
 class Part(msgspec.Struct, frozen=True):
-    """An object of a file format. Reading one takes every field and no other, whatever has a default in Python."""
+    """An object of a file format. Reading one takes every field and no other, whatever has a default in Python; so does a dataclass."""
 
     def breaches(self) -> Iterator[Misfit]:
         """What types cannot say of the values, with pointers that start at this object."""
@@ -86,20 +87,27 @@ def _inside(value: Any, kind: Any) -> Iterator[tuple[Any, Any, Any]]:
     if isinstance(value, list) and origin in (tuple, list):
         yield from ((number, item, arguments[0]) for number, item in enumerate(value))
     elif isinstance(value, dict) and isinstance(origin, type) and issubclass(origin, Mapping):
-        fields = typing.get_type_hints(kind, include_extras=True) if not arguments else {}
-        yield from ((key, item, arguments[1] if arguments else fields[key]) for key, item in value.items() if arguments or key in fields)
-    elif isinstance(value, dict) and isinstance(origin, type) and issubclass(origin, msgspec.Struct):
-        yield from ((field.name, value[field.name], field.type) for field in msgspec.structs.fields(origin) if field.name in value)
+        hints = typing.get_type_hints(kind, include_extras=True) if not arguments else {}
+        yield from ((key, item, arguments[1] if arguments else hints[key]) for key, item in value.items() if arguments or key in hints)
+    elif isinstance(value, dict) and isinstance(origin, type) and (issubclass(origin, Part) or is_dataclass(origin)):
+        hints = typing.get_type_hints(origin, include_extras=True)
+        yield from ((name, value[name], hints[name]) for name in _fields(origin) if name in value)
+
+
+def _fields(kind: Any) -> tuple[str, ...]:
+    """The names of the fields of a part or a dataclass."""
+    return tuple(field.name for field in fields(kind)) if is_dataclass(kind) else kind.__struct_fields__
 
 
 def _other_fields(value: Any, read: Any, newer: bool) -> Misfit | None:
     """Where a value has other fields than what was read from it, or the first breach; what is the value itself is not looked into."""
     if isinstance(read, tuple | list):
         pairs: list[tuple[Any, tuple[Any, Any]]] = list(enumerate(zip(read, value, strict=True)))
-    elif isinstance(read, dict | Part):
-        if isinstance(read, Part) and (breach := next(read.breaches(), None)):
+    elif isinstance(read, dict | Part) or is_dataclass(read):
+        breaches: Iterator[Misfit] = read.breaches() if hasattr(read, "breaches") else iter(())
+        if breach := next(breaches, None):
             return breach
-        items = read if isinstance(read, dict) else {name: getattr(read, name) for name in read.__struct_fields__}
+        items = read if isinstance(read, dict) else {name: getattr(read, name) for name in _fields(type(read))}
         if value.keys() != items.keys():
             if missing := [key for key in items if key not in value]:
                 return Misfit("", f"{missing[0]!r:.100} is missing")
@@ -123,7 +131,7 @@ def repeated(items: Sequence[Any] | None, pointer: str) -> Iterator[Misfit]:
         yield Misfit(pointer, "an item stands there twice")
 
 
-def schema_of(kind: type[Part], others: Mapping[str, Any], more: Sequence[Any] = ()) -> dict[str, Any]:
+def schema_of(kind: type[Any], others: Mapping[str, Any], more: Sequence[Any] = ()) -> dict[str, Any]:
     """The JSON Schema of a struct, 2020-12, with definitions of its parts, of the kinds in ``more``, and ``others``."""
     (schema, *_), parts = msgspec.json.schema_components([kind, *more], ref_template="#/$defs/{name}")
     root = parts.pop(schema["$ref"].rpartition("/")[2])
