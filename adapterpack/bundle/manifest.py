@@ -47,10 +47,10 @@ Field = Annotated[str, Meta(pattern=(
 
 @dataclass(frozen=True)
 class Heads:
-    """The attention before an output projection, by the values of the graph: what prompts that it looks at are made from.
+    """The attention before an output projection, from whose values in the graph prompts are computed.
 
-    ``queries`` are those that it uses, with their positions, ``keys`` and ``values`` the products of its projections, and ``norm`` what
-    goes into and comes out of the norm of the keys, where it has one. ``count`` heads of the queries share ``key_heads`` of ``width``.
+    ``queries`` are the final ones, with positions; ``keys`` and ``values`` are the products of the projections, and ``norm`` the input and
+    output of the norm of the keys, where there is one. ``count`` heads of the queries share ``key_heads`` of ``width``.
     """
 
     queries: str
@@ -65,18 +65,24 @@ class Heads:
 
 @dataclass(frozen=True)
 class MappedSite:
-    """One linear module, or block, and where it is in the graph.
+    """A linear module or a block in a graph, and its slots.
 
-    ``layout`` says how ``weight`` lies: ``in_out`` or ``out_in``. ``rank`` is the number of axes of the site's input, whose first is
-    the batch. ``fields`` are the slots that the graph has for it (none in folded mode). ``labels`` is the width of the widest head that
-    the slots of a module take that was trained whole. ``entry`` is the value that a branch around a block reads. A block that is no linear
-    module has no weight, and its node is the one that gives its output. ``ranks`` are the ranks of its slots in a bank, by branch.
-    ``positional``: what is in its slots acts where :data:`ADAPTER_POSITIONS` says so. ``part`` is the graph that it is in.
-    ``flat``: its input has the tokens of all rows one after another, ``[batch * tokens, in]``, as before the experts of a model.
-    ``kind``: ``linear``, ``lookup`` (an embedding, whose input is ids) or ``patches`` (a convolution whose kernels lie side by side).
-    ``at`` is where its outputs begin in a weight that is packed with those of others. ``members`` are
-    the sites whose ``down`` factors lie side by side in this one's slot: it is no module. ``heads`` is the attention that the site is the
-    output projection of, if prompts are added to it. ``dtype`` is what the graph computes in there, and its slots hold.
+    Attributes:
+        node: its product; of a block, which has no weight, the node that gives its output.
+        layout: how ``weight`` lies: ``in_out`` or ``out_in``.
+        rank: the number of axes of its input, of which the first is the batch.
+        fields: the slots that the graph has for it; none in folded mode.
+        labels: the width of the widest head that its slots take, of a module that was trained whole.
+        entry: the value that a branch around a block reads.
+        ranks: the ranks of its slots in a bank, by branch.
+        positional: whether its slots act where :data:`ADAPTER_POSITIONS` is true, and nowhere else.
+        part: the graph that it is in.
+        flat: its input has the tokens of all rows one after another, ``[batch * tokens, in]``, as before the experts of a model.
+        kind: ``linear``, ``lookup`` (an embedding, whose input is ids) or ``patches`` (a convolution whose kernels lie side by side).
+        at: where its outputs begin in a weight that is packed with those of others.
+        members: of a group, which is no module, the sites whose ``down`` factors lie side by side in its slot.
+        heads: the attention of which it is the output projection, if prompts are added to it.
+        dtype: the float type of the graph there, and of its slots.
     """
 
     path: limits.Path

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
 
 from ..errors import printable
 from ..io.readable import MISSING, number, percent, seconds, size
 from . import result as r
 from .result import Result
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 Rows = tuple[str, Sequence[str], Sequence[Sequence[str]]]
 """Title, column names, rows."""
@@ -28,10 +28,6 @@ def demo_tables(result: Result) -> list[Table]:
 
 
 def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    from rich.box import SIMPLE_HEAD  # noqa: PLC0415 - what never prints needs no rich
-    from rich.table import Table  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
-
     # Text and not str: names may hold what rich would take for markup.
     table = Table(box=SIMPLE_HEAD, title=Text(title), title_justify="left", pad_edge=False)
     for index, column in enumerate(columns):

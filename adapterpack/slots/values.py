@@ -262,7 +262,7 @@ def slot_shapes(sites: Mapping[str, MappedSite], max_rank: int) -> dict[str, tup
         room = {LABELS: site.labels or site.out_features, **site.ranks}
         for field in site.fields:
             shapes[f"{path}.{field}"] = tuple(extents(field, site, lambda axis, room=room: room.get(axis, max_rank)))  # type: ignore[misc]
-        if site.members and "down" in site.fields:  # one beside the other
+        if site.members and "down" in site.fields:  # side by side
             shapes[f"{path}.down"] = (site.in_features, max_rank * len(site.members))
     return shapes
 
