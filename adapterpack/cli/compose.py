@@ -16,7 +16,7 @@ from ..errors import ConfigError
 from ..hub.resolve import folder_of
 from ..io.readable import size
 from ..pack.inspect import described
-from .composing import measure_each, print_plan, say, write_recipes
+from .composing import measure_each, print_left_out, print_plan, say, write_recipes
 from .options import pack_at, pairs, shared, weight_option
 from .output import emit, line, shown
 from .progress import byte_bar
@@ -105,9 +105,7 @@ def command(
          f"{size(summary['bytes'])}")
     if "truncation" in lineage["params"]:
         line(f"the cut of the rank makes a relative error of {shown(lineage['params']['truncation']['total'])} in the change")
-    if left_out := lineage["params"].get("left_out"):
-        line(f"{len(left_out)} sites got no rank under the budget and are left out: {', '.join(left_out[:5])}"
-             + (" ..." if len(left_out) > 5 else ""))
+    print_left_out(lineage["params"])
 
 
 def _tree(text: str) -> Any:

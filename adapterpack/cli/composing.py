@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -44,6 +45,13 @@ def print_plan(packs: list[Any], options: dict[str, Any], tree: str | None, as_j
         line(f"modules trained whole ({', '.join(made.whole['modules'])}): {made.whole['policy']}")
     line(f"rule {made.rule}, class {made.needs}: {'exact' if made.exact else 'not exact'}, {made.flops:.2g} operations on "
          f"{made.threads} threads, at most {size(made.memory_bound)} of memory besides the packs")
+
+
+def print_left_out(params: Mapping[str, Any]) -> None:
+    """Prints which sites a budget left out, by the parameters of a lineage."""
+    if left_out := params.get("left_out"):
+        line(f"{len(left_out)} sites got no rank under the budget and are left out: {', '.join(left_out[:5])}"
+             + (" ..." if len(left_out) > 5 else ""))
 
 
 def measure_each(

@@ -9,7 +9,7 @@ import click
 import adapterpack
 
 from ..errors import EXIT_FAILED, EXIT_INCOMPLETE
-from ..hub.auditing import audit_sarif
+from ..hub.auditing import Audited, audit_sarif
 from ..io import strict_json
 from ..io.atomic import output_file
 from ..version import VERSION
@@ -82,19 +82,19 @@ def audit(ctx: click.Context, /, *, repos: tuple[str, ...], lock: str | None, fu
         with output_file(Path(sarif_file)) as path:
             path.write_bytes(strict_json.canonical(audit_sarif(audits, VERSION)))
     if as_json:
-        emit({"command": "hub audit", "repos": [one.to_json() for one in audits]})
+        emit({"command": "hub audit", "repos": [audited.to_json() for audited in audits]})
     else:
-        table(["repository", "kind", "state", "errors", "warnings", "first"], [_row(one) for one in audits])
-    codes = [_EXIT.get(one.state, EXIT_FAILED) for one in audits]
+        table(["repository", "kind", "state", "errors", "warnings", "first"], map(_row, audits))
+    codes = [_EXIT.get(audited.state, EXIT_FAILED) for audited in audits]
     code = EXIT_FAILED if EXIT_FAILED in codes else max(codes, default=0)
     if code and not (accept_incomplete and code == EXIT_INCOMPLETE):
         ctx.exit(code)
 
 
-def _row(one: object) -> list[object]:
-    report, error = getattr(one, "report", None), getattr(one, "error", None)
+def _row(audited: Audited) -> list[object]:
+    report = audited.report
     if report is None:
-        return [getattr(one, "repo", ""), None, getattr(one, "state", ""), None, None, getattr(error, "what", "")]
+        return [audited.repo, None, audited.state, None, None, audited.error and audited.error.what]
     severities = [finding.severity for finding in report.findings]
     first = f"{report.findings[0].rule}: {report.findings[0].message}" if report.findings else ""
-    return [getattr(one, "repo", ""), report.kind, report.state, severities.count("error"), severities.count("warning"), first]
+    return [audited.repo, report.kind, report.state, severities.count("error"), severities.count("warning"), first]

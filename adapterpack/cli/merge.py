@@ -10,6 +10,7 @@ from ..hub.resolve import folder_of
 from ..io.readable import size
 from ..merging.onnx.report import GraphReport
 from ..merging.pipeline import merge
+from ..merging.report import MergeReport
 from .options import out_option, pack_at, shared, structural_option, weight_option
 from .output import emit, line
 from .progress import byte_bar
@@ -54,13 +55,19 @@ def command(
     if as_json:
         emit({"command": "merge", **report.to_json()})
         return
+    names = ", ".join(pack.name if pack.weight == 1 else f"{pack.weight:g} of {pack.name}" for pack in report.packs)
     if isinstance(report, GraphReport):
-        _say_graph(report)
-        return
-    if report.jobs_missing:
+        _say_graph(report, names)
+    elif report.jobs_missing:
         line(f"part {report.shard} is done; {report.jobs_missing} pieces of other parts are missing before {report.out} is there")
         return
-    names = ", ".join(pack.name if pack.weight == 1 else f"{pack.weight:g} of {pack.name}" for pack in report.packs)
+    else:
+        _say_checkpoint(report, names)
+    if report.advice:
+        line(report.advice)
+
+
+def _say_checkpoint(report: MergeReport, names: str) -> None:
     line(f"merged {names} into {report.base_name}: {report.tensors_changed} of {report.tensors} tensors changed, "
          f"{size(report.bytes_written)} written to {report.out} in {report.seconds:.1f} s")
     for pack in report.packs:
@@ -70,28 +77,26 @@ def command(
         line(f"{size(report.bytes_resumed)} of it were done by an earlier try")
     for note in report.notes:
         line(note)
-    if report.losses:
-        line(f"after rounding, {100 * report.kept:.4g} % of the change is kept, with a relative error of {report.relative_error:.2g}")
+    _say_loss(report)
     if report.requantized is not None:
         error, grid = report.requantized
         line(f"the requantized fold lies {error:.3g} from the exact one (Frobenius norm); rounding to the base's own grid makes {grid:.3g}")
-    if report.advice:
-        line(report.advice)
 
 
-def _say_graph(report: GraphReport) -> None:
-    names = ", ".join(pack.name if pack.weight == 1 else f"{pack.weight:g} of {pack.name}" for pack in report.packs)
+def _say_graph(report: GraphReport, names: str) -> None:
     line(f"merged {names} into {report.graph} of {report.base_name}: {len(report.tensors) + len(report.replaced)} tensors changed, "
          f"{size(report.bytes_written)} written to {report.out} in {report.seconds:.1f} s")
     if report.left_out:
         line(f"the bundle's own adapters are left out: {', '.join(report.left_out)}")
-    if report.losses:
-        line(f"after rounding, {100 * report.kept:.4g} % of the change is kept, with a relative error of {report.relative_error:.2g}")
+    _say_loss(report)
     if report.quantized is not None:
         before, after = report.quantized
         line(f"quantized weights are at most {after:.2g} of their size from the float fold; before, they were {before:.2g} from the base")
-    for name, said in report.checks.items():
-        if said != "passed":
-            line(f"{name}: {said}")
-    if report.advice:
-        line(report.advice)
+    for name, result in report.checks.items():
+        if result != "passed":
+            line(f"{name}: {result}")
+
+
+def _say_loss(report: MergeReport | GraphReport) -> None:
+    if report.losses:
+        line(f"after rounding, {100 * report.kept:.4g} % of the change is kept, with a relative error of {report.relative_error:.2g}")

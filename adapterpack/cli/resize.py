@@ -9,6 +9,7 @@ import adapterpack
 from ..hub.resolve import folder_of
 from ..io.readable import size
 from ..pack.inspect import described
+from .composing import print_left_out
 from .options import out_option, pack_at, shared
 from .output import emit, line, shown
 
@@ -54,6 +55,4 @@ def command(
     if "approximation" in params:
         line(f"{len(params['approximation']['sites'])} changes have no low rank; taking them as factors makes a relative error of "
              f"{shown(params['approximation']['total'])}")
-    if left_out := params.get("left_out"):
-        line(f"{len(left_out)} sites got no rank under the budget and are left out: {', '.join(left_out[:5])}"
-             + (" ..." if len(left_out) > 5 else ""))
+    print_left_out(params)
