@@ -1,4 +1,4 @@
-"""Named values that the package offers a choice of (methods, rules, tasks, formats ...), its own and those of other packages."""
+"""Keeps values that are chosen by name (methods, rules, tasks, formats ...): the package's own and those of other packages."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Registry(Mapping[str, T]):
             import_module(f"{self.package}.{name}")
         if name not in self._values:
             self._import_own()
-        for point in self._entry_points() if name not in self._values else ():
+        for point in entry_points(group=self.group) if name not in self._values else ():
             if point.name == name:
                 self._load(point)
         if name not in self._values:  # an entry point may have another name than its value
@@ -111,7 +111,7 @@ class Registry(Mapping[str, T]):
     def broken(self) -> tuple[AdapterpackError, ...]:
         """Registers the values of all other packages; returns an error for each that cannot be used, which names its entry point."""
         errors = []
-        for point in self._entry_points():
+        for point in entry_points(group=self.group):
             try:
                 self._load(point)
             except AdapterpackError as error:
@@ -123,10 +123,6 @@ class Registry(Mapping[str, T]):
             for module in pkgutil.iter_modules(import_module(self.package).__path__):
                 import_module(f"{self.package}.{module.name}")
             self._complete = True
-
-    def _entry_points(self) -> Iterator[EntryPoint]:
-        """Where other packages have their values, as their metadata says; nothing of them is imported."""
-        yield from entry_points(group=self.group)
 
     def _load(self, point: EntryPoint) -> None:
         try:
