@@ -331,7 +331,7 @@ def test_the_deadline_holds_inside_every_check(check: Check, subject: Subject) -
 def test_the_memory_holds_inside_a_check(check: str, needs: int, subject: Subject) -> None:
     """A check that copies tensors asks before it does; with all that the files take and no more, it is not made."""
     (made,) = [one for one in CHECKS if one.__name__ == check]
-    files = sum(map(len, subject.held.values()))
+    files = sum(map(len, subject.file_bytes.values()))
     quantized = {name: replace(entry, scales="x") for name, entry in subject.pack.manifest.tensors.items()}
     int8 = dataclasses.replace(subject.pack, manifest=replace(subject.pack.manifest, tensors=quantized))
     tight = subject._replace(pack=subject.pack if check == "second_reader" else int8, budget=Budget(memory=files + needs))

@@ -44,7 +44,7 @@ from adapterpack.io import safetensors, strict_json
 from adapterpack.manifest import manifest as m
 from adapterpack.manifest.migrations import STEPS
 from adapterpack.manifest.parts import BaseQuantization, Canary, Composition, Dims, Features, Member, Pixels, Tokenizer, Variant
-from adapterpack.manifest.secondary_methods import Beside
+from adapterpack.manifest.secondary_methods import MethodSites
 from adapterpack.pack.pack import Pack, build, sealed
 from adapterpack.pack.store import Store
 from adapterpack.pack.validate.validation import load, validate
@@ -89,9 +89,9 @@ def make_pack(base: Path | None = None, name: str = "tickets") -> Pack:
 def with_methods() -> Pack:
     """LoRA, and rows of an embedding beside it."""
     tokens = Site("net.emb", 4, 9, "table")
-    beside = Beside(get("trainable_tokens"), {tokens: (TrainableTokens(token_indices=(2, 7)), {"trainable_tokens_delta": ramp(2, 4)})})
+    rows = MethodSites(get("trainable_tokens"), {tokens: (TrainableTokens(token_indices=(2, 7)), {"trainable_tokens_delta": ramp(2, 4)})})
     q = {Site("net.q", 5, 7): (LoRA(r=2, alpha=3), {"lora_A": ramp(2, 5), "lora_B": ramp(7, 2)})}
-    return build("golden", get("lora"), q, beside=[beside], task=m.Task("text-generation"), base=m.Base("org/base"))
+    return build("golden", get("lora"), q, secondary=[rows], task=m.Task("text-generation"), base=m.Base("org/base"))
 
 
 DIGESTS = {"one": "f4bd3937ef4f71741ad04321e41fbc4e4568c5ffe005a84f23889f916b785898",

@@ -147,16 +147,16 @@ def test_two_hundred_truncations_are_all_found(folder: Path) -> None:
 def test_files_swapped_after_they_were_read_change_nothing(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between reading and checking every file is replaced by another pack's: report and tensors are those of the bytes that were read."""
     expected = load(folder)
-    real = files.hold
+    real = files.read_files
 
-    def hold(*args: Any) -> dict[str, bytes]:
-        held = real(*args)
+    def read_files(*args: Any) -> dict[str, bytes]:
+        contents = real(*args)
         for path in folder.iterdir():
             path.unlink()
             path.write_bytes(b"\x80\4 swapped")
-        return held
+        return contents
 
-    monkeypatch.setattr(files, "hold", hold)
+    monkeypatch.setattr(files, "read_files", read_files)
     report, pack = examine(folder)
     assert (report.findings, report.id) == ((), expected.id)
     assert pack is not None

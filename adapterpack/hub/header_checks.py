@@ -22,7 +22,7 @@ from ..pack.validate.checks.peft_agreement import options
 from ..pack.validate.checks.remote import remote_code
 from ..pack.validate.context import Subject
 from ..pack.validate.finding import Finding, Report
-from ..pack.validate.open_questions import NO_BASE, SHAPES_ONLY, unchecked
+from ..pack.validate.open_questions import NO_BASE, SHAPES_ONLY, questions_about
 from ..pack.validate.registry import HEADER_CHECKS
 from ..pack.validate.validation import require_known, run_checks
 from ..peft.options import base_hint, parsed
@@ -105,7 +105,8 @@ def _checked(context: RemoteContext, pack: Pack, file: HeaderFile, small_files: 
     findings, spent = run_checks(subject, HEADER_CHECKS)
     verdict = None if spent else base_verdict(pack, base, findings)
     answered = frozenset[str]() if isinstance(context.base, Path) else _OF_FOLDERS
-    not_checked = (*spent, *(text for text in unchecked(subject) if text not in answered), *why, *context.open_questions(base, verdict))
+    questions = [text for text in questions_about(subject) if text not in answered]
+    not_checked = (*spent, *questions, *why, *context.open_questions(base, verdict))
     return Report("pack", "", pack.id, tuple(findings), not_checked, True, verdict)
 
 

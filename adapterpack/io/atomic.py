@@ -17,7 +17,7 @@ _SHOWN = 40
 
 @contextmanager
 def output_folder(out: str | os.PathLike[str]) -> Iterator[Path]:
-    """A fresh temporary folder beside ``out`` that takes its name when the block ends well, and vanishes when it does not.
+    """A fresh temporary folder next to ``out`` that takes its name when the block ends well, and vanishes when it does not.
 
     Raises:
         OutputExists: something is already there.

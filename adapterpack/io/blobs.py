@@ -55,7 +55,7 @@ def put(folder: Path, scratch: Path, source: Path, digest: str, size: int) -> Pa
 
 
 def _pieces(source: Path, most: int) -> Iterator[bytes]:
-    """The first ``most`` bytes of a file; its errors are told of the file, whoever takes the pieces."""
+    """The first ``most`` bytes of a file; its errors name the file, whatever takes the pieces."""
     with storage_errors(source), open_regular(source) as file:
         while most and (chunk := file.read(min(_CHUNK, most))):
             most -= len(chunk)

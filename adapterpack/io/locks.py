@@ -14,7 +14,7 @@ from ..errors import Unsupported, storage_errors
 def locked(path: Path, alone: bool) -> Iterator[None]:
     """Holds the lock at ``path`` during the block, waiting for it if need be; never twice in one thread, which could wait for itself.
 
-    Whoever waits stands in the turnstile, a second lock beside the first: so many that share it one after the other, without a moment
+    Whoever waits stands in the turnstile, a second lock next to the first: so many that share it one after the other, without a moment
     between them, do not keep out for ever the one who wants it alone.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The bytes that all workers have done, told to who waits; and the word that stops them all."""
+"""Counts the bytes that all workers have done for who waits, and stops them all."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ def write_parts(path: Path, parts: Iterable[bytes | memoryview], mode: str = "wb
 
 
 def in_hub_cache(link: Path) -> bool:
-    """Whether a link is one that the hub's client makes: ``snapshots/COMMIT/name`` into the ``blobs`` beside ``snapshots``."""
+    """Whether a link is one that the hub's client makes: ``snapshots/COMMIT/name`` into the ``blobs`` next to ``snapshots``."""
     if not link.is_symlink():
         return False
     folder = link.parent.resolve()

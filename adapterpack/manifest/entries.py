@@ -1,4 +1,4 @@
-"""What a manifest says of tensors and files: their sizes and their digests."""
+"""Makes a manifest's entries for tensors and files: sizes and digests."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Manifests of other minor versions, made readable in memory; the bytes on disk, and with them the pack's id, stay what they are.
 
 An older one goes through the numbered steps. A newer one loses the fields that this version does not know: what may not be ignored
-is named in ``must_understand``, and that is asked first.
+is named in ``must_understand``, which is checked first.
 """
 
 from __future__ import annotations

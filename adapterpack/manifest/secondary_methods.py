@@ -1,4 +1,4 @@
-"""Methods beside a pack's own: which can stand there, and what a reader must then understand."""
+"""Secondary methods: which other methods a pack can have at some of its sites, and what its reader must then understand."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ Sites = Mapping[Site, tuple[Any, Mapping[str, np.ndarray]]]
 """Site -> its resolved config and its parameters."""
 
 
-class Beside(NamedTuple):
-    """Sites of a pack at which it has another method than its own."""
+class MethodSites(NamedTuple):
+    """A method of a pack and the sites at which the pack has it."""
 
     method: Method
     adapters: Sites
@@ -25,13 +25,13 @@ class Beside(NamedTuple):
 
 def features(method: Method, groups: Iterable[m.Group]) -> tuple[str, ...]:
     """What a reader must understand of a float pack of this method with these groups."""
-    found = {FEATURE: method.storage.composition is not None, m.METHODS: any(group.method is not None for group in groups)}
-    return tuple(sorted(feature for feature, has in found.items() if has))
+    needed = {FEATURE: method.storage.composition is not None, m.METHODS: any(group.method is not None for group in groups)}
+    return tuple(sorted(feature for feature, has in needed.items() if has))
 
 
-def require_beside(name: str, own: Beside, other: Beside, taken: set[str]) -> None:
-    """Checks that a method can stand beside a pack's own: it shares nothing between sites, acts at the same positions, and none of its
-    sites is ``taken``; beside a composed one none can, whose sites all belong to its tree.
+def require_combinable(name: str, own: MethodSites, other: MethodSites, taken: set[str]) -> None:
+    """Checks that a pack can have a method besides its own: it shares nothing between sites, acts at the same positions, and none of its
+    sites is ``taken``; a composed pack has none, since all its sites belong to its tree.
 
     Raises:
         Unsupported: it cannot.
@@ -44,7 +44,7 @@ def require_beside(name: str, own: Beside, other: Beside, taken: set[str]) -> No
         raise Unsupported("a composed pack has no sites of other methods", where=f"pack '{name}'",
                           found=f"{method.name} and {other.method.name}", remedy="make two packs")
     if other.method.storage.shared is not None or other.method.kind != method.kind:
-        raise Unsupported("this method cannot stand beside another in one pack", where=f"pack '{name}'", found=other.method.name,
+        raise Unsupported("this method cannot share a pack with another", where=f"pack '{name}'", found=other.method.name,
                           expected=f"a {method.kind} method that shares nothing between sites", remedy="make two packs")
     if len(acts := {cfg.acts for sites in (own.adapters, other.adapters) for cfg, _ in sites.values()}) > 1:
         raise Unsupported("the methods of one pack must act at the same positions of a row", where=f"pack '{name}'",

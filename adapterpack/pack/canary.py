@@ -46,7 +46,7 @@ def inputs(vocab_size: int, acts: Acts | None = None) -> tuple[tuple[int, ...], 
 
 
 def decoder_inputs(vocab_size: int, start: int | None) -> tuple[tuple[int, ...], ...]:
-    """The ids that go into a decoder, one row beside each of the encoder's: from the ``start`` token, if it has one, then pseudo-random."""
+    """The ids that go into a decoder, one row for each of the encoder's: from the ``start`` token, if it has one, then pseudo-random."""
     rng = np.random.default_rng(SEED + 1)
     rows = (tuple(int(i) for i in rng.integers(1, vocab_size, length)) for length in LENGTHS)
     return tuple(row if start is None else (start, *row[1:]) for row in rows)
@@ -55,7 +55,7 @@ def decoder_inputs(vocab_size: int, start: int | None) -> tuple[tuple[int, ...],
 def feeds(inputs: Canary, image: tuple[int, int] | None = None) -> Iterator[dict[str, np.ndarray]]:
     """What a model is given for each row, a batch of one, by the names of transformers: int64 ids and float32 pixels, made one by one.
 
-    ``image`` is the token of an image and how many positions the model has for one, where ids stand beside images.
+    ``image`` is the token of an image and how many positions the model has for one, where a model takes ids and images.
 
     Example:
         >>> recorded = Canary(((3, 4),), (), (), 0.1, decoder_input_ids=((2,),))
@@ -137,7 +137,7 @@ def record(inputs: Canary, base: list[np.ndarray], adapter: list[np.ndarray], *,
 
 
 def places(outputs: Mapping[str, np.ndarray], base: list[np.ndarray], adapter: list[np.ndarray]) -> np.ndarray | None:
-    """Which components of rows are kept that are no logits, told by one row's ``outputs``: evenly spaced ones; None for the largest.
+    """Which components of rows are kept that are no logits, by one row's ``outputs``: evenly spaced ones; None for the largest.
 
     Of hidden states they lie in the last one; in the pooled output behind it if the adapter moves only that, since many checkpoints do not
     hold its weights, and every load draws others. Of two towers they lie in both embeddings.

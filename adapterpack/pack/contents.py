@@ -1,4 +1,4 @@
-"""The files of a pack beside its manifest, in pieces: the tensors are many times the rest, and are not copied."""
+"""Lays out the files of a pack other than its manifest, in pieces: the tensors are many times the rest, and are not copied."""
 
 from __future__ import annotations
 
@@ -30,4 +30,4 @@ def encode_files(manifest: m.Manifest, tensors: Mapping[str, np.ndarray], extra:
 
 
 def _pieces(tensors: Mapping[str, np.ndarray]) -> Iterator[bytes | memoryview]:
-    yield from safetensors.pieces(tensors, METADATA)  # whose header is made when it is asked for
+    yield from safetensors.pieces(tensors, METADATA)  # whose header is made when it is read

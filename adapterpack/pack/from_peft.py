@@ -13,7 +13,7 @@ from ..io.safe_open import LARGE, TENSORS
 from ..io.safetensors import SafetensorsFile
 from ..io.streamed_tensors import Streamed
 from ..manifest import manifest as m
-from ..manifest.secondary_methods import Beside
+from ..manifest.secondary_methods import MethodSites
 from ..peft import layout
 from ..peft.options import base_hint, read_config, refuse_pickle, unknown_sentence
 from ..tasks.task import task_of_peft
@@ -57,7 +57,7 @@ def imported(folder: Path, name: str | None = None, on_base: bool = False, tenso
     task = task_of_peft(config.get("task_type"))
     version = config.get("peft_version")
     pack = build(name or _plain_name(folder.resolve().name), content.method, content.adapters, shared=content.shared, full=content.full,
-                 beside=[Beside(*each) for each in content.beside], task=m.Task(task), base=base_hint(config),
+                 secondary=[MethodSites(*sites) for sites in content.secondary], task=m.Task(task), base=base_hint(config),
                  training={"imported_from": "peft", **({"peft_version": version} if isinstance(version, str) else {})})
     if large is not None:
         digests = {key: entry.sha256 for key, entry in pack.manifest.tensors.items()}

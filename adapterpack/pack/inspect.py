@@ -1,4 +1,4 @@
-"""What an artifact is, for whom, how big, and what it changes; read without torch."""
+"""Describes a pack: what it is, how large, and what it changes; without torch."""
 
 from __future__ import annotations
 

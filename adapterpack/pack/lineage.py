@@ -33,12 +33,12 @@ def descended(operation: str, parents: Sequence[Pack], params: Mapping[str, Any]
 
 def _known(parents: Sequence[Pack]) -> dict[str, tuple[str, ...]]:
     """Digest to parents' digests: of each parent by its own manifest, of those before as the parents tell."""
-    told: dict[str, tuple[str, ...]] = {}
+    parents_of: dict[str, tuple[str, ...]] = {}
     for pack in parents:
         if pack.manifest.lineage is not None:
             own = tuple(dict.fromkeys(parent.digest for parent in pack.manifest.lineage.parents))
             for digest, before in {**pack.manifest.lineage.ancestors, pack.id: own}.items():
-                if set(told.setdefault(digest, before)) != set(before):
+                if set(parents_of.setdefault(digest, before)) != set(before):
                     raise FormatError("two packs name different parents of the same ancestor", where=pack.name, found=digest[:17],
                                       remedy="see what validate says of each, or pack them again")
-    return {digest: before for digest, before in told.items() if before}
+    return {digest: before for digest, before in parents_of.items() if before}

@@ -24,7 +24,7 @@ from ..io.streamed_tensors import Streamed, Unread
 from ..manifest import manifest as m
 from ..manifest.described import Described
 from ..manifest.entries import digested, entry_of, file_entry, write_files
-from ..manifest.secondary_methods import Beside, Sites, features, require_beside
+from ..manifest.secondary_methods import MethodSites, Sites, features, require_combinable
 from ..peft import layout, names
 from .bounds import require_bounded
 from .contents import METADATA, contents
@@ -35,10 +35,10 @@ if TYPE_CHECKING:
 
 SIGNATURE = "adapterpack.sig.json"
 MUTABLE = frozenset({"README.md", ".gitattributes", SIGNATURE})
-"""Files that a hub edits, and the detached signature; they are allowed beside the closed list and never read as data."""
+"""Files that a hub edits, and the detached signature; they are allowed besides the closed list and never read as data."""
 TEMPLATE = "chat_template.jinja"
 FILE_ROLES = {TENSORS: "tensors", layout.CONFIG: "peft_config", TEMPLATE: "chat_template"}
-"""The files that a pack may hold beside its manifest, and what the manifest says of each."""
+"""The files that a pack may hold besides its manifest, and what the manifest says of each."""
 SHARED = "@shared"
 """The path of the group that holds what all sites have in common: no module can have it."""
 
@@ -196,7 +196,7 @@ class Pack(Described):
 
         Raises:
             BaseMismatch: it is another model, or nothing shows that it is not; both are named.
-            SiteNotFound: the base lacks a site, or is a variant in which its tensor cannot be told by the module's path.
+            SiteNotFound: the base lacks a site, or is a variant in which its tensor is not known by the module's path.
         """
         found = compatibility.deciding_fingerprint(base, self.manifest.base, content)
         verdict = self.require_levels(found, name=base.name, where=base.where, allow_structural=allow_structural)
@@ -237,7 +237,7 @@ def build(
     *,
     task: m.Task,
     base: m.Base,
-    beside: Sequence[Beside] = (),
+    secondary: Sequence[MethodSites] = (),
     shared: Mapping[str, np.ndarray] | None = None,
     full: Mapping[str, Mapping[str, np.ndarray]] | None = None,
     weights: Mapping[str, str | None] | None = None,
@@ -245,7 +245,7 @@ def build(
 ) -> Pack:
     """A pack from parts: ``adapters`` maps each site to its resolved config and parameters; ``full`` the modules trained whole.
 
-    ``beside`` holds the sites of other methods in the same pack; ``shared`` are the parameters that all sites of ``method`` have in common.
+    ``secondary`` holds the sites of other methods in the same pack; ``shared`` the parameters that all sites of ``method`` have in common.
     ``weights`` names the base tensor behind each path; ``rest`` goes to :class:`~.manifest.manifest.Manifest`.
 
     Raises:
@@ -273,8 +273,8 @@ def build(
 
     for site, cfg, (_, params), overrides in zip(adapters, configs, adapters.values(), differing, strict=True):
         adapt(method, site, cfg, params, overrides, None)
-    for other in beside:
-        require_beside(name, Beside(method, adapters), other, {group.path for group in groups})
+    for other in secondary:
+        require_combinable(name, MethodSites(method, adapters), other, {group.path for group in groups})
         configs = resolve_configs(other.method, [cfg for cfg, _ in other.adapters.values()], list(other.adapters))
         for (site, (_, params)), cfg in zip(other.adapters.items(), configs, strict=True):
             adapt(other.method, site, cfg, params, _shared_config([cfg])[0], method)

@@ -69,7 +69,7 @@ class Store:
     def add(self, pack: Pack | str | os.PathLike[str]) -> Pack:
         """Copies a pack into the store, hashing while it copies, and returns it as loaded from the store's own bytes.
 
-        Files beside the manifest's list, such as a README or a signature, stay behind. A pack that is there already is not written again.
+        Files outside the manifest's list, such as a README or a signature, stay behind. A pack that is there already is not written again.
 
         Raises:
             FormatError: not a valid pack; nothing of it is kept.

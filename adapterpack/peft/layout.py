@@ -28,13 +28,13 @@ Adapters = dict[Site, tuple[Any, dict[str, np.ndarray]]]
 
 
 class Content(NamedTuple):
-    """What a folder that PEFT wrote means: its method with the adapted sites and what they share, the sites of methods beside it, the
+    """What a folder that PEFT wrote means: its method with the adapted sites and what they share, the sites of its secondary methods, the
     modules that were trained whole, and the options that are off and that nobody here knows."""
 
     method: Method
     adapters: Adapters
     shared: dict[str, np.ndarray]
-    beside: list[tuple[Method, Adapters]]
+    secondary: list[tuple[Method, Adapters]]
     full: dict[str, dict[str, np.ndarray]]
     unknown: dict[str, Any]
 
@@ -89,7 +89,7 @@ def content_of(folder: Path, config: Mapping[str, Any], expected: Iterable[Metho
     if method is None or method.peft is None:
         raise Unsupported("this PEFT method is not supported", where=folder / CONFIG, found=config.get("peft_type"),
                           expected=", ".join(sorted({method.peft.peft_type for method in known if method.peft})))
-    beside = {other.peft.secondary.key: other for other in known if other.peft is not None and other.peft.secondary is not None
+    secondary = {other.peft.secondary.key: other for other in known if other.peft is not None and other.peft.secondary is not None
               and method.peft.peft_type in other.peft.secondary.hosts and config.get(other.peft.secondary.key)}
     file = folder / TENSORS
     config, tensors = _expanded(method, config, tensors, folder)
@@ -99,12 +99,12 @@ def content_of(folder: Path, config: Mapping[str, Any], expected: Iterable[Metho
     except (TypeError, ValueError, ArithmeticError) as error:
         raise FormatError(f"the PEFT configuration is not usable: {error}", where=folder / CONFIG) from error
     layers = [layer.config for layer in method.peft.layers.values()]
-    unknown = unknown_options({key: value for key, value in config.items() if key not in beside}, written, layers, folder / CONFIG)
+    unknown = unknown_options({key: value for key, value in config.items() if key not in secondary}, written, layers, folder / CONFIG)
     tensors = tensors or SafetensorsFile(file, private=True)
-    found = sort(method, beside, tensors, config, file)
-    adapters, shared = _adapters(method, cfg, config, found, folder, packed)
-    others = [(other, _beside(other, key, config[key], found.beside.get(key, {}), folder)) for key, other in beside.items()]
-    return Content(method, adapters, shared, others, found.full, unknown)
+    parts = sort(method, secondary, tensors, config, file)
+    adapters, shared = _adapters(method, cfg, config, parts, folder, packed)
+    others = [(other, _secondary(other, key, config[key], parts.secondary.get(key, {}), folder)) for key, other in secondary.items()]
+    return Content(method, adapters, shared, others, parts.full, unknown)
 
 
 def _expanded(method: Method, config: Mapping[str, Any], tensors: SafetensorsFile | None, folder: Path
@@ -154,7 +154,7 @@ def _adapters(method: Method, cfg: Any, config: Mapping[str, Any], found: Sorted
     return adapters, shared
 
 
-def _beside(method: Method, key: str, value: Any, found: Mapping[str, dict[str, np.ndarray]], folder: Path) -> Adapters:
+def _secondary(method: Method, key: str, value: Any, found: Mapping[str, dict[str, np.ndarray]], folder: Path) -> Adapters:
     """The sites of a method that another's folder holds, too, by the config's ``value`` and path -> tensors."""
     assert method.peft is not None
     assert method.peft.secondary is not None
@@ -182,7 +182,7 @@ def disagreement(folder: Path, manifest: m.Manifest, config_bytes: bytes, tensor
         content = content_of(folder, config, truth, tensors, packed=True)
     except AdapterpackError as error:
         return f"PEFT's reading of it fails: {error}"
-    parts = [(content.method, content.adapters), *content.beside]
+    parts = [(content.method, content.adapters), *content.secondary]
     whole = [group.path for group in manifest.groups if group.role == "full"]  # which may be several layers in PEFT's reading
     theirs: dict[str, tuple[Any, ...]] = {site.path: ("adapter", method.name, cfg.rank, cfg.scale)
                                           for method, adapters in parts
@@ -198,7 +198,7 @@ def disagreement(folder: Path, manifest: m.Manifest, config_bytes: bytes, tensor
     for method, adapters in parts:
         there = {site.path: cfg for site, (cfg, _) in adapters.items()}
         here = {group.path: pack.config_at(group) for group in manifest.groups if group.path in there}
-        its, mine = (_said(method, method is not content.method, {path: cfgs[path] for path in here}) for cfgs in (there, here))
+        its, mine = (_written_config(method, method is not content.method, {path: cfgs[path] for path in here}) for cfgs in (there, here))
         for key in sorted(its.keys() | mine.keys()):
             if its.get(key) != mine.get(key):
                 return f"{key} is {its.get(key)!r:.100} there and {mine.get(key)!r:.100} in the manifest"
@@ -209,11 +209,11 @@ def disagreement(folder: Path, manifest: m.Manifest, config_bytes: bytes, tensor
     return None
 
 
-def _said(method: Method, beside: bool, sites: Mapping[str, Any]) -> dict[str, Any]:
-    """What PEFT's config says of a method with these configs by path, as JSON values; ``beside``: in the folder of another method."""
+def _written_config(method: Method, as_secondary: bool, sites: Mapping[str, Any]) -> dict[str, Any]:
+    """What PEFT's config says of a method with these configs by path, as JSON values; ``as_secondary``: in the folder of another method."""
     if method.peft is None or not sites:
         return {}
-    secondary = method.peft.secondary if beside else None
+    secondary = method.peft.secondary if as_secondary else None
     config = method.peft.to_config(sites) or {} if secondary is None else {secondary.key: secondary.to_config(sites)}
     written: dict[str, Any] = strict_json.plain(config)
     return written

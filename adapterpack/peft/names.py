@@ -18,9 +18,9 @@ def form_of(method: Method, kind: str, host: Method | None = None) -> PeftLayer 
     if method.peft is None:
         return None
     if host is not None:
-        beside = method.peft.secondary if host.peft is not None else None
-        known = beside is not None and host.peft is not None and host.peft.peft_type in beside.hosts and kind == method.traits.layers[0]
-        return PeftLayer(beside.suffixes) if known and beside is not None else None
+        secondary = method.peft.secondary if host.peft is not None else None
+        fits = secondary and host.peft and host.peft.peft_type in secondary.hosts and kind == method.traits.layers[0]
+        return PeftLayer(secondary.suffixes) if secondary and fits else None
     if kind == method.traits.layers[0]:
         return PeftLayer(method.peft.suffixes)
     form = method.peft.layers.get(kind)

@@ -109,7 +109,7 @@ def unknown_sentence(unknown: Mapping[str, Any]) -> str:
 
 
 def refuse_pickle(file: Path) -> None:
-    """Refuses an adapter whose tensors are a pickle beside the ``file`` where they should be."""
+    """Refuses an adapter whose tensors are a pickle instead of the ``file`` where they should be."""
     pickles = [name for name in _PICKLES if (file.parent / name).exists()]
     if pickles and not file.exists():
         raise Unsupported("the adapter is stored as a pickle, which can run code and is never opened", where=file.parent / pickles[0],

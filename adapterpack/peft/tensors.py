@@ -28,7 +28,7 @@ def _saved(path: str, modules_to_save: Any) -> str | None:
 
 _COPIES = ("modules_to_save", "original_module")
 _EMBEDDINGS = ("embed_tokens", "lm_head", "wte", "word_embeddings", "shared", "embed_in", "embed_out", "proj_out")
-"""What PEFT saves whole beside an adapter when words were added (``save_embedding_layers``), by the names that transformers has for it."""
+"""What PEFT saves whole with an adapter when words were added (``save_embedding_layers``), by the names that transformers has for it."""
 
 
 def _is_embedding(path: str, params: Mapping[str, np.ndarray]) -> bool:
@@ -37,17 +37,17 @@ def _is_embedding(path: str, params: Mapping[str, np.ndarray]) -> bool:
 
 class Sorted(NamedTuple):
     """The tensors of a file: ``params`` maps a site's path to its tensors by what PEFT writes behind the path, ``shared`` holds what all
-    sites share by parameter, ``full`` modules by path, and ``beside`` the sites of other methods by their key in the config."""
+    sites share by parameter, ``full`` modules by path, and ``secondary`` the sites of other methods by their key in the config."""
 
     params: dict[str, dict[str, np.ndarray]]
     shared: dict[str, np.ndarray]
     full: dict[str, dict[str, np.ndarray]]
-    beside: dict[str, dict[str, dict[str, np.ndarray]]]
+    secondary: dict[str, dict[str, dict[str, np.ndarray]]]
 
 
-def sort(method: Method, beside: Mapping[str, Method], tensors: SafetensorsFile, config: Mapping[str, Any], where: Path,
+def sort(method: Method, secondary: Mapping[str, Method], tensors: SafetensorsFile, config: Mapping[str, Any], where: Path,
          strict: bool = True) -> Sorted:
-    """The tensors of a file of ``method``, with other methods ``beside`` it by the key of the config that is theirs.
+    """The tensors of a file of ``method``, with ``secondary`` methods by their key in the config.
 
     Raises:
         FormatError: a name that PEFT does not write.
@@ -58,7 +58,7 @@ def sort(method: Method, beside: Mapping[str, Method], tensors: SafetensorsFile,
     unknown: dict[str, dict[str, np.ndarray]] = {}
     forms = [method.peft.suffixes, *(form.suffixes or {} for form in method.peft.layers.values())]
     endings: dict[str, str | None] = dict.fromkeys([*(end for suffixes in forms for end in suffixes.values()), *method.peft.aliases])
-    for key, other in beside.items():
+    for key, other in secondary.items():
         endings |= dict.fromkeys(other.peft.secondary.suffixes.values() if other.peft and other.peft.secondary else (), key)
     prefix, bare = prefix_of(method), set(method.peft.suffixes.values()) if method.peft.site else set()
     for name in tensors.tensors:
@@ -74,13 +74,13 @@ def sort(method: Method, beside: Mapping[str, Method], tensors: SafetensorsFile,
         ending = next((ending for ending in endings if not bare and rest.endswith(f".{ending}")), None)
         if ending is not None:
             owner = endings[ending]
-            sites = found.params if owner is None else found.beside.setdefault(owner, {})
+            sites = found.params if owner is None else found.secondary.setdefault(owner, {})
             sites.setdefault(rest.removesuffix(f".{ending}"), {})[ending] = tensors.read(name)
             continue
         path, _, param = rest.rpartition(".")
         if path.endswith(".base_layer") and param == "weight" and any(
             f"{prefix}{path.removesuffix('.base_layer')}.{end}" in tensors.tensors for end in endings):
-            continue  # the base's own weight, which PEFT saves beside an adapted embedding
+            continue  # the base's own weight, which PEFT saves with an adapted embedding
         owner_of, _, copy = path.rpartition(".")
         if copy in _COPIES and f"{prefix}{owner_of}.{param}" in tensors.tensors:
             continue  # what PEFT wraps around a module that it saves whole, written again with the embeddings
@@ -107,7 +107,7 @@ def _tie(full: dict[str, dict[str, np.ndarray]], unknown: dict[str, dict[str, np
 
 
 def kind_of(method: Method, config: Mapping[str, Any], found: Mapping[str, np.ndarray]) -> str:
-    """The kind of a site, told by the names and the axes of its tensors and by the config.
+    """The kind of a site, by the names and the axes of its tensors and by the config.
 
     PEFT keeps one ``fan_in_fan_out`` for all sites, the last one's, and HiRA's is never set: which way round a linear layer is stored the
     base says better (:func:`~adapterpack.base.site_kinds.kinds_on`).

@@ -13,7 +13,7 @@ from torch import nn
 from ..adapter_methods import Calibration, Method, Site, SiteConfig, is_stacked, method_of, resolve_configs
 from ..adapter_methods.core.shapes import check_shapes
 from ..errors import AdapterpackError, SiteNotFound, UnknownAdapter, Unsupported, nearest
-from ..manifest.secondary_methods import Beside, require_beside
+from ..manifest.secondary_methods import MethodSites, require_combinable
 from ..pack.fits import require_sites
 from ..pack.pack import Pack
 from .active import active, adapter_names, wrappers_of
@@ -97,10 +97,10 @@ def _plan(model: nn.Module, config: SiteConfig, whole: list[str], rng: np.random
 
 def _require_apart(name: str, plans: Sequence[_Plan]) -> None:
     """Checks that several methods of one adapter can be packed together, before one of them is trained."""
-    first, *others = (Beside(one.method, {site: (cfg, {}) for site, cfg in zip(one.sites, one.configs, strict=True)}) for one in plans)
+    first, *others = (MethodSites(one.method, {site: (cfg, {}) for site, cfg in zip(one.sites, one.configs, strict=True)}) for one in plans)
     taken = {site.path for site in first.adapters}
     for other in others:
-        require_beside(name, first, other, taken)
+        require_combinable(name, first, other, taken)
         taken |= {site.path for site in other.adapters}
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..adapter_methods import Method, Site
 from ..errors import UnknownAdapter, Unsupported, nearest
-from ..manifest.secondary_methods import Beside
+from ..manifest.secondary_methods import MethodSites
 from .active import adapter_names, wrappers_of
 from .layers.layer import Adapted
 from .layers.tensors import as_numpy
@@ -23,7 +23,7 @@ class Parts(NamedTuple):
 
     method: Method
     adapters: dict[Site, tuple[Any, dict[str, np.ndarray]]]
-    secondary: list[Beside]
+    secondary: list[MethodSites]
     shared: dict[str, np.ndarray]
     full: dict[str, dict[str, np.ndarray]]
 
@@ -52,7 +52,7 @@ def parts_of(model: nn.Module, name: str) -> Parts:
         part, to_stored = (cfg, module._params(name)), site_method.storage.to_stored
         sites_by_method.setdefault(site_method.name, {})[module._site] = part if to_stored is None else to_stored(*part, module._site)
     shared = {key: as_numpy(value) for module in adapted for key, value in module._shared(name).items()}
-    secondary = [Beside(methods[other], sites) for other, sites in sites_by_method.items() if other != method.name]
+    secondary = [MethodSites(methods[other], sites) for other, sites in sites_by_method.items() if other != method.name]
     full = {module._path: module._params(name) for module in wrappers if isinstance(module, SavedModule)}
     return Parts(method, sites_by_method[method.name], secondary, shared, full)
 

@@ -73,7 +73,7 @@ def save(
         name or (Path(out).name if out is not None else chosen),
         parts.method,
         parts.adapters,
-        beside=parts.secondary,
+        secondary=parts.secondary,
         shared=parts.shared,
         full=parts.full,
         task=_task(model, labels_of(model, chosen), bool(parts.full)),

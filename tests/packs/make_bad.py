@@ -23,7 +23,7 @@ from adapterpack.adapter_methods import Method, Site, get
 from adapterpack.composing.pipeline import compose
 from adapterpack.manifest import manifest as m
 from adapterpack.manifest.parts import Tokenizer
-from adapterpack.manifest.secondary_methods import Beside
+from adapterpack.manifest.secondary_methods import MethodSites
 from adapterpack.pack.pack import build, sealed
 
 TENSORS, MANIFEST, CONFIG, TEMPLATE = "adapter_model.safetensors", "adapterpack.json", "adapter_config.json", "chat_template.jinja"
@@ -484,13 +484,14 @@ def template_swapped(folder: Path) -> None:
 # --- several methods ----------------------------------------------------------------------------------------------------------------------
 
 
-def remade(folder: Path, method: Method, cfg: Any, site: Site, beside: Sequence[Beside] = ()) -> None:
+def remade(folder: Path, method: Method, cfg: Any, site: Site, secondary: Sequence[MethodSites] = ()) -> None:
     """A good pack of another method in place of the first, the method's parameters all 0.5."""
     for path in folder.iterdir():
         path.unlink()
     folder.rmdir()
     params = {key: np.full(shape, 0.5, np.float32) for key, shape in method.shapes(cfg, site).items()}
-    build("other", method, {site: (cfg, params)}, beside=beside, task=m.Task("text-generation"), base=m.Base("org/base")).write(folder)
+    pack = build("other", method, {site: (cfg, params)}, secondary=secondary, task=m.Task("text-generation"), base=m.Base("org/base"))
+    pack.write(folder)
 
 
 EMBEDDING = Site("net.emb", 4, 9, "table")
@@ -498,9 +499,9 @@ TOKENS = TrainableTokens(token_indices=(2, 7))
 
 
 def with_tokens(folder: Path) -> None:
-    """A good pack of LoRA with trained tokens beside it: group 1."""
+    """A good pack of LoRA with trained tokens as well: group 1."""
     rows = {"trainable_tokens_delta": np.ones((2, 4), np.float32)}
-    remade(folder, get("lora"), LoRA(r=2), Site("net.q", 5, 7), [Beside(get("trainable_tokens"), {EMBEDDING: (TOKENS, rows)})])
+    remade(folder, get("lora"), LoRA(r=2), Site("net.q", 5, 7), [MethodSites(get("trainable_tokens"), {EMBEDDING: (TOKENS, rows)})])
 
 
 @bad("AP405")

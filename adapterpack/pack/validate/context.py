@@ -1,4 +1,4 @@
-"""What a check looks at."""
+"""What a check reads: the pack, the bytes of its files, the base, and what the check may spend."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ if TYPE_CHECKING:
 class Subject(NamedTuple):
     """The pack, the bytes of its files by name, its tensor file over those bytes, the base if one was named.
 
-    Nothing is read from ``folder`` any more: it is there for messages. ``allow_structural`` is the leave for a base by its structure.
+    Nothing is read from ``folder`` any more: it is there for messages. ``allow_structural`` accepts a base by its structure.
     """
 
     folder: Path
     pack: Pack
     file: SafetensorsFile
-    held: Mapping[str, bytes]
+    file_bytes: Mapping[str, bytes]
     base: Checkpoint | None
     full: bool
     budget: Budget
     allow_structural: bool = False
 
     def require_memory(self, size: int, what: str) -> None:
-        """Goes on only if ``size`` bytes may be held beside the files.
+        """Goes on only if ``size`` bytes may be held besides the files.
 
         Raises:
             Spent: that is more than allowed.
         """
-        self.budget.require_memory(sum(map(len, self.held.values())) + size, what)
+        self.budget.require_memory(sum(map(len, self.file_bytes.values())) + size, what)
 
 
 Check = Callable[[Subject], Iterator[Finding]]
 
 
 def quantized_numbers(entries: Iterable[TensorEntry]) -> Counter[str]:
-    """How many numbers of each group are stored as int8: they are looked at in float32, which takes memory beside the file's."""
+    """How many numbers of each group are stored as int8: they are looked at in float32, which takes memory besides the file's."""
     numbers = Counter[str]()
     for entry in entries:
         if entry.scales is not None:

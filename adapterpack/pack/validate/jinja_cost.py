@@ -1,4 +1,4 @@
-"""How much a chat template can do and write, told from its text: no more than in proportion to the chat, whatever the chat is.
+"""Bounds what a chat template can do and write from its text alone: no more than in proportion to the chat, whatever the chat is.
 
 A form says how large a value can be: how many characters or items of it are the template's own, how often the chat can be in it, and how
 often the values of variables. What lasts from one time around a loop to the next, and grows by itself, alone or through others, may be

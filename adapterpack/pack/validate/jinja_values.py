@@ -1,4 +1,4 @@
-"""What a chat template gives to its variables, and which of them are numbers: told from its text, whatever the chat is."""
+"""What a chat template gives to its variables, and which of them are numbers, from its text alone."""
 
 from __future__ import annotations
 

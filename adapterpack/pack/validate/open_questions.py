@@ -1,4 +1,4 @@
-"""What a validation leaves open, said for this very pack: a question that is not asked shall not look like one that was answered."""
+"""Lists what the validation of a pack left unchecked, so that nothing unchecked looks as if it had passed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _CANARY = "canary: it needs the model running; attach (torch), export, and valid
 _CLAIMS = ("training", "metrics", "license", "base_license")
 
 
-def unchecked(s: Subject) -> Iterator[str]:
+def questions_about(s: Subject) -> Iterator[str]:
     """One text a question, each ``what: why, or how to ask``."""
     manifest = s.pack.manifest
     if s.base is None:
@@ -29,5 +29,5 @@ def unchecked(s: Subject) -> Iterator[str]:
         yield "second reader: the reference reader of safetensors was not asked (--full)"
     if manifest.lineage and manifest.lineage.parents:
         yield "lineage: the parents are named by digest and were not fetched"
-    if told := [name for name in _CLAIMS if getattr(manifest, name)]:
-        yield f"claims: {', '.join(name.replace('_', ' ') for name in told)} cannot be checked"
+    if claims := [name for name in _CLAIMS if getattr(manifest, name)]:
+        yield f"claims: {', '.join(name.replace('_', ' ') for name in claims)} cannot be checked"

@@ -33,7 +33,7 @@ from .checks.remote import remote_code
 from .checks.template import template_findings
 from .context import Check, Subject
 from .finding import Finding, Report
-from .open_questions import NO_BASE, SHAPES_ONLY, unchecked
+from .open_questions import NO_BASE, SHAPES_ONLY, questions_about
 
 if TYPE_CHECKING:
     from ...base.checkpoint import Checkpoint
@@ -94,7 +94,7 @@ def _turn(folder: Path) -> AbstractContextManager[object]:
     try:
         return _large if (folder / TENSORS).stat().st_size > LARGE else nullcontext()
     except OSError:
-        return nullcontext()  # whatever it is, it is told where the file is opened
+        return nullcontext()  # opening the file says what is wrong with it
 
 
 def _examine(folder: Path, base: Checkpoint | None, full: bool, budget: Budget, allow_structural: bool) -> tuple[Report, Pack | None]:
@@ -116,23 +116,23 @@ def _examine(folder: Path, base: Checkpoint | None, full: bool, budget: Budget, 
     if findings := few(files.forbidden_files(folder, named, budget)) or few(files.closed_file_list(folder, manifest)):
         return refused(findings, manifest)
     try:
-        held = files.hold(folder, manifest, budget)
+        contents = files.read_files(folder, manifest, budget)
     except Spent as spent:
         return Report("pack", str(folder), manifest.id, (), (str(spent),), incomplete=True), None
-    absent = [] if TENSORS in held else [files.MISSING.at(TENSORS, "the manifest lists no tensor file", pointer="/files")]
-    if findings := [*files.magic_bytes(held)] or absent:
+    absent = [] if TENSORS in contents else [files.MISSING.at(TENSORS, "the manifest lists no tensor file", pointer="/files")]
+    if findings := [*files.magic_bytes(contents)] or absent:
         return refused(findings, manifest)
-    file = HeldFile(held[TENSORS], folder / TENSORS)
+    file = HeldFile(contents[TENSORS], folder / TENSORS)
     pack = Pack(manifest, {name: file.read(name) for name in file.tensors if name in manifest.tensors}, folder,
-                {name: bytes(data) for name, data in held.items() if name == TEMPLATE})
+                {name: bytes(data) for name, data in contents.items() if name == TEMPLATE})
     from .registry import CHECKS  # noqa: PLC0415 - a folder that PEFT wrote is read by other means
 
-    subject = Subject(folder, pack, file, held, base, full, budget, allow_structural)
+    subject = Subject(folder, pack, file, contents, base, full, budget, allow_structural)
     findings, spent_on = run_checks(subject, CHECKS)
-    if len(held[TENSORS]) > LARGE:
+    if len(contents[TENSORS]) > LARGE:
         known = {name: entry.sha256 for name, entry in manifest.tensors.items()}
         pack = dataclasses.replace(pack, tensors=Streamed.of(file, pack.tensors, known))
-    open_questions = (*spent_on, *unchecked(subject))
+    open_questions = (*spent_on, *questions_about(subject))
     return Report("pack", str(folder), pack.id, tuple(findings), open_questions, bool(spent_on) or (full and base is None),
                   None if spent_on else base_verdict(pack, base, findings)), pack
 
@@ -208,7 +208,7 @@ def _examine_peft(folder: Path, base: Checkpoint | None, full: bool, budget: Bud
                   ) -> tuple[Report, Pack | None]:
     """A folder that PEFT wrote: importing it makes every check that it can bear, and its sites can be looked for in a base.
 
-    What lies beside its two files is never opened nor taken along, so files that a pack may not hold are warnings there.
+    Its other files are never opened nor taken along, so files that a pack may not hold are warnings there.
     """
     if not (folder / layout.CONFIG).is_file():
         raise FormatError("the folder is not a pack", where=folder, expected=f"{m.FILE_NAME} or {layout.CONFIG}",

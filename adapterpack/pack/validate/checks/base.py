@@ -73,7 +73,7 @@ def base_verdict(pack: Pack, base: Checkpoint | None, findings: Iterable[Finding
 
 def tokenizer(s: Subject) -> Iterator[Finding]:
     """AP702 and AP705, with the difference of the templates shown."""
-    carried = s.held.get(TEMPLATE)
+    carried = s.file_bytes.get(TEMPLATE)
     if s.base is None:
         return
     said, theirs = s.pack.manifest.tokenizer, chat_template_of(s.base)

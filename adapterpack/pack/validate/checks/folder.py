@@ -41,7 +41,7 @@ def entries(folder: Path) -> list[Path]:
 
 
 def _is_notes(path: Path) -> bool:
-    """Whether it is that one folder, a real one, with nothing beside it in ``.cache``."""
+    """Whether it is that one folder, a real one, with nothing else in ``.cache``."""
     if path.name != NOTES.parts[0] or path.is_symlink() or not path.is_dir():
         return False
     inside = [*path.iterdir()]
@@ -56,7 +56,7 @@ def regular_files(folder: Path, budget: Budget | None = None) -> Iterator[Findin
 
 
 def forbidden_files(folder: Path, listed: frozenset[str] = frozenset(), budget: Budget | None = None) -> Iterator[Finding]:
-    """AP106-AP107 for what lies there beside the listed files; the listed ones are asked once they are read."""
+    """AP106-AP107 for files that are not listed; the listed ones are checked once they are read."""
     for path in (budget or Budget()).over(entries(folder), _LIST):
         if path.name in listed or not path.is_file():
             continue
@@ -82,7 +82,7 @@ def closed_file_list(folder: Path, manifest: m.Manifest) -> Iterator[Finding]:
                           offset=min(size, listed[name].size))
 
 
-def hold(folder: Path, manifest: m.Manifest, budget: Budget) -> dict[str, bytes]:
+def read_files(folder: Path, manifest: m.Manifest, budget: Budget) -> dict[str, bytes]:
     """The bytes of every listed file, each opened and read once, and no more of it than the manifest lists.
 
     A large tensor file is mapped: it has what is asked of bytes here, a length, slices and a buffer.
@@ -99,9 +99,9 @@ def _held(path: Path, limit: int) -> bytes:
     return cast("bytes", mapped(path, limit)) if path.name == TENSORS and limit > LARGE + 1 else read_file(path, limit)
 
 
-def magic_bytes(held: Mapping[str, bytes]) -> Iterator[Finding]:
+def magic_bytes(contents: Mapping[str, bytes]) -> Iterator[Finding]:
     """AP107 for the listed files."""
-    for name, data in held.items():
+    for name, data in contents.items():
         if kind := magic_of(data[:HEAD]):
             yield MAGIC.at(name, f"the file begins like {kind}", file=name, offset=0)
 

@@ -30,7 +30,7 @@ def peft_face(s: Subject) -> Iterator[Finding]:
     """
     has_face = layout.config_bytes(s.pack.manifest) is not None  # never for quantized tensors: PEFT would take integers for values
     listed = sorted((entry.path, entry.role) for entry in s.pack.manifest.files)
-    optional = [TEMPLATE] if TEMPLATE in s.held else []
+    optional = [TEMPLATE] if TEMPLATE in s.file_bytes else []
     expected = sorted((name, FILE_ROLES[name]) for name in (TENSORS, *([layout.CONFIG] if has_face else []), *optional))
     if listed != expected:
         yield LIST.at("files", f"the file list is {listed}, this pack's must be {expected}", pointer="/files")
@@ -40,7 +40,7 @@ def peft_face(s: Subject) -> Iterator[Finding]:
     if not has_face:
         return
     with s.file.watched(lambda: s.budget.require_time("what PEFT would read")):
-        problem = layout.disagreement(s.folder, s.pack.manifest, s.held[layout.CONFIG], s.file)
+        problem = layout.disagreement(s.folder, s.pack.manifest, s.file_bytes[layout.CONFIG], s.file)
     if problem:
         yield FACE.at(layout.CONFIG, f"the file does not agree with the manifest: {problem}", file=layout.CONFIG)
 
@@ -58,9 +58,9 @@ def second_reader(s: Subject) -> Iterator[Finding]:
         return
     from safetensors import SafetensorError, deserialize  # noqa: PLC0415 - only here
 
-    s.require_memory(2 * len(s.held[TENSORS]), _SECOND)  # it takes the whole file as bytes, and copies every tensor
+    s.require_memory(2 * len(s.file_bytes[TENSORS]), _SECOND)  # it takes the whole file as bytes, and copies every tensor
     try:
-        theirs = dict(deserialize(bytes(s.held[TENSORS])))  # type: ignore[no-untyped-call]
+        theirs = dict(deserialize(bytes(s.file_bytes[TENSORS])))  # type: ignore[no-untyped-call]
     except SafetensorError as error:
         yield READERS.at(TENSORS, f"the reference reader refuses the file: {error}", file=TENSORS)
         return

@@ -27,7 +27,7 @@ KEYS: dict[str, tuple[Any, ...]] = {
     "tokenizer_kwargs": (),
     "runtime_config": ({"ephemeral_gpu_offload": False},),
 }
-"""Key -> the values, beside nothing at all, under which it does nothing."""
+"""Key -> the values, besides nothing at all, under which it does nothing."""
 _LIBRARIES = frozenset({"diffusers", "sentence_transformers", "transformers"})
 _NOTHING: tuple[Any, ...] = (None, False, "", [], {})
 
@@ -51,7 +51,7 @@ def remote_code(value: Any, file: str, foreign: bool = False, budget: Budget | N
 
 def in_pack(s: Subject) -> Iterator[Finding]:
     """AP110-AP111 in every JSON file that the pack lists."""
-    for name, data in s.held.items():
+    for name, data in s.file_bytes.items():
         if name.endswith(".json"):
             try:
                 value = strict_json.loads(data, name, 4 << 20)

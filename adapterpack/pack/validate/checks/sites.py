@@ -58,7 +58,7 @@ def roles(s: Subject) -> Iterator[Finding]:
 
 
 def _feature(s: Subject) -> Iterator[Finding]:
-    """A reader that knows one method a pack only must refuse a pack with several, and is told so."""
+    """A reader that knows one method a pack only must refuse a pack with several, so it is named in must_understand."""
     if m.METHODS in s.pack.manifest.must_understand and all(group.method is None for group in s.pack.manifest.groups):
         yield KIND.at("must_understand", f"it names '{m.METHODS}', and no site has a method of its own", pointer="/must_understand")
     for number, group in s.budget.over(enumerate(s.pack.manifest.groups), "the methods of the sites"):

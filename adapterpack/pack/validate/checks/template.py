@@ -31,7 +31,7 @@ _ENCODED = re.compile(r"[A-Za-z0-9+/]{80,}={0,2}")
 
 def carried(s: Subject) -> Iterator[Finding]:
     """AP851-AP856 of the template that the pack carries."""
-    data = s.held.get(TEMPLATE)
+    data = s.file_bytes.get(TEMPLATE)
     if data is None:
         return
     said = s.pack.manifest.tokenizer and s.pack.manifest.tokenizer.chat_template
