@@ -56,7 +56,15 @@ class Lockfile:
         Raises:
             FormatError: the file is something else.
         """
-        return self._read()
+        if not self.path.exists():
+            return {}
+        with storage_errors(self.path), self.path.open("rb") as file:
+            value: Any = strict_json.loads(file.read(_MAX_BYTES + 1), self.path, _MAX_BYTES)
+        entries = value.get("entries") if isinstance(value, dict) and value.get("format") == _FORMAT else None
+        if not isinstance(entries, dict) or value.get("version") != _VERSION:
+            raise FormatError("this is not a lock file of this version", where=self.path, expected=f"format {_FORMAT}, version {_VERSION}",
+                              remedy="name another file with --lock, or remove it")
+        return {key: _pinned(entry, f"{self.path}, {key}") for key, entry in entries.items()}
 
     def put(self, reference: names.Reference, pinned: Pinned) -> None:
         """Pins a reference; the file is replaced as a whole.
@@ -71,21 +79,10 @@ class Lockfile:
         with storage_errors(guard):
             guard.mkdir(parents=True, exist_ok=True)
         with locked(guard / "lockfile", alone=os.name == "posix"):
-            entries = {**self._read(), str(reference): pinned}
+            entries = {**self.all(), str(reference): pinned}
             value = {"format": _FORMAT, "version": _VERSION, "entries": {key: asdict(one) for key, one in entries.items()}}
             with output_file(self.path) as path:
                 path.write_bytes(strict_json.canonical(value))
-
-    def _read(self) -> dict[str, Pinned]:
-        if not self.path.exists():
-            return {}
-        with storage_errors(self.path), self.path.open("rb") as file:
-            value: Any = strict_json.loads(file.read(_MAX_BYTES + 1), self.path, _MAX_BYTES)
-        entries = value.get("entries") if isinstance(value, dict) and value.get("format") == _FORMAT else None
-        if not isinstance(entries, dict) or value.get("version") != _VERSION:
-            raise FormatError("this is not a lock file of this version", where=self.path, expected=f"format {_FORMAT}, version {_VERSION}",
-                              remedy="name another file with --lock, or remove it")
-        return {key: _pinned(entry, f"{self.path}, {key}") for key, entry in entries.items()}
 
 
 def _pinned(entry: Any, where: str) -> Pinned:

@@ -266,7 +266,8 @@ def test_a_base_from_another_host_comes_without_the_token(kind: str, hub: Host, 
 
     serves(hub, resolve=resolve, revision=lambda asked: asked.say(value={"sha": COMMIT, "id": "org/name", "siblings": siblings}),
            tree=lambda asked: asked.say(value=[{"type": "file", "path": "config.json", "size": len(config), "oid": "0" * 40}]))
-    other.answers = lambda asked: asked.say(404) if "xet" in asked.path else asked.say(data=config)
+    of_the_hub = {"X_Repo_Commit": COMMIT, "ETag": '"abc"'}  # which older clients look for wherever a redirect ends
+    other.answers = lambda asked: asked.say(404) if "xet" in asked.path else asked.say(data=config, **of_the_hub)
     try:
         folder_of("org/name")
     except StorageError:

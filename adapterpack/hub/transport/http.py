@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -135,14 +135,14 @@ def require_identity(response: Any, where: object) -> None:
         raise HubError("the hub compresses what was to come as it is", where=where, found=encoding[:40])
 
 
-def body_chunks(response: Any, where: object) -> Iterator[bytes]:
-    """The body of a response as it arrives, not unpacked; the caller counts its bytes.
+def in_time(chunks: Iterable[bytes], where: object) -> Iterator[bytes]:
+    """The chunks of a body as they arrive; the caller counts their bytes.
 
     Raises:
         HubError: it comes too slowly.
     """
     started, count = time.monotonic(), 0
-    for chunk in response.iter_raw():
+    for chunk in chunks:
         count += len(chunk)
         if time.monotonic() - started > allowed_seconds(count):
             raise too_slow(where, f"{count} bytes in {time.monotonic() - started:.0f} s")
@@ -154,12 +154,12 @@ def request_json(method: str, url: str, endpoint: Endpoint, where: object, limit
     """The response and the JSON value in it, None for an empty one; ``limit`` may be shared by several requests.
 
     Raises:
-        HubError: it is no JSON, or too large, or as for :func:`open_response` and :func:`body_chunks`.
+        HubError: it is no JSON, or too large, or as for :func:`open_response` and :func:`in_time`.
         ErrorResponse: the hub answers with an error.
     """
     limit, data = limit or ByteLimit(where, MAX_ANSWER), bytearray()
     with open_response(method, url, endpoint, where, **content) as response:
-        for chunk in body_chunks(response, where):
+        for chunk in in_time(response.iter_raw(), where):
             limit.add(len(chunk))
             data += chunk
     try:
@@ -231,7 +231,7 @@ def _error(response: Any, where: object, host: str | None) -> Exception:
         return HubError(f"the host that keeps the hub's files answers {response.status_code}", where=where, found=host)
     reason, data = response.headers.get("X-Error-Message", ""), b""
     if not reason and "Content-Encoding" not in response.headers:
-        for chunk in body_chunks(response, where):
+        for chunk in in_time(response.iter_raw(), where):
             data += chunk
             if len(data) > _MAX_REASON:
                 break

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from ...errors import HubError
 from .client import MAX_LISTED
-from .http import MAX_ANSWER, ByteLimit, allowed_seconds, origin, require_identity, too_slow
+from .http import MAX_ANSWER, ByteLimit, in_time, origin, require_identity
 
 _LOCK = threading.Lock()
 _LONG_WAIT = re.compile(r"\d{4,}")
@@ -73,12 +72,9 @@ class _Guard:
 
 def _limited(chunks: Callable[..., Iterator[bytes]], where: str) -> Callable[..., Iterator[bytes]]:
     def iter_bytes(*args: Any, **options: Any) -> Iterator[bytes]:
-        limit, started, count = ByteLimit(where, MAX_ANSWER), time.monotonic(), 0
-        for chunk in chunks(*args, **options):
+        limit = ByteLimit(where, MAX_ANSWER)
+        for chunk in in_time(chunks(*args, **options), where):
             limit.add(len(chunk))
-            count += len(chunk)
-            if time.monotonic() - started > allowed_seconds(count):
-                raise too_slow(where, f"{count} bytes in {time.monotonic() - started:.0f} s")
             yield chunk
 
     return iter_bytes

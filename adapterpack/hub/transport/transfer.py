@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from ...errors import FormatError, HubError, storage_errors
 from .client import ListedFile, Remote, hub_errors, with_retries
-from .http import body_chunks, open_response
+from .http import in_time, open_response
 from .partial import partial_file
 
 _CHUNK = 1 << 20
@@ -31,7 +31,7 @@ def read_range(remote: Remote, path: str, start: int, length: int) -> bytes:
         with _open_file(remote, path, {"Range": f"bytes={start}-{start + length - 1}"}) as response:
             if not _is_rest(response, start, f"{remote}, {path}") and start:
                 raise HubError("the hub does not send ranges", where=f"{remote}, {path}", remedy="pull it, or validate with --full")
-            for chunk in body_chunks(response, f"{remote}, {path}"):
+            for chunk in in_time(response.iter_raw(), f"{remote}, {path}"):
                 parts.append(chunk[:left])
                 left -= len(parts[-1])
                 if not left:
@@ -104,7 +104,7 @@ class _Download:
                 start = 0
             with storage_errors(self.place), self.place.open("r+b" if start else "wb") as file:
                 file.seek(start)
-                for chunk in body_chunks(response, self.where):
+                for chunk in in_time(response.iter_raw(), self.where):
                     self._take(chunk)
                     if self.left < 0:
                         return

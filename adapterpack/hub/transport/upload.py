@@ -87,7 +87,7 @@ def _send_parts(hub: Endpoint, file: LocalFile, href: str, header: dict[str, Any
         raise
     parts = [{"partNumber": number, "etag": etag} for number, etag in enumerate(etags, 1)]
     with_retries(lambda: post_json(href, hub.anonymous, _name(file), {"oid": file.sha256, "parts": parts}, headers=_LFS,
-                         seconds=_JOIN_SECONDS))
+                                   seconds=_JOIN_SECONDS))
 
 
 def _part(hub: Endpoint, address: str, file: LocalFile, start: int, length: int) -> str:
@@ -100,7 +100,7 @@ def _part(hub: Endpoint, address: str, file: LocalFile, start: int, length: int)
 def _put(hub: Endpoint, address: str, file: LocalFile, start: int, length: int) -> Any:
     """The headers of the answer to some bytes of a file."""
     with open_response("PUT", address, hub.anonymous, _name(file), headers={"Content-Length": str(length)},
-                content=file.part(start, length), seconds=allowed_seconds(length)) as response:
+                       content=file.part(start, length), seconds=allowed_seconds(length)) as response:
         return response.headers
 
 
