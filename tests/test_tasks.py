@@ -32,7 +32,7 @@ from adapterpack.runtime import canary as replay
 from adapterpack.runtime.media.image_rows import features_of_rows, rows_of_images
 from adapterpack.runtime.media.inputs import array_of, speech_of
 from adapterpack.tasks.feature_extraction import POOLING
-from adapterpack.tasks.task import TASKS, Part, task_named, task_of
+from adapterpack.tasks.task import TASKS, Part, Task, task_named, task_of
 from adapterpack.testing.architectures import ARCHITECTURES, KINDS, MODES
 from adapterpack.testing.exports import make_base, make_pack
 from adapterpack.training.loading import load_model
@@ -316,3 +316,30 @@ def test_a_task_is_whole() -> None:
         assert all(task_named(alias) is task for alias in task.aliases)
     assert part_class("adapterpack.exporting.frontends.torch_parts:Plain") is part_class("plain")
     assert Part("model", "plain", ("bbox",), {"bbox": ("batch", "sequence", None)}).axes_of("bbox") == ("batch", "sequence", None)
+
+
+def test_a_task_with_an_input_of_its_own(tmp_path: Path) -> None:
+    """LayoutLM reads where each token is on a page: axes and example of that input are the task's; graph and torch agree on other boxes."""
+    def boxes(config: Any, batch: Any, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        return {"bbox": np.sort(rng.integers(0, config.max_2d_position_embeddings, (*batch["input_ids"].shape, 2, 2)), 2).reshape(
+            *batch["input_ids"].shape, 4)}
+
+    task = Task("document-token-classification", "AutoModelForTokenClassification", lambda *_: [], ("LayoutLMForTokenClassification",),
+                parts=(Part("model", "plain", ("input_ids", "bbox", "attention_mask"), {"bbox": ("batch", "sequence", None)}),),
+                heads=("classifier",), labelled=True, example=boxes)
+    config = transformers.LayoutLMConfig(vocab_size=40, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48,
+                                         max_position_embeddings=32, max_2d_position_embeddings=64, num_labels=3)
+    torch.manual_seed(0)
+    model = transformers.LayoutLMForTokenClassification(config).eval()
+    model.save_pretrained(tmp_path / "base")
+    TASKS.register(task)
+    try:
+        bundle = export(tmp_path / "base", [], tmp_path / "bundle", task=task.name, slots=2, max_rank=2)
+        batch = {"input_ids": np.array([[5, 6, 7]]), **boxes(config, {"input_ids": np.zeros((1, 3))}, np.random.default_rng(1))}
+        logits = Session(tmp_path / "bundle", "cpu").run(batch)["logits"]
+    finally:
+        del TASKS._values[task.name]
+    assert {port.name for port in bundle.io.inputs} >= {"input_ids", "bbox", "attention_mask"}
+    with torch.no_grad():
+        expected = model(**{name: torch.from_numpy(array) for name, array in batch.items()}).logits.numpy()
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5)

@@ -203,7 +203,7 @@ def row_of(batch: Arrays, row: int) -> Arrays:
     found = {key: array[row : row + 1] for key, array in batch.items() if key != "pixel_values"}
     if "attention_mask" in batch:
         real = batch["attention_mask"][row] > 0
-        found |= {key: found[key][:, real] for key in ("input_ids", "attention_mask", "token_type_ids") if key in found}
+        found |= {key: array[:, real] for key, array in found.items() if array.shape[1] == len(real) and key != "decoder_input_ids"}
     if "pixel_values" in batch:
         fewer = len(batch["pixel_values"]) < len(LENGTHS)  # rows without an image come with text
         place = row - sum(bare < row for bare in BARE) if fewer else row
