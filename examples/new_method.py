@@ -33,7 +33,7 @@ def init(cfg, site, rng):
 
 def normal_form(cfg, params, site):
     """The mathematics, once: torch runs these lines in training, numpy everywhere else. Forward and fold follow from them."""
-    return NormalForm(pre=Diagonal(params["input_scale"]), scale=params["output_scale"], shift=params.get("shift"))
+    return NormalForm(pre=Diagonal(params["input_scale"]), output_scale=params["output_scale"], shift=params.get("shift"))
 
 
 scaling = Method(

@@ -568,7 +568,7 @@ def test_only_a_dense_low_rank_branch_takes_the_kernel() -> None:
         expected = (y.double() + x.double() @ A.double().T @ B.double().T) * other.get("scale", 1) + other.get("shift", 0)
         torch.testing.assert_close(add_low_rank(form, y, x).double(), expected, rtol=1e-5, atol=1e-5)
     assert not is_low_rank(NormalForm(down=Dense(A), up=Dense(B), pre=Dense(torch.eye(3))))
-    assert not is_low_rank(NormalForm(scale=torch.ones(4)))
+    assert not is_low_rank(NormalForm(output_scale=torch.ones(4)))
     assert not is_low_rank(NormalForm(down=Dense(A), up=Diagonal(torch.ones(2))))
 
 

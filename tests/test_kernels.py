@@ -25,17 +25,17 @@ PLACES = torch.tensor([[0, 8, 3, 8], [6, 0, 2, 5]])
 FORMS: dict[str, Callable[..., NormalForm]] = {
     "low rank": lambda A, B, C, s: NormalForm(down=Dense(A), up=Dense(B)),
     "shifted": lambda A, B, C, s: NormalForm(down=Dense(A), up=Dense(B), shift=s),
-    "scaled": lambda A, B, C, s: NormalForm(down=Dense(A), up=Dense(B), scale=s, shift=2 * s),
+    "scaled": lambda A, B, C, s: NormalForm(down=Dense(A), up=Dense(B), output_scale=s, shift=2 * s),
     "three": lambda A, B, C, s: NormalForm(down=Chain(Dense(A), Dense(C)), up=Dense(B)),
     "down kept": lambda A, B, C, s: NormalForm(down=Dense(FROZEN), up=Dense(B)),
     "sums": lambda A, B, C, s: NormalForm(down=Sums(7, 3, A), up=Dense(B)),
     "repeat": lambda A, B, C, s: NormalForm(down=Chain(Dense(A), Dense(C[:2])), up=Repeat(2, 9, A)),  # 2 do not divide 9
     "cut off": lambda A, B, C, s: NormalForm(down=Chain(Repeat(7, 11, A), Sums(11, 4, A)), up=Chain(Sums(4, 3, A), Dense(B))),
     "shift alone": lambda A, B, C, s: NormalForm(shift=s),
-    "wide": lambda A, B, C, s: NormalForm(down=Dense(B @ A), scale=s),
+    "wide": lambda A, B, C, s: NormalForm(down=Dense(B @ A), output_scale=s),
     "sparse": lambda A, B, C, s: NormalForm(down=Sparse(C[0, :1] * s[:4], PLACES, (9, 7))),
     "circulant": lambda A, B, C, s: NormalForm(down=BlockCirculant((B @ A)[:, :, None]), shift=s),
-    "kronecker": lambda A, B, C, s: NormalForm(down=Kronecker(C[:, :1], A), scale=s),
+    "kronecker": lambda A, B, C, s: NormalForm(down=Kronecker(C[:, :1], A), output_scale=s),
     "scaled factor": lambda A, B, C, s: NormalForm(down=Dense(A), up=Scaled(B, s, C[0])),
 }
 
@@ -48,7 +48,7 @@ def dense(form: NormalForm, layer: Frozen, x: torch.Tensor, entry: torch.Tensor)
     """The normal form, by dense matrices."""
     change = 0 if form.down is None else form.down.dense() if form.up is None else form.up.dense() @ form.down.dense()
     y = x @ layer.weight.T + (0 if layer.bias is None else layer.bias) + (0 if form.down is None else entry @ change.T)
-    return y * (1 if form.scale is None else form.scale) + (0 if form.shift is None else form.shift)
+    return y * (1 if form.output_scale is None else form.output_scale) + (0 if form.shift is None else form.shift)
 
 
 @pytest.mark.parametrize("apart", [False, True])
@@ -87,7 +87,7 @@ def test_what_comes_after_a_layer_is_one_step_with_it(half: int, inputs: int, sh
     torch.manual_seed(0)
 
     def form(own: torch.Tensor, other: torch.Tensor) -> NormalForm:
-        after = NormalForm(post=Pairs(own, other, half, 8)) if half else NormalForm(scale=own + 0 * other)
+        after = NormalForm(post=Pairs(own, other, half, 8)) if half else NormalForm(output_scale=own + 0 * other)
         return after._replace(shift=own if shift else None)
 
     for shape, bias in (((2, 2, inputs), None), ((5, inputs), numbers(8, wanted=False)), ((1, inputs), None)):
@@ -110,7 +110,7 @@ def test_other_forms_are_evaluated() -> None:
     A, B = Dense(torch.randn(2, 3)), Dense(torch.randn(4, 2))
     for form in (NormalForm(pre=Dense(torch.eye(3)), down=A, up=B), NormalForm(down=A, up=B, post=Diagonal(torch.ones(4))),
                  NormalForm(down=A, up=Chain(Diagonal(torch.ones(2)), B)), NormalForm(post=Diagonal(torch.ones(4))),
-                     NormalForm(scale=torch.ones(1)), NormalForm()):
+                     NormalForm(output_scale=torch.ones(1)), NormalForm()):
         assert fused(form, layer, x) is None
 
 

@@ -285,7 +285,7 @@ def rescale() -> Any:
     method = register(Method(
         name="test_rescale", summary="", paper="", config=Rescale, traits=Traits(False, True, True, False), shapes=rescale_shapes,
         init=lambda cfg, site, rng: {name: np.ones(shape, np.float32) for name, shape in rescale_shapes(cfg, site).items()},
-        normal_form=lambda cfg, params, site: NormalForm(scale=params["s"], shift=params.get("t")), examples=(Rescale(),),
+        normal_form=lambda cfg, params, site: NormalForm(output_scale=params["s"], shift=params.get("t")), examples=(Rescale(),),
     ))
     yield method
     registry.METHODS._values.pop(method.name)

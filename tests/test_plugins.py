@@ -231,12 +231,12 @@ def without_bias(cfg: Any, params: Any, site: Any, weight: Any, bias: Any, rows:
 
 def scaled(cfg: Any, params: Any, site: Any) -> NormalForm:
     """A change that depends on the weight: not additive."""
-    return NormalForm(pre=Diagonal(1 + params["lora_A"][0]), scale=1 + params["lora_B"][:, 0])
+    return NormalForm(pre=Diagonal(1 + params["lora_A"][0]), output_scale=1 + params["lora_B"][:, 0])
 
 
 def affine(cfg: Any, params: Any, site: Any) -> NormalForm:
     """A scale and a shift, whose order matters."""
-    return NormalForm(scale=1 + params["lora_B"][:, 0], shift=0 * params["lora_B"][:, 0] + 1)
+    return NormalForm(output_scale=1 + params["lora_B"][:, 0], shift=0 * params["lora_B"][:, 0] + 1)
 
 
 def wider(cfg: Any, params: Any, site: Any) -> NormalForm:

@@ -13,10 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from .core.arrays import array_namespace
-from .core.base import Method, NormalForm, Traits
+from .core.base import Method, NormalForm, Traits, zeros
 from .core.config import RankConfig
 from .core.layouts import STACKS, WEIGHTS
 from .core.operators import Array, Dense
@@ -39,10 +37,6 @@ class Bat(RankConfig):
 def _shapes(cfg: Bat, site: Site) -> dict[str, tuple[int, ...]]:
     r = math.gcd(cfg.r, site.out_features)
     return {"miss_block": (site.out_features // r, r, r)}
-
-
-def _init(cfg: Bat, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    return {name: np.zeros(shape, np.float32) for name, shape in _shapes(cfg, site).items()}
 
 
 def _normal_form(cfg: Bat, params: Params, site: Site) -> NormalForm:
@@ -72,7 +66,7 @@ bat = METHODS.register(Method(
     traits=Traits(additive=False, identity_at_init=True, row_separable=True, low_rank=False, reads_weight=True,
                   layers=(*WEIGHTS, "embedding", *STACKS)),
     shapes=_shapes,
-    init=_init,
+    init=zeros(_shapes),
     normal_form=_normal_form,
     examples=(Bat(r=1), Bat(r=4), Bat(r=5)),
     peft=PeftForm(

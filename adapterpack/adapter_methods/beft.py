@@ -10,9 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
-from .core.base import Method, NormalForm, Traits
+from .core.base import Method, NormalForm, Traits, zeros
 from .core.config import NoBranch
 from .core.peft_form import PeftForm
 from .core.site import Params, Site
@@ -33,10 +31,6 @@ def _shapes(cfg: BEFT, site: Site) -> dict[str, tuple[int, ...]]:
     return {"beft_bias": (1, site.out_features)}
 
 
-def _init(cfg: BEFT, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    return {name: np.zeros(shape, np.float32) for name, shape in _shapes(cfg, site).items()}
-
-
 def _normal_form(cfg: BEFT, params: Params, site: Site) -> NormalForm:
     return NormalForm(shift=params["beft_bias"][0, :])
 
@@ -49,7 +43,7 @@ beft = METHODS.register(Method(
     config=BEFT,
     traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=False),
     shapes=_shapes,
-    init=_init,
+    init=zeros(_shapes),
     normal_form=_normal_form,
     examples=(BEFT(), BEFT(targets=("proj",))),
     peft=PeftForm(

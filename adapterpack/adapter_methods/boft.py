@@ -109,7 +109,7 @@ def _normal_form(cfg: BOFT, params: Params, site: Site) -> NormalForm:
     if factors > 1:
         steps = [Chain(Permutation(params["orders"][number, :]), step) for number, step in enumerate(steps)]
     shift = None if site.base_bias is None else site.base_bias * (1 - scale)  # the bias is not scaled
-    return NormalForm(pre=reduce(Chain, steps), scale=scale, shift=shift)
+    return NormalForm(pre=reduce(Chain, steps), output_scale=scale, shift=shift)
 
 
 def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,9 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
-
-from .core.base import Method, NormalForm, Storage, Traits
+from .core.base import Method, NormalForm, Storage, Traits, zeros
 from .core.config import SiteConfig, by_suffix, require_whole
 from .core.operators import BlockCirculant
 from .core.peft_form import PeftForm
@@ -75,7 +73,7 @@ c3a = METHODS.register(Method(
     config=C3A,
     traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=False),
     shapes=_shapes,
-    init=lambda cfg, site, rng: {name: np.zeros(shape, np.float32) for name, shape in _shapes(cfg, site).items()},
+    init=zeros(_shapes),
     normal_form=_normal_form,
     examples=(C3A(block_size=1), C3A(block_size=35), C3A(block_size=36)),
     storage=Storage(resolve=_resolve),

@@ -58,7 +58,8 @@ def _lengths(site: Site) -> np.ndarray:
 def _normal_form(cfg: DoRA, params: Params, site: Site) -> NormalForm:
     A, B = params["lora_A"], cfg.scale * params["lora_B"]
     ratio = params["lora_magnitude_vector"] / _norm(params["lengths"], site.weight, constant(A), constant(B))
-    return NormalForm(down=Dense(A), up=Dense(B), scale=ratio, shift=None if site.base_bias is None else (1 - ratio) * site.base_bias)
+    shift = None if site.base_bias is None else (1 - ratio) * site.base_bias
+    return NormalForm(down=Dense(A), up=Dense(B), output_scale=ratio, shift=shift)
 
 
 def _norm(lengths: Array, weight: Array, A: Array, B: Array) -> Array:

@@ -62,7 +62,7 @@ def _init(cfg: IA3, site: Site, rng: np.random.Generator) -> dict[str, np.ndarra
 
 def _normal_form(cfg: IA3, params: Params, site: Site) -> NormalForm:
     factors = params["ia3_l"]
-    return NormalForm(pre=Diagonal(factors[0, :])) if cfg.feedforward else NormalForm(scale=factors[:, 0])
+    return NormalForm(pre=Diagonal(factors[0, :])) if cfg.feedforward else NormalForm(output_scale=factors[:, 0])
 
 
 def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:

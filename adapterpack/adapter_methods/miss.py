@@ -12,10 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from ..errors import Unsupported
-from .core.base import Method, NormalForm, Traits
+from .core.base import Method, NormalForm, Traits, zeros
 from .core.config import RankConfig
 from .core.operators import Dense, Sums
 from .core.peft_form import PeftForm
@@ -35,10 +33,6 @@ class MiSS(RankConfig):
 
 def _shapes(cfg: MiSS, site: Site) -> dict[str, tuple[int, ...]]:
     return {"miss_block": (cfg.r, site.out_features)}
-
-
-def _init(cfg: MiSS, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    return {name: np.zeros(shape, np.float32) for name, shape in _shapes(cfg, site).items()}
 
 
 def _normal_form(cfg: MiSS, params: Params, site: Site) -> NormalForm:
@@ -83,7 +77,7 @@ miss = METHODS.register(Method(
     config=MiSS,
     traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=True),
     shapes=_shapes,
-    init=_init,
+    init=zeros(_shapes),
     normal_form=_normal_form,
     examples=(MiSS(r=2), MiSS(r=5, dropout=0.1)),
     peft=PeftForm(

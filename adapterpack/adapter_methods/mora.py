@@ -17,7 +17,7 @@ from functools import lru_cache
 import numpy as np
 
 from .core.arrays import array_namespace
-from .core.base import Method, NormalForm, Storage, Traits
+from .core.base import Method, NormalForm, Storage, Traits, zeros
 from .core.config import RankConfig
 from .core.operators import Array, BlockDiagonal, Chain, Dense, Repeat, Sums
 from .core.site import Params, Site
@@ -48,10 +48,6 @@ def _side(cfg: MoRA, site: Site) -> int:
 
 def _shapes(cfg: MoRA, site: Site) -> dict[str, tuple[int, ...]]:
     return {"mora_M": (_side(cfg, site), _side(cfg, site))}
-
-
-def _init(cfg: MoRA, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    return {name: np.zeros(shape, np.float32) for name, shape in _shapes(cfg, site).items()}
 
 
 def _constants(cfg: MoRA, site: Site) -> dict[str, np.ndarray]:
@@ -101,7 +97,7 @@ mora = METHODS.register(Method(
     config=MoRA,
     traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=False),
     shapes=_shapes,
-    init=_init,
+    init=zeros(_shapes),
     normal_form=_normal_form,
     examples=(MoRA(r=1), MoRA(r=3), MoRA(r=1, form="sharing"), MoRA(r=2, form="sharing", dropout=0.1)),
     storage=Storage(constants=_constants, makes=_makes),

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from .core.arrays import array_namespace
-from .core.base import Method, NormalForm, Storage, Traits
+from .core.base import Method, NormalForm, Storage, Traits, zeros
 from .core.config import NoBranch, require_flag, require_number, require_whole
 from .core.operators import BlockDiagonal
 from .core.orthogonal import MOST_TERMS, block_size, cayley, skew, triangle, within
@@ -62,10 +62,6 @@ def _shapes(cfg: OFT, site: Site) -> dict[str, tuple[int, ...]]:
     size = block_size(site.in_features, cfg.block_size, cfg.r)
     count = 1 if cfg.block_share else site.in_features // size if size else 0
     return {"oft_R": (count, size * (size - 1) // 2)}
-
-
-def _init(cfg: OFT, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    return {name: np.zeros(shape, np.float32) for name, shape in _shapes(cfg, site).items()}
 
 
 def _constants(cfg: OFT, site: Site) -> dict[str, np.ndarray]:
@@ -119,7 +115,7 @@ oft = METHODS.register(Method(
     config=OFT,
     traits=Traits(additive=False, identity_at_init=True, row_separable=True, low_rank=False, min_features=(1, 2)),
     shapes=_shapes,
-    init=_init,
+    init=zeros(_shapes),
     normal_form=_normal_form,
     examples=(OFT(), OFT(block_size=3), OFT(r=2, use_cayley_neumann=True), OFT(block_size=4, block_share=True),
               OFT(block_size=3, coft=True, eps=0.4), OFT(block_size=6, use_cayley_neumann=True, num_cayley_neumann_terms=3)),

@@ -156,7 +156,7 @@ def _from_peft(config: Mapping[str, Any]) -> Any:
 
 
 def _from_peft_file(content: PeftContent) -> PeftContent:
-    """The sites' numbers, which PEFT's file tells by the P that belong to them.
+    """The sites' numbers, found by the P that PEFT's file stores for them.
 
     Raises:
         Unsupported: there are several sites and no P, or one that no number gives.

@@ -91,7 +91,7 @@ def _fold(cfg: TrainableTokens, params: Params, site: Site, weight: Array, bias:
 
 
 def _appended_rows(cfg: TrainableTokens, params: Params, rows: int) -> np.ndarray | None:
-    """Raises ValueError where a word between the last row and the last trained one is not trained itself, so that nobody knows its row."""
+    """Raises ValueError where a word between the last row and the last trained one is not trained itself, so that its row is not known."""
     new = range(rows, max(cfg.token_indices, default=-1) + 1)
     place = {index: number for number, index in enumerate(cfg.token_indices)}
     if missing := [index for index in new if index not in place]:

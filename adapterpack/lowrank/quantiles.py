@@ -9,7 +9,7 @@ import numpy as np
 from .._native import passes
 
 _MOST_IN_MEMORY = 1 << 22
-"""Numbers that are held to select from: 16 MB."""
+"""The most numbers that are kept in memory to select from: 16 MB."""
 _SAMPLED = 1 << 24
 """Numbers of a sample up to which what lies about the expected level is kept: a few hundredths of 15 times as many."""
 
@@ -29,7 +29,7 @@ def level(
     float32. In one pass those above what the sample expects are counted and those about it kept, among which it is, unless the sample
     misled. Then, without a sample, or of more than a bearable number of them, the bit patterns are counted, which are in their order: one
     pass counts the upper halves, one the lower halves inside the bin that was found. So memory is 98304 counters a row, whatever the size.
-    Without the compiled kernel a bearable number of them is held and selected from.
+    Without the compiled kernel a bearable number of them is kept in memory and selected from.
 
     Example:
         >>> piece = np.arange(10, dtype=np.float32)[None]

@@ -93,7 +93,7 @@ def largest(D: Rows, cut: Cut, *, noise: float = 0.0, seed: int = 0) -> LeadingS
     """The singular values of ``D``, largest first, until they are enough for ``cut`` or all that is left is ``noise`` (squared norm).
 
     With neither a rank nor a criterion in ``cut``, until what is left is noise. sv_ratio and sv_cumulative need the whole spectrum, which
-    is found where they are asked for.
+    is computed for them.
 
     Example:
         >>> rng = np.random.default_rng(0)

@@ -83,16 +83,17 @@ def times(matrix: np.ndarray, factor: float) -> np.ndarray:
 class Term(NamedTuple):
     """One adapter's part at a site: ``A`` ``[r, n]``, ``B`` ``[m, r]`` with the adapter's own scale inside, and its weight, of any sign.
 
-    An adapter that does not change the site has rank 0 there. ``key`` names adapter and site: what random choices are drawn by. ``scale``
-    is the adapter's own, for the rules that look at the stored factors one by one; ``B`` holds it already. ``measured`` is what
-    :mod:`.statistics` hold of the adapter at the site, for rules that look at data. ``B`` is ``factor * up``: sums need no copy of it.
+    An adapter that does not change the site has rank 0 there. ``key`` names adapter and site: what random choices are drawn by.
+    ``branch_scale`` is the adapter's own, for the rules that look at the stored factors one by one; ``B`` holds it already. ``measured``
+    is what :mod:`.statistics` hold of the adapter at the site, for rules that look at data. ``B`` is ``factor * up``: sums need no copy of
+    it.
     """
 
     A: np.ndarray
     up: np.ndarray
     weight: float
     key: str = ""
-    scale: float = 1.0
+    branch_scale: float = 1.0
     measured: np.ndarray | None = None
     factor: float = 1.0
 
@@ -136,7 +137,7 @@ class Side(NamedTuple):
 
 
 class Sum(NamedTuple):
-    """``sum_i w_i B_i A_i`` as it stands: the factors that :func:`stack` makes of it are made when they are asked for.
+    """``sum_i w_i B_i A_i`` as it stands; :meth:`joined` makes the factors of :func:`stack`.
 
     Example:
         >>> one, two = np.ones((1, 3)), np.ones((2, 1))

@@ -52,8 +52,8 @@ def form_arrays(form: NormalForm, out_features: int) -> Values:
         fields["down"], fields["up"] = np.asarray(form.down.dense()).T, np.asarray(form.up.dense()).T
     elif form.down is not None:
         fields["delta"] = np.asarray(form.down.dense()).T
-    if form.scale is not None:
-        fields["scale"] = np.broadcast_to(np.asarray(form.scale), (out_features,))
+    if form.output_scale is not None:
+        fields["scale"] = np.broadcast_to(np.asarray(form.output_scale), (out_features,))
     if form.shift is not None:
         fields["shift"] = np.broadcast_to(np.asarray(form.shift), (out_features,))
     if isinstance(form.pre, Diagonal):

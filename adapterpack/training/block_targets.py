@@ -31,7 +31,7 @@ LAYOUTS = (
     Layout("layer.0.SelfAttention", "layer.1.DenseReluDense"),  # T5's encoder
     Layout("layer.0.SelfAttention", "layer.2.DenseReluDense"),  # T5's decoder
 )
-"""A layer has the first of these of which it has both modules; no name of a model is asked for."""
+"""A layer has the first of these layouts whose two modules it has, whatever the model is called."""
 
 WORDS: dict[str, tuple[str, ...]] = {
     "all-layers": ("layer",), "all-attention": ("attention",), "all-ffn": ("ffn",), "all-blocks": ("attention", "ffn"),

@@ -25,7 +25,7 @@ def measure(
 
     The Fisher information is empirical: the square of each batch's gradient, so that batches of one row give that of the rows. The moment
     counts the positions that ``attention_mask`` keeps, where a batch has one. The gradient is that of the model's own loss, so
-    the batches must hold labels; it is summed in hooks, and no weight asks for one. Sums are float64. The model is as it was afterwards.
+    the batches must hold labels; it is summed in hooks, and no weight requires one. Sums are float64. The model is as it was afterwards.
 
     Raises:
         ConfigError: there is a need and no data, or no loss to take a gradient of.
@@ -68,7 +68,7 @@ def _run(model: nn.Module, batch: Mapping[str, torch.Tensor], backward: bool) ->
         model(**batch)
         return
     embeddings = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
-    # Frozen parameters build no graph: an output that asks for a gradient starts one, whatever the weights say.
+    # Frozen parameters build no graph: an output that requires a gradient starts one, whatever the weights say.
     hook = embeddings.register_forward_hook(lambda module, args, output: output.requires_grad_()) if embeddings is not None else None
     try:
         loss = getattr(model(**batch), "loss", None)

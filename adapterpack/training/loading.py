@@ -1,4 +1,4 @@
-"""A task's model and tokenizer on a base: what is trained, traced and compared with, without what training itself needs."""
+"""Loads a task's model and tokenizer from a base, for training, tracing and comparing."""
 
 from __future__ import annotations
 

@@ -151,7 +151,7 @@ def _architecture(checkpoint: Checkpoint) -> str | None:
 
 
 def _dims(config: Any) -> Dims | None:
-    """The sizes that the model's configuration tells by the names that transformers has for every architecture."""
+    """The sizes in the model's configuration, under the names that transformers has for every architecture."""
     names = {"hidden": "hidden_size", "layers": "num_hidden_layers", "heads": "num_attention_heads", "vocab": "vocab_size"}
     sizes = {ours: getattr(config, theirs, None) for ours, theirs in names.items()}
     dims = Dims(**{name: size for name, size in sizes.items() if type(size) is int and size > 0})

@@ -1,4 +1,4 @@
-"""``transformers.Trainer`` that heeds what methods ask of a training: penalties, learning rates, updates after each step."""
+"""Extends ``transformers.Trainer`` by what methods add to a training: penalties, learning rates, updates after each step."""
 
 from __future__ import annotations
 

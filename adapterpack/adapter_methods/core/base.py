@@ -2,7 +2,7 @@
 
 Every weight method reduces its trained tensors to one **normal form**::
 
-    y' = post(scale * (base(pre(x)) + up(down(x)) + routes(x))) + shift
+    y' = post(output_scale * (base(pre(x)) + up(down(x)) + routes(x))) + shift
 
 so that training, merging, composing and exporting handle seven fields, not N methods. The mathematics is written once, against the
 Python array API: the same few lines run on torch tensors while training and on numpy arrays everywhere else.
@@ -32,14 +32,14 @@ Forward = Callable[[Array], Array]
 class NormalForm(NamedTuple):
     """The normal form of one adapter at one site; ``None`` means identity (``pre``, ``up``, ``post``), absent (``down``), one, or zero.
 
-    Shapes: ``pre`` ``[in, in]``, ``down`` ``[r, in]``, ``up`` ``[out, r]``, ``scale`` ``[out]`` or ``[1]``, ``shift`` ``[out]``, ``post``
-    ``[out, out]``. A change that has no factors is a ``down`` of ``[out, in]`` without an ``up``.
+    Shapes: ``pre`` ``[in, in]``, ``down`` ``[r, in]``, ``up`` ``[out, r]``, ``output_scale`` ``[out]`` or ``[1]``, ``shift`` ``[out]``,
+    ``post`` ``[out, out]``. A change that has no factors is a ``down`` of ``[out, in]`` without an ``up``.
     """
 
     pre: Operator | None = None
     down: Operator | None = None
     up: Operator | None = None
-    scale: Array | None = None
+    output_scale: Array | None = None
     shift: Array | None = None
     post: Operator | None = None
     routes: tuple[Route, ...] = ()
@@ -47,7 +47,7 @@ class NormalForm(NamedTuple):
     @property
     def is_branch(self) -> bool:
         """Whether a pair of factors is all that there is: a change of low rank, parallel to the layer."""
-        return self.is_parallel and self.down is not None and self.up is not None and self.scale is None and self.shift is None
+        return self.is_parallel and self.down is not None and self.up is not None and self.output_scale is None and self.shift is None
 
     @property
     def is_parallel(self) -> bool:
@@ -57,7 +57,7 @@ class NormalForm(NamedTuple):
 
 @dataclass(frozen=True)
 class Traits:
-    """What a method can do, declared as data; the core asks these and never a name."""
+    """What a method can do, declared as data; generic code looks at these and never at a name."""
 
     additive: bool
     """The change is added to the weight: adapters sum, and a weight on the adapter is a weight on the change."""
@@ -93,7 +93,7 @@ class Shared(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """Where a training stands: ``step`` optimizer steps of ``total`` are done, the first of which is number 1."""
+    """The progress of a training: ``step`` optimizer steps of ``total`` are done, the first of which is number 1."""
 
     step: int
     total: int
@@ -189,13 +189,18 @@ class Method(NamedTuple):
     peft: PeftForm | None = None
 
 
+def zeros(shapes: Callable[[Any, Site], dict[str, tuple[int, ...]]]) -> Callable[[Any, Site, np.random.Generator], dict[str, np.ndarray]]:
+    """The ``init`` of a method whose parameters all begin at zero."""
+    return lambda cfg, site, rng: {name: np.zeros(shape, np.float32) for name, shape in shapes(cfg, site).items()}
+
+
 def constant(value: Array) -> Array:
     """The same array as something that no gradient flows through; numpy's has none."""
     return value.detach() if hasattr(value, "detach") else value
 
 
 def evaluate(form: NormalForm, base: Forward, x: Array, drop: Forward | None = None) -> Array:
-    """``post(scale * (base(pre(x)) + up(down(x)) + routes(x))) + shift`` for ``x`` of shape ``[..., in]``.
+    """``post(output_scale * (base(pre(x)) + up(down(x)) + routes(x))) + shift`` for ``x`` of shape ``[..., in]``.
 
     ``drop`` is the dropout on the branch's input while training.
     """
@@ -205,8 +210,8 @@ def evaluate(form: NormalForm, base: Forward, x: Array, drop: Forward | None = N
         y = y + (inner if form.up is None else form.up.apply(inner))
     for route in form.routes:
         y = y + route.mixed(x, x if drop is None else drop(x))
-    if form.scale is not None:
-        y = y * form.scale
+    if form.output_scale is not None:
+        y = y * form.output_scale
     if form.post is not None:
         y = form.post.apply(y)
     return y if form.shift is None else y + form.shift
@@ -227,13 +232,13 @@ def look_up(form: NormalForm, base: Forward, ids: Array, keep: Array | None = No
         inner = columns(form.down, ids)
         inner = inner if keep is None else inner * keep[..., None]
         y = y + (inner if form.up is None else form.up.apply(inner))
-    if form.scale is not None:
-        y = y * form.scale
+    if form.output_scale is not None:
+        y = y * form.output_scale
     return y if form.shift is None else y + form.shift
 
 
 def fold_form(form: NormalForm, weight: Array, bias: Array | None, rows: slice) -> tuple[Array, Array | None]:
-    """The normal form folded into a block of rows: ``W' = post scale (W pre + up down)``, ``b' = post scale b + shift``.
+    """The normal form folded into a block of rows: ``W' = post output_scale (W pre + up down)``, ``b' = post output_scale b + shift``.
 
     ``weight`` is the block ``[len(rows), in]`` and ``bias`` its part ``[len(rows)]`` or None; both are left as they are. A shift where
     there was no bias gives a bias. With a ``post``, which mixes rows, the block is the whole.
@@ -246,8 +251,8 @@ def fold_form(form: NormalForm, weight: Array, bias: Array | None, rows: slice) 
     folded = weight if form.pre is None else form.pre.after(weight)
     if form.down is not None:
         folded = folded + (form.down.rows(rows) if form.up is None else form.down.after(form.up.rows(rows)))
-    if form.scale is not None:
-        scale = _block(form.scale, rows)
+    if form.output_scale is not None:
+        scale = _block(form.output_scale, rows)
         folded = folded * scale[:, None]
         bias = None if bias is None else bias * scale
     if form.post is not None:

@@ -1,7 +1,7 @@
 """How each kind of layer stores its weight, and the matrix ``[out, in]`` that a method sees of it.
 
-A site has a kind; methods only ever see matrices, and what knows a layer's own form asks this table. It is written against the Python
-array API, so that the same lines turn numpy arrays in a merge and torch tensors in training.
+A site has a kind; methods only ever see matrices, and code that handles a layer's own form reads this table. It is written against the
+Python array API, so that the same lines turn numpy arrays in a merge and torch tensors in training.
 """
 
 from __future__ import annotations

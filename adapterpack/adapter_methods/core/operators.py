@@ -1,6 +1,6 @@
 """The structured matrices of the normal form: what ``pre``, ``down`` and ``up`` may be.
 
-Each operator is a value over one array of any array-API library. Nothing wide is materialised unless ``dense`` is asked for.
+Each operator is a value over one array of any array-API library. Nothing wide is materialised unless ``dense`` is called.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Operator(Protocol):
 
 
 class Dense(NamedTuple):
-    """A plain matrix ``factor * stored``, ``[out, in]``: multiplied when it is asked for, and not at all for whoever can do without."""
+    """A plain matrix ``factor * stored``, ``[out, in]``: multiplied only where the product is needed."""
 
     stored: Array
     factor: float = 1.0
@@ -85,7 +85,7 @@ class Scaled(NamedTuple):
 
 
 class Diagonal(NamedTuple):
-    """A diagonal matrix, held as its diagonal ``[n]``."""
+    """A diagonal matrix, stored as its diagonal ``[n]``."""
 
     vector: Array
 

@@ -26,7 +26,7 @@ STORED = "prompt_embeddings"
 class PromptForm(NamedTuple):
     """The normal form: ``embeds`` ``[n, in]`` or, one a task, ``[tasks, n, in]``; or ``cache`` ``[layers, 2, heads, n, head_dim]``.
 
-    ``task`` is the prompt that holds where nobody asks for one.
+    ``task`` is the prompt that is used by default.
     """
 
     embeds: Array | None = None

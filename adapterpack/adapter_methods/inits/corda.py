@@ -8,14 +8,12 @@ The instruction-previewed mode takes the largest directions, the knowledge-prese
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from ..core.site import Site
 from .base import Factors, Init, padded, split
-
-if TYPE_CHECKING:
-    from ..core.site import Site
 
 
 def _make(r: int, scale: float, site: Site, options: Mapping[str, Any], rng: np.random.Generator) -> Factors:

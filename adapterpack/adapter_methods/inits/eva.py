@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from ..core.site import Site
 from .base import Factors, Init, padded
-
-if TYPE_CHECKING:
-    from ..core.site import Site
 
 
 def _directions(site: Site) -> tuple[np.ndarray, np.ndarray]:

@@ -7,15 +7,13 @@ start as with every init. What they give is directions, not a correction of a ba
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from ..core.site import Site
 from .base import Factors, Init, padded, split
 from .svd import top
-
-if TYPE_CHECKING:
-    from ..core.site import Site
 
 _NF4 = np.array([-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
                  -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ..core.layouts import takes_ids
+from ..core.site import Site
 from .base import Factors, Init
-
-if TYPE_CHECKING:
-    from ..core.site import Site
 
 
 def _default(r: int, scale: float, site: Site, options: Mapping[str, Any], rng: np.random.Generator) -> Factors:

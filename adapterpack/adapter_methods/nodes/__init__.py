@@ -1,4 +1,4 @@
-"""Kinds of nodes of which trees of composition are made: one small file each, registered in a table."""
+"""The kinds of nodes in trees of composition: one small file each, registered in a table."""
 
 from .base import Leaf, Node, NodeKind, Tree
 from .registry import NODES

@@ -107,7 +107,7 @@ def part_of(form: NormalForm, where: str) -> Part:
     Raises:
         Unsupported: it does more than add.
     """
-    if form.pre is not None or form.post is not None or form.scale is not None:
+    if form.pre is not None or form.post is not None or form.output_scale is not None:
         raise Unsupported("this member does more at this site than add to the layer's output", where=where,
                           remedy="leave it out of the tree, or merge it")
     if form.down is not None and form.up is None:

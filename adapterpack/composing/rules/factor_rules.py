@@ -144,7 +144,7 @@ def peft_ties(terms: Sequence[Term], *, density: float = 0.2, majority: str = "t
 
 def _stored(terms: Sequence[Term]) -> tuple[np.ndarray, np.ndarray]:
     """``A`` and ``B`` as PEFT stores them, without the scale: ``[T, r, n]`` and ``[T, m, r]``."""
-    return np.stack([term.A for term in terms]), np.stack([term.B / term.B.dtype.type(term.scale) for term in terms])
+    return np.stack([term.A for term in terms]), np.stack([term.B / term.B.dtype.type(term.branch_scale) for term in terms])
 
 
 def _of_one_rank(terms: Sequence[Term], name: str) -> list[Term]:
@@ -161,7 +161,7 @@ def _of_one_rank(terms: Sequence[Term], name: str) -> list[Term]:
 def _weighted(terms: Sequence[Term]) -> tuple[np.ndarray, np.ndarray]:
     """The stored factors times PEFT's roots of weight and scale."""
     A, B = _stored(terms)
-    weights = np.array([term.weight * term.scale for term in terms])
+    weights = np.array([term.weight * term.branch_scale for term in terms])
     roots = np.sqrt(np.abs(weights))[:, None, None]
     return (A * (roots * np.sign(weights)[:, None, None])).astype(A.dtype), (B * roots).astype(B.dtype)
 

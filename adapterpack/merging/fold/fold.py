@@ -90,7 +90,7 @@ def changes_nothing(contribution: Contribution, bound: Bound, shape: tuple[int, 
     moved = (
         form.down is not None and np.any(form.down.apply(x) if form.up is None else form.up.apply(form.down.apply(x))),
         form.pre is not None and np.any(form.pre.apply(x) != x),
-        form.scale is not None and np.any(form.scale != 1),
+        form.output_scale is not None and np.any(form.output_scale != 1),
         form.shift is not None and np.any(form.shift),
         form.post is not None and np.any(form.post.apply(y) != y),
     )

@@ -1,4 +1,4 @@
-"""Names that PEFT, TRL, axolotl and LLaMA-Factory have for our settings."""
+"""Translates the names that PEFT, TRL, axolotl and LLaMA-Factory have for our settings."""
 
 from __future__ import annotations
 

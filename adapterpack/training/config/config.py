@@ -41,7 +41,7 @@ POSITIVE = frozenset({"learning_rate", "num_train_epochs"})
 """Of these, zero would train nothing."""
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
-"""What a pack may be called, as the manifest has it: asked for before training, not after."""
+"""What a pack may be called, as the manifest has it; checked before training, not after."""
 
 
 @dataclass(frozen=True)

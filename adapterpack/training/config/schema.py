@@ -1,4 +1,4 @@
-"""The part of the training schema that the methods decide: their hyper-parameters, read off the registry.
+"""Generates the methods' part of the training schema: their hyper-parameters, read off the registry.
 
 ``python -m adapterpack.training.config.schema > schemas/train.v1.json`` writes the schema anew; the settings of a run stay as they are.
 """

@@ -1,4 +1,4 @@
-"""Chains of matrices and fixed maps: their values, added in place where they end, and their gradients, added in place where they began."""
+"""Computes chains of matrices and fixed maps: values added in place to an output, and gradients added in place to an input's."""
 
 from __future__ import annotations
 

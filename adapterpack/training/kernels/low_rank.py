@@ -107,16 +107,16 @@ def add_low_rank(form: NormalForm, y: torch.Tensor, x: torch.Tensor) -> torch.Te
 
 def _bias(form: NormalForm, layer: Frozen) -> tuple[torch.Tensor | None, NormalForm]:
     """The bias with the shift, where no scale comes between them, and the form without what that did."""
-    if form.shift is None or form.scale is not None:
+    if form.shift is None or form.output_scale is not None:
         return layer.bias, form
     return form.shift if layer.bias is None else layer.bias + form.shift, form._replace(shift=None)
 
 
 def _finished(form: NormalForm, y: torch.Tensor) -> torch.Tensor:
     """``scale * y + shift``."""
-    if form.scale is None:
+    if form.output_scale is None:
         return y if form.shift is None else y + form.shift
-    return y * form.scale if form.shift is None else torch.addcmul(form.shift, y, form.scale)
+    return y * form.output_scale if form.shift is None else torch.addcmul(form.shift, y, form.output_scale)
 
 
 class _Parallel(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""What comes after a frozen layer and mixes its outputs in pairs at most: a scale, or pairs turned, in one step with the layer.
+"""Computes a frozen layer and a transform of its outputs in one step: a scale, or a rotation of pairs.
 
     y' = own * y + other * turned(y),   y = W x + b
 
@@ -29,8 +29,8 @@ def turn_of(form: NormalForm, width: int) -> Turn | None:
     if form.pre is not None or form.down is not None or form.routes:
         return None
     if form.post is None:
-        return Turn(form.scale, None, 0) if form.scale is not None and form.scale.shape[0] == width else None
-    if isinstance(form.post, Pairs) and form.scale is None and form.post.own.shape[0] == width:
+        return Turn(form.output_scale, None, 0) if form.output_scale is not None and form.output_scale.shape[0] == width else None
+    if isinstance(form.post, Pairs) and form.output_scale is None and form.post.own.shape[0] == width:
         return Turn(form.post.own, form.post.other, form.post.half)
     return None
 

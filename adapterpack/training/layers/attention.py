@@ -1,4 +1,4 @@
-"""The module that adapters of the kind "attention" live in: around a layer's attention, whose own queries and projections they use."""
+"""The module around a layer's attention that holds its prompts, which use the attention's own queries and projections."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def last_layers(model: nn.Module, config: Any) -> Any:
     """The config with its targets named: the attentions of the model's last layers.
 
     Raises:
-        Unsupported: the model has fewer layers than are asked for.
+        Unsupported: the model has fewer layers than the config names.
     """
     if not isinstance(config.targets, str) or config.targets not in WORDS:
         return dataclasses.replace(config, adapter_layers=0)

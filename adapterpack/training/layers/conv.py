@@ -1,4 +1,4 @@
-"""Convolutions with adapters."""
+"""Holds adapters of convolutions."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class AdaptedConv(AdaptedLayer):
             method, cfg = self._methods[name]
             inner = nn.functional.dropout(x.to(dtype), cfg.dropout, self.training)
             form = method.normal_form(cfg, self._tensors(name, dtype), self._site) if _is_thin(method) else None
-            thin = form is not None and low_rank.is_low_rank(form) and form.scale is None and form.shift is None
+            thin = form is not None and low_rank.is_low_rank(form) and form.output_scale is None and form.shift is None
             result = result + (self._narrow(inner, form) if thin else self._whole(name, inner, dtype))
         return result.to(y.dtype)
 

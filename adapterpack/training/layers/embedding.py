@@ -1,4 +1,4 @@
-"""Embeddings with adapters."""
+"""Holds adapters of embeddings."""
 
 from __future__ import annotations
 

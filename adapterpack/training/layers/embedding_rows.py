@@ -1,4 +1,4 @@
-"""Embeddings as tables of rows with adapters, and the heads and other embeddings that are tied to them."""
+"""Holds adapters of an embedding's rows, which heads and embeddings tied to it follow."""
 
 from __future__ import annotations
 

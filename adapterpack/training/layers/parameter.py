@@ -1,4 +1,4 @@
-"""Bare parameters with adapters: those of attention, of fused experts, of any module that multiplies by what it owns."""
+"""Holds adapters of bare parameters: of attention, fused experts, and any module that multiplies by a parameter of its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tensors as numpy arrays, and back."""
+"""Converts torch tensors to numpy arrays, and back."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def weight_of(module: nn.Module, leaf: str, site: Site) -> torch.Tensor:
 
 
 def tensor_of(module: nn.Module, leaf: str, where: str) -> Any:
-    """A parameter or a buffer of ``module`` in memory, None where it has none; such as a bias, which nobody quantizes.
+    """A parameter or a buffer of ``module`` in memory, None where it has none; such as a bias, which is never quantized.
 
     Raises:
         Unsupported: it is not in memory.
