@@ -152,7 +152,7 @@ def _filter(node: Any, _: set[str]) -> str | None:
             f"the template uses the filter '{name:.80}'")
     by_name = arguments[1:2] if name in _ATTRIBUTES else arguments[:1] if name in _BY_NAME else []
     if any(one not in _BY_NAME.get(name, TESTS) for one in by_name):
-        return f"the filter '{name}' is told another by a name that chats do not need: {by_name[0]!r:.80}"
+        return f"the filter '{name}' names another by a name that chats do not need: {by_name[0]!r:.80}"
     if _spread(node) or (name in _SHORT and len(arguments) > 1):
         return f"the filter '{name}' has more arguments than chats need"
     if name == "format" and not _fits(_PLAIN_FORMAT["filter"], constant(node.node)):
