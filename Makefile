@@ -22,7 +22,7 @@ fuzz:
 
 golden:
 	python -m adapterpack.testing > tests/golden/matrix.md
-	python -m adapterpack.testing.architectures > tests/golden/architectures.md
+	python tests/architectures.py > tests/golden/architectures.md
 	python tests/method_catalogue.py > docs/methods.md
 	python tests/test_catalogue.py > docs/methods-proofs.md
 	python tests/rule_catalogue.py > docs/rules.md

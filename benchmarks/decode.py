@@ -153,7 +153,7 @@ Pair = tuple[str, str]
 
 def packed_or_not(base: Path, packs: list[Path], work: Path, scheme: str | None) -> Pair:
     """The bank with sibling projections in one product each, and without; the names of both folders."""
-    stage: Any = import_module("adapterpack.exporting.pipeline")
+    stage: Any = import_module("adapterpack.exporting.bundle_writer")
     usual = stage.pack_siblings
     try:
         for name, way in {"packed": usual, "apart": lambda model, every, plan, shared: plan}.items():

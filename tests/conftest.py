@@ -147,31 +147,25 @@ def pack_of(base_of: Callable[[str], Path], tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture(scope="session")
-def frontends(base_of: Callable[[str], Path]) -> tuple[Any, ...]:
+def frontends(base_of: Callable[[str], Path]) -> dict[str, Any]:
     """The real frontends; what torch.export makes of one base is built once and copied, since a build takes seconds."""
-    import onnx_ir as ir
+    from architecture_proofs import kept
 
-    from adapterpack.exporting.frontends import mobius, transformers
+    from adapterpack.exporting.frontends import FRONTENDS
 
-    built: dict[tuple[str, str], Any] = {}
+    once, traced = kept(FRONTENDS)["transformers"], FRONTENDS["transformers"]
 
-    def build(folder: Path, task: str, dtype: str = "float32") -> Any:
-        if folder != base_of("bert") or dtype != "float32":
-            return transformers.build(folder, task, dtype)
-        if (str(folder), task) not in built:
-            graph = transformers.build(folder, task, dtype)
-            built[str(folder), task] = graph._replace(model=ir.to_proto(graph.model))
-        kept = built[str(folder), task]
-        return kept._replace(model=ir.from_proto(kept.model))
+    def build(source: Any) -> Any:
+        return (once if source.folder == base_of("bert") else traced).build(source)
 
-    return mobius, transformers._replace(build=build)
+    return {**FRONTENDS, "transformers": traced._replace(build=build)}
 
 
 @pytest.fixture(scope="session")
 def bundle_of(
     base_of: Callable[[str], Path],
     pack_of: Callable[[str, str], Path],
-    frontends: tuple[Any, ...],
+    frontends: dict[str, Any],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[[str, str], Path]:
     """Base and mode -> a bundle with alpha and beta (folded: alpha), made when first asked for; a bank has four slots of rank up to 6."""

@@ -325,7 +325,7 @@ def test_a_copy_of_an_adapted_model_reads_its_own_input(plain: Make, made: Make)
 
 
 @pytest.fixture(scope="module")
-def bundles(base_of: Make, made: Make, frontends: tuple[Any, ...], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
+def bundles(base_of: Make, made: Make, frontends: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
     """Base and mode -> one bundle with every adapter but LoReFT, which a bank loads later, and a LoRA on every linear layer."""
 
     @cache

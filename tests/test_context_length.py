@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from architecture_proofs import make_base
+from architectures import ARCHITECTURES
 from families import FAMILIES, WORDS
 
 from adapterpack import Session, export
@@ -18,8 +20,6 @@ from adapterpack.errors import ConfigError
 from adapterpack.runtime.model_inputs import pad
 from adapterpack.runtime.text.context_length import context_length
 from adapterpack.tasks.rows import RowError
-from adapterpack.testing.architectures import ARCHITECTURES
-from adapterpack.testing.exports import make_base
 
 Make = Callable[..., Any]
 CONTEXT = 64

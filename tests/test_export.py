@@ -49,7 +49,7 @@ from adapterpack.errors import (
     UnknownName,
     Unsupported,
 )
-from adapterpack.exporting.frontends import BaseGraph, Frontend, mobius
+from adapterpack.exporting.frontends import FRONTENDS, BaseGraph, Frontend, Source
 from adapterpack.exporting.graph.sitemap import find_sites
 from adapterpack.exporting.modes import MODES, Plan, base_head, with_fields
 from adapterpack.exporting.proof import parity
@@ -63,6 +63,8 @@ from adapterpack.training.loading import load_model
 from adapterpack.training.parts import parts_of
 
 stage = importlib.import_module("adapterpack.exporting.pipeline")
+arguments = importlib.import_module("adapterpack.exporting.arguments")
+mobius = FRONTENDS["mobius"]
 Make = Callable[..., Any]
 
 KINDS = ("bert", "llama")
@@ -182,7 +184,7 @@ def test_heads_of_different_width_share_a_batch(bundle_of: Make, dense_of: Make)
 
 
 def test_a_pack_without_a_head_has_the_heads_of_the_base(
-    base_of: Make, pack_of: Make, dense_of: Make, frontends: tuple[Frontend, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base_of: Make, pack_of: Make, dense_of: Make, frontends: dict[str, Frontend], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An adapter that trained no classifier, beside one that did: its logits go through the base's classifier."""
     monkeypatch.setattr(stage, "FRONTENDS", frontends)
@@ -555,8 +557,8 @@ def complete(plain: ort.InferenceSession, batch: dict[str, np.ndarray]) -> dict[
 def crooked(change: Callable[[Any], None]) -> Frontend:
     """The real frontend with a fault in its graph."""
 
-    def made(folder: Path, task: str, dtype: str) -> BaseGraph:
-        graph = mobius.build(folder, task, dtype)
+    def made(source: Source) -> BaseGraph:
+        graph = mobius.build(source)
         change(graph.model)
         return graph
 
@@ -594,13 +596,13 @@ def test_a_wrong_graph_is_never_published(
     change: Callable[[Any], None], mode: str, tiny_llama: Path, pack_of: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A weight off by one per cent, two exchanged, NaN, a wrong cache: ParityError, and nothing is left on disk."""
-    monkeypatch.setattr(stage, "FRONTENDS", (crooked(change),))
+    monkeypatch.setattr(stage, "FRONTENDS", {"crooked": crooked(change)})
     with pytest.raises(ParityError, match="crooked"):
         export(tiny_llama, [pack_of("llama", "alpha")], tmp_path / "bundle", mode=mode)
     assert list(tmp_path.iterdir()) == []
 
 
-def fails(folder: Path, task: str, dtype: str) -> BaseGraph:
+def fails(source: Source) -> BaseGraph:
     raise NotImplementedError("query_pre_attn_scalar")
 
 
@@ -608,7 +610,7 @@ def fails(folder: Path, task: str, dtype: str) -> BaseGraph:
 def test_the_next_frontend_is_tried(first: Frontend, tiny_llama: Path, pack_of: Make, dense_of: Make, tmp_path: Path,
                                     monkeypatch: pytest.MonkeyPatch) -> None:
     """A graph that is wrong, or cannot be built, leaves the field to the next frontend; the reason is told."""
-    monkeypatch.setattr(stage, "FRONTENDS", (first, mobius))
+    monkeypatch.setattr(stage, "FRONTENDS", {"first": first._replace(rank=0), "mobius": mobius})
     told: list[str] = []
     bundle = export(tiny_llama, [pack_of("llama", "beta")], tmp_path / "bundle", progress=told.append)
     assert bundle.frontend.startswith("mobius-onnx")
@@ -707,7 +709,7 @@ def test_a_bank_without_packs_has_a_slot_at_every_layer(tiny_llama: Path, pack_o
 
 @pytest.mark.parametrize(("kind", "mode"), [("llama", "bank"), ("llama", "inputs"), ("bert", "bank")])
 def test_slots_without_packs_are_where_training_puts_adapters(
-    kind: str, mode: str, base_of: Make, frontends: tuple[Frontend, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, mode: str, base_of: Make, frontends: dict[str, Frontend], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those of ``all-linear``: neither the output embedding, whose factors for every word would be gathered for each row and token, nor
     the heads, which are trained whole."""
@@ -748,7 +750,7 @@ def test_what_export_refuses(base_of: Make, pack_of: Make, tmp_path: Path) -> No
     with pytest.raises(ConfigError, match="same name"):
         export(llama, [alpha, alpha], out)
     with pytest.raises(Unsupported, match="different tasks"):
-        stage._task(None, [load(alpha), load(pack_of("bert", "alpha"))], Checkpoint(llama))
+        arguments._task(None, [load(alpha), load(pack_of("bert", "alpha"))], Checkpoint(llama))
     with pytest.raises(BaseMismatch, match="another base"):
         export(base_of("bert"), [alpha], out)
     assert not out.parent.exists()

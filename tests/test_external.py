@@ -20,6 +20,7 @@ from test_export import BATCHES, assert_close, batch_of, logits_of
 from adapterpack import LoRA, Session, adapt, export, save, validate
 from adapterpack.bundle.manifest import read_bundle
 from adapterpack.errors import ConfigError, FormatError, SiteNotFound, Unsupported
+from adapterpack.exporting.frontends import Source
 from adapterpack.onnx_graph.confine import require_confined
 from adapterpack.tasks.task import task_named
 from adapterpack.training.loading import load_model
@@ -89,7 +90,7 @@ def test_a_file_of_transformers_exporters(base_of: Make, frontends: Any, tmp_pat
         for parameter in (parameter for parameter in model.parameters() if parameter.requires_grad):
             parameter.normal_(0, 0.3)
     pack = save(model, None, base=base_of("bert"), name="one")
-    ir.save(frontends[1].build(base_of("bert"), "feature-extraction", "float32").model, graph)
+    ir.save(frontends["transformers"].build(Source(base_of("bert"), task)).model, graph)
     for mode in ("bank", "inputs", "folded"):
         bundle = export(graph, [pack], tmp_path / mode, mode=mode, checkpoint=base_of("bert"))
         assert bundle.parity["max_abs"]["one"] < 1e-4

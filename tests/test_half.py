@@ -11,17 +11,17 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+from architecture_proofs import kept, prove
+from architectures import ARCHITECTURES
 
 from adapterpack import Session, export, quantize, validate
 from adapterpack.adapter_methods import get
 from adapterpack.bundle.manifest import FILE_NAME, GRAPH, parse_bundle, read_bundle
 from adapterpack.errors import ParityError, UnknownName, Unsupported
-from adapterpack.exporting.frontends import FRONTENDS, Frontend, mobius
+from adapterpack.exporting.frontends import FRONTENDS, Frontend, Source
 from adapterpack.pack.pack import build
 from adapterpack.pack.validate.validation import load
 from adapterpack.slots.precision import ABSENT, NONE_BELOW, PRECISIONS, balanced, converted
-from adapterpack.testing.architectures import ARCHITECTURES
-from adapterpack.testing.exports import kept, prove
 
 Make = Callable[..., Any]
 BY_NAME = {one.name: one for one in ARCHITECTURES}
@@ -71,13 +71,15 @@ def test_the_report_says_the_tolerance_and_the_error_of_the_type(half: Make) -> 
 
 
 def test_a_graph_beyond_the_tolerance_is_not_published(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def built(folder: Path, task: str, dtype: str) -> Any:
-        graph = mobius.build(folder, task, dtype)
+    mobius = FRONTENDS["mobius"]
+
+    def built(source: Source) -> Any:
+        graph = mobius.build(source)
         value = graph.model.graph.initializers["model.layers.1.self_attn.v_proj.weight_t"]
         value.const_value = ir.tensor(value.const_value.numpy() * np.float16(1.2), name=value.name)
         return graph
 
-    monkeypatch.setattr("adapterpack.exporting.pipeline.FRONTENDS", (Frontend("crooked", mobius.supports, built),))
+    monkeypatch.setattr("adapterpack.exporting.pipeline.FRONTENDS", {"crooked": Frontend("crooked", mobius.supports, built)})
     with pytest.raises(ParityError, match="no frontend made a graph that agrees"):
         export(tiny_llama, [], tmp_path / "bundle", mode="folded", dtype="float16")
     assert not (tmp_path / "bundle").exists()

@@ -11,6 +11,8 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+from architecture_proofs import make_base, make_pack
+from architectures import ARCHITECTURES, KINDS
 
 from adapterpack import Session, export, merge, quantize, validate
 from adapterpack.bundle.manifest import GRAPH, STEP, graph_file, read_bundle
@@ -21,8 +23,6 @@ from adapterpack.runtime.generation.decoder import DecoderOnly
 from adapterpack.runtime.generation.kv_cache import StaticCache
 from adapterpack.runtime.ort_model import OrtModel
 from adapterpack.tasks.task import MAIN
-from adapterpack.testing.architectures import ARCHITECTURES, KINDS
-from adapterpack.testing.exports import make_base, make_pack
 
 Make = Callable[..., Any]
 BY_NAME = {one.name: one for one in ARCHITECTURES}

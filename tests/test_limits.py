@@ -60,10 +60,11 @@ def test_packing_saves_products(mode: str, before: int, after: int, bundle_of: C
 
 def test_siblings_that_differ_stay_apart(tiny_llama: Path) -> None:
     """Nothing is packed across modules, or where one sibling's input is changed by an adapter."""
-    from adapterpack.exporting.frontends import mobius
+    from adapterpack.exporting.frontends import FRONTENDS, Source
     from adapterpack.exporting.modes import Plan
+    from adapterpack.tasks.task import task_named
 
-    graph = mobius.build(tiny_llama, "text-generation", "float32")
+    graph = FRONTENDS["mobius"].build(Source(tiny_llama, task_named("text-generation")))
     every = find_sites(graph.model, graph.scope)
     import dataclasses
 

@@ -22,6 +22,7 @@ from adapterpack.adapter_methods import Site, get, methods
 from adapterpack.base.checkpoint import Checkpoint
 from adapterpack.bundle.manifest import read_bundle
 from adapterpack.errors import BaseMismatch, ConfigError, FormatError, NonFinite, OutputExists, SiteNotFound, Unsupported
+from adapterpack.exporting.frontends import Source
 from adapterpack.io import safetensors as st
 from adapterpack.manifest import manifest as m
 from adapterpack.onnx_graph.graph_file import GraphFile
@@ -71,8 +72,9 @@ def test_exported_graphs(exporter: str, base_of: Make, pack_of: Make, frontends:
     if exporter == "torch":
         torch_export(base, graph)
     else:
-        frontend, task = (frontends[0], "text-generation") if exporter == "mobius" else (frontends[1], "feature-extraction")
-        ir.save(frontend.build(base, task, "float32").model, graph, external_data="weights/model.data" if exporter == "mobius" else None)
+        frontend, task = ("mobius", "text-generation") if exporter == "mobius" else ("transformers", "feature-extraction")
+        model = frontends[frontend].build(Source(base, task_named(task))).model
+        ir.save(model, graph, external_data="weights/model.data" if exporter == "mobius" else None)
     report = adapterpack.merge(graph, [pack], tmp_path / "out", checkpoint=base)
     adapterpack.merge(base, [pack], tmp_path / "merged")
     assert set(report.checks.values()) == {"passed"}

@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from architecture_proofs import make_base, make_pack
+from architectures import ARCHITECTURES, KINDS
 from click.testing import CliRunner
 from PIL import Image
 
@@ -28,8 +30,6 @@ from adapterpack.runtime.media.image_processing import MOST_BYTES, bytes_in, pic
 from adapterpack.runtime.media.inputs import image_of
 from adapterpack.runtime.media.processor_config import _KINDS, Preparation, preparation, section
 from adapterpack.tasks.task import task_named
-from adapterpack.testing.architectures import ARCHITECTURES, KINDS
-from adapterpack.testing.exports import make_base, make_pack
 from adapterpack.training.loading import load_model
 
 SAME = 1e-6

@@ -16,6 +16,8 @@ import onnx_ir as ir
 import pytest
 import torch
 import transformers
+from architecture_proofs import make_base, make_pack
+from architectures import ARCHITECTURES, KINDS, MODES
 from click.testing import CliRunner
 from msgspec.structs import replace
 
@@ -33,8 +35,6 @@ from adapterpack.runtime.media.image_rows import features_of_rows, rows_of_image
 from adapterpack.runtime.media.inputs import array_of, speech_of
 from adapterpack.tasks.feature_extraction import POOLING
 from adapterpack.tasks.task import TASKS, Part, Task, task_named, task_of
-from adapterpack.testing.architectures import ARCHITECTURES, KINDS, MODES
-from adapterpack.testing.exports import make_base, make_pack
 from adapterpack.training.loading import load_model
 
 Make = Callable[..., Any]

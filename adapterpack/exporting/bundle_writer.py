@@ -1,139 +1,190 @@
-"""A bundle that grows beside its place: a thread of its own writes the weights of its graphs, and goes on where a killed process stood."""
+"""Writes a bundle's folder: slots into the graphs, the graphs, the packs and the base's small files, and the proof against torch."""
 
 from __future__ import annotations
 
-import hashlib
+import dataclasses
+import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
-from ..bundle.manifest import graph_file
-from ..io import hashing
-from ..io.progress import Ticker
+from ..base.checkpoint import Checkpoint, carried_files, read_json
+from ..bundle.manifest import Bundle, BundledAdapter, MappedSite, graph_file
+from ..bundle.signature import signature_of
 from ..io.readable import size
-from ..merging import journal, staging
-from ..merging.jobs import Share
-from ..version import VERSION
-from .graph import weights as w
+from ..manifest.manifest import Base
+from ..merging.staging import require_space
+from ..tasks.task import MAIN, Task
+from .arguments import Request
+from .attach_plan import plans_of, sites_of
+from .frontends import BaseGraph, Source
+from .graph.packing import SHARED, pack_siblings
+from .graph.passes import checked, slots_of
+from .limits import require_readable
+from .modes import MODES, Attached, Plan
+from .proof.cache_parity import with_steps
+from .proof.parity import proved
+from .quantization.graphs import quantize_in_place
+from .targets import Target
 
-_BUNDLE = "bundle"
-"""The folder inside of the staging folder that becomes the output."""
 _SECONDS = 2.0
 """Between two words of progress."""
+_PAGE = 4096
+"""Bytes at multiples of which large tensors begin, so that they can be mapped each by itself."""
+
+_BAND = 64
+"""Columns of a transposed matrix that are copied at a time, so that what is read of it stays in the cache."""
+
+Progress = Callable[[str], None]
 
 
-class Growing:
-    """What is there of a bundle, in its ``folder``."""
-
-    def __init__(self, folder: Path, written: Future[None], digests: Future[dict[str, str]], close: Callable[[], None]) -> None:
-        self.folder = folder
-        self._written, self._digests, self._close = written, digests, close
-
-    def wait(self) -> None:
-        """Until every weight is in its file."""
-        self._written.result()
-
-    def digests(self) -> dict[str, str]:
-        """The sha256 of the files of weights, by name."""
-        return self._digests.result()
-
-    def close(self) -> None:
-        """Notes that the files are changed from here on: whoever goes on after a death writes them anew."""
-        self._digests.result()
-        self._close()
-
-
-@contextmanager
-def growing(out: Path, place: str, graphs: Mapping[str, Any], made_from: Sequence[str], say: Callable[[str], None]) -> Iterator[Growing]:
-    """Stages a bundle at ``place`` in ``out`` with its ``graphs`` by part, and gives ``out`` its name when the block ends well.
-
-    The graphs' weights are moved out of them, and are written while the block runs. ``made_from`` is all that their numbers depend on: an
-    export that was killed is gone on with by one whose graphs and ``made_from`` are the same.
+def write_bundle(root: Path, request: Request, source: Source, graph: BaseGraph, say: Progress) -> None:
+    """Fills the folder ``root``, in which the target says where the bundle lies.
 
     Raises:
-        OutputExists: something is at ``out``.
-        StorageError: the file system refuses, the disk is full, or another process is at work on the same export.
+        ParityError: the graph disagrees with the model.
+        SiteNotFound, Unsupported: it has no site for what a pack changes, or cannot be read.
+        StorageError: the disk has no room for it.
     """
-    weights = [weight for part, model in graphs.items() for weight in w.outlined(model, f"{graph_file(part)}.data")]
-    messages = {graph_file(part): ir.to_proto(model).SerializeToString(deterministic=True) for part, model in graphs.items()}
-    key = _key(messages, [VERSION, place, *made_from])
-    home = staging.folder_for(out, key)
-    whole = home / _BUNDLE
-    folder = whole / place
-    files = dict.fromkeys(weight.file for weight in weights)
-    staging.require_space(out, sum(weight.nbytes for weight in weights) - staging.bytes_on_disk(folder))
-
-    names = [str((folder / file).relative_to(home)) for file in files]
-    with staging.staged(out, home, lambda home: journal.Journal(home, Share(), names), keep=False) as log:
-        done = journal.finished(home, len(weights) + 1)
-        known = set[int]() if len(weights) in done else set(done)
-        _clear(whole, {folder / file for file in files})
-        folder.mkdir(parents=True, exist_ok=True)
-        for file, message in messages.items():
-            (folder / file).write_bytes(message)
-        w.reserve(weights, folder)
-        ticker = Ticker(sum(weight.nbytes for weight in weights), _teller(say))
-        with ThreadPoolExecutor(1) as thread:
-            written = thread.submit(_write, weights, known, folder, ticker, log)
-            digests = thread.submit(_digests, folder, list(files), written, ticker)
-            if known:
-                say(f"go on with what was written before: {size(sum(weights[number].nbytes for number in known))}")
-            try:
-                yield Growing(folder, written, digests, lambda: log.add(len(weights), None, ()))
-                written.result()
-            finally:
-                ticker.stopped = True
-        staging.publish(home, out, lambda home: None, durable=True, file=_BUNDLE)
+    say("attach")
+    sites = sites_of(graph, request.attached)
+    plans = plans_of(graph, request.base, request.attached, sites, (request.slots, request.max_rank), _default_sites(request, source))
+    attached = [_attached(graph.parts[part], request.mode, request.target, sites, plan) for part, plan in plans.items()]
+    bundle = _manifest(request, source, graph, plans[MAIN], {path: site for one in attached for path, site in one.sites.items()})
+    folder = root / request.target.place(bundle)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_graphs(folder, graph.parts, say)
+    for pack in request.packs:
+        (folder / "adapters" / pack.name).mkdir(parents=True)
+        pack.write_into(folder / "adapters" / pack.name)
+    for one in attached:
+        one.write(folder)
+    for path in carried_files(source.folder):
+        shutil.copyfile(path, folder / path.name)
+    request.target.write(folder, bundle)
+    say("load the model in torch and prove parity")
+    started = time.perf_counter()
+    bundle = proved(bundle, folder, source, graph.paddings)
+    say(f"proved; the model in torch and the proof took {time.perf_counter() - started:.1f} s")
+    if request.static_cache:
+        bundle = dataclasses.replace(bundle, in_place=True)
+        bundle.write(folder, draft=True)
+        bundle = dataclasses.replace(bundle, parity={**bundle.parity, "in_place": with_steps(folder, say)})
+    bundle.write(folder, draft=request.quantize is not None)
+    if request.quantize is not None:
+        say(f"quantize to {request.quantize}")
+        quantize_in_place(folder, request.quantize)
 
 
-def _key(messages: Mapping[str, bytes], made_from: Sequence[str]) -> str:
-    found = hashlib.sha256()
-    for each in (*(part for file, message in messages.items() for part in (file.encode(), message)), *map(str.encode, made_from)):
-        found.update(len(each).to_bytes(8, "little") + each)
-    return found.hexdigest()
+def write_graphs(folder: Path, graphs: Mapping[str, Any], say: Progress) -> None:
+    """Writes the graph of each part, and its weights to a data file of their own, one weight in memory at a time.
+
+    Raises:
+        StorageError: the disk has no room for them.
+    """
+    values = [value for model in graphs.values() for inner in model.graphs() for value in inner.initializers.values()
+              if value.const_value is not None]
+    total = sum(value.const_value.nbytes for value in values)
+    require_space(folder, total)
+    for value in values:
+        value.const_value = _row_by_row(value.const_value)
+    written, last = 0, time.monotonic()
+
+    def tell(tensor: Any, info: Any) -> None:
+        nonlocal written, last
+        if time.monotonic() - last >= _SECONDS:
+            last = time.monotonic()
+            say(f"write {size(written)} of {size(total)}")
+        written += tensor.nbytes
+
+    for part, model in graphs.items():
+        path = folder / graph_file(part)
+        ir.save(model, path, external_data=f"{path.name}.data", alignment=_PAGE, callback=tell)
 
 
-def _clear(whole: Path, kept: set[Path]) -> None:
-    """Removes what an earlier run left in the bundle, except its files of weights and the folders that these are in."""
-    for path in sorted(whole.rglob("*"), reverse=True):
-        if path.is_dir() and not path.is_symlink():
-            with suppress(OSError):
-                path.rmdir()
-        elif path not in kept:
-            path.unlink()
+def _row_by_row(tensor: Any) -> Any:
+    """The tensor with its numbers in the order of the file once it is read; numpy writes those of a transposed matrix one by one."""
+    if len(tensor.shape) != 2 or tensor.dtype.itemsize < 1 or isinstance(tensor, ir.ExternalTensor):
+        return tensor
+
+    def copied() -> Any:
+        array = tensor.numpy()
+        if not array.flags.c_contiguous:
+            array, transposed = np.empty(array.shape, array.dtype), array
+            for column in range(0, array.shape[1], _BAND):
+                array[:, column : column + _BAND] = transposed[:, column : column + _BAND]
+        return ir.tensor(array, tensor.dtype, name=tensor.name)
+
+    return ir.LazyTensor(copied, tensor.dtype, tensor.shape, name=tensor.name)
 
 
-def _write(weights: Sequence[w.Weight], known: set[int], folder: Path, ticker: Ticker, log: journal.Journal) -> None:
-    ticker.add(sum(weights[number].nbytes for number in known))
-    with log.synced():
-        for number, weight in enumerate(weights):
-            if number not in known:
-                ticker.check()
-                w.write(weight, folder, ticker.add)
-                log.add(number, None, [str((folder / weight.file).relative_to(log.staging))])
+def _attached(model: Any, mode: str, target: Target, sites: Mapping[str, MappedSite], plan: Plan) -> Attached:
+    """Packs siblings of one graph, and puts its part of the packs into it."""
+    plan, slots = plan._replace(slot_name=target.slot_name), slots_of(model)
+    plan = pack_siblings(model, {path: site for path, site in sites.items() if site.part == plan.part}, plan,
+                         SHARED[mode] if target.groups else ())
+    checked("packing", model, plan.sites, slots)
+    attached = MODES[mode](model, plan)
+    slots |= {plan.slot_name(path, field) for path, site in attached.sites.items() for field in site.fields}
+    checked("attaching", model, attached.sites, slots)
+    require_readable(model)
+    return attached
 
 
-def _digests(folder: Path, files: Sequence[str], written: Future[None], ticker: Ticker) -> dict[str, str]:
-    """Taken behind the writing, beside whatever else the process does."""
-    if written.exception() is not None:
-        return {}
-    sources = {file: hashing.Source.whole(folder / file) for file in files}
-    return {file: digest.hex() for file, digest in hashing.digests(sources, watch=ticker.check).items()}
+def _default_sites(request: Request, source: Source) -> frozenset[str] | None:
+    """Where the graph has slots when no pack says so."""
+    if request.mode == "folded" or request.packs:
+        return None
+    from .default_sites import default_sites  # noqa: PLC0415 - torch and transformers
+
+    return default_sites(request.task, source.folder)
 
 
-def _teller(say: Callable[[str], None]) -> Callable[[int, int], None]:
-    last = time.monotonic()
+def _manifest(request: Request, source: Source, graph: BaseGraph, plan: Plan, sites: dict[str, MappedSite]) -> Bundle:
+    """The manifest without what is known later: the side of padding, the proof, and the digests of the files."""
+    base, task, is_bank = request.base, request.task, request.mode == "bank"
+    return Bundle(
+        mode=request.mode,
+        task=task.name,
+        base=Base(base.name, base.commit, base.config.get("model_type"), base.structure, base.content, probe=base.probe),
+        frontend=graph.version,
+        sites=sites,
+        adapters=tuple(BundledAdapter(pack.name, pack.id, f"adapters/{pack.name}", slot if is_bank else None, pack.manifest.task.labels)
+                       for slot, pack in enumerate(request.packs, 1)),
+        files=(),
+        slots=plan.slots if is_bank else 0,
+        max_rank=plan.max_rank if is_bank else 0,
+        max_labels=max((site.labels for site in sites.values()), default=0),
+        base_labels=_labels(source.folder, task),
+        base_head_trained=not task.heads or _has_head(Checkpoint(source.folder), task),
+        io=signature_of(graph.model),
+        io_before={part: signature_of(model) for part, model in graph.before.items()},
+        target=request.target.name,
+        pooling=request.pooling or _pooling(source.folder),
+        dtype=request.dtype,
+    )
 
-    def tell(done: int, total: int) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last >= _SECONDS:
-            last = now
-            say(f"write {size(done)} of {size(total)}")
 
-    return tell
+def _pooling(folder: Path) -> str:
+    """What the base says of its embeddings, as sentence-transformers writes it beside a model; the mean where it says nothing."""
+    path = folder / "1_Pooling" / "config.json"
+    config = read_json(path) if path.is_file() else {}
+    known = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls", "pooling_mode_lasttoken": "last"}
+    chosen = [name for key, name in known.items() if isinstance(config, dict) and config.get(key) is True]
+    return chosen[0] if len(chosen) == 1 else "mean"
+
+
+def _labels(folder: Path, task: Task) -> tuple[str, ...] | None:
+    """The labels of the base's own head, as transformers would name them."""
+    if not task.labelled:
+        return None
+    table = Checkpoint(folder).config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
+    return tuple(table[key] for key in sorted(table, key=int))
+
+
+def _has_head(base: Checkpoint, task: Task) -> bool:
+    return any(name.partition(".")[0] in task.heads for name in base.tensors)

@@ -52,7 +52,7 @@ def attended_onnx_agrees(case: Case) -> None:
     from ..runtime.session import Session  # noqa: PLC0415
     from ..tasks.task import task_named  # noqa: PLC0415
     from ..training.save import save  # noqa: PLC0415
-    from .exports import Reference, check  # noqa: PLC0415
+    from .bundles import Reference, check  # noqa: PLC0415
 
     task, mode = task_named("text-generation"), "inputs" if case.config == case.method.examples[-1] else "bank"
     with tempfile.TemporaryDirectory() as folder:

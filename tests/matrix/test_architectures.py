@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
-from adapterpack.testing.architectures import ARCHITECTURES, render
-from adapterpack.testing.exports import kept, make_base, prove
+from architecture_proofs import kept, make_base, prove
+from architectures import ARCHITECTURES, render
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "architectures.md"
 BY_NAME = {one.name: one for one in ARCHITECTURES}

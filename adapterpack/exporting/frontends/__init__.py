@@ -1,9 +1,5 @@
-"""Who makes the base graph: one small file a frontend, tried in this order."""
+"""Makes the base graph: one small file a frontend, which registers it."""
 
-from .base import BaseGraph, Frontend
-from .mobius import mobius
-from .transformers import transformers
+from .base import FRONTENDS, BaseGraph, Frontend, Source
 
-FRONTENDS: tuple[Frontend, ...] = (mobius, transformers)
-
-__all__ = ["FRONTENDS", "BaseGraph", "Frontend"]
+__all__ = ["FRONTENDS", "BaseGraph", "Frontend", "Source"]

@@ -23,7 +23,7 @@ from ...onnx_graph.match import Place, match
 from ...onnx_graph.pieces import Piece
 from ...pack.pack import Pack
 from ...slots.precision import DEFAULT
-from .base import BaseGraph
+from .base import FRONTENDS, BaseGraph, Frontend, Source
 
 _OPSET = 17
 """The first that has every operator of an adapter's branches."""
@@ -37,21 +37,22 @@ class _Part(NamedTuple):
     path: str
 
 
-def external(path: Path, base: Checkpoint, packs: Sequence[Pack], dtype: str = DEFAULT) -> BaseGraph:
-    """The graph of the file at ``path`` with a node of its own for each module that the packs change.
+def _build(source: Source) -> BaseGraph:
+    """The graph of the source's file with a node of its own for each module that the packs change.
 
     Raises:
         FormatError: the file is no model, or reads files outside of its folder.
-        SiteNotFound: the graph does not hold a weight of ``base`` that a pack changes.
-        Unsupported: it holds one in a form that no branch can be put beside.
+        SiteNotFound: the graph does not hold a weight of the checkpoint that a pack changes.
+        Unsupported: it holds one in a form to which no branch can be added.
     """
+    path, base = source.file, Checkpoint(source.folder)
+    assert path is not None, "the frontend supports sources with a file only"
     require_confined(path)
-    held = GraphFile(path)
-    wanted = _wanted(base, packs)
-    places = match(held, base, {tensor: kind for tensor, (kind, _) in wanted.items()})
+    wanted = _wanted(base, source.packs)
+    places = match(GraphFile(path), base, {tensor: kind for tensor, (kind, _) in wanted.items()})
     model = ir.load(path)
-    _require_float(model, path, dtype)
-    _named(model, base)
+    _require_float(model, path, source.dtype)
+    _name_inputs(model, base)
     owners: dict[Any, str] = {}
     parts: dict[str, list[_Part]] = {}
     for tensor, place in places.items():
@@ -215,7 +216,7 @@ def _require_float(model: Any, path: Path, dtype: str) -> None:
 _HALVES = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 
 
-def _named(model: Any, base: Checkpoint) -> None:
+def _name_inputs(model: Any, base: Checkpoint) -> None:
     """Inputs that old exporters list beside their weights are taken out, and a cache gets the extents that the model's config knows."""
     model.graph.inputs[:] = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
     if "input_ids" not in {value.name for value in model.graph.inputs}:
@@ -232,3 +233,6 @@ def _named(model: Any, base: Checkpoint) -> None:
         from onnx_ir.passes.common import ShapeInferencePass  # noqa: PLC0415 - most graphs tell their shapes
 
         ShapeInferencePass()(model)
+
+
+external = FRONTENDS.register(Frontend("external", lambda source: source.file is not None, _build))

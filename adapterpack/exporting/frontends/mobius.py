@@ -6,9 +6,7 @@ import contextlib
 import io
 import logging
 import math
-from collections.abc import Mapping
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,23 +15,20 @@ import onnx_ir as ir
 from ...base.checkpoint import read_json
 from ...slots.precision import DEFAULT
 from ..graph.sitemap import onnxscript_scope
-from .base import BaseGraph, Frontend
+from .base import FRONTENDS, BaseGraph, Frontend, Source
 
 
-def _supports(config: Mapping[str, Any], task: str) -> bool:
-    return task == "text-generation"
-
-
-def _build(folder: Path, task: str, dtype: str) -> BaseGraph:
+def _build(source: Source) -> BaseGraph:
     import mobius as builder  # noqa: PLC0415 - heavy, and only this frontend needs it
 
     logging.getLogger("mobius").setLevel(logging.WARNING)
     with contextlib.redirect_stderr(io.StringIO()):  # its progress bars
-        package = builder.build(str(folder), task=task, execution_provider="default", dtype=_DTYPES[dtype])
-    package["model"].graph.name = folder.name  # and not its path, which may be that of a scratch folder
-    if dtype == DEFAULT:
-        _exact_scale(package["model"].graph, read_json(folder / "config.json").get("hidden_size"))
-    return BaseGraph(package["model"], onnxscript_scope, f"mobius-onnx {version('mobius-onnx')}")
+        package = builder.build(str(source.folder), task=source.task.name, execution_provider="default", dtype=_DTYPES[source.dtype])
+    model = package["model"]
+    model.graph.name = source.folder.name  # and not its path, which may be that of a scratch folder
+    if source.dtype == DEFAULT:
+        _exact_scale(model.graph, read_json(source.folder / "config.json").get("hidden_size"))
+    return BaseGraph(model, onnxscript_scope, f"mobius-onnx {version('mobius-onnx')}")
 
 
 _DTYPES = {"float32": "f32", "float16": "f16"}
@@ -57,4 +52,5 @@ def _exact_scale(graph: Any, hidden: Any) -> None:
             node.replace_input_with(1, value)
 
 
-mobius = Frontend("mobius", _supports, _build)
+mobius = FRONTENDS.register(Frontend(
+    "mobius", lambda source: source.file is None and source.task.name == "text-generation", _build, rank=10))

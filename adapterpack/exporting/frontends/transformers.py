@@ -8,12 +8,11 @@ import logging
 import re
 import warnings
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-from ...tasks.task import MAIN, Part, Task, task_named
+from ...tasks.task import MAIN, Part, Task
 from ..graph.sitemap import torch_scope
-from .base import BaseGraph, Frontend
+from .base import FRONTENDS, BaseGraph, Frontend, Source
 
 _SPECIALIZED = frozenset({"source"})
 """Axes that a model may have of one length only, as Whisper's encoder has."""
@@ -22,23 +21,18 @@ _LENGTHS = (7, 5, 4)
 _PAIR = re.compile(r"^(\w+)\.(\d+)\.([01])$")
 
 
-def _supports(config: Mapping[str, Any], task: str) -> bool:
-    return True
-
-
-def _build(folder: Path, task: str, dtype: str) -> BaseGraph:
+def _build(source: Source) -> BaseGraph:
     import transformers as hf  # noqa: PLC0415 - heavy, and only this frontend needs it
 
     from ...training.loading import load_model  # noqa: PLC0415
 
-    chosen = task_named(task)
-    model = _with_linear_layers(load_model(chosen, folder, dtype=dtype).eval())
-    graphs = _graphs(chosen, model)
+    model = _with_linear_layers(load_model(source.task, source.folder, dtype=source.dtype).eval())
+    graphs = _graphs(source.task, model)
     return BaseGraph(graphs.pop(MAIN), _scope, f"transformers {hf.__version__}", before=graphs)
 
 
 def _scope(node: Any) -> str | None:
-    from .torch_parts import PREFIX  # noqa: PLC0415 - beside torch
+    from ..torch_parts import PREFIX  # noqa: PLC0415 - beside torch
 
     found = torch_scope(node)
     return None if found is None else found.removeprefix(PREFIX)
@@ -50,7 +44,7 @@ def _graphs(task: Task, model: Any) -> dict[str, Any]:
 
     from ...runtime.model_inputs import positions  # noqa: PLC0415
     from ..example_inputs import example  # noqa: PLC0415
-    from .torch_parts import part_class  # noqa: PLC0415
+    from ..torch_parts import part_class  # noqa: PLC0415
 
     batch = example(task, model.config, _LENGTHS, model=lambda: model)
     known: dict[str, Any] = {name: torch.from_numpy(array) for name, array in batch.items()}
@@ -159,4 +153,4 @@ def _quiet(name: str) -> Iterator[None]:
         logger.setLevel(level)
 
 
-transformers = Frontend("transformers", _supports, _build)
+transformers = FRONTENDS.register(Frontend("transformers", lambda source: source.file is None, _build, rank=90))

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...bundle.manifest import PRESENT, read_bundle
-from ...errors import ParityError
-from ...pack.pack import Pack
+from ...bundle.manifest import PRESENT, Bundle
+from ...errors import ConfigError, ParityError
 from ...runtime import canary
 from ...runtime.session import Session
 from ...slots.precision import NONE_BELOW, precision
 from ...tasks.session import Arrays
-from ...tasks.task import SPANS, Task
+from ...tasks.task import SPANS
 from ..example_inputs import LENGTHS, config_of, example
+from ..frontends import Source
 from .parity_runs import Asked, ask_graph, ask_torch
 
 BARE = (1,)
 """The rows of the batch that have no image, where images go with text."""
 
 
-class Found(NamedTuple):
+class Errors(NamedTuple):
     """How a graph compares with torch: the largest error, the largest size, and the share of real positions with the same argmax."""
 
     error: float
@@ -37,68 +37,79 @@ class Found(NamedTuple):
         return self.error / max(1.0, self.scale)
 
 
-def prove(
-    folder: Path, base: Path, task: Task, packs: list[Pack], model: Callable[[], Any], ready: Callable[[], None] = lambda: None
-) -> dict[str, Any]:
-    """What the parity report says of the bundle in ``folder`` beside its ``model`` in torch, of ``base``: for the base and each adapter the
+def proved(bundle: Bundle, folder: Path, source: Source, paddings: Sequence[str]) -> Bundle:
+    """The bundle in ``folder`` with its proof, on the first of these sides of padding on which its graph is right.
+
+    Raises:
+        ParityError: it is right on none, or does not take what the task gives.
+    """
+    from .reference import reference  # noqa: PLC0415 - torch
+
+    model = reference(source.task, source.folder)
+    try:
+        return _on_some_side(bundle, folder, source, paddings, model.model)
+    except (ParityError, RuntimeError):
+        if not model.light:
+            raise
+    whole = reference(source.task, source.folder, whole=True)  # a model that looks at its weights itself may want them in float32
+    return _on_some_side(bundle, folder, source, paddings, whole.model)
+
+
+def _on_some_side(bundle: Bundle, folder: Path, source: Source, paddings: Sequence[str], model: Any) -> Bundle:
+    for padding in paddings:
+        bundle = dataclasses.replace(bundle, padding=padding)
+        bundle.write(folder, draft=True)
+        try:
+            return dataclasses.replace(bundle, parity=prove(folder, source, model))
+        except ParityError:
+            if padding == paddings[-1]:
+                raise
+        except ConfigError as error:  # a graph that does not take what the task gives is as wrong as one that computes something else
+            raise ParityError(f"the graph cannot run the task: {error.told}") from error
+    raise AssertionError("a graph has a side of padding")
+
+
+def prove(folder: Path, source: Source, model: Any) -> dict[str, Any]:
+    """What the parity report says of the bundle in ``folder`` against the source's ``model`` in torch: for the base and each adapter the
     largest error, absolute and relative, and the agreement of argmax.
 
     Models that generate also take one step on their cache. ``mixed`` is the largest difference between rows that each use another adapter
     and the same rows of a batch with one; ``alone`` that between rows of a batch and the same rows by themselves, without padding. The
     canaries that the packs bring are replayed as well, on the graph alone: they know the base and the adapter from when the pack was
-    made, which the torch model of this machine does not. A thread asks the graph when it is ``ready``, while the model is loaded and asked.
+    made, which the torch model of this machine does not.
 
     Raises:
         ParityError: a difference is over the tolerance, or a canary fails.
         BaseMismatch: by its canary, a pack was made for another base.
         NothingToDo: by its canary, an adapter has no effect.
     """
-    bundle = read_bundle(folder)
-    tolerance, left = precision(bundle.dtype).tolerance, task.pads_left and bundle.padding == "left"
-    rules = [rule for rule in {pack.acts for pack in packs} if rule is not None]
-    batch = example(task, config_of(base), acts=rules, bare=BARE, left=left, model=model)
-    found: dict[str, Found] = {}
-    with ThreadPoolExecutor(1) as beside:
-        asking = beside.submit(_graph_side, folder, batch, packs, ready)
-        apart = beside.submit(lambda: _alone(asking.result().session, batch, asking.result().single))
-        for name, expected in ask_torch(task, model(), batch, packs):
-            graph = asking.result()
-            one = _compared(graph.answers[name], expected, batch, folder)
-            found[name or _base_name(graph.session)] = one
-            _require(one.error, one.scale, tolerance, f"torch for {name or 'the base'}", folder)
-        scale = max(one.scale for one in found.values())
-        _require(graph.mixed or 0.0, scale, tolerance, "itself when rows of one batch use different adapters", folder)
-        alone = apart.result()
-        _require(alone, scale, tolerance, "itself when a row runs alone", folder)
+    session, task = Session(folder, provider="cpu", mapped=True, verify="off"), source.task
+    tolerance, left = precision(session.bundle.dtype).tolerance, task.pads_left and session.bundle.padding == "left"
+    rules = [rule for rule in {pack.acts for pack in source.packs} if rule is not None]
+    batch = example(task, config_of(source.folder), acts=rules, bare=BARE, left=left, model=lambda: model)
+    errors: dict[str, Errors] = {}
+    outputs: dict[str | None, Arrays] = {}
+    inner = {key for graph in session.graphs.values() for key in graph.inputs}
+    for name, expected in ask_torch(task, model, batch, source.packs):
+        answer = ask_graph(session, batch, name)
+        outputs[name] = {key: array for key, array in answer.outputs.items() if key not in inner and not key.startswith(PRESENT)}
+        error = errors[name or _base_name(session)] = _compared(answer, expected, batch, folder)
+        _require(error.error, error.scale, tolerance, f"torch for {name or 'the base'}", folder)
+    scale = max(error.scale for error in errors.values())
+    mixed = _mixed(session, batch, outputs)
+    _require(mixed or 0.0, scale, tolerance, "itself when rows of one batch use different adapters", folder)
+    alone = _alone(session, batch, outputs)
+    _require(alone, scale, tolerance, "itself when a row runs alone", folder)
     return {
         "tolerance": tolerance,
         "batch": list(LENGTHS),
-        "max_abs": {name: one.error for name, one in found.items()},
-        "max_relative": {name: one.relative for name, one in found.items()},
-        "argmax_agreement": {name: one.agreement for name, one in found.items()},
-        "mixed": graph.mixed,
+        "max_abs": {name: error.error for name, error in errors.items()},
+        "max_relative": {name: error.relative for name, error in errors.items()},
+        "argmax_agreement": {name: error.agreement for name, error in errors.items()},
+        "mixed": mixed,
         "alone": alone,
-        "canary": canary.verify(graph.session),
+        "canary": canary.verify(session),
     }
-
-
-class _Graph(NamedTuple):
-    """What a graph answered, by adapter; ``single`` are the outputs that rows are compared by, ``mixed`` how those of several differ."""
-
-    session: Session
-    answers: dict[str | None, Asked]
-    single: dict[str | None, Arrays]
-    mixed: float | None
-
-
-def _graph_side(folder: Path, batch: Arrays, packs: list[Pack], ready: Callable[[], None]) -> _Graph:
-    ready()
-    session = Session(folder, provider="cpu", mapped=True, verify="off")
-    answers = {name: ask_graph(session, batch, name) for name in (None, *(pack.name for pack in packs))}
-    inner = {key for graph in session.graphs.values() for key in graph.inputs}
-    single = {name: {key: array for key, array in one.outputs.items() if key not in inner and not key.startswith(PRESENT)}
-              for name, one in answers.items()}
-    return _Graph(session, answers, single, _mixed(session, batch, single))
 
 
 def _require(error: float, scale: float, tolerance: float, other: str, folder: Path) -> None:
@@ -112,7 +123,7 @@ def _base_name(session: Session) -> str:
     return "+".join(session.packs) if session.bundle.mode == "folded" and session.packs else "base"
 
 
-def _compared(graph: Asked, torch: Asked, batch: Arrays, folder: Path) -> Found:
+def _compared(graph: Asked, torch: Asked, batch: Arrays, folder: Path) -> Errors:
     """The first pass, and the next one of a model that generates."""
     pairs = [(key, graph.outputs[key], torch.outputs[key]) for key in graph.outputs if key in torch.outputs]
     if not pairs:
@@ -137,25 +148,25 @@ def _real(key: str, output: np.ndarray, batch: Arrays) -> np.ndarray | None:
     return real
 
 
-def _worst(found: Sequence[Found]) -> Found:
+def _worst(found: Sequence[Errors]) -> Errors:
     """The largest errors and the smallest agreement; NaN stays NaN, which ``max`` would lose."""
     error, scale, _ = np.max(found, axis=0)
-    return Found(float(error), float(scale), min(one.agreement for one in found))
+    return Errors(float(error), float(scale), min(one.agreement for one in found))
 
 
-def _difference(output: np.ndarray, reference: np.ndarray, real: np.ndarray | None) -> Found:
+def _difference(output: np.ndarray, reference: np.ndarray, real: np.ndarray | None) -> Errors:
     """Over real positions; another shape, or a label too many that is not switched off, is all wrong."""
     wide = reference.shape[-1]
     if output.shape[:-1] != reference.shape[:-1] or output.shape[-1] < wide or (output[..., wide:] > NONE_BELOW).any():
-        return Found(float("inf"), 0.0, 0.0)
+        return Errors(float("inf"), 0.0, 0.0)
     output = output[..., :wide]
     if real is not None and real.ndim == output.ndim:  # one number a position: the best of each row is one choice
         agreement = float(np.mean([one[row].argmax() == two[row].argmax() for one, two, row in zip(output, reference, real, strict=True)]))
-        return Found(float(np.abs(output - reference)[real].max()), float(np.abs(reference[real]).max()), agreement)
+        return Errors(float(np.abs(output - reference)[real].max()), float(np.abs(reference[real]).max()), agreement)
     if real is not None:
         output, reference = output[real], reference[real]
     agreement = float((output.argmax(-1) == reference.argmax(-1)).mean())
-    return Found(float(np.abs(output - reference).max()), float(np.abs(reference).max()), agreement)
+    return Errors(float(np.abs(output - reference).max()), float(np.abs(reference).max()), agreement)
 
 
 def _mixed(session: Session, batch: Arrays, single: dict[str | None, Arrays]) -> float | None:

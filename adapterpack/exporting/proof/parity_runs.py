@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from inspect import signature
 from typing import Any, NamedTuple
 
@@ -40,7 +40,7 @@ def ask_graph(session: Session, batch: Arrays, name: str | None) -> Asked:
     return Asked(outputs, session.run({ids: token, **taken, **known, **acting, **grown(outputs)}, name)["logits"])
 
 
-def ask_torch(task: Task, model: Any, batch: Arrays, packs: list[Pack]) -> Iterator[tuple[str | None, Asked]]:
+def ask_torch(task: Task, model: Any, batch: Arrays, packs: Sequence[Pack]) -> Iterator[tuple[str | None, Asked]]:
     """What the model makes of the batch, without an adapter and then with each of ``packs``."""
     from ...training.inject import attach, detach  # noqa: PLC0415 - torch only where a graph is proved
 

@@ -1,76 +1,20 @@
-"""The proof of a row of the table of architectures: export, then compare with plain transformers, row by row without padding."""
+"""Compares a bundle with plain transformers: row by row without padding, every adapter beside every other, whole and on a cache."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..slots.precision import DEFAULT, PRECISIONS
-from ..tasks.task import Task, task_named
-from .architectures import ARCHITECTURES, KINDS, MODES, Architecture, Kind, left_out
+from ..slots.precision import PRECISIONS
+from ..tasks.task import Task
 from .case import require
 
 LENGTHS = (9, 1, 6)
 """Rows of the batch; one has a single token."""
 Arrays = dict[str, np.ndarray]
-
-
-def make_base(architecture: Architecture, folder: Path) -> Path:
-    """A random checkpoint in which nothing is zero or one: a lost bias or norm would not show."""
-    import torch  # noqa: PLC0415 - see the package's docstring
-    import transformers  # noqa: PLC0415
-
-    torch.manual_seed(5)
-    auto_class = getattr(transformers, task_named(architecture.task).auto_class)
-    model = auto_class.from_config(architecture.config(transformers))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    model.save_pretrained(folder)
-    return folder
-
-
-def make_pack(architecture: Architecture, base: Path, kind: Kind) -> Any:
-    """A pack of one kind, moved by noise as training would."""
-    import torch  # noqa: PLC0415 - see above
-
-    from ..training.inject import adapt  # noqa: PLC0415
-    from ..training.loading import load_model  # noqa: PLC0415
-    from ..training.save import save  # noqa: PLC0415
-
-    model = load_model(task_named(architecture.task), base)
-    heads = tuple(head for head in architecture.heads if hasattr(model, head))
-    adapt(model, kind.config(architecture.targets, heads), kind.name)
-    torch.manual_seed(len(kind.name))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(torch.randn_like(parameter) * 0.1)
-    return save(model, None, base=base, name=kind.name)
-
-
-def kept(frontends: Sequence[Any]) -> tuple[Any, ...]:
-    """Frontends that build one base once and copy what they built: tracing takes most of the time of an export."""
-    import onnx_ir as ir  # noqa: PLC0415 - see above
-
-    built: dict[tuple[str, str, str, str], Any] = {}
-
-    def build_of(frontend: Any) -> Any:
-        def build(folder: Path, task: str, dtype: str = DEFAULT) -> Any:
-            key = (frontend.name, str(folder.resolve()), task, dtype)
-            if key not in built:
-                graph = frontend.build(folder, task, dtype)
-                built[key] = graph._replace(model=ir.to_proto(graph.model), before={n: ir.to_proto(m) for n, m in graph.before.items()})
-            found = built[key]
-            return found._replace(model=ir.from_proto(found.model), before={n: ir.from_proto(m) for n, m in found.before.items()})
-
-        return frontend._replace(build=build)
-
-    return tuple(build_of(frontend) for frontend in frontends)
 
 
 class Reference:
@@ -101,45 +45,6 @@ class Reference:
         with torch.no_grad():
             found = self.model(**given)
         return {key: value.numpy() for key, value in found.items() if isinstance(value, torch.Tensor)}
-
-
-def prove(
-    architecture: Architecture, mode: str, folder: Path, frontends: Sequence[Any] | None = None, only: Sequence[str] | None = None,
-    dtype: str = DEFAULT,
-) -> list[str]:
-    """Exports one architecture in one mode with every kind of adapter that it takes (or ``only`` some), and checks it; their names.
-
-    ``dtype`` is what the graphs compute in; how near they must come is that type's. Folded bundles are made and checked
-    one after the other.
-
-    Raises:
-        AssertionError: a graph disagrees with transformers.
-    """
-    stage: Any = import_module("adapterpack.exporting.pipeline")
-    from ..runtime.session import Session  # noqa: PLC0415 - see above
-
-    task = task_named(architecture.task)
-    base = folder / "base"
-    if not base.exists():
-        make_base(architecture, base)
-    kinds = [kind for kind in KINDS if left_out(architecture, mode, kind) is None and (only is None or kind.name in only)]
-    packs = {kind.name: make_pack(architecture, base, kind) for kind in kinds}
-    known: dict[str | None, Reference] = {None: Reference(task, base)}
-    for kind in kinds:
-        known[kind.name] = Reference(task, base, packs[kind.name], folder / f"merged-{mode}-{kind.name}" if kind.folds else None)
-    usual = stage.FRONTENDS
-    stage.FRONTENDS = usual if frontends is None else tuple(frontends)
-    try:
-        if mode == "folded":
-            for name, pack in packs.items():
-                stage.export(base, [pack], folder / f"folded-{name}", mode=mode, task=task.name, dtype=dtype)
-                check(Session(folder / f"folded-{name}", "cpu"), {name: known[name]})
-        else:
-            stage.export(base, list(packs.values()), folder / mode, mode=mode, task=task.name, dtype=dtype)
-            check(Session(folder / mode, "cpu"), known)
-    finally:
-        stage.FRONTENDS = usual
-    return list(packs)
 
 
 def check(session: Any, known: Mapping[str | None, Reference]) -> None:
@@ -210,29 +115,3 @@ def _in_pieces(session: Any, batch: Arrays, names: Sequence[str | None], whole: 
             if take > 0:
                 end = len(right) - (length - stop)
                 _close(session, found["logits"][row][-take:], right[end - take : end], f"tokens {start} to {stop} on a cache, row {row}")
-
-
-def run(chosen: Sequence[str], folder: Path) -> list[tuple[str, str, str]]:
-    """Proves rows of the table, all modes; ``(architecture, mode, outcome)`` for each."""
-    from ..exporting.frontends import FRONTENDS  # noqa: PLC0415 - see above
-
-    outcomes = []
-    for architecture in (one for one in ARCHITECTURES if not chosen or one.name in chosen):
-        frontends = kept(FRONTENDS)
-        for mode in MODES:
-            try:
-                outcome = ", ".join(prove(architecture, mode, folder / architecture.name, frontends))
-            except Exception as error:  # the run goes on to the other rows
-                outcome = f"FAILED {type(error).__name__}: {str(error)[:600]}"
-            outcomes.append((architecture.name, mode, outcome))
-            print(*outcomes[-1], sep=" | ", flush=True)  # noqa: T201 - a script's own output
-    return outcomes
-
-
-if __name__ == "__main__":
-    import sys
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as scratch:
-        failed = [one for one in run(sys.argv[1:], Path(scratch)) if one[2].startswith("FAILED")]
-    sys.exit(1 if failed else 0)

@@ -6,11 +6,18 @@ kinds of methods these rows are the second table of promises.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from ..tasks.task import task_named
+from adapterpack.adapter_methods.bottleneck import Bottleneck
+from adapterpack.adapter_methods.ia3 import IA3
+from adapterpack.adapter_methods.llama_adapter import LLaMAAdapter
+from adapterpack.adapter_methods.lora import LoRA
+from adapterpack.adapter_methods.oft import OFT
+from adapterpack.adapter_methods.prefix_tuning import PrefixTuning
+from adapterpack.tasks.task import task_named
 
 WORDS = 96
 _SIZES = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48, "num_hidden_layers": 1}
@@ -108,38 +115,26 @@ class Kind(NamedTuple):
 
 
 def _low_rank(targets: tuple[str, ...], heads: tuple[str, ...]) -> Any:
-    from ..adapter_methods.lora import LoRA  # noqa: PLC0415 - the table alone needs no method
-
     return LoRA(r=3, alpha=5, targets=targets, modules_to_save=heads)
 
 
 def _diagonal(targets: tuple[str, ...], heads: tuple[str, ...]) -> Any:
-    from ..adapter_methods.ia3 import IA3  # noqa: PLC0415 - see above
-
     return IA3(targets=targets, feedforward=targets[-1:])
 
 
 def _rotation(targets: tuple[str, ...], heads: tuple[str, ...]) -> Any:
-    from ..adapter_methods.oft import OFT  # noqa: PLC0415 - see above
-
     return OFT(targets=targets, block_size=4)
 
 
 def _activation(targets: tuple[str, ...], heads: tuple[str, ...]) -> Any:
-    from ..adapter_methods.bottleneck import Bottleneck  # noqa: PLC0415 - see above
-
     return Bottleneck(targets="all-blocks", reduction=8)
 
 
 def _prompt(targets: tuple[str, ...], heads: tuple[str, ...]) -> Any:
-    from ..adapter_methods.prefix_tuning import PrefixTuning  # noqa: PLC0415 - see above
-
     return PrefixTuning(num_virtual_tokens=3)
 
 
 def _attention(targets: tuple[str, ...], heads: tuple[str, ...]) -> Any:
-    from ..adapter_methods.llama_adapter import LLaMAAdapter  # noqa: PLC0415 - see above
-
     return LLaMAAdapter(adapter_len=3)
 
 
@@ -167,13 +162,11 @@ def render() -> str:
         "transformers in float64, each row alone, within 1e-4 of the largest output. Rows are ragged, padded on both sides where a decoder "
         "can tell, and as short as one token; decoders go on from their caches by one token and by several; rows of one batch use "
         "different adapters. The suite proves banks of every architecture and the other modes of some; "
-        "`python -m adapterpack.testing.exports` "
+        "`python tests/architecture_proofs.py` "
         "proves every cell."
     )
-    return f"# Architectures and what their graphs promise\n\n{intro}\nMade by `python -m adapterpack.testing.architectures`.\n\n{table}\n"
+    return f"# Architectures and what their graphs promise\n\n{intro}\nMade by `python tests/architectures.py`.\n\n{table}\n"
 
 
 if __name__ == "__main__":
-    import sys
-
     sys.stdout.write(render())

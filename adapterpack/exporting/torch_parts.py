@@ -16,7 +16,7 @@ from torch import nn
 from transformers import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
-from ...training.canaries.images import features_of
+from ..training.canaries.images import features_of
 
 PREFIX = "inner."
 """What the paths of the model's modules begin with inside a form."""

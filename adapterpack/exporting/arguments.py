@@ -1,0 +1,127 @@
+"""Checks what an export is called with, before anything is built."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ..base.checkpoint import Checkpoint
+from ..errors import ConfigError, UnknownName, Unsupported, nearest
+from ..hub.resolve import folder_of
+from ..merging.base_kind import is_graph
+from ..pack.on_base import on
+from ..pack.pack import Pack
+from ..pack.validate.validation import load
+from ..slots.precision import precision
+from ..slots.values import require_slots
+from ..tasks.feature_extraction import POOLING
+from ..tasks.task import NO_TASK, Task, require_encoder, task_named, task_of
+from .modes import MODES
+from .quantization.schemes import require_scheme
+from .targets import TARGETS, Target
+
+
+class Request(NamedTuple):
+    """A checked export: see :func:`adapterpack.export` for the parameters. ``file`` is the ONNX file that is exported from, if any."""
+
+    base: Checkpoint
+    file: Path | None
+    packs: list[Pack]
+    mode: str
+    task: Task
+    slots: int
+    max_rank: int | None
+    quantize: str | None
+    dtype: str
+    static_cache: bool
+    target: Target
+    pooling: str | None
+    allow_structural: bool
+
+    @property
+    def attached(self) -> list[Pack]:
+        """The packs that the graph gets slots for."""
+        return [] if self.mode == "folded" else self.packs
+
+
+def checked(
+    base: str | os.PathLike[str], packs: Sequence[Pack | str | os.PathLike[str]], *, mode: str, task: str | None, slots: int | None,
+    max_rank: int | None, quantize: str | None, dtype: str, static_cache: bool, target: str, pooling: str | None,
+    checkpoint: str | os.PathLike[str] | None, allow_structural: bool,
+) -> Request:
+    """The request, if its parts fit together.
+
+    Raises:
+        BaseMismatch: a pack belongs to another base.
+        UnknownName, ConfigError: an argument has no such value, or does not go with another.
+        Unsupported: the mode cannot carry one of the packs, the target cannot run it, or the base is a model for another task.
+    """
+    if mode not in MODES:
+        raise UnknownName("unknown mode", found=repr(mode), remedy=nearest(mode, MODES))
+    if pooling is not None and pooling not in POOLING:
+        raise UnknownName("unknown pooling", found=repr(pooling), remedy=nearest(pooling, POOLING))
+    file = _graph_file(base, checkpoint)
+    model = Checkpoint(folder_of(base if file is None else checkpoint))  # type: ignore[arg-type]
+    loaded = [pack if isinstance(pack, Pack) else load(folder_of(pack)) for pack in packs]
+    chosen, floats = _task(task, loaded, model), precision(dtype).name
+    loaded = _on_base(loaded, model, allow_structural)
+    for pack in loaded if mode != "folded" else ():
+        require_slots(pack)
+    product = TARGETS[target]
+    product.require(mode, chosen)
+    for pack in loaded:
+        if pack.method.kind == "prompt" and chosen.main.form != "decoder":
+            raise Unsupported("a prompt goes into a decoder's cache, and the graph of this task has none", where=f"pack '{pack.name}'",
+                              found=chosen.name, expected="text-generation", remedy="run this adapter under torch")
+    if static_cache and "position_ids" not in chosen.main.inputs:
+        raise Unsupported("only a decoder's cache can stay where it is", found=chosen.name, remedy="leave --in-place out")
+    if quantize is not None:
+        require_scheme(quantize)
+    return Request(model, file, loaded, mode, chosen, _slots(mode, loaded, slots, max_rank), max_rank, quantize, floats, static_cache,
+                   product, pooling, allow_structural)
+
+
+def _graph_file(base: str | os.PathLike[str], checkpoint: str | os.PathLike[str] | None) -> Path | None:
+    """The ONNX file that is to be exported from, if it is one."""
+    file = Path(base) if is_graph(base) else None
+    if file is not None and file.is_dir():
+        raise ConfigError("a bundle is exported already", where=file,
+                          remedy="name the checkpoint, or the .onnx file with --base CHECKPOINT")
+    if (file is None) != (checkpoint is None):
+        raise ConfigError("an ONNX file is exported beside the checkpoint that it was made from", where=base, found=checkpoint,
+                          remedy="name it with --base" if checkpoint is None else "leave --base out")
+    return file
+
+
+def _task(name: str | None, packs: list[Pack], base: Checkpoint) -> Task:
+    types = {pack.manifest.task.type for pack in packs} - {NO_TASK}
+    if name is None and len(types) > 1:
+        raise Unsupported("the packs are for different tasks", found=", ".join(sorted(types)), remedy="export one bundle a task")
+    architecture = base.architecture or ""
+    chosen = task_named(name or types.pop()) if name or types else task_of(architecture, base.config)
+    require_encoder(chosen, architecture, base.config)
+    return chosen
+
+
+def _on_base(packs: list[Pack], base: Checkpoint, allow_structural: bool) -> list[Pack]:
+    """The packs as they are on this base; each has a name of its own."""
+    names = [pack.name for pack in packs]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError("two packs have the same name", found=", ".join(twice), remedy="rename one: NAME=PATH")
+    for pack in packs:
+        pack.require_base(base, allow_structural=allow_structural)
+    return [on(pack, base) for pack in packs]
+
+
+def _slots(mode: str, packs: list[Pack], slots: int | None, max_rank: int | None) -> int:
+    """How many slots a graph has, the base's included."""
+    if mode != "bank" and (slots is not None or max_rank is not None):
+        raise ConfigError("only a bank has slots and a largest rank", found=f"mode {mode}",
+                          remedy="leave them out, or export with --mode bank")
+    needed = len(packs) + 1
+    if slots is not None and slots < needed:
+        raise ConfigError("too few slots", expected=f"at least {needed}: one for the base and one for each pack", found=slots)
+    return slots or needed
