@@ -160,6 +160,17 @@ def test_every_command_file_is_in_the_table() -> None:
     assert written == set(COMMANDS) == set(re.findall(r"^  ([a-z]+)  ", listing, re.MULTILINE))
 
 
+@pytest.mark.parametrize("flag", ["--static-cache", "--in-place"])
+def test_a_static_cache_is_asked_for_by_its_old_name_too(flag: str, tiny_bert: Path, tmp_path: Path) -> None:
+    """Both flags ask for the graph, which an encoder has not; the help shows the new one alone."""
+    result = call("export", tiny_bert, "-o", tmp_path / "out", flag)
+    assert result.exit_code == 1
+    assert "only a decoder's cache" in result.stderr
+    shown = call("export", "--help").stdout
+    assert "--static-cache" in shown
+    assert "--in-place" not in shown
+
+
 @pytest.mark.fast
 def test_help_imports_nothing_heavy(record_property: Callable[[str, object], None]) -> None:
     """Neither the listing nor the help of any command imports a library that takes long."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 from transformers import AutoTokenizer, BertForSequenceClassification
@@ -19,13 +20,16 @@ from transformers import AutoTokenizer, BertForSequenceClassification
 import adapterpack
 from adapterpack import LoRA, Session
 from adapterpack.adapter_methods import Site, get
+from adapterpack.bundle.manifest import read_bundle
 from adapterpack.errors import UnknownName
+from adapterpack.exporting.frontends import FRONTENDS, Source
 from adapterpack.manifest.manifest import Base, Task
 from adapterpack.pack.pack import build
+from adapterpack.tasks.task import task_named
 
 ROOT = Path(__file__).parents[1]
 ENTRIES = {"rules": "clipped = new_rule:clipped", "nodes": "loudest = new_node:loudest", "targets": "docker = new_target:docker",
-           "tasks": "text-ranking = new_task:ranking"}
+           "tasks": "text-ranking = new_task:ranking", "frontends": "ready = new_frontend:ready"}
 SITE = Site("layers.0.fc", 9, 7)
 
 
@@ -44,7 +48,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     install(site, "good", ENTRIES)
     install(site, "broken", dict.fromkeys(ENTRIES, "broken = broken_module:value"))
     (site / "broken_module.py").write_text("raise OSError('no driver here')\n")
-    for example in ("new_rule", "new_node", "new_target", "new_task"):
+    for example in ("new_rule", "new_node", "new_target", "new_task", "new_frontend"):
         shutil.copy(ROOT / "examples" / f"{example}.py", site)
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(site), str(ROOT)])}
 
@@ -153,6 +157,17 @@ def test_a_task_of_another_package_is_trained_exported_and_run(installed: dict[s
 def _pair(tokenizer: Any, row: dict[str, Any]) -> dict[str, Any]:
     pair: dict[str, Any] = tokenizer(row["query"], row["document"], return_tensors="pt", return_token_type_ids=True)
     return pair
+
+
+def test_a_frontend_of_another_package_makes_the_graph(cli: Callable[..., Any], tiny_llama: Path, pack_of: Callable[[str, str], Path],
+                                                       tmp_path: Path) -> None:
+    """A checkpoint that it supports is exported from its graph, and proved."""
+    base = shutil.copytree(tiny_llama, tmp_path / "base")
+    ir.save(FRONTENDS["mobius"].build(Source(base, task_named("text-generation"))).model, base / "ready.onnx")
+    cli("export", base, pack_of("llama", "alpha"), "-o", tmp_path / "bundle")
+    bundle = read_bundle(tmp_path / "bundle")
+    assert bundle.frontend == "ready 1.0"
+    assert 0 < bundle.parity["max_relative"]["alpha"] < 1e-4
 
 
 @pytest.mark.fast

@@ -26,9 +26,9 @@ from adapterpack import Session, export, quantize, run
 from adapterpack.bundle.manifest import graph_file, read_bundle
 from adapterpack.cli.run import command
 from adapterpack.errors import ConfigError, FormatError, ParityError, StorageError, Unsupported
-from adapterpack.exporting.frontends.torch_parts import Form, part_class
 from adapterpack.exporting.quantization.measure import inputs_of
 from adapterpack.exporting.quantization.schemes import SCHEMES
+from adapterpack.exporting.torch_parts import Form, part_class
 from adapterpack.manifest.parts import Pixels
 from adapterpack.runtime import canary as replay
 from adapterpack.runtime.media.image_rows import features_of_rows, rows_of_images
@@ -314,7 +314,7 @@ def test_a_task_is_whole() -> None:
         assert all(task_of(f"Any{suffix}").auto_class == task.auto_class for suffix in task.suffixes if task.recognizes is None), task.name
         assert task.training is None or task.training.targets
         assert all(task_named(alias) is task for alias in task.aliases)
-    assert part_class("adapterpack.exporting.frontends.torch_parts:Plain") is part_class("plain")
+    assert part_class("adapterpack.exporting.torch_parts:Plain") is part_class("plain")
     assert Part("model", "plain", ("bbox",), {"bbox": ("batch", "sequence", None)}).axes_of("bbox") == ("batch", "sequence", None)
 
 

@@ -28,8 +28,9 @@ from .progress import steps
 @click.option("--quantize", metavar="S", help="Quantize the base's weights: int8 or int4.")
 @click.option("--dtype", default="float32", show_default=True, metavar="D",
               help="What the graph and its slots are made of: float32 or float16.")
-@click.option("--in-place", "in_place", is_flag=True,
+@click.option("--static-cache", is_flag=True,
               help="Add a decoder's graph for one token a step, whose cache stays where it is; generation uses it.")
+@click.option("--in-place", is_flag=True, hidden=True, help="The former name of --static-cache.")
 @click.option("--slots", type=int, metavar="N", help="Slots of a bank, the base's slot 0 included.")
 @click.option("--max-rank", type=int, metavar="R", help="The largest rank that a slot of a bank can take.")
 @click.option("--frontend", metavar="F", help="What makes the graph: mobius or transformers; by default the first that is proved right.")
@@ -41,7 +42,8 @@ from .progress import steps
 @structural_option
 @shared
 def command(
-    *, base: str, packs: tuple[str, ...], out: str, mode: str, task: str | None, quantize: str | None, dtype: str, in_place: bool,
+    *, base: str, packs: tuple[str, ...], out: str, mode: str, task: str | None, quantize: str | None, dtype: str,
+    static_cache: bool, in_place: bool,
     slots: int | None, max_rank: int | None, frontend: str | None, target: str, pooling: str | None, checkpoint: str | None,
     allow_structural: bool, as_json: bool,
 ) -> None:
@@ -59,7 +61,7 @@ def command(
     graph, loaded = base if is_graph(base) else folder_of(base), [pack_at(pack) for pack in packs]
     with steps() as say:
         adapterpack.export(graph, loaded, out, mode=mode, task=task, slots=slots, max_rank=max_rank, quantize=quantize, dtype=dtype,
-                           in_place=in_place, frontend=frontend, target=target, pooling=pooling,
+                           in_place=static_cache or in_place, frontend=frontend, target=target, pooling=pooling,
                            checkpoint=None if checkpoint is None else folder_of(checkpoint), allow_structural=allow_structural,
                            progress=say)
     bundle = adapterpack.inspect(bundle_in(out))

@@ -76,7 +76,7 @@ def checked(
             raise Unsupported("a prompt goes into a decoder's cache, and the graph of this task has none", where=f"pack '{pack.name}'",
                               found=chosen.name, expected="text-generation", remedy="run this adapter under torch")
     if static_cache and "position_ids" not in chosen.main.inputs:
-        raise Unsupported("only a decoder's cache can stay where it is", found=chosen.name, remedy="leave --in-place out")
+        raise Unsupported("only a decoder's cache can stay where it is", found=chosen.name, remedy="leave --static-cache out")
     if quantize is not None:
         require_scheme(quantize)
     return Request(model, file, loaded, mode, chosen, _slots(mode, loaded, slots, max_rank), max_rank, quantize, floats, static_cache,

@@ -62,7 +62,7 @@ def make_step(model: Any, config: Mapping[str, Any]) -> None:
     found = sorted(_attentions(model), key=lambda one: one.layer)
     if not found or [one.layer for one in found] != list(range(len(caches) // 2)):
         raise Unsupported("no attention of a known build writes into each cache of this graph", expected=f"{len(caches) // 2} of them",
-                          found=len(found), remedy="leave --in-place out")
+                          found=len(found), remedy="leave --static-cache out")
     lengths, total = _lengths(model)
     windows, cap = _windows(config, len(found)), config.get("attn_logit_softcapping") or 0.0
     for one in found:
@@ -70,7 +70,8 @@ def make_step(model: Any, config: Mapping[str, Any]) -> None:
     RemoveUnusedNodesPass()(model)
     wrong = sorted(name for name, value in caches.items() if not all(map(_knows_rows, (use.node for use in value.uses()))))
     if wrong:
-        raise Unsupported("more than its attention reads a cache of this graph", found=", ".join(wrong[:4]), remedy="leave --in-place out")
+        raise Unsupported("more than its attention reads a cache of this graph", found=", ".join(wrong[:4]),
+                          remedy="leave --static-cache out")
     model.opset_imports["com.microsoft"] = 1
 
 

@@ -42,7 +42,7 @@ def with_steps(folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
         error, size = float(np.abs(grown[0] - placed[0]).max()), max(1.0, float(np.abs(grown[0]).max()))
         if not error <= tolerance * size:
             raise ParityError("the graph for steps in place disagrees with the ordinary one", where=f"{folder.name}/{graph_file(STEP)}",
-                              expected=f"at most {tolerance * size:.2g}", found=f"{error:.2g}", remedy="leave --in-place out")
+                              expected=f"at most {tolerance * size:.2g}", found=f"{error:.2g}", remedy="leave --static-cache out")
         worst, seconds = max(worst, error / size), [one + more for one, more in zip(seconds, (grown[1], placed[1]), strict=True)]
     slow, fast = (len(rows) * _STEPS * len(_names(session)) / one for one in seconds)
     say(f"steps in place agree with the ordinary graph: {worst:.1g} of the largest output; {fast:.0f} tokens a second, {slow:.0f} without")
