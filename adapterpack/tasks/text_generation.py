@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..chat import ChatTemplate
 from ..errors import ConfigError
 from .rows import Row, each, prompt_of
 from .session import Arrays, Session
 from .task import DECODER, IGNORED, MAIN, TASKS, Part, Task, Training
+
+if TYPE_CHECKING:
+    from ..chat import ChatTemplate
 
 log = logging.getLogger(__name__)
 
@@ -116,6 +118,8 @@ def _prompt_ids(messages: list[dict[str, str]], tokenizer: Any) -> list[int]:
 @lru_cache(maxsize=1)
 def _template(source: str) -> ChatTemplate:
     """A chat template, compiled once for all rows."""
+    from ..chat import ChatTemplate  # noqa: PLC0415 - jinja2 only where chats are rendered
+
     return ChatTemplate(source)
 
 
