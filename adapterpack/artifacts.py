@@ -17,7 +17,7 @@ from .peft import layout
 
 
 def kind_of(path: str | os.PathLike[str]) -> str:
-    """``pack``, ``peft``, ``bundle`` or ``base``, told by the file that says so; ``adapter`` for a file that is none of them.
+    """``pack``, ``peft``, ``bundle`` or ``base``, by the file that only it has; ``adapter`` for a file that is none of them.
 
     Raises:
         StorageError: there is no such path.

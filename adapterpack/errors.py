@@ -42,11 +42,11 @@ class AdapterpackError(Exception):
         super().__init__(self._sentence(remedy))
 
     @property
-    def told(self) -> str:
+    def sentence(self) -> str:
         """The sentence without the remedy, for what shows the remedy in a place of its own.
 
         Example:
-            >>> AdapterpackError("the rank is too large", found=9, remedy="lower r").told
+            >>> AdapterpackError("the rank is too large", found=9, remedy="lower r").sentence
             'the rank is too large (found 9).'
         """
         return self._sentence(None)

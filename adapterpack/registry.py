@@ -132,6 +132,6 @@ class Registry(Mapping[str, T]):
             elif point.name not in self._values:  # a decorator may have registered it, and left a function
                 raise TypeError(f"it is no {self.kind.__name__} but a {type(value).__name__}")
         except (Exception, SystemExit) as error:  # whatever the module of another package does, it must not end an unrelated command
-            reason = error.told if isinstance(error, AdapterpackError) else f"{type(error).__name__}: {error}"
+            reason = error.sentence if isinstance(error, AdapterpackError) else f"{type(error).__name__}: {error}"
             raise AdapterpackError(f"the {self.what} of another package cannot be used: {reason}", where=f"{point.name} = {point.value}",
                                    remedy="update or uninstall that package") from error

@@ -38,7 +38,7 @@ def command(name: str | None, as_json: bool) -> None:
             facts(node)
         return
     for error in broken_plugins() if name is None else ():
-        click.echo(f"warning: {one_line(error.told)}", err=True)
+        click.echo(f"warning: {one_line(error.sentence)}", err=True)
     chosen = methods().values() if name is None else [get(name)]
     listed = [_described(method) for method in chosen]
     if as_json:

@@ -78,11 +78,11 @@ def export(
                 return read_bundle(bundle_in(out))
             except (ParityError, SiteNotFound, Unsupported) as error:  # another frontend's graph may be right, or have what this one lacks
                 failed[candidate.name] = error
-                say(f"{candidate.name} is left out: {error.told}")
+                say(f"{candidate.name} is left out: {error.sentence}")
     refusals = [error for error in failed.values() if not isinstance(error, ParityError)]
     if refusals:
         raise refusals[-1]
-    reasons = "; ".join(f"{name}: {error.told}" for name, error in failed.items())
+    reasons = "; ".join(f"{name}: {error.sentence}" for name, error in failed.items())
     raise ParityError("no frontend made a graph that agrees with the model", where=request.base.folder, found=reasons,
                       remedy="report this architecture, or try another --frontend")
 

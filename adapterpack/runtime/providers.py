@@ -32,7 +32,7 @@ def choose(name: str | None) -> list[str]:
                             remedy="check nvidia-smi, or choose --provider cpu")
     if PROVIDERS[name] not in available:
         raise ProviderError("this build of ONNX Runtime does not have the provider", expected=PROVIDERS[name], found=", ".join(available),
-                            remedy="install adapterpack[cuda], and see that onnxruntime is not installed beside onnxruntime-gpu")
+                            remedy="install adapterpack[cuda], and see that onnxruntime is not installed together with onnxruntime-gpu")
     if name == "cuda":
         ort.preload_dlls()
     return [PROVIDERS[name]] if name == "cpu" else [PROVIDERS["cuda"], PROVIDERS["cpu"]]

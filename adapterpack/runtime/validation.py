@@ -43,7 +43,7 @@ def validate_bundle(
     except Spent as spent:
         left_open.append(str(spent))
     except AdapterpackError as error:
-        findings.append(Finding("AB001", "error", FILE_NAME, error.told, error.remedy or ""))
+        findings.append(Finding("AB001", "error", FILE_NAME, error.sentence, error.remedy or ""))
         return Report("bundle", str(folder), None, tuple(findings))
     incomplete = bool(left_open) or (full and base is None)
     sound = not left_open and not any(finding.severity == "error" for finding in findings)
@@ -86,7 +86,7 @@ def about_base(bundle: Bundle, checkpoint: Checkpoint, budget: Budget, allow_str
         verdict = compatibility.require("the bundle", bundle.base, fingerprint, name=checkpoint.name, where=checkpoint.where,
                                  allow_structural=allow_structural or not checkpoint.has_weights)
     except BaseMismatch as error:
-        yield Finding("AB301", "error", "base", error.told, error.remedy or remedy)
+        yield Finding("AB301", "error", "base", error.sentence, error.remedy or remedy)
         yield compatibility.compare(bundle.base, fingerprint)
         return
     if verdict.name == "structural" and checkpoint.has_weights:
@@ -99,7 +99,7 @@ def _replayed(folder: Path) -> tuple[list[Finding], tuple[str, ...]]:
     try:
         replayed = canary.verify(Session(folder, provider="cpu"))
     except AdapterpackError as error:
-        return [Finding("AB401", "error", error.where or GRAPH, error.told, error.remedy or "export again", type(error))], ()
+        return [Finding("AB401", "error", error.where or GRAPH, error.sentence, error.remedy or "export again", type(error))], ()
     except Exception as error:  # whatever ONNX Runtime says of a graph from a stranger
         reason = str(error).partition("\n")[0][:300]
         return [Finding("AB401", "error", GRAPH, f"the graph cannot be run: {reason}", "export again")], ()
@@ -123,7 +123,7 @@ def _confined(folder: Path) -> Iterator[Finding]:
         try:
             require_confined(path, must_exist=False)  # a missing file is AB103
         except AdapterpackError as error:
-            yield Finding("AB105", "error", path.name, error.told, error.remedy or "do not use this bundle")
+            yield Finding("AB105", "error", path.name, error.sentence, error.remedy or "do not use this bundle")
 
 
 def _digests(folder: Path, bundle: Bundle, budget: Budget) -> Iterator[Finding]:

@@ -145,7 +145,7 @@ class NoBranch(SiteConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.dropout:
-            raise ValueError(f"dropout acts on a branch beside the layer, and this method has none: not {self.dropout!r}")
+            raise ValueError(f"dropout acts on a branch parallel to the layer, and this method has none: not {self.dropout!r}")
 
 
 def is_number(value: Any) -> bool:

@@ -65,7 +65,7 @@ def _on_some_side(bundle: Bundle, folder: Path, source: Source, paddings: Sequen
             if padding == paddings[-1]:
                 raise
         except ConfigError as error:  # a graph that does not take what the task gives is as wrong as one that computes something else
-            raise ParityError(f"the graph cannot run the task: {error.told}") from error
+            raise ParityError(f"the graph cannot run the task: {error.sentence}") from error
     raise AssertionError("a graph has a side of padding")
 
 

@@ -58,7 +58,7 @@ def base_findings(pack: Pack, base: Checkpoint | None, budget: Budget, allow_str
         with base.watched(lambda: budget.require_time("the bytes of the base")):
             verdict = pack.require_base(base, allow_structural=allow_structural or not base.has_weights)
     except AdapterpackError as error:
-        yield Finding("AP701", "error", "base", error.told, error.remedy or "", type(error), "adapterpack.json", "/base")
+        yield Finding("AP701", "error", "base", error.sentence, error.remedy or "", type(error), "adapterpack.json", "/base")
         return
     if verdict.name == "structural" and base.has_weights:
         yield ANOTHER.at("base", verdict.means, file="adapterpack.json", pointer="/base")._replace(severity="warning")
