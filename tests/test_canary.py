@@ -326,7 +326,8 @@ def failure(folder: Path) -> AdapterpackError:
     with pytest.raises(AdapterpackError) as caught:
         replay.verify(Session(folder, "cpu"))
     report = validate(folder, full=True)
-    assert [(finding.rule, finding.message, finding.error) for finding in report.findings] == [("AB401", caught.value.sentence, caught.type)]
+    expected = [("AB401", caught.value.sentence, caught.type)]
+    assert [(finding.rule, finding.message, finding.error) for finding in report.findings] == expected
     assert validate(folder).valid  # without being asked it is not run
     return caught.value
 

@@ -90,7 +90,7 @@ def _graph_file(base: str | os.PathLike[str], checkpoint: str | os.PathLike[str]
         raise ConfigError("a bundle is exported already", where=file,
                           remedy="name the checkpoint, or the .onnx file with --base CHECKPOINT")
     if (file is None) != (checkpoint is None):
-        raise ConfigError("an ONNX file is exported beside the checkpoint that it was made from", where=base, found=checkpoint,
+        raise ConfigError("an ONNX file is exported together with the checkpoint that it was made from", where=base, found=checkpoint,
                           remedy="name it with --base" if checkpoint is None else "leave --base out")
     return file
 

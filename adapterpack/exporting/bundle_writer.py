@@ -170,7 +170,7 @@ def _manifest(request: Request, source: Source, graph: BaseGraph, plan: Plan, si
 
 
 def _pooling(folder: Path) -> str:
-    """What the base says of its embeddings, as sentence-transformers writes it beside a model; the mean where it says nothing."""
+    """What the base says of its embeddings, as sentence-transformers writes it next to a model; the mean where it says nothing."""
     path = folder / "1_Pooling" / "config.json"
     config = read_json(path) if path.is_file() else {}
     known = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls", "pooling_mode_lasttoken": "last"}

@@ -22,7 +22,7 @@ from .targets import own_name
 
 
 class Attached(NamedTuple):
-    """What attaching gave: the sites with their slots, and the files to be written beside the graph."""
+    """What attaching gave: the sites with their slots, and the files to be written with the graph."""
 
     sites: dict[str, MappedSite]
     write: Callable[[Path], None] = lambda folder: None

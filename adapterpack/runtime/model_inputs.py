@@ -111,7 +111,7 @@ def _acting(session: OpenBundle, graph: OrtModel, given: Arrays, rows: Pinned, p
     if ADAPTER_POSITIONS in given:
         return {**given, ADAPTER_POSITIONS: given[ADAPTER_POSITIONS].astype(bool)}
     if past > (prefix.width if prefix else 0) and rows.acts_in_parts():
-        raise ConfigError("a pass on a cache does not show where the adapter acts: that depends on what filled the cache", where=session.folder,
+        raise ConfigError("a pass on a cache does not show where the adapter acts", where=session.folder,
                           expected=ADAPTER_POSITIONS, remedy="give it: session.acting says it for every pass in turn")
     ids = given["input_ids"]
     mask = given.get("attention_mask", np.ones_like(ids))[:, -ids.shape[1] :]

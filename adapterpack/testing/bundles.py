@@ -1,4 +1,4 @@
-"""Compares a bundle with plain transformers: row by row without padding, every adapter beside every other, whole and on a cache."""
+"""Compares a bundle with plain transformers: row by row without padding, every adapter next to every other, whole and on a cache."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Reference:
 
 
 def check(session: Any, known: Mapping[str | None, Reference]) -> None:
-    """Every row of ragged batches, with every adapter beside every other, equals plain transformers on that row alone."""
+    """Every row of ragged batches, with every adapter next to every other, equals plain transformers on that row alone."""
     from ..exporting.example_inputs import example  # noqa: PLC0415 - see above
     from ..exporting.proof.parity import row_of  # noqa: PLC0415
 

@@ -18,7 +18,7 @@ NAME = "block.0.proj"
 def onnx_agrees(case: Case) -> None:
     """ONNX Runtime on the emitter's graph, a bank with the base in slot 0: row 0 is the base, row 1 is ``run(x)``; the sizes of float32.
 
-    An adapter that does not act everywhere is told every second position. Allowed is 1e-5 of the largest sum of magnitudes
+    An adapter that does not act everywhere gets every second position. Allowed is 1e-5 of the largest sum of magnitudes
     ``|W| |x|``: some ten roundings of the largest term.
     """
     import onnx_ir as ir  # noqa: PLC0415 - see the package's docstring

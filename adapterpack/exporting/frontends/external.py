@@ -194,7 +194,7 @@ def _initializer(model: Any, name: str, numbers: Callable[[], np.ndarray], shape
 
 
 def _require_float(model: Any, path: Path, dtype: str) -> None:
-    """Checks that slots can be put beside what the graph computes with.
+    """Checks that slots can be put next to what the graph computes with.
 
     Raises:
         Unsupported: it computes in halves, or its operators are too old.
@@ -217,7 +217,7 @@ _HALVES = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 
 
 def _name_inputs(model: Any, base: Checkpoint) -> None:
-    """Inputs that old exporters list beside their weights are taken out, and a cache gets the extents that the model's config knows."""
+    """Inputs that old exporters list with their weights are taken out, and a cache gets the extents that the model's config knows."""
     model.graph.inputs[:] = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
     if "input_ids" not in {value.name for value in model.graph.inputs}:
         raise FormatError("the graph has no input of the name input_ids", found=", ".join(value.name for value in model.graph.inputs[:8]),

@@ -32,7 +32,7 @@ def _build(source: Source) -> BaseGraph:
 
 
 def _scope(node: Any) -> str | None:
-    from ..torch_parts import PREFIX  # noqa: PLC0415 - beside torch
+    from ..torch_parts import PREFIX  # noqa: PLC0415 - imports torch
 
     found = torch_scope(node)
     return None if found is None else found.removeprefix(PREFIX)
@@ -126,7 +126,7 @@ def _with_linear_layers(model: Any) -> Any:
 
 def _name_axes(model: Any, part: Part) -> None:
     """The exporter's symbols (``s43``), of which each input may have its own, become the names of the axes, everywhere."""
-    import onnx_ir as ir  # noqa: PLC0415 - beside torch, for the same reason
+    import onnx_ir as ir  # noqa: PLC0415 - for the same reason
 
     names: dict[str, str] = {}
     for value in model.graph.inputs:

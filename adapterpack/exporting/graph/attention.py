@@ -18,7 +18,7 @@ from .blocks import entering, leaving
 from .sitemap import Scope
 
 _THROUGH = frozenset({"Add", "Where", "Tanh", "Cast"})
-"""What may be between a product of queries and keys and its softmax, beside factors."""
+"""What may be between a product of queries and keys and its softmax, besides factors."""
 
 
 class Asked(NamedTuple):
@@ -32,7 +32,7 @@ class Asked(NamedTuple):
 
 
 def with_heads(model: Any, scope: Scope, packs: Iterable[Pack], sites: Mapping[str, MappedSite]) -> dict[str, MappedSite]:
-    """The sites, of which the output projections know the attention before them that packs put prompts beside.
+    """The sites; where packs have prompts, each output projection knows the attention before it.
 
     An attention of another build is left as it is: whoever asks for it says so.
     """

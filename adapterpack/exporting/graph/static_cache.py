@@ -41,7 +41,7 @@ class _Attention(NamedTuple):
 
 
 def write_step(folder: Path) -> None:
-    """Derives the graph for steps from the ordinary one in a bundle's folder, beside it; both have the same file of weights.
+    """Derives the graph for steps from the ordinary one, into the same folder of the bundle; both have the same file of weights.
 
     Raises:
         Unsupported: an attention of the graph is of no known build.

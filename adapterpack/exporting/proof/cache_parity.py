@@ -24,14 +24,14 @@ _VOCABULARY = 64
 
 
 def with_steps(folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """Writes the graph for steps beside the ordinary one of a bundle's folder, and proves it; what the parity report says of it.
+    """Writes the graph for steps into the bundle's folder, and proves it; what the parity report says of it.
 
     Raises:
         Unsupported: an attention of the graph is of no known build.
         ParityError: the two graphs disagree.
     """
     write_step(folder)
-    session = Session(folder, provider="cpu", verify="off")  # its weights laid out as users have them, since speeds are told
+    session = Session(folder, provider="cpu", verify="off")  # its weights laid out as users have them, since speeds are reported
     tolerance, rng = precision(session.bundle.dtype).tolerance, np.random.default_rng(11)
     rows = [[int(token) for token in rng.integers(1, _VOCABULARY, length)] for length in LENGTHS]
     tokens = rng.integers(1, _VOCABULARY, (_STEPS, len(rows)))
@@ -50,7 +50,7 @@ def with_steps(folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
 
 
 def _names(session: Session) -> list[list[str | None]]:
-    """The base, and every adapter beside others where rows of a batch can have their own, else by itself."""
+    """The base, and every adapter among others where rows of a batch can have their own, else by itself."""
     known: list[str | None] = [session.default, *session.adapters]
     count = len(LENGTHS)
     if session.bundle.mode == "bank":

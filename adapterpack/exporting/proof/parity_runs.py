@@ -81,7 +81,7 @@ def _torch(model: Any, batch: Mapping[str, np.ndarray], **more: Any) -> Any:
 
 
 def _next(batch: Arrays) -> tuple[str, np.ndarray, Arrays]:
-    """The name of the ids that a step gives, the step's token, and what is given beside it."""
+    """The name of the ids that a step gives, the step's token, and what else is given."""
     ids = "decoder_input_ids" if "decoder_input_ids" in batch else "input_ids"
     token = np.full((batch[ids].shape[0], 1), _STEP, np.int64)
     if ids != "input_ids":

@@ -84,7 +84,7 @@ def require_small(before: Mapping[str, Answer], after: Mapping[str, Answer], tol
 
 
 def inputs_of(session: Session) -> dict[str, np.ndarray]:
-    """Pseudo-random inputs of the task's own forms: the canary's ids, and images or features of the graph's shapes; beside a text, an image
+    """Pseudo-random inputs of the task's own forms: the canary's ids, and images or features of the graph's shapes; with a text, an image
     in every row."""
     rng, rows = np.random.default_rng(canary.SEED), len(canary.LENGTHS)
     found: dict[str, np.ndarray] = {}

@@ -1,4 +1,4 @@
-"""The target protocol: what a finished bundle gets beside it, so that another product serves it."""
+"""The target protocol: the files that a finished bundle needs so that another product serves it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Target(NamedTuple):
     ``modes`` are those that it can run, ``remedy`` says what to do about the others. ``slot_name(path, field)`` names slots as it does;
     ``groups`` says whether several modules may share one.
     ``place(bundle)`` is where in the output folder the bundle lies, ``""`` where it is the folder itself. ``write(folder, bundle)`` adds
-    the product's own files to a bundle's ``folder``, and what it wants beside that.
+    the product's own files to a bundle's ``folder``, and whatever else it needs.
     """
 
     name: str

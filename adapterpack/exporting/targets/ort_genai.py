@@ -1,4 +1,4 @@
-"""onnxruntime-genai: ``genai_config.json`` beside the graph, and slots under the names that its adapter files have.
+"""onnxruntime-genai: ``genai_config.json`` next to the graph, and slots under the names that its adapter files have.
 
 Its config: https://onnxruntime.ai/docs/genai/reference/config.html. Adapter files for it come from ``olive convert-adapters``, which calls
 the factors ``MODULE.lora_A.weight`` [in, r] and ``MODULE.lora_B.weight`` [r, out] with the scale in B: a file of either side fits.
@@ -23,7 +23,7 @@ _TYPES = frozenset({"chatglm", "ernie4_5", "gemma", "gemma2", "gemma3_text", "gp
                     "olmo", "phi3", "qwen2", "qwen3", "smollm3"})
 """Model types that it knows by name; it treats every other decoder alike, as ``decoder``."""
 _FED = ("input_ids", "attention_mask", "position_ids")
-"""The inputs that it feeds, beside the cache."""
+"""The inputs that it feeds, besides the cache."""
 _SEARCH: dict[str, Any] = {"do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0, "repetition_penalty": 1.0}
 
 

@@ -59,7 +59,7 @@ def config(bundle: Bundle, labels: str | None = None) -> str:
 
 
 def _block(kind: str, port: Port, labels: str | None = None) -> list[str]:
-    """One input or output without its batch axis; a value that has no other is told as one that the server reshapes."""
+    """One input or output without its batch axis; a value that has no other is declared as one that the server reshapes."""
     dims = ", ".join(str(extent if isinstance(extent, int) else -1) for extent in port.shape[1:])
     shape = [f"  dims: [ {dims} ]"] if dims else ["  dims: [ 1 ]", "  reshape { shape: [ ] }"]
     more = [f"  label_filename: {_text(labels)}"] if labels else []
