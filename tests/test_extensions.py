@@ -1,4 +1,4 @@
-"""Rules, nodes, targets and tasks of other packages: found by entry point, listed and used; one that fails hurts nobody else."""
+"""What other packages bring: found by entry point, listed and used; a package that fails hurts nobody else."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
+import safetensors.numpy
 import torch
 from transformers import AutoTokenizer, BertForSequenceClassification
 
@@ -29,7 +30,8 @@ from adapterpack.tasks.task import task_named
 
 ROOT = Path(__file__).parents[1]
 ENTRIES = {"rules": "clipped = new_rule:clipped", "nodes": "loudest = new_node:loudest", "targets": "docker = new_target:docker",
-           "tasks": "text-ranking = new_task:ranking", "frontends": "ready = new_frontend:ready"}
+           "tasks": "text-ranking = new_task:ranking", "frontends": "ready = new_frontend:ready",
+           "codecs": "quanto = new_codec:quanto"}
 SITE = Site("layers.0.fc", 9, 7)
 
 
@@ -48,7 +50,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     install(site, "good", ENTRIES)
     install(site, "broken", dict.fromkeys(ENTRIES, "broken = broken_module:value"))
     (site / "broken_module.py").write_text("raise OSError('no driver here')\n")
-    for example in ("new_rule", "new_node", "new_target", "new_task", "new_frontend"):
+    for example in ("new_rule", "new_node", "new_target", "new_task", "new_frontend", "new_codec"):
         shutil.copy(ROOT / "examples" / f"{example}.py", site)
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(site), str(ROOT)])}
 
@@ -103,6 +105,26 @@ def test_a_node_of_another_package_is_composed(cli: Callable[..., Any], packs: d
     """A tree of its kind becomes a pack, whose merge has the loudest member's change."""
     assert "loudest" in {node["name"] for node in cli("methods")["nodes"]}
     cli("compose", packs["a"], packs["b"], "-o", tmp_path / "tree", "--tree", "loudest(a, b)")
+
+
+@pytest.mark.fast
+def test_a_quantized_format_of_another_package_is_merged_into(cli: Callable[..., Any], packs: dict[str, Path], tmp_path: Path) -> None:
+    """The merged codes decode to W + B A within half a step, in the base's own layout; with a dtype the result is plain and exact."""
+    base, path = tmp_path / "base", SITE.path
+    base.mkdir()
+    rng = np.random.default_rng(3)
+    codes, scale = rng.integers(-127, 128, (7, 9)).astype(np.int8), rng.uniform(0.01, 0.1, (7, 1)).astype(np.float32)
+    safetensors.numpy.save_file({f"{path}.weight._data": codes, f"{path}.weight._scale": scale}, base / "model.safetensors")
+    (base / "config.json").write_text(json.dumps({"model_type": "none", "quantization_config": {"quant_method": "quanto"}}))
+    expected = codes * scale.astype(np.float64) + change(packs["a"])
+    cli("merge", base, packs["a"], "-o", tmp_path / "out")
+    merged = safetensors.numpy.load_file(tmp_path / "out" / "model.safetensors")
+    assert {name: value.dtype for name, value in merged.items()} == {f"{path}.weight._data": np.int8, f"{path}.weight._scale": np.float32}
+    steps = merged[f"{path}.weight._scale"].astype(np.float64)
+    assert np.all(np.abs(merged[f"{path}.weight._data"] * steps - expected) <= 0.5001 * steps)
+    cli("merge", base, packs["a"], "-o", tmp_path / "plain", "--dtype", "float32")
+    plain = safetensors.numpy.load_file(tmp_path / "plain" / "model.safetensors")
+    np.testing.assert_allclose(plain[f"{path}.weight"], expected, rtol=1e-6, atol=1e-6)
 
 
 def test_a_target_of_another_package_gets_its_files(cli: Callable[..., Any], tiny_llama: Path, pack_of: Callable[[str, str], Path],
