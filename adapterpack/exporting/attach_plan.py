@@ -1,4 +1,4 @@
-"""Packs met with the sites of the graphs: which slots go where, and what is in them."""
+"""Plans which slots each graph gets and what fills them: matches the sites of the packs with those of the graphs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a graph has slots when no pack says so: at the layers that training adapts when its config names none."""
+"""Chooses the sites of a bundle that is exported without packs: the layers that training adapts by default."""
 
 from __future__ import annotations
 

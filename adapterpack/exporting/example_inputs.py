@@ -1,4 +1,4 @@
-"""Random inputs of a task's model, ragged and padded: what a graph is traced with, and what it is proved on."""
+"""Makes random inputs of a task's model, ragged and padded, on which a graph is traced and proved."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the installed ONNX Runtime can read, asked of itself before anything large is written."""
+"""Asks the installed ONNX Runtime what it can read, before anything large is written."""
 
 from __future__ import annotations
 

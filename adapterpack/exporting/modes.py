@@ -1,4 +1,4 @@
-"""The ways an adapter is in a graph, one function each, in a table: folded, inputs, bank."""
+"""Puts adapters into a graph: folded into weights, as inputs, or as a bank; one function for each mode."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files by their sha256: copied in while hashing, read-only, linked under other names, counted once."""
+"""Stores files by their sha256: copies them in while hashing, keeps them read-only, links them under other names, counts them once."""
 
 from __future__ import annotations
 

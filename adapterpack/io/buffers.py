@@ -1,4 +1,4 @@
-"""Buffers that are used again."""
+"""Keeps the buffers of a worker, so that the blocks of a merge reuse memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading, writing and copying byte ranges of files, in full."""
+"""Reads, writes and copies byte ranges of files, in full however little the system gives at a time."""
 
 from __future__ import annotations
 

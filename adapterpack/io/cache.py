@@ -1,4 +1,4 @@
-"""Where adapterpack keeps what can be fetched or made again."""
+"""Finds the folder in which adapterpack caches what can be fetched or made again."""
 
 from __future__ import annotations
 

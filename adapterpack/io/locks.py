@@ -1,4 +1,4 @@
-"""A lock between processes on one file: shared by many, or held alone; the system frees it when a process dies."""
+"""Locks a file between processes, shared or alone; the system frees the lock when a process dies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Counts the bytes that all workers have done for who waits, and stops them all."""
+"""Counts the bytes that all workers have processed, for a progress bar, and stops the workers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers as people read them; what was not measured says so."""
+"""Formats numbers for people: sizes, shares, times; what was not measured says so."""
 
 from __future__ import annotations
 

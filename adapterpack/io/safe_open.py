@@ -1,4 +1,4 @@
-"""How the files of a pack are opened, without numpy: regular ones only, and read once; and how they are written."""
+"""Opens the files of a pack safely, without numpy: regular files only, read once, within limits; and writes them."""
 
 from __future__ import annotations
 

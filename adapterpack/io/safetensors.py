@@ -1,4 +1,4 @@
-"""A strict reader and a deterministic writer of safetensors, with numpy alone.
+"""Reads safetensors strictly and writes them deterministically, with numpy alone.
 
 Format: an 8-byte little-endian header length, a JSON header, then the bytes. The reader refuses what the reference reader lets
 pass: duplicate names, extra fields, a header that does not begin with ``{``, padding other than spaces, holes, overlaps, trailing bytes.

@@ -1,4 +1,4 @@
-"""Tensors of a file that is too large to hold: each is read when it is asked for, and only what was read before is accepted."""
+"""Reads single tensors of a file that is too large for memory, and accepts only bytes that were verified before."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""JSON as the pack format allows it: no duplicate keys, no NaN, no huge integers, bounded depth, canonical bytes."""
+"""Reads JSON as the pack format allows it (no duplicate keys, no NaN, bounded depth and numbers), and writes its canonical bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A pack that says on which other form of its base it may be used: cast, quantized, resharded, or with renamed tensors."""
+"""Declares that a pack may be used on another form of its base: cast, quantized, resharded, or with renamed tensors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether the sites that a pack changes are there: in a list of those that are known, or in a base's headers."""
+"""Checks that the sites that a pack changes exist: in a list of known modules, or in a base's headers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Packs made from the folders that PEFT writes."""
+"""Makes packs from the folders that PEFT writes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a pack made from packs comes from: its parents, and as far as they know it the parents of these, by digest."""
+"""Records the parents of a pack that was made from packs, and as far as known their parents, by digest."""
 
 from __future__ import annotations
 

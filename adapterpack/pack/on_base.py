@@ -1,4 +1,4 @@
-"""A pack as it is on a base: which way round each of its linear layers lies there."""
+"""Adapts a pack to a base: which of its linear layers store their weight transposed there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The PEFT face of a pack: its ``adapter_config.json`` out, and a folder that PEFT wrote in."""
+"""Writes the ``adapter_config.json`` of a pack, and reads folders that PEFT wrote."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What PEFT calls the tensors of a pack, and in which shapes it has them."""
+"""Translates the names and shapes of a pack's tensors to PEFT's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PEFT's ``adapter_config.json`` as it lies in a folder: read within limits, and refused where it says what is not understood."""
+"""Reads PEFT's ``adapter_config.json`` within limits, and refuses it where it says what is not understood."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Patterns of a PEFT configuration, which are regular expressions from a stranger, as literal module paths.
+"""Turns the regular expressions of a stranger's PEFT configuration into literal module paths.
 
 They are run by RE2, whose time is linear in the pattern and in the text and whose memory is bounded: no pattern can stall a reader.
 """

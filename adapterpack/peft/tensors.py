@@ -1,4 +1,4 @@
-"""The tensors of a file that PEFT wrote, brought to the sites, to what all sites share, and to the modules that were trained whole."""
+"""Sorts the tensors of a file that PEFT wrote: by site, shared by all sites, or of modules that were trained whole."""
 
 from __future__ import annotations
 

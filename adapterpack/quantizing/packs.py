@@ -1,4 +1,4 @@
-"""Packs with small integers in place of floats, and the error that this makes in the change, measured."""
+"""Stores the tensors of a pack as small integers, and measures the error that this makes in the change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One entrance for both kinds of artifact: a pack or a bundle, smaller."""
+"""Quantizes a pack or a bundle."""
 
 from __future__ import annotations
 

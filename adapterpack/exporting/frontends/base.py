@@ -1,4 +1,4 @@
-"""The frontend protocol: a checkpoint and a task in, float graphs and the scopes of their nodes out."""
+"""Defines a frontend: a checkpoint and a task in, float graphs and the scopes of their nodes out."""
 
 from __future__ import annotations
 

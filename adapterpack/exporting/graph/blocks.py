@@ -1,4 +1,4 @@
-"""Block -> the values of the graph that it gives and takes, by the scopes that exporters leave on their nodes."""
+"""Finds the values by which a block of the model is entered and left in a graph, by the scopes that exporters leave on nodes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Normal form -> ONNX nodes; the only place that knows ONNX operators for adapters."""
+"""Turns normal forms into ONNX nodes; the only place that knows ONNX operators for adapters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The contract of whatever changes a graph that has a site map: its slots and its sites are still there afterwards."""
+"""Checks that whatever changes a graph leaves its slots and its sites in place."""
 
 from __future__ import annotations
 

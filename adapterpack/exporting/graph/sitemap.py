@@ -1,4 +1,4 @@
-"""Module path -> where it is in the graph, made before any fusion from the scopes that exporters leave on their nodes."""
+"""Maps module paths to nodes of the graph before anything is fused, by the scopes that exporters leave on nodes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The graph for steps in place against the ordinary one: the same rows, adapters and tokens on both kinds of caches."""
+"""Compares the graph for steps on a static cache with the ordinary one: the same rows, adapters and tokens."""
 
 from __future__ import annotations
 

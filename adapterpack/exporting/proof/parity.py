@@ -1,4 +1,4 @@
-"""No graph leaves unproved: the exported session against torch, base and every adapter, on a ragged padded batch."""
+"""Compares the exported session with torch, base and every adapter, on a ragged padded batch; a graph that differs is not published."""
 
 from __future__ import annotations
 

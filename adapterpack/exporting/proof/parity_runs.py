@@ -1,4 +1,4 @@
-"""A graph and its model in torch, asked the same: a batch, and one more token on the cache that it gave."""
+"""Runs a graph and its model in torch on the same batch, and on one more token with the cache that came out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ONNX Runtime itself, and our own runtime: the bundle as it is."""
+"""Serves a bundle by ONNX Runtime itself and our own runtime: the bundle as it is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much time and memory a validation may take; one that runs out of either says so and is never called valid."""
+"""Limits the time and memory of a validation; one that runs out of either says so, and nothing is called valid."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a check reads: the pack, the bytes of its files, the base, and what the check may spend."""
+"""Holds what a check reads: the pack, the bytes of its files, the base, and the time and memory that are left."""
 
 from __future__ import annotations
 

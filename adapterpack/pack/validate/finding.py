@@ -1,4 +1,4 @@
-"""What a check says: a rule, and a finding of that rule at a place."""
+"""Defines a rule of the validator, and a finding of that rule at a place."""
 
 from __future__ import annotations
 

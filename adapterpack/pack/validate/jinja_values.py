@@ -1,4 +1,4 @@
-"""What a chat template gives to its variables, and which of them are numbers, from its text alone."""
+"""Works out from a chat template's text what it assigns to its variables, and which of them are numbers."""
 
 from __future__ import annotations
 

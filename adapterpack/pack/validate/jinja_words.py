@@ -1,4 +1,4 @@
-"""The words of Jinja that templates of chats need: everything else is refused, whatever it is."""
+"""Lists the parts of Jinja that chat templates need; everything else is refused."""
 
 from __future__ import annotations
 

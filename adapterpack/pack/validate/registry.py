@@ -1,4 +1,4 @@
-"""The table of all rules, and the checks in their order."""
+"""Lists all rules of the validator, and the checks in their order."""
 
 from __future__ import annotations
 

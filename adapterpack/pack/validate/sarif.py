@@ -1,4 +1,4 @@
-"""A report as SARIF 2.1.0 (OASIS Static Analysis Results Interchange Format)."""
+"""Writes a report as SARIF 2.1.0 (OASIS Static Analysis Results Interchange Format)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Validation of a pack: every file is read once, every check that applies is made, and the pack is made from the bytes checked."""
+"""Validates a pack: reads every file once, makes every check that applies, and builds the pack from the bytes that were checked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a stranger's JSON value holds, however it is nested: in time and memory in proportion to it."""
+"""Walks a stranger's JSON value, however it is nested, in time and memory in proportion to it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The named base: that it is the pack's, its tokenizer and template, its tied weights, its size. AP701-AP704."""
+"""Checks the named base: that it is the pack's, its tokenizer and template, its tied weights, its size. AP701-AP704."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Composed packs: the tree, its members, and what follows from them. AP911-AP917."""
+"""Checks composed packs: the tree, its members, and what follows from them. AP911-AP917."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bytes that were read are those of the manifest: AP204 of every tensor, AP104 and AP105 of every file."""
+"""Compares the bytes of tensors and files with the digests in the manifest. AP104, AP105, AP204."""
 
 from __future__ import annotations
 

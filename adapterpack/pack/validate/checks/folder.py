@@ -1,4 +1,4 @@
-"""Files: which may lie in a pack, and that they are the ones that the manifest lists. AP101-AP107."""
+"""Checks which files may lie in a pack, and that they are the ones that the manifest lists. AP101-AP107."""
 
 from __future__ import annotations
 

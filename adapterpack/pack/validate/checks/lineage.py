@@ -1,4 +1,4 @@
-"""Where a pack comes from: parents by digest, no cycles, within limits. AP901-AP904."""
+"""Checks where a pack comes from: parents by digest, no cycles, within limits. AP901-AP904."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a file is by its first bytes, for the kinds that have no place in a pack."""
+"""Recognizes by their first bytes the kinds of files that have no place in a pack."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The PEFT face of a pack, a second reader, and what a folder of PEFT's leaves open. AP601-AP604."""
+"""Checks that PEFT's files say what the manifest does, and what a folder of PEFT's leaves open. AP601-AP604."""
 
 from __future__ import annotations
 

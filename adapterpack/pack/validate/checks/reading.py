@@ -1,4 +1,4 @@
-"""What cannot be read at all. AP000-AP001."""
+"""Reports a pack that cannot be read at all. AP000-AP001."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keys of JSON that make other libraries import or fetch code, at any depth of any JSON file. AP110-AP111."""
+"""Finds keys of JSON that make other libraries import or fetch code, at any depth of any JSON file. AP110-AP111."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sites: every group has the tensors that its method says, the scale and rank that its configuration gives. AP401-AP407, AP501-AP502."""
+"""Checks that every group has the tensors of its method, and the scale and rank of its configuration. AP401-AP407, AP501-AP502."""
 
 from __future__ import annotations
 

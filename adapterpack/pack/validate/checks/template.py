@@ -1,4 +1,4 @@
-"""Chat templates: parsed, never rendered. AP851-AP856."""
+"""Checks chat templates, which are parsed and never rendered. AP851-AP856."""
 
 from __future__ import annotations
 

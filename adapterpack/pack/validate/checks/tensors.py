@@ -1,4 +1,4 @@
-"""Tensors: the index is the file's, and int8 tensors have their scales. AP201-AP207."""
+"""Checks that the manifest's index is the tensor file's, and that int8 tensors have their scales. AP201-AP207."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Texts of the manifest: addresses, names of repositories, characters that repaint what people read. AP801-AP804."""
+"""Checks the texts of the manifest: addresses, names of repositories, characters that change what people see. AP801-AP804."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Values: finite, not zero, of a size that survives. AP301-AP304."""
+"""Checks the numbers of tensors: finite, not all zero, neither so small nor so large that they are lost. AP301-AP304."""
 
 from __future__ import annotations
 
