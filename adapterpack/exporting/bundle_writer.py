@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -35,6 +36,9 @@ _SECONDS = 2.0
 """Between two words of progress."""
 _PAGE = 4096
 """Bytes at multiples of which large tensors begin, so that they can be mapped each by itself."""
+
+_IN_FLIGHT = 256 << 20
+"""Bytes of weights that are in memory at a time while they are written, unless one weight alone is larger."""
 
 _BAND = 64
 """Columns of a transposed matrix that are copied at a time, so that what is read of it stays in the cache."""
@@ -81,7 +85,7 @@ def write_bundle(root: Path, request: Request, source: Source, graph: BaseGraph,
 
 
 def write_graphs(folder: Path, graphs: Mapping[str, Any], say: Progress) -> None:
-    """Writes the graph of each part, and its weights to a data file of their own, one weight in memory at a time.
+    """Writes the graph of each part, and its weights to a data file of their own, a few of them in memory at a time.
 
     Raises:
         StorageError: the disk has no room for them.
@@ -103,7 +107,8 @@ def write_graphs(folder: Path, graphs: Mapping[str, Any], say: Progress) -> None
 
     for part, model in graphs.items():
         path = folder / graph_file(part)
-        ir.save(model, path, external_data=f"{path.name}.data", alignment=_PAGE, callback=tell)
+        ir.save(model, path, external_data=f"{path.name}.data", alignment=_PAGE, callback=tell, max_workers=min(4, os.cpu_count() or 1),
+                max_in_flight_bytes=_IN_FLIGHT)
 
 
 def _row_by_row(tensor: Any) -> Any:
