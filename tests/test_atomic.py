@@ -132,7 +132,8 @@ def test_an_output_that_cannot_be_written_is_named_by_its_own_name(output: Outpu
 
 
 CHILD = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background has it ignored
 from pathlib import Path
 from adapterpack.io import atomic
 with getattr(atomic, sys.argv[1])(sys.argv[2]) as place:

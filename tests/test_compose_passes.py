@@ -83,7 +83,7 @@ def test_level_is_the_exact_order_statistic(share: float, way: str, monkeypatch:
     """Over blocks of any sizes, of magnitudes with equal ones, zeros and the smallest floats among them."""
     if way != "compiled":
         monkeypatch.setattr(passes, "_kernel", None)
-        monkeypatch.setattr(quantiles, "_HELD", 0 if way == "counted" else 1 << 20)
+        monkeypatch.setattr(quantiles, "_MOST_IN_MEMORY", 0 if way == "counted" else 1 << 20)
     elif not passes.compiled():
         pytest.skip("no compiler here")
     rng = np.random.default_rng(3)

@@ -647,8 +647,8 @@ def test_rows_that_take_each_others_adapter_are_found(
 @pytest.mark.parametrize("place", [0, 1])
 def test_nan_is_no_agreement(place: int, tmp_path: Path) -> None:
     """NaN in the prefill or in the step alone is the largest error of all, and is refused."""
-    found = [parity.Found(0.0, 1.0, 1.0)] * 2
-    found[place] = parity.Found(float("nan"), 1.0, 1.0)
+    found = [parity.Errors(0.0, 1.0, 1.0)] * 2
+    found[place] = parity.Errors(float("nan"), 1.0, 1.0)
     error, scale, _ = parity._worst(found)
     with pytest.raises(ParityError, match="found nan"):
         parity._require(error, scale, 1e-4, "torch", tmp_path)

@@ -574,5 +574,5 @@ def test_the_command_declares_and_inspect_shows_it(pack: Pack, bases: dict[str, 
     assert base["variants"] == [{"relation": "dtype_cast", "structure": cast.structure, "content": cast.content, "tested": False}]
     assert (base["structure"], base["content"]) == (found["structure"], found["content"])
     assert {level: shown(call("inspect", bases["same"], "--json"))[level] for level in ALL} == found
-    text = call("inspect", tmp_path / "out").stdout
+    text = call("inspect", tmp_path / "out", "--full").stdout
     assert re.search(rf"^base variants +dtype_cast {cast.content}$", text, re.MULTILINE)

@@ -562,10 +562,11 @@ def test_only_a_dense_low_rank_branch_takes_the_kernel() -> None:
     """A changed input or a structured factor means the generic path; the kernel gives what the generic path gives."""
     A, B = torch.randn(2, 3), torch.randn(4, 2)
     y, x = torch.randn(5, 4), torch.randn(5, 3)
-    for other in ({}, {"scale": torch.randn(4)}, {"shift": torch.randn(4)}, {"scale": torch.randn(1), "shift": torch.randn(4)}):
+    scale, shift = torch.randn(4), torch.randn(4)
+    for other in ({}, {"output_scale": scale}, {"shift": shift}, {"output_scale": scale[:1], "shift": shift}):
         form = NormalForm(down=Dense(A), up=Dense(B), **other)
         assert is_low_rank(form)
-        expected = (y.double() + x.double() @ A.double().T @ B.double().T) * other.get("scale", 1) + other.get("shift", 0)
+        expected = (y.double() + x.double() @ A.double().T @ B.double().T) * other.get("output_scale", 1) + other.get("shift", 0)
         torch.testing.assert_close(add_low_rank(form, y, x).double(), expected, rtol=1e-5, atol=1e-5)
     assert not is_low_rank(NormalForm(down=Dense(A), up=Dense(B), pre=Dense(torch.eye(3))))
     assert not is_low_rank(NormalForm(output_scale=torch.ones(4)))

@@ -23,7 +23,7 @@ from torch import nn
 
 from adapterpack import LoRA, TrainableTokens, adapt, attach, compose, convert, detach, export, load, merge, quantize, save
 from adapterpack.adapter_methods import LAYOUTS, Dense, Kronecker, Site, from_matrix, get, matrix_shape, to_matrix
-from adapterpack.adapter_methods.core import columns
+from adapterpack.adapter_methods.core.columns import columns
 from adapterpack.adapter_methods.core.operators import Chain, Diagonal
 from adapterpack.errors import BaseMismatch, FormatError, SiteNotFound, Unsupported
 from adapterpack.manifest.manifest import Task

@@ -309,7 +309,7 @@ def as_rare(source: Path, out: Path) -> Path:
     data = bytearray(source.read_bytes())
     header = read_header(bytes(data), source)
     for name, tensor in header.tensors.items():
-        if tensor.kind.name == "Q4_0":
+        if tensor.type.name == "Q4_0":
             at = data.index(len(name).to_bytes(8, "little") + name.encode()) + 8 + len(name) + 4 + 8 * len(tensor.shape)
             assert data[at : at + 4] == (2).to_bytes(4, "little")
             data[at : at + 4] = (20).to_bytes(4, "little")

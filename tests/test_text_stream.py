@@ -14,6 +14,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from adapterpack import Session
+from adapterpack.bundle.manifest import read_bundle
 from adapterpack.errors import ConfigError
 
 Make = Callable[..., Any]
@@ -139,6 +140,7 @@ def test_a_session_streams_final_text(bundle_of: Make, tmp_path: Path) -> None:
     text ends while something is kept back."""
     folder = folder_of(byte_level(), tmp_path / "bundle", bundle_of("llama", "bank"))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": list(range(20, 30))}))
+    read_bundle(folder).write(folder)
     session, kept, whole = Session(folder, "cpu"), 0, 0
     options: dict[str, Any] = {"max_new_tokens": 12, "temperature": 3.0}
     for seed in range(12):

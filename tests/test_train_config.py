@@ -263,7 +263,7 @@ def test_the_schema_is_one_and_has_every_setting() -> None:
     limits = {key: value.get("exclusiveMinimum" if key in POSITIVE else "minimum") for key, value in properties.items() if key in own}
     assert {key: value for key, value in limits.items() if value is not None} == LEAST
     assert sorted(properties["task"]["enum"]) == [name for name, task in TASKS.items() if task.training]
-    assert properties["name"]["pattern"] == NAME == MANIFEST["properties"]["pack"]["properties"]["name"]["pattern"]
+    assert properties["name"]["pattern"] == NAME == MANIFEST["$defs"]["PackInfo"]["properties"]["name"]["pattern"]
 
 
 GOOD: list[dict[str, Any]] = [

@@ -332,7 +332,7 @@ def shards_in(index: Any, where: object) -> list[str]:
 def read_json(path: Path) -> Any:
     """A JSON file of a base, parsed strictly."""
     with storage_errors(path), path.open("rb") as file:
-        data = file.read(_MAX_JSON + 1)
+        data = file.read(min(_MAX_JSON, os.fstat(file.fileno()).st_size) + 1)  # it takes that much memory at once
     # Tokenizers write 10^30 where they mean "no limit".
     return strict_json.loads(data, path, _MAX_JSON, max_integer=float("inf"))
 

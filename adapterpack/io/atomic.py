@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import OutputExists, StorageError, storage_errors
@@ -78,6 +78,7 @@ def output_file(out: str | os.PathLike[str]) -> Iterator[Path]:
 def _private_folder(target: Path) -> Iterator[Path]:
     """A new folder next to ``target`` that only this user may write to, under a name that nobody foresees; gone if the block fails."""
     folder = target.with_name(f".{target.name[:_SHOWN]}.{os.urandom(8).hex()}.partial")  # tempfile does the same, and takes 4 ms to import
+    made = [parent for parent in target.parents if not parent.exists()]
     with storage_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(0o700)
@@ -88,6 +89,9 @@ def _private_folder(target: Path) -> Iterator[Path]:
         from shutil import rmtree  # noqa: PLC0415 - with compression in its wake, and most outputs are finished
 
         rmtree(folder, ignore_errors=True)
+        for parent in made:
+            with suppress(OSError):  # another output may be there by now
+                parent.rmdir()
         raise
 
 
