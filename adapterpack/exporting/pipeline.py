@@ -12,6 +12,7 @@ from ..base.checkpoint import Checkpoint
 from ..base.quantization import require_plain
 from ..bundle.manifest import Bundle, bundle_in, read_bundle
 from ..errors import AdapterpackError, FormatError, ParityError, SiteNotFound, StorageError, Unsupported
+from ..extras import needed_by
 from ..io.atomic import output_folder, refuse_existing
 from ..merging.pipeline import merge
 from ..pack.pack import Pack
@@ -120,7 +121,8 @@ def _candidates(name: str | None, source: Source) -> list[Frontend]:
 def _built(frontend: Frontend, source: Source) -> BaseGraph:
     """The frontend's graph; that it cannot make one is as good a reason to try the next as a wrong graph."""
     try:
-        return frontend.build(source)
+        with needed_by("adapterpack.export", "export"):
+            return frontend.build(source)
     except (FormatError, SiteNotFound, StorageError, Unsupported):  # of a file that was named there is no other
         raise
     except Exception as error:
