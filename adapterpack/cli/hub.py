@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 import adapterpack
 
 from ..errors import EXIT_FAILED, EXIT_INCOMPLETE
+from ..hub.auditing import Audited, audit_sarif
 from ..io import strict_json
 from ..io.atomic import output_file
 from ..version import VERSION
 from .options import shared
 from .output import emit, line, table
-
-if TYPE_CHECKING:
-    from ..hub.auditing import Audited
 
 _EXIT = {"valid": 0, "not fully checked": EXIT_INCOMPLETE}
 
@@ -83,8 +80,6 @@ def audit(ctx: click.Context, /, *, repos: tuple[str, ...], lock: str | None, fu
     audits = adapterpack.hub.audit(repos, lock=lock, full=full)
     if sarif_file is not None:
         with output_file(Path(sarif_file)) as path:
-            from ..hub.auditing import audit_sarif  # noqa: PLC0415 - the help must not pay for ONNX Runtime
-
             path.write_bytes(strict_json.canonical(audit_sarif(audits, VERSION)))
     if as_json:
         emit({"command": "hub audit", "repos": [audited.to_json() for audited in audits]})

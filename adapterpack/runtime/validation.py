@@ -11,13 +11,10 @@ from ..base.compatibility import Verdict
 from ..bundle.files import differences
 from ..bundle.manifest import FILE_NAME, GRAPH, Bundle, read_bundle
 from ..errors import AdapterpackError, BaseMismatch
-from ..onnx_graph.confine import require_confined
 from ..pack.validate.budget import Budget, Spent
 from ..pack.validate.checks.folder import entries
 from ..pack.validate.open_questions import NO_BASE
 from ..pack.validate.validation import Finding, Report, examine
-from . import canary
-from .session import Session
 
 _NOT_RUN = "graph and canaries: replayed with full, where there is no error"
 
@@ -96,6 +93,9 @@ def about_base(bundle: Bundle, checkpoint: Checkpoint, budget: Budget, allow_str
 
 def _replayed(folder: Path) -> tuple[list[Finding], tuple[str, ...]]:
     """AB401, and which canaries say nothing of this graph."""
+    from . import canary  # noqa: PLC0415 - ONNX Runtime: a pull, and a validation that runs no graph, must not pay for it
+    from .session import Session  # noqa: PLC0415
+
     try:
         replayed = canary.verify(Session(folder, provider="cpu"))
     except AdapterpackError as error:
@@ -119,6 +119,8 @@ def _file_list(folder: Path, bundle: Bundle, budget: Budget) -> Iterator[Finding
 
 def _confined(folder: Path) -> Iterator[Finding]:
     """AB105."""
+    from ..onnx_graph.confine import require_confined  # noqa: PLC0415 - onnx, and packs have no graph
+
     for path in sorted(folder.glob("*.onnx")):
         try:
             require_confined(path, must_exist=False)  # a missing file is AB103
