@@ -17,6 +17,7 @@ import numpy as np
 from ..errors import FormatError, SiteNotFound, StorageError, nearest, storage_errors
 from ..io import strict_json
 from ..io.hashing import Identity, Source, digests, identity
+from ..io.safe_open import read_at_most
 from ..io.safetensors import SafetensorsFile, TensorInfo
 from . import fingerprint as fp
 from . import linear_layers, merkle
@@ -332,7 +333,7 @@ def shards_in(index: Any, where: object) -> list[str]:
 def read_json(path: Path) -> Any:
     """A JSON file of a base, parsed strictly."""
     with storage_errors(path), path.open("rb") as file:
-        data = file.read(min(_MAX_JSON, os.fstat(file.fileno()).st_size) + 1)  # it takes that much memory at once
+        data = read_at_most(file, _MAX_JSON + 1)
     # Tokenizers write 10^30 where they mean "no limit".
     return strict_json.loads(data, path, _MAX_JSON, max_integer=float("inf"))
 

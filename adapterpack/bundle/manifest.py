@@ -14,6 +14,7 @@ from msgspec import Meta
 from ..errors import FormatError, UnknownAdapter, nearest, storage_errors
 from ..io import strict_json, typed_json
 from ..io.hashing import sha256_of
+from ..io.safe_open import read_at_most
 from ..io.typed_json import Misfit
 from ..manifest import limits
 from ..manifest.parts import Base, FileEntry
@@ -283,7 +284,7 @@ def read_bundle(folder: str | os.PathLike[str]) -> Bundle:
     if not path.is_file():
         raise FormatError("the folder is not a bundle", where=folder, expected=FILE_NAME, remedy="name the folder that export wrote")
     with storage_errors(path), path.open("rb") as file:
-        data = file.read(_MAX_BYTES + 1)
+        data = read_at_most(file, _MAX_BYTES + 1)
     return parse_bundle(data, path)
 
 

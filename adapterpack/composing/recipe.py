@@ -17,6 +17,7 @@ import msgspec
 from ..adapter_methods.nodes.composed import NAME as TREE
 from ..errors import ConfigError, FormatError, storage_errors
 from ..io.atomic import output_file
+from ..io.safe_open import read_at_most
 from ..io.strict_json import canonical, loads
 from ..manifest.manifest import Parent
 from ..pack.pack import Pack
@@ -101,7 +102,7 @@ def read(source: str | os.PathLike[str]) -> Recipe:
     if path.is_dir():
         return recipe_of(load(path))
     with storage_errors(path), path.open("rb") as file:
-        data = file.read(_LIMIT + 1)
+        data = read_at_most(file, _LIMIT + 1)
     value = loads(data, path, _LIMIT)
     if not isinstance(value, dict) or value.get("format") != FORMAT:
         raise FormatError("this is no recipe", where=path, expected=FORMAT, found=str(value.get("format") if isinstance(value, dict) else

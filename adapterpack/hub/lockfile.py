@@ -13,6 +13,7 @@ from ..io import strict_json
 from ..io.atomic import output_file
 from ..io.cache import cache_folder
 from ..io.locks import locked
+from ..io.safe_open import read_at_most
 from . import names
 
 FILE_NAME = "adapterpack.lock"
@@ -59,7 +60,7 @@ class Lockfile:
         if not self.path.exists():
             return {}
         with storage_errors(self.path), self.path.open("rb") as file:
-            value: Any = strict_json.loads(file.read(_MAX_BYTES + 1), self.path, _MAX_BYTES)
+            value: Any = strict_json.loads(read_at_most(file, _MAX_BYTES + 1), self.path, _MAX_BYTES)
         entries = value.get("entries") if isinstance(value, dict) and value.get("format") == _FORMAT else None
         if not isinstance(entries, dict) or value.get("version") != _VERSION:
             raise FormatError("this is not a lock file of this version", where=self.path, expected=f"format {_FORMAT}, version {_VERSION}",

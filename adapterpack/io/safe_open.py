@@ -18,6 +18,7 @@ _TOGETHER = 512
 """Parts that one call takes; systems allow 1024."""
 LARGE = 64 << 20
 """Bytes of a tensor file above which it is read piece by piece."""
+_PIECE = 1 << 20
 
 
 def read_file(path: Path, limit: int) -> bytes:
@@ -28,10 +29,20 @@ def read_file(path: Path, limit: int) -> bytes:
         StorageError: the file system refuses.
     """
     with _opened(path) as file:
-        parts, left = [], min(limit, os.fstat(file.fileno()).st_size + 1)
-        while left and (part := file.read(left)):
-            parts.append(part)
-            left -= len(part)
+        return read_at_most(file, min(limit, os.fstat(file.fileno()).st_size + 1))
+
+
+def read_at_most(file: IO[bytes], limit: int) -> bytes:
+    """At most ``limit`` bytes of an open file, in memory in proportion to what it holds: ``read(limit)`` takes the limit at once.
+
+    Raises:
+        OSError: the file system refuses.
+    """
+    parts, left = [], limit
+    piece = max(os.fstat(file.fileno()).st_size, _PIECE)  # a pipe has no size
+    while left and (part := file.read(min(left, piece))):
+        parts.append(part)
+        left, piece = left - len(part), _PIECE
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from ...errors import FormatError, storage_errors
 from ...io import strict_json
+from ...io.safe_open import read_at_most
 
 MAX_JSON = 8 << 20
 MAX_TEXT = 256 << 10
@@ -35,7 +36,7 @@ def read_bytes(path: Path, most: int) -> bytes:
         FormatError: there are more.
     """
     with storage_errors(path), path.open("rb") as file:
-        data = file.read(most + 1)
+        data = read_at_most(file, most + 1)
     if len(data) > most:
         raise FormatError("the file is too large", where=path, expected=f"at most {most} bytes")
     return data
