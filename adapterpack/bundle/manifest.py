@@ -71,7 +71,7 @@ class MappedSite:
     Attributes:
         node: its product; of a block, which has no weight, the node that gives its output.
         layout: how ``weight`` lies: ``in_out`` or ``out_in``.
-        rank: the number of axes of its input, of which the first is the batch.
+        rank: the number of axes of its input; the first is the batch.
         fields: the slots that the graph has for it; none in folded mode.
         labels: the width of the widest head that its slots take, of a module that was trained whole.
         entry: the value that a branch around a block reads.
@@ -82,7 +82,7 @@ class MappedSite:
         kind: ``linear``, ``lookup`` (an embedding, whose input is ids) or ``patches`` (a convolution whose kernels lie side by side).
         at: where its outputs begin in a weight that is packed with those of others.
         members: of a group, which is no module, the sites whose ``down`` factors lie side by side in its slot.
-        heads: the attention of which it is the output projection, if prompts are added to it.
+        heads: the attention whose output projection it is, if prompts are added there.
         dtype: the float type of the graph there, and of its slots.
     """
 

@@ -35,7 +35,7 @@ from .targets import Target
 _SECONDS = 2.0
 """Between two words of progress."""
 _PAGE = 4096
-"""Bytes at multiples of which large tensors begin, so that they can be mapped each by itself."""
+"""Large tensors begin at multiples of so many bytes, so that each can be mapped alone."""
 
 _IN_FLIGHT = 256 << 20
 """Bytes of weights that are in memory at a time while they are written, unless one weight alone is larger."""

@@ -1,4 +1,4 @@
-"""Shares sites out among a few threads, each of which runs its BLAS calls by itself.
+"""Shares sites out among a few threads; each runs its BLAS calls on itself alone.
 
 A product that the BLAS splits over its own threads rounds as they are many, and its threads fight those that call it: two by two on two
 cores took twenty times as long as one each. With one thread a product the bytes of a result depend neither on the number of cores nor on

@@ -147,7 +147,7 @@ def in_slots(values: Values, sites: Mapping[str, MappedSite]) -> Values:
 
 
 _FACTORS = (("down", "up"), ("turn_down", "turn_up"))
-"""Pairs of fields of which only the product matters."""
+"""Pairs of fields that matter by their product only."""
 
 
 def _with_widths(site: Site, sites: Mapping[str, MappedSite]) -> Site:

@@ -93,7 +93,7 @@ class Shared(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """The progress of a training: ``step`` optimizer steps of ``total`` are done, the first of which is number 1."""
+    """The progress of a training: ``step`` of ``total`` optimizer steps are done; the first step is number 1."""
 
     step: int
     total: int

@@ -21,7 +21,7 @@ _TRIES = 4
 _FIRST_WAIT = 0.25
 _LONGEST_WAIT = 60.0
 _LISTING_SECONDS = 600.0
-"""For all pages of a listing, of which there may be as many as files."""
+"""The limit for all pages of a listing together; a hub may send a page for each file."""
 _SECRET = re.compile(r"hf_[A-Za-z0-9]{6,}|(?<=://)[^/\s@]+@|(?<=[Bb]earer )\S+")
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _RETRIED = frozenset({429, 500, 502, 503, 504})

@@ -13,7 +13,7 @@ from .transfer import read_range
 
 
 class HeaderFile(safetensors.SafetensorsFile):
-    """A tensor file of which only the header was read: its tensors have names, dtypes and shapes, and read as zeros that take no memory.
+    """A tensor file whose header alone was read: its tensors have names, dtypes and shapes, and read as zeros that take no memory.
 
     Raises:
         FormatError: the header breaks a rule of the format.

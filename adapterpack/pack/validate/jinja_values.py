@@ -33,7 +33,7 @@ class Costly(Exception):
 
 
 class Scope(NamedTuple):
-    """Where an expression stands: in which macro, and inside of which loops, whose variables are their own."""
+    """Where an expression stands: its macro and the loops around it, which have variables of their own."""
 
     macro: str = ""
     loops: tuple[Any, ...] = ()

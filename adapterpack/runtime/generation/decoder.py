@@ -23,7 +23,7 @@ from .kv_cache import StaticCache
 
 class Decoder(Protocol):
     """A batch that text is generated for. ``last`` ``[rows]`` says where prefill has the logits of each row's next token; ``lengths``
-    ``[rows]`` are the positions that prefill takes, of which ``virtual`` are those of adapters' prompts.
+    ``[rows]`` are the positions that prefill takes; ``virtual`` of them are those of adapters' prompts.
     """
 
     last: np.ndarray

@@ -30,7 +30,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def read_bytes(path: Path, most: int) -> bytes:
-    """The bytes of a file, of which no more than ``most`` are read.
+    """The bytes of a file, at most ``most`` of them.
 
     Raises:
         FormatError: there are more.

@@ -1,4 +1,4 @@
-"""Turns a row's tokens into text, of which nothing that was given out is ever taken back."""
+"""Turns a row's tokens into text; what was given out is never taken back."""
 
 from __future__ import annotations
 
