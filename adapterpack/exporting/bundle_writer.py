@@ -35,7 +35,7 @@ from .targets import Target
 _SECONDS = 2.0
 """Between two words of progress."""
 _PAGE = 4096
-"""Large tensors begin at multiples of so many bytes, so that each can be mapped alone."""
+"""Every tensor begins at a multiple of so many bytes: it can be mapped alone, and kernels read its numbers as they lie."""
 
 _IN_FLIGHT = 256 << 20
 """Bytes of weights that are in memory at a time while they are written, unless one weight alone is larger."""
@@ -107,8 +107,8 @@ def write_graphs(folder: Path, graphs: Mapping[str, Any], say: Progress) -> None
 
     for part, model in graphs.items():
         path = folder / graph_file(part)
-        ir.save(model, path, external_data=f"{path.name}.data", alignment=_PAGE, callback=tell, max_workers=min(4, os.cpu_count() or 1),
-                max_in_flight_bytes=_IN_FLIGHT)
+        ir.save(model, path, external_data=f"{path.name}.data", alignment=_PAGE, align_threshold=0, callback=tell,
+                max_workers=min(4, os.cpu_count() or 1), max_in_flight_bytes=_IN_FLIGHT)
 
 
 def _row_by_row(tensor: Any) -> Any:
