@@ -19,6 +19,7 @@ from ..bundle.signature import signature_of
 from ..io.readable import size
 from ..manifest.manifest import Base
 from ..merging.staging import require_space
+from ..onnx_graph.save import save_graph
 from ..tasks.task import MAIN, Task
 from .arguments import Request
 from .attach_plan import plans_of, sites_of
@@ -34,9 +35,6 @@ from .targets import Target
 
 _SECONDS = 2.0
 """Between two words of progress."""
-_PAGE = 4096
-"""Every tensor begins at a multiple of so many bytes: it can be mapped alone, and kernels read its numbers as they lie."""
-
 _IN_FLIGHT = 256 << 20
 """Bytes of weights that are in memory at a time while they are written, unless one weight alone is larger."""
 
@@ -106,9 +104,7 @@ def write_graphs(folder: Path, graphs: Mapping[str, Any], say: Progress) -> None
         written += tensor.nbytes
 
     for part, model in graphs.items():
-        path = folder / graph_file(part)
-        ir.save(model, path, external_data=f"{path.name}.data", alignment=_PAGE, align_threshold=0, callback=tell,
-                max_workers=min(4, os.cpu_count() or 1), max_in_flight_bytes=_IN_FLIGHT)
+        save_graph(model, folder / graph_file(part), callback=tell, max_workers=min(4, os.cpu_count() or 1), max_in_flight_bytes=_IN_FLIGHT)
 
 
 def _row_by_row(tensor: Any) -> Any:

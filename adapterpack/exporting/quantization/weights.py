@@ -14,6 +14,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from ...onnx_graph.save import save_graph
 from ..graph.emit import PREFIX
 from .schemes import Scheme
 
@@ -27,7 +28,7 @@ def quantize_file(path: Path, scheme: Scheme) -> int:
     with tempfile.TemporaryDirectory(prefix=".quantize-", dir=path.parent) as name:
         scratch = Path(name)
         count = _quantize(model, scheme, _TensorFile(scratch / "tensors"))
-        ir.save(model, scratch / path.name, external_data=data)
+        save_graph(model, scratch / path.name)
         for file in (data, path.name):
             path.with_name(file).unlink(missing_ok=True)
             if (scratch / file).exists():  # a graph of small tensors has no data file

@@ -7,6 +7,7 @@ from typing import Any
 
 from ...bundle.manifest import ADAPTER_IDS, ADAPTER_POSITIONS, GRAPH, Bundle
 from ...errors import FormatError
+from ...onnx_graph.save import save_graph
 
 PREFIX = "adapterpack/"
 """The beginning of the names of all nodes that were added for adapters."""
@@ -57,4 +58,4 @@ def strip_adapters(source: Path, bundle: Bundle, out: Path) -> None:
     graph.inputs[:] = kept
     for name in [name for name, value in graph.initializers.items() if name in slots or (name or "").startswith(PREFIX)]:
         del graph.initializers[name]
-    ir.save(model, out, external_data=f"{out.name}.data")
+    save_graph(model, out)

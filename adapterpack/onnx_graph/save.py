@@ -1,0 +1,20 @@
+"""Writes an ONNX graph with its weights in a data file next to it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+_PAGE = 4096
+"""Every tensor begins at a multiple of so many bytes: it can be mapped alone, and kernels read its numbers as they lie."""
+
+
+def save_graph(model: Any, path: Path, **options: Any) -> None:
+    """Writes an ``onnx_ir`` model to ``path`` and its weights to ``path`` + ``.data``; ``options`` are those of ``onnx_ir.save``.
+
+    Raises:
+        OSError: the file system refuses.
+    """
+    ir.save(model, path, external_data=f"{path.name}.data", alignment=_PAGE, align_threshold=0, **options)
