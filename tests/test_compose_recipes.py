@@ -20,7 +20,7 @@ from adapterpack.adapter_methods import Site
 from adapterpack.adapter_methods.lora import lora
 from adapterpack.cli.compose import command
 from adapterpack.cli.main import main
-from adapterpack.composing.mergekit import EQUALS, to_mergekit
+from adapterpack.composing.mergekit import MERGEKIT_METHODS, to_mergekit
 from adapterpack.composing.plan import plan
 from adapterpack.composing.recipe import Recipe, read, recipe_of
 from adapterpack.composing.rules.lorahub import searched
@@ -128,7 +128,7 @@ def test_mergekit_gets_what_it_has_the_formula_of(tmp_path: Path) -> None:
     ):
         with pytest.raises(Unsupported, match=words):
             of(rule, weights, **params)
-    assert set(EQUALS) <= set(rules())
+    assert set(MERGEKIT_METHODS) <= set(rules())
 
 
 # Plans and budgets.

@@ -86,9 +86,9 @@ def test_what_comes_after_a_layer_is_one_step_with_it(half: int, inputs: int, sh
     rows than inputs and of fewer, where the gradient of x goes another way."""
     torch.manual_seed(0)
 
-    def form(own: torch.Tensor, other: torch.Tensor) -> NormalForm:
-        after = NormalForm(post=Pairs(own, other, half, 8)) if half else NormalForm(output_scale=own + 0 * other)
-        return after._replace(shift=own if shift else None)
+    def form(cos: torch.Tensor, sin: torch.Tensor) -> NormalForm:
+        after = NormalForm(post=Pairs(cos, sin, half, 8)) if half else NormalForm(output_scale=cos + 0 * sin)
+        return after._replace(shift=cos if shift else None)
 
     for shape, bias in (((2, 2, inputs), None), ((5, inputs), numbers(8, wanted=False)), ((1, inputs), None)):
         layer, leaves = Frozen(numbers(8, inputs, wanted=False), bias), (numbers(*shape), numbers(8), numbers(8))

@@ -22,7 +22,7 @@ _TIE = 1e-6
 
 
 def compiled() -> bool:
-    """Whether the kernel is there: then to go over something again is cheaper than to hold it."""
+    """Whether the kernel is there: reading values twice is then cheaper than keeping them."""
     return _kernel is not None
 
 
@@ -79,8 +79,8 @@ def _counted(voters: Mapping[float, np.ndarray], won: np.ndarray, dtype: np.dtyp
     for size, count in voters.items():
         votes = np.where(won, *count).astype(dtype)
         counted += votes if size == 1 else np.multiply(votes, dtype.type(size), out=votes)
-    found: np.ndarray = np.maximum(counted, np.finfo(dtype).tiny, out=counted)
-    return found
+    nonzero: np.ndarray = np.maximum(counted, np.finfo(dtype).tiny, out=counted)
+    return nonzero
 
 
 def count_upper(values: np.ndarray, counts: np.ndarray) -> None:
@@ -104,15 +104,15 @@ def count_lower(values: np.ndarray, upper: int, counts: np.ndarray) -> None:
 
 
 def reached(counts: np.ndarray, wanted: int) -> tuple[int, int]:
-    """The bin, from the last, in which the sum of the ``counts`` reaches ``wanted``, and the sum beyond it.
+    """The bin in which the ``counts``, summed from the last one down, reach ``wanted``, and the sum of the bins above it.
 
     Example:
         >>> reached(np.array([4, 3, 0, 2]), 3)
         (1, 2)
     """
     if _kernel is not None:
-        found: tuple[int, int] = _kernel.reached(counts, wanted)
-        return found
+        bin_and_above: tuple[int, int] = _kernel.reached(counts, wanted)
+        return bin_and_above
     above = np.cumsum(counts[::-1])
     place = int(np.searchsorted(above, wanted))
     return len(counts) - 1 - place, int(above[place] - counts[len(counts) - 1 - place])
@@ -138,9 +138,9 @@ class Between:
         self.above += above
 
     def largest(self, place: int) -> np.float32:
-        """The one in that place among those in between, from 1 for the largest."""
-        found: np.float32 = np.partition(self._kept[: self.count], self.count - place)[self.count - place]
-        return found
+        """The magnitude in that place among those in between, from 1 for the largest."""
+        magnitude: np.float32 = np.partition(self._kept[: self.count], self.count - place)[self.count - place]
+        return magnitude
 
 
 def _bits(values: np.ndarray) -> np.ndarray:

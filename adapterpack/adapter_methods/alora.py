@@ -46,8 +46,8 @@ def _forms(plain: PeftForm) -> PeftForm:
     """LoRA's form with the invocation tokens, which are the same at all sites."""
 
     def to_config(sites: Mapping[str, Any]) -> dict[str, Any] | None:
-        written, (tokens, *others) = plain.to_config(sites), {cfg.alora_invocation_tokens for cfg in sites.values()}
-        return None if written is None or others else {**written, _TOKENS: list(tokens)}
+        written, (tokens, *other_tokens) = plain.to_config(sites), {cfg.alora_invocation_tokens for cfg in sites.values()}
+        return None if written is None or other_tokens else {**written, _TOKENS: list(tokens)}
 
     def from_config(config: Mapping[str, Any]) -> ALoRA:
         read = plain.from_config(config)

@@ -61,8 +61,8 @@ def _normal_form(cfg: LLaMAAdapter, params: Params, site: Site) -> AttentionForm
 
 def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any] | None:
     """PEFT counts the layers from the last one: its config can name only a model's last layers."""
-    (cfg, *others), leaves = sites.values(), {path.rpartition(".")[2] for path in sites}
-    if sites.keys() != {""} and (cfg.adapter_layers != len(sites) or len(leaves) > 1 or any(other != cfg for other in others)):
+    (cfg, *other_configs), leaves = sites.values(), {path.rpartition(".")[2] for path in sites}
+    if sites.keys() != {""} and (cfg.adapter_layers != len(sites) or len(leaves) > 1 or any(other != cfg for other in other_configs)):
         return None
     return {"adapter_len": cfg.adapter_len, "adapter_layers": cfg.adapter_layers, "target_modules": leaves.pop() or None}
 

@@ -124,7 +124,7 @@ def _allocate(cfg: LoRA, sites: Sequence[Site]) -> LoRA:
     if init.ranks is None:
         return cfg
     before = {site.path: cfg.at(site.path) for site in sites}
-    old = {path: one.r for path, one in before.items()}
+    old = {path: cfg_here.r for path, cfg_here in before.items()}
     ranks = init.ranks(old, sites, {**init.options, **cfg.init_options})
     if ranks == old:
         return cfg

@@ -128,8 +128,8 @@ def _turned(cfg: PSOFT, params: Mapping[str, np.ndarray], site: Site, factorise:
     if r < cfg.r:
         raise Unsupported("PEFT has no PSOFT at a layer that is narrower than the rank", where=site.path, found=f"r={cfg.r}",
                           expected=f"at most {r}", remedy="keep the pack as it is")
-    mine = _constants(PSOFT(r=cfg.r), site)
-    A, B, U, V = mine["A"], mine["B"] / S[:r], U[:, :r], V[:r]
+    constants = _constants(PSOFT(r=cfg.r), site)
+    A, B, U, V = constants["A"], constants["B"] / S[:r], U[:, :r], V[:r]
     signs = np.where((A * V).sum(1) < 0, np.float32(-1), np.float32(1))
     off = max(float(np.abs(A - signs[:, None] * V).max()), float(np.abs(B - signs * U).max()))
     if not off <= _SAME:

@@ -44,7 +44,7 @@ def assemble(parents: Sequence[Pack], tree: TreeLike, name: str, seed: int = 0) 
     method = composed(chosen, {name: pack.method for name, pack in by_name.items()}, Composition(encode(chosen), members))
     by_path: dict[str, dict[str, tuple[m.Group, Adapter]]] = {}
     for member, pack in by_name.items():
-        for group, adapter in zip((one for one in pack.manifest.groups if one.role == "adapter"), pack.adapters(), strict=True):
+        for group, adapter in zip((group for group in pack.manifest.groups if group.role == "adapter"), pack.adapters(), strict=True):
             by_path.setdefault(adapter.site.path, {})[member] = (group, adapter)
     sites = [_site(method, parts, by_name) for parts in by_path.values()]
     adapters = {site: _adapter(method, site, parts, by_name, seed) for site, parts in zip(sites, by_path.values(), strict=True)}

@@ -25,8 +25,9 @@ def common_base(packs: Sequence[Pack]) -> m.Base:
     fitting = [base for base in bases if all(compatibility.agrees(base, other) for other in bases)]
     types = dict.fromkeys(base.model_type for base in bases if base.model_type is not None)
     if not fitting or len(types) > 1:
-        pairs = [(one, other) for one in packs for other in packs if not compatibility.agrees(one.manifest.base, other.manifest.base)
-                 or len({one.manifest.base.model_type, other.manifest.base.model_type} - {None}) > 1]
+        pairs = [(first, second) for first in packs for second in packs
+                 if not compatibility.agrees(first.manifest.base, second.manifest.base)
+                 or len({first.manifest.base.model_type, second.manifest.base.model_type} - {None}) > 1]
         one, other = next((pair for pair in pairs if _differ(*(pack.manifest.base for pack in pair))), pairs[0])
         fields = ("structure", "content", "files", "probe", "model_type")
         field = next((field for field in fields if _both_differ(field, one, other)), "content")
@@ -39,13 +40,13 @@ def common_base(packs: Sequence[Pack]) -> m.Base:
     return replace(best, variants=tuple(dict.fromkeys(declared)))
 
 
-def _differ(one: m.Base, other: m.Base) -> bool:
-    types = {one.model_type, other.model_type} - {None}
-    return len(types) > 1 or not (compatibility.agrees(one, other) or compatibility.agrees(other, one))
+def _differ(first: m.Base, second: m.Base) -> bool:
+    types = {first.model_type, second.model_type} - {None}
+    return len(types) > 1 or not (compatibility.agrees(first, second) or compatibility.agrees(second, first))
 
 
-def _both_differ(field: str, one: Pack, other: Pack) -> bool:
-    values = getattr(one.manifest.base, field), getattr(other.manifest.base, field)
+def _both_differ(field: str, first: Pack, second: Pack) -> bool:
+    values = getattr(first.manifest.base, field), getattr(second.manifest.base, field)
     return None not in values and values[0] != values[1]
 
 

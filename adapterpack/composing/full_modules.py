@@ -41,7 +41,7 @@ def apply_policy(policy: str, packs: Sequence[Pack], weights: Sequence[float]) -
     """
     name, _, of = policy.partition(":")
     if name not in POLICIES or POLICIES[name].named != bool(of):
-        spellings = [f"{known}:NAME" if entry.named else known for known, entry in POLICIES.items()]
+        spellings = [f"{policy_name}:NAME" if entry.named else policy_name for policy_name, entry in POLICIES.items()]
         raise ConfigError("unknown policy for modules trained whole", where="whole", expected=" or ".join(spellings), found=repr(policy),
                           remedy="give one of them")
     return POLICIES[name].decide(packs, weights, of)
@@ -150,7 +150,7 @@ def comparable(packs: Sequence[Pack]) -> list[dict[str, dict[str, np.ndarray]]]:
             if path not in module:
                 raise Unsupported("a module that another pack trained whole is missing", where=f"pack '{pack.name}'", expected=path,
                                   found=", ".join(module) or "none", remedy=SIDE_BY_SIDE)
-            expected, found = ({param: tuple(value.shape) for param, value in one.items()} for one in (modules[0][path], module[path]))
+            expected, found = ({param: tuple(value.shape) for param, value in full.items()} for full in (modules[0][path], module[path]))
             if expected != found:
                 raise Unsupported("a module trained whole has other tensors in another pack",
                                   where=f"{path} in '{packs[0].name}' and '{pack.name}'", expected=expected, found=found,

@@ -14,20 +14,20 @@ from ..io.atomic import output_file
 from .recipe import Recipe
 
 
-class Equal(NamedTuple):
-    """One of mergekit's methods: its name, its parameters of one model by weight, and its parameters of all, from those of the rule.
+class MergekitMethod(NamedTuple):
+    """A method of mergekit that computes what a rule does, with the parameters of one model (by its weight) and those common to all models.
 
-    ``condition`` says, from weights and parameters, why they are not equal after all; "" where they are.
+    ``mismatch`` says why these weights and parameters of the rule give another result in mergekit; "" where they give the same.
     """
 
     method: str
-    each: Callable[[float, Mapping[str, Any]], dict[str, Any]]
-    all: Callable[[Mapping[str, Any]], dict[str, Any]]
-    condition: Callable[[Sequence[float], Mapping[str, Any]], str] = lambda weights, params: ""
+    per_model: Callable[[float, Mapping[str, Any]], dict[str, Any]]
+    common: Callable[[Mapping[str, Any]], dict[str, Any]]
+    mismatch: Callable[[Sequence[float], Mapping[str, Any]], str] = lambda weights, params: ""
 
 
-def _sum() -> Equal:
-    return Equal("task_arithmetic", lambda weight, params: {"weight": weight}, lambda params: {"normalize": False, "lambda": 1.0})
+def _sum() -> MergekitMethod:
+    return MergekitMethod("task_arithmetic", lambda weight, params: {"weight": weight}, lambda params: {"normalize": False, "lambda": 1.0})
 
 
 def _per_tensor(weights: Sequence[float], params: Mapping[str, Any]) -> str:
@@ -66,17 +66,17 @@ def _scaled(params: Mapping[str, Any]) -> dict[str, Any]:
     return {"normalize": bool(params.get("normalize", False)), "lambda": float(params.get("lam", 1.0))}
 
 
-EQUALS: Mapping[str, Equal] = {
+MERGEKIT_METHODS: Mapping[str, MergekitMethod] = {
     **dict.fromkeys(("linear", "cat", "svd", "lorahub"), _sum()),
-    "task_arithmetic": _sum()._replace(all=lambda params: {"normalize": False, "lambda": float(params["lam"])}),
-    "negate": _sum()._replace(all=lambda params: {"normalize": False, "lambda": -float(params["lam"])}),
-    "average": _sum()._replace(all=lambda params: {"normalize": True, "lambda": 1.0}, condition=_positive),
-    "ties": Equal("ties", _voted, _scaled, _per_tensor),
-    "breadcrumbs": Equal("breadcrumbs", _voted, _scaled, _banded),
-    "breadcrumbs_ties": Equal("breadcrumbs_ties", _voted, _scaled, lambda weights, params: _banded(weights, params)
+    "task_arithmetic": _sum()._replace(common=lambda params: {"normalize": False, "lambda": float(params["lam"])}),
+    "negate": _sum()._replace(common=lambda params: {"normalize": False, "lambda": -float(params["lam"])}),
+    "average": _sum()._replace(common=lambda params: {"normalize": True, "lambda": 1.0}, mismatch=_positive),
+    "ties": MergekitMethod("ties", _voted, _scaled, _per_tensor),
+    "breadcrumbs": MergekitMethod("breadcrumbs", _voted, _scaled, _banded),
+    "breadcrumbs_ties": MergekitMethod("breadcrumbs_ties", _voted, _scaled, lambda weights, params: _banded(weights, params)
                               or _positive(weights, params)),
-    "slerp": Equal("nuslerp", lambda weight, params: {"weight": weight}, lambda params: {"nuslerp_flatten": True}, _arc),
-    "model_stock": Equal("model_stock", lambda weight, params: {}, lambda params: {"filter_wise": False}, _even),
+    "slerp": MergekitMethod("nuslerp", lambda weight, params: {"weight": weight}, lambda params: {"nuslerp_flatten": True}, _arc),
+    "model_stock": MergekitMethod("model_stock", lambda weight, params: {}, lambda params: {"filter_wise": False}, _even),
 }
 """Rule -> mergekit's method with the same formula."""
 
@@ -100,20 +100,20 @@ def to_mergekit(recipe: Recipe, base: str, models: Sequence[str]) -> dict[str, A
         [{'model': 'org/base+packs/a', 'parameters': {'weight': 0.5}}]
     """
     rule, weights = recipe.rule, [parent.weight or 0.0 for parent in recipe.parents]
-    equal = EQUALS.get(rule or "")
+    equal = MERGEKIT_METHODS.get(rule or "")
     reason = "a tree is evaluated when the model runs" if rule is None else REASONS.get(rule, "it has no method with this formula")
     if equal is not None:
-        reason = equal.condition(weights, recipe.params)
+        reason = equal.mismatch(weights, recipe.params)
     if equal is None or reason:
         raise Unsupported("mergekit would not give the same", where=f"rule {rule or 'tree'}", found=reason,
-                          expected=f"one of {', '.join(sorted(EQUALS))}",
+                          expected=f"one of {', '.join(sorted(MERGEKIT_METHODS))}",
                           remedy="keep the recipe, which adapterpack compose --recipe repeats")
     return {
         "merge_method": equal.method,
         "base_model": base,
-        "models": [{"model": f"{base}+{model}", **({"parameters": one} if (one := equal.each(weight, recipe.params)) else {})}
+        "models": [{"model": f"{base}+{model}", **({"parameters": values} if (values := equal.per_model(weight, recipe.params)) else {})}
                    for model, weight in zip(models, weights, strict=True)],
-        "parameters": equal.all(recipe.params),
+        "parameters": equal.common(recipe.params),
         "dtype": "float32",
     }
 

@@ -95,16 +95,16 @@ def compose(
     if out is not None:
         refuse_existing(Path(out))
     if recipe is not None:
-        others: tuple[Any, ...] = (weights, params, rank, energy, budget, tree, score)
-        if (rule, whole, seed) != ("linear", "average", 0) or any(other is not None for other in others):
+        other_options: tuple[Any, ...] = (weights, params, rank, energy, budget, tree, score)
+        if (rule, whole, seed) != ("linear", "average", 0) or any(option is not None for option in other_options):
             raise ConfigError("a recipe says itself how the packs are combined", where="recipe", expected="the packs, and where they go",
                               remedy="leave the other options out, or the recipe")
         pack = repeat(recipe, load_all(packs), base=base, statistics=statistics, name=name or (Path(out).name if out is not None else None),
                         progress=progress)
         return pack if out is None else pack.write(out)
     if tree is not None:
-        others = (weights, params, rank, energy, budget, statistics, score)
-        if (rule, whole) != ("linear", "average") or any(other is not None for other in others):
+        other_options = (weights, params, rank, energy, budget, statistics, score)
+        if (rule, whole) != ("linear", "average") or any(option is not None for option in other_options):
             raise ConfigError("a tree says itself how the packs are combined", where="tree",
                               expected="no rule, weights, parameters, rank, energy or budget",
                               remedy="write weights into the tree: sum(0.7*a, 0.3*b)")

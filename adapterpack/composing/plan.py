@@ -180,14 +180,14 @@ def _group(rule: Rule, request: Request, paths: list[str], m: int, n: int, ranks
         notes.append(f"no rank was given, so the packs' largest is taken: --rank {request.rank}")
     if loses:
         notes.append("the cut leaves something out; how much is measured and written into the lineage")
-    flops, held = path.flops(sized), path.bytes(sized)
+    flops, peak = path.flops(sized), path.bytes(sized)
     if rule.needs != "D" and (rule.reduce or request.cuts):
         notes.append("brought to its rank by the singular values of a core")
         flops += 8 * (m + n) * sized.total**2 + 22 * sized.total**3
-        held += 8 * 4 * (m + n) * sized.total
+        peak += 8 * 4 * (m + n) * sized.total
     if not low_rank:
         flops += 8 * m * n * max(ranks)
-    return Group(len(paths), paths[0], (m, n), ranks, path.name, path.why, low_rank and not loses, k, int(flops), int(held), tuple(notes))
+    return Group(len(paths), paths[0], (m, n), ranks, path.name, path.why, low_rank and not loses, k, int(flops), int(peak), tuple(notes))
 
 
 def _bound(groups: Sequence[Group], modules: Sequence[str], parents: Sequence[Pack], request: Request) -> int:
@@ -199,6 +199,6 @@ def _bound(groups: Sequence[Group], modules: Sequence[str], parents: Sequence[Pa
     results = 2 * 4 * sum(numbers(group.rank, group) for group in groups)
     spectra = 2 * results if request.budget is not None else 0
     batch = 3 * 4 * min(BATCH, sum(numbers(sum(group.ranks), group) for group in groups)) * 2
-    held = workers() * (max((group.bytes for group in groups), default=0) + _BLOCKS)
+    per_thread = workers() * (max((group.bytes for group in groups), default=0) + _BLOCKS)
     whole = 3 * sum(value.nbytes for pack in parents for part in pack.full().values() for value in part.values()) if modules else 0
-    return int(factors + results + spectra + batch + held + whole)
+    return int(factors + results + spectra + batch + per_thread + whole)

@@ -118,8 +118,8 @@ def _decoded(value: dict[str, Any]) -> Recipe:
     options = {name: value[name] for name in _OPTIONS if value.get(name) is not None}
     if unknown := value.keys() - {"format", "name", "rule", "tree", "params", "seed", "parents", "statistics", "result", *_OPTIONS}:
         raise ValueError(f"unknown key {min(unknown)!r}")
-    parents = tuple(Parent(_text(one["digest"]), _text(one["name"]), None if one.get("weight") is None else float(one["weight"]))
-                    for one in value["parents"])
+    parents = tuple(Parent(_text(entry["digest"]), _text(entry["name"]), None if entry.get("weight") is None else float(entry["weight"]))
+                    for entry in value["parents"])
     rule, tree, result = value.get("rule"), value.get("tree"), value.get("result")
     if (rule is None) == (tree is None) or not parents:
         raise ValueError("a recipe has parents, and either a rule or a tree")

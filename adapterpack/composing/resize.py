@@ -130,8 +130,8 @@ def _dtype(pack: Pack) -> np.dtype[Any]:
     groups = {group.path for group in pack.manifest.groups if group.role == "adapter"}
     stored_names = {entry.dtype for entry in pack.manifest.tensors.values() if entry.group in groups}
     dtypes = {value.dtype for path in sorted(groups)[:1] for value in pack.params(path).values()}
-    one = len(stored_names) == len(dtypes) == 1 and stored_names <= FLOATS and pack.manifest.quantization is None
-    return dtypes.pop() if one else np.dtype("f4")
+    uniform = len(stored_names) == len(dtypes) == 1 and stored_names <= FLOATS and pack.manifest.quantization is None
+    return dtypes.pop() if uniform else np.dtype("f4")
 
 
 def _losses(

@@ -103,12 +103,12 @@ def of_packs(
                           found=len(statistics or ()),
                           remedy=f"adapterpack measure BASE PACK --data FILE --kind {wanted} -o FILE for each, and give them in the "
                                  "order of the packs")
-    loaded = [one if isinstance(one, Statistics) else read(one) for one in statistics]
-    for one, pack in zip(loaded, packs, strict=True):
-        if one.kind != wanted:
+    loaded = [source if isinstance(source, Statistics) else read(source) for source in statistics]
+    for measured, pack in zip(loaded, packs, strict=True):
+        if measured.kind != wanted:
             raise ConfigError("these statistics are of another kind", where=f"rule {rule}, pack '{pack.name}'", expected=wanted,
-                              found=one.kind, remedy=f"measure with --kind {wanted}")
-        if one.pack != pack.id:
+                              found=measured.kind, remedy=f"measure with --kind {wanted}")
+        if measured.pack != pack.id:
             raise FormatError("these statistics were measured of another pack", where=f"pack '{pack.name}'", expected=pack.id[:23],
-                              found=one.pack[:23] or "none", remedy="give the files in the order of the packs, or measure again")
+                              found=measured.pack[:23] or "none", remedy="give the files in the order of the packs, or measure again")
     return loaded

@@ -74,7 +74,7 @@ def base_tensor(base: Checkpoint, name: str) -> str | None:
     stripped = name.partition(".")[2]
     if stripped in base.tensors:
         return stripped
-    longer = [other for other in base.tensors if other.partition(".")[2] == name]
+    longer = [prefixed for prefixed in base.tensors if prefixed.partition(".")[2] == name]
     return longer[0] if len(longer) == 1 else None
 
 

@@ -39,25 +39,25 @@ class Pair(NamedTuple):
 
     def same(self) -> bool:
         """Whether both have the same bytes; reads blocks up to the first that differs."""
-        one, two = self.tuned.tensors[self.name], self.base.tensors[self.base_name]
-        if (one.dtype, one.shape) != (two.dtype, two.shape):
+        tuned, base = self.tuned.tensors[self.name], self.base.tensors[self.base_name]
+        if (tuned.dtype, tuned.shape) != (base.dtype, base.shape):
             return False
-        return all(a.tobytes() == b.tobytes() for _, a, b in _read(self, rows=(max(1, one.nbytes), 1), raw=True))
+        return all(a.tobytes() == b.tobytes() for _, a, b in _read(self, rows=(max(1, tuned.nbytes), 1), raw=True))
 
 
 def _read(pair: Pair, rows: tuple[int, int], raw: bool = False) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
     """Blocks of rows of a ``[m, n]`` tensor from both files, in their dtypes or as bytes."""
-    one, two = pair.tuned.tensors[pair.name], pair.base.tensors[pair.base_name]
-    types = (np.dtype(np.uint8),) * 2 if raw else (DTYPES[one.dtype], DTYPES[two.dtype])
+    tuned, base = pair.tuned.tensors[pair.name], pair.base.tensors[pair.base_name]
+    types = (np.dtype(np.uint8),) * 2 if raw else (DTYPES[tuned.dtype], DTYPES[base.dtype])
     files = pair.tuned.source(pair.name).path, pair.base.source(pair.base_name).path
-    total = one.nbytes if raw else None
+    total = tuned.nbytes if raw else None
     m, n = (total or 0, 1) if raw else rows
     with opened(files[0], os.O_RDONLY) as first, opened(files[1], os.O_RDONLY) as second:
         for block in row_blocks(m, n, _BLOCK):
             shape = (block.stop - block.start, n)
             read = np.empty(shape, types[0]), np.empty(shape, types[1])
-            read_into(first, read[0], one.offset + block.start * n * types[0].itemsize)
-            read_into(second, read[1], two.offset + block.start * n * types[1].itemsize)
+            read_into(first, read[0], tuned.offset + block.start * n * types[0].itemsize)
+            read_into(second, read[1], base.offset + block.start * n * types[1].itemsize)
             yield block, *read
 
 

@@ -133,7 +133,7 @@ def _matrices(
 ) -> list[SiteChange]:
     """The changes of all matrices that differ, computed in threads, in the order of the checkpoint."""
 
-    def one(matrix: Matrix) -> SiteChange | None:
+    def change_of(matrix: Matrix) -> SiteChange | None:
         if ticker.stopped:
             raise StoppedError
         pair = Pair(new, old, matrix.name, matrix.base_name)
@@ -150,7 +150,7 @@ def _matrices(
 
     with one_thread_each(), ThreadPoolExecutor(workers(), initializer=as_worker) as pool:
         try:
-            return [change for change in pool.map(one, matrices) if change is not None]
+            return [change for change in pool.map(change_of, matrices) if change is not None]
         except BaseException:
             ticker.stopped = True
             pool.shutdown(cancel_futures=True)
@@ -164,12 +164,12 @@ def _changed(new: Checkpoint, old: Checkpoint, name: str, base_name: str | None,
     return not same
 
 
-def _equal(one: np.ndarray, two: np.ndarray) -> bool:
+def _equal(new: np.ndarray, old: np.ndarray) -> bool:
     """Whether two tensors are equal once rounded to the narrower of their dtypes: a cast alone is no change."""
-    if one.shape != two.shape:
+    if new.shape != old.shape:
         return False
-    narrow = one.dtype if one.dtype.itemsize <= two.dtype.itemsize else two.dtype
-    return all(np.array_equal(a.astype(narrow), b.astype(narrow)) for a, b in zip(np.atleast_1d(one), np.atleast_1d(two), strict=True))
+    narrow = new.dtype if new.dtype.itemsize <= old.dtype.itemsize else old.dtype
+    return all(np.array_equal(a.astype(narrow), b.astype(narrow)) for a, b in zip(np.atleast_1d(new), np.atleast_1d(old), strict=True))
 
 
 def _other_tensors(

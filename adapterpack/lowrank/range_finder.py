@@ -204,7 +204,7 @@ def _new_directions(W: np.ndarray, bases: Sequence[np.ndarray]) -> np.ndarray:
 
 def _turn(images: Sequence[np.ndarray], kept: int) -> np.ndarray:
     """``[k, kept]``: the largest directions of images side by side, in their coordinates."""
-    products = np.concatenate([np.concatenate([one.T @ two for two in images], axis=1) for one in images], axis=0)
+    products = np.concatenate([np.concatenate([left.T @ right for right in images], axis=1) for left in images], axis=0)
     directions: np.ndarray = np.linalg.eigh(products.astype(np.float64))[1][:, : -kept - 1 : -1].astype(np.float32)
     return directions
 

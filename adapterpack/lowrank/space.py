@@ -193,7 +193,7 @@ def stack(terms: Sequence[Term]) -> Factors:
     return summed(terms).joined()
 
 
-def inner(one: Factors, two: Factors) -> float:
+def inner(first: Factors, second: Factors) -> float:
     """``<D_1, D_2> = sum((B_1^T B_2) * (A_1 A_2^T))``, in float64.
 
     Example:
@@ -201,7 +201,7 @@ def inner(one: Factors, two: Factors) -> float:
         >>> inner(change, change.scaled(-2.0))
         -12.0
     """
-    return float(np.sum(_wide(one.B).T @ _wide(two.B) * (_wide(one.A) @ _wide(two.A).T)))
+    return float(np.sum(_wide(first.B).T @ _wide(second.B) * (_wide(first.A) @ _wide(second.A).T)))
 
 
 def gram(terms: Sequence[Term]) -> np.ndarray:
@@ -278,17 +278,17 @@ class Angles(NamedTuple):
     right: np.ndarray
 
 
-def angles(one: Factors, two: Factors) -> Angles:
+def angles(first: Factors, second: Factors) -> Angles:
     """The principal angles between the column spaces, and the row spaces, of two changes.
 
     Example:
-        >>> one, two = Factors(np.eye(3)[:1], np.eye(4)[:, :1]), Factors(np.eye(3)[:2], np.eye(4)[:, 2:])
-        >>> found = angles(one, two)
-        >>> found.left, found.right
+        >>> line, plane = Factors(np.eye(3)[:1], np.eye(4)[:, :1]), Factors(np.eye(3)[:2], np.eye(4)[:, 2:])
+        >>> principal = angles(line, plane)
+        >>> principal.left, principal.right
         (array([0.]), array([1.]))
     """
-    bases = [(_basis(change.B), _basis(change.A.T)) for change in (one, two)]
-    cosines = [np.linalg.svd(first.T @ second, compute_uv=False) for first, second in zip(*bases, strict=True)]
+    bases = [(_basis(change.B), _basis(change.A.T)) for change in (first, second)]
+    cosines = [np.linalg.svd(P.T @ Q, compute_uv=False) for P, Q in zip(*bases, strict=True)]
     return Angles(*(np.minimum(values, 1.0) for values in cosines))
 
 

@@ -70,8 +70,8 @@ def spectrum(change: Change) -> Spectrum:
     """The singular values and vectors of one change; vectors in the dtype of the factors.
 
     Example:
-        >>> found = spectrum(Factors(np.diag([3.0, 2.0, 0.0]), np.eye(3)))
-        >>> found.S, round(found.cut(1)[1].relative ** 2 * 13, 9)
+        >>> svd = spectrum(Factors(np.diag([3.0, 2.0, 0.0]), np.eye(3)))
+        >>> svd.S, round(svd.cut(1)[1].relative ** 2 * 13, 9)
         (array([3., 2.]), 4.0)
     """
     return spectra([change])[0]

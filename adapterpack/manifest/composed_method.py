@@ -45,9 +45,9 @@ def _composed(text: bytes) -> Method:
                           expected=", ".join(sorted(named)), found=", ".join(names))
     methods = {}
     for member in composition.members:
-        methods[member.name] = found = get(member.method)
-        if member.spec_version > found.storage.spec_version:
-            raise UnknownMethod(f"a member was made by a newer version of the method {found.name}", where=f"member '{member.name}'",
-                                expected=f"spec_version {found.storage.spec_version}", found=member.spec_version,
-                                remedy=f"update the package that brings {found.name}")
+        methods[member.name] = method = get(member.method)
+        if member.spec_version > method.storage.spec_version:
+            raise UnknownMethod(f"a member was made by a newer version of the method {method.name}", where=f"member '{member.name}'",
+                                expected=f"spec_version {method.storage.spec_version}", found=member.spec_version,
+                                remedy=f"update the package that brings {method.name}")
     return composed(tree, methods, composition)

@@ -29,24 +29,24 @@ def features(method: Method, groups: Iterable[m.Group]) -> tuple[str, ...]:
     return tuple(sorted(feature for feature, has in needed.items() if has))
 
 
-def require_combinable(name: str, own: MethodSites, other: MethodSites, taken: set[str]) -> None:
+def require_combinable(name: str, primary: MethodSites, secondary: MethodSites, taken: set[str]) -> None:
     """Checks that a pack can have a method besides its own: it shares nothing between sites, acts at the same positions, and none of its
     sites is ``taken``; a composed pack has none, since all its sites belong to its tree.
 
     Raises:
         Unsupported: it cannot.
     """
-    method, twice = own.method, sorted(taken & {site.path for site in other.adapters})
-    if twice or other.method.name == method.name:
+    method, twice = primary.method, sorted(taken & {site.path for site in secondary.adapters})
+    if twice or secondary.method.name == method.name:
         raise Unsupported("two methods of one pack cannot be at one site", where=f"pack '{name}', {', '.join(twice)}",
-                          found=f"{method.name} and {other.method.name}", remedy="choose other targets, or make two packs")
-    if method.storage.composition is not None or other.method.storage.composition is not None:
+                          found=f"{method.name} and {secondary.method.name}", remedy="choose other targets, or make two packs")
+    if method.storage.composition is not None or secondary.method.storage.composition is not None:
         raise Unsupported("a composed pack has no sites of other methods", where=f"pack '{name}'",
-                          found=f"{method.name} and {other.method.name}", remedy="make two packs")
-    if other.method.storage.shared is not None or other.method.kind != method.kind:
-        raise Unsupported("this method cannot share a pack with another", where=f"pack '{name}'", found=other.method.name,
+                          found=f"{method.name} and {secondary.method.name}", remedy="make two packs")
+    if secondary.method.storage.shared is not None or secondary.method.kind != method.kind:
+        raise Unsupported("this method cannot share a pack with another", where=f"pack '{name}'", found=secondary.method.name,
                           expected=f"a {method.kind} method that shares nothing between sites", remedy="make two packs")
-    if len(acts := {cfg.acts for sites in (own.adapters, other.adapters) for cfg, _ in sites.values()}) > 1:
+    if len(acts := {cfg.acts for sites in (primary.adapters, secondary.adapters) for cfg, _ in sites.values()}) > 1:
         raise Unsupported("the methods of one pack must act at the same positions of a row", where=f"pack '{name}'",
-                          found=f"{method.name} and {other.method.name}: {', '.join(sorted(str(one or 'all') for one in acts))}"[:200],
+                          found=f"{method.name} and {secondary.method.name}: {', '.join(sorted(str(at or 'all') for at in acts))}"[:200],
                           remedy="make two packs")

@@ -63,11 +63,11 @@ def _scopes(value: str) -> list[str]:
     return [scope for scope in scopes if isinstance(scope, str)] if isinstance(scopes, list) else []
 
 
-def _common(one: list[str], other: list[str]) -> int:
+def _common(first: list[str], second: list[str]) -> int:
     """The length of the longest common subsequence."""
-    lengths = [0] * (len(other) + 1)
-    for mine in one:
+    lengths = [0] * (len(second) + 1)
+    for left in first:
         before = 0
-        for place, theirs in enumerate(other, 1):
-            before, lengths[place] = lengths[place], before + 1 if mine == theirs else max(lengths[place], lengths[place - 1])
+        for place, right in enumerate(second, 1):
+            before, lengths[place] = lengths[place], before + 1 if left == right else max(lengths[place], lengths[place - 1])
     return lengths[-1]

@@ -106,18 +106,18 @@ def _pieces(graph: GraphFile, matrices: Mapping[_Key, np.ndarray]) -> dict[_Key,
     for key, number, runs in find_runs({key: matrix.T for key, matrix in cut.items()}, [view.matrix for view in initializers]):
         view = initializers[number]
         pieces_of.setdefault(key, []).extend(Piece(view.initializer, *run, 1, not view.transposed, view.slot) for run in runs)
-    for key, one, near in find_quantized(graph, wide):
-        pieces_of.setdefault(key, []).extend(Piece(one.weight, *run, nbits=one) for run in near.runs)
+    for key, quantized, near in find_quantized(graph, wide):
+        pieces_of.setdefault(key, []).extend(Piece(quantized.weight, *run, nbits=quantized) for run in near.runs)
     return {key: _distinct(pieces) for key, pieces in pieces_of.items()}
 
 
 def _distinct(pieces: list[Piece]) -> list[Piece]:
     """The pieces without those that describe the same part of an initializer in another way, as for a stack of one matrix."""
     kept: dict[tuple[object, ...], Piece] = {}
-    for piece in sorted(pieces, key=lambda one: (one.start - one.stop, one.slot is not None, one.transposed)):
-        inside = any(other.initializer == piece.initializer and other.slot == piece.slot and other.axis == piece.axis
-                     and other.transposed == piece.transposed and other.at - other.start == piece.at - piece.start
-                     and other.start <= piece.start and piece.stop <= other.stop for other in kept.values())
+    for piece in sorted(pieces, key=lambda piece: (piece.start - piece.stop, piece.slot is not None, piece.transposed)):
+        inside = any(kept_piece.initializer == piece.initializer and kept_piece.slot == piece.slot and kept_piece.axis == piece.axis
+                     and kept_piece.transposed == piece.transposed and kept_piece.at - kept_piece.start == piece.at - piece.start
+                     and kept_piece.start <= piece.start and piece.stop <= kept_piece.stop for kept_piece in kept.values())
         if not inside:
             kept[piece[:-1]] = piece
     return sorted(kept.values(), key=lambda piece: (piece.start, piece.initializer))
@@ -132,9 +132,9 @@ class _Twins:
     def of(self, name: str) -> list[str]:
         """All tensors equal to ``name``, itself among them."""
         info = self.base.tensors[name]
-        alike = [other for other, of_other in self.base.tensors.items() if (of_other.shape, of_other.dtype) == (info.shape, info.dtype)]
-        return [other for other in alike if other == name or (self.base.samples[other] == self.base.samples[name]
-                                                              and np.array_equal(_bytes(self.base, other), _bytes(self.base, name)))]
+        alike = [twin for twin, its in self.base.tensors.items() if (its.shape, its.dtype) == (info.shape, info.dtype)]
+        return [twin for twin in alike if twin == name or (self.base.samples[twin] == self.base.samples[name]
+                                                           and np.array_equal(_bytes(self.base, twin), _bytes(self.base, name)))]
 
 
 def _bytes(base: Checkpoint, name: str) -> np.ndarray:

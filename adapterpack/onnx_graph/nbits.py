@@ -49,23 +49,23 @@ def quantized_nodes(graph: GraphFile) -> list[NBits]:
     return [weight for node in graph.model.graph.node if node.op_type == "MatMulNBits" and (weight := _read(graph, node)) is not None]
 
 
-def require_plain(graph: GraphFile, one: NBits) -> None:
+def require_plain(graph: GraphFile, quantized: NBits) -> None:
     """Checks that the rows of a node can be read and written by themselves.
 
     Raises:
         Unsupported: its columns are reordered, its zero points are fractions, or its weight was packed for one kind of machine.
     """
-    extra = one.node.input[_ORDER] if len(one.node.input) > _ORDER else ""
-    zeros = None if one.zeros is None else require_stored(graph, one.zeros).dtype
+    extra = quantized.node.input[_ORDER] if len(quantized.node.input) > _ORDER else ""
+    zeros = None if quantized.zeros is None else require_stored(graph, quantized.zeros).dtype
     problem = (
         "columns reordered by g_idx" if extra
-        else "a weight packed for one kind of machine" if attribute(one.node, "weight_prepacked", 0)
+        else "a weight packed for one kind of machine" if attribute(quantized.node, "weight_prepacked", 0)
         else "zero points that are no integers" if zeros not in (None, np.dtype(np.uint8))
-        else f"{one.bits} bits" if one.bits not in _WIDTHS
+        else f"{quantized.bits} bits" if quantized.bits not in _WIDTHS
         else None
     )
     if problem:
-        raise Unsupported("this quantized weight cannot be folded into", where=f"{graph.path}, {one.node.name}", found=problem,
+        raise Unsupported("this quantized weight cannot be folded into", where=f"{graph.path}, {quantized.node.name}", found=problem,
                           remedy="fold into the float graph, and quantize the result")
 
 
@@ -77,23 +77,23 @@ def _read(graph: GraphFile, node: Any) -> NBits | None:
                  names[_WEIGHT], names[_SCALES], names[_ZEROS] or None, names[_BIAS] or None)
 
 
-def grid_of(graph: GraphFile, one: NBits, rows: slice) -> Grid:
+def grid_of(graph: GraphFile, quantized: NBits, rows: slice) -> Grid:
     """The grid of some rows."""
-    scales = graph.array(one.scales).reshape(one.rows, one.blocks)[rows].astype(np.float32)
-    if one.zeros is None:
-        return Grid(scales, np.full_like(scales, 1 << (one.bits - 1)), True)
-    packed = graph.array(one.zeros).reshape(one.rows, -1)[rows]
-    return Grid(scales, _unpacked(packed, one.bits)[:, : one.blocks].astype(np.float32), False)
+    scales = graph.array(quantized.scales).reshape(quantized.rows, quantized.blocks)[rows].astype(np.float32)
+    if quantized.zeros is None:
+        return Grid(scales, np.full_like(scales, 1 << (quantized.bits - 1)), True)
+    packed = graph.array(quantized.zeros).reshape(quantized.rows, -1)[rows]
+    return Grid(scales, _unpacked(packed, quantized.bits)[:, : quantized.blocks].astype(np.float32), False)
 
 
-def dequantized(graph: GraphFile, one: NBits, rows: slice, first_block_only: bool = False) -> np.ndarray:
+def dequantized(graph: GraphFile, quantized: NBits, rows: slice, first_block_only: bool = False) -> np.ndarray:
     """Some rows ``[count, columns]`` in float32; ``first_block_only`` gives their first block of columns."""
-    packed = graph.array(one.weight).reshape(one.rows, one.blocks, -1)[rows]
-    grid = grid_of(graph, one, rows)
+    packed = graph.array(quantized.weight).reshape(quantized.rows, quantized.blocks, -1)[rows]
+    grid = grid_of(graph, quantized, rows)
     if first_block_only:
         packed, grid = packed[:, :1], Grid(grid.scale[:, :1], grid.zero[:, :1], grid.symmetric)
-    q = _unpacked(packed, one.bits).astype(np.float32)
-    return values(q, grid).reshape(len(packed), -1)[:, : one.columns]
+    q = _unpacked(packed, quantized.bits).astype(np.float32)
+    return values(q, grid).reshape(len(packed), -1)[:, : quantized.columns]
 
 
 def values(q: np.ndarray, grid: Grid) -> np.ndarray:
@@ -102,11 +102,11 @@ def values(q: np.ndarray, grid: Grid) -> np.ndarray:
     return wide
 
 
-def blocked(one: NBits, rows: np.ndarray) -> np.ndarray:
+def blocked(quantized: NBits, rows: np.ndarray) -> np.ndarray:
     """``[rows, columns]`` as ``[rows, blocks, block]``, padded with zeros."""
-    padded = np.zeros((len(rows), one.blocks * one.block), np.float32)
-    padded[:, : one.columns] = rows
-    return padded.reshape(len(rows), one.blocks, one.block)
+    padded = np.zeros((len(rows), quantized.blocks * quantized.block), np.float32)
+    padded[:, : quantized.columns] = rows
+    return padded.reshape(len(rows), quantized.blocks, quantized.block)
 
 
 class Rounded(NamedTuple):
@@ -117,30 +117,30 @@ class Rounded(NamedTuple):
     values: np.ndarray
 
 
-def requantized(one: NBits, rows: np.ndarray, old: Grid, scale_dtype: np.dtype[Any]) -> Rounded:
+def requantized(quantized: NBits, rows: np.ndarray, old: Grid, scale_dtype: np.dtype[Any]) -> Rounded:
     """``rows`` rounded to nearest, each block on its ``old`` grid or on a fresh one from its extremes, whichever has the smaller error.
 
     Blocks that did not change keep their bytes: their old grid errs least, or they were best on it when it was chosen.
     """
-    x = blocked(one, rows)
-    fresh = _fresh(x, one.bits, old.symmetric, scale_dtype)
+    x = blocked(quantized, rows)
+    fresh = _fresh(x, quantized.bits, old.symmetric, scale_dtype)
     candidates = []
     for grid in (old, fresh):
-        q = _nearest(x, grid, one.bits)
+        q = _nearest(x, grid, quantized.bits)
         candidates.append((grid, q, np.sum(np.square(values(q, grid) - x), axis=-1)))
     (_, q_old, error_old), (_, q_new, error_new) = candidates
     better = error_new < error_old
     q = np.where(better[..., None], q_new, q_old)
     grid = Grid(np.where(better, fresh.scale, old.scale), np.where(better, fresh.zero, old.zero), old.symmetric)
-    return Rounded(_packed(q.astype(np.uint8), one.bits), grid, values(q, grid).reshape(len(rows), -1)[:, : one.columns])
+    return Rounded(_packed(q.astype(np.uint8), quantized.bits), grid, values(q, grid).reshape(len(rows), -1)[:, : quantized.columns])
 
 
-def packed_zeros(one: NBits, grid: Grid) -> np.ndarray:
+def packed_zeros(quantized: NBits, grid: Grid) -> np.ndarray:
     """The zero points of some rows as they are stored: ``[rows, bytes]``."""
-    per_byte = 8 // one.bits
-    zero = np.zeros((len(grid.zero), -(-one.blocks // per_byte) * per_byte), np.uint8)
-    zero[:, : one.blocks] = grid.zero.astype(np.uint8)
-    return _packed(zero, one.bits)
+    per_byte = 8 // quantized.bits
+    zero = np.zeros((len(grid.zero), -(-quantized.blocks // per_byte) * per_byte), np.uint8)
+    zero[:, : quantized.blocks] = grid.zero.astype(np.uint8)
+    return _packed(zero, quantized.bits)
 
 
 def _nearest(x: np.ndarray, grid: Grid, bits: int) -> np.ndarray:

@@ -28,20 +28,20 @@ class Near(NamedTuple):
 
 def find_quantized(graph: GraphFile, wanted: Mapping[Key, np.ndarray]) -> Iterator[tuple[Key, NBits, Near]]:
     """Every quantized weight that holds rows of a wanted matrix ``[out, in]``, with the runs in which it does."""
-    for one in quantized_nodes(graph):
-        fitting = {key: matrix for key, matrix in wanted.items() if matrix.shape[1] == one.columns}
+    for quantized in quantized_nodes(graph):
+        fitting = {key: matrix for key, matrix in wanted.items() if matrix.shape[1] == quantized.columns}
         if not fitting:
             continue
-        require_plain(graph, one)
-        first = dequantized(graph, one, slice(0, one.rows), first_block_only=True)
-        step = grid_of(graph, one, slice(0, one.rows)).scale[:, :1]
+        require_plain(graph, quantized)
+        first = dequantized(graph, quantized, slice(0, quantized.rows), first_block_only=True)
+        step = grid_of(graph, quantized, slice(0, quantized.rows)).scale[:, :1]
         for key, matrix in fitting.items():
-            near = _near(graph, one, matrix, first, step)
+            near = _near(graph, quantized, matrix, first, step)
             if near is not None:
-                yield key, one, near
+                yield key, quantized, near
 
 
-def _near(graph: GraphFile, one: NBits, matrix: np.ndarray, first: np.ndarray, step: np.ndarray) -> Near | None:
+def _near(graph: GraphFile, quantized: NBits, matrix: np.ndarray, first: np.ndarray, step: np.ndarray) -> Near | None:
     width = first.shape[1]
     shifts = set()
     for row in np.unique(np.linspace(0, len(matrix) - 1, _PROBES).astype(int)):
@@ -52,13 +52,13 @@ def _near(graph: GraphFile, one: NBits, matrix: np.ndarray, first: np.ndarray, s
     runs: list[Run] = []
     total, count = 0.0, 0
     for shift in sorted(shifts):
-        low, high = max(0, -shift), min(len(matrix), one.rows - shift)
+        low, high = max(0, -shift), min(len(matrix), quantized.rows - shift)
         equal = np.zeros(len(matrix), bool)
-        for block in row_blocks(high - low, one.columns):
+        for block in row_blocks(high - low, quantized.columns):
             a, b = low + block.start, low + block.stop
             rows = slice(a + shift, b + shift)
-            scale = np.repeat(grid_of(graph, one, rows).scale, one.block, axis=1)[:, : one.columns]
-            distance = _steps(dequantized(graph, one, rows), matrix[a:b].astype(np.float32), scale)
+            scale = np.repeat(grid_of(graph, quantized, rows).scale, quantized.block, axis=1)[:, : quantized.columns]
+            distance = _steps(dequantized(graph, quantized, rows), matrix[a:b].astype(np.float32), scale)
             equal[a:b] = distance <= ALLOWED
             total, count = total + float(np.sum(np.square(distance[equal[a:b]]))), count + int(equal[a:b].sum())
         runs += [Run(start, stop, start + shift) for start, stop in true_runs(equal)]

@@ -41,7 +41,7 @@ def find_runs(wanted: Mapping[Key, np.ndarray], stored: Sequence[np.ndarray]) ->
     for number, matrix in enumerate(stored):
         width = (matrix.shape[1], matrix.dtype)
         if width not in tables:
-            tables[width] = _Table({key: one for key, one in wanted.items() if one.shape[1] == width[0]}, matrix.dtype)
+            tables[width] = _Table({key: matrix for key, matrix in wanted.items() if matrix.shape[1] == width[0]}, matrix.dtype)
         for key, runs in tables[width].runs_in(matrix):
             yield key, number, runs
 

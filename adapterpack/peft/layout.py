@@ -51,15 +51,15 @@ def config_bytes(manifest: m.Manifest, on_base: bool = False) -> bytes | None:
         return None
     sites = {group.path: pack.config_at(group) for group in adapters if group.method is None}
     saved = [group.path for group in manifest.groups if group.role == "full"]
-    task, own = peft_type_of(manifest.task.type), method.peft.to_config(sites) if sites else {}
-    if own is None or not method.peft.equivalent(sites, task):
+    task, method_config = peft_type_of(manifest.task.type), method.peft.to_config(sites) if sites else {}
+    if method_config is None or not method.peft.equivalent(sites, task):
         return None
-    others = {}
-    for other in pack.methods[1:]:
-        assert other.peft is not None
-        assert other.peft.secondary is not None
-        others[other.peft.secondary.key] = other.peft.secondary.to_config(
-            {group.path: pack.config_at(group) for group in adapters if group.method is not None and group.method.type == other.name})
+    secondary_configs = {}
+    for secondary in pack.methods[1:]:
+        assert secondary.peft is not None
+        assert secondary.peft.secondary is not None
+        secondary_configs[secondary.peft.secondary.key] = secondary.peft.secondary.to_config(
+            {group.path: pack.config_at(group) for group in adapters if group.method is not None and group.method.type == secondary.name})
     config = {
         "peft_type": method.peft.peft_type,
         "task_type": task,
@@ -68,9 +68,9 @@ def config_bytes(manifest: m.Manifest, on_base: bool = False) -> bytes | None:
         "inference_mode": True,
         **({} if method.peft.site or not method.peft.names_sites else {"target_modules": list(sites)}),
         "modules_to_save": saved or None,
-        **own,
+        **method_config,
         **{key: value for form in forms if form is not None for key, value in form.config.items()},
-        **others,
+        **secondary_configs,
     }
     return strict_json.canonical(config)
 
@@ -79,18 +79,18 @@ def content_of(folder: Path, config: Mapping[str, Any], expected: Iterable[Metho
              packed: bool = False) -> Content:
     """What a PEFT folder means; ``tensors``: its file, if it is open already; ``packed`` as in :class:`~..methods.PeftContent`.
 
-    The method that is ``expected`` first, or that has PEFT's name, is asked first: no config is read by two, and listing every method means
-    looking through every installed package.
+    The first ``expected`` method, or the one that has PEFT's name, comes first: no config is read by two methods, and listing all of them
+    means looking through every installed package.
     """
-    known = [method for method in expected if method.peft is not None] or likely(config)
-    if not known or known[0].peft is None or not known[0].peft.reads(config):
-        known = list(methods().values())
-    method = next((method for method in known if method.peft and method.peft.reads(config)), None)
+    candidates = [method for method in expected if method.peft is not None] or likely(config)
+    if not candidates or candidates[0].peft is None or not candidates[0].peft.reads(config):
+        candidates = list(methods().values())
+    method = next((method for method in candidates if method.peft and method.peft.reads(config)), None)
     if method is None or method.peft is None:
         raise Unsupported("this PEFT method is not supported", where=folder / CONFIG, found=config.get("peft_type"),
-                          expected=", ".join(sorted({method.peft.peft_type for method in known if method.peft})))
-    secondary = {other.peft.secondary.key: other for other in known if other.peft is not None and other.peft.secondary is not None
-              and method.peft.peft_type in other.peft.secondary.hosts and config.get(other.peft.secondary.key)}
+                          expected=", ".join(sorted({method.peft.peft_type for method in candidates if method.peft})))
+    secondary = {guest.peft.secondary.key: guest for guest in candidates if guest.peft is not None and guest.peft.secondary is not None
+                 and method.peft.peft_type in guest.peft.secondary.hosts and config.get(guest.peft.secondary.key)}
     file = folder / TENSORS
     config, tensors = _expanded(method, config, tensors, folder)
     try:
@@ -103,8 +103,8 @@ def content_of(folder: Path, config: Mapping[str, Any], expected: Iterable[Metho
     tensors = tensors or SafetensorsFile(file, private=True)
     parts = sort(method, secondary, tensors, config, file)
     adapters, shared = _adapters(method, cfg, config, parts, folder, packed)
-    others = [(other, _secondary(other, key, config[key], parts.secondary.get(key, {}), folder)) for key, other in secondary.items()]
-    return Content(method, adapters, shared, others, parts.full, unknown)
+    guests = [(guest, _secondary(guest, key, config[key], parts.secondary.get(key, {}), folder)) for key, guest in secondary.items()]
+    return Content(method, adapters, shared, guests, parts.full, unknown)
 
 
 def _expanded(method: Method, config: Mapping[str, Any], tensors: SafetensorsFile | None, folder: Path
@@ -118,20 +118,20 @@ def _expanded(method: Method, config: Mapping[str, Any], tensors: SafetensorsFil
     return {**config, **{key: patterns.expanded(config[key], paths, f"{folder / CONFIG}#/{key}") for key in expressions}}, tensors
 
 
-def _adapters(method: Method, cfg: Any, config: Mapping[str, Any], found: Sorted, folder: Path, packed: bool
+def _adapters(method: Method, cfg: Any, config: Mapping[str, Any], sorted_tensors: Sorted, folder: Path, packed: bool
               ) -> tuple[Adapters, dict[str, np.ndarray]]:
     """The sites of the folder's own method, and what they share."""
     assert method.peft is not None
     file = folder / TENSORS
-    kinds = {path: kind_of(method, config, tensors) for path, tensors in found.params.items()}
-    params = {path: named(method, kinds[path], tensors) for path, tensors in found.params.items()}
-    shared = found.shared
+    kinds = {path: kind_of(method, config, tensors) for path, tensors in sorted_tensors.params.items()}
+    params = {path: named(method, kinds[path], tensors) for path, tensors in sorted_tensors.params.items()}
+    shared = sorted_tensors.shared
     if method.peft.tied:
         params = untied(params, config.get("target_modules"), file)
     if method.peft.from_peft_file is not None:
         try:
             adopted = method.peft.from_peft_file(PeftContent(cfg, shared, params, packed))
-            cfg, shared, params = adopted.config, dict(adopted.shared), {path: dict(each) for path, each in adopted.sites.items()}
+            cfg, shared, params = adopted.config, dict(adopted.shared), {path: dict(tensors) for path, tensors in adopted.sites.items()}
         except (TypeError, ValueError, IndexError) as error:
             raise FormatError(f"the tensors do not fit the PEFT configuration: {error}", where=file) from error
     adapters = {}
@@ -154,13 +154,13 @@ def _adapters(method: Method, cfg: Any, config: Mapping[str, Any], found: Sorted
     return adapters, shared
 
 
-def _secondary(method: Method, key: str, value: Any, found: Mapping[str, dict[str, np.ndarray]], folder: Path) -> Adapters:
+def _secondary(method: Method, key: str, value: Any, tensors_by_path: Mapping[str, dict[str, np.ndarray]], folder: Path) -> Adapters:
     """The sites of a method that another's folder holds, too, by the config's ``value`` and path -> tensors."""
     assert method.peft is not None
     assert method.peft.secondary is not None
     names = {suffix: param for param, suffix in method.peft.secondary.suffixes.items()}
     adapters = {}
-    for path, tensors in sorted(found.items()):
+    for path, tensors in sorted(tensors_by_path.items()):
         try:
             cfg = method.peft.secondary.from_config(value, path)
         except (TypeError, ValueError) as error:
@@ -187,7 +187,7 @@ def disagreement(folder: Path, manifest: m.Manifest, config_bytes: bytes, tensor
     theirs: dict[str, tuple[Any, ...]] = {site.path: ("adapter", method.name, cfg.rank, cfg.scale)
                                           for method, adapters in parts
                                           for site, (cfg, _) in adapters.items()}
-    theirs |= {next((path for path in whole if f"{found}.".startswith(f"{path}.")), found): ("full",) for found in content.full}
+    theirs |= {next((path for path in whole if f"{module}.".startswith(f"{path}.")), module): ("full",) for module in content.full}
     ours: dict[str, tuple[Any, ...]] = {group.path: ("adapter", pack.method_of(group).name, group.rank, group.scale)
                                         for group in manifest.groups if group.role == "adapter"} | dict.fromkeys(whole, ("full",))
     for path in sorted(theirs.keys() ^ ours.keys()):
@@ -198,13 +198,13 @@ def disagreement(folder: Path, manifest: m.Manifest, config_bytes: bytes, tensor
     for method, adapters in parts:
         there = {site.path: cfg for site, (cfg, _) in adapters.items()}
         here = {group.path: pack.config_at(group) for group in manifest.groups if group.path in there}
-        its, mine = (_written_config(method, method is not content.method, {path: cfgs[path] for path in here}) for cfgs in (there, here))
-        for key in sorted(its.keys() | mine.keys()):
-            if its.get(key) != mine.get(key):
-                return f"{key} is {its.get(key)!r:.100} there and {mine.get(key)!r:.100} in the manifest"
-    own = {group.path for group in manifest.groups if group.role == "adapter" and group.method is None}
+        read, said = (_written_config(method, method is not content.method, {path: cfgs[path] for path in here}) for cfgs in (there, here))
+        for key in sorted(read.keys() | said.keys()):
+            if read.get(key) != said.get(key):
+                return f"{key} is {read.get(key)!r:.100} there and {said.get(key)!r:.100} in the manifest"
+    adapted = {group.path for group in manifest.groups if group.role == "adapter" and group.method is None}
     form = truth[0].peft
-    if form is not None and form.names_sites and set(config.get("target_modules") or ()) != own - {form.site}:
+    if form is not None and form.names_sites and set(config.get("target_modules") or ()) != adapted - {form.site}:
         return "target_modules are not the adapted modules"
     return None
 

@@ -41,9 +41,9 @@ def likely(config: Mapping[str, Any]) -> list[Method]:
     method = METHODS.find(str(config.get("peft_type")).lower())
     if method is None or method.peft is None:
         return []
-    known = method.peft.to_config({"": method.examples[0]}) or {}
+    written = method.peft.to_config({"": method.examples[0]}) or {}
     on = {key for key, value in config.items() if value not in _OFF and value not in _INERT.get(key, ())}
-    return [method] if on <= known.keys() | _NEUTRAL else []
+    return [method] if on <= written.keys() | _NEUTRAL else []
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -52,10 +52,10 @@ def expanded(pattern: Mapping[str, Any], paths: Iterable[str], where: str) -> di
             raise Unsupported(f"this PEFT pattern cannot be run in bounded time: {reason[:120]}", where=where, found=repr(key)[:80],
                               expected="an expression without look-around and back-references",
                               remedy="write the pattern with literal module names") from error
-    found = {}
+    value_by_path = {}
     for path in paths:
         for expression, value in compiled:
             if expression.fullmatch(path):
-                found[f"^{path}"] = value
+                value_by_path[f"^{path}"] = value
                 break
-    return found
+    return value_by_path

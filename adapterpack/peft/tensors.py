@@ -54,19 +54,19 @@ def sort(method: Method, secondary: Mapping[str, Method], tensors: SafetensorsFi
         Unsupported: a tensor that nothing accounts for, unless not ``strict``.
     """
     assert method.peft is not None
-    found = Sorted({}, {}, {}, {})
+    result = Sorted({}, {}, {}, {})
     unknown: dict[str, dict[str, np.ndarray]] = {}
     forms = [method.peft.suffixes, *(form.suffixes or {} for form in method.peft.layers.values())]
     endings: dict[str, str | None] = dict.fromkeys([*(end for suffixes in forms for end in suffixes.values()), *method.peft.aliases])
-    for key, other in secondary.items():
-        endings |= dict.fromkeys(other.peft.secondary.suffixes.values() if other.peft and other.peft.secondary else (), key)
+    for key, guest in secondary.items():
+        endings |= dict.fromkeys(guest.peft.secondary.suffixes.values() if guest.peft and guest.peft.secondary else (), key)
     prefix, bare = prefix_of(method), set(method.peft.suffixes.values()) if method.peft.site else set()
     for name in tensors.tensors:
         if (common := shared_param(method, name)) is not None:
-            found.shared[common] = tensors.read(name)
+            result.shared[common] = tensors.read(name)
             continue
         if name in bare:
-            found.params.setdefault(str(method.peft.site), {})[name] = tensors.read(name)
+            result.params.setdefault(str(method.peft.site), {})[name] = tensors.read(name)
             continue
         if not name.startswith(prefix):
             raise FormatError("a tensor name that PEFT does not write", where=where, found=name, expected=f"{prefix}...")
@@ -74,7 +74,7 @@ def sort(method: Method, secondary: Mapping[str, Method], tensors: SafetensorsFi
         ending = next((ending for ending in endings if not bare and rest.endswith(f".{ending}")), None)
         if ending is not None:
             owner = endings[ending]
-            sites = found.params if owner is None else found.secondary.setdefault(owner, {})
+            sites = result.params if owner is None else result.secondary.setdefault(owner, {})
             sites.setdefault(rest.removesuffix(f".{ending}"), {})[ending] = tensors.read(name)
             continue
         path, _, param = rest.rpartition(".")
@@ -86,17 +86,17 @@ def sort(method: Method, secondary: Mapping[str, Method], tensors: SafetensorsFi
             continue  # what PEFT wraps around a module that it saves whole, written again with the embeddings
         saved = _saved(path, config.get("modules_to_save"))
         module = saved or path
-        (found.full if saved else unknown).setdefault(module, {})[rest.removeprefix(f"{module}.")] = tensors.read(name)
+        (result.full if saved else unknown).setdefault(module, {})[rest.removeprefix(f"{module}.")] = tensors.read(name)
     for path in [path for path, params in unknown.items() if _is_embedding(path, params)]:
-        found.full[path] = unknown.pop(path)
+        result.full[path] = unknown.pop(path)
     if config.get("ensure_weight_tying") is True:
-        _tie(found.full, unknown)
+        _tie(result.full, unknown)
     if unknown and strict:
         path, params = next(iter(unknown.items()))
         raise Unsupported("a tensor that the PEFT configuration does not account for", where=where, found=f"{prefix}{path}.{min(params)}",
                           expected=f"{', '.join(endings)}, or a module of modules_to_save",
                           remedy="name its module in modules_to_save, or remove the tensor")
-    return found
+    return result
 
 
 def _tie(full: dict[str, dict[str, np.ndarray]], unknown: dict[str, dict[str, np.ndarray]]) -> None:
@@ -106,27 +106,27 @@ def _tie(full: dict[str, dict[str, np.ndarray]], unknown: dict[str, dict[str, np
             full[path] = unknown.pop(path)
 
 
-def kind_of(method: Method, config: Mapping[str, Any], found: Mapping[str, np.ndarray]) -> str:
+def kind_of(method: Method, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> str:
     """The kind of a site, by the names and the axes of its tensors and by the config.
 
     PEFT keeps one ``fan_in_fan_out`` for all sites, the last one's, and HiRA's is never set: which way round a linear layer is stored the
     base says better (:func:`~adapterpack.base.site_kinds.kinds_on`).
     """
     assert method.peft is not None
-    axes = {value.ndim for value in found.values() if value.ndim > 1} or {2}
+    axes = {value.ndim for value in tensors.values() if value.ndim > 1} or {2}
     for kind, form in method.peft.layers.items():
-        if form.is_of(config, axes) and found.keys() <= set((form.suffixes or method.peft.suffixes).values()):
+        if form.is_of(config, axes) and tensors.keys() <= set((form.suffixes or method.peft.suffixes).values()):
             return kind
     return method.traits.layers[0]
 
 
-def named(method: Method, kind: str, found: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def named(method: Method, kind: str, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Tensors by PEFT's suffix as a site's parameters; what is no parameter of that kind keeps its suffix."""
     form = form_of(method, kind)
     assert form is not None
     assert method.peft is not None
     names = {**method.peft.aliases, **{suffix: param for param, suffix in (form.suffixes or {}).items()}}
-    return {names.get(suffix, suffix): value for suffix, value in found.items()}
+    return {names.get(suffix, suffix): value for suffix, value in tensors.items()}
 
 
 def site_of(
@@ -178,12 +178,12 @@ def untied(params: dict[str, dict[str, np.ndarray]], targets: Any, where: Path) 
     names = [targets] if isinstance(targets, str) else targets if isinstance(targets, list) else []
     named = {path for path in params if any(f".{path}".endswith(f".{name}") for name in names)}
     kept = {}
-    for path, found in params.items():
-        twins = {other for other, its in params.items() if other != path and found.keys() == its.keys()
-                 and all(np.array_equal(found[key], its[key]) for key in found)}
+    for path, tensors in params.items():
+        twins = {twin for twin, twin_tensors in params.items() if twin != path and tensors.keys() == twin_tensors.keys()
+                 and all(np.array_equal(tensors[key], twin_tensors[key]) for key in tensors)}
         if path in named and twins & named:
             raise Unsupported("two modules have the same rows, and the configuration does not say which is the table", where=where,
                               found=", ".join(sorted({path} | twins)), remedy="name only the embedding in target_modules")
         if path in named or not twins & named:
-            kept[path] = found
+            kept[path] = tensors
     return kept

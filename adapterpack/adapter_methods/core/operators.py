@@ -230,31 +230,31 @@ class Permutation(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """Numbers turned in pairs: ``x own + turned(x) other``; in groups of ``2 half``, i and i + half are a pair (a, b), turned to (-b, a).
+    """Numbers turned in pairs: ``x cos + turned(x) sin``; in groups of ``2 half``, i and i + half are a pair (a, b), turned to (-b, a).
 
-    ``own`` and ``other`` are ``[n]``; of an odd ``width`` n - 1 the last number is paired with a zero.
+    ``cos`` and ``sin`` are ``[n]``; of an odd ``width`` n - 1 the last number is paired with a zero.
     """
 
-    own: Array
-    other: Array
+    cos: Array
+    sin: Array
     half: int
     width: int
 
     def apply(self, x: Array) -> Array:
         """See :class:`Operator`."""
-        xp = array_namespace(x, self.other)
+        xp = array_namespace(x, self.sin)
         x = self._even(x)
         # Exchanging the two and changing the sign of a vector: less work, backward too, than putting (-b, a) together.
-        parts = xp.reshape(self.other, (-1, 2, self.half))
-        other = xp.reshape(xp.stack([-parts[:, 0, :], parts[:, 1, :]], axis=1), (-1,))
+        parts = xp.reshape(self.sin, (-1, 2, self.half))
+        signed_sin = xp.reshape(xp.stack([-parts[:, 0, :], parts[:, 1, :]], axis=1), (-1,))
         exchanged = xp.reshape(xp.flip(xp.reshape(x, (*x.shape[:-1], -1, 2, self.half)), axis=-2), x.shape)
-        turned = x * self.own + exchanged * other
+        turned = x * self.cos + exchanged * signed_sin
         return turned if turned.shape[-1] == self.width else turned[..., : self.width]
 
     def dense(self) -> Array:
         """See :class:`Operator`."""
-        xp = array_namespace(self.own)
-        return self.apply(xp.eye(self.width, dtype=self.own.dtype, device=self.own.device)).T
+        xp = array_namespace(self.cos)
+        return self.apply(xp.eye(self.width, dtype=self.cos.dtype, device=self.cos.device)).T
 
     def rows(self, block: slice) -> Array:
         """See :class:`Operator`."""
@@ -263,10 +263,10 @@ class Pairs(NamedTuple):
     def after(self, weight: Array) -> Array:
         """See :class:`Operator`."""
         weight = self._even(weight)
-        return (weight * self.own - self._turned(weight * self.other))[..., : self.width]
+        return (weight * self.cos - self._turned(weight * self.sin))[..., : self.width]
 
     def _even(self, x: Array) -> Array:
-        if self.own.shape[0] == self.width:
+        if self.cos.shape[0] == self.width:
             return x
         xp = array_namespace(x)
         return xp.concat([x, xp.zeros((*x.shape[:-1], 1), dtype=x.dtype, device=x.device)], axis=-1)

@@ -101,5 +101,5 @@ class Projection(NamedTuple):
         return PeftContent(stored_cfg, shared, sites)
 
 
-def _equal(one: np.ndarray, other: np.ndarray) -> bool:
-    return one.dtype == other.dtype and one.tobytes() == other.tobytes()
+def _equal(first: np.ndarray, second: np.ndarray) -> bool:
+    return first.dtype == second.dtype and first.tobytes() == second.tobytes()

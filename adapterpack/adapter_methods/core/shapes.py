@@ -36,14 +36,14 @@ def check_shapes(method: Method, cfg: Any, site: Site, params: Mapping[str, np.n
     """
     widths, stack = (site.in_features, site.out_features), (site.stack,) if is_stacked(site.kind) else ()
     if method.peft is not None and not stack and not all(widths) and params:
-        said = features(method.peft, params, f"{where}, {site.path}")
-        if any(mine == 0 and its is not None for mine, its in zip(widths, said, strict=True)):
-            raise FormatError("the tensors say a width that the site leaves out", where=f"{where}, {site.path}", expected=said,
+        stored_widths = features(method.peft, params, f"{where}, {site.path}")
+        if any(width == 0 and stored is not None for width, stored in zip(widths, stored_widths, strict=True)):
+            raise FormatError("the tensors say a width that the site leaves out", where=f"{where}, {site.path}", expected=stored_widths,
                               found=widths)
-    for param, one in _known_shapes(method, cfg, site).items():
-        shape = (*stack, *one)
+    for param, matrix_shape in _known_shapes(method, cfg, site).items():
+        shape = (*stack, *matrix_shape)
         stored = params[param].shape if param in params else None
-        if stored is None or len(stored) != len(shape) or any(axis not in {None, its} for axis, its in zip(shape, stored, strict=True)):
+        if stored is None or len(stored) != len(shape) or any(want not in {None, have} for want, have in zip(shape, stored, strict=True)):
             raise FormatError("a tensor has the wrong shape", where=f"{where}, {site.path}, {param}", expected=shape,
                               found="no such tensor" if stored is None else stored)
     return site

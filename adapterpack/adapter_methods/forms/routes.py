@@ -124,9 +124,9 @@ class Chosen(NamedTuple):
         pieces, start = [], 0
         for place, (size, expert) in enumerate(zip(self.sizes, self.experts, strict=True)):
             end = length if place == len(self.sizes) - 1 else min(start + size, length)
-            one = [xp.ones_like(x[..., :1]) if number == expert else xp.zeros_like(x[..., :1]) for number in range(self.total)]
+            one_hot = [xp.ones_like(x[..., :1]) if number == expert else xp.zeros_like(x[..., :1]) for number in range(self.total)]
             cut = (slice(None),) * axis + (slice(start, end),)
-            pieces.append(xp.concat(one, axis=-1)[cut])
+            pieces.append(xp.concat(one_hot, axis=-1)[cut])
             start = end
         return xp.concat(pieces, axis=axis)
 

@@ -32,7 +32,7 @@ def _ranks(ranks: Mapping[str, int], sites: Sequence[Site], options: Mapping[str
         room = min(int(ranks[site.path] * options["rho"]), len(variances), site.out_features)
         shares += [(float(v / variances.sum()) if variances.sum() else 0.0, site.path) for v in variances[1:room]]
     assigned = {site.path: 1 for site in sites}
-    for _, path in sorted(shares, key=lambda one: -one[0])[: max(0, sum(ranks.values()) - len(sites))]:
+    for _, path in sorted(shares, key=lambda share: -share[0])[: max(0, sum(ranks.values()) - len(sites))]:
         assigned[path] += 1
     return assigned
 

@@ -134,7 +134,7 @@ def added(parts: Sequence[Part | None]) -> Part | None:
     down = up = None
     if pairs:
         xp = array_namespace(pairs[0][0])
-        down, up = xp.concat([one for one, _ in pairs], axis=0), xp.concat([one for _, one in pairs], axis=1)
+        down, up = xp.concat([down for down, _ in pairs], axis=0), xp.concat([up for _, up in pairs], axis=1)
     return Part(down, up, _total([part.delta for part in there]), _total([part.shift for part in there]),
                 tuple(route for part in there for route in part.routes))
 
@@ -179,5 +179,5 @@ def routed(gate: Any, parts: Sequence[Part]) -> Part | None:
         return None
     xp = array_namespace(pairs[0][0])
     widths = tuple(0 if part.down is None else int(part.down.shape[0]) for part in parts)
-    down, up = xp.concat([one for one, _ in pairs], axis=0), xp.concat([one for _, one in pairs], axis=1)
+    down, up = xp.concat([down for down, _ in pairs], axis=0), xp.concat([up for _, up in pairs], axis=1)
     return Part(routes=(Route(gate, down, up, widths),))

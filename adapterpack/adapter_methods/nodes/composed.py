@@ -45,7 +45,7 @@ class Spot(NamedTuple):
 
     def every(self) -> list[Spot]:
         """All nodes of the subtree, each before its children."""
-        return [] if self.kind is None else [self, *(one for child in self.children for one in child.every())]
+        return [] if self.kind is None else [self, *(spot for child in self.children for spot in child.every())]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ class Composed(SiteConfig):
         super().__post_init__()
         if not isinstance(self.members, Mapping) or not self.members.keys() <= self.methods.keys():
             raise ValueError(f"members must be among {', '.join(self.methods)}")
-        if not all(isinstance(one, Mapping) for one in self.members.values()):
+        if not all(isinstance(cfg, Mapping) for cfg in self.members.values()):
             raise ValueError("each member's configuration must be an object")
         if any(cfg.acts is not None for cfg in self.configs.values()):
             raise ValueError("a member that acts at some positions only cannot be part of a tree")
@@ -69,8 +69,8 @@ class Composed(SiteConfig):
     @cached_property
     def configs(self) -> dict[str, Any]:
         """The members' own configs."""
-        return {name: self.methods[name].config(**{key: tuple(value) if isinstance(value, list) else value for key, value in one.items()})
-                for name, one in self.members.items()}
+        return {name: self.methods[name].config(**{key: tuple(value) if isinstance(value, list) else value for key, value in cfg.items()})
+                for name, cfg in self.members.items()}
 
     @property
     def frozen(self) -> frozenset[str]:
@@ -98,7 +98,7 @@ def composed(tree: Tree, methods: Mapping[str, Method], composition: Any = None)
     linear = _require_members(methods, routers)
     traits_by_member = {name: methods[name].traits for name in methods}
     config = type("Composed", (Composed,), {"methods": dict(methods), "spots": spots, "__doc__": Composed.__doc__})
-    sharing = [one for one in spots if one.kind is not None and one.kind.shared is not None]
+    sharing = [node for node in spots if node.kind is not None and node.kind.shared is not None]
     layers = _ROUTED if routers or not linear else _LINEAR
     return Method(
         name=NAME,
@@ -129,11 +129,11 @@ def composed(tree: Tree, methods: Mapping[str, Method], composition: Any = None)
             composition=composition,
         ),
         limits=Limits(
-            unfoldable="; ".join(dict.fromkeys(f"the node '{one.kind.name}' cannot be folded: {one.kind.unfoldable}"
-                                               for one in routers if one.kind is not None)),
-            torch_only="; ".join(dict.fromkeys(f"the node '{one.kind.name}' has no form in a graph: {one.kind.torch_only}"
-                                               for one in routers if one.kind is not None and one.kind.torch_only)),
-            one_pass=any(one.kind is not None and one.kind.one_pass for one in routers),
+            unfoldable="; ".join(dict.fromkeys(f"the node '{router.kind.name}' cannot be folded: {router.kind.unfoldable}"
+                                               for router in routers if router.kind is not None)),
+            torch_only="; ".join(dict.fromkeys(f"the node '{router.kind.name}' has no form in a graph: {router.kind.torch_only}"
+                                               for router in routers if router.kind is not None and router.kind.torch_only)),
+            one_pass=any(router.kind is not None and router.kind.one_pass for router in routers),
         ),
     )
 
@@ -173,7 +173,7 @@ def _numbered(tree: Tree, counter: list[int]) -> Spot:
 
 
 def _routers(spots: Sequence[Spot]) -> list[Spot]:
-    return [one for one in spots if one.kind is not None and one.kind.routes]
+    return [spot for spot in spots if spot.kind is not None and spot.kind.routes]
 
 
 def _require_outermost(routers: Sequence[Spot]) -> None:
@@ -214,7 +214,7 @@ def _own(params: Params, prefix: str) -> dict[str, Array]:
 
 
 def _shapes(spots: Sequence[Spot], methods: Mapping[str, Method], cfg: Composed, site: Site) -> dict[str, tuple[int, ...]]:
-    shapes = {f"{name}/{key}": shape for name, one in cfg.configs.items() for key, shape in methods[name].shapes(one, site).items()}
+    shapes = {f"{name}/{key}": shape for name, config in cfg.configs.items() for key, shape in methods[name].shapes(config, site).items()}
     for spot in spots:
         if spot.kind is not None and spot.kind.tensors is not None and (count := spot.present(cfg.configs)):
             shapes |= {f"{spot.prefix}{key}": shape for key, shape in spot.kind.tensors(spot.settings, count, site).items()}
@@ -248,12 +248,12 @@ def _densely(spot: Spot, methods: Mapping[str, Method], cfg: Composed, params: P
 def _forward(
     spot: Spot, methods: Mapping[str, Method], cfg: Composed, params: Params, site: Site, base: Forward, x: Array, drop: Forward
 ) -> Array:
-    def transform(one: Spot) -> Transform:
-        if one.members.isdisjoint(cfg.configs):
+    def transform(node: Spot) -> Transform:
+        if node.members.isdisjoint(cfg.configs):
             return lambda before: before
-        if one.kind is not None and one.kind.evaluate is not None:
-            return partial(one.kind.evaluate, one.settings, [transform(child) for child in one.children])
-        name = str(one.member)
+        if node.kind is not None and node.kind.evaluate is not None:
+            return partial(node.kind.evaluate, node.settings, [transform(child) for child in node.children])
+        name = str(node.member)
         member_params = _own(params, f"{name}/")
         return lambda before: lambda value: run(methods[name], cfg.configs[name], member_params, site, before, value, drop)
 
@@ -263,12 +263,12 @@ def _forward(
 def _fold(
     spot: Spot, methods: Mapping[str, Method], cfg: Composed, params: Params, site: Site, weight: Array, bias: Array | None, rows: slice
 ) -> Folded:
-    def folding(one: Spot) -> Folding:
-        if one.members.isdisjoint(cfg.configs):
+    def folding(node: Spot) -> Folding:
+        if node.members.isdisjoint(cfg.configs):
             return lambda start: start
-        if one.kind is not None and one.kind.fold is not None:
-            return partial(one.kind.fold, one.settings, [folding(child) for child in one.children])
-        name = str(one.member)
+        if node.kind is not None and node.kind.fold is not None:
+            return partial(node.kind.fold, node.settings, [folding(child) for child in node.children])
+        name = str(node.member)
         member_params = _own(params, f"{name}/")
         return lambda start: fold(methods[name], cfg.configs[name], member_params, site, start[0], start[1], rows)
 
@@ -277,14 +277,14 @@ def _fold(
 
 def _constants(methods: Mapping[str, Method], cfg: Composed, site: Site) -> dict[str, np.ndarray]:
     values: dict[str, np.ndarray] = {}
-    for name, one in cfg.configs.items():
+    for name, member_cfg in cfg.configs.items():
         if (constants := methods[name].storage.constants) is not None:
-            values |= {f"{name}/{key}": value for key, value in constants(one, site).items()}
+            values |= {f"{name}/{key}": value for key, value in constants(member_cfg, site).items()}
     return values
 
 
 def _makes(methods: Mapping[str, Method], cfg: Composed, site: Site) -> int:
-    return sum(amount(methods[name], one, site) for name, one in cfg.configs.items())
+    return sum(amount(methods[name], member_cfg, site) for name, member_cfg in cfg.configs.items())
 
 
 def _resolved(methods: Mapping[str, Method], configs: Sequence[Composed], sites: Sequence[Site]) -> list[Composed]:
@@ -294,8 +294,8 @@ def _resolved(methods: Mapping[str, Method], configs: Sequence[Composed], sites:
         if method.storage.resolve is not None:
             there = [number for number, cfg in enumerate(configs) if name in cfg.configs]
             resolved = resolve_configs(method, [configs[number].configs[name] for number in there], [sites[number] for number in there])
-            for number, one in zip(there, resolved, strict=True):
-                members_by_site[number][name] = packed(one)
+            for number, member_cfg in zip(there, resolved, strict=True):
+                members_by_site[number][name] = packed(member_cfg)
     return [type(cfg)(members=members) for cfg, members in zip(configs, members_by_site, strict=True)]
 
 

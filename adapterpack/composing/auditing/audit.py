@@ -178,10 +178,10 @@ def _adapter(part: _Part) -> Adapter:
     return Adapter(pack.site(group), pack.config_at(group), {**common, **pack.params(group.path)}, group.weight, pack.method_of(group))
 
 
-def _require_same(path: str, one: tuple[str, Site], two: tuple[str, Site]) -> None:
-    expected, found = (f"{site.kind} [{site.out_features}, {site.in_features}]" for _, site in (one, two))
+def _require_same(path: str, first: tuple[str, Site], second: tuple[str, Site]) -> None:
+    expected, found = (f"{site.kind} [{site.out_features}, {site.in_features}]" for _, site in (first, second))
     if expected != found:
-        raise Unsupported("two packs describe a site differently", where=f"{path} in '{one[0]}' and '{two[0]}'", expected=expected,
+        raise Unsupported("two packs describe a site differently", where=f"{path} in '{first[0]}' and '{second[0]}'", expected=expected,
                           found=found, remedy="audit packs that were trained on one base")
 
 

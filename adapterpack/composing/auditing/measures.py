@@ -153,15 +153,15 @@ def stable_rank(S: np.ndarray) -> float:
     return energy_of(S / S[0]) if len(S) else 0.0
 
 
-def _both(one: float | None, two: float | None) -> float | None:
-    return None if one is None or two is None else one + two
+def _both(first: float | None, second: float | None) -> float | None:
+    return None if first is None or second is None else first + second
 
 
 def _angles(decompositions: Sequence[Spectrum]) -> tuple[np.ndarray, np.ndarray]:
     """The squared cosines of the principal angles, added up: those between subspaces are ``|Q_i^T Q_j|_F^2``."""
     count = len(decompositions)
     shared, angles = np.zeros((2, count, count)), np.zeros((count, count))
-    sides = [[one.U.astype(np.float64) for one in decompositions], [one.V.astype(np.float64) for one in decompositions]]
+    sides = [[svd.U.astype(np.float64) for svd in decompositions], [svd.V.astype(np.float64) for svd in decompositions]]
     for i in range(count):
         for j in range(i, count):
             angles[i, j] = angles[j, i] = min(len(decompositions[i].S), len(decompositions[j].S))
@@ -171,16 +171,16 @@ def _angles(decompositions: Sequence[Spectrum]) -> tuple[np.ndarray, np.ndarray]
 
 
 def _interference(decompositions: Sequence[Spectrum]) -> tuple[float, float]:
-    S = np.concatenate([one.S for one in decompositions])
-    ends = np.cumsum([len(one.S) for one in decompositions])
-    others = []
-    for vectors in ([one.U for one in decompositions], [one.V for one in decompositions]):
+    S = np.concatenate([svd.S for svd in decompositions])
+    ends = np.cumsum([len(svd.S) for svd in decompositions])
+    overlaps = []
+    for vectors in ([svd.U for svd in decompositions], [svd.V for svd in decompositions]):
         wide = np.concatenate(vectors, axis=1).astype(np.float64)
         products = wide.T @ wide
         for start, end in zip([0, *ends[:-1]], ends, strict=True):
             products[start:end, start:end] = 0  # a change's own vectors are orthonormal: what is left there is rounding
-        others.append(products)
-    return float(np.abs((others[0] * S) @ others[1]).sum()), float(S.sum())
+        overlaps.append(products)
+    return float(np.abs((overlaps[0] * S) @ overlaps[1]).sum()), float(S.sum())
 
 
 def _cross(terms: Sequence[Term], total: Factors) -> float | None:

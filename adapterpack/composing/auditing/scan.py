@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -43,7 +44,7 @@ class Entries:
     whole: float
 
     def __add__(self, other: Entries) -> Entries:
-        return Entries(*(one + two for one, two in zip(vars(self).values(), vars(other).values(), strict=True)))
+        return Entries(*map(operator.add, vars(self).values(), vars(other).values()))
 
     def scaled(self, factor: float) -> Entries:
         """Every sum times a factor."""

@@ -92,7 +92,7 @@ def fisher(block: Block, means: np.ndarray, *, floor: float = 1e-3, normalize: b
 def _gradients(block: Block) -> np.ndarray:
     """``[T, b, n]``: the squared gradients; zeros for an adapter that does not change the site."""
     shape = block.values.shape[1:]
-    return np.stack([np.zeros(shape, np.float32) if one is None else one for one in block.measured])
+    return np.stack([np.zeros(shape, np.float32) if gradient is None else gradient for gradient in block.measured])
 
 
 def _matrix(term: Term, shape: tuple[int, int]) -> np.ndarray:

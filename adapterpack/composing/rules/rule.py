@@ -89,12 +89,12 @@ class Rule(NamedTuple):
         Raises:
             ConfigError: a parameter that the rule does not have, one of another type, or one that it needs is missing.
         """
-        parameters, given = self.parameters, dict(params or {})
-        for name in given:
+        parameters, arguments = self.parameters, dict(params or {})
+        for name in arguments:
             if name not in parameters:
                 raise ConfigError("the rule has no such parameter", where=f"rule {self.name}", found=repr(name),
                                   remedy=nearest(name, parameters) if parameters else "leave it out: the rule takes no parameters")
-        values = {name: given.get(name, parameter.default) for name, parameter in parameters.items()}
+        values = {name: arguments.get(name, parameter.default) for name, parameter in parameters.items()}
         for name, value in values.items():
             if value is inspect.Parameter.empty:
                 raise ConfigError("the rule needs a parameter", where=f"rule {self.name}", expected=name, remedy=f"give {name}")
@@ -157,12 +157,12 @@ def with_scope(function: Callable[..., Any], default: str) -> inspect.Signature:
     return inspect.Signature([*keywords, scope])
 
 
-def choice(where: str, name: str, value: object, *known: str) -> None:
+def choice(where: str, name: str, value: object, *choices: str) -> None:
     """Raises:
     ConfigError: the value is none of the known ones.
     """
-    if value not in known:
-        raise ConfigError(f"unknown {name}", where=where, expected=" or ".join(known), found=repr(value), remedy="give one of them")
+    if value not in choices:
+        raise ConfigError(f"unknown {name}", where=where, expected=" or ".join(choices), found=repr(value), remedy="give one of them")
 
 
 def share(name: str, value: float, *, above: float = 0.0) -> None:

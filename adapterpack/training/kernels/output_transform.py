@@ -1,9 +1,10 @@
 """Computes a frozen layer and a transform of its outputs in one step: a scale, or a rotation of pairs.
 
-    y' = own * y + other * turned(y),   y = W x + b
+    y' = cos * y + sin * turned(y),   y = W x + b
 
-As in :class:`~..methods.Pairs`; of a scale alone there is no ``other``. Backward, the gradient of the input is ``g (R W)`` where the rows
-are more than the layer's inputs: turning the weight costs less than turning the gradient, and no gradient of ``y`` is ever a tensor.
+As in :class:`~..adapter_methods.Pairs`: ``cos`` and ``sin`` hold the magnitudes, too; a scale alone has no ``sin``. Backward, the gradient
+of the input is ``g (R W)`` where there are more rows than layer inputs: turning the weight costs less than turning the gradient, and no
+gradient of ``y`` is ever a tensor.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from ...adapter_methods import NormalForm, Pairs
 
 
 class Turn(NamedTuple):
-    """``own`` and ``other`` are ``[out]``, pairs lie ``half`` apart."""
+    """``cos`` and ``sin`` are ``[out]``, pairs lie ``half`` apart."""
 
-    own: torch.Tensor
-    other: torch.Tensor | None
+    cos: torch.Tensor
+    sin: torch.Tensor | None
     half: int
 
 
@@ -30,14 +31,14 @@ def turn_of(form: NormalForm, width: int) -> Turn | None:
         return None
     if form.post is None:
         return Turn(form.output_scale, None, 0) if form.output_scale is not None and form.output_scale.shape[0] == width else None
-    if isinstance(form.post, Pairs) and form.output_scale is None and form.post.own.shape[0] == width:
-        return Turn(form.post.own, form.post.other, form.post.half)
+    if isinstance(form.post, Pairs) and form.output_scale is None and form.post.cos.shape[0] == width:
+        return Turn(form.post.cos, form.post.sin, form.post.half)
     return None
 
 
 def after(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, turn: Turn) -> torch.Tensor:
-    """``own * y + other * turned(y)`` of ``x`` ``[..., in]`` and a frozen layer: ``[..., out]``."""
-    y: torch.Tensor = _After.apply(x, weight, bias, turn.own, turn.other, turn.half)[0]
+    """``cos * y + sin * turned(y)`` of ``x`` ``[..., in]`` and a frozen layer: ``[..., out]``."""
+    y: torch.Tensor = _After.apply(x, weight, bias, turn.cos, turn.sin, turn.half)[0]
     return y
 
 
@@ -46,44 +47,44 @@ class _After(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, own: torch.Tensor, other: torch.Tensor | None, half: int
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, cos: torch.Tensor, sin: torch.Tensor | None, half: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See :func:`after`."""
         y = functional.linear(x.reshape(-1, x.shape[-1]), weight, bias)
-        ctx.save_for_backward(weight, own, other, y)
+        ctx.save_for_backward(weight, cos, sin, y)
         ctx.half, ctx.shape = half, x.shape
         ctx.set_materialize_grads(False)
-        return _turned(y, own, other, half).reshape(*x.shape[:-1], weight.shape[0]), y
+        return _turned(y, cos, sin, half).reshape(*x.shape[:-1], weight.shape[0]), y
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor | None, of_y: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-        """Gradients of ``x``, ``own`` and ``other``."""
-        weight, own, other, y = ctx.saved_tensors
-        half, (of_x, _, _, of_own, of_other, _) = ctx.half, ctx.needs_input_grad
-        for_x = for_own = for_other = None
+        """Gradients of ``x``, ``cos`` and ``sin``."""
+        weight, cos, sin, y = ctx.saved_tensors
+        half, (of_x, _, _, of_cos, of_sin, _) = ctx.half, ctx.needs_input_grad
+        for_x = for_cos = for_sin = None
         if gradient is not None:
             flat = gradient.reshape(y.shape)
             if of_x and len(flat) > weight.shape[1]:
-                for_x = flat @ _turned(weight, own, other, half, axis=0)
+                for_x = flat @ _turned(weight, cos, sin, half, axis=0)
             elif of_x:
-                for_x = _turned(flat, own, other, half, back=True) @ weight
-            for_own = (flat * y).sum(0) if of_own else None
-            if of_other and other is not None:
+                for_x = _turned(flat, cos, sin, half, back=True) @ weight
+            for_cos = (flat * y).sum(0) if of_cos else None
+            if of_sin and sin is not None:
                 (a, b), (to_a, to_b) = (value.unflatten(1, (-1, 2, half)).unbind(2) for value in (y, flat))
-                for_other = torch.stack([-(to_a * b).sum(0), (to_b * a).sum(0)], dim=1).flatten()
+                for_sin = torch.stack([-(to_a * b).sum(0), (to_b * a).sum(0)], dim=1).flatten()
         if of_y is not None and of_x:
             for_x = of_y @ weight if for_x is None else for_x + of_y @ weight
-        return None if for_x is None else for_x.reshape(ctx.shape), None, None, for_own, for_other, None
+        return None if for_x is None else for_x.reshape(ctx.shape), None, None, for_cos, for_sin, None
 
 
-def _turned(y: torch.Tensor, own: torch.Tensor, other: torch.Tensor | None, half: int, axis: int = 1, back: bool = False) -> torch.Tensor:
+def _turned(y: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor | None, half: int, axis: int = 1, back: bool = False) -> torch.Tensor:
     """Numbers along an axis of ``y`` (two of them) turned, or turned ``back``: by the transpose."""
     tail = (1,) * (1 - axis)
-    result = y * own.reshape(-1, *tail)
-    if other is None:
+    result = y * cos.reshape(-1, *tail)
+    if sin is None:
         return result
     (a, to_a), (b, to_b) = ([value.unflatten(axis, (-1, 2, half)).select(axis + 1, side) for value in (y, result)] for side in (0, 1))
-    of_a, of_b = (other.reshape(-1, 2, half, *tail).select(1, side) for side in (0, 1))
+    of_a, of_b = (sin.reshape(-1, 2, half, *tail).select(1, side) for side in (0, 1))
     to_a.addcmul_(b, of_b if back else of_a, value=1 if back else -1)
     to_b.addcmul_(a, of_a if back else of_b, value=-1 if back else 1)
     return result
