@@ -20,7 +20,7 @@ import adapterpack
 pytestmark = pytest.mark.fast
 
 PACKAGE = Path(adapterpack.__file__).parent
-LAYERS = ("version", "errors", "extras", "registry", "resources", "_native", "io", "chat", "adapter_methods", "lowrank", "tasks",
+LAYERS = ("version", "errors", "extras", "registry", "resources", "_native", "io", "sandbox", "chat", "adapter_methods", "lowrank", "tasks",
           "manifest", "base", "peft", "pack", "onnx_graph", "bundle", "slots", "runtime", "hub", "merging", "composing", "extracting",
           "converting", "artifacts", "training", "exporting", "quantizing", "report", "demos", "testing", "cli")
 """From the ground up: each imports only from those before it. CONTRIBUTING draws and explains them."""

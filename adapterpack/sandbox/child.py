@@ -1,0 +1,82 @@
+"""The inner side of a sandbox: one function, called with bytes as often as its socket has some. It imports as little as it can."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from .limits import DONE, FAILED, HEAD, MEMORY, Limits
+
+try:
+    import resource
+except ImportError:  # where there is no such thing the clock alone limits a call
+    resource = None  # type: ignore[assignment]
+
+_SOCKET = 0
+_LONGEST_MESSAGE = 1000
+
+
+def main(function: str, memory: str, seconds: str, answer: str) -> None:
+    """Serves calls of ``function``, ``module:name`` in adapterpack, until the other side closes its end, as it does when it dies."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then closes its end
+    module, _, name = function.partition(":")
+    run: Callable[[bytes], bytes] = getattr(importlib.import_module(module), name)
+    limits = Limits(int(memory), float(seconds), int(answer))
+    _limit_memory(limits.memory)
+    _send(DONE, b"")  # ready
+    while head := _read(HEAD.size):
+        _limit_time(limits.seconds)
+        _send(*_answer(run, _read(HEAD.unpack(head)[1]), limits.answer))
+
+
+def _answer(run: Callable[[bytes], bytes], data: bytes, most: int) -> tuple[bytes, bytes]:
+    try:
+        result = run(data)
+    except MemoryError:
+        return MEMORY, b""
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a panic of a library in Rust is no Exception
+        text = (str(error) or type(error).__name__)[:_LONGEST_MESSAGE].rstrip(".")
+        return FAILED, text.encode("utf-8", "backslashreplace")
+    return (DONE, result) if len(result) <= most else (FAILED, f"its result is larger than {most} bytes".encode())
+
+
+def _limit_memory(more: int) -> None:
+    """No core file, and no address space beyond ``more`` bytes on top of what there is. macOS takes the limit and does not hold to it."""
+    if resource is None:
+        return
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    try:
+        size = int(Path("/proc/self/statm").read_bytes().split()[0]) * resource.getpagesize()
+    except FileNotFoundError:
+        return
+    resource.setrlimit(resource.RLIMIT_AS, (size + more, size + more))
+
+
+def _limit_time(seconds: float) -> None:
+    """So much processor time from now on, rounded up to a full second: then the system ends the process."""
+    if resource is not None:
+        resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time() + seconds) + 1, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+
+
+def _read(size: int) -> bytes:
+    parts = []
+    while size:
+        part = os.read(_SOCKET, min(size, 1 << 20))
+        if not part:
+            sys.exit()
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)
+
+
+def _send(kind: bytes, data: bytes) -> None:
+    left = memoryview(HEAD.pack(kind, len(data)) + data)
+    while left:
+        left = left[os.write(_SOCKET, left) :]

@@ -1,0 +1,25 @@
+"""The limits of work in a sandbox, and the messages between its two sides: a byte that says what it is, a length, and the bytes."""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+HEAD = struct.Struct(">cQ")
+DONE, FAILED, MEMORY, LATE, LARGE, ENDED = b"+", b"-", b"m", b"t", b"l", b"e"
+"""What becomes of a call: a result; an exception, of which the message is kept; too little memory; no answer in time; a result that is
+larger than the caller takes; the end of the process.
+"""
+
+
+class Limits(NamedTuple):
+    """What one call may take. ``memory``: bytes beyond those of the process when it starts; ``seconds`` of processor time."""
+
+    memory: int = 256 << 20
+    seconds: float = 5.0
+    answer: int = 64 << 20
+
+    @property
+    def deadline(self) -> float:
+        """Seconds of the clock, for work that waits and for machines that are busy."""
+        return 4 * self.seconds + 10

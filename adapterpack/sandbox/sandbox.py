@@ -1,0 +1,179 @@
+"""Runs one function of adapterpack on bytes in other processes, within limits of memory and time: what it does there can only fail.
+
+A process is started by exec, so that threads and libraries of this one do not matter, with no file of it open and none of its environment
+but what Python needs. It ends when its sandbox is closed, when this process ends, however it does, and whenever a call breaks a limit.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import weakref
+from pathlib import Path
+from threading import BoundedSemaphore
+
+from ..errors import FormatError, Unsupported
+from .limits import DONE, ENDED, FAILED, HEAD, LARGE, LATE, MEMORY, Limits
+
+PROCESSES = 4
+"""The most processes of one sandbox; further threads wait for their turn."""
+_LAST_SECONDS = 1.0
+_KEPT_VARIABLES = ("TZ", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
+_START = "import sys; sys.path[:] = sys.argv[5:]; from adapterpack.sandbox.child import main; main(*sys.argv[1:5])"
+
+
+class Sandbox:
+    """Calls of ``function``, written ``module:name``, which takes bytes and gives bytes.
+
+    ``kept`` processes stay for the next call, which then costs a fraction of a millisecond instead of a start.
+
+    Example:
+        >>> Sandbox("base64:b64encode").run(b"abc", "the text cannot be encoded")
+        b'YWJj'
+    """
+
+    def __init__(self, function: str, limits: Limits | None = None, kept: int = 1) -> None:
+        self.function, self.limits, self._kept = function, limits or Limits(), kept
+        self.forget()
+        _ALL.add(self)
+
+    def run(self, data: bytes, what: str, where: object = None, remedy: str | None = None) -> bytes:
+        """The function's result for ``data``.
+
+        Raises:
+            FormatError: ``what``, ``where``, and why: the function's own exception, or the limit that ended it.
+        """
+        with self._turns:
+            child = self._idle.pop() if self._idle else _Child(self.function, self.limits)
+            try:
+                kind, answer = child.call(data)
+            except BaseException:  # Ctrl-C among them: what is still being computed is of no use
+                child.close()
+                raise
+            if kind in (DONE, FAILED) and len(self._idle) < self._kept:
+                self._idle.append(child)
+            else:
+                child.close()
+        if kind == DONE:
+            return answer
+        reason = answer.decode("utf-8", "replace") if kind == FAILED else child.ended_by(kind)
+        raise FormatError(f"{what}: {reason}", where=where, remedy=remedy)
+
+    def close(self) -> None:
+        """Ends the processes that wait for a call."""
+        while self._idle:
+            self._idle.pop().close()
+
+    def forget(self) -> None:
+        """Starts without processes."""
+        self._idle: list[_Child] = []
+        self._turns = BoundedSemaphore(PROCESSES)
+
+
+class _Child:
+    """A process that waits for calls, or works on one."""
+
+    def __init__(self, function: str, limits: Limits) -> None:
+        if not sys.executable:
+            raise Unsupported("there is no Python to run a sandbox with", expected="sys.executable")
+        self._limits = limits
+        paths = [str(Path(__file__).parents[2]), *(path for path in sys.path if path)]
+        self._socket, inner = socket.socketpair()
+        with inner:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-c", _START, function, str(limits.memory), str(limits.seconds), str(limits.answer), *paths],
+                stdin=inner.fileno(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+                env={name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ},
+            )
+        _CHILDREN.add(self)
+        kind, _ = self._received(time.monotonic() + limits.deadline)
+        if kind != DONE:
+            self.close()
+            raise Unsupported("a sandbox does not start", where=function, found=self.ended_by(kind))
+
+    def call(self, data: bytes) -> tuple[bytes, bytes]:
+        """The kind and bytes of the answer; or why there is none."""
+        until = time.monotonic() + self._limits.deadline
+        try:
+            self._socket.settimeout(self._limits.deadline)
+            self._socket.sendall(HEAD.pack(DONE, len(data)))
+            self._socket.sendall(data)
+        except TimeoutError:
+            return LATE, b""
+        except OSError:
+            return ENDED, b""
+        return self._received(until)
+
+    def close(self) -> None:
+        """Ends the process, whatever it does."""
+        self._socket.close()
+        self._process.kill()
+        self._process.wait()
+
+    def forget(self) -> None:
+        """Leaves the process to the one that this one was forked from."""
+        self._socket.close()
+        self._process.returncode = 0
+
+    def ended_by(self, kind: bytes) -> str:
+        """Why a call had no answer, of a process that was closed."""
+        memory, seconds, answer = self._limits
+        if kind == MEMORY:
+            return f"it takes more than {memory >> 20} MiB of memory"
+        if kind == LATE:
+            return f"it takes more than {self._limits.deadline:g} s"
+        if kind == LARGE:
+            return f"its result is larger than {answer >> 20} MiB"
+        code = self._process.returncode
+        if code == -getattr(signal, "SIGXCPU", 0) != 0:
+            return f"it takes more than {seconds:g} s of processor time"
+        return f"the process that did it ended with {signal.Signals(-code).name if code < 0 else f'status {code}'}"
+
+    def _received(self, until: float) -> tuple[bytes, bytes]:
+        try:
+            kind, length = HEAD.unpack(self._read(HEAD.size, until))
+            return (LARGE, b"") if length > self._limits.answer else (kind, self._read(length, until))
+        except TimeoutError:
+            return LATE, b""
+        except (EOFError, OSError):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_LAST_SECONDS)  # its end is closed, so it ends: what ended it is the reason, and not our killing it
+            return ENDED, b""
+
+    def _read(self, size: int, until: float) -> bytes:
+        data = bytearray()
+        while len(data) < size:
+            self._socket.settimeout(max(until - time.monotonic(), 0.001))
+            part = self._socket.recv(min(size - len(data), 1 << 20))
+            if not part:
+                raise EOFError
+            data += part
+        return bytes(data)
+
+
+_ALL: weakref.WeakSet[Sandbox] = weakref.WeakSet()
+_CHILDREN: weakref.WeakSet[_Child] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    for sandbox in _ALL:
+        sandbox.close()
+
+
+def _forget_all() -> None:
+    """In a process that was forked from this one: the others are its parent's, whose death they see when nobody else has their sockets."""
+    for child in _CHILDREN:
+        child.forget()
+    for sandbox in _ALL:
+        sandbox.forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_all)

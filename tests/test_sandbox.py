@@ -1,0 +1,165 @@
+"""Functions in a sandbox: they give their result, or an error that says what ended them; and their processes never outlive their use."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from adapterpack.errors import FormatError
+from adapterpack.sandbox.limits import Limits
+from adapterpack.sandbox.sandbox import Sandbox
+
+LIMITS = Limits(memory=64 << 20, seconds=0.5, answer=1 << 20)
+
+
+# What runs inside.
+
+
+def double(data: bytes) -> bytes:
+    return data + data
+
+
+def misbehave(data: bytes) -> bytes:
+    def recurse(depth: int) -> int:
+        return recurse(depth + 1) + 1
+
+    {
+        "spins": lambda: exec("while True: pass"),
+        "eats": lambda: bytes(1 << 30),
+        "eats slowly": lambda: [bytes(1 << 20) for _ in range(1000)],
+        "answers at length": lambda: None,
+        "raises": lambda: 1 / 0,
+        "recurses": lambda: recurse(0),
+        "exits": lambda: sys.exit(3),
+        "dies": lambda: os.kill(os.getpid(), signal.SIGSEGV),
+        "ends without a word": lambda: os._exit(7),
+        "sleeps": lambda: time.sleep(60),
+    }[data.decode()]()
+    return bytes(2 << 20)
+
+
+def surroundings(_: bytes) -> bytes:
+    files = 0
+    for number in range(1000):
+        with contextlib.suppress(OSError):
+            os.fstat(number)
+            files += 1
+    return repr((sorted(os.environ), files)).encode()
+
+
+def identity(_: bytes) -> bytes:
+    return str(os.getpid()).encode()
+
+
+def here(function: str, limits: Limits = LIMITS, **options: int) -> Sandbox:
+    return Sandbox(f"{Path(__file__).stem}:{function}", limits, **options)
+
+
+def test_results_and_large_messages_come_back() -> None:
+    sandbox = here("double", Limits())
+    for data in (b"", b"a", bytes(range(256)) * 40_000):
+        assert sandbox.run(data, "it fails") == data + data
+
+
+@pytest.mark.parametrize(("act", "reason"), [
+    ("spins", "more than 0.5 s of processor time"), ("eats", "more than 64 MiB of memory"), ("eats slowly", "more than 64 MiB of memory"),
+    ("answers at length", "larger than 1048576 bytes"), ("raises", "division by zero"), ("recurses", "recursion"), ("exits", "it fails: 3"),
+    ("dies", "SIGSEGV"), ("ends without a word", "status 7"),
+])
+def test_what_a_function_does_can_only_fail(act: str, reason: str) -> None:
+    """An error that says which limit ended it, or what it raised; and the next call runs as if nothing had been."""
+    if act == "eats" and sys.platform != "linux":
+        reason = "larger than 1048576 bytes"  # macOS has no limit of memory
+    sandbox, started = here("misbehave"), time.monotonic()
+    for _ in range(2):
+        with pytest.raises(FormatError, match=rf"^it fails: .*{reason}.*\(at here\)" if "it fails" not in reason else reason):
+            sandbox.run(act.encode(), "it fails", "here")
+    assert time.monotonic() - started < 10
+
+
+def test_a_deadline_of_the_clock_ends_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Limits, "deadline", property(lambda limits: limits.seconds))
+    with pytest.raises(FormatError, match=r"more than 1\.5 s"):
+        here("misbehave", LIMITS._replace(seconds=1.5)).run(b"sleeps", "it fails")
+
+
+def test_no_secret_and_no_file_is_inside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    with (tmp_path / "open").open("w") as file:
+        os.set_inheritable(file.fileno(), True)
+        variables, files = eval(here("surroundings").run(b"", "it fails"))
+    assert set(variables) <= {"TZ", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT"}
+    assert files <= 3  # nothing but what it is called by, and two that lead nowhere
+
+
+def test_a_process_is_kept_for_the_next_call_and_no_longer_than_its_sandbox() -> None:
+    sandbox = here("identity")
+    process = sandbox.run(b"", "it fails")
+    assert sandbox.run(b"", "it fails") == process
+    sandbox.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(process), 0)
+    assert sandbox.run(b"", "it fails") != process
+
+
+def test_threads_share_a_few_processes() -> None:
+    sandbox = here("identity")
+    with ThreadPoolExecutor(16) as threads:
+        assert len(set(threads.map(lambda _: sandbox.run(b"", "it fails"), range(64)))) < 64
+
+
+def test_a_fork_has_processes_of_its_own() -> None:
+    sandbox = here("identity")
+    process, (end, start) = sandbox.run(b"", "it fails"), os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(start, sandbox.run(b"", "it fails"))
+        sandbox.close()
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert os.read(end, 100) != process == sandbox.run(b"", "it fails")
+
+
+@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT])
+def test_a_process_ends_with_its_parent(ending: int) -> None:
+    """However that ends, and also while it works."""
+    code = (f"import sys, threading; sys.path.insert(0, {str(Path(__file__).parent)!r}); from test_sandbox import here; "
+            "print(here('identity').run(b'', '').decode(), flush=True)\n"
+            "s = here('identity'); print(s.run(b'', '').decode(), flush=True); here('misbehave').run(b'spins', '')")
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as parent:
+        assert parent.stdout is not None
+        processes = [int(parent.stdout.readline()) for _ in range(2)]
+        parent.send_signal(ending)
+        parent.wait()
+    until = time.monotonic() + 5
+    while time.monotonic() < until and any(map(_runs, processes)):
+        time.sleep(0.02)
+    assert not any(map(_runs, processes))
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    status = Path(f"/proc/{process}/stat")
+    return not status.exists() or status.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def test_a_sandbox_is_closed_by_an_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C while a call runs ends its process, too."""
+    sandbox = here("misbehave", LIMITS._replace(seconds=5))
+    threading.Timer(0.5, signal.raise_signal, [signal.SIGINT]).start()
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        sandbox.run(b"spins", "it fails")
+    assert time.monotonic() - started < 4
