@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from jinja2.exceptions import TemplateError
 
-from ..errors import FormatError
+from ..library_errors import library_errors
 from .limits import BoundedEnvironment, metered
 from .meter import ROOM, SECONDS, Meter
 
@@ -46,14 +46,11 @@ class ChatTemplate:
             FormatError: the template cannot be compiled, does not render, or takes more time or space than a template needs.
         """
         values = {"messages": list(messages), "tools": None, "documents": None, "add_generation_prompt": True, **(special or {})}
-        try:
+        with library_errors("jinja2", "the chat template does not render", where=self.where,
+                            remedy="give a list of token ids, or use a tokenizer with another chat template"):
             compiled = self._compiled
             with metered(Meter(values, self._seconds, self._room)):
                 text: str = compiled.render(values)
-        except Exception as error:  # whatever a template can raise
-            reason = (str(error) or type(error).__name__)[:300].rstrip(".")
-            raise FormatError(f"the chat template does not render: {reason}", where=self.where,
-                              remedy="give a list of token ids, or use a tokenizer with another chat template") from error
         return text
 
 

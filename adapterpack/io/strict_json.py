@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from ..errors import FormatError
+from ..library_errors import library_errors
 
 MAX_DEPTH = 16
 MAX_INTEGER = 2**53
@@ -30,12 +31,10 @@ def loads(data: bytes, where: object, limit: int, max_integer: float = MAX_INTEG
     for part, most in MAX_PARTS.items():
         if (count := data.count(part.encode())) > most * max(1, limit >> 24):
             raise FormatError("the JSON has too many parts", where=where, expected=f"at most {most} of {part}", found=count)
-    try:
+    with library_errors("json", "this is not valid JSON", where=where, remedy="fetch the file again from where it came"):
         text = data.decode("utf-8")
         value = json.loads(text, object_pairs_hook=_unique(where), parse_constant=_no_constant(where),
                            parse_int=_integer(where) if "-0" in text else None)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError, ValueError) as error:
-        raise FormatError(f"this is not valid JSON: {error}", where=where, remedy="fetch the file again from where it came") from error
     _check(value, where, MAX_DEPTH, max_integer, escaped="\\u" in text)
     return value
 

@@ -8,7 +8,6 @@ is the one that the merge recorded.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from ..base.checkpoint import INDEX, Checkpoint, carried_files
 from ..base.rounding import to_nearest
 from ..errors import BaseMismatch, FormatError, Unsupported
 from ..io import safetensors as st
+from ..io import strict_json
 from ..io.atomic import output_folder
 from ..io.buffers import Scratch
 from ..io.byte_ranges import Span, copy_span, opened
@@ -88,9 +88,9 @@ def _merge_record(merged: Checkpoint) -> dict[str, Any]:
     notes = {file.metadata.get(provenance.METADATA) for file in merged.files.values()}
     try:
         (text,) = notes
-        record = json.loads(text or "")
+        record = strict_json.loads((text or "").encode(), merged.folder, st.MAX_HEADER)
         _ = record["base"]["structure"], record["base"]["probe"], [(pack["id"], float(pack["weight"])) for pack in record["packs"]]
-    except (ValueError, KeyError, TypeError) as error:
+    except (FormatError, ValueError, KeyError, TypeError) as error:
         raise FormatError("this checkpoint does not say what it was merged from", where=merged.folder,
                           expected=f"'{provenance.METADATA}' in the metadata of its files",
                           remedy="name a folder that adapterpack merge wrote") from error

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..errors import FormatError, Unsupported, storage_errors
 from ..io.safetensors import count_of
+from ..library_errors import library_errors
 from .wire import walk
 
 DTYPES: dict[int, np.dtype[Any]] = {
@@ -69,10 +70,8 @@ class GraphFile:
         if self.path.exists() and not self.path.is_file():
             raise FormatError("this is not a regular file", where=self.path, expected="an .onnx file")
         walked = walk(self.path)
-        try:
+        with library_errors("protobuf", "the file is not an ONNX model", where=self.path):
             self.model: Any = onnx.ModelProto.FromString(walked.skeleton)
-        except Exception as error:  # whatever the parser calls it
-            raise FormatError("the file is not an ONNX model", where=self.path, found=str(error)[:120]) from error
         self.stored: dict[str, Stored] = {}
         for tensor in self.model.graph.initializer:
             place = self._place(tensor, walked.embedded)

@@ -11,6 +11,7 @@ import onnxruntime as ort
 
 from ..bundle.manifest import PAST, PRESENT, graph_file
 from ..errors import AdapterpackError
+from ..library_errors import library_errors
 from ..onnx_graph.confine import require_confined
 from . import providers
 
@@ -41,7 +42,8 @@ class OrtModel:
         if mapped:
             options.add_session_config_entry("session.disable_prepacking", "1")
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # between a few runs others need the cores
-        self._ort = ort.InferenceSession(self.path, options, providers=list(wanted))
+        with library_errors("onnxruntime", "ONNX Runtime cannot open the graph", where=self.path, remedy="export the bundle again"):
+            self._ort = ort.InferenceSession(self.path, options, providers=list(wanted))
         self.provider = providers.require(self._ort, list(wanted))
         self.device = "cuda" if self.provider.startswith("CUDA") else "cpu"
         self.inputs: dict[str, Any] = {value.name: value for value in self._ort.get_inputs()}
@@ -60,15 +62,12 @@ class OrtModel:
         Raises:
             AdapterpackError: ONNX Runtime refuses, for instance because of a shape or an id that the graph cannot take.
         """
-        try:
+        with library_errors("onnxruntime", "ONNX Runtime could not run the graph on these inputs", where=self.path.parent,
+                            remedy="check shapes, lengths and ids against the model's config", kind=AdapterpackError):
             if not self.in_place and (self.device == "cpu" or options is not None):
                 values = self._ort.run_with_ort_values(self.outputs, dict(feeds), options)
             else:
                 values = self._bound(feeds)
-        except Exception as error:
-            reason = str(error).partition("\n")[0][:300]
-            raise AdapterpackError("ONNX Runtime could not run the graph on these inputs", where=self.path.parent, found=reason,
-                                   remedy="check shapes, lengths and ids against the model's config") from error
         return dict(zip(self.outputs, values, strict=True))
 
     def _bound(self, feeds: Mapping[str, Any]) -> list[Any]:

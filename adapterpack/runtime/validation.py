@@ -11,6 +11,7 @@ from ..base.compatibility import Verdict
 from ..bundle.files import differences
 from ..bundle.manifest import FILE_NAME, GRAPH, Bundle, read_bundle
 from ..errors import AdapterpackError, BaseMismatch
+from ..library_errors import library_errors
 from ..pack.validate.budget import Budget, Spent
 from ..pack.validate.checks.folder import entries
 from ..pack.validate.open_questions import NO_BASE
@@ -97,12 +98,10 @@ def _replayed(folder: Path) -> tuple[list[Finding], tuple[str, ...]]:
     from .session import Session  # noqa: PLC0415
 
     try:
-        replayed = canary.verify(Session(folder, provider="cpu"))
+        with library_errors("onnxruntime", "the graph cannot be run", where=GRAPH):
+            replayed = canary.verify(Session(folder, provider="cpu"))
     except AdapterpackError as error:
         return [Finding("AB401", "error", error.where or GRAPH, error.sentence, error.remedy or "export again", type(error))], ()
-    except Exception as error:  # whatever ONNX Runtime says of a graph from a stranger
-        reason = str(error).partition("\n")[0][:300]
-        return [Finding("AB401", "error", GRAPH, f"the graph cannot be run: {reason}", "export again")], ()
     return [], tuple(f"canary of {name}: {reason}" for name, reason in replayed["not_replayed"].items())
 
 

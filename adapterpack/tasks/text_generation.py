@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import ConfigError
+from ..library_errors import library_errors
 from .rows import Row, each, prompt_of
 from .session import Arrays, Session
 from .task import DECODER, IGNORED, MAIN, TASKS, Part, Task, Training
@@ -74,13 +75,10 @@ def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: Se
                           remedy="use the tokenizer of a generating model")
     encoded = []
     for number, row in enumerate(rows):
-        try:
+        with library_errors("transformers", f"a row is not of the form {form.name}", where=f"{where}, row {number + 1}", kind=ConfigError):
             messages, completion = form.split(row)
             prompt = _prompt_ids(messages, tokenizer)
             learned = tokenizer(_text(completion), add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
-        except Exception as error:
-            reason = str(error).partition("\n")[0].rstrip(".") or type(error).__name__
-            raise ConfigError(f"a row is not of the form {form.name}: {reason}", where=f"{where}, row {number + 1}") from error
         if len(prompt) < max_length:
             encoded.append({"input_ids": (prompt + learned)[:max_length], "labels": ([IGNORED] * len(prompt) + learned)[:max_length]})
     left_out = len(rows) - len(encoded)

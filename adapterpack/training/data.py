@@ -12,6 +12,7 @@ import torch
 from datasets import Dataset, are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, load_dataset
 
 from ..errors import ConfigError, StorageError
+from ..library_errors import library_errors
 from ..tasks.task import IGNORED
 
 _BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
@@ -27,13 +28,9 @@ def load_rows(source: str) -> Dataset:
     require_file(source)
     path = Path(source)
     builder = _BUILDERS.get(path.suffix.lower())
-    try:
-        with _quiet_datasets():
-            rows = load_dataset(builder, data_files=str(path), split="train") if builder else load_dataset(source, split="train")
-    except Exception as error:
-        reason = str(error.__cause__ or error).partition("\n")[0].rstrip(".")
-        raise ConfigError(f"the data cannot be read: {reason}", where=source,
-                          expected="json, jsonl, csv or parquet rows, or a hub data set") from error
+    with _quiet_datasets(), library_errors("datasets", "the data cannot be read", where=source, kind=ConfigError,
+                                           expected="json, jsonl, csv or parquet rows, or a hub data set"):
+        rows = load_dataset(builder, data_files=str(path), split="train") if builder else load_dataset(source, split="train")
     if not len(rows):
         raise ConfigError("the data holds no rows", where=source)
     return rows

@@ -12,6 +12,7 @@ import numpy as np
 
 from ...errors import FormatError, Unsupported, storage_errors
 from ...extras import needed_by
+from ...library_errors import library_errors
 from .processor_config import Preparation
 
 MOST_BYTES = 32 << 20
@@ -21,6 +22,7 @@ MOST_PIXELS = 1 << 25
 DATA = "data:image/"
 """What a picture in a text begins with (RFC 2397)."""
 _MAGIC = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG"}
+_UNDECODABLE = "the picture cannot be decoded"
 _EIGHT_BITS = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"})
 """Pillow's names of what has no more than eight bits a channel, so that nothing is cut off on the way to RGB."""
 
@@ -45,18 +47,14 @@ def picture(data: bytes, how: Preparation, where: object = "a picture") -> np.nd
         raise Unsupported("a picture is a PNG or a JPEG", where=where, found=repr(bytes(data[:8])), remedy="convert it")
     _require_bytes(len(data), where)
     image_of, transposed = _pillow()
-    try:
+    with library_errors("PIL", _UNDECODABLE, where=where):
         image = image_of(io.BytesIO(data), formats=(form,))
         size = image.size
-    except Exception as error:  # whatever Pillow says of bytes from a stranger
-        raise _undecodable(error, where) from error
     _require_pixels(size, where)
     if image.mode not in _EIGHT_BITS:
         raise Unsupported("a picture has at most eight bits a channel", where=where, found=image.mode, remedy="convert it")
-    try:
+    with library_errors("PIL", _UNDECODABLE, where=where):
         upright = transposed(image).convert("RGB")
-    except Exception as error:
-        raise _undecodable(error, where) from error
     height, width = how.resized(upright.height, upright.width)
     _require_pixels((width, height), where)
     pixels = np.asarray(upright if (width, height) == upright.size else upright.resize((width, height), how.resample))
@@ -109,10 +107,6 @@ def _require_pixels(size: tuple[int, int], where: object) -> None:
     if size[0] * size[1] > MOST_PIXELS:
         raise FormatError("the picture is too large, or too long for its height", where=where, expected=f"at most {MOST_PIXELS} pixels",
                           found=f"{size[0]} x {size[1]}")
-
-
-def _undecodable(error: Exception, where: object) -> FormatError:
-    return FormatError(f"the picture cannot be decoded: {str(error)[:200] or type(error).__name__}", where=where)
 
 
 def _cropped(pixels: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import ConfigError, FormatError, Unsupported, storage_errors
+from ...library_errors import library_errors
 from ...tasks.rows import Picture
 from .image_processing import DATA, bytes_in, bytes_of, picture
 from .processor_config import preparation
@@ -32,10 +33,8 @@ def array_of(path: Path, shape: Sequence[Any], what: str) -> np.ndarray:
         size = path.stat().st_size
     if size > _MOST:
         raise FormatError("the file is too large", where=path, expected=f"at most {_MOST} bytes", found=size)
-    try:
+    with library_errors("numpy", "the file holds no array", where=path, remedy=_PREPARE):
         array = np.load(path, allow_pickle=False, mmap_mode="r")
-    except (ValueError, EOFError, OSError) as error:
-        raise FormatError(f"the file holds no array: {error}", where=path, remedy=_PREPARE) from error
     return _fitting(np.asarray(array), shape, what, path)
 
 
@@ -115,12 +114,9 @@ def _samples(path: Path, rate: int) -> np.ndarray:
         size = path.stat().st_size
     if size > _MOST:
         raise FormatError("the file is too large", where=path, expected=f"at most {_MOST} bytes", found=size)
-    try:
-        with wave.open(str(path), "rb") as file:
-            form = (file.getframerate(), file.getsampwidth(), file.getnchannels())
-            data = file.readframes(file.getnframes())
-    except (wave.Error, EOFError) as error:
-        raise FormatError(f"the file is no wave file: {error}", where=path) from error
+    with library_errors("wave", "the file is no wave file", where=path), wave.open(str(path), "rb") as file:
+        form = (file.getframerate(), file.getsampwidth(), file.getnchannels())
+        data = file.readframes(file.getnframes())
     if form != (rate, 2, 1):
         raise Unsupported("speech must be one channel of 16 bits at the model's rate", where=path,
                           expected=f"{rate} Hz, 2 bytes, 1 channels", found="{} Hz, {} bytes, {} channels".format(*form),

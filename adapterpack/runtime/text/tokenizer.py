@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from tokenizers import Tokenizer as Core
 
 from ...chat import ChatTemplate, Message
 from ...errors import ConfigError, FormatError, StorageError
+from ...library_errors import library_errors
 from .model_files import read_bytes, read_object, read_text, token_ids
 from .tokenizer_growth import require_bounded_growth
 
@@ -172,13 +173,5 @@ class Tokenizer:
             raise FormatError("a special token is no text", where=f"{self._config}#{name}", found=repr(value)[:80])
         return text or ""
 
-    @contextmanager
-    def _errors(self, what: str) -> Iterator[None]:
-        """What ``tokenizers`` says of the file. A panic of its, as of an expression that takes too long, is no :class:`Exception`."""
-        try:
-            yield
-        except BaseException as error:
-            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-                raise
-            reason = str(error).partition("\n")[0][:200].rstrip(".")
-            raise FormatError(f"{what}: {reason}", where=self.path, remedy="fetch tokenizer.json again from where it came") from error
+    def _errors(self, what: str) -> AbstractContextManager[None]:
+        return library_errors("tokenizers", what, where=self.path, remedy="fetch tokenizer.json again from where it came")

@@ -1,0 +1,78 @@
+"""The libraries that read what strangers wrote, and the one place where their exceptions become errors of ours.
+
+Whatever such a library raises on a stranger's bytes is the stranger's fault and has a name; anything else is a bug in adapterpack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from .errors import AdapterpackError, FormatError
+
+BORDERS: Mapping[str, tuple[str, ...]] = {
+    "cryptography": ("builtins.Exception",),
+    "datasets": ("builtins.Exception",),  # with those of pyarrow, pandas and the file systems under it
+    "jinja2": ("builtins.Exception",),  # a template computes, so it fails as Python does
+    "json": ("builtins.ValueError",),  # no JSON, no UTF-8, a number of too many digits
+    "numpy": ("builtins.ValueError", "builtins.EOFError", "builtins.OSError", "builtins.SyntaxError", "builtins.TypeError",
+              "builtins.KeyError", "struct.error", "tokenize.TokenError", "zipfile.BadZipFile"),
+    "onnx": ("google.protobuf", "onnx", "builtins.ValueError", "builtins.TypeError", "builtins.RuntimeError"),
+    "onnxruntime": ("onnxruntime", "builtins.ValueError", "builtins.TypeError", "builtins.RuntimeError"),
+    "PIL": ("builtins.Exception",),
+    "protobuf": ("google.protobuf", "builtins.ValueError", "builtins.TypeError"),
+    "safetensors": ("safetensors", "builtins.ValueError", "builtins.TypeError", "builtins.KeyError"),
+    "tokenizers": ("builtins.Exception", "pyo3_runtime.PanicException"),  # a panic, as of a regular expression, is no Exception
+    "transformers": ("builtins.Exception",),
+    "wave": ("wave.Error", "builtins.EOFError", "builtins.ValueError", "builtins.RuntimeError", "struct.error"),
+    "yaml": ("yaml", "builtins.ValueError", "builtins.TypeError", "builtins.LookupError", "builtins.AttributeError",
+             "builtins.ArithmeticError"),  # besides its own, what Python says of dates, numbers and tags
+}
+"""Library -> what it raises on bytes that it cannot use: classes, or modules and packages with all of their classes. They are compared
+by name, so that nothing is imported for it. A stack or a memory that is exhausted belongs to each of them."""
+
+_EXHAUSTED = {"RecursionError": "it is nested too deeply", "MemoryError": "it takes more memory than there is"}
+_LONGEST = 300
+
+
+@contextmanager
+def library_errors(
+    library: str, what: str, *, where: object = None, expected: object = None, remedy: str | None = None,
+    kind: type[AdapterpackError] = FormatError,
+) -> Iterator[None]:
+    """Turns what a library of :data:`BORDERS` raises on a stranger's input into ``kind``: ``what`` went wrong, and the library's reason.
+
+    Only the call of the library belongs into the block: of what else stands there, the bugs would pass for the stranger's fault.
+
+    Example:
+        >>> with library_errors("json", "this is not JSON", where="line 3"):
+        ...     int("x")
+        Traceback (most recent call last):
+        adapterpack.errors.FormatError: this is not JSON: invalid literal for int() with base 10: 'x' (at line 3).
+    """
+    try:
+        yield
+    except AdapterpackError:
+        raise
+    except BaseException as error:
+        if not _is_of(library, error):
+            raise
+        raise kind(f"{what}: {reason(error)}", where=where, expected=expected, remedy=remedy) from error
+
+
+def reason(error: BaseException) -> str:
+    """What an exception says, short and on one line.
+
+    Example:
+        >>> reason(KeyError("a")), reason(ValueError()), reason(RecursionError("maximum recursion depth exceeded"))
+        ("KeyError: 'a'", 'ValueError', 'it is nested too deeply')
+    """
+    name = type(error).__name__
+    text = _EXHAUSTED.get(name) or " ".join(str(error)[: 4 * _LONGEST].split())[:_LONGEST].rstrip(". ")
+    return f"{name}: {text}" if isinstance(error, LookupError | AttributeError) else text or name
+
+
+def _is_of(library: str, error: BaseException) -> bool:
+    names = BORDERS[library]
+    classes = [f"{cls.__module__}.{cls.__qualname__}" for cls in type(error).__mro__]
+    return type(error).__name__ in _EXHAUSTED or any(one == name or one.startswith(f"{name}.") for name in names for one in classes)
