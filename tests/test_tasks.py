@@ -28,7 +28,7 @@ from adapterpack.cli.run import command
 from adapterpack.errors import ConfigError, FormatError, ParityError, StorageError, Unsupported
 from adapterpack.exporting.quantization.measure import inputs_of
 from adapterpack.exporting.quantization.schemes import SCHEMES
-from adapterpack.exporting.torch_parts import Form, part_class
+from adapterpack.exporting.torch_parts import TorchPart, part_class
 from adapterpack.manifest.parts import Pixels
 from adapterpack.runtime import canary as replay
 from adapterpack.runtime.media.image_rows import features_of_rows, rows_of_images
@@ -309,7 +309,7 @@ def test_a_task_is_whole() -> None:
     for task in TASKS.values():
         assert hasattr(transformers, task.auto_class), task.name
         for part in task.parts:
-            assert issubclass(part_class(part.form), Form), part
+            assert issubclass(part_class(part.form), TorchPart), part
             assert all(part.axes_of(name)[0] == "batch" for name in part.inputs), part
         assert all(task_of(f"Any{suffix}").auto_class == task.auto_class for suffix in task.suffixes if task.recognizes is None), task.name
         assert task.training is None or task.training.targets

@@ -44,7 +44,7 @@ def plans_of(
     """
     values = [pack_values(pack, lambda adapter: _weights(base, adapter), sites, lambda prompt, path: _projected(graph, sites, prompt, path))
               for pack in packs]
-    wanted = {name.rpartition(".")[0] for one in values for name in one}
+    wanted = {name.rpartition(".")[0] for tensors in values for name in tensors}
     kinds = {group.path: _KINDS.get(group.kind, "linear") for pack in packs for group in pack.manifest.groups if group.role == "adapter"}
     missing = sorted(path for path in wanted if path not in sites or kinds.get(path, sites[path].kind) != sites[path].kind)
     if missing:
@@ -58,9 +58,9 @@ def plans_of(
         raise ConfigError("the largest rank does not fit", expected=f"--max-rank at least {needed}", found=max_rank)
     plans = {}
     for part, model in graph.parts.items():
-        own = {path: site for path, site in mapped.items() if site.part == part}
-        mine = [{name: array for name, array in one.items() if name.rpartition(".")[0] in own} for one in values]
-        plans[part] = Plan(packs, mine, own, base_head(model, own), slots, max_rank or needed or DEFAULT_RANK, part)
+        part_sites = {path: site for path, site in mapped.items() if site.part == part}
+        part_values = [{name: array for name, array in tensors.items() if name.rpartition(".")[0] in part_sites} for tensors in values]
+        plans[part] = Plan(packs, part_values, part_sites, base_head(model, part_sites), slots, max_rank or needed or DEFAULT_RANK, part)
     return plans
 
 
@@ -80,7 +80,7 @@ def sites_of(graph: BaseGraph, packs: list[Pack]) -> dict[str, MappedSite]:
 
     A module that is in two graphs is left out, as one is that is used twice in one graph.
     """
-    wanted, found = wanted_blocks(packs), list[MappedSite]()
+    wanted, in_graphs = wanted_blocks(packs), list[MappedSite]()
     for part, model in graph.parts.items():
         linear = with_heads(model, graph.scope, packs, find_sites(model, graph.scope))
         blocks = find_blocks(model, graph.scope, wanted, linear)
@@ -89,9 +89,9 @@ def sites_of(graph: BaseGraph, packs: list[Pack]) -> dict[str, MappedSite]:
         place = {value.name: number for number, node in enumerate(model.graph) for value in node.outputs}
         together = {**linear, **blocks}
         ordered = sorted(together.values(), key=lambda site: place[site.output])
-        found.extend(dataclasses.replace(site, part=part) for site in ordered)
-    paths = [site.path for site in found]
-    return {site.path: site for site in found if paths.count(site.path) == 1}
+        in_graphs.extend(dataclasses.replace(site, part=part) for site in ordered)
+    paths = [site.path for site in in_graphs]
+    return {site.path: site for site in in_graphs if paths.count(site.path) == 1}
 
 
 def _projected(graph: BaseGraph, sites: Mapping[str, MappedSite], prompt: np.ndarray, path: str) -> tuple[np.ndarray, np.ndarray, Heads]:

@@ -56,15 +56,15 @@ def write_bundle(root: Path, request: Request, source: Source, graph: BaseGraph,
     sites = sites_of(graph, request.attached)
     plans = plans_of(graph, request.base, request.attached, sites, (request.slots, request.max_rank), _default_sites(request, source))
     attached = [_attached(graph.parts[part], request.mode, request.target, sites, plan) for part, plan in plans.items()]
-    bundle = _manifest(request, source, graph, plans[MAIN], {path: site for one in attached for path, site in one.sites.items()})
+    bundle = _manifest(request, source, graph, plans[MAIN], {path: site for slots in attached for path, site in slots.sites.items()})
     folder = root / request.target.place(bundle)
     folder.mkdir(parents=True, exist_ok=True)
     write_graphs(folder, graph.parts, say)
     for pack in request.packs:
         (folder / "adapters" / pack.name).mkdir(parents=True)
         pack.write_into(folder / "adapters" / pack.name)
-    for one in attached:
-        one.write(folder)
+    for slots in attached:
+        slots.write(folder)
     for path in carried_files(source.folder):
         shutil.copyfile(path, folder / path.name)
     request.target.write(folder, bundle)
@@ -174,8 +174,8 @@ def _pooling(folder: Path) -> str:
     """What the base says of its embeddings, as sentence-transformers writes it next to a model; the mean where it says nothing."""
     path = folder / "1_Pooling" / "config.json"
     config = read_json(path) if path.is_file() else {}
-    known = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls", "pooling_mode_lasttoken": "last"}
-    chosen = [name for key, name in known.items() if isinstance(config, dict) and config.get(key) is True]
+    names = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls", "pooling_mode_lasttoken": "last"}
+    chosen = [name for key, name in names.items() if isinstance(config, dict) and config.get(key) is True]
     return chosen[0] if len(chosen) == 1 else "mean"
 
 

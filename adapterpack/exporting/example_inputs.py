@@ -37,26 +37,26 @@ def example(
     Raises:
         Unsupported: the model's config does not say how large its images are.
     """
-    rng, found = np.random.default_rng(seed), Arrays()
+    rng, inputs = np.random.default_rng(seed), Arrays()
     if "pixel_values" in task.inputs:
         images = len(lengths) - (len(bare) if "image_features" in task.main.inputs else 0)
-        found["pixel_values"] = rng.standard_normal((images, *_image_shape(config))).astype(np.float32)
+        inputs["pixel_values"] = rng.standard_normal((images, *_image_shape(config))).astype(np.float32)
     if "input_features" in task.inputs:
-        found["input_features"] = rng.standard_normal((len(lengths), *_feature_shape(config))).astype(np.float32)
+        inputs["input_features"] = rng.standard_normal((len(lengths), *_feature_shape(config))).astype(np.float32)
     if "input_ids" in task.inputs:
         rows = [list(map(int, rng.integers(1, _vocabulary(config), length))) for length in lengths]
         for rule in acts:
             rows = [list(rule.woven(rows[0])), *rows[1:-1], list(rule.woven(rows[-1]))]
         if "image_features" in task.main.inputs:
-            rows = [row if number in bare else _seeing(row, config, found["pixel_values"], model()) for number, row in enumerate(rows)]
-        found |= pad(rows, 0, left=task.pads_left if left is None else left)
+            rows = [row if number in bare else _seeing(row, config, inputs["pixel_values"], model()) for number, row in enumerate(rows)]
+        inputs |= pad(rows, 0, left=task.pads_left if left is None else left)
         if "token_type_ids" in task.inputs and reads_types(model()):
-            found["token_type_ids"] = (np.cumsum(found["attention_mask"], axis=1) > 3) * found["attention_mask"]
+            inputs["token_type_ids"] = (np.cumsum(inputs["attention_mask"], axis=1) > 3) * inputs["attention_mask"]
     if "decoder_input_ids" in task.inputs:
         start = getattr(config, "decoder_start_token_id", None)
-        found["decoder_input_ids"] = rng.integers(1, _vocabulary(config), (len(lengths), 5))
-        found["decoder_input_ids"][:, 0] = 0 if start is None else start
-    return found if task.example is None else {**found, **task.example(config, found, rng)}
+        inputs["decoder_input_ids"] = rng.integers(1, _vocabulary(config), (len(lengths), 5))
+        inputs["decoder_input_ids"][:, 0] = 0 if start is None else start
+    return inputs if task.example is None else {**inputs, **task.example(config, inputs, rng)}
 
 
 def _seeing(row: list[int], config: Any, pixels: np.ndarray, model: Any) -> list[int]:
@@ -64,7 +64,7 @@ def _seeing(row: list[int], config: Any, pixels: np.ndarray, model: Any) -> list
     from ..training.canaries.images import positions_of  # noqa: PLC0415 - torch only where a model is at hand
 
     token, positions = config.image_token_id, positions_of(model, pixels.shape[1:])
-    text = [1 if each == token else each for each in row]
+    text = [1 if token_id == token else token_id for token_id in row]
     return [text[0], *[token] * positions, *text[1:]]
 
 
@@ -77,12 +77,12 @@ def _vocabulary(config: Any) -> int:
 
 
 def _image_shape(config: Any) -> tuple[int, int, int]:
-    own = getattr(config, "vision_config", config)
-    size = getattr(own, "image_size", None)
+    vision = getattr(config, "vision_config", config)
+    size = getattr(vision, "image_size", None)
     if size is None:
         raise Unsupported("the config does not say how large the model's images are", found=type(config).__name__, expected="image_size")
     height, width = size if isinstance(size, list | tuple) else (size, size)
-    return int(getattr(own, "num_channels", 3)), int(height), int(width)
+    return int(getattr(vision, "num_channels", 3)), int(height), int(width)
 
 
 def _feature_shape(config: Any) -> tuple[int, int]:

@@ -24,19 +24,19 @@ def require_readable(model: Any) -> None:
     """
     reason = _refused(model.ir_version, dict(model.opset_imports))
     if reason is not None:
-        found = f"IR version {model.ir_version}, " + ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in
+        versions = f"IR version {model.ir_version}, " + ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in
                                                                sorted(model.opset_imports.items()))
         limit = re.search(r"(?:is till opset|max supported)[^0-9]*([0-9]+)", reason)
-        raise Unsupported("the installed ONNX Runtime cannot read this graph", where=f"onnxruntime {ort.__version__}", found=found,
+        raise Unsupported("the installed ONNX Runtime cannot read this graph", where=f"onnxruntime {ort.__version__}", found=versions,
                           expected=f"at most {limit.group(1)}" if limit else reason[:200],
                           remedy="install a newer onnxruntime, or choose another --frontend")
-    held = sum(value.const_value.nbytes for value in model.graph.initializers.values()
+    inline_bytes = sum(value.const_value.nbytes for value in model.graph.initializers.values()
                if value.const_value is not None and value.const_value.nbytes <= _INLINE)
-    held += sum(attribute.value.nbytes for node in model.graph for attribute in node.attributes.values()
+    inline_bytes += sum(attribute.value.nbytes for node in model.graph for attribute in node.attributes.values()
                 if attribute.type == ir.AttributeType.TENSOR)
-    if held > _LARGEST:
-        raise Unsupported("the graph holds too much in its constants to be one file", found=f"{held} bytes", expected=f"at most {_LARGEST}",
-                          remedy="export it with its constants as initializers")
+    if inline_bytes > _LARGEST:
+        raise Unsupported("the graph holds too much in its constants to be one file", found=f"{inline_bytes} bytes",
+                          expected=f"at most {_LARGEST}", remedy="export it with its constants as initializers")
 
 
 def _refused(version: int, imports: dict[str, int]) -> str | None:

@@ -70,9 +70,9 @@ def _positions(model: Any, plan: Plan) -> Any:
     if not placed:
         return None
     value = positions_input(model)
-    known = {each.name: each for node in model.graph for each in (*node.inputs, *node.outputs) if each is not None}
+    values = {value.name: value for node in model.graph for value in (*node.inputs, *node.outputs) if value is not None}
     for site in placed:
-        shape = known[site.output].shape
+        shape = values[site.output].shape
         if shape is None or list(map(str, shape))[:-1] != list(map(str, value.shape)):
             raise Unsupported("this site does not see one vector for each token, so its adapter cannot act at some of them only",
                               where=site.path, expected=f"{value.shape}, and the width", found=str(shape),
@@ -140,16 +140,16 @@ def with_fields(
         return {path: dataclasses.replace(site, fields=("down", "up")) for path, site in linear.items()}
     fields: dict[str, set[str]] = {}
     labels: dict[str, int] = {}
-    for one in values:
-        for name, array in one.items():
+    for tensors in values:
+        for name, array in tensors.items():
             path, _, field = name.rpartition(".")
             fields.setdefault(path, set()).add(field)
             if field == "head":
                 labels[path] = max(labels.get(path, sites[path].out_features), array.shape[-1])
-    for path, own in fields.items():
-        if sites[path].kind != "linear" and own - {"down", "up"}:
+    for path, path_fields in fields.items():
+        if sites[path].kind != "linear" and path_fields - {"down", "up"}:
             raise Unsupported("at this kind of layer a graph has slots for changes of low rank only", where=path,
-                              found=", ".join(sorted(own)), expected="down, up", remedy="export with --mode folded")
+                              found=", ".join(sorted(path_fields)), expected="down, up", remedy="export with --mode folded")
     for path in labels:
         if fields[path] != {"head", "head_bias"}:
             raise Unsupported("one pack replaces this module whole and another adapts it", where=path, remedy="export them apart")

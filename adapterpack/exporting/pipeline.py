@@ -109,8 +109,8 @@ def _source(request: Request, say: Progress) -> Iterator[Source]:
 
 def _candidates(name: str | None, source: Source) -> list[Frontend]:
     """The frontends that may make the graph, in the order in which they are tried: the one of that name, or all."""
-    known = [FRONTENDS[name]] if name is not None else FRONTENDS.values()
-    candidates = sorted((frontend for frontend in known if frontend.supports(source)), key=lambda frontend: frontend.rank)
+    frontends = [FRONTENDS[name]] if name is not None else FRONTENDS.values()
+    candidates = sorted((frontend for frontend in frontends if frontend.supports(source)), key=lambda frontend: frontend.rank)
     if not candidates:
         model_type = Checkpoint(source.folder).config.get("model_type")
         raise Unsupported("no frontend exports this task", found=f"{model_type}, {source.task.name}",

@@ -1,7 +1,7 @@
-"""The parts of a model that become graphs, as torch modules with flat named tensors in and out: one small class a form.
+"""The parts of a model that become graphs, as torch modules with flat named tensors in and out.
 
-A form is built around the task's own model, so every adapter, every head and every patch of an architecture is in it; what a part does
-not need, the exporter leaves out of its graph. Caches go in as lists of pairs ``[batch, heads, past, head_dim]``.
+Each wraps the task's whole model, so every adapter, every head and every patch of an architecture is in it; what a part does not need, the
+exporter leaves out of its graph. Caches go in as lists of pairs ``[batch, heads, past, head_dim]``.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from transformers.modeling_outputs import BaseModelOutput
 from ..training.canaries.images import features_of
 
 PREFIX = "inner."
-"""What the paths of the model's modules begin with inside a form."""
+"""What the paths of the model's modules begin with inside a part."""
 
 Pairs = Sequence[Sequence[torch.Tensor]]
 Named = dict[str, torch.Tensor]
 
 
-class Form(nn.Module):
+class TorchPart(nn.Module):
     """A part of a model; ``inner`` is the whole of it."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.inner = model
         self.config = model.config
-        known = signature(model.forward).parameters
-        self.cache = "cache" if "cache" in known else "past_key_values"  # its name in newer and older versions of transformers
-        self.counts = "position_ids" in known
+        parameters = signature(model.forward).parameters
+        self.cache = "cache" if "cache" in parameters else "past_key_values"  # its name in newer and older versions of transformers
+        self.counts = "position_ids" in parameters
 
 
-class Plain(Form):
+class Plain(TorchPart):
     """The whole model, and its outputs that are tensors."""
 
     def forward(self, **inputs: torch.Tensor) -> Named:
@@ -45,7 +45,7 @@ class Plain(Form):
         return {name: value for name, value in self.inner(**inputs).items() if isinstance(value, torch.Tensor)}
 
 
-class Decoder(Form):
+class Decoder(TorchPart):
     """A causal language model on a cache."""
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, position_ids: torch.Tensor, past_key_values: Pairs) -> Named:
@@ -60,7 +60,7 @@ class Decoder(Form):
         return {"logits": output.logits, **_pairs("present", cache)}
 
 
-class Encoder(Form):
+class Encoder(TorchPart):
     """An encoder, up to the keys and values that the layers of a decoder look at: they do not depend on the decoder's tokens."""
 
     def forward(self, **inputs: torch.Tensor) -> Named:
@@ -72,7 +72,7 @@ class Encoder(Form):
         return _pairs("encoder", cache.cross_attention_cache)
 
 
-class CrossDecoder(Form):
+class CrossDecoder(TorchPart):
     """A decoder on its own cache and on an encoder's keys and values."""
 
     def forward(
@@ -88,7 +88,7 @@ class CrossDecoder(Form):
         return {"logits": output.logits, **_pairs("present", cache.self_attention_cache)}
 
 
-class Vision(Form):
+class Vision(TorchPart):
     """What a vision-language model makes of its images."""
 
     def forward(self, pixel_values: torch.Tensor) -> Named:
@@ -96,11 +96,11 @@ class Vision(Form):
         projector = next((module for name, module in self.inner.named_modules() if name.rpartition(".")[2] in _PROJECTORS), None)
         hook = None if projector is None else projector.register_forward_hook(lambda module, inputs, output: (output,))
         try:  # the model makes a list by image of what the projector gives, which would fix their number: now it is a list of one
-            found = features_of(self.inner.get_image_features(pixel_values=pixel_values))
+            features = features_of(self.inner.get_image_features(pixel_values=pixel_values))
         finally:
             if hook is not None:
                 hook.remove()
-        return {"image_features": found.reshape(pixel_values.shape[0], -1, self.config.get_text_config().hidden_size)}
+        return {"image_features": features.reshape(pixel_values.shape[0], -1, self.config.get_text_config().hidden_size)}
 
 
 class SeeingDecoder(Decoder):
@@ -111,15 +111,15 @@ class SeeingDecoder(Decoder):
         image_features: torch.Tensor,
     ) -> Named:
         """``image_features`` ``[batch, image_positions, hidden]``, as many of them for each row as it has image tokens, or more."""
-        seen = input_ids == self.config.image_token_id
-        embeds = self.inner.get_input_embeddings()(torch.where(seen, 0, input_ids))
+        is_image = input_ids == self.config.image_token_id
+        embeds = self.inner.get_input_embeddings()(torch.where(is_image, 0, input_ids))
         none = image_features.new_zeros((image_features.shape[0], 1, image_features.shape[2]))
-        place = torch.where(seen, seen.to(torch.int64).cumsum(1) - 1, image_features.shape[1])
+        place = torch.where(is_image, is_image.to(torch.int64).cumsum(1) - 1, image_features.shape[1])
         taken = torch.cat([image_features, none], 1).gather(1, place[..., None].expand(-1, -1, image_features.shape[2]))
-        return self.run(attention_mask, position_ids, past_key_values, inputs_embeds=torch.where(seen[..., None], taken, embeds))
+        return self.run(attention_mask, position_ids, past_key_values, inputs_embeds=torch.where(is_image[..., None], taken, embeds))
 
 
-class TextTower(Form):
+class TextTower(TorchPart):
     """The text side of a model with two towers."""
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Named:
@@ -127,7 +127,7 @@ class TextTower(Form):
         return {"text_embeds": _unit(self.inner.get_text_features(input_ids=input_ids, attention_mask=attention_mask))}
 
 
-class ImageTower(Form):
+class ImageTower(TorchPart):
     """The image side of a model with two towers."""
 
     def forward(self, pixel_values: torch.Tensor) -> Named:
@@ -135,17 +135,17 @@ class ImageTower(Form):
         return {"image_embeds": _unit(self.inner.get_image_features(pixel_values=pixel_values))}
 
 
-FORMS: dict[str, type[Form]] = {
+PARTS: dict[str, type[TorchPart]] = {
     "plain": Plain, "decoder": Decoder, "encoder": Encoder, "cross_decoder": CrossDecoder, "vision": Vision,
     "seeing_decoder": SeeingDecoder, "text_tower": TextTower, "image_tower": ImageTower,
 }
 """The ``form`` of a task's part -> the module."""
 
 
-def part_class(form: str) -> type[Form]:
-    """The module of a part's ``form``: one of :data:`FORMS`, or another package's as ``module:class``."""
+def part_class(form: str) -> type[TorchPart]:
+    """The module of a part's ``form``: one of :data:`PARTS`, or another package's as ``module:class``."""
     module, _, name = form.partition(":")
-    return getattr(importlib.import_module(module), name) if name else FORMS[form]  # type: ignore[no-any-return]
+    return getattr(importlib.import_module(module), name) if name else PARTS[form]  # type: ignore[no-any-return]
 
 
 def _pairs(name: str, cache: Any) -> Named:
@@ -157,6 +157,6 @@ _PROJECTORS = frozenset({"multi_modal_projector", "connector", "embed_vision"})
 """What transformers calls the module between a vision tower and a language model."""
 
 
-def _unit(found: Any) -> torch.Tensor:
-    features = features_of(found)
+def _unit(output: Any) -> torch.Tensor:
+    features = features_of(output)
     return features / features.norm(p=2, dim=-1, keepdim=True)

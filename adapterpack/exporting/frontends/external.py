@@ -23,6 +23,7 @@ from ...onnx_graph.match import Place, match
 from ...onnx_graph.pieces import Piece
 from ...pack.pack import Pack
 from ...slots.precision import DEFAULT
+from ..graph.sitemap import with_bias
 from .base import FRONTENDS, BaseGraph, Frontend, Source
 
 _OPSET = 17
@@ -95,13 +96,13 @@ def _piece(model: Any, place: Place, where: Path) -> Piece:
 def _nodes(model: Any, piece: Piece) -> list[tuple[Any, bool]]:
     """The nodes that multiply by an initializer, and whether its output features are its rows."""
     value = model.graph.initializers[piece.initializer]
-    found = []
+    readers = []
     for node, index in value.uses():
         if node.op_type == "Transpose":
-            found += [(user, True) for user, place in node.outputs[0].uses() if user.op_type == "MatMul" and place == 1]
+            readers += [(user, True) for user, place in node.outputs[0].uses() if user.op_type == "MatMul" and place == 1]
         elif index == 1 and node.op_type in {"MatMul", "Gemm"}:
-            found.append((node, node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1))
-    return [(node, rows) for node, rows in found if rows != piece.transposed]
+            readers.append((node, node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1))
+    return [(node, rows) for node, rows in readers if rows != piece.transposed]
 
 
 def _apart(model: Any, name: str, modules: Sequence[_Part], where: Path) -> list[tuple[Any, str]]:
@@ -120,12 +121,12 @@ def _apart(model: Any, name: str, modules: Sequence[_Part], where: Path) -> list
     if node.op_type != "MatMul":
         raise Unsupported("a packed weight is read by another operator than MatMul", where=f"{where}, {name}", found=node.op_type,
                           remedy="export with --mode folded")
-    bias, last = _bias(node, total)
-    outputs, found = [], []
+    last, bias = with_bias(node.outputs[0], total)
+    outputs, branches = [], []
     for part in _filled(modules, total, name):
         branch, ends = _linear(model, node, part, _slice(value.const_value, turned), None if bias is None else bias.const_value)
         outputs.append(ends)
-        found.append((branch, part.path))
+        branches.append((branch, part.path))
     joined = outputs[0]
     if len(outputs) > 1:
         concat = ir.node("Concat", outputs, {"axis": -1}, name=f"{node.name or name}/joined")
@@ -137,18 +138,7 @@ def _apart(model: Any, name: str, modules: Sequence[_Part], where: Path) -> list
     last.replace_all_uses_with(joined, replace_graph_outputs=True)
     gone = [last.producer()] if last.producer() is not node else []
     model.graph.remove([*gone, node], safe=True)
-    return found
-
-
-def _bias(node: Any, total: int) -> tuple[Any, Any]:
-    """The bias that is added to a product, if that is all that happens to it, and the value after it."""
-    product = node.outputs[0]
-    uses = list(product.uses())
-    if len(uses) == 1 and uses[0].node.op_type == "Add" and not product.is_graph_output():
-        other = uses[0].node.inputs[1 - uses[0].idx]
-        if other.is_initializer() and other.const_value is not None and tuple(other.shape) == (total,):
-            return other, uses[0].node.outputs[0]
-    return None, product
+    return branches
 
 
 def _filled(modules: Sequence[_Part], total: int, name: str) -> list[_Part]:
@@ -165,14 +155,14 @@ def _filled(modules: Sequence[_Part], total: int, name: str) -> list[_Part]:
 
 def _linear(model: Any, old: Any, part: _Part, columns: Callable[[slice], Any], bias: Any) -> tuple[Any, Any]:
     """A MatMul, with an Add where there is a bias, for one part of a packed weight: the node, and the value at the end."""
-    own, x = slice(part.at, part.at + part.width), old.inputs[0]
-    weight = _initializer(model, f"{part.path}.weight_t", columns(own), (x.shape[-1], part.width))
+    features, x = slice(part.at, part.at + part.width), old.inputs[0]
+    weight = _initializer(model, f"{part.path}.weight_t", columns(features), (x.shape[-1], part.width))
     node = ir.node("MatMul", [x, weight], name=f"{part.path}/MatMul")
     nodes, end = [node], node.outputs[0]
     shape = ir.Shape([*list(x.shape)[:-1], part.width])
     end.name, end.shape, end.type = f"{part.path}/product", shape, x.type
     if bias is not None:
-        added = _initializer(model, f"{part.path}.bias_", lambda: np.ascontiguousarray(bias.numpy()[own]), (part.width,))
+        added = _initializer(model, f"{part.path}.bias_", lambda: np.ascontiguousarray(bias.numpy()[features]), (part.width,))
         plus = ir.node("Add", [end, added], name=f"{part.path}/Add")
         end = plus.outputs[0]
         end.name, end.shape, end.type = f"{part.path}/output", ir.Shape(list(shape)), x.type
@@ -183,12 +173,12 @@ def _linear(model: Any, old: Any, part: _Part, columns: Callable[[slice], Any], 
 
 def _slice(tensor: Any, turned: bool) -> Callable[[slice], Callable[[], np.ndarray]]:
     """Output features of a weight as ``[in, out]``, read when they are written."""
-    return lambda own: lambda: np.ascontiguousarray(tensor.numpy()[own].T if turned else tensor.numpy()[:, own])
+    return lambda features: lambda: np.ascontiguousarray(tensor.numpy()[features].T if turned else tensor.numpy()[:, features])
 
 
 def _initializer(model: Any, name: str, numbers: Callable[[], np.ndarray], shape: tuple[int, ...]) -> Any:
-    held = ir.LazyTensor(lambda: ir.tensor(numbers()), ir.DataType.FLOAT, ir.Shape(shape), name=name)
-    value = ir.Value(name=name, shape=held.shape, type=ir.TensorType(held.dtype), const_value=held)
+    tensor = ir.LazyTensor(lambda: ir.tensor(numbers()), ir.DataType.FLOAT, ir.Shape(shape), name=name)
+    value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
     model.graph.register_initializer(value)
     return value
 

@@ -42,12 +42,12 @@ def _exact_scale(graph: Any, hidden: Any) -> None:
     exact = math.sqrt(hidden)
     for node in [node for node in graph if node.op_type == "Mul"]:
         looked_up, factor = node.inputs
-        source, known = looked_up.producer(), ir.convenience.get_const_tensor(factor)
-        if source is None or source.op_type != "Gather" or known is None or known.size != 1:
+        source, constant = looked_up.producer(), ir.convenience.get_const_tensor(factor)
+        if source is None or source.op_type != "Gather" or constant is None or constant.size != 1:
             continue
-        if 0 < abs(float(known.numpy().reshape(())) - exact) < 1e-3 * exact:
+        if 0 < abs(float(constant.numpy().reshape(())) - exact) < 1e-3 * exact:
             name = f"{node.name}.exact_scale"
-            value = ir.val(name, const_value=ir.tensor(np.full(known.shape.numpy(), exact, np.float32), name=name))
+            value = ir.val(name, const_value=ir.tensor(np.full(constant.shape.numpy(), exact, np.float32), name=name))
             graph.register_initializer(value)
             node.replace_input_with(1, value)
 

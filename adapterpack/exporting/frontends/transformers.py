@@ -34,8 +34,8 @@ def _build(source: Source) -> BaseGraph:
 def _scope(node: Any) -> str | None:
     from ..torch_parts import PREFIX  # noqa: PLC0415 - imports torch
 
-    found = torch_scope(node)
-    return None if found is None else found.removeprefix(PREFIX)
+    path = torch_scope(node)
+    return None if path is None else path.removeprefix(PREFIX)
 
 
 def _graphs(task: Task, model: Any) -> dict[str, Any]:
@@ -47,49 +47,49 @@ def _graphs(task: Task, model: Any) -> dict[str, Any]:
     from ..torch_parts import part_class  # noqa: PLC0415
 
     batch = example(task, model.config, _LENGTHS, model=lambda: model)
-    known: dict[str, Any] = {name: torch.from_numpy(array) for name, array in batch.items()}
-    known = {name: value.to(model.dtype) if value.is_floating_point() else value for name, value in known.items()}
+    tensors: dict[str, Any] = {name: torch.from_numpy(array) for name, array in batch.items()}
+    tensors = {name: value.to(model.dtype) if value.is_floating_point() else value for name, value in tensors.items()}
     graphs = {}
     for part in task.parts:
         form = part_class(part.form)(model)
         if "position_ids" in part.inputs:
-            known["position_ids"] = torch.from_numpy(positions(known["attention_mask"].numpy()))
-        given = {name: known[name] for name in part.inputs if name in known}
+            tensors["position_ids"] = torch.from_numpy(positions(tensors["attention_mask"].numpy()))
+        inputs = {name: tensors[name] for name in part.inputs if name in tensors}
         with torch.no_grad():
-            found = form(**given, **({"past_key_values": []} if "past_key_values" in part.inputs else {}))
-        known |= {name: value for name, value in found.items() if "." not in name} | _families(found)
+            outputs = form(**inputs, **({"past_key_values": []} if "past_key_values" in part.inputs else {}))
+        tensors |= {name: value for name, value in outputs.items() if "." not in name} | _families(outputs)
         if "past_key_values" in part.inputs:
-            given["past_key_values"] = known["present"]
+            inputs["past_key_values"] = tensors["present"]
         if "position_ids" in part.inputs:  # the tokens follow as many others
-            given["attention_mask"] = torch.cat([given["attention_mask"]] * 2, 1)
-            given["position_ids"] = torch.from_numpy(positions(given["attention_mask"].numpy()))[:, -given["position_ids"].shape[1] :]
-        graphs[part.name] = _traced(form, part, {name: given[name] for name in part.inputs if name in given})
+            inputs["attention_mask"] = torch.cat([inputs["attention_mask"]] * 2, 1)
+            inputs["position_ids"] = torch.from_numpy(positions(inputs["attention_mask"].numpy()))[:, -inputs["position_ids"].shape[1] :]
+        graphs[part.name] = _traced(form, part, {name: inputs[name] for name in part.inputs if name in inputs})
     return graphs
 
 
 def _families(named: Mapping[str, Any]) -> dict[str, list[list[Any]]]:
     """``present.0.key`` and its like as a list of pairs by layer."""
-    found: dict[str, list[list[Any]]] = {}
+    pairs_by_family: dict[str, list[list[Any]]] = {}
     for name, value in named.items():
         family, _, rest = name.partition(".")
         if rest.endswith(".key"):
-            found.setdefault(family, []).append([value.clone()])
+            pairs_by_family.setdefault(family, []).append([value.clone()])
         elif rest.endswith(".value"):
-            found[family][-1].append(value.clone())
-    return found
+            pairs_by_family[family][-1].append(value.clone())
+    return pairs_by_family
 
 
-def _traced(form: Any, part: Part, given: dict[str, Any]) -> Any:
+def _traced(form: Any, part: Part, inputs: dict[str, Any]) -> Any:
     from transformers.exporters import OnnxConfig, OnnxExporter  # noqa: PLC0415 - see above
 
     from ...training.loading import quiet_transformers  # noqa: PLC0415
 
-    shapes = {name: _dynamic(part, name, value) for name, value in given.items()}
+    shapes = {name: _dynamic(part, name, value) for name, value in inputs.items()}
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), quiet_transformers(), _quiet("torch.onnx"):
         warnings.simplefilter("ignore")
-        graph = OnnxExporter().export(form, given, OnnxConfig(dynamic=True, dynamic_shapes=shapes)).program
+        graph = OnnxExporter().export(form, inputs, OnnxConfig(dynamic=True, dynamic_shapes=shapes)).program
     for value in graph.graph.inputs:
-        value.name = _PAIR.sub(lambda found: f"{found[1]}.{found[2]}.{('key', 'value')[int(found[3])]}", value.name)
+        value.name = _PAIR.sub(lambda match: f"{match[1]}.{match[2]}.{('key', 'value')[int(match[3])]}", value.name)
     _name_axes(graph, part)
     return graph
 
@@ -105,9 +105,9 @@ def _dynamic(part: Part, name: str, value: Any) -> Any:
     import torch  # noqa: PLC0415 - see above
 
     if isinstance(value, list):
-        return [_dynamic(part, name, each) for each in value]
+        return [_dynamic(part, name, item) for item in value]
     dims = torch.export.Dim
-    return {axis: dims.AUTO if known in _SPECIALIZED else dims.DYNAMIC for axis, known in enumerate(_axes(part, name)) if known}
+    return {axis: dims.AUTO if axis_name in _SPECIALIZED else dims.DYNAMIC for axis, axis_name in enumerate(_axes(part, name)) if axis_name}
 
 
 def _with_linear_layers(model: Any) -> Any:
@@ -137,7 +137,7 @@ def _name_axes(model: Any, part: Part) -> None:
     for value in [*model.graph.inputs, *model.graph.outputs, *(out for node in model.graph for out in node.outputs)]:
         if value.shape is not None:
             value.shape = ir.Shape([
-                dim if isinstance(dim, int) or dim.value is None else symbols.sub(lambda found: names[found[0]], str(dim.value))
+                dim if isinstance(dim, int) or dim.value is None else symbols.sub(lambda match: names[match[0]], str(dim.value))
                 for dim in value.shape
             ])
 

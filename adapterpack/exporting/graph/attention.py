@@ -21,8 +21,8 @@ _THROUGH = frozenset({"Add", "Where", "Tanh", "Cast"})
 """What may be between a product of queries and keys and its softmax, besides factors."""
 
 
-class Asked(NamedTuple):
-    """The queries and keys in a graph, the factor of their products, how many heads the queries are, and how wide each is."""
+class AttentionInputs(NamedTuple):
+    """The queries and keys of an attention in a graph, the scale of their products, the number of query heads, and the width of each."""
 
     queries: Any
     keys: Any
@@ -32,43 +32,45 @@ class Asked(NamedTuple):
 
 
 def with_heads(model: Any, scope: Scope, packs: Iterable[Pack], sites: Mapping[str, MappedSite]) -> dict[str, MappedSite]:
-    """The sites; where packs have prompts, each output projection knows the attention before it.
+    """The sites, where packs have prompts with the attention before each output projection.
 
-    An attention of another build is left as it is: whoever asks for it says so.
+    A projection behind an attention that is not recognized stays as it is; an error follows only where a pack needs it.
     """
     wanted = {adapter.site.path for pack in packs if pack.method.kind == "attention" for adapter in pack.adapters()}
-    found = dict(sites)
+    with_attention = dict(sites)
     for path in sorted(wanted):
-        nodes = [node for node in model.graph if (own := scope(node) or "") == path or own.startswith(f"{path}.")]
+        nodes = [node for node in model.graph if (node_path := scope(node) or "") == path or node_path.startswith(f"{path}.")]
         parts = [sites.get(f"{path}.{leaf}") for leaf in (PROJECTION, "k_proj", "v_proj")]
-        known = next(filter(None, map(asked, nodes)), None)
-        if known is None or any(part is None or part.rank != 3 for part in parts):
+        attention = next(filter(None, map(attention_inputs, nodes)), None)
+        if attention is None or any(part is None or part.rank != 3 for part in parts):
             continue
         out, keys, values = (part for part in parts if part is not None)
         norm = {node for node in nodes if (scope(node) or "").startswith(f"{path}.k_norm")}
-        ends = tuple(value.name for side in (entering, leaving) for value in {each.name: each for each in side(norm)}.values())
-        if known.heads * known.width == out.in_features and keys.out_features == values.out_features and len(ends) == (2 if norm else 0):
-            shared = keys.out_features // known.width
-            heads = Heads(known.queries.name, keys.output, values.output, ends or None, known.heads, shared, known.width, known.scale)
-            found[out.path] = dataclasses.replace(out, heads=heads)
-    return found
+        ends = tuple(value.name for side in (entering, leaving) for value in {end.name: end for end in side(norm)}.values())
+        queries, _, scale, count, width = attention
+        if count * width == out.in_features and keys.out_features == values.out_features and len(ends) == (2 if norm else 0):
+            heads = Heads(queries.name, keys.output, values.output, ends or None, count, keys.out_features // width, width, scale)
+            with_attention[out.path] = dataclasses.replace(out, heads=heads)
+    return with_attention
 
 
-def asked(node: Any) -> Asked | None:
-    """What a node asks, if it is an attention, or a softmax over the products of one."""
+def attention_inputs(node: Any) -> AttentionInputs | None:
+    """The inputs of the attention that a node is, as one operator or as the softmax over its products; None of another node."""
     return _of_operator(node) if node.op_type == "Attention" else _of_softmax(node) if node.op_type == "Softmax" else None
 
 
-def _of_operator(node: Any) -> Asked | None:
+def _of_operator(node: Any) -> AttentionInputs | None:
     queries, count = node.inputs[0], node.attributes.get_int("q_num_heads", 0)
     shape = None if queries.shape is None else list(queries.shape)
     if shape is None or not isinstance(shape[-1], int):
         return None
     count, width = (count, shape[-1] // count) if len(shape) == 3 and count else (shape[1], shape[-1])
-    return Asked(queries, node.inputs[1], node.attributes.get_float("scale", width**-0.5), count, width) if isinstance(count, int) else None
+    if not isinstance(count, int):
+        return None
+    return AttentionInputs(queries, node.inputs[1], node.attributes.get_float("scale", width**-0.5), count, width)
 
 
-def _of_softmax(node: Any) -> Asked | None:
+def _of_softmax(node: Any) -> AttentionInputs | None:
     """Back from a softmax to the product that it is over; the factors on the way multiply to the scale, a cap's cancel out."""
     product, scale = next(_products(node.inputs[0]), (None, 1.0))
     if product is None:
@@ -78,7 +80,7 @@ def _of_softmax(node: Any) -> Asked | None:
     shape = None if queries.shape is None else list(queries.shape)
     if shape is None or len(shape) != 4 or not (isinstance(shape[1], int) and isinstance(shape[-1], int)):
         return None
-    return Asked(queries, keys, scale * on_queries * on_keys, shape[1], shape[-1])
+    return AttentionInputs(queries, keys, scale * on_queries * on_keys, shape[1], shape[-1])
 
 
 def _products(value: Any) -> Iterator[tuple[Any, float]]:
@@ -91,9 +93,9 @@ def _products(value: Any) -> Iterator[tuple[Any, float]]:
     elif (scaled := _scaled(node)) is not None:
         yield from ((product, scaled[1] * factor) for product, factor in _products(scaled[0]))
     elif node.op_type in _THROUGH:
-        for each in node.inputs:
-            if each is not None:
-                yield from _products(each)
+        for operand in node.inputs:
+            if operand is not None:
+                yield from _products(operand)
 
 
 def _unscaled(value: Any) -> tuple[Any, float]:
@@ -110,8 +112,8 @@ def _scaled(node: Any) -> tuple[Any, float] | None:
     if node.op_type not in {"Mul", "Div"}:
         return None
     for place in (1, 0) if node.op_type == "Mul" else (1,):
-        known = ir.convenience.get_const_tensor(node.inputs[place])
-        if known is not None and known.size == 1:
-            factor = float(known.numpy().reshape(()))
+        constant = ir.convenience.get_const_tensor(node.inputs[place])
+        if constant is not None and constant.size == 1:
+            factor = float(constant.numpy().reshape(()))
             return node.inputs[1 - place], factor if node.op_type == "Mul" else 1 / factor
     return None

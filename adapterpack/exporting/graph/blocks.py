@@ -30,17 +30,17 @@ def wanted_blocks(packs: Iterable[Pack]) -> dict[str, Wanted]:
     Raises:
         Unsupported: two packs read the inputs of different modules at one block.
     """
-    found: dict[str, Wanted] = {}
+    wanted: dict[str, Wanted] = {}
     for pack in packs:
         for adapter in pack.adapters() if pack.method.kind == "activation" else ():
             source, path = getattr(adapter.config, "source", "output"), adapter.site.path
             entry = {"output": None, "input": path}.get(source, source)
-            known = found.setdefault(path, Wanted(adapter.site.out_features, entry))
-            if None not in {known.entry, entry} and known.entry != entry:
-                raise Unsupported("two packs read the inputs of different modules here", where=path, expected=known.entry, found=entry,
+            block = wanted.setdefault(path, Wanted(adapter.site.out_features, entry))
+            if None not in {block.entry, entry} and block.entry != entry:
+                raise Unsupported("two packs read the inputs of different modules here", where=path, expected=block.entry, found=entry,
                                   remedy="export them apart")
-            found[path] = known._replace(entry=known.entry or entry)
-    return found
+            wanted[path] = block._replace(entry=block.entry or entry)
+    return wanted
 
 
 def find_blocks(model: Any, scope: Scope, wanted: Mapping[str, Wanted], linear: Mapping[str, MappedSite]) -> dict[str, MappedSite]:
@@ -49,15 +49,15 @@ def find_blocks(model: Any, scope: Scope, wanted: Mapping[str, Wanted], linear: 
     A block that is a linear module stays the site that it is in ``linear``, with its entry.
     """
     nodes = [(node, scope(node) or "") for node in model.graph]
-    found = {}
+    blocks = {}
     for path, (width, entry) in wanted.items():
-        given = _single(leaving(_within(nodes, path)), width)
-        taken = None if entry is None else _single(entering(_within(nodes, entry)), width)
-        if given is not None and (entry is None or taken is not None):
-            block = MappedSite(path, given.producer().name, given.name, given.name, "", None, "in_out", width, width, len(given.shape),
-                               dtype=float_type(given))
-            found[path] = dataclasses.replace(linear.get(path, block), entry=None if taken is None else taken.name)
-    return found
+        output = _single(leaving(_within(nodes, path)), width)
+        source = None if entry is None else _single(entering(_within(nodes, entry)), width)
+        if output is not None and (entry is None or source is not None):
+            block = MappedSite(path, output.producer().name, output.name, output.name, "", None, "in_out", width, width, len(output.shape),
+                               dtype=float_type(output))
+            blocks[path] = dataclasses.replace(linear.get(path, block), entry=None if source is None else source.name)
+    return blocks
 
 
 def unfused(model: Any, scope: Scope) -> Scope:
@@ -65,7 +65,7 @@ def unfused(model: Any, scope: Scope) -> Scope:
 
     A layer's output is such a sum: it belongs to the layer of what it adds.
     """
-    known: dict[Any, str | None] = {}
+    path_by_node: dict[Any, str | None] = {}
     for node in [node for node in model.graph if node.op_type in _FUSED and len(node.inputs) <= 4]:  # a fifth is a bias of the sum
         residual, added, *affine = node.inputs
         total = ir.node("Add", [residual, added], name=f"{node.name}/sum")
@@ -76,10 +76,10 @@ def unfused(model: Any, scope: Scope) -> Scope:
             new.name = f"{node.name}/total" if old is None else old.name
             for user, index in [] if old is None else list(old.uses()):
                 user.replace_input_with(index, new)
-        known[total], known[norm] = _layer_of(scope(added.producer())), scope(node)
+        path_by_node[total], path_by_node[norm] = _layer_of(scope(added.producer())), scope(node)
         model.graph.insert_before(node, [total, norm])
         model.graph.remove(node, safe=True)
-    return lambda node: known[node] if node in known else scope(node)
+    return lambda node: path_by_node[node] if node in path_by_node else scope(node)
 
 
 def _layer_of(path: str | None) -> str | None:
@@ -90,7 +90,7 @@ def _layer_of(path: str | None) -> str | None:
 
 
 def _within(nodes: Sequence[tuple[Any, str]], path: str) -> set[Any]:
-    return {node for node, own in nodes if own == path or own.startswith(f"{path}.")}
+    return {node for node, node_path in nodes if node_path == path or node_path.startswith(f"{path}.")}
 
 
 def leaving(members: set[Any]) -> Iterator[Any]:
@@ -109,5 +109,5 @@ def _single(values: Iterator[Any], width: int) -> Any:
     """The only value that is as wide, a row or a position at a time, or None; one of unknown shape might be another."""
     fitting = {value.name: value for value in values if (not value.is_graph_output() if value.shape is None else
                                                          len(value.shape) in {2, 3} and value.shape[-1] == width)}
-    found = next(iter(fitting.values())) if len(fitting) == 1 else None
-    return None if found is None or found.shape is None else found
+    only = next(iter(fitting.values())) if len(fitting) == 1 else None
+    return None if only is None or only.shape is None else only

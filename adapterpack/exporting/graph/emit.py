@@ -102,9 +102,9 @@ class Emitter:
             rows = self._op("Gather", site, "down/rows", slots["down"], tokens, attributes={"axis": 0})
         else:
             last, shape = self._constant(site, "last", [-1]), self._op("Shape", site, "tokens/shape", tokens)
-            each = self._op("Unsqueeze", site, "ids/each", self.ids, self._constant(site, "axis", [1]))
+            row_ids = self._op("Unsqueeze", site, "ids/each", self.ids, self._constant(site, "axis", [1]))
             pairs = [self._op("Unsqueeze", site, f"{name}/last", value, last)
-                     for name, value in (("ids", self._op("Expand", site, "ids/tokens", each, shape)), ("tokens", tokens))]
+                     for name, value in (("ids", self._op("Expand", site, "ids/tokens", row_ids, shape)), ("tokens", tokens))]
             places = self._op("Concat", site, "places", *pairs, attributes={"axis": -1})
             rows = self._op("GatherND", site, "down/rows", slots["down"], places)
         return self._op("MatMul", site, "up", rows, slots["up"])
@@ -169,7 +169,7 @@ class Emitter:
         """The input of the base as the adapter changes it."""
         if "pre" in slots:
             x = self._op("Mul", site, "pre", x, self._lifted(site, slots["pre"]))
-        changes = [self._product(site, field, x, *(slots[one] for one in fields))
+        changes = [self._product(site, field, x, *(slots[slot] for slot in fields))
                    for field, fields in (("turn", ("turn",)), ("turn_up", ("turn_down", "turn_up"))) if fields[0] in slots]
         for number, change in enumerate(changes):
             x = self._op("Add", site, f"turned_{number}", x, change)
@@ -192,8 +192,8 @@ class Emitter:
         shared = self._reshaped(site, "attended/shared", queries, [0, heads.key_heads, -1, heads.width])
         absent = lifted("attended_absent", [1, 2]) if self.batched else slots["attended_absent"]
         weights = op("Softmax", op("Add", op("MatMul", shared, slots["attended_keys"]), absent), axis=-1)
-        each = self._reshaped(site, "attended/each", op("MatMul", weights, slots["attended_values"]), [0, heads.count, -1, heads.width])
-        gated = op("Mul", each, lifted("attended_gate", [2, 3] if self.batched else [1, 2]))
+        by_head = self._reshaped(site, "attended/each", op("MatMul", weights, slots["attended_values"]), [0, heads.count, -1, heads.width])
+        gated = op("Mul", by_head, lifted("attended_gate", [2, 3] if self.batched else [1, 2]))
         joined = self._reshaped(site, "attended/joined", op("Transpose", gated, perm=[0, 2, 1, 3]), [0, 0, site.in_features])
         return op("Add", x, joined)
 
@@ -202,7 +202,7 @@ class Emitter:
 
         def op(name: str, *inputs: Any, attributes: Mapping[str, Any] | None = None) -> Any:
             what = f"{branch.name}/{name}_{len(self.graph)}"
-            values = [self._constant(site, str(each), np.float32(each)) if isinstance(each, float) else each for each in inputs]
+            values = [self._constant(site, str(x), np.float32(x)) if isinstance(x, float) else x for x in inputs]
             return self._op(name, site, what, *values, attributes=attributes)
 
         def vector(leaf: str) -> Any:
@@ -305,9 +305,9 @@ class Emitter:
         if new is old:  # only what goes into the base changes here
             return
         self._newest[old] = new
-        mine = {node for node in self.graph if node.name and node.name.startswith(PREFIX)}
+        emitted = {node for node in self.graph if node.name and node.name.startswith(PREFIX)}
         for node, index in list(old.uses()):
-            if node not in mine:
+            if node not in emitted:
                 node.replace_input_with(index, new)
         if old.is_graph_output():
             name = old.name

@@ -52,8 +52,8 @@ def _groups(nodes: Mapping[str, Any], every: Mapping[str, MappedSite], planned: 
     """Sites of one parent module that read one value, in the order of the graph."""
     groups: dict[tuple[str, str], list[MappedSite]] = {}
     for site in every.values():
-        own = planned[site.path].fields if site.path in planned else ()
-        if site.weight and _packable(nodes[site.node], site) and not _OWN_INPUT & set(own):
+        slot_fields = planned[site.path].fields if site.path in planned else ()
+        if site.weight and _packable(nodes[site.node], site) and not _OWN_INPUT & set(slot_fields):
             groups.setdefault((site.path.rpartition(".")[0], site.input), []).append(site)
     return (group for group in groups.values() if len(group) > 1 and len({nodes[site.node].inputs[1].dtype for site in group}) == 1)
 
@@ -66,8 +66,7 @@ def _packable(node: Any, site: MappedSite) -> bool:
 
 def _joint(siblings: Sequence[MappedSite]) -> str:
     """``layers.0.attn.q_proj+k_proj``: no module has such a path."""
-    first, *others = siblings
-    return "+".join([first.path, *(site.path.rpartition(".")[2] for site in others)])
+    return "+".join([siblings[0].path, *(site.path.rpartition(".")[2] for site in siblings[1:])])
 
 
 def _pack(model: Any, old: Sequence[Any], path: str) -> Any:
@@ -93,14 +92,14 @@ def _pack(model: Any, old: Sequence[Any], path: str) -> Any:
         was.name, new.name = f"{name}/apart", name
         was.replace_all_uses_with(new, replace_graph_outputs=True)
         model.graph.remove(node, safe=True)
-    for each in weights:
-        del model.graph.initializers[each.name]
+    for packed in weights:
+        del model.graph.initializers[packed.name]
     return product
 
 
 def _integers(name: str, numbers: Sequence[int]) -> Any:
-    held = ir.tensor(np.array(numbers, np.int64), name=name)
-    return ir.Value(name=name, shape=held.shape, type=ir.TensorType(held.dtype), const_value=held)
+    tensor = ir.tensor(np.array(numbers, np.int64), name=name)
+    return ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
 
 
 def _shared(
@@ -110,10 +109,10 @@ def _shared(
     first = sites[members[0]]
     group = dataclasses.replace(first, path=path, weight="", bias=None, at=0, fields=shared, members=tuple(members), positional=False,
                                 output=product, out_features=sum(sites[member].out_features for member in members), entry=None, ranks={})
-    found: dict[str, MappedSite] = {}
+    sites_with_group: dict[str, MappedSite] = {}
     for name, site in sites.items():
         if name == members[0]:
-            found[path] = group
+            sites_with_group[path] = group
         fields = tuple(field for field in site.fields if field not in shared) if name in members else site.fields
-        found[name] = dataclasses.replace(site, fields=fields)
-    return found
+        sites_with_group[name] = dataclasses.replace(site, fields=fields)
+    return sites_with_group

@@ -43,8 +43,8 @@ def find_sites(model: Any, scope: Scope) -> dict[str, MappedSite]:
 def uses_of_modules(model: Any, scope: Scope) -> list[MappedSite]:
     """Every use of such a module, in the order of the graph."""
     paths = ((node, scope(node)) for node in model.graph if node.op_type in _SITES)
-    found = [_SITES[node.op_type](path, node) for node, path in paths if path]
-    return [site for site in found if site is not None]
+    uses = [_SITES[node.op_type](path, node) for node, path in paths if path]
+    return [site for site in uses if site is not None]
 
 
 def _linear(path: str, node: Any) -> MappedSite | None:
@@ -52,29 +52,29 @@ def _linear(path: str, node: Any) -> MappedSite | None:
     constant = ir.convenience.get_const_tensor(weight)
     if constant is None or not weight.is_initializer() or len(constant.shape) != 2 or x.shape is None:
         return None
-    known = node.attributes
-    if known.get_int("transA", 0) or known.get_float("alpha", 1.0) != 1 or known.get_float("beta", 1.0) != 1:
+    attributes = node.attributes
+    if attributes.get_int("transA", 0) or attributes.get_float("alpha", 1.0) != 1 or attributes.get_float("beta", 1.0) != 1:
         return None  # a Gemm that is not x W + b
-    out_in = known.get_int("transB", 0) == 1
+    out_in = attributes.get_int("transB", 0) == 1
     wide = tuple(int(extent) for extent in constant.shape)
     in_features, out_features = (wide[1], wide[0]) if out_in else wide
     output, bias = node.outputs[0], None
     if node.op_type == "Gemm":
         bias = node.inputs[2].name if len(node.inputs) > 2 and node.inputs[2] is not None else None
     else:
-        output, bias = _with_bias(output, out_features)
+        output, added = with_bias(output, out_features)
+        bias = None if added is None else added.name
     return MappedSite(path, node.name, x.name, output.name, weight.name, bias, "out_in" if out_in else "in_out", in_features,
                       out_features, len(x.shape), dtype=float_type(output))
 
 
-def _with_bias(product: Any, out_features: int) -> tuple[Any, str | None]:
-    """The value after the Add of a bias, if that is all that happens to a product; else the product itself."""
+def with_bias(product: Any, out_features: int) -> tuple[Any, Any]:
+    """The value after the Add of a bias and that bias, if adding it is all that happens to a product; else the product and None."""
     uses = list(product.uses())
     if len(uses) == 1 and uses[0].node.op_type == "Add" and not product.is_graph_output():
-        other = uses[0].node.inputs[1 - uses[0].idx]
-        constant = ir.convenience.get_const_tensor(other)
-        if constant is not None and other.is_initializer() and tuple(constant.shape) == (out_features,):
-            return uses[0].node.outputs[0], other.name
+        addend = uses[0].node.inputs[1 - uses[0].idx]
+        if addend.is_initializer() and addend.const_value is not None and tuple(addend.const_value.shape) == (out_features,):
+            return uses[0].node.outputs[0], addend
     return product, None
 
 
@@ -82,8 +82,9 @@ def _lookup(path: str, node: Any) -> MappedSite | None:
     """A table that ids ``[batch, tokens]`` are looked up in: for an adapter a layer whose inputs are one-hot."""
     table, ids = node.inputs
     constant = ir.convenience.get_const_tensor(table)
-    known = constant is not None and table.is_initializer() and len(constant.shape) == 2 and ids.shape is not None and len(ids.shape) == 2
-    if not known or node.attributes.get_int("axis", 0) != 0:
+    if constant is None or not table.is_initializer() or len(constant.shape) != 2 or ids.shape is None or len(ids.shape) != 2:
+        return None
+    if node.attributes.get_int("axis", 0) != 0:
         return None
     entries, width = (int(extent) for extent in constant.shape)
     return MappedSite(path, node.name, ids.name, node.outputs[0].name, table.name, None, "in_out", entries, width, 2, kind="lookup",
@@ -93,14 +94,14 @@ def _lookup(path: str, node: Any) -> MappedSite | None:
 def _patches(path: str, node: Any) -> MappedSite | None:
     """A convolution of images whose kernels lie side by side: a linear layer on every patch ``[channels * height * width]``."""
     x, weight = node.inputs[:2]
-    constant, known = ir.convenience.get_const_tensor(weight), node.attributes
+    constant, attributes = ir.convenience.get_const_tensor(weight), node.attributes
     if constant is None or not weight.is_initializer() or len(constant.shape) != 4 or x.shape is None:
         return None
     out, channels, *kernel = (int(extent) for extent in constant.shape)
-    plain = known.get_int("group", 1) == 1 and known.get_string("auto_pad", "NOTSET") in {"NOTSET", "VALID"}
-    aside = list(known.get_ints("strides", [1, 1])) == kernel and set(known.get_ints("dilations", [1, 1])) == {1}
+    plain = attributes.get_int("group", 1) == 1 and attributes.get_string("auto_pad", "NOTSET") in {"NOTSET", "VALID"}
+    aside = list(attributes.get_ints("strides", [1, 1])) == kernel and set(attributes.get_ints("dilations", [1, 1])) == {1}
     whole = all(isinstance(extent, int) and extent % size == 0 for extent, size in zip(list(x.shape)[2:], kernel, strict=True))
-    if not (plain and aside and whole) or any(known.get_ints("pads", [0])):
+    if not (plain and aside and whole) or any(attributes.get_ints("pads", [0])):
         return None
     bias = node.inputs[2].name if len(node.inputs) > 2 and node.inputs[2] is not None else None
     return MappedSite(path, node.name, x.name, node.outputs[0].name, weight.name, bias, "out_in", channels * kernel[0] * kernel[1], out,

@@ -20,7 +20,7 @@ from ...base.checkpoint import read_json
 from ...bundle.manifest import PAST, PRESENT, STEP, graph_file
 from ...errors import Unsupported
 from ...tasks.task import MAIN
-from .attention import asked
+from .attention import attention_inputs
 
 _PREFIX = "in_place/"
 _THROUGH = frozenset({"Reshape", "Expand", "Unsqueeze", "Transpose", "Mul", "Cast"})
@@ -59,14 +59,14 @@ def make_step(model: Any, config: Mapping[str, Any]) -> None:
     """
     graph = model.graph
     caches = {value.name: value for value in graph.inputs if value.name.startswith(PAST)}
-    found = sorted(_attentions(model), key=lambda one: one.layer)
-    if not found or [one.layer for one in found] != list(range(len(caches) // 2)):
+    attentions = sorted(_attentions(model), key=lambda attention: attention.layer)
+    if not attentions or [attention.layer for attention in attentions] != list(range(len(caches) // 2)):
         raise Unsupported("no attention of a known build writes into each cache of this graph", expected=f"{len(caches) // 2} of them",
-                          found=len(found), remedy="leave --static-cache out")
+                          found=len(attentions), remedy="leave --static-cache out")
     lengths, total = _lengths(model)
-    windows, cap = _windows(config, len(found)), config.get("attn_logit_softcapping") or 0.0
-    for one in found:
-        _replace(model, one._replace(softcap=one.softcap or float(cap)), lengths, total, windows[one.layer])
+    windows, cap = _windows(config, len(attentions)), config.get("attn_logit_softcapping") or 0.0
+    for attention in attentions:
+        _replace(model, attention._replace(softcap=attention.softcap or float(cap)), lengths, total, windows[attention.layer])
     RemoveUnusedNodesPass()(model)
     wrong = sorted(name for name, value in caches.items() if not all(map(_knows_rows, (use.node for use in value.uses()))))
     if wrong:
@@ -88,23 +88,23 @@ def _attentions(model: Any) -> Iterator[_Attention]:
     for node in model.graph:
         if node.op_type == "Attention" and len(node.outputs) > 1 and node.outputs[1].name in layers:
             queries, keys, values = node.inputs[:3]
-            known = asked(node)
-            if known is not None:
-                yield _Attention(queries, keys, values, node.outputs[0], layers[node.outputs[1].name], known.heads, known.scale,
+            inputs = attention_inputs(node)
+            if inputs is not None:
+                yield _Attention(queries, keys, values, node.outputs[0], layers[node.outputs[1].name], inputs.heads, inputs.scale,
                                  node.attributes.get_float("softcap", 0.0))
         elif node.op_type == "Softmax":
             yield from _of_softmax(node, layers)
 
 
 def _of_softmax(node: Any, layers: Mapping[str, int]) -> Iterator[_Attention]:
-    known = asked(node)
+    inputs = attention_inputs(node)
     product = next((user for user, place in node.outputs[0].uses() if user.op_type == "MatMul" and place == 0), None)
-    if known is None or product is None:
+    if inputs is None or product is None:
         return
-    values, keys = (_cached(value, layers) for value in (product.inputs[1], known.keys))
+    values, keys = (_cached(value, layers) for value in (product.inputs[1], inputs.keys))
     if values is not None and keys is not None and layers[values.name] == layers[keys.name]:
-        yield _Attention(known.queries, keys.producer().inputs[1], values.producer().inputs[1], _seen(product.outputs[0]),
-                         layers[values.name], known.heads, known.scale)
+        yield _Attention(inputs.queries, keys.producer().inputs[1], values.producer().inputs[1], _seen(product.outputs[0]),
+                         layers[values.name], inputs.heads, inputs.scale)
 
 
 def _seen(value: Any) -> Any:
@@ -112,8 +112,8 @@ def _seen(value: Any) -> Any:
     uses = list(value.uses())
     node = uses[0].node if len(uses) == 1 else None
     if node is not None and node.op_type == "Where" and uses[0].idx == 2:
-        other = ir.convenience.get_const_tensor(node.inputs[1])
-        if other is not None and not other.numpy().any():
+        replacement = ir.convenience.get_const_tensor(node.inputs[1])
+        if replacement is not None and not replacement.numpy().any():
             return node.outputs[0]
     return value
 
@@ -152,38 +152,38 @@ def _windows(config: Mapping[str, Any], layers: int) -> list[int]:
     return [width if kinds is None or kinds[layer] == "sliding_attention" else -1 for layer in range(layers)]
 
 
-def _replace(model: Any, one: _Attention, lengths: Any, total: Any, window: int) -> None:
+def _replace(model: Any, attention: _Attention, lengths: Any, total: Any, window: int) -> None:
     """Puts a GroupQueryAttention in the place of an attention and of the cache that it gave."""
     graph = model.graph
-    caches = [next(value for value in graph.inputs if value.name == f"{PAST}{one.layer}.{side}") for side in ("key", "value")]
+    caches = [next(value for value in graph.inputs if value.name == f"{PAST}{attention.layer}.{side}") for side in ("key", "value")]
     _, key_heads, _, width = caches[0].shape
-    wide = [one.heads * width, key_heads * width, key_heads * width]
+    wide = [attention.heads * width, key_heads * width, key_heads * width]
     nodes, flat = [], []
-    for name, value, size in zip(("queries", "keys", "values"), (one.queries, one.keys, one.values), wide, strict=True):
+    for name, value, size in zip(("queries", "keys", "values"), (attention.queries, attention.keys, attention.values), wide, strict=True):
         if value.shape is not None and len(value.shape) == 3:
             flat.append(value)
             continue
-        shape = _constant(model, f"{one.layer}/{name}/shape", np.array([-1, 1, size], np.int64))
-        nodes.append(ir.node("Reshape", [value, shape], name=f"{_PREFIX}{one.layer}/{name}"))
+        shape = _constant(model, f"{attention.layer}/{name}/shape", np.array([-1, 1, size], np.int64))
+        nodes.append(ir.node("Reshape", [value, shape], name=f"{_PREFIX}{attention.layer}/{name}"))
         nodes[-1].outputs[0].name = f"{nodes[-1].name}:0"
         flat.append(nodes[-1].outputs[0])  # of one token, heads apart or side by side are the same numbers
-    attributes: dict[str, Any] = {"num_heads": one.heads, "kv_num_heads": key_heads, "scale": one.scale, "local_window_size": window,
-                                  "do_rotary": 0, "softcap": one.softcap}
+    attributes: dict[str, Any] = {"num_heads": attention.heads, "kv_num_heads": key_heads, "scale": attention.scale,
+                                  "local_window_size": window, "do_rotary": 0, "softcap": attention.softcap}
     node = ir.node("GroupQueryAttention", [*flat, *caches, lengths, total], attributes, domain="com.microsoft",
-                   name=f"{_PREFIX}{one.layer}/attention", num_outputs=3)
+                   name=f"{_PREFIX}{attention.layer}/attention", num_outputs=3)
     nodes.append(node)
     result = node.outputs[0]
     result.name = f"{node.name}:0"
-    if len(one.output.shape) == 4:
-        shape = _constant(model, f"{one.layer}/heads/shape", np.array([-1, one.heads, 1, width], np.int64))
-        nodes.append(ir.node("Reshape", [result, shape], name=f"{_PREFIX}{one.layer}/heads"))
+    if len(attention.output.shape) == 4:
+        shape = _constant(model, f"{attention.layer}/heads/shape", np.array([-1, attention.heads, 1, width], np.int64))
+        nodes.append(ir.node("Reshape", [result, shape], name=f"{_PREFIX}{attention.layer}/heads"))
         result = nodes[-1].outputs[0]
         result.name = f"{nodes[-1].name}:0"
-    result.shape, result.type = one.output.shape, one.output.type
-    graph.insert_before(one.output.producer(), nodes)
-    one.output.replace_all_uses_with(result)
+    result.shape, result.type = attention.output.shape, attention.output.type
+    graph.insert_before(attention.output.producer(), nodes)
+    attention.output.replace_all_uses_with(result)
     for value, cache, side in zip(node.outputs[1:], caches, ("key", "value"), strict=True):
-        place, old = next((at, each) for at, each in enumerate(graph.outputs) if each.name == f"{PRESENT}{one.layer}.{side}")
+        place, old = next((at, output) for at, output in enumerate(graph.outputs) if output.name == f"{PRESENT}{attention.layer}.{side}")
         value.shape, value.type = cache.shape, cache.type
         old.name, value.name = f"{old.name}/grown", old.name
         graph.outputs[place] = value

@@ -43,19 +43,19 @@ def with_steps(folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
         if not error <= tolerance * size:
             raise ParityError("the graph for steps in place disagrees with the ordinary one", where=f"{folder.name}/{graph_file(STEP)}",
                               expected=f"at most {tolerance * size:.2g}", found=f"{error:.2g}", remedy="leave --static-cache out")
-        worst, seconds = max(worst, error / size), [one + more for one, more in zip(seconds, (grown[1], placed[1]), strict=True)]
-    slow, fast = (len(rows) * _STEPS * len(_names(session)) / one for one in seconds)
+        worst, seconds = max(worst, error / size), [so_far + more for so_far, more in zip(seconds, (grown[1], placed[1]), strict=True)]
+    slow, fast = (len(rows) * _STEPS * len(_names(session)) / total for total in seconds)
     say(f"steps in place agree with the ordinary graph: {worst:.1g} of the largest output; {fast:.0f} tokens a second, {slow:.0f} without")
     return {"max_relative": worst, "steps": _STEPS}
 
 
 def _names(session: Session) -> list[list[str | None]]:
     """The base, and every adapter among others where rows of a batch can have their own, else by itself."""
-    known: list[str | None] = [session.default, *session.adapters]
+    choices: list[str | None] = [session.default, *session.adapters]
     count = len(LENGTHS)
     if session.bundle.mode == "bank":
-        return [[known[(start + row) % len(known)] for row in range(count)] for start in range(0, len(known), count)]
-    return [[name] * count for name in dict.fromkeys(known)]
+        return [[choices[(start + row) % len(choices)] for row in range(count)] for start in range(0, len(choices), count)]
+    return [[name] * count for name in dict.fromkeys(choices)]
 
 
 def _logits(
@@ -64,8 +64,8 @@ def _logits(
     """The logits of every step, and the seconds that the steps took."""
     going = DecoderOnly(session, rows, names, {}, in_place)
     outputs = going.prefill()
-    started, found = time.perf_counter(), list[np.ndarray]()
-    for each in tokens:
-        outputs = going.step(each, outputs)
-        found.append(outputs["logits"].numpy().astype(np.float32))
-    return np.stack(found), time.perf_counter() - started
+    started, logits = time.perf_counter(), list[np.ndarray]()
+    for step_tokens in tokens:
+        outputs = going.step(step_tokens, outputs)
+        logits.append(outputs["logits"].numpy().astype(np.float32))
+    return np.stack(logits), time.perf_counter() - started

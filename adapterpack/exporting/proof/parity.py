@@ -18,7 +18,7 @@ from ...tasks.session import Arrays
 from ...tasks.task import SPANS
 from ..example_inputs import LENGTHS, config_of, example
 from ..frontends import Source
-from .parity_runs import Asked, ask_graph, ask_torch
+from .parity_runs import Outputs, run_graph, run_torch
 
 BARE = (1,)
 """The rows of the batch that have no image, where images go with text."""
@@ -90,9 +90,9 @@ def prove(folder: Path, source: Source, model: Any) -> dict[str, Any]:
     errors: dict[str, Errors] = {}
     outputs: dict[str | None, Arrays] = {}
     inner = {key for graph in session.graphs.values() for key in graph.inputs}
-    for name, expected in ask_torch(task, model, batch, source.packs):
-        answer = ask_graph(session, batch, name)
-        outputs[name] = {key: array for key, array in answer.outputs.items() if key not in inner and not key.startswith(PRESENT)}
+    for name, expected in run_torch(task, model, batch, source.packs):
+        answer = run_graph(session, batch, name)
+        outputs[name] = {key: array for key, array in answer.by_name.items() if key not in inner and not key.startswith(PRESENT)}
         error = errors[name or _base_name(session)] = _compared(answer, expected, batch, folder)
         _require(error.error, error.scale, tolerance, f"torch for {name or 'the base'}", folder)
     scale = max(error.scale for error in errors.values())
@@ -112,10 +112,10 @@ def prove(folder: Path, source: Source, model: Any) -> dict[str, Any]:
     }
 
 
-def _require(error: float, scale: float, tolerance: float, other: str, folder: Path) -> None:
+def _require(error: float, scale: float, tolerance: float, against: str, folder: Path) -> None:
     allowed = tolerance * max(1.0, scale)
     if not error <= allowed:  # NaN is no agreement either
-        raise ParityError(f"the graph disagrees with {other}", where=folder.name, expected=f"at most {allowed:.2g}", found=f"{error:.2g}")
+        raise ParityError(f"the graph disagrees with {against}", where=folder.name, expected=f"at most {allowed:.2g}", found=f"{error:.2g}")
 
 
 def _base_name(session: Session) -> str:
@@ -123,16 +123,16 @@ def _base_name(session: Session) -> str:
     return "+".join(session.packs) if session.bundle.mode == "folded" and session.packs else "base"
 
 
-def _compared(graph: Asked, torch: Asked, batch: Arrays, folder: Path) -> Errors:
+def _compared(graph: Outputs, torch: Outputs, batch: Arrays, folder: Path) -> Errors:
     """The first pass, and the next one of a model that generates."""
-    pairs = [(key, graph.outputs[key], torch.outputs[key]) for key in graph.outputs if key in torch.outputs]
+    pairs = [(key, graph.by_name[key], torch.by_name[key]) for key in graph.by_name if key in torch.by_name]
     if not pairs:
-        raise ParityError("the graph has none of the model's outputs", where=folder.name, expected=", ".join(torch.outputs),
-                          found=", ".join(graph.outputs))
-    found = [_difference(output, expected, _real(key, output, batch)) for key, output, expected in pairs]
+        raise ParityError("the graph has none of the model's outputs", where=folder.name, expected=", ".join(torch.by_name),
+                          found=", ".join(graph.by_name))
+    errors = [_difference(output, expected, _real(key, output, batch)) for key, output, expected in pairs]
     if graph.step is not None and torch.step is not None:
-        found.append(_difference(graph.step, torch.step, np.ones(graph.step.shape[:2], bool)))
-    return _worst(found)
+        errors.append(_difference(graph.step, torch.step, np.ones(graph.step.shape[:2], bool)))
+    return _worst(errors)
 
 
 def _real(key: str, output: np.ndarray, batch: Arrays) -> np.ndarray | None:
@@ -148,10 +148,10 @@ def _real(key: str, output: np.ndarray, batch: Arrays) -> np.ndarray | None:
     return real
 
 
-def _worst(found: Sequence[Errors]) -> Errors:
+def _worst(errors: Sequence[Errors]) -> Errors:
     """The largest errors and the smallest agreement; NaN stays NaN, which ``max`` would lose."""
-    error, scale, _ = np.max(found, axis=0)
-    return Errors(float(error), float(scale), min(one.agreement for one in found))
+    error, scale, _ = np.max(errors, axis=0)
+    return Errors(float(error), float(scale), min(error.agreement for error in errors))
 
 
 def _difference(output: np.ndarray, reference: np.ndarray, real: np.ndarray | None) -> Errors:
@@ -161,7 +161,7 @@ def _difference(output: np.ndarray, reference: np.ndarray, real: np.ndarray | No
         return Errors(float("inf"), 0.0, 0.0)
     output = output[..., :wide]
     if real is not None and real.ndim == output.ndim:  # one number a position: the best of each row is one choice
-        agreement = float(np.mean([one[row].argmax() == two[row].argmax() for one, two, row in zip(output, reference, real, strict=True)]))
+        agreement = float(np.mean([a[row].argmax() == b[row].argmax() for a, b, row in zip(output, reference, real, strict=True)]))
         return Errors(float(np.abs(output - reference)[real].max()), float(np.abs(reference[real]).max()), agreement)
     if real is not None:
         output, reference = output[real], reference[real]
@@ -193,13 +193,13 @@ def _alone(session: Session, batch: Arrays, single: dict[str | None, Arrays]) ->
     errors = []
     for number in range(max(len(names), len(LENGTHS))):
         row, name = number % len(LENGTHS), names[number % len(names)]
-        own = session.run(row_of(batch, row), name)
+        alone = session.run(row_of(batch, row), name)
         for key, together in single[name].items():
             real = _real(key, together, batch)
             expected = together[row] if real is None else together[row][real[row]]
-            if own[key][0].shape != expected.shape:
+            if alone[key][0].shape != expected.shape:
                 return float("inf")
-            errors.append(np.abs(own[key][0] - expected).max())
+            errors.append(np.abs(alone[key][0] - expected).max())
     return float(np.max(errors))
 
 
@@ -211,13 +211,13 @@ def row_of(batch: Arrays, row: int) -> Arrays:
         >>> row_of({"input_ids": np.array([[3, 4], [0, 5]]), "attention_mask": mask}, 1)["input_ids"].tolist()
         [[5]]
     """
-    found = {key: array[row : row + 1] for key, array in batch.items() if key != "pixel_values"}
+    single = {key: array[row : row + 1] for key, array in batch.items() if key != "pixel_values"}
     if "attention_mask" in batch:
         real = batch["attention_mask"][row] > 0
-        found |= {key: array[:, real] for key, array in found.items() if array.shape[1] == len(real) and key != "decoder_input_ids"}
+        single |= {key: array[:, real] for key, array in single.items() if array.shape[1] == len(real) and key != "decoder_input_ids"}
     if "pixel_values" in batch:
         fewer = len(batch["pixel_values"]) < len(LENGTHS)  # rows without an image come with text
         place = row - sum(bare < row for bare in BARE) if fewer else row
         if not (fewer and row in BARE):
-            found["pixel_values"] = batch["pixel_values"][place : place + 1]
-    return found
+            single["pixel_values"] = batch["pixel_values"][place : place + 1]
+    return single

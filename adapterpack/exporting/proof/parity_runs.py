@@ -21,56 +21,56 @@ _STEP = 5
 """The token of a step on a cache."""
 
 
-class Asked(NamedTuple):
+class Outputs(NamedTuple):
     """Outputs by name, and of a model that generates the logits ``[rows, 1, vocabulary]`` of one more token."""
 
-    outputs: Arrays
+    by_name: Arrays
     step: np.ndarray | None = None
 
 
-def ask_graph(session: Session, batch: Arrays, name: str | None) -> Asked:
-    """What the graph makes of the batch with one adapter, or none."""
+def run_graph(session: Session, batch: Arrays, name: str | None) -> Outputs:
+    """The graph's outputs for the batch with one adapter, or none."""
     outputs = session.run(batch, name)
     if not session.task.generates:
-        return Asked(outputs)
-    ids, token, given = _next(batch)
-    known = {key: array for key, array in outputs.items() if key.startswith(ENCODED)}
+        return Outputs(outputs)
+    ids, token, step_inputs = _next(batch)
+    encoded = {key: array for key, array in outputs.items() if key.startswith(ENCODED)}
     acting = _acting(session, batch, token, name) if ids == "input_ids" else {}
-    taken = {key: array for key, array in given.items() if key in session.inputs}
-    return Asked(outputs, session.run({ids: token, **taken, **known, **acting, **grown(outputs)}, name)["logits"])
+    fed = {key: array for key, array in step_inputs.items() if key in session.inputs}
+    return Outputs(outputs, session.run({ids: token, **fed, **encoded, **acting, **grown(outputs)}, name)["logits"])
 
 
-def ask_torch(task: Task, model: Any, batch: Arrays, packs: Sequence[Pack]) -> Iterator[tuple[str | None, Asked]]:
-    """What the model makes of the batch, without an adapter and then with each of ``packs``."""
+def run_torch(task: Task, model: Any, batch: Arrays, packs: Sequence[Pack]) -> Iterator[tuple[str | None, Outputs]]:
+    """The model's outputs for the batch, without an adapter and then with each of ``packs``."""
     from ...training.inject import attach, detach  # noqa: PLC0415 - torch only where a graph is proved
 
-    yield None, _asked(task, model, batch)
+    yield None, _run_model(task, model, batch)
     for pack in packs:
         attach(model, pack, check_base=False)
-        yield pack.name, _asked(task, model, batch)
+        yield pack.name, _run_model(task, model, batch)
         detach(model, pack.name)
 
 
-def _asked(task: Task, model: Any, batch: Arrays) -> Asked:
+def _run_model(task: Task, model: Any, batch: Arrays) -> Outputs:
     import torch  # noqa: PLC0415 - see above
 
     counted = "position_ids" in signature(model.forward).parameters
     first = batch
     if task.generates and counted and "decoder_input_ids" not in batch:
         first = {**batch, "position_ids": positions(batch["attention_mask"])}
-    found = _torch(model, first, **({"use_cache": True} if task.generates else {}))
-    outputs = {key: value.float().numpy() for key, value in found.items() if isinstance(value, torch.Tensor)}
+    result = _torch(model, first, **({"use_cache": True} if task.generates else {}))
+    outputs = {key: value.float().numpy() for key, value in result.items() if isinstance(value, torch.Tensor)}
     if not task.generates:
-        return Asked(outputs)
-    ids, token, given = _next(batch)
-    cache = "cache" if "cache" in found else "past_key_values"  # its name in newer and older versions of transformers
-    more: dict[str, Any] = {cache: found[cache], "use_cache": True}
+        return Outputs(outputs)
+    ids, token, step_inputs = _next(batch)
+    cache = "cache" if "cache" in result else "past_key_values"  # its name in newer and older versions of transformers
+    more: dict[str, Any] = {cache: result[cache], "use_cache": True}
     if ids != "input_ids":
         from transformers.modeling_outputs import BaseModelOutput  # noqa: PLC0415 - see above
 
-        more["encoder_outputs"] = BaseModelOutput(found["encoder_last_hidden_state"])
-    feed = {key: array for key, array in given.items() if counted or key != "position_ids"}
-    return Asked(outputs, _torch(model, {ids: token, **feed}, **more).logits.float().numpy())
+        more["encoder_outputs"] = BaseModelOutput(result["encoder_last_hidden_state"])
+    feed = {key: array for key, array in step_inputs.items() if counted or key != "position_ids"}
+    return Outputs(outputs, _torch(model, {ids: token, **feed}, **more).logits.float().numpy())
 
 
 def _torch(model: Any, batch: Mapping[str, np.ndarray], **more: Any) -> Any:
@@ -81,7 +81,7 @@ def _torch(model: Any, batch: Mapping[str, np.ndarray], **more: Any) -> Any:
 
 
 def _next(batch: Arrays) -> tuple[str, np.ndarray, Arrays]:
-    """The name of the ids that a step gives, the step's token, and what else is given."""
+    """The name of the ids input of a step, the step's token, and its other inputs."""
     ids = "decoder_input_ids" if "decoder_input_ids" in batch else "input_ids"
     token = np.full((batch[ids].shape[0], 1), _STEP, np.int64)
     if ids != "input_ids":
@@ -91,7 +91,7 @@ def _next(batch: Arrays) -> tuple[str, np.ndarray, Arrays]:
 
 
 def _acting(session: Session, batch: Arrays, token: np.ndarray, name: str | None) -> Arrays:
-    """Where the adapter acts in a step after the batch, if the graph asks."""
+    """Where the adapter acts in a step after the batch, if the graph has an input for it."""
     if ADAPTER_POSITIONS not in session.inputs:
         return {}
     names: list[str | None] = [name] * len(token)

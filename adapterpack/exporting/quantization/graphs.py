@@ -80,10 +80,10 @@ def _rows(folder: Path) -> tuple[dict[str, measure.Answer], dict[str, replay.Rep
 def _relocated(sites: Mapping[str, MappedSite], model: Any) -> dict[str, MappedSite]:
     """The site map after quantization: the node and weight of a quantized site have new names."""
     nodes = {node.name: node for node in model.graph if node.name}
-    found = {}
+    relocated = {}
     for path, site in sites.items():
         node = next((nodes[name] for name in (site.node, *(site.node + suffix for suffix in _SUFFIXES)) if name in nodes), None)
         if node is None:
             raise ParityError("quantization lost a site of the graph", where=path, expected=site.node)
-        found[path] = dataclasses.replace(site, node=node.name, weight=node.inputs[1].name if site.weight else "")
-    return found
+        relocated[path] = dataclasses.replace(site, node=node.name, weight=node.inputs[1].name if site.weight else "")
+    return relocated

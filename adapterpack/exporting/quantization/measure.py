@@ -41,13 +41,13 @@ def answers(session: Session) -> dict[str, Answer]:
     kinds: dict[str, str | None] = {"+".join(session.packs) or "base": None}
     if session.bundle.mode != "folded":
         kinds = {"base": None, **{name: name for name in session.adapters}}
-    found = {}
+    answer_by_adapter = {}
     for key, name in kinds.items():
         outputs = session.run(batch, name)
         before = {part: np.concatenate([_sampled(outputs[output]) for output in session.graphs[part].outputs])
                   for part in session.bundle.parts if part != MAIN}
-        found[key] = Answer(_last(session, batch, outputs), before)
-    return found
+        answer_by_adapter[key] = Answer(_last(session, batch, outputs), before)
+    return answer_by_adapter
 
 
 def report(before: Mapping[str, Answer], after: Mapping[str, Answer]) -> dict[str, Any]:
@@ -58,14 +58,14 @@ def report(before: Mapping[str, Answer], after: Mapping[str, Answer]) -> dict[st
         >>> report({"base": one}, {"base": two})
         {'max_error': {'base': 0.5}, 'label_agreement': {'base': 1.0}}
     """
-    found: dict[str, Any] = {
+    entry: dict[str, Any] = {
         "max_error": {key: _error(before[key].last, after[key].last) for key in before},
         "label_agreement": {key: float((after[key].last.argmax(-1) == before[key].last.argmax(-1)).mean()) for key in before},
     }
     parts = list(next(iter(before.values())).parts)
     if len(parts) > 1:
-        found["graphs"] = {part: _of_part({key: (before[key].parts[part], after[key].parts[part]) for key in before}) for part in parts}
-    return found
+        entry["graphs"] = {part: _of_part({key: (before[key].parts[part], after[key].parts[part]) for key in before}) for part in parts}
+    return entry
 
 
 def require_small(before: Mapping[str, Answer], after: Mapping[str, Answer], tolerance: float, where: str) -> None:
@@ -74,8 +74,8 @@ def require_small(before: Mapping[str, Answer], after: Mapping[str, Answer], tol
     Raises:
         ParityError: those of one did.
     """
-    for key, one in before.items():
-        for part, numbers in one.parts.items():
+    for key, answer in before.items():
+        for part, numbers in answer.parts.items():
             error, allowed = _error(numbers, after[key].parts[part]), tolerance * _largest(numbers)
             if not error <= allowed:
                 raise ParityError("quantization moves the outputs too far", where=f"{where}, {key}, {part}.onnx",
@@ -87,16 +87,16 @@ def inputs_of(session: Session) -> dict[str, np.ndarray]:
     """Pseudo-random inputs of the task's own forms: the canary's ids, and images or features of the graph's shapes; with a text, an image
     in every row."""
     rng, rows = np.random.default_rng(canary.SEED), len(canary.LENGTHS)
-    found: dict[str, np.ndarray] = {}
+    inputs: dict[str, np.ndarray] = {}
     shapes = {name: value.shape for graph in session.graphs.values() for name, value in graph.inputs.items()}
     for name in session.task.inputs:
         if name == "input_ids":
-            found |= pad(_texts(session), 0, left=session.pads_left)
+            inputs |= pad(_texts(session), 0, left=session.pads_left)
         elif name == "decoder_input_ids":
-            found[name] = rng.integers(1, _vocabulary(session.folder), (rows, 4))
+            inputs[name] = rng.integers(1, _vocabulary(session.folder), (rows, 4))
         elif name in {"pixel_values", "input_features"}:
-            found[name] = rng.standard_normal((rows, *shapes[name][1:])).astype(np.float32)
-    return found if session.task.example is None else {**found, **session.task.example(config_of(session.folder), found, rng)}
+            inputs[name] = rng.standard_normal((rows, *shapes[name][1:])).astype(np.float32)
+    return inputs if session.task.example is None else {**inputs, **session.task.example(config_of(session.folder), inputs, rng)}
 
 
 def _texts(session: Session) -> list[tuple[int, ...]]:
@@ -104,7 +104,7 @@ def _texts(session: Session) -> list[tuple[int, ...]]:
     if "image_features" not in session.task.main.inputs:
         return rows
     token = session.image_token
-    return [((token,) * session.image_positions) + tuple(each for each in row if each != token) for row in rows]
+    return [((token,) * session.image_positions) + tuple(token_id for token_id in row if token_id != token) for row in rows]
 
 
 def _last(session: Session, batch: Arrays, outputs: Arrays) -> np.ndarray:

@@ -40,8 +40,8 @@ def genai_config(folder: Path, bundle: Bundle) -> dict[str, Any]:
     config = read_json(folder / "config.json")
     generation = read_json(folder / "generation_config.json") if (folder / "generation_config.json").is_file() else {}
     cache = [port for port in bundle.io.inputs if port.name.startswith(PAST)]
-    others = [port.name for port in bundle.io.inputs if port not in cache]
-    if unknown := [name for name in others if name not in _FED]:
+    non_cache = [port.name for port in bundle.io.inputs if port not in cache]
+    if unknown := [name for name in non_cache if name not in _FED]:
         raise Unsupported("onnxruntime-genai does not feed an input of this graph", found=", ".join(unknown), expected=", ".join(_FED),
                           remedy="leave --target out")
     heads, head_size = _cache_sizes(cache)
@@ -66,7 +66,7 @@ def genai_config(folder: Path, bundle: Bundle) -> dict[str, Any]:
                 "num_attention_heads": config.get("num_attention_heads") or config.get("n_head"),
                 "num_hidden_layers": len(cache) // 2,
                 "num_key_value_heads": heads,
-                "inputs": {**{name: name for name in others}, "past_key_names": f"{PAST}%d.key", "past_value_names": f"{PAST}%d.value"},
+                "inputs": {**{name: name for name in non_cache}, "past_key_names": f"{PAST}%d.key", "past_value_names": f"{PAST}%d.value"},
                 "outputs": {"logits": "logits", "present_key_names": "present.%d.key", "present_value_names": "present.%d.value"},
             },
         },
