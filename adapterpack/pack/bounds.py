@@ -31,10 +31,10 @@ def require_bounded(
     made = weights = 0
     stored = sum(math.prod(entry.shape) for entry in tensors.values())
     for method, cfg, site in sites:
-        known = site if site.in_features and site.out_features else replace(
+        sized = site if site.in_features and site.out_features else replace(
             site, in_features=site.in_features or 1, out_features=site.out_features or 1)
-        made += site.stack * amount(method, cfg, known)
-        weights += site.stack * known.in_features * known.out_features
+        made += site.stack * amount(method, cfg, sized)
+        weights += site.stack * sized.in_features * sized.out_features
     most = FACTOR * (stored + weights) + FREE
     if made > most:
         raise FormatError("the adapter would make far more numbers than it stores or changes", where=where, expected=f"at most {most}",

@@ -68,8 +68,8 @@ def feeds(inputs: Canary, image: tuple[int, int] | None = None) -> Iterator[dict
     for number in range(max(_counts(inputs).values())):
         feed = {}
         if inputs.input_ids:
-            spread = [each for one in inputs.input_ids[number] for each in (one,) * (positions if one == token else 1)]
-            feed["input_ids"] = np.array([spread], np.int64)
+            ids = np.array(inputs.input_ids[number], np.int64)
+            feed["input_ids"] = np.repeat(ids, np.where(ids == token, positions, 1))[None]
         if inputs.pixels is not None:
             feed["pixel_values"] = made(inputs.pixels, number)
         if inputs.features is not None:
@@ -107,12 +107,12 @@ def row_of(outputs: Mapping[str, np.ndarray]) -> np.ndarray:
         >>> row_of({"last_hidden_state": np.array([[[1, 2], [3, 4]]]), "pooler_output": np.array([[5, 6]])})
         array([3., 4., 5., 6.], dtype=float32)
     """
-    known = next((keys for keys in _KNOWN if keys[0] in outputs), tuple(outputs)[:1])
-    parts = [outputs[key] for key in known if key in outputs]
+    names = next((names for names in _KNOWN if names[0] in outputs), tuple(outputs)[:1])
+    parts = [outputs[name] for name in names if name in outputs]
     return np.concatenate([part[0, -1] if part.ndim == 3 else part[0].ravel() for part in parts]).astype(np.float32)
 
 
-def given(recorded: Canary) -> set[str]:
+def input_names(recorded: Canary) -> set[str]:
     """The names of a canary's inputs, as transformers calls them."""
     return set(_counts(recorded))
 
@@ -154,7 +154,7 @@ def places(outputs: Mapping[str, np.ndarray], base: list[np.ndarray], adapter: l
     if "last_hidden_state" not in outputs:
         return None
     width = row_of({"last_hidden_state": outputs["last_hidden_state"]}).size
-    hidden = all(np.array_equal(one[:width], two[:width]) for one, two in zip(base, adapter, strict=True))
+    hidden = all(np.array_equal(without[:width], with_adapter[:width]) for without, with_adapter in zip(base, adapter, strict=True))
     pooled = hidden and not all(map(np.array_equal, base, adapter))
     return _even(width, len(base[0])) if pooled else _even(0, width)
 
@@ -201,9 +201,9 @@ def check(canary: Canary, base: list[np.ndarray] | None, adapter: list[np.ndarra
 
 def _effect(canary: Canary) -> float:
     """What the adapter changed when the canary was recorded, as far as the same components were kept; infinite where none was."""
-    pairs = [(dict(zip(one["ids"], one["logits"], strict=True)), zip(two["ids"], two["logits"], strict=True))
-             for one, two in zip(canary.base, canary.adapter, strict=True)]
-    return max(max((abs(value - known[i]) for i, value in row if i in known), default=float("inf")) for known, row in pairs)
+    pairs = [(dict(zip(base["ids"], base["logits"], strict=True)), zip(adapter["ids"], adapter["logits"], strict=True))
+             for base, adapter in zip(canary.base, canary.adapter, strict=True)]
+    return max(max((abs(value - before[i]) for i, value in row if i in before), default=float("inf")) for before, row in pairs)
 
 
 def _largest(row: np.ndarray) -> np.ndarray:
@@ -216,7 +216,7 @@ def _kept(row: np.ndarray, ids: Iterable[Any]) -> TopLogits:
 
 def _worst(expected: tuple[Any, ...], rows: list[np.ndarray]) -> float:
     """The largest error over the rows; NaN if there is one, which Python's own ``max`` would lose."""
-    return float(np.max([_error(one, row) for one, row in zip(expected, rows, strict=True)]))
+    return float(np.max([_error(expected_row, row) for expected_row, row in zip(expected, rows, strict=True)]))
 
 
 def _error(expected: Any, row: np.ndarray) -> float:

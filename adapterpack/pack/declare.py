@@ -46,17 +46,17 @@ def declare(pack: Pack | str | os.PathLike[str], base: str | os.PathLike[str], o
         refuse_existing(Path(out))
     source = pack if isinstance(pack, Pack) else load(pack)
     first, second = Checkpoint(base), Checkpoint(other)
-    if (known := source.require_base(first)).name != "same":
-        raise BaseMismatch(f"variants are declared of the base that a pack names by its content: {known.means}", where=base,
-                           found=str(known), remedy="name that base, or convert an imported adapter to a pack with its base first")
+    if (verdict := source.require_base(first)).name != "same":
+        raise BaseMismatch(f"variants are declared of the base that a pack names by its content: {verdict.means}", where=base,
+                           found=str(verdict), remedy="name that base, or convert an imported adapter to a pack with its base first")
     named = source.manifest.base
     if (already := compatibility.compare(named, compatibility.deciding_fingerprint(second, named))).accepted:
         raise NothingToDo(f"pack '{source.name}' is accepted there as it is: {already.means}", where=other,
                           remedy="use the pack as it is")
-    found = variant(first, second)
-    if found.relation == "renamed_keys":
+    compared = variant(first, second)
+    if compared.relation == "renamed_keys":
         _require_same_places(source, first, second)
-    declared = Variant(found.relation, found.digests.structure, found.digests.content, found.tested)
+    declared = Variant(compared.relation, compared.digests.structure, compared.digests.content, compared.tested)
     before = source.manifest.lineage
     lineage = m.Lineage("declare", (m.Parent(source.id, source.name),), {"relation": declared.relation, "variant": declared.content},
                         ancestors={} if before is None else {**before.ancestors, source.id: tuple(p.digest for p in before.parents)})
@@ -67,16 +67,16 @@ def declare(pack: Pack | str | os.PathLike[str], base: str | os.PathLike[str], o
     return made if out is None else made.write(out)
 
 
-def _require_same_places(pack: Pack, base: Checkpoint, other: Checkpoint) -> None:
+def _require_same_places(pack: Pack, base: Checkpoint, variant_base: Checkpoint) -> None:
     """Every tensor of a module that the pack changes is, under the name that it would be looked for, the same one or none at all."""
     for group in pack.manifest.groups:
-        old, new = base.weight_name(group.path, group.weight), other.weight_name(group.path, group.weight)
+        old, new = base.weight_name(group.path, group.weight), variant_base.weight_name(group.path, group.weight)
         if old is None or new is None:
             continue
         stem, place = old.rpartition(".")[0], new.rpartition(".")[0]
         for name in sorted(name for name in base.tensors if name.rpartition(".")[0] == stem):
             twin = f"{place}.{name.rpartition('.')[2]}"
-            if twin not in other.tensors or other.digests[twin] != base.digests[name]:
+            if twin not in variant_base.tensors or variant_base.digests[twin] != base.digests[name]:
                 raise Unsupported("in this variant another tensor has the name of one that the pack changes",
-                                  where=f"{other.folder}, {twin}", expected=f"the bytes of {name}",
+                                  where=f"{variant_base.folder}, {twin}", expected=f"the bytes of {name}",
                                   remedy="use the pack on the base that it names")

@@ -16,16 +16,16 @@ from ..manifest.described import Described
 from ..manifest.manifest import Group
 
 
-def require_sites(pack: Described, known: Mapping[str, Any], where: object) -> None:
+def require_sites(pack: Described, paths: Mapping[str, Any], where: object) -> None:
     """Checks that every module the pack changes is among ``known``.
 
     Raises:
         SiteNotFound: one is not, or none is; the nearest name is given.
     """
     for group in pack.manifest.groups:
-        if group.role != "shared" and group.path != PROMPT and group.path not in known:
+        if group.role != "shared" and group.path != PROMPT and group.path not in paths:
             raise SiteNotFound(f"pack '{pack.name}' changes a site that is not there", where=where, found=group.path,
-                               remedy=nearest(group.path, known))
+                               remedy=nearest(group.path, paths))
 
 
 def require_shapes(pack: Described, base: Checkpoint, renamed: bool) -> None:
@@ -54,15 +54,15 @@ def require_shape(pack: Described, group: Group, stored: tuple[int, ...], where:
     Raises:
         BaseMismatch: it is another kind of layer's, or has another shape.
     """
-    shape, known = matrix_shape(group.kind, stored), (group.out_features, group.in_features)
+    shape, features = matrix_shape(group.kind, stored), (group.out_features, group.in_features)
     place, bound = f"{where}, {group.path}", any(compatibility.recorded_fingerprint(pack.manifest.base))
     if shape is None:
         unread = "use the model that the adapter was trained on; if this is it: " \
                  f"PEFT has {pack.method_of(group).name} for such a layer, in a form that is not read here, so merge it with PEFT"
         raise BaseMismatch("the base has another kind of layer at this site", where=place, expected=f"a layer of kind '{group.kind}'",
                            found=f"a weight of shape {stored}", remedy=_ITS_BASE if bound else unread)
-    if any(mine not in {None, its} for mine, its in zip(known, shape, strict=True)):
-        raise BaseMismatch("a site has another shape in this base", where=place, expected=f"{known} of kind '{group.kind}'", found=shape,
+    if any(expected not in {None, actual} for expected, actual in zip(features, shape, strict=True)):
+        raise BaseMismatch("a site has another shape in this base", where=place, expected=f"{features} of kind '{group.kind}'", found=shape,
                            remedy=_ITS_BASE if bound else "use the model that the adapter was trained on")
 
 

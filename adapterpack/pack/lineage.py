@@ -21,23 +21,23 @@ def descended(operation: str, parents: Sequence[Pack], params: Mapping[str, Any]
         FormatError: what the parents say of their ancestors cannot be true together.
     """
     shares = weights if weights is not None else [None] * len(parents)
-    known = _known(parents)
-    generation = depths([parent.id for parent in parents], known)
+    parents_of = _parents_of(parents)
+    generation = depths([parent.id for parent in parents], parents_of)
     if generation is None:
         raise FormatError("by what the packs say of their lineage, one is among its own ancestors",
                           where=", ".join(parent.name for parent in parents), remedy="see what validate says of each, or pack them again")
-    near = sorted((digest for digest in known if generation[digest] < MAX_DEPTH), key=lambda digest: (generation[digest], digest))
+    near = sorted((digest for digest in parents_of if generation[digest] < MAX_DEPTH), key=lambda digest: (generation[digest], digest))
     return Lineage(operation, tuple(Parent(parent.id, parent.name, share) for parent, share in zip(parents, shares, strict=True)), params,
-                   ancestors={digest: known[digest] for digest in sorted(near[:MAX_ANCESTORS])})
+                   ancestors={digest: parents_of[digest] for digest in sorted(near[:MAX_ANCESTORS])})
 
 
-def _known(parents: Sequence[Pack]) -> dict[str, tuple[str, ...]]:
-    """Digest to parents' digests: of each parent by its own manifest, of those before as the parents tell."""
+def _parents_of(parents: Sequence[Pack]) -> dict[str, tuple[str, ...]]:
+    """Digest -> its parents' digests: for each parent from its own manifest, for earlier ancestors as the parents' manifests say."""
     parents_of: dict[str, tuple[str, ...]] = {}
     for pack in parents:
         if pack.manifest.lineage is not None:
-            own = tuple(dict.fromkeys(parent.digest for parent in pack.manifest.lineage.parents))
-            for digest, before in {**pack.manifest.lineage.ancestors, pack.id: own}.items():
+            own_parents = tuple(dict.fromkeys(parent.digest for parent in pack.manifest.lineage.parents))
+            for digest, before in {**pack.manifest.lineage.ancestors, pack.id: own_parents}.items():
                 if set(parents_of.setdefault(digest, before)) != set(before):
                     raise FormatError("two packs name different parents of the same ancestor", where=pack.name, found=digest[:17],
                                       remedy="see what validate says of each, or pack them again")

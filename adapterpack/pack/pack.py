@@ -106,13 +106,13 @@ class Pack(Described):
 
     def params(self, path: str) -> dict[str, np.ndarray]:
         """The tensors of one group by parameter name; int8 tensors are given back as float32."""
-        found = {}
+        params = {}
         for name, entry in self._by_group.get(path, ()):
             if not entry.param.endswith(".scales"):
                 value = self.tensors[name]
-                found[entry.param] = value if entry.scales is None else value.astype(np.float32) * self.tensors[entry.scales]
+                params[entry.param] = value if entry.scales is None else value.astype(np.float32) * self.tensors[entry.scales]
         group = self._adapted.get(path)
-        return found if group is None else names.loaded(self.method_of(group), group.kind, found)
+        return params if group is None else names.loaded(self.method_of(group), group.kind, params)
 
     @cached_property
     def _adapted(self) -> dict[str, m.Group]:
@@ -141,9 +141,9 @@ class Pack(Described):
             sites = [dataclasses.replace(site, out_features=shape[0], in_features=shape[1])
                      for site, shape in zip(sites, shapes, strict=True)]
             for method in self.methods:
-                own = [number for number, group in enumerate(groups) if self.method_of(group).name == method.name]
-                found = resolve_configs(method, [configs[number] for number in own], [sites[number] for number in own])
-                for number, cfg in zip(own, found, strict=True):
+                numbers = [number for number, group in enumerate(groups) if self.method_of(group).name == method.name]
+                resolved = resolve_configs(method, [configs[number] for number in numbers], [sites[number] for number in numbers])
+                for number, cfg in zip(numbers, resolved, strict=True):
                     configs[number] = cfg
         require_bounded(zip(map(self.method_of, groups), configs, sites, strict=True), self.manifest.tensors, f"pack '{self.name}'")
         for group, site, cfg in zip(groups, sites, configs, strict=True):
@@ -198,8 +198,8 @@ class Pack(Described):
             BaseMismatch: it is another model, or nothing shows that it is not; both are named.
             SiteNotFound: the base lacks a site, or is a variant in which its tensor is not known by the module's path.
         """
-        found = compatibility.deciding_fingerprint(base, self.manifest.base, content)
-        verdict = self.require_levels(found, name=base.name, where=base.where, allow_structural=allow_structural)
+        fingerprint = compatibility.deciding_fingerprint(base, self.manifest.base, content)
+        verdict = self.require_levels(fingerprint, name=base.name, where=base.where, allow_structural=allow_structural)
         relation = None if verdict.variant is None else verdict.variant.relation
         if relation != "quantized":  # what that stores has shapes, and often names, of its own
             require_shapes(self, base, renamed=relation == "renamed_keys")
@@ -265,19 +265,19 @@ def build(
 
     def adapt(method: Method, site: Site, cfg: Any, params: Mapping[str, np.ndarray], config: dict[str, Any], host: Method | None) -> None:
         adapted.append((method, cfg, site))
-        own = None if host is None else m.MethodRef(method.name, method.storage.spec_version)
+        method_ref = None if host is None else m.MethodRef(method.name, method.storage.spec_version)
         groups.append(m.Group(site.path, "adapter", site.kind, (weights or {}).get(site.path), site.in_features or None,
-                              site.out_features or None, site.bias, cfg.rank, cfg.scale, config, own))
+                              site.out_features or None, site.bias, cfg.rank, cfg.scale, config, method_ref))
         for param, value in names.stored(method, site, params).items():
             add(site.path, param, names.tensor_name(method, site.path, param, site.kind, host), value)
 
     for site, cfg, (_, params), overrides in zip(adapters, configs, adapters.values(), differing, strict=True):
         adapt(method, site, cfg, params, overrides, None)
-    for other in secondary:
-        require_combinable(name, MethodSites(method, adapters), other, {group.path for group in groups})
-        configs = resolve_configs(other.method, [cfg for cfg, _ in other.adapters.values()], list(other.adapters))
-        for (site, (_, params)), cfg in zip(other.adapters.items(), configs, strict=True):
-            adapt(other.method, site, cfg, params, _shared_config([cfg])[0], method)
+    for guest in secondary:
+        require_combinable(name, MethodSites(method, adapters), guest, {group.path for group in groups})
+        configs = resolve_configs(guest.method, [cfg for cfg, _ in guest.adapters.values()], list(guest.adapters))
+        for (site, (_, params)), cfg in zip(guest.adapters.items(), configs, strict=True):
+            adapt(guest.method, site, cfg, params, _shared_config([cfg])[0], method)
     if shared:
         groups.append(m.Group(SHARED, "shared", "module"))
     for param, value in (shared or {}).items():
@@ -325,4 +325,4 @@ def _shared_config(configs: list[Any]) -> tuple[dict[str, Any], list[dict[str, A
                 for key, cfg in {id(cfg): cfg for cfg in configs}.items()}  # most sites of most packs have one config
     plain = [distinct[id(cfg)] for cfg in configs]
     common = plain[0] if plain else {}
-    return common, [{k: v for k, v in one.items() if common.get(k) != v} for one in plain]
+    return common, [{k: v for k, v in config.items() if common.get(k) != v} for config in plain]

@@ -123,7 +123,7 @@ def _not_replayable(bundle: Bundle, pack: Pack) -> str | None:
 
 def _reasons(bundle: Bundle, pack: Pack, recorded: Canary) -> Iterator[str]:
     architecture, mine, other = pack.manifest.task.architecture, pack.manifest.base.content, bundle.base.content
-    if not canary.given(recorded) <= set(task_named(bundle.task).inputs):
+    if not canary.input_names(recorded) <= set(task_named(bundle.task).inputs):
         yield f"it has inputs that a graph for {bundle.task} does not take"
     if bundle.mode == "folded" and len(bundle.adapters) > 1:
         yield "it is folded together with others"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError, nearest
-from ..tasks.rows import Picture, each
+from ..tasks.rows import Picture, map_rows
 from ..tasks.session import Arrays
 from .adapters.pinned import Names
 from .generation.generate import generate
@@ -46,7 +46,7 @@ class Session(OpenBundle):
         Raises:
             ConfigError: a text without a token.
         """
-        return pad(each(texts, self.tokenizer.row), self.tokenizer.pad_id, left=False)
+        return pad(map_rows(texts, self.tokenizer.row), self.tokenizer.pad_id, left=False)
 
     def pixels(self, images: Sequence[Picture]) -> np.ndarray:
         """Images as ``pixel_values`` ``[images, channels, height, width]`` float32: paths or bytes of PNG and JPEG pictures, prepared as
@@ -66,7 +66,7 @@ class Session(OpenBundle):
         """Pairs of texts as a padded batch, as :meth:`encode`, with ``token_type_ids`` where the graph reads them; and of each token of a
         row where in the second text its characters are.
         """
-        rows = each(pairs, lambda pair: self.tokenizer.pair(*pair))
+        rows = map_rows(pairs, lambda pair: self.tokenizer.pair(*pair))
         inputs = pad([ids for ids, _, _ in rows], self.tokenizer.pad_id, left=False)
         if "token_type_ids" in self.inputs:
             inputs["token_type_ids"] = pad([types for _, types, _ in rows], 0, left=False)["input_ids"]
@@ -75,7 +75,7 @@ class Session(OpenBundle):
     def speech(self, files: Sequence[str | Path]) -> np.ndarray:
         """Files of speech as ``input_features`` ``[files, mel, frames]``: see :func:`adapterpack.runtime.media.inputs.speech_of`."""
         config, shape = section(self.folder, "feature_extractor")[0], self.shape("input_features")
-        return np.stack(each(files, lambda file: speech_of(Path(file), shape, config)))
+        return np.stack(map_rows(files, lambda file: speech_of(Path(file), shape, config)))
 
     def run(self, inputs: Mapping[str, np.ndarray], adapters: Names = None) -> Arrays:
         """One pass. ``inputs`` are numpy arrays; ``adapters`` names one for each row, None for the base; one name holds for all rows.

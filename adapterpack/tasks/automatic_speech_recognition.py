@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .rows import Row, each, file_of
+from .rows import Row, file_of, map_rows
 from .session import Session
 from .task import MAIN, TASKS, Part, Task
 from .text_generation import completions
@@ -13,7 +13,7 @@ from .text_generation import completions
 
 def answer(session: Session, rows: Sequence[Row], adapters: Sequence[str | None], sampling: Mapping[str, Any]) -> list[dict[str, Any]]:
     """``completion``: what was said."""
-    features = session.speech(each(rows, lambda row: file_of(row, "audio")))
+    features = session.speech(map_rows(rows, lambda row: file_of(row, "audio")))
     return completions(session, [], adapters, sampling, {"input_features": features})
 
 

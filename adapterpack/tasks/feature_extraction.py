@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .rows import Row, each, text_of
+from .rows import Row, map_rows, text_of
 from .scores import embedding
 from .session import Arrays, Session
 from .task import TASKS, Task
@@ -15,7 +15,7 @@ from .task import TASKS, Task
 
 def answer(session: Session, rows: Sequence[Row], adapters: Sequence[str | None], sampling: Mapping[str, Any]) -> list[dict[str, Any]]:
     """``embedding``: the hidden states of a row, pooled as the bundle says."""
-    return embedded(session, session.encode(each(rows, text_of)), adapters)
+    return embedded(session, session.encode(map_rows(rows, text_of)), adapters)
 
 
 def embedded(session: Session, inputs: Arrays, adapters: Sequence[str | None]) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .rows import Row, RowError, each, text_of
+from .rows import Row, RowError, map_rows, text_of
 from .scores import probabilities
 from .session import Session
 from .task import TASKS, Task
@@ -18,7 +18,7 @@ BEST = 5
 
 def answer(session: Session, rows: Sequence[Row], adapters: Sequence[str | None], sampling: Mapping[str, Any]) -> list[dict[str, Any]]:
     """``words``: text and probability of each, in the place of the first mask."""
-    texts, tokenizer = each(rows, text_of), session.tokenizer
+    texts, tokenizer = map_rows(rows, text_of), session.tokenizer
     inputs = session.encode(texts)
     logits = session.run(inputs, adapters)["logits"]
     results = []

@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .feature_extraction import embedded
-from .rows import Row, each, file_of
+from .rows import Row, file_of, map_rows
 from .session import Session
 from .task import MAIN, TASKS, Part, Task
 
 
 def answer(session: Session, rows: Sequence[Row], adapters: Sequence[str | None], sampling: Mapping[str, Any]) -> list[dict[str, Any]]:
     """``embedding``."""
-    return embedded(session, {"pixel_values": session.pixels(each(rows, lambda row: file_of(row, "image")))}, adapters)
+    return embedded(session, {"pixel_values": session.pixels(map_rows(rows, lambda row: file_of(row, "image")))}, adapters)
 
 
 def _recognizes(config: Mapping[str, Any]) -> bool:

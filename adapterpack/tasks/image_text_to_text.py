@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from ..errors import ConfigError
-from .rows import Row, among, each, file_of, prompt_of
+from .rows import Row, among, file_of, map_rows, prompt_of
 from .session import Session
 from .task import DECODER, MAIN, TASKS, Part, Task
 from .text_generation import completions
@@ -15,11 +15,11 @@ from .text_generation import completions
 
 def answer(session: Session, rows: Sequence[Row], adapters: Sequence[str | None], sampling: Mapping[str, Any]) -> list[dict[str, Any]]:
     """``completion``, as of text generation."""
-    numbers, given = [number for number, row in enumerate(rows, 1) if "image" in row], None
+    numbers, images = [number for number, row in enumerate(rows, 1) if "image" in row], None
     if numbers:
         with among(numbers):
-            given = {"pixel_values": session.pixels(each([rows[number - 1] for number in numbers], lambda row: file_of(row, "image")))}
-    return completions(session, each(rows, partial(_ids, session)), adapters, sampling, given)
+            images = {"pixel_values": session.pixels(map_rows([rows[number - 1] for number in numbers], lambda row: file_of(row, "image")))}
+    return completions(session, map_rows(rows, partial(_ids, session)), adapters, sampling, images)
 
 
 def _ids(session: Session, row: Row) -> list[int]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError
-from .rows import Row, each
+from .rows import Row, map_rows
 from .scores import no_head, probabilities
 from .session import Session
 from .task import MAIN, SPANS, TASKS, TEXT, Part, Task, Training
@@ -22,7 +22,7 @@ LONGEST = 30
 
 def answer(session: Session, rows: Sequence[Row], adapters: Sequence[str | None], sampling: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The likeliest span of each row's context, and where its characters are; an empty one where no answer is likelier."""
-    pairs = each(rows, _question)
+    pairs = map_rows(rows, _question)
     inputs, places = session.encode_pairs(pairs)
     outputs = session.run(inputs, adapters)
     results: list[dict[str, Any]] = []

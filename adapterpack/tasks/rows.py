@@ -61,8 +61,8 @@ def among(numbers: Sequence[int]) -> Iterator[None]:
         raise error.moved(numbers[error.row - 1]) from error
 
 
-def each(rows: Iterable[_Row], function: Callable[[_Row], _Result]) -> list[_Result]:
-    """What a function makes of each row.
+def map_rows(rows: Iterable[_Row], function: Callable[[_Row], _Result]) -> list[_Result]:
+    """The function's result for each row, with the row's number in an error.
 
     Raises:
         RowError: it refuses one.

@@ -238,7 +238,8 @@ def require_encoder(task: Task, architecture: str, config: Mapping[str, Any]) ->
     """
     if not (task.generates and config.get("is_encoder_decoder")):
         return
-    right = next((other for other in TASKS.values() if other.generates and other.recognizes and other.recognizes(config)), task)
+    right = next((candidate for candidate in TASKS.values()
+                  if candidate.generates and candidate.recognizes and candidate.recognizes(config)), task)
     if right is not task:
         raise Unsupported(f"an encoder and decoder is exported for {right.name}, not for {task.name}", found=architecture,
                           remedy=f"export it with --task {right.name}")

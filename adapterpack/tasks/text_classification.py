@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError
-from .rows import Row, each, text_of
+from .rows import Row, map_rows, text_of
 from .scores import label_answers
 from .session import Session
 from .task import HEADS, TASKS, Task, Training
@@ -16,7 +16,7 @@ from .task import HEADS, TASKS, Task, Training
 
 def answer(session: Session, rows: Sequence[Row], adapters: Sequence[str | None], sampling: Mapping[str, Any]) -> list[dict[str, Any]]:
     """``label`` and ``scores``."""
-    return label_answers(session, session.encode(each(rows, text_of)), adapters)
+    return label_answers(session, session.encode(map_rows(rows, text_of)), adapters)
 
 
 def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: Sequence[str]) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import ConfigError
 from ..library_errors import library_errors
-from .rows import Row, each, prompt_of
+from .rows import Row, map_rows, prompt_of
 from .session import Arrays, Session
 from .task import DECODER, IGNORED, MAIN, TASKS, Part, Task, Training
 
@@ -21,19 +21,19 @@ log = logging.getLogger(__name__)
 
 def answer(session: Session, rows: Sequence[Row], adapters: Sequence[str | None], sampling: Mapping[str, Any]) -> list[dict[str, Any]]:
     """``completion``, why it ended, and how many tokens prompt and completion have."""
-    return completions(session, each(rows, prompt_of), adapters, sampling)
+    return completions(session, map_rows(rows, prompt_of), adapters, sampling)
 
 
 def completions(
-    session: Session, prompts: Sequence[Any], adapters: Sequence[str | None], sampling: Mapping[str, Any], given: Arrays | None = None
+    session: Session, prompts: Sequence[Any], adapters: Sequence[str | None], sampling: Mapping[str, Any], inputs: Arrays | None = None
 ) -> list[dict[str, Any]]:
-    """The answers to prompts, or to what is ``given`` in their place."""
-    return [{"completion": one.text, "finish_reason": one.finish_reason, "prompt_tokens": one.prompt_tokens,
-             "completion_tokens": len(one.ids)} for one in session.generate(prompts, adapters, given=given, **sampling)]
+    """The answers to prompts, to ``inputs`` such as audio features in their place, or to both."""
+    return [{"completion": completion.text, "finish_reason": completion.finish_reason, "prompt_tokens": completion.prompt_tokens,
+             "completion_tokens": len(completion.ids)} for completion in session.generate(prompts, adapters, given=inputs, **sampling)]
 
 
-class Form(NamedTuple):
-    """One form of data: the columns by which it is known, and how a row becomes (prompt, completion), the prompt as chat messages."""
+class DataFormat(NamedTuple):
+    """A form of training data: its columns, and how a row becomes (prompt, completion), the prompt as chat messages."""
 
     name: str
     columns: frozenset[str]
@@ -51,12 +51,12 @@ def _conversation(row: Row) -> tuple[list[dict[str, str]], str]:
     return before, last["content"]
 
 
-FORMS = (
-    Form("messages", frozenset({"messages"}), _conversation),
-    Form("prompt-completion", frozenset({"prompt", "completion"}), lambda row: (_user(row["prompt"]), row["completion"])),
-    Form("alpaca", frozenset({"instruction", "output"}),
+DATA_FORMATS = (
+    DataFormat("messages", frozenset({"messages"}), _conversation),
+    DataFormat("prompt-completion", frozenset({"prompt", "completion"}), lambda row: (_user(row["prompt"]), row["completion"])),
+    DataFormat("alpaca", frozenset({"instruction", "output"}),
          lambda row: (_user("\n\n".join(filter(None, [row["instruction"], row.get("input")]))), row["output"])),
-    Form("text", frozenset({"text"}), lambda row: ([], row["text"])),
+    DataFormat("text", frozenset({"text"}), lambda row: ([], row["text"])),
 )
 
 
@@ -69,7 +69,7 @@ def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: Se
     Raises:
         ConfigError: a row that is not of its columns' form; no row is left; or the tokenizer has no end token.
     """
-    form = _form_of(rows.column_names, where)
+    form = _format_of(rows.column_names, where)
     if tokenizer.eos_token_id is None:
         raise ConfigError("the tokenizer has no end token, so the model could not learn where to stop", where=where,
                           remedy="use the tokenizer of a generating model")
@@ -90,12 +90,12 @@ def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: Se
     return encoded
 
 
-def _form_of(columns: Sequence[str], where: object) -> Form:
-    for form in FORMS:
+def _format_of(columns: Sequence[str], where: object) -> DataFormat:
+    for form in DATA_FORMATS:
         if form.columns <= set(columns):
             return form
-    known = "; ".join(" + ".join(sorted(form.columns)) for form in FORMS)
-    raise ConfigError("these columns are of no known form", where=where, expected=known, found=", ".join(columns))
+    formats = "; ".join(" + ".join(sorted(form.columns)) for form in DATA_FORMATS)
+    raise ConfigError("these columns are of no known form", where=where, expected=formats, found=", ".join(columns))
 
 
 def _prompt_ids(messages: list[dict[str, str]], tokenizer: Any) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .rows import Row, each, text_of
+from .rows import Row, map_rows, text_of
 from .scores import no_head, scored
 from .session import Session
 from .task import HEADS, TASKS, Task
@@ -13,7 +13,7 @@ from .task import HEADS, TASKS, Task
 
 def answer(session: Session, rows: Sequence[Row], adapters: Sequence[str | None], sampling: Mapping[str, Any]) -> list[dict[str, Any]]:
     """``tokens``: of each the text, where its characters are, its label and that label's probability."""
-    texts = each(rows, text_of)
+    texts = map_rows(rows, text_of)
     logits = session.run(session.encode(texts), adapters)["logits"]
     results: list[dict[str, Any]] = []
     for text, scores, adapter in zip(texts, logits, adapters, strict=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .rows import PROMPTS, Row, RowError, among, each, file_of, text_of
+from .rows import PROMPTS, Row, RowError, among, file_of, map_rows, text_of
 from .scores import embedding
 from .session import Session
 from .task import MAIN, TASKS, TEXT, Part, Task
@@ -31,8 +31,8 @@ def answer(session: Session, rows: Sequence[Row], adapters: Sequence[str | None]
 
 def _embeddings(session: Session, rows: Sequence[Row], adapters: Sequence[str | None], images: bool) -> Any:
     if images:
-        return session.run({"pixel_values": session.pixels(each(rows, lambda row: file_of(row, "image")))}, adapters)["image_embeds"]
-    return session.run(session.encode(each(rows, text_of)), adapters)["text_embeds"]
+        return session.run({"pixel_values": session.pixels(map_rows(rows, lambda row: file_of(row, "image")))}, adapters)["image_embeds"]
+    return session.run(session.encode(map_rows(rows, text_of)), adapters)["text_embeds"]
 
 
 TASKS.register(Task(

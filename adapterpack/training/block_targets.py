@@ -77,13 +77,13 @@ def block_at(model: nn.Module, path: str, module: nn.Module) -> Site:
 def _worded(modules: Mapping[str, Any], word: str) -> set[str]:
     chosen = set()
     for path in modules:
-        layout = next((one for one in LAYOUTS if all(f"{path}.{end}" in modules for end in one)), None)
+        layout = next((paths for paths in LAYOUTS if all(f"{path}.{end}" in modules for end in paths)), None)
         if path.rpartition(".")[2].isdigit() and layout is not None:
             places = {"layer": path, "attention": f"{path}.{layout.attention}", "ffn": f"{path}.{layout.ffn}"}
             chosen |= {places[place] for place in WORDS[word]}
     if not chosen:
         raise SiteNotFound("the model has no layers of a known layout", found=repr(word), remedy="name the modules in targets",
-                           expected="; ".join(f"{one.attention} and {one.ffn}" for one in LAYOUTS))
+                           expected="; ".join(f"{layout.attention} and {layout.ffn}" for layout in LAYOUTS))
     return chosen
 
 

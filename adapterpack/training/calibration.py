@@ -46,21 +46,21 @@ def measure(
     model.eval()
     try:
         with ExitStack() as stack, torch.set_grad_enabled(bool(wanted & _BACKWARD)):
-            for one in sums.values():
-                stack.enter_context(one)
+            for site_sums in sums.values():
+                stack.enter_context(site_sums)
             batches = 0
             for batch in data:
                 inputs = {key: value.to(device) for key, value in batch.items()}
-                for one in sums.values():
-                    one.mask = inputs.get("attention_mask")
+                for site_sums in sums.values():
+                    site_sums.mask = inputs.get("attention_mask")
                 _run(model, inputs, bool(wanted & _BACKWARD))
-                for one in sums.values():
-                    one.end()
+                for site_sums in sums.values():
+                    site_sums.end()
                 batches += 1
     finally:
         for module, mode in modes.items():
             module.training = mode
-    return {path: one.means(path, batches) for path, one in sums.items()}
+    return {path: site_sums.means(path, batches) for path, site_sums in sums.items()}
 
 
 def _run(model: nn.Module, batch: Mapping[str, torch.Tensor], backward: bool) -> None:

@@ -26,15 +26,15 @@ def stored_names(model: nn.Module, stored: Iterable[str]) -> dict[str, str]:
                       "another version", stacklevel=2)
         return {}
     transforms = get_model_conversion_mapping(model)
-    renamings = [one for one in transforms if not isinstance(one, WeightConverter)]
-    converters = [one for one in transforms if isinstance(one, WeightConverter)]
+    renamings = [transform for transform in transforms if not isinstance(transform, WeightConverter)]
+    converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
     parameters = {f"{path}.{leaf}".lstrip(".") for path, module in own_modules(model) for leaf in module._parameters}
     prefix, stored_by_name = f"{model.base_model_prefix}.", {}
     for name in stored:
         name_in_model = name
-        for one in renamings:
-            name_in_model, _ = one.rename_source_key(name_in_model)
-        if any(one.rename_source_key(name_in_model)[1] is not None for one in converters):
+        for renaming in renamings:
+            name_in_model, _ = renaming.rename_source_key(name_in_model)
+        if any(converter.rename_source_key(name_in_model)[1] is not None for converter in converters):
             continue
         # A checkpoint may be of the class without a head, or the reverse.
         shorter = [name_in_model.removeprefix(prefix)] if name_in_model.startswith(prefix) else []

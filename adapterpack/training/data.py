@@ -71,8 +71,8 @@ def labels_in(rows: Dataset, where: object) -> list[str]:
     for number, label in enumerate(values):
         if label is None or label == "":
             raise ConfigError("a row without a label", where=f"{where}, row {number + 1}")
-    found = sorted(set(values), key=lambda label: (isinstance(label, str), label))
-    labels = list(dict.fromkeys(map(str, found)))
+    distinct = sorted(set(values), key=lambda label: (isinstance(label, str), label))
+    labels = list(dict.fromkeys(map(str, distinct)))
     if len(labels) < 2:
         raise ConfigError("there is nothing to tell apart", where=where, expected="at least two labels", found=", ".join(labels))
     return labels

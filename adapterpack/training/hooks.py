@@ -18,22 +18,22 @@ from .layers.prompts import Prompts
 
 
 class Part(NamedTuple):
-    """An adapter in training at one site: its method and config there, and its own and shared parameters that are trained.
+    """An adapter in training at one site: its method and config there, and the parameters of the site and the shared ones that are trained.
 
-    To a method each matrix of a stack is a site of its own, with its part of the site's own parameters.
+    To a method each matrix of a stack is a site of its own, with its part of the site's parameters.
     """
 
     name: str
     site: Site
     method: Method
     config: Any
-    own: Mapping[str, nn.Parameter]
+    site_params: Mapping[str, nn.Parameter]
     shared: Mapping[str, nn.Parameter]
 
     @property
     def params(self) -> dict[str, nn.Parameter]:
         """All that is trained."""
-        return {**self.shared, **self.own}
+        return {**self.shared, **self.site_params}
 
     @property
     def matrices(self) -> Mapping[str, int | None]:
@@ -51,10 +51,10 @@ def parts(model: nn.Module) -> Iterator[Part]:
     for module in model.modules():
         if isinstance(module, Adapted):
             for name in module._active:
-                own, shared = ({key: value for key, value in parameters if value.requires_grad}
+                site_params, shared = ({key: value for key, value in parameters if value.requires_grad}
                                for parameters in (module._part(name).named_parameters(), module._shared(name).items()))
-                if own or shared:
-                    yield Part(name, module._site, *module._methods[name], own, shared)
+                if site_params or shared:
+                    yield Part(name, module._site, *module._methods[name], site_params, shared)
 
 
 def penalty(model: nn.Module) -> torch.Tensor | None:
@@ -70,11 +70,12 @@ def _penalty(part: Part, sites: int) -> torch.Tensor:
     term = part.method.training.penalty
     assert term is not None
 
-    def of_matrix(own: dict[str, torch.Tensor]) -> torch.Tensor:
-        value: torch.Tensor = term(part.config, {**part.shared, **own}, sites)
+    def of_matrix(params: dict[str, torch.Tensor]) -> torch.Tensor:
+        value: torch.Tensor = term(part.config, {**part.shared, **params}, sites)
         return value
 
-    total: torch.Tensor = vmap(of_matrix)(dict(part.own)).sum() if is_stacked(part.site.kind) else of_matrix(dict(part.own))
+    site_params = dict(part.site_params)
+    total: torch.Tensor = vmap(of_matrix)(site_params).sum() if is_stacked(part.site.kind) else of_matrix(site_params)
     return total
 
 

@@ -53,15 +53,15 @@ def adapt(
     rng, samples = np.random.default_rng(seed), None if data is None else list(data)
     _refuse_taken(model, name)
     chosen = [config] if isinstance(config, SiteConfig) else list(config)
-    whole = [_module_path(model, path) for one in chosen for path in one.modules_to_save]
-    plans = [_plan(model, one, whole, rng, samples) for one in chosen]
+    whole = [_module_path(model, path) for site_config in chosen for path in site_config.modules_to_save]
+    plans = [_plan(model, site_config, whole, rng, samples) for site_config in chosen]
     _require_apart(name, plans)
     with wrapping(model, name) as work:
-        for one in plans:
-            work.share(one.method, one.shared)
-            for site, cfg in zip(one.sites, one.configs, strict=True):
-                params = partial(_fresh, one.method, cfg, rng, one.calibration.get(site.path))
-                work.adapter(site.path, one.method, cfg, params, "weight" in one.needs, secondary=one is not plans[0])
+        for plan in plans:
+            work.share(plan.method, plan.shared)
+            for site, cfg in zip(plan.sites, plan.configs, strict=True):
+                params = partial(_fresh, plan.method, cfg, rng, plan.calibration.get(site.path))
+                work.adapter(site.path, plan.method, cfg, params, "weight" in plan.needs, secondary=plan is not plans[0])
         for path in whole:
             work.saved(path)._add(name)
     model.requires_grad_(False)
@@ -97,11 +97,12 @@ def _plan(model: nn.Module, config: SiteConfig, whole: list[str], rng: np.random
 
 def _require_apart(name: str, plans: Sequence[_Plan]) -> None:
     """Checks that several methods of one adapter can be packed together, before one of them is trained."""
-    first, *others = (MethodSites(one.method, {site: (cfg, {}) for site, cfg in zip(one.sites, one.configs, strict=True)}) for one in plans)
+    first, *rest = (MethodSites(plan.method, {site: (cfg, {}) for site, cfg in zip(plan.sites, plan.configs, strict=True)})
+                    for plan in plans)
     taken = {site.path for site in first.adapters}
-    for other in others:
-        require_combinable(name, first, other, taken)
-        taken |= {site.path for site in other.adapters}
+    for secondary in rest:
+        require_combinable(name, first, secondary, taken)
+        taken |= {site.path for site in secondary.adapters}
 
 
 def attach(model: nn.Module, pack: Pack, name: str | None = None, check_base: bool = True, check_canary: bool = True) -> nn.Module:
@@ -165,11 +166,11 @@ def detach(model: nn.Module, name: str | None = None) -> nn.Module:
     if name is not None and name not in names:
         raise UnknownAdapter("the model has no such adapter", found=repr(name), remedy=nearest(name, names))
     empty: dict[nn.Module, nn.Module] = {}
-    for one in names if name is None else [name]:
-        release(model, one)
+    for adapter in names if name is None else [name]:
+        release(model, adapter)
     for module in wrappers_of(model):
-        for one in names if name is None else [name]:
-            module._remove(one)
+        for adapter in names if name is None else [name]:
+            module._remove(adapter)
         if not module._names:
             empty[module] = module._base
             if isinstance(module, AdaptedTable):
@@ -185,7 +186,7 @@ def _fresh(method: Method, cfg: Any, rng: np.random.Generator, calibration: Cali
         return method.init(cfg, dataclasses.replace(site, calibration=calibration), rng)
     weights = [None] * site.stack if site.weight is None else site.weight
     per_matrix = [method.init(cfg, dataclasses.replace(site, weight=weight), rng) for weight in weights]
-    return {name: np.stack([one[name] for one in per_matrix]) for name in per_matrix[0]}
+    return {name: np.stack([params[name] for params in per_matrix]) for name in per_matrix[0]}
 
 
 def _stored(params: Mapping[str, np.ndarray], site: Site) -> Mapping[str, np.ndarray]:

@@ -126,15 +126,15 @@ def _tied(model: nn.Module, table: AdaptedTable) -> list[nn.Module]:
     """The output head and the other embeddings that have the table for their weight."""
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     head = head._base if isinstance(head, Adapted) else head
-    others = [module for module in model.modules() if isinstance(module, nn.Embedding) and module is not table._base]
-    return [module for module in (head, *others) if module is not None and _is_tied(module, innermost(table))]
+    embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding) and module is not table._base]
+    return [module for module in (head, *embeddings) if module is not None and _is_tied(module, innermost(table))]
 
 
 def _is_tied(module: nn.Module, table: nn.Module) -> bool:
     """Whether two modules have one weight. Accelerate unties what it offloads: there their numbers are compared."""
-    one, other = getattr(module, "weight", None), table.weight
-    if one is None or one is other or one.shape != other.shape or not (one.is_meta or other.is_meta):
-        return bool(one is other)
+    weight, table_weight = getattr(module, "weight", None), table.weight
+    if weight is None or weight is table_weight or weight.shape != table_weight.shape or not (weight.is_meta or table_weight.is_meta):
+        return bool(weight is table_weight)
     return bool(torch.equal(*(tensor_of(owner, "weight", "the output head").to("cpu") for owner in (module, table))))
 
 

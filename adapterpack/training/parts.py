@@ -52,7 +52,7 @@ def parts_of(model: nn.Module, name: str) -> Parts:
         part, to_stored = (cfg, module._params(name)), site_method.storage.to_stored
         sites_by_method.setdefault(site_method.name, {})[module._site] = part if to_stored is None else to_stored(*part, module._site)
     shared = {key: as_numpy(value) for module in adapted for key, value in module._shared(name).items()}
-    secondary = [MethodSites(methods[other], sites) for other, sites in sites_by_method.items() if other != method.name]
+    secondary = [MethodSites(methods[name], sites) for name, sites in sites_by_method.items() if name != method.name]
     full = {module._path: module._params(name) for module in wrappers if isinstance(module, SavedModule)}
     return Parts(method, sites_by_method[method.name], secondary, shared, full)
 

@@ -65,13 +65,13 @@ def train(config: str | os.PathLike[str] | Mapping[str, Any] | TrainConfig, over
     configs, notes = read_config(config, overrides)
     for note in notes:
         log.info("%s", note)
-    for one in configs:
-        refuse_existing(Path(one.output_dir))
-        _training(task_named(one.task))
-        folder_of(one.model_name_or_path)
-        for source in filter(None, (one.train_file, one.eval_file)):
+    for run_config in configs:
+        refuse_existing(Path(run_config.output_dir))
+        _training(task_named(run_config.task))
+        folder_of(run_config.model_name_or_path)
+        for source in filter(None, (run_config.train_file, run_config.eval_file)):
             data.require_file(source)
-    return [train_one(one)[0] for one in configs]
+    return [train_one(run_config)[0] for run_config in configs]
 
 
 def train_one(config: TrainConfig) -> tuple[Pack, Any]:
@@ -158,7 +158,7 @@ def _samples(rows: list[dict[str, Any]], config: TrainConfig) -> Iterator[list[d
 def _training(task: Task) -> Training:
     if task.training is None:
         raise Unsupported("this task cannot be trained yet", found=task.name,
-                          expected=", ".join(name for name, other in TASKS.items() if other.training is not None))
+                          expected=", ".join(name for name, trainable in TASKS.items() if trainable.training is not None))
     return task.training
 
 

@@ -123,7 +123,7 @@ def _checkpoint(model: nn.Module, base: str | os.PathLike[str] | None) -> Checkp
 
 def _weights(model: nn.Module, parts: Parts, checkpoint: Checkpoint | None) -> dict[str, str | None]:
     """Path -> the name of its weight in the checkpoint, or in the model where there is none."""
-    sites = [site for adapters in (parts.adapters, *(other.adapters for other in parts.secondary)) for site in adapters]
+    sites = [site for adapters in (parts.adapters, *(guest.adapters for guest in parts.secondary)) for site in adapters]
     paths: dict[str, str | None] = {site.path: site.path if is_bare(site.kind) else f"{site.path}.weight"
                                     for site in sites if is_module(site.path)}
     paths |= {path: f"{path}.weight" for path in parts.full}

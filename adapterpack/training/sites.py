@@ -63,7 +63,7 @@ def _layer(path: str, module: nn.Module, layers: Sequence[str] = ()) -> Site | N
     if isinstance(module, BYPASSED):
         return None
     classes = type(module).__mro__
-    names = {f"{one.__module__}.{one.__qualname__}" for one in classes}
+    names = {f"{cls.__module__}.{cls.__qualname__}" for cls in classes}
     makers = [makers for kind, makers in LAYERS.items() if kind in classes or kind in names]
     sites = [site for make in (makers[0] if makers else (_norm,)) if (site := make(path, module)) is not None]
     return next((site for site in sites if site.kind in layers), sites[0] if sites else None)
@@ -111,7 +111,7 @@ def known_sites(model: nn.Module, layers: Sequence[str] = ()) -> dict[str, list[
         parameters = [] if site is not None else list(_parameters(path, module))
         if path:
             sites[path] = [site] if site is not None else parameters if isinstance(module, nn.MultiheadAttention) else []
-        sites |= {one.path: [one] for one in parameters}
+        sites |= {parameter.path: [parameter] for parameter in parameters}
     return sites
 
 

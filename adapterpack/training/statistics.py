@@ -83,7 +83,7 @@ def measure(
 
     sites = [adapter.site for adapter in chosen.adapters()]
     by_site = measure_sites(model, sites, frozenset({kind}), batches())
-    Statistics(kind, chosen.id, len(encoded), {path: getattr(one, kind) for path, one in by_site.items()}).write(out)
+    Statistics(kind, chosen.id, len(encoded), {path: getattr(measured, kind) for path, measured in by_site.items()}).write(out)
     return read(out)
 
 

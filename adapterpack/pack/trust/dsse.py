@@ -76,9 +76,9 @@ def unseal(data: bytes, key: EllipticCurvePublicKey, where: object) -> bytes:
     if not isinstance(signatures, list) or len(signatures) != 1:
         raise _malformed("exactly one signature is due", where)
     signature = _object(signatures[0], "signatures", where)
-    for name, found, wanted in (("mediaType", bundle["mediaType"], MEDIA_TYPE), ("payloadType", envelope["payloadType"], PAYLOAD_TYPE)):
-        if found != wanted:
-            raise _malformed(f"another {name} than that of a model signature", where, wanted, repr(found)[:200])
+    for name, stored, wanted in (("mediaType", bundle["mediaType"], MEDIA_TYPE), ("payloadType", envelope["payloadType"], PAYLOAD_TYPE)):
+        if stored != wanted:
+            raise _malformed(f"another {name} than that of a model signature", where, wanted, repr(stored)[:200])
     digest = key_digest(key)
     if hint != digest or signature.get("keyid", "") not in {"", digest}:
         raise WronglySigned("the pack was signed with another key", where=where, expected=f"key {digest[:16]}",
@@ -89,18 +89,18 @@ def unseal(data: bytes, key: EllipticCurvePublicKey, where: object) -> bytes:
 
 
 def _only_local_keys(material: Mapping[str, Any], where: object) -> None:
-    others = sorted(name for name in material if name not in {"publicKey", "tlogEntries"} and material[name])
-    if others or material.get("tlogEntries"):
+    extra = sorted(name for name in material if name not in {"publicKey", "tlogEntries"} and material[name])
+    if extra or material.get("tlogEntries"):
         raise UnsupportedSignature("the signature rests on more than a local key, which cannot be verified here", where=where,
-                                   expected="publicKey", found=", ".join(others or ["tlogEntries"]),
+                                   expected="publicKey", found=", ".join(extra or ["tlogEntries"]),
                                    remedy="verify it with the model_signing command, or ask for a signature with a local key")
 
 
 def _object(value: Any, name: str, where: object) -> dict[str, Any]:
     wanted = _KEYS[name]
     if not isinstance(value, dict) or not wanted - _OPTIONAL <= value.keys() <= wanted:
-        found = sorted(value) if isinstance(value, dict) else type(value).__name__
-        raise _malformed(f"'{name or 'the bundle'}' is not what a signature has there", where, ", ".join(sorted(wanted)), repr(found)[:200])
+        keys = sorted(value) if isinstance(value, dict) else type(value).__name__
+        raise _malformed(f"'{name or 'the bundle'}' is not what a signature has there", where, ", ".join(sorted(wanted)), repr(keys)[:200])
     return value
 
 

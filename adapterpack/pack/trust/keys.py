@@ -36,8 +36,8 @@ def private_key(path: str | os.PathLike[str], password: str | None = None) -> El
     try:
         key = serialization.load_pem_private_key(data, None if password is None else password.encode())
     except TypeError:  # what the library says when a password is missing, or is given to a key that has none
-        found = "a key with a password" if password is None else "a key without a password"
-        raise ConfigError("the private key and the password do not go together", where=path, found=found,
+        mismatch = "a key with a password" if password is None else "a key without a password"
+        raise ConfigError("the private key and the password do not go together", where=path, found=mismatch,
                           remedy="set ADAPTERPACK_KEY_PASSWORD for a key that has a password, and only then") from None
     except Exception:
         # The cause is not chained: whatever it quotes, nothing of a private key may reach a terminal or a log.

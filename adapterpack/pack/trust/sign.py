@@ -134,16 +134,16 @@ def verify(
         data = stream.read(dsse.MAX_BYTES + 1)
     signed = statement.read(dsse.unseal(data, checker, file), file)
     _require_same_files(folder, signed)
-    found = _signature(folder, signed, key_digest(checker))
-    if isinstance(pack, Pack) and found.pack != pack.id:
-        raise WronglySigned("the signature is of another pack", where=file, expected=pack.id, found=found.pack)
+    signature = _signature(folder, signed, key_digest(checker))
+    if isinstance(pack, Pack) and signature.pack != pack.id:
+        raise WronglySigned("the signature is of another pack", where=file, expected=pack.id, found=signature.pack)
     if identity is not None and signed.identity != identity:
         raise WronglySigned("the pack was signed under another identity", where=file, expected=repr(identity),
                             found=repr(signed.identity), remedy="ask the maker of the pack")
     if signed.expires is not None and (at or datetime.now(UTC)) > signed.expires:
         raise SignatureExpired("the signature is right, but its time is over", where=file, expected="a later expiry",
                                found=statement.written(signed.expires), remedy="ask the maker of the pack to sign it again")
-    return found
+    return signature
 
 
 def _require_same_files(folder: Path, signed: statement.Statement) -> None:

@@ -72,11 +72,11 @@ def read(payload: bytes, where: object) -> Statement:
         files = {_matching(_NAME, resource["name"]): _matching(_HEX, resource["digest"]) for resource in resources}
         if len(files) != len(resources) or subject["digest"]["sha256"] != _root([resource["digest"] for resource in resources]):
             raise ValueError("the files do not add up to the subject's digest")
-        own = predicate.get(EXTENSION) or {}
-        if extra := own.keys() - {"identity", "expires"}:
+        extension = predicate.get(EXTENSION) or {}
+        if extra := extension.keys() - {"identity", "expires"}:
             raise UnsupportedSignature("the signature says something that this version does not understand", where=where,
                                        found=", ".join(sorted(extra))[:200], remedy="update adapterpack")
-        return Statement(_text(subject["name"]), files, _text(own.get("identity"), None), _moment(own.get("expires")))
+        return Statement(_text(subject["name"]), files, _text(extension.get("identity"), None), _moment(extension.get("expires")))
     except (KeyError, TypeError, ValueError, AttributeError, FormatError) as error:
         raise WronglySigned(f"what was signed is not a statement over the files of one folder: {error}", where=where,
                             remedy="sign the pack again") from error

@@ -101,11 +101,11 @@ def _examine(folder: Path, base: Checkpoint | None, full: bool, budget: Budget, 
     def refused(findings: list[Finding], manifest: m.Manifest | None = None) -> tuple[Report, None]:
         return Report("pack", str(folder), None if manifest is None else manifest.id, tuple(findings)), None
 
-    findings, data, value = few(files.regular_files(folder, budget)), b"", None
+    findings, data, value = capped(files.regular_files(folder, budget)), b"", None
     if not findings:
         data = files.read_manifest(folder / m.FILE_NAME)
         value = strict_json.loads(data, folder / m.FILE_NAME, m.MAX_BYTES)
-        findings = few(remote_code(value, m.FILE_NAME, budget=budget))  # before the manifest's reader calls such keys unknown fields
+        findings = capped(remote_code(value, m.FILE_NAME, budget=budget))  # before the manifest's reader calls such keys unknown fields
     if findings:
         return refused(findings)
     manifest = m.parse(data, folder / m.FILE_NAME, value)
@@ -113,7 +113,7 @@ def _examine(folder: Path, base: Checkpoint | None, full: bool, budget: Budget, 
         return refused(findings, manifest)
     require_known(manifest, folder / m.FILE_NAME)
     named = frozenset({m.FILE_NAME, *(entry.path for entry in manifest.files)})
-    if findings := few(files.forbidden_files(folder, named, budget)) or few(files.closed_file_list(folder, manifest)):
+    if findings := capped(files.forbidden_files(folder, named, budget)) or capped(files.closed_file_list(folder, manifest)):
         return refused(findings, manifest)
     try:
         contents = files.read_files(folder, manifest, budget)
@@ -130,8 +130,8 @@ def _examine(folder: Path, base: Checkpoint | None, full: bool, budget: Budget, 
     subject = Subject(folder, pack, file, contents, base, full, budget, allow_structural)
     findings, spent_on = run_checks(subject, CHECKS)
     if len(contents[TENSORS]) > LARGE:
-        known = {name: entry.sha256 for name, entry in manifest.tensors.items()}
-        pack = dataclasses.replace(pack, tensors=Streamed.of(file, pack.tensors, known))
+        digests = {name: entry.sha256 for name, entry in manifest.tensors.items()}
+        pack = dataclasses.replace(pack, tensors=Streamed.of(file, pack.tensors, digests))
     open_questions = (*spent_on, *questions_about(subject))
     return Report("pack", str(folder), pack.id, tuple(findings), open_questions, bool(spent_on) or (full and base is None),
                   None if spent_on else base_verdict(pack, base, findings)), pack
@@ -143,7 +143,7 @@ def run_checks(subject: Subject, checks: tuple[Check, ...]) -> tuple[list[Findin
     for check in checks:
         try:
             subject.budget.require_time(f"{check.__name__.replace('_', ' ')} and what follows")
-            findings.extend(few(check(subject)))
+            findings.extend(capped(check(subject)))
         except Spent as spent:
             return findings, [str(spent)]
         except AdapterpackError as error:
@@ -153,10 +153,10 @@ def run_checks(subject: Subject, checks: tuple[Check, ...]) -> tuple[list[Findin
     return findings, []
 
 
-def few(found: Iterable[Finding]) -> list[Finding]:
+def capped(findings: Iterable[Finding]) -> list[Finding]:
     """The findings, of each rule a thousand at most and then their number: a file can have one in every few bytes."""
     kept, counts = list[Finding](), Counter[str]()
-    for finding in found:
+    for finding in findings:
         counts[finding.rule] += 1
         if counts[finding.rule] <= _MOST_FINDINGS:
             kept.append(finding)
@@ -213,8 +213,8 @@ def _examine_peft(folder: Path, base: Checkpoint | None, full: bool, budget: Bud
     if not (folder / layout.CONFIG).is_file():
         raise FormatError("the folder is not a pack", where=folder, expected=f"{m.FILE_NAME} or {layout.CONFIG}",
                           remedy="name the folder that train, save or compose wrote")
-    findings = [finding._replace(severity="warning") for finding in few(files.forbidden_files(folder, frozenset({TENSORS}), budget))]
-    findings += few(_foreign_json(folder, budget))
+    findings = [finding._replace(severity="warning") for finding in capped(files.forbidden_files(folder, frozenset({TENSORS}), budget))]
+    findings += capped(_foreign_json(folder, budget))
     if any(finding.severity == "error" for finding in findings):
         return Report("peft", str(folder), None, tuple(findings)), None
     try:
@@ -248,8 +248,8 @@ def _foreign_json(folder: Path, budget: Budget) -> Iterator[Finding]:
             continue
         yield from remote_code(value, name, foreign=True, budget=budget)
         template = value.get("chat_template") if isinstance(value, dict) else None
-        for one in template if isinstance(template, list) else [template]:
-            text = one.get("template") if isinstance(one, dict) else one
+        for entry in template if isinstance(template, list) else [template]:
+            text = entry.get("template") if isinstance(entry, dict) else entry
             if isinstance(text, str):
                 yield from template_findings(text.encode("utf-8", "surrogatepass"), name, budget, foreign=True)
     if (folder / TEMPLATE).is_file():
@@ -263,8 +263,8 @@ def require_known(manifest: m.Manifest, where: object) -> None:
         UnknownMethod: its method is not registered.
         Unsupported: it was made by a newer version of its method.
     """
-    others = [(group.method, get(group.method.type)) for group in manifest.groups if group.method is not None]
-    for made_by, method in ((manifest.method, method_of(manifest)), *others):
+    secondary = [(group.method, get(group.method.type)) for group in manifest.groups if group.method is not None]
+    for made_by, method in ((manifest.method, method_of(manifest)), *secondary):
         if made_by.spec_version > method.storage.spec_version:
             raise Unsupported(f"the pack was made by a newer version of the method {method.name}", where=where,
                               expected=f"spec_version {method.storage.spec_version}", found=made_by.spec_version,

@@ -31,12 +31,12 @@ def walk(value: Any) -> Iterator[tuple[Place, Any]]:
     """
     left = [iter([(Place(), value)])]
     while left:
-        found = next(left[-1], None)
-        if found is None:
+        located = next(left[-1], None)
+        if located is None:
             left.pop()
             continue
-        yield found
-        place, inner = found
+        yield located
+        place, inner = located
         if isinstance(inner, dict):
             left.append(_inside(place, inner.items()))
         elif isinstance(inner, list):

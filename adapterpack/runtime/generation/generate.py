@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from ...errors import ConfigError, Unsupported
-from ...tasks.rows import each
+from ...tasks.rows import map_rows
 from ...tasks.session import Arrays
 from ...tasks.task import TASKS
 from ..adapters.pinned import Names
@@ -55,7 +55,7 @@ def generate(
         raise Unsupported("the bundle does not generate text", found=session.bundle.task,
                           expected=", ".join(task.name for task in TASKS.values() if task.generates))
     others = dict(given or {})
-    rows = each(prompts, partial(_prompt_ids, session))
+    rows = map_rows(prompts, partial(_prompt_ids, session))
     count = len(rows) or next((array.shape[0] for array in others.values()), 0)
     if not count:
         return []

@@ -47,7 +47,7 @@ def make_canary(model: nn.Module, name: str) -> Canary | None:
     except Exception as error:
         if texts_alone(model):
             raise
-        log.warning("'%s' has no canary: the model does not run on %s: %s", name, ", ".join(sorted(canary.given(inputs))), error)
+        log.warning("'%s' has no canary: the model does not run on %s: %s", name, ", ".join(sorted(canary.input_names(inputs))), error)
         return None
     if (inputs.pixels is not None or inputs.features is not None) and _draws(model, name, inputs, adapted):
         log.info("'%s' has no canary: the model gives other outputs for the same image", name)
@@ -138,7 +138,7 @@ def _draws(model: nn.Module, name: str, inputs: Canary, adapted: Outputs) -> boo
 
 def _run(model: nn.Module, inputs: Canary) -> Outputs:
     """The model's outputs by name for each row of the inputs, run one by one, as float32."""
-    dtype = next((one.dtype for one in model.parameters() if one.is_floating_point()), torch.float32)
+    dtype = next((parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()), torch.float32)
     device = device_of(model, type(model).__name__)
     outputs = []
     for feed in canary.feeds(inputs, image_of(model, inputs)):
@@ -152,4 +152,4 @@ def _run(model: nn.Module, inputs: Canary) -> Outputs:
 
 
 def _rows(outputs: Outputs) -> Rows:
-    return [canary.row_of(one) for one in outputs]
+    return [canary.row_of(output) for output in outputs]

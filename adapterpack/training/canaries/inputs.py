@@ -31,8 +31,8 @@ def inputs_of(model: nn.Module, acts: Acts | None = None) -> Canary | None:
     if _reads_text_and_images(model) and pixels is None and token is None:
         return None  # two towers, of which one would have no input
     if token is not None and pixels is not None:
-        other = 1 if token != 1 else 2
-        ids = tuple((token, *(other if token_id == token else token_id for token_id in row)) for row in ids)
+        replacement = 1 if token != 1 else 2
+        ids = tuple((token, *(replacement if token_id == token else token_id for token_id in row)) for row in ids)
     end = _token(model, "eos_token_id")  # at which some heads look, and which ends whatever such a model reads
     if end is not None and (decoder is not None or (pixels is not None and token is None)):
         ids = tuple((*row[:-1], end) for row in ids)

@@ -78,7 +78,7 @@ class Adapted(Wrapper):
             self._secondary.discard(name)
             self._first_pass_params.pop(name, None)
             self._where.pop(name, None)
-            self._active = tuple(other for other in self._active if other != name)
+            self._active = tuple(active for active in self._active if active != name)
 
     def _exclusive(self, name: str) -> bool:
         """Whether no other adapter of such a method may be active at the same time."""
@@ -87,8 +87,8 @@ class Adapted(Wrapper):
     @property
     def _stored(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The frozen weight in the shape in which the module stores it, and its bias; as floats, see :func:`~.weights.weight_of`."""
-        own = innermost(self)
-        return weight_of(own, "weight", self._site), tensor_of(own, "bias", self._site.path)
+        module = innermost(self)
+        return weight_of(module, "weight", self._site), tensor_of(module, "bias", self._site.path)
 
     def _tensors(self, name: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """As :meth:`_every`, floats in ``dtype``."""
@@ -162,17 +162,17 @@ class AdaptedLayer(Adapted):
                     return y.to(result)
             quick = form is not None and quick and not drop and low_rank.is_low_rank(form)
 
-            def adapted(ask: Any, seen: torch.Tensor, inner: torch.Tensor) -> torch.Tensor:
+            def adapted(ask: Any, visible: torch.Tensor, inner: torch.Tensor) -> torch.Tensor:
                 if form is None:
                     return run(method, cfg, tensors, site, ask, inner, drop)
-                return low_rank.add_low_rank(form, ask(seen), seen) if quick else evaluate(form, ask, inner, drop)
+                return low_rank.add_low_rank(form, ask(visible), visible) if quick else evaluate(form, ask, inner, drop)
 
             if name not in self._where:
                 return adapted(base, x, inner).to(result)
             mask, plain = self._where[name](), base(x)
             if form is not None and form.is_branch:  # which adds nothing where it is given nothing
-                seen = placed(mask, x, torch.zeros_like(x), self._site)
-                return adapted(lambda _: plain, seen, seen if autocast else seen.to(dtype)).to(result)
+                visible = placed(mask, x, torch.zeros_like(x), self._site)
+                return adapted(lambda _: plain, visible, visible if autocast else visible.to(dtype)).to(result)
             changed = adapted(lambda value: plain if value is inner else base(value), x, inner)
             return placed(mask, changed.to(result), plain, self._site)
 

@@ -70,7 +70,7 @@ class AdaptedParameter(Adapted):
         dtype = torch.promote_types(weight.dtype, next(value.dtype for value in self._part(name).parameters() if value.is_floating_point()))
         every, frozen = self._tensors(name, dtype), self._with_weight(dtype).weight
 
-        def one(matrix: torch.Tensor, original: torch.Tensor, params: dict[str, torch.Tensor]) -> torch.Tensor:
+        def folded(matrix: torch.Tensor, original: torch.Tensor, params: dict[str, torch.Tensor]) -> torch.Tensor:
             site = dataclasses.replace(self._site, weight=original) if method.traits.reads_weight else self._site
             changed, bias = fold(method, cfg, {**every, **params}, site, matrix, None)
             if bias is not None:
@@ -78,9 +78,9 @@ class AdaptedParameter(Adapted):
             result: torch.Tensor = changed
             return result
 
-        mine = {key: every[key] for key, _ in self._part(name).named_parameters()}
-        run = vmap(one) if is_stacked(self._site.kind) else one
-        return run(weight.to(dtype), frozen, mine)
+        site_params = {key: every[key] for key, _ in self._part(name).named_parameters()}
+        run = vmap(folded) if is_stacked(self._site.kind) else folded
+        return run(weight.to(dtype), frozen, site_params)
 
 
 def leaf_of(module: nn.Module, path: str) -> str:

@@ -29,11 +29,11 @@ _IGNORED = -100
 class Pass:
     """One pass of the trunk. ``masks`` are filled as layers ask."""
 
-    def __init__(self, given: Mapping[str, Any], labels: Any) -> None:
-        self.ids: torch.Tensor | None = given.get("input_ids")
-        self.padding = given.get("attention_mask")
+    def __init__(self, inputs: Mapping[str, Any], labels: Any) -> None:
+        self.ids: torch.Tensor | None = inputs.get("input_ids")
+        self.padding = inputs.get("attention_mask")
         self.labels = labels
-        self.cache = next((given[name] for name in _CACHES if given.get(name) is not None), None)
+        self.cache = next((inputs[name] for name in _CACHES if inputs.get(name) is not None), None)
         self.past = 0 if self.cache is None else int(self.cache.get_seq_length())
         self.masks: dict[str, torch.Tensor] = {}
         self.before: dict[str, torch.Tensor | None] = {}
@@ -157,13 +157,13 @@ def tell(model: nn.Module, name: str, wrappers: Iterable[Adapted]) -> None:
     Raises:
         Unsupported: the model takes no token ids, its sites are no layers or blocks with positions, or they do not agree.
     """
-    mine = [wrapper for wrapper in wrappers if name in wrapper._methods]
-    rules = {wrapper._methods[name][1].acts for wrapper in mine}
+    adapted = [wrapper for wrapper in wrappers if name in wrapper._methods]
+    rules = {wrapper._methods[name][1].acts for wrapper in adapted}
     if rules <= {None}:
         return
     if len(rules) > 1:
         raise Unsupported("the sites of an adapter must act at the same positions", where=name, found="; ".join(map(str, rules)))
-    for wrapper in mine:
+    for wrapper in adapted:
         kind = wrapper._site.kind
         if kind not in {"block", "attention"} and not (kind in LAYOUTS and LAYOUTS[kind].linear):
             raise Unsupported("an adapter that acts at some positions only needs a linear layer", where=wrapper._site.path, found=kind)
@@ -172,7 +172,7 @@ def tell(model: nn.Module, name: str, wrappers: Iterable[Adapted]) -> None:
     if acting is None:
         acting = trunk.__dict__[_HELD] = Acting(model)
     acting.rules[name] = rules.pop()
-    for wrapper in mine:
+    for wrapper in adapted:
         wrapper._where[name] = partial(acting.mask, name)
 
 

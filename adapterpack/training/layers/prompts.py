@@ -235,10 +235,10 @@ def select(model: nn.Module, targets: str | tuple[str, ...], traits: Traits, exc
     Raises:
         Unsupported: the model is none of transformers, has an encoder and a decoder, or is to train its input embedding whole.
     """
-    embedding_modules = {own for _, own in own_modules(_of_transformers(model).get_input_embeddings())}
+    embedding_modules = {module for _, module in own_modules(_of_transformers(model).get_input_embeddings())}
     inside = [path for path, module in own_modules(model) if module in embedding_modules]
     for path in exclude:
-        if any(path == one or one.startswith(f"{path}.") for one in inside):
+        if any(table == path or table.startswith(f"{path}.") for table in inside):
             raise Unsupported("a prompt and the whole input embedding cannot be trained together", where=path,
                               remedy="take it out of modules_to_save")
     return [Site(PROMPT, 0, 0, "prompt")]

@@ -28,8 +28,8 @@ def lead(model: nn.Module, name: str, weigh: Weigh | None) -> None:
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         order = path_order(model)
-        layers = [one for one in model.modules() if isinstance(one, Adapted) and name in one._names]
-        layers.sort(key=lambda one: order[one._site.path])
+        layers = [module for module in model.modules() if isinstance(module, Adapted) and name in module._names]
+        layers.sort(key=lambda layer: order[layer._site.path])
         if not any(name in layer._active for layer in layers):
             return
         _refuse_cache(kwargs, name)
@@ -43,9 +43,9 @@ def lead(model: nn.Module, name: str, weigh: Weigh | None) -> None:
 
     def after(module: nn.Module, *_: Any) -> None:
         if not module.training:  # activation checkpointing computes layers again when the pass is over
-            for one in model.modules():
-                if isinstance(one, Adapted):
-                    one._first_pass_params.pop(name, None)
+            for layer in model.modules():
+                if isinstance(layer, Adapted):
+                    layer._first_pass_params.pop(name, None)
 
     handles = (model.register_forward_pre_hook(before, with_kwargs=True), model.register_forward_hook(after, always_call=True))
     handles_by_adapter = getattr(model, _HELD, {})
@@ -86,12 +86,12 @@ def _no_cache(model: nn.Module) -> dict[str, bool]:
 @contextmanager
 def _bare(model: nn.Module) -> Iterator[None]:
     """The model without any adapter, for a while."""
-    wrappers = [one for one in model.modules() if isinstance(one, Wrapper)]
-    before = [one._active for one in wrappers]
+    wrappers = [module for module in model.modules() if isinstance(module, Wrapper)]
+    before = [wrapper._active for wrapper in wrappers]
     try:
-        for one in wrappers:
-            one._active = ()
+        for wrapper in wrappers:
+            wrapper._active = ()
         yield
     finally:
-        for one, active in zip(wrappers, before, strict=True):
-            one._active = active
+        for wrapper, active in zip(wrappers, before, strict=True):
+            wrapper._active = active

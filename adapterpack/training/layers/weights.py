@@ -118,7 +118,7 @@ def require_floats(module: nn.Module, where: str) -> None:
     """
     for owner in module.modules():
         for leaf, value in owner.named_parameters(recurse=False):
-            if not _is_plain(value) or any(one.holds(owner, value) for one in FORMATS):
+            if not _is_plain(value) or any(fmt.holds(owner, value) for fmt in FORMATS):
                 raise Unsupported("a quantized module cannot be trained whole", where=where, found=f"{type(owner).__name__}.{leaf}",
                                   remedy="leave it out when the base is quantized, or take it out of modules_to_save")
 
@@ -153,12 +153,12 @@ def _require_loaded(module: nn.Module, where: str) -> None:
 
 def _floats(module: nn.Module, leaf: str, site: Site) -> torch.Tensor:
     stored = getattr(module, leaf, None)
-    form = None if stored is None else next((one for one in FORMATS if one.holds(module, stored)), None)
+    form = None if stored is None else next((fmt for fmt in FORMATS if fmt.holds(module, stored)), None)
     weight = stored if form is None else form.read(module, stored)
     if weight is None or not _is_plain(weight) or matrix_shape(site.kind, weight.shape) != (site.out_features, site.in_features):
         description = "no weight" if weight is None else f"{weight.dtype} {tuple(weight.shape)}"
         raise Unsupported("what reads the weight cannot adapt this layer, which stores it in a form that is not known", where=site.path,
-                          expected=f"floats of 16 bits or more, or layers of {', '.join(sorted({one.library for one in FORMATS}))}",
+                          expected=f"floats of 16 bits or more, or layers of {', '.join(sorted({fmt.library for fmt in FORMATS}))}",
                           found=f"{type(module).__name__} with {description}",
                           remedy="load the base without quantization, or use a method that does not read the weight, such as lora")
     result: torch.Tensor = weight

@@ -73,7 +73,7 @@ class SavedModule(Wrapper):
         """Removes a copy; unknown names are ignored."""
         if name in self._labels:
             del self._copies[key_of(name)], self._labels[name]
-            self._active = tuple(other for other in self._active if other != name)
+            self._active = tuple(active for active in self._active if active != name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The output of the last active copy, or of the original; in the original's precision."""

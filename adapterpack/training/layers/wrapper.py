@@ -106,15 +106,15 @@ def input_of(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 
 def own_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The model's own modules under their own paths, as if nothing had been put into it; a shared module once."""
-    seen: set[nn.Module] = set()
+    visited: set[nn.Module] = set()
     left = [("", model)]
     while left:
         path, module = left.pop()
-        own = module if not isinstance(module, Wrapper) else innermost(module)
-        if own not in seen:
-            seen.add(own)
-            yield path, own
-            left += [(f"{path}.{leaf}" if path else leaf, child) for leaf, child in reversed(own._modules.items()) if child is not None]
+        inner = module if not isinstance(module, Wrapper) else innermost(module)
+        if inner not in visited:
+            visited.add(inner)
+            yield path, inner
+            left += [(f"{path}.{leaf}" if path else leaf, child) for leaf, child in reversed(inner._modules.items()) if child is not None]
 
 
 def path_order(model: nn.Module) -> dict[str, int]:

@@ -101,11 +101,12 @@ def difference(base: str, carried: str) -> str:
     """
     from difflib import unified_diff  # noqa: PLC0415 - most templates are the base's
 
-    one, two = base.splitlines(), carried.splitlines()
-    same = next((number for number, lines in enumerate(zip(one, two, strict=False)) if lines[0] != lines[1]), min(len(one), len(two)))
+    base_lines, pack_lines = base.splitlines(), carried.splitlines()
+    same = next((number for number, (old, new) in enumerate(zip(base_lines, pack_lines, strict=False)) if old != new),
+                min(len(base_lines), len(pack_lines)))
     start, stop = max(same - 1, 0), same + _COMPARED
-    lines = list(unified_diff(one[start:stop], two[start:stop], "base", "pack", lineterm="", n=1))
-    left_out = [lines[_DIFF_LINES:], one[stop:], two[stop:]]
+    lines = list(unified_diff(base_lines[start:stop], pack_lines[start:stop], "base", "pack", lineterm="", n=1))
+    left_out = [lines[_DIFF_LINES:], base_lines[stop:], pack_lines[stop:]]
     more = [f"... and {sum(map(len, left_out))} more lines"] if any(left_out) else []
     return "\n".join(line[:200] for line in lines[:_DIFF_LINES] + more)
 
@@ -124,10 +125,10 @@ def tied(s: Subject) -> Iterator[Finding]:
 def share(s: Subject) -> Iterator[Finding]:
     """AP704."""
     if s.base is not None:
-        whole = sum(math.prod(info.shape) for info in s.base.tensors.values())
-        own = sum(value.size for value in s.pack.tensors.values())
-        if 2 * own > whole:
-            yield SHARE.at("tensors", f"the pack has {own} parameters, its base {whole}", pointer="/tensors")
+        in_base = sum(math.prod(info.shape) for info in s.base.tensors.values())
+        in_pack = sum(value.size for value in s.pack.tensors.values())
+        if 2 * in_pack > in_base:
+            yield SHARE.at("tensors", f"the pack has {in_pack} parameters, its base {in_base}", pointer="/tensors")
 
 
 def _text(data: bytes) -> str:

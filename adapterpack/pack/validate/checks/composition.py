@@ -32,21 +32,21 @@ _RELATIVE = 1e-4
 
 def composition(manifest: m.Manifest) -> Iterator[Finding]:
     """AP911-AP916: before a tensor is read, since what tensors there must be follows from the tree."""
-    found = manifest.composition
-    if (found is not None) != (FEATURE in manifest.must_understand):
+    composed = manifest.composition
+    if (composed is not None) != (FEATURE in manifest.must_understand):
         yield SAID.at("must_understand", "the manifest does not say rightly whether the pack is composed", pointer="/must_understand")
         return
-    if found is None:
+    if composed is None:
         return
     from ....adapter_methods.nodes import decode, leaves  # noqa: PLC0415 - few packs are composed, and the others do not need it
 
     try:
-        tree = decode(found.tree)
+        tree = decode(composed.tree)
     except FormatError as error:
         detail = f": expected {error.expected}, found {error.found}" if error.expected else ""
         yield TREE.at("composition", f"{error.what}{detail}", pointer=f"/composition/tree{error.where or ''}")
         return
-    names, named = [member.name for member in found.members], set(leaves(tree))
+    names, named = [member.name for member in composed.members], set(leaves(tree))
     if set(names) != named or len(names) != len(named):
         yield MEMBERS.at("composition", f"the tree names {', '.join(sorted(named))}, the members are {', '.join(names)}",
                          pointer="/composition/members")
@@ -57,8 +57,8 @@ def composition(manifest: m.Manifest) -> Iterator[Finding]:
         yield TOGETHER.at("composition", error.what + (f": {error.found}" if error.found else ""), pointer="/composition")
         return
     line = manifest.lineage
-    known = set() if line is None else {one.digest for one in line.parents}.union(*line.ancestors.values())
-    if line is not None and (strays := {member.digest for member in found.members} - known):
+    ancestors = set() if line is None else {parent.digest for parent in line.parents}.union(*line.ancestors.values())
+    if line is not None and (strays := {member.digest for member in composed.members} - ancestors):
         yield PARENTS.at("composition", f"{min(strays)[:17]} is no ancestor", pointer="/composition/members")
     there = {entry.param.partition("/")[0] for entry in manifest.tensors.values()}
     for number, name in enumerate(names):
@@ -87,7 +87,7 @@ def follows(s: Subject) -> Iterator[Finding]:
                                  pointer=group_pointer(numbers[adapter.site.path]))
 
 
-def _up_to_sign(found: np.ndarray, like: np.ndarray) -> np.ndarray:
+def _up_to_sign(vectors: np.ndarray, like: np.ndarray) -> np.ndarray:
     """Rows with the signs of ``like``: the sign of a singular vector is free."""
-    signs: np.ndarray = np.sum(found * like, axis=-1, keepdims=True)
-    return found * np.where(signs < 0, -1.0, 1.0)
+    signs: np.ndarray = np.sum(vectors * like, axis=-1, keepdims=True)
+    return vectors * np.where(signs < 0, -1.0, 1.0)

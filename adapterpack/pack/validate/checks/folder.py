@@ -45,7 +45,7 @@ def _is_notes(path: Path) -> bool:
     if path.name != NOTES.parts[0] or path.is_symlink() or not path.is_dir():
         return False
     inside = [*path.iterdir()]
-    return [one.name for one in inside] == [NOTES.name] and inside[0].is_dir() and not inside[0].is_symlink()
+    return [entry.name for entry in inside] == [NOTES.name] and inside[0].is_dir() and not inside[0].is_symlink()
 
 
 def regular_files(folder: Path, budget: Budget | None = None) -> Iterator[Finding]:

@@ -18,18 +18,18 @@ MAX_DEPTH = 8
 
 def lineage(s: Subject) -> Iterator[Finding]:
     """AP901-AP904; parents are never fetched."""
-    known = s.pack.manifest.lineage
-    if known is None:
+    recorded = s.pack.manifest.lineage
+    if recorded is None:
         return
-    if not known.parents and known.source_format is None:
+    if not recorded.parents and recorded.source_format is None:
         yield NOTHING.at("lineage", "the lineage names neither parents nor a source", pointer="/lineage")
-    depth = depths([parent.digest for parent in known.parents], known.ancestors)
-    if depth is None or s.pack.id in known.ancestors:
+    depth = depths([parent.digest for parent in recorded.parents], recorded.ancestors)
+    if depth is None or s.pack.id in recorded.ancestors:
         yield CYCLE.at("lineage", "a pack is among its own ancestors", pointer="/lineage/ancestors")
         return
     if (deepest := max(depth.values(), default=0)) > MAX_DEPTH:
         yield DEPTH.at("lineage", f"the lineage is {deepest} generations deep", pointer="/lineage/ancestors")
-    for digest in sorted(known.ancestors.keys() - depth.keys())[:1]:
+    for digest in sorted(recorded.ancestors.keys() - depth.keys())[:1]:
         yield STRAY.at("lineage", f"{digest[:17]} is no ancestor of any parent", pointer=f"/lineage/ancestors/{digest}")
 
 

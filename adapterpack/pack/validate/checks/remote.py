@@ -42,9 +42,9 @@ def remote_code(value: Any, file: str, foreign: bool = False, budget: Budget | N
         if not isinstance(key, str):
             continue
         if key in KEYS and item not in _NOTHING + KEYS[key] and not (foreign and _library_class(key, item)):
-            found = CODE.at(f"{file}#{place.pointer}", f"'{key}' makes other libraries load code", file=file, pointer=place.pointer)
+            finding = CODE.at(f"{file}#{place.pointer}", f"'{key}' makes other libraries load code", file=file, pointer=place.pointer)
             # PEFT writes it for every model of one's own; here it is neither followed nor taken along
-            yield found._replace(severity="warning") if foreign and key == "auto_mapping" else found
+            yield finding._replace(severity="warning") if foreign and key == "auto_mapping" else finding
         if not foreign and key.endswith("_path") and isinstance(item, str) and _leaves(item):
             yield PATH.at(f"{file}#{place.pointer}", f"'{key}' leads out of the pack: {item[:80]!r}", file=file, pointer=place.pointer)
 

@@ -129,13 +129,13 @@ def _shared(s: Subject, group: m.Group, params: dict[str, np.ndarray], pointer: 
         yield EXTRA.at(group.path, "the method shares nothing between sites", pointer=pointer)
         return
     try:
-        expected = s.pack.method.storage.shared.shapes(s.pack.config_at(adapters[0]), [site_of(one) for one in adapters])
+        expected = s.pack.method.storage.shared.shapes(s.pack.config_at(adapters[0]), [*map(site_of, adapters)])
     except AdapterpackError as error:
         yield SHAPES.at(group.path, error.what, pointer=pointer)
         return
-    found = {param: value.shape for param, value in params.items()}
-    if found != expected:
-        yield SHAPES.at(group.path, f"expected {expected}, found {found}", pointer=pointer)
+    shapes = {param: value.shape for param, value in params.items()}
+    if shapes != expected:
+        yield SHAPES.at(group.path, f"expected {expected}, found {shapes}", pointer=pointer)
 
 
 def bounded(s: Subject) -> Iterator[Finding]:
@@ -155,8 +155,8 @@ def positions(s: Subject) -> Iterator[Finding]:
         if group.role == "adapter":
             rules.add(s.pack.config_at(group).acts)
     if len(rules) > 1:
-        found = "; ".join(sorted(str(one or "all") for one in rules))[:200]
-        yield POSITIONS.at("groups", f"the sites act at different positions: {found}", pointer="/groups")
+        listed = "; ".join(sorted(str(rule or "all") for rule in rules))[:200]
+        yield POSITIONS.at("groups", f"the sites act at different positions: {listed}", pointer="/groups")
 
 
 def scales(s: Subject) -> Iterator[Finding]:

@@ -64,12 +64,12 @@ def template_findings(data: bytes, where: str, budget: Budget | None = None, for
     except (TemplateError, ValueError, RecursionError, TooDeep) as error:
         yield PARSE.at(where, f"the chat template cannot be parsed: {error}", file=where)
         return
-    found = False
+    has_problems = False
     for word in word_problems(nodes):
-        found = True
+        has_problems = True
         finding = (STATEMENTS if word.statement else NAMES).at(f"{where}, line {word.line}", word.message, file=where)
         yield finding._replace(severity="warning") if foreign and not word.inner else finding
-    for line, message in () if found else cost_problems(tree):  # which knows the words that are allowed
+    for line, message in () if has_problems else cost_problems(tree):  # which knows the words that are allowed
         finding = COST.at(f"{where}, line {line}", message, file=where)
         yield finding._replace(severity="warning") if foreign else finding
     if "://" in text or _ENCODED.search(text):

@@ -23,13 +23,13 @@ RULES = (MISSING, UNLISTED, SHAPE, DIGEST, SCALES, STRAY_SCALES, QUANTIZED)
 
 def tensor_index(s: Subject) -> Iterator[Finding]:
     """AP201-AP203, which headers are enough for."""
-    entries, found = s.pack.manifest.tensors, s.file.tensors
-    for name in sorted(entries.keys() - found.keys()):
+    entries, stored = s.pack.manifest.tensors, s.file.tensors
+    for name in sorted(entries.keys() - stored.keys()):
         yield MISSING.at(name, "a tensor that the manifest lists is missing", file=TENSORS, pointer=tensor_pointer(name))
-    for name in sorted(found.keys() - entries.keys()):
-        yield UNLISTED.at(name, "a tensor that the manifest does not list", file=TENSORS, offset=found[name].offset)
-    for name in s.budget.over(sorted(entries.keys() & found.keys()), "the index of the tensors"):
-        entry, info = entries[name], found[name]
+    for name in sorted(stored.keys() - entries.keys()):
+        yield UNLISTED.at(name, "a tensor that the manifest does not list", file=TENSORS, offset=stored[name].offset)
+    for name in s.budget.over(sorted(entries.keys() & stored.keys()), "the index of the tensors"):
+        entry, info = entries[name], stored[name]
         if (entry.dtype, entry.shape) != (info.dtype, info.shape):
             yield SHAPE.at(name, f"the tensor is {info.dtype} {list(info.shape)}, the manifest says {entry.dtype} {list(entry.shape)}",
                            file=TENSORS, pointer=tensor_pointer(name))
@@ -44,9 +44,9 @@ def quantized(s: Subject) -> Iterator[Finding]:
                 yield SCALES.at(name, "an int8 tensor without scales", file=TENSORS, pointer=tensor_pointer(name))
             continue
         used.add(entry.scales)
-        found = entries.get(entry.scales)
+        scales = entries.get(entry.scales)
         wanted = ("F32", (*entry.shape[:1], *(1 for _ in entry.shape[1:])), entry.group, f"{entry.param}.scales")
-        if entry.dtype != "I8" or found is None or (found.dtype, found.shape, found.group, found.param) != wanted:
+        if entry.dtype != "I8" or scales is None or (scales.dtype, scales.shape, scales.group, scales.param) != wanted:
             yield SCALES.at(name, "the tensor and its scales do not fit each other", file=TENSORS, pointer=tensor_pointer(name))
         elif largest(s.file.read(entry.scales)) > np.finfo(np.float32).max / 128:
             yield NONFINITE.at(entry.scales, "a scale so large that values overflow", fix="quantize the pack again", file=TENSORS,

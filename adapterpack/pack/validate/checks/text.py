@@ -66,18 +66,18 @@ def addresses(text: str) -> Iterator[str]:
         ['https://example.org/x)', 'javascript:alert(1),']
     """
     end = 0
-    for found in _BEGINS.finditer(text):
-        start = found.start()
+    for scheme in _BEGINS.finditer(text):
+        start = scheme.start()
         if start < end:
             continue
-        if found.group() == "://":
+        if scheme.group() == "://":
             while start > end and text[start - 1] in _SCHEME:
                 start -= 1
-            while start < found.start() and not text[start].isalpha():
+            while start < scheme.start() and not text[start].isalpha():
                 start += 1
-            if start == found.start():
+            if start == scheme.start():
                 continue
-        stop = _ENDS.search(text, found.end())
+        stop = _ENDS.search(text, scheme.end())
         end = len(text) if stop is None else stop.start()
         yield text[start:end]
 
@@ -124,20 +124,20 @@ def looks_like(owner: str) -> str | None:
     if owner in OWNERS:
         return None
     folded = owner.casefold().translate(_FOLD).replace("rn", "m")
-    for known in OWNERS:
-        other = known.casefold().translate(_FOLD).replace("rn", "m")
-        if folded == other or (len(other) >= 5 and _one_apart(folded, other)):
-            return known
+    for well_known in OWNERS:
+        target = well_known.casefold().translate(_FOLD).replace("rn", "m")
+        if folded == target or (len(target) >= 5 and _one_apart(folded, target)):
+            return well_known
     return None
 
 
-def _one_apart(one: str, other: str) -> bool:
+def _one_apart(first: str, second: str) -> bool:
     """Whether one insertion, deletion, substitution or swap of neighbours leads from one text to the other."""
-    if abs(len(one) - len(other)) > 1:
+    if abs(len(first) - len(second)) > 1:
         return False
     start = 0
-    while start < min(len(one), len(other)) and one[start] == other[start]:
+    while start < min(len(first), len(second)) and first[start] == second[start]:
         start += 1
-    a, b = one[start:], other[start:]
+    a, b = first[start:], second[start:]
     swapped = len(a) == len(b) >= 2 and a[:2] == b[1::-1] and a[2:] == b[2:]
     return a[1:] == b[1:] or a[1:] == b or a == b[1:] or swapped
