@@ -36,7 +36,7 @@ from adapterpack.training.canaries.canary import verify_canary
 from adapterpack.training.kernels.low_rank import add_low_rank, is_low_rank
 from adapterpack.training.layers.layer import AdaptedLayer
 from adapterpack.training.layers.whole import SavedModule
-from adapterpack.training.layers.wrapper import own_modules
+from adapterpack.training.layers.wrapper import base_modules
 from adapterpack.training.parts import parts_of
 from adapterpack.training.save import _model_fingerprint
 
@@ -226,7 +226,7 @@ def test_a_second_adapter_finds_the_original_paths(tiny_bert: Path) -> None:
     paths = [site.path for site in parts_of(alone, "b").adapters]
     assert "classifier" in paths
     assert [site.path for site in parts_of(both, "b").adapters] == paths
-    assert [path for path, _ in own_modules(both)] == [path for path, _ in classifier(tiny_bert).named_modules()]
+    assert [path for path, _ in base_modules(both)] == [path for path, _ in classifier(tiny_bert).named_modules()]
     for model in (alone, both):
         shake(active(model, "b"), seed=5) if model is alone else None
     for site, (_, params) in parts_of(alone, "b").adapters.items():

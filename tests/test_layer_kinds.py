@@ -31,7 +31,7 @@ from adapterpack.pack.validate.validation import validate
 from adapterpack.training.active import active
 from adapterpack.training.layers.conv import AdaptedConv
 from adapterpack.training.layers.layer import Adapted
-from adapterpack.training.layers.wrapper import own_modules
+from adapterpack.training.layers.wrapper import base_modules
 from adapterpack.training.sites import select
 
 pytestmark = pytest.mark.fast
@@ -222,7 +222,7 @@ def test_the_model_computes_the_dense_formula(label: str) -> None:
         assert torch.equal(outputs(model, subject), plain)
     detach(model)
     trained(subject, model)
-    assert {name for name, module in own_modules(model) if name} == {name for name, _ in base_of(subject).named_modules() if name}
+    assert {name for name, module in base_modules(model) if name} == {name for name, _ in base_of(subject).named_modules() if name}
     torch.testing.assert_close(outputs(model, subject), expected(subject, model), rtol=1e-12, atol=1e-12)
     assert (outputs(model, subject) - plain).abs().max() > 0.05
     assert torch.equal(outputs(active(model, None), subject), plain)

@@ -17,7 +17,7 @@ from adapterpack import OFT, DoRA, HiRA, KaSA, LoRA, adapt, attach, save
 from adapterpack.adapter_methods import Site, SiteConfig
 from adapterpack.errors import Unsupported
 from adapterpack.training.layers.weights import weight_of
-from adapterpack.training.layers.wrapper import innermost, own_modules
+from adapterpack.training.layers.wrapper import base_modules, innermost
 
 pytestmark = pytest.mark.fast
 
@@ -84,7 +84,7 @@ def dequantized(layer: Any) -> torch.Tensor:
 def judge(quantized: nn.Module, folder: Path) -> nn.Module:
     """The float model with the weights that the quantized layers stand for."""
     model = loaded(folder)
-    for path, module in own_modules(quantized):
+    for path, module in base_modules(quantized):
         if isinstance(module, nn.Linear) and type(module.weight) is not nn.Parameter:
             model.get_submodule(path).weight.data = dequantized(module).detach().clone()
     return model
@@ -138,7 +138,7 @@ def test_the_weight_that_is_read_is_the_formats_own(label: str, tiny_llama: Path
     """In each layer, before it was called and after: code times scale, to the last bit of float32 or the next."""
     model = BASES[label][0](tiny_llama)
     for _ in range(2):
-        layers = [module for _, module in own_modules(model) if isinstance(module, nn.Linear) and type(module.weight) is not nn.Parameter]
+        layers = [module for _, module in base_modules(model) if isinstance(module, nn.Linear) and type(module.weight) is not nn.Parameter]
         assert len(layers) == 14
         for layer in layers:
             found = weight_of(layer, "weight", Site("layer", layer.in_features, layer.out_features))

@@ -63,8 +63,8 @@ def _count(cfg: FourierFT, site: Site) -> int:
 
 def _resolve(configs: Sequence[Any], sites: Sequence[Site]) -> list[Any]:
     """PEFT refuses more coefficients than weights: a small layer's config says its own number."""
-    is_known = [site.in_features and site.out_features for site in sites]
-    return [replace(cfg, n_frequency=_count(cfg, site)) if yes else cfg for cfg, site, yes in zip(configs, sites, is_known, strict=True)]
+    return [replace(cfg, n_frequency=_count(cfg, site)) if site.in_features and site.out_features else cfg
+            for cfg, site in zip(configs, sites, strict=True)]
 
 
 @lru_cache(maxsize=64)

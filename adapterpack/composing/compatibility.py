@@ -28,11 +28,11 @@ def common_base(packs: Sequence[Pack]) -> m.Base:
         pairs = [(first, second) for first in packs for second in packs
                  if not compatibility.agrees(first.manifest.base, second.manifest.base)
                  or len({first.manifest.base.model_type, second.manifest.base.model_type} - {None}) > 1]
-        one, other = next((pair for pair in pairs if _differ(*(pack.manifest.base for pack in pair))), pairs[0])
+        first, second = next((pair for pair in pairs if _differ(*(pack.manifest.base for pack in pair))), pairs[0])
         fields = ("structure", "content", "files", "probe", "model_type")
-        field = next((field for field in fields if _both_differ(field, one, other)), "content")
-        raise BaseMismatch("the packs were made for different bases", where=f"{field} of '{one.name}' and '{other.name}'",
-                           expected=_described(one.manifest.base, field), found=_described(other.manifest.base, field),
+        field = next((field for field in fields if _both_differ(field, first, second)), "content")
+        raise BaseMismatch("the packs were made for different bases", where=f"{field} of '{first.name}' and '{second.name}'",
+                           expected=_described(first.manifest.base, field), found=_described(second.manifest.base, field),
                            remedy="compose packs that were trained on one base, or declare one base a variant of the other "
                                   "(adapterpack declare)")
     best = max(fitting, key=lambda base: (base.content is not None, base.structure is not None, base.name is not None))

@@ -21,7 +21,7 @@ from .budget import FULL_RANK
 from .compatibility import common_base
 from .finish import MAX_IN_MEMORY
 from .pipeline import Packs, load_all, request_of
-from .represent import own_factors
+from .represent import exact_factors
 from .rules.rule import RULES, Rule
 from .work import BATCH, Request
 
@@ -158,7 +158,7 @@ def _rank(adapter: Adapter, request: Request) -> tuple[int, bool]:
         raise Unsupported(f"changes of the method {method.name} cannot be combined by their factors", where=site.path, found=method.name,
                           expected="a method that changes weights", remedy="serve the packs side by side in a bank bundle")
     if method.fold is None and method.traits.additive and not method.traits.reads_weight:
-        exact = own_factors(method, adapter.config, complete(method, adapter.config, adapter.wide, site), site)
+        exact = exact_factors(method, adapter.config, complete(method, adapter.config, adapter.wide, site), site)
         if exact is not None:
             return len(exact.A), True
     side = min(site.out_features or 1, site.in_features or 1)

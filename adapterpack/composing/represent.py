@@ -88,7 +88,7 @@ def represent(adapter: Adapter, *, base: Checkpoint | None = None, cut: Cut | No
         site = dataclasses.replace(site, weight=weight, base_bias=bias, out_features=weight.shape[0], in_features=weight.shape[1])
     params = complete(method, adapter.config, adapter.wide, site)
     if method.fold is None:
-        exact = own_factors(method, adapter.config, params, site)
+        exact = exact_factors(method, adapter.config, params, site)
         if exact is not None:
             return exact
     if cut is None or not cut.settings:
@@ -111,7 +111,7 @@ def _change(adapter: Adapter, params: Params, site: Site, weight: np.ndarray, bi
     return np.asarray(folded - weight)
 
 
-def own_factors(method: Method, cfg: Any, params: Params, site: Site) -> FactoredChange | None:
+def exact_factors(method: Method, cfg: Any, params: Params, site: Site) -> FactoredChange | None:
     """The factors that a method's form has itself, if they are narrow or the method says that they are."""
     return _exact(method.normal_form(cfg, params, site), method.traits.low_rank)
 

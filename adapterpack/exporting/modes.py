@@ -18,7 +18,7 @@ from ..slots.fields import FIELDS, FIXED, LABELS, RANK, ROUTED, TURN, extents, n
 from ..slots.values import Values, grouped, padded, stacked
 from ..tasks.task import MAIN
 from .graph.emit import Emitter, ids_input, positions_input, rows_of, slot_input
-from .targets import own_name
+from .targets import default_slot_name
 
 
 class Attached(NamedTuple):
@@ -38,7 +38,7 @@ class Plan(NamedTuple):
     slots: int
     max_rank: int
     part: str = MAIN
-    slot_name: Callable[[str, str], str] = own_name
+    slot_name: Callable[[str, str], str] = default_slot_name
 
 
 def folded(model: Any, plan: Plan) -> Attached:
@@ -161,10 +161,10 @@ def with_fields(
 def with_ranks(sites: Mapping[str, MappedSite], ranks: Mapping[str, int], least: int) -> dict[str, MappedSite]:
     """The sites with the lengths of their slots' own axes: what the packs need of each; a wide one is no reason to pad the others."""
     return {path: dataclasses.replace(site, ranks={axis: ranks[axis] if axis in ROUTED else max(least, ranks[axis])
-                                                   for axis in sorted(_own_axes(site))}) for path, site in sites.items()}
+                                                   for axis in sorted(_slot_axes(site))}) for path, site in sites.items()}
 
 
-def _own_axes(site: MappedSite) -> set[str]:
+def _slot_axes(site: MappedSite) -> set[str]:
     """The free axes of a site's fields, without those that all sites have of one length, or by another rule."""
     return {axis for field in site.fields for axis in FIELDS[field].axes} - FIXED - {RANK, TURN, LABELS}
 

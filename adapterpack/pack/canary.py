@@ -31,7 +31,7 @@ LARGEST_IMAGE, LARGEST_SPEECH = 2048, 65536
 VISIBLE = 2.0**-7
 """The share of the largest logit that even bfloat16 shows: a larger effect cannot be rounded away."""
 _TOWERS = ("text_embeds", "image_embeds")
-_KNOWN = (("logits",), ("last_hidden_state", "pooler_output"), _TOWERS)
+_RECORDED = (("logits",), ("last_hidden_state", "pooler_output"), _TOWERS)
 """Outputs that a canary knows; the first of a group tells that the model has them."""
 
 
@@ -107,7 +107,7 @@ def row_of(outputs: Mapping[str, np.ndarray]) -> np.ndarray:
         >>> row_of({"last_hidden_state": np.array([[[1, 2], [3, 4]]]), "pooler_output": np.array([[5, 6]])})
         array([3., 4., 5., 6.], dtype=float32)
     """
-    names = next((names for names in _KNOWN if names[0] in outputs), tuple(outputs)[:1])
+    names = next((names for names in _RECORDED if names[0] in outputs), tuple(outputs)[:1])
     parts = [outputs[name] for name in names if name in outputs]
     return np.concatenate([part[0, -1] if part.ndim == 3 else part[0].ravel() for part in parts]).astype(np.float32)
 

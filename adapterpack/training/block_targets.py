@@ -9,7 +9,7 @@ from torch import nn
 
 from ..adapter_methods import Site, Traits
 from ..errors import SiteNotFound, Unsupported, nearest
-from .layers.wrapper import innermost, own_modules
+from .layers.wrapper import base_modules, innermost
 from .sites import BYPASSED
 
 
@@ -46,7 +46,7 @@ def select_blocks(model: nn.Module, targets: str | tuple[str, ...], traits: Trai
         SiteNotFound: a name matches nothing, or the model's layers are of no known layout.
         Unsupported: the module is trained whole, or its output has no width that is known.
     """
-    modules = dict(own_modules(model))
+    modules = dict(base_modules(model))
     paths = _worded(modules, targets) if isinstance(targets, str) and targets in WORDS else _named(modules, targets)
     for path in paths:
         if any(path == name or path.startswith(f"{name}.") for name in exclude):

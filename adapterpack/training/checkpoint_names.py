@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from torch import nn
 from transformers import PreTrainedModel, WeightConverter
 
-from .layers.wrapper import own_modules
+from .layers.wrapper import base_modules
 
 
 def stored_names(model: nn.Module, stored: Iterable[str]) -> dict[str, str]:
@@ -28,7 +28,7 @@ def stored_names(model: nn.Module, stored: Iterable[str]) -> dict[str, str]:
     transforms = get_model_conversion_mapping(model)
     renamings = [transform for transform in transforms if not isinstance(transform, WeightConverter)]
     converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
-    parameters = {f"{path}.{leaf}".lstrip(".") for path, module in own_modules(model) for leaf in module._parameters}
+    parameters = {f"{path}.{leaf}".lstrip(".") for path, module in base_modules(model) for leaf in module._parameters}
     prefix, stored_by_name = f"{model.base_model_prefix}.", {}
     for name in stored:
         name_in_model = name

@@ -24,9 +24,9 @@ from .injection import is_linear, swap, wrapping
 from .layers.embedding_rows import AdaptedTable
 from .layers.position_tracking import forget
 from .layers.two_pass import lead, release
-from .layers.wrapper import own_modules
+from .layers.wrapper import base_modules
 from .save import require_model_base
-from .sites import known_sites
+from .sites import targetable_sites
 
 
 def adapt(
@@ -121,7 +121,7 @@ def attach(model: nn.Module, pack: Pack, name: str | None = None, check_base: bo
     """
     name = name or pack.name
     _refuse_taken(model, name)
-    require_sites(pack, known_sites(model), type(model).__name__)
+    require_sites(pack, targetable_sites(model), type(model).__name__)
     verdict = None
     if check_base:
         verdict = require_model_base(model, pack)
@@ -150,7 +150,7 @@ def attach(model: nn.Module, pack: Pack, name: str | None = None, check_base: bo
         except BaseException:
             detach(model, name)
             raise
-    for _, module in own_modules(model):
+    for _, module in base_modules(model):
         for parameter in module.parameters(recurse=False):
             parameter.requires_grad_(False)
     return active(model, name)
@@ -194,7 +194,7 @@ def _stored(params: Mapping[str, np.ndarray], site: Site) -> Mapping[str, np.nda
 
 
 def _module_path(model: nn.Module, name: str) -> str:
-    paths = [path for path, _ in own_modules(model) if path]
+    paths = [path for path, _ in base_modules(model) if path]
     matches = [path for path in paths if path == name] or [path for path in paths if path.endswith(f".{name}")]
     if len(matches) != 1:
         raise SiteNotFound("modules_to_save must name one module each", found=f"{name!r}, which matches {', '.join(matches) or 'none'}",

@@ -30,7 +30,7 @@ from .active import adapter_names
 from .canaries.canary import make_canary
 from .checkpoint_names import stored_names
 from .layers.weights import tensor_of
-from .layers.wrapper import own_modules
+from .layers.wrapper import base_modules
 from .parts import Parts, labels_of, parts_of
 
 DTYPE_NAMES = {dtype.name: name for name, dtype in DTYPES.items()}
@@ -165,7 +165,7 @@ def _versions() -> dict[str, str]:
 def _model_fingerprint(model: nn.Module) -> fp.Fingerprint:
     """The fingerprint of a model that came from no checkpoint: that of the checkpoint which it would give, tied weights once."""
     tensors, taken = [], set()
-    for path, module in own_modules(model):
+    for path, module in base_modules(model):
         passing = module._non_persistent_buffers_set
         values_by_leaf = [*module._parameters.items(), *((leaf, value) for leaf, value in module._buffers.items() if leaf not in passing)]
         for leaf, value in values_by_leaf:

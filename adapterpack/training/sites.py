@@ -13,7 +13,7 @@ from ..errors import SiteNotFound, Unsupported, nearest
 from .layers.conv import CONVOLUTIONS, is_plain_convolution
 from .layers.embedding import is_plain_embedding
 from .layers.norms import is_norm
-from .layers.wrapper import innermost, module_at, own_modules
+from .layers.wrapper import base_modules, innermost, module_at
 
 
 def _conv(path: str, module: Any) -> Site | None:
@@ -103,10 +103,10 @@ def site_at(path: str, module: nn.Module, layers: Sequence[str] = ()) -> Site | 
     return next((site for owner in owners for site in _parameters(owner, module) if site.path == path), None)
 
 
-def known_sites(model: nn.Module, layers: Sequence[str] = ()) -> dict[str, list[Site]]:
+def targetable_sites(model: nn.Module, layers: Sequence[str] = ()) -> dict[str, list[Site]]:
     """Every path that may be named in a model, modules and bare parameters, and its sites, of ``layers`` where they can be."""
     sites: dict[str, list[Site]] = {}
-    for path, module in own_modules(model):
+    for path, module in base_modules(model):
         site = _layer(path, module, layers)
         parameters = [] if site is not None else list(_parameters(path, module))
         if path:
@@ -138,8 +138,8 @@ def _input_embedding(model: nn.Module) -> str:
         embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
     except NotImplementedError:  # models of several parts
         embedding = None
-    embedding_modules = {module for _, module in own_modules(embedding)} if embedding is not None else set()
-    found_path = next((path for path, module in own_modules(model) if module in embedding_modules), None)
+    embedding_modules = {module for _, module in base_modules(embedding)} if embedding is not None else set()
+    found_path = next((path for path, module in base_modules(model) if module in embedding_modules), None)
     if found_path is None:
         raise SiteNotFound("the model does not say which its input embedding is", where=type(model).__name__,
                            remedy="name the embedding in targets")
@@ -160,12 +160,12 @@ def select(model: nn.Module, targets: str | tuple[str, ...], traits: Traits, exc
     if _layer("", model) is not None:
         raise Unsupported("the model is itself a layer, which cannot be replaced inside it", found=type(model).__name__,
                           remedy="put it into a container, such as nn.Sequential")
-    modules = {path: module for path, module in own_modules(model) if path}
-    sites_by_path = known_sites(model, traits.layers)
+    modules = {path: module for path, module in base_modules(model) if path}
+    sites_by_path = targetable_sites(model, traits.layers)
     skipped = {path for path in sites_by_path if any(path == name or path.startswith(f"{name}.") for name in exclude)}
     if isinstance(targets, str) and targets in ALL:
         head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-        head_modules = {module_in_head for _, module_in_head in own_modules(head)} if head is not None else set()
+        head_modules = {module_in_head for _, module_in_head in base_modules(head)} if head is not None else set()
         sites = [site for path, module in modules.items() if path not in skipped and module not in head_modules
                  for site in sites_by_path[path] if site.kind in ALL[targets] and site.kind in traits.layers and _wide_enough(site, traits)]
         if not sites:

@@ -75,7 +75,7 @@ class Attention(NamedTuple):
         return _softmax_of_largest(xp.concat(parts, axis=-1), self.top_k)
 
 
-class Given(NamedTuple):
+class Precomputed(NamedTuple):
     """Weights that were computed elsewhere, ``[..., experts]``, for exactly the tokens that the layer sees."""
 
     values: Array | None
@@ -95,10 +95,10 @@ class Given(NamedTuple):
         return self.values
 
 
-class Chosen(NamedTuple):
+class Fixed(NamedTuple):
     """One expert for each stretch of an axis of the input: ``sizes`` entries each, counted from the end of the shape by ``axis``.
 
-    With ``whole`` the stretches must fill the axis; else the last one takes what is left. ``experts`` numbers who has each stretch.
+    With ``whole`` the stretches must fill the axis; else the last one takes what is left. ``experts`` numbers the expert of each stretch.
     """
 
     sizes: tuple[int, ...]

@@ -18,7 +18,9 @@ from .olora import olora
 from .pissa import pissa
 from .plain import default, gaussian, orthogonal, zeros
 
-INITS: dict[str, Init] = {one.name: one for one in (default, gaussian, zeros, orthogonal, pissa, olora, eva, corda, loftq, lora_ga, mica)}
+INITS: dict[str, Init] = {
+    init.name: init for init in (default, gaussian, zeros, orthogonal, pissa, olora, eva, corda, loftq, lora_ga, mica)
+}
 """Name -> init: what a config's ``init`` may be."""
 
 

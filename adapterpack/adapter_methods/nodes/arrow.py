@@ -71,10 +71,10 @@ def prototype(down: np.ndarray, up: np.ndarray) -> np.ndarray:
 
 
 def _join(settings: Arrow, parts: Sequence[Part | None], tensors: Mapping[str, Array]) -> Part | None:
-    there, _ = experts(parts)
-    if not there:
+    present, _ = experts(parts)
+    if not present:
         return None
-    return routed(Gate(tensors[KEYS] / settings.temperature, min(settings.top_k, len(there)), magnitude=True), there)
+    return routed(Gate(tensors[KEYS] / settings.temperature, min(settings.top_k, len(present)), magnitude=True), present)
 
 
 def _tensors(settings: Arrow, count: int, site: Site) -> dict[str, tuple[int, ...]]:

@@ -127,16 +127,16 @@ def scaled(part: Part, weight: float) -> Part:
 
 def added(parts: Sequence[Part | None]) -> Part | None:
     """The sum of parts; factors are stacked."""
-    there = [part for part in parts if part is not None]
-    if len(there) < 2:
-        return there[0] if there else None
-    pairs = [(part.down, part.up) for part in there if part.down is not None and part.up is not None]
+    present = [part for part in parts if part is not None]
+    if len(present) < 2:
+        return present[0] if present else None
+    pairs = [(part.down, part.up) for part in present if part.down is not None and part.up is not None]
     down = up = None
     if pairs:
         xp = array_namespace(pairs[0][0])
         down, up = xp.concat([down for down, _ in pairs], axis=0), xp.concat([up for _, up in pairs], axis=1)
-    return Part(down, up, _total([part.delta for part in there]), _total([part.shift for part in there]),
-                tuple(route for part in there for route in part.routes))
+    return Part(down, up, _total([part.delta for part in present]), _total([part.shift for part in present]),
+                tuple(route for part in present for route in part.routes))
 
 
 def _total(values: Sequence[Array | None]) -> Array | None:

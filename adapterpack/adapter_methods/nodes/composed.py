@@ -209,7 +209,7 @@ def _no_init(*_: Any) -> dict[str, Any]:
     raise Unsupported("a composed adapter is made from packs", remedy="use compose with a tree")
 
 
-def _own(params: Params, prefix: str) -> dict[str, Array]:
+def _params_of(params: Params, prefix: str) -> dict[str, Array]:
     return {key[len(prefix):]: value for key, value in params.items() if key.startswith(prefix)}
 
 
@@ -227,10 +227,10 @@ def _part(spot: Spot, methods: Mapping[str, Method], cfg: Composed, params: Para
         return None
     if spot.member is not None or spot.kind is None:
         name = str(spot.member)
-        form = methods[name].normal_form(cfg.configs[name], _own(params, f"{name}/"), site)
+        form = methods[name].normal_form(cfg.configs[name], _params_of(params, f"{name}/"), site)
         return part_of(form, f"{site.path}, member '{name}'")
     parts = [_part(child, methods, cfg, params, site) for child in spot.children]
-    return spot.kind.join(spot.settings, parts, _own(params, spot.prefix))
+    return spot.kind.join(spot.settings, parts, _params_of(params, spot.prefix))
 
 
 def _attached(spot: Spot, methods: Mapping[str, Method], cfg: Composed, params: Params, site: Site) -> NormalForm:
@@ -254,7 +254,7 @@ def _forward(
         if node.kind is not None and node.kind.evaluate is not None:
             return partial(node.kind.evaluate, node.settings, [transform(child) for child in node.children])
         name = str(node.member)
-        member_params = _own(params, f"{name}/")
+        member_params = _params_of(params, f"{name}/")
         return lambda before: lambda value: run(methods[name], cfg.configs[name], member_params, site, before, value, drop)
 
     return transform(spot)(base)(x)
@@ -269,7 +269,7 @@ def _fold(
         if node.kind is not None and node.kind.fold is not None:
             return partial(node.kind.fold, node.settings, [folding(child) for child in node.children])
         name = str(node.member)
-        member_params = _own(params, f"{name}/")
+        member_params = _params_of(params, f"{name}/")
         return lambda start: fold(methods[name], cfg.configs[name], member_params, site, start[0], start[1], rows)
 
     return folding(spot)((weight, bias))
@@ -320,5 +320,5 @@ def _first_pass(sharing: Sequence[Spot], shared: Params, hidden: Array, layer: i
     for spot in sharing:
         weigh: Callable[..., Array] | None = spot.kind.weigh if spot.kind is not None else None
         assert weigh is not None
-        weights[f"{spot.prefix}weights"] = weigh(spot.settings, _own(shared, spot.prefix), hidden, layer, layers)
+        weights[f"{spot.prefix}weights"] = weigh(spot.settings, _params_of(shared, spot.prefix), hidden, layer, layers)
     return weights

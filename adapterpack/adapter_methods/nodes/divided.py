@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ..core.config import require_whole
 from ..core.operators import Array
-from ..forms.routes import Chosen
+from ..forms.routes import Fixed
 from .base import NodeKind, Part, experts, routed
 from .registry import NODES
 
@@ -30,8 +30,8 @@ class Stretches:
 
 
 def _joined(settings: Stretches, parts: Sequence[Part | None], axis: int, whole: bool) -> Part | None:
-    there, _ = experts(parts, absent=True)
-    return routed(Chosen(settings.sizes, axis, whole, tuple(range(len(there))), len(there)), there)
+    present, _ = experts(parts, absent=True)
+    return routed(Fixed(settings.sizes, axis, whole, tuple(range(len(present))), len(present)), present)
 
 
 def _rows(settings: Stretches, parts: Sequence[Part | None], tensors: Mapping[str, Array]) -> Part | None:

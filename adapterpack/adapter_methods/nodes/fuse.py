@@ -38,13 +38,13 @@ class Fuse:
 
 
 def _join(settings: Fuse, parts: Sequence[Part | None], tensors: Mapping[str, Array]) -> Part | None:
-    there, widths = experts(parts)
-    part = routed(None, there)
+    present, widths = experts(parts)
+    part = routed(None, present)
     if part is None:
         return None
     (route,) = part.routes
     query = (route.up.T @ tensors[KEY].T) @ tensors[QUERY]
-    return Part(routes=(route._replace(gate=Attention(query, route.down, widths, min(settings.top_k or len(there), len(there)))),))
+    return Part(routes=(route._replace(gate=Attention(query, route.down, widths, min(settings.top_k or len(present), len(present)))),))
 
 
 def _tensors(settings: Fuse, count: int, site: Site) -> dict[str, tuple[int, ...]]:

@@ -32,8 +32,9 @@ class Gate:
 
 
 def _join(settings: Gate, parts: Sequence[Part | None], tensors: Mapping[str, Array]) -> Part | None:
-    there, _ = experts(parts)
-    return routed(Softmax(tensors["weight"], min(settings.top_k or len(there), len(there)), tensors["bias"]), there) if there else None
+    present, _ = experts(parts)
+    top_k = min(settings.top_k or len(present), len(present))
+    return routed(Softmax(tensors["weight"], top_k, tensors["bias"]), present) if present else None
 
 
 def _tensors(settings: Gate, count: int, site: Site) -> dict[str, tuple[int, ...]]:

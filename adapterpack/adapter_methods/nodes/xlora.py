@@ -18,7 +18,7 @@ import numpy as np
 from ..core.arrays import array_namespace
 from ..core.config import WIDEST, require_flag, require_number, require_whole
 from ..core.operators import Array
-from ..forms.routes import Given
+from ..forms.routes import Precomputed
 from .base import NodeKind, Part, as_float, experts, routed, scaled
 from .registry import NODES
 
@@ -105,8 +105,8 @@ def _softmax(scores: Array) -> Array:
 
 
 def _join(settings: XLoRA, parts: Sequence[Part | None], tensors: Mapping[str, Array]) -> Part | None:
-    there, _ = experts(parts, absent=True)
-    part = routed(Given(tensors.get("weights")), there)
+    present, _ = experts(parts, absent=True)
+    part = routed(Precomputed(tensors.get("weights")), present)
     return None if part is None else scaled(part, settings.scale)
 
 

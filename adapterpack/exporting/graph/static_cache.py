@@ -103,11 +103,11 @@ def _of_softmax(node: Any, layers: Mapping[str, int]) -> Iterator[_Attention]:
         return
     values, keys = (_cached(value, layers) for value in (product.inputs[1], inputs.keys))
     if values is not None and keys is not None and layers[values.name] == layers[keys.name]:
-        yield _Attention(inputs.queries, keys.producer().inputs[1], values.producer().inputs[1], _seen(product.outputs[0]),
+        yield _Attention(inputs.queries, keys.producer().inputs[1], values.producer().inputs[1], _after_mask(product.outputs[0]),
                          layers[values.name], inputs.heads, inputs.scale)
 
 
-def _seen(value: Any) -> Any:
+def _after_mask(value: Any) -> Any:
     """What an attention gives, behind a choice of zeros for tokens that see none: a new token sees itself."""
     uses = list(value.uses())
     node = uses[0].node if len(uses) == 1 else None

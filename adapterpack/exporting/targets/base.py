@@ -12,7 +12,7 @@ from ...registry import Registry
 from ...tasks.task import Task
 
 
-def own_name(path: str, field: str) -> str:
+def default_slot_name(path: str, field: str) -> str:
     """A slot's name in our own graphs."""
     return f"{path}.{field}"
 
@@ -31,7 +31,7 @@ class Target(NamedTuple):
     modes: frozenset[str]
     remedy: str
     serves: Callable[[Task], bool]
-    slot_name: Callable[[str, str], str] = own_name
+    slot_name: Callable[[str, str], str] = default_slot_name
     groups: bool = True
     place: Callable[[Bundle], str] = lambda bundle: ""
     write: Callable[[Path, Bundle], None] = lambda folder, bundle: None

@@ -16,7 +16,7 @@ from ...errors import Unsupported
 from ...io import strict_json
 from ...runtime.text.tokenizer import Tokenizer
 from ...slots.values import PEFT_NAMES
-from .base import TARGETS, Target, own_name
+from .base import TARGETS, Target, default_slot_name
 
 CONFIG = "genai_config.json"
 _TYPES = frozenset({"chatglm", "ernie4_5", "gemma", "gemma2", "gemma3_text", "gpt2", "granite", "internlm2", "llama", "mistral", "nemotron",
@@ -101,7 +101,7 @@ ort_genai = TARGETS.register(Target(
     frozenset({"inputs", "folded"}),
     "export with --mode inputs: onnxruntime-genai has one adapter for all rows of a batch",
     lambda task: task.name == "text-generation",
-    slot_name=lambda path, field: own_name(path, PEFT_NAMES.get(field, field)),
+    slot_name=lambda path, field: default_slot_name(path, PEFT_NAMES.get(field, field)),
     groups=False,
     write=_write,
 ))

@@ -16,7 +16,7 @@ from ...pack.pack import Pack
 from ..active import only
 from ..layers.layer import Adapted
 from ..layers.weights import device_of, is_loaded
-from ..layers.wrapper import own_modules
+from ..layers.wrapper import base_modules
 from .inputs import image_of, inputs_of, misfit, texts_alone
 
 log = logging.getLogger(__name__)
@@ -115,7 +115,7 @@ def _not_replayable(model: nn.Module, pack: Pack) -> str | None:
 
 def _coarsest(model: nn.Module) -> torch.dtype:
     """The dtype of the model's own parameters that holds least: integers, as quantized weights are, before any float."""
-    dtypes = {parameter.dtype for _, module in own_modules(model) for parameter in module.parameters(recurse=False)}
+    dtypes = {parameter.dtype for _, module in base_modules(model) for parameter in module.parameters(recurse=False)}
     whole = [dtype for dtype in dtypes if not dtype.is_floating_point]
     return whole[0] if whole else max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
 

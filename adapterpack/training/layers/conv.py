@@ -56,7 +56,7 @@ class AdaptedConv(AdaptedLayer):
             base: torch.Tensor = self._base(*args, **kwargs)
             return base
         x, _ = self._entered(args, kwargs)
-        owned = (value.dtype for name in self._active for value in self._own(name) if value.is_floating_point())
+        owned = (value.dtype for name in self._active for value in self._all_params(name) if value.is_floating_point())
         dtype = torch.promote_types(x.dtype, next(owned))
         dropout = self.training and any(self._methods[name][1].dropout for name in self._active)
         methods = [self._methods[name][0] for name in self._active]

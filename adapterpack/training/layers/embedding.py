@@ -48,7 +48,7 @@ class AdaptedEmbedding(AdaptedLayer):
 
         def result(ids: torch.Tensor) -> torch.Tensor:
             y = before(ids)
-            dtype = torch.promote_types(y.dtype, next(value.dtype for value in self._own(name) if value.is_floating_point()))
+            dtype = torch.promote_types(y.dtype, next(value.dtype for value in self._all_params(name) if value.is_floating_point()))
             keep = None
             if self.training and cfg.dropout:
                 keep = nn.functional.dropout(torch.ones(ids.shape, dtype=dtype, device=ids.device), cfg.dropout)

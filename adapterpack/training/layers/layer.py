@@ -104,7 +104,7 @@ class Adapted(Wrapper):
                               remedy="let accelerate offload the base first, and put the adapter into it then")
         return {**tensors, **self._first_pass_params[name]} if name in self._first_pass_params else tensors
 
-    def _own(self, name: str) -> Iterator[torch.Tensor]:
+    def _all_params(self, name: str) -> Iterator[torch.Tensor]:
         return iter((*self._part(name).parameters(), *self._shared(name).values()))
 
     def _with_weight(self, dtype: torch.dtype) -> Site:

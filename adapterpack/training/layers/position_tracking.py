@@ -20,7 +20,7 @@ from ...adapter_methods.core.token_positions import Acts, acted
 from ...errors import Unsupported
 from .layer import Adapted
 
-_HELD = "_adapterpack_acting"
+_ATTRIBUTE = "_adapterpack_acting"
 """The attribute of a trunk that holds its :class:`Acting`, and of a cache that says in which rows which adapters have acted."""
 _CACHES = ("cache", "past_key_values")
 _IGNORED = -100
@@ -52,7 +52,7 @@ class Pass:
     def _before(self, name: str, acts: Acts) -> torch.Tensor | None:
         if not self.past:
             return None
-        earlier: torch.Tensor | None = getattr(self.cache, _HELD, {}).get(name)
+        earlier: torch.Tensor | None = getattr(self.cache, _ATTRIBUTE, {}).get(name)
         if earlier is None and not acts.joins:
             raise Unsupported("this cache was filled without the adapter, which would have acted in what it holds", where=name,
                               remedy="begin with an empty cache")
@@ -121,7 +121,7 @@ class Acting:
         parts = tuple(output.values()) if isinstance(output, Mapping) else output if isinstance(output, tuple) else (output,)
         for cache in (part for part in parts if isinstance(part, Cache)):
             done = {name: acted(mask, run.before[name]) for name, mask in run.masks.items()}
-            setattr(cache, _HELD, {**getattr(cache, _HELD, {}), **done})
+            setattr(cache, _ATTRIBUTE, {**getattr(cache, _ATTRIBUTE, {}), **done})
         again = any(getattr(module, "gradient_checkpointing", False) for module in trunk.modules())
         self.run = run if again else None
         first = next((part for part in parts if isinstance(part, torch.Tensor) and part.requires_grad), None)
@@ -168,9 +168,9 @@ def tell(model: nn.Module, name: str, wrappers: Iterable[Adapted]) -> None:
         if kind not in {"block", "attention"} and not (kind in LAYOUTS and LAYOUTS[kind].linear):
             raise Unsupported("an adapter that acts at some positions only needs a linear layer", where=wrapper._site.path, found=kind)
     trunk = trunk_of(model)
-    acting: Acting | None = trunk.__dict__.get(_HELD)
+    acting: Acting | None = trunk.__dict__.get(_ATTRIBUTE)
     if acting is None:
-        acting = trunk.__dict__[_HELD] = Acting(model)
+        acting = trunk.__dict__[_ATTRIBUTE] = Acting(model)
     acting.rules[name] = rules.pop()
     for wrapper in adapted:
         wrapper._where[name] = partial(acting.mask, name)
@@ -179,7 +179,7 @@ def tell(model: nn.Module, name: str, wrappers: Iterable[Adapted]) -> None:
 def forget(model: nn.Module, names: Iterable[str]) -> None:
     """Forgets adapters that are gone; without any left the model has no hooks of this kind."""
     for module in list(model.modules()):
-        acting: Acting | None = module.__dict__.get(_HELD)
+        acting: Acting | None = module.__dict__.get(_ATTRIBUTE)
         if acting is None:
             continue
         for name in names:
@@ -187,4 +187,4 @@ def forget(model: nn.Module, names: Iterable[str]) -> None:
         if not acting.rules:
             for handle in acting.handles:
                 handle.remove()
-            del module.__dict__[_HELD]
+            del module.__dict__[_ATTRIBUTE]

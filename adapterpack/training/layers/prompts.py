@@ -26,7 +26,7 @@ from ..loading import load_tokenizer
 from .layer import Adapted, Tensors
 from .tensors import as_numpy
 from .weights import device_of
-from .wrapper import own_modules
+from .wrapper import base_modules
 
 _CACHES = ("cache", "past_key_values")
 """What a trunk calls its cache, in newer and older versions of transformers."""
@@ -128,7 +128,7 @@ class Prompts(Adapted):
             cut = 0
         if self.training and cut and getattr(self._methods[name][1], "learnt", ()):  # for the loss on the prompt itself (hooks.context)
             self._prompt_states = output.last_hidden_state[:, :cut]
-        output = self._own_part(output, cut, wants_cache, name)
+        output = self._without_prompt(output, cut, wants_cache, name)
         plain = as_dict is False or (as_dict is None and not getattr(self._trunk.config, "return_dict", True))
         return output.to_tuple() if plain else output
 
@@ -185,7 +185,7 @@ class Prompts(Adapted):
             cache.update(keys.expand(batch, *keys.shape), values.expand(batch, *values.shape), layer)
         return {**inputs, self._cache_name: cache}
 
-    def _own_part(self, output: Any, cut: int, wants_cache: bool, name: str) -> Any:
+    def _without_prompt(self, output: Any, cut: int, wants_cache: bool, name: str) -> Any:
         """The output at the model's own tokens; an encoder's pooled output is made again from its own first token."""
         parts = dict(output.items())
         if (cache := parts.get(self._cache_name)) is not None:
@@ -235,8 +235,8 @@ def select(model: nn.Module, targets: str | tuple[str, ...], traits: Traits, exc
     Raises:
         Unsupported: the model is none of transformers, has an encoder and a decoder, or is to train its input embedding whole.
     """
-    embedding_modules = {module for _, module in own_modules(_of_transformers(model).get_input_embeddings())}
-    inside = [path for path, module in own_modules(model) if module in embedding_modules]
+    embedding_modules = {module for _, module in base_modules(_of_transformers(model).get_input_embeddings())}
+    inside = [path for path, module in base_modules(model) if module in embedding_modules]
     for path in exclude:
         if any(table == path or table.startswith(f"{path}.") for table in inside):
             raise Unsupported("a prompt and the whole input embedding cannot be trained together", where=path,

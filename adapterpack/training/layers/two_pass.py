@@ -14,7 +14,7 @@ from .layer import Adapted
 from .wrapper import Wrapper, path_order
 
 _CACHES = ("past_key_values", "cache", "past_key_value")
-_HELD = "_adapterpack_first_passes"
+_ATTRIBUTE = "_adapterpack_first_passes"
 """The attribute of a model that holds the handles of the hooks, by adapter."""
 Weigh = Callable[[Any, torch.Tensor, int, int], dict[str, torch.Tensor]]
 
@@ -48,13 +48,13 @@ def lead(model: nn.Module, name: str, weigh: Weigh | None) -> None:
                     layer._first_pass_params.pop(name, None)
 
     handles = (model.register_forward_pre_hook(before, with_kwargs=True), model.register_forward_hook(after, always_call=True))
-    handles_by_adapter = getattr(model, _HELD, {})
-    object.__setattr__(model, _HELD, {**handles_by_adapter, name: handles})
+    handles_by_adapter = getattr(model, _ATTRIBUTE, {})
+    object.__setattr__(model, _ATTRIBUTE, {**handles_by_adapter, name: handles})
 
 
 def release(model: nn.Module, name: str) -> None:
     """Takes the hooks of an adapter away again; of one that has none, nothing."""
-    for handle in getattr(model, _HELD, {}).pop(name, ()):
+    for handle in getattr(model, _ATTRIBUTE, {}).pop(name, ()):
         handle.remove()
 
 

@@ -104,8 +104,8 @@ def input_of(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     return kwargs[key] if isinstance(key, str) else args[key]
 
 
-def own_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The model's own modules under their own paths, as if nothing had been put into it; a shared module once."""
+def base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The model's own modules under their own paths, as if no adapter had been put into it; a shared module once."""
     visited: set[nn.Module] = set()
     left = [("", model)]
     while left:
@@ -119,7 +119,8 @@ def own_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def path_order(model: nn.Module) -> dict[str, int]:
     """The place of each module and parameter in the model's order, by its path."""
-    paths = [name for path, module in own_modules(model) for name in (path, *(f"{path}.{leaf}".lstrip(".") for leaf in module._parameters))]
+    paths = [name for path, module in base_modules(model)
+             for name in (path, *(f"{path}.{leaf}".lstrip(".") for leaf in module._parameters))]
     return {path: place for place, path in enumerate(paths)}
 
 

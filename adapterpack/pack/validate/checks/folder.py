@@ -92,10 +92,10 @@ def read_files(folder: Path, manifest: m.Manifest, budget: Budget) -> dict[str, 
         FormatError: what is opened is no regular file.
     """
     budget.require_memory(sum(entry.size for entry in manifest.files))
-    return {entry.path: _held(folder / entry.path, entry.size + 1) for entry in manifest.files}
+    return {entry.path: _content(folder / entry.path, entry.size + 1) for entry in manifest.files}
 
 
-def _held(path: Path, limit: int) -> bytes:
+def _content(path: Path, limit: int) -> bytes:
     return cast("bytes", mapped(path, limit)) if path.name == TENSORS and limit > LARGE + 1 else read_file(path, limit)
 
 

@@ -104,14 +104,14 @@ def _adapter(s: Subject, group: m.Group, params: dict[str, np.ndarray], pointer:
         yield RANK_LARGE.at(group.path, f"rank {cfg.rank} at a site of {group.out_features} x {group.in_features}", pointer=pointer)
 
 
-def _own(s: Subject) -> list[m.Group]:
+def _primary_groups(s: Subject) -> list[m.Group]:
     """The sites of the pack's own method, which may share something."""
     return [group for group in s.pack.manifest.groups if group.role == "adapter" and group.method is None]
 
 
 def _shared_missing(s: Subject) -> Iterator[Finding]:
     """What all sites share has a group, if there is any such thing."""
-    sites = _own(s)
+    sites = _primary_groups(s)
     if s.pack.method.storage.shared is None or not sites:
         return
     try:
@@ -124,7 +124,7 @@ def _shared_missing(s: Subject) -> Iterator[Finding]:
 
 def _shared(s: Subject, group: m.Group, params: dict[str, np.ndarray], pointer: str) -> Iterator[Finding]:
     """What all sites share is what the method says of them together."""
-    adapters = _own(s)
+    adapters = _primary_groups(s)
     if group.path != SHARED or s.pack.method.storage.shared is None or not adapters:
         yield EXTRA.at(group.path, "the method shares nothing between sites", pointer=pointer)
         return
