@@ -119,11 +119,7 @@ _SAME = 1e-4
 
 
 def _turned(cfg: PSOFT, params: Mapping[str, np.ndarray], site: Site, factorise: Factorise) -> tuple[PSOFT, dict[str, np.ndarray]]:
-    """The parameters in PEFT's frame, of those in ours; or in ours, of those in PEFT's.
-
-    Raises:
-        Unsupported: two singular values are so near that their vectors are not the same ones; or the layer is narrower than the rank.
-    """
+    """The parameters in PEFT's frame, of those in ours; or in ours, of those in PEFT's."""
     r, (U, S, V) = _rank(cfg, site), factorise(np.asarray(site.weight, np.float32))
     if r < cfg.r:
         raise Unsupported("PEFT has no PSOFT at a layer that is narrower than the rank", where=site.path, found=f"r={cfg.r}",

@@ -156,11 +156,7 @@ def _from_peft(config: Mapping[str, Any]) -> Any:
 
 
 def _from_peft_file(content: PeftContent) -> PeftContent:
-    """The sites' numbers, found by the P that PEFT's file stores for them.
-
-    Raises:
-        Unsupported: there are several sites and no P, or one that no number gives.
-    """
+    """The sites' numbers, found by the P that PEFT's file stores for them."""
     cfg, count = content.config, len(content.sites)
     if (count == 1 or content.packed) and all("tinylora_P" not in params for params in content.sites.values()):
         return content

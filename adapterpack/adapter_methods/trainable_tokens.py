@@ -104,7 +104,7 @@ def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
     return {"token_indices": list(next(iter(sites.values())).token_indices), "init_weights": True}
 
 
-def _beside(value: Any, path: str) -> TrainableTokens:
+def _from_secondary(value: Any, path: str) -> TrainableTokens:
     """The tokens of one embedding in the config of another method: a list for the only one, or a map of the ends of paths to lists."""
     if isinstance(value, Mapping):
         value = by_suffix(value, path, None)
@@ -144,7 +144,7 @@ trainable_tokens = METHODS.register(Method(
             key="trainable_token_indices",
             suffixes={"trainable_tokens_delta": "token_adapter.trainable_tokens_delta"},
             to_config=lambda sites: {path: list(cfg.token_indices) for path, cfg in sites.items()},
-            from_config=_beside,
+            from_config=_from_secondary,
         ),
     ),
 ))

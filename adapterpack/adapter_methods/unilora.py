@@ -138,11 +138,7 @@ def _from_peft(config: Mapping[str, Any]) -> Any:
 
 
 def _from_peft_file(content: PeftContent) -> PeftContent:
-    """The sites and their places: by PEFT's stored indices, or by the one target that a file without them may have.
-
-    Raises:
-        Unsupported: the file does not say in which order its layers come, or the indices are not those of the seed.
-    """
+    """The sites and their places: by PEFT's stored indices, or by the one target that a file without them may have."""
     cfg = replace(content.config, targets="all-linear")
     if not content.sites:
         if len(content.config.targets) != 1 and not content.packed:

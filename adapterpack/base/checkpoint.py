@@ -251,18 +251,17 @@ class Checkpoint:
 
         The path may also be a parameter's own. A task model may have one prefix more or less than its checkpoint.
         """
-        if recorded in self.tensors:
-            return recorded
-        for direct in (f"{path}.weight", path):
-            if direct in self.tensors:
-                return direct
-            stripped = direct.partition(".")[2]
-            if stripped in self.tensors:
-                return stripped
-            longer = [name for name in self.tensors if name.partition(".")[2] == direct]
-            if longer:
-                return longer[0] if len(longer) == 1 else None
-        return None
+        return recorded if recorded in self.tensors else self.tensor_name(f"{path}.weight") or self.tensor_name(path)
+
+    def tensor_name(self, name: str) -> str | None:
+        """The tensor of that name, or of that name with one prefix more or less; None where there is none, or more than one."""
+        if name in self.tensors:
+            return name
+        stripped = name.partition(".")[2]
+        if stripped in self.tensors:
+            return stripped
+        longer = [prefixed for prefixed in self.tensors if prefixed.partition(".")[2] == name]
+        return longer[0] if len(longer) == 1 else None
 
     def tied_to(self, path: str) -> str | None:
         """The input embedding that the output head ``path`` is tied to, where the files store one tensor for both; else None."""

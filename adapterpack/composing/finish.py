@@ -47,7 +47,7 @@ def finite(change: Factors) -> bool:
 
 
 def _of_dense(combined: Sequence[Combination], work: Callable[[int, Rows], T]) -> list[tuple[int, T]]:
-    """``work`` of the changes that are no factors, with their places; each thread has one at a time in memory."""
+    """(index, result) of ``work`` on each dense change; each thread keeps one at a time in memory."""
     dense = [(index, change) for index, change in enumerate(combined) if not isinstance(change, Factors | Sum)]
     return list(in_order(lambda item: (item[0], work(item[0], _in_memory(item[1]))), dense))
 

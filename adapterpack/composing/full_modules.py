@@ -52,7 +52,7 @@ def _averaged(packs: Sequence[Pack], weights: Sequence[float], of: str) -> FullM
 
 
 def _picked(packs: Sequence[Pack], weights: Sequence[float], of: str) -> FullModules:
-    """Those of one pack, with its labels."""
+    """The modules of the pack named ``of``, with its labels."""
     by_name = {pack.name: pack for pack in packs}
     if of not in by_name:
         raise ConfigError("no pack of that name takes part", where="whole", expected=" or ".join(by_name), found=repr(of),
@@ -61,7 +61,7 @@ def _picked(packs: Sequence[Pack], weights: Sequence[float], of: str) -> FullMod
 
 
 def _united(packs: Sequence[Pack], weights: Sequence[float], of: str) -> FullModules:
-    """Those of all label sets: heads of one set are averaged, those of several become one head with the outputs of each, in order."""
+    """Averages heads with equal labels, and concatenates heads with different labels into one with all their outputs, in order."""
     sets: dict[tuple[str, ...] | None, list[int]] = {}
     for index, pack in enumerate(packs):
         if pack.full():
@@ -86,15 +86,15 @@ def _united(packs: Sequence[Pack], weights: Sequence[float], of: str) -> FullMod
 
 
 def _joined(path: str, parts: Sequence[dict[str, np.ndarray] | None], sizes: Sequence[int], names: Sequence[str]) -> dict[str, np.ndarray]:
-    """One module of those that the label sets have there."""
-    there = [part for part in parts if part is not None]
+    """One module for all label sets: tensors with a row per label are concatenated, all others must be equal."""
+    present = [part for part in parts if part is not None]
     for name, part in zip(names, parts, strict=True):
-        if part is None or part.keys() != there[0].keys():
+        if part is None or part.keys() != present[0].keys():
             raise Unsupported("a module that another pack trained whole is missing, or has other tensors", where=f"{path} in '{name}'",
                               remedy="pick one: whole='pick:NAME'")
     joined: dict[str, np.ndarray] = {}
-    for key in there[0]:
-        values = [part[key] for part in there]
+    for key in present[0]:
+        values = [part[key] for part in present]
         if all(len(value.shape) and len(value) == size and value.shape[1:] == values[0].shape[1:]
                for value, size in zip(values, sizes, strict=True)):
             joined[key] = np.concatenate(values, axis=0)

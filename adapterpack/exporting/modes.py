@@ -61,11 +61,7 @@ def inputs(model: Any, plan: Plan) -> Attached:
 
 
 def _positions(model: Any, plan: Plan) -> Any:
-    """The input that says where adapters act, if a site asks for it.
-
-    Raises:
-        Unsupported: a site does not see one vector for each token.
-    """
+    """The input that says where adapters act, if a site asks for it."""
     placed = [site for site in plan.sites.values() if site.positional]
     if not placed:
         return None

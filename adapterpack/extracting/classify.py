@@ -47,7 +47,7 @@ def classify(tuned: Checkpoint, base: Checkpoint, modules: Sequence[str] | None 
     used: set[str] = set()
     named: set[str] = set()
     for name, info in tuned.tensors.items():
-        base_name = base_tensor(base, name)
+        base_name = base.tensor_name(name)
         if base_name is not None:
             used.add(base_name)
         path = name.removesuffix(".weight")
@@ -66,16 +66,6 @@ def classify(tuned: Checkpoint, base: Checkpoint, modules: Sequence[str] | None 
                            remedy=nearest(missing[0], {path.rpartition(".")[2] for path in paths}))
     return Classified(tuple(matrices), whole, tuple(name for name in base.tensors if name not in used))
 
-
-def base_tensor(base: Checkpoint, name: str) -> str | None:
-    """The base's tensor for a name that may have one prefix more or less."""
-    if name in base.tensors:
-        return name
-    stripped = name.partition(".")[2]
-    if stripped in base.tensors:
-        return stripped
-    longer = [prefixed for prefixed in base.tensors if prefixed.partition(".")[2] == name]
-    return longer[0] if len(longer) == 1 else None
 
 
 def _kind(tuned: Checkpoint, name: str) -> str | None:

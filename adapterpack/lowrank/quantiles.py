@@ -77,7 +77,7 @@ def _near(values: Callable[[], Iterator[np.ndarray]], share: float, sample: np.n
 
 
 def _about(counts: np.ndarray, wanted: float, spread: float) -> passes.Between:
-    """What is found from the bin down to which ``wanted + spread`` are counted up to that with ``wanted - spread``, or without an end."""
+    """Collects the magnitudes of ranks ``wanted - spread`` to ``wanted + spread`` by ``counts`` of a sample, whole bins at both ends."""
     high = (passes.reached(counts, round(wanted - spread))[0] + 1) << 16 if wanted - spread >= 1 else 1 << 31
     low = passes.reached(counts, round(wanted + spread))[0] << 16 if wanted + spread < counts.sum() else 0
     return passes.Between(low, high)

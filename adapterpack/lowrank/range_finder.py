@@ -210,7 +210,7 @@ def _turn(images: Sequence[np.ndarray], kept: int) -> np.ndarray:
 
 
 def _added(parts: Sequence[np.ndarray], turn: np.ndarray) -> np.ndarray:
-    """Matrices side by side, times ``turn``."""
+    """``concatenate(parts, axis=1) @ turn`` without the concatenation."""
     shares = np.split(turn, np.cumsum([part.shape[1] for part in parts])[:-1])
     total: np.ndarray = sum(part @ share for part, share in zip(parts, shares, strict=True))  # type: ignore[assignment]
     return total

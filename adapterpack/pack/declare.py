@@ -68,7 +68,7 @@ def declare(pack: Pack | str | os.PathLike[str], base: str | os.PathLike[str], o
 
 
 def _require_same_places(pack: Pack, base: Checkpoint, variant_base: Checkpoint) -> None:
-    """Every tensor of a module that the pack changes is, under the name that it would be looked for, the same one or none at all."""
+    """Checks that the names by which the variant would be asked for a changed module's tensors lead to the same bytes, or to nothing."""
     for group in pack.manifest.groups:
         old, new = base.weight_name(group.path, group.weight), variant_base.weight_name(group.path, group.weight)
         if old is None or new is None:

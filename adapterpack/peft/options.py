@@ -37,7 +37,7 @@ _PICKLES = ("adapter_model.bin", "adapter_model.pt")
 
 
 def likely(config: Mapping[str, Any]) -> list[Method]:
-    """The method that has the config's own name, if it accounts for every option that is on: then no other needs to be asked."""
+    """The method that has the config's own name, if it accounts for every option that is on: then no other needs to be tried."""
     method = METHODS.find(str(config.get("peft_type")).lower())
     if method is None or method.peft is None:
         return []

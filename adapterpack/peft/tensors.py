@@ -157,9 +157,6 @@ def site_of(
 def _require_kind(method: Method, cfg: Any, kind: str, shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
     """Checks that tensors have no more axes than the method gives them at such a layer: PEFT has several methods for convolutions, in forms
     that are not read here, and LN tuning for any module.
-
-    Raises:
-        Unsupported: they have.
     """
     assert method.peft is not None
     if any(form.axes for form in method.peft.layers.values()):

@@ -43,7 +43,7 @@ class RowError(ConfigError):
 
 @contextmanager
 def row_errors(row: int) -> Iterator[None]:
-    """What is wrong with a row says which one it is."""
+    """Names the row in the errors of the block."""
     try:
         yield
     except RowError:
@@ -54,7 +54,7 @@ def row_errors(row: int) -> Iterator[None]:
 
 @contextmanager
 def among(numbers: Sequence[int]) -> Iterator[None]:
-    """What is wrong with one of some rows names its number among all of them; ``numbers`` has those of the rows, in order."""
+    """Renumbers the errors of rows that are some of a request's: ``numbers`` are their numbers among all rows, in order."""
     try:
         yield
     except RowError as error:

@@ -132,11 +132,7 @@ def _dataset(source: str) -> dict[str, str | None]:
 
 
 def _require_acting(acts: Acts, rows: list[dict[str, Any]], where: str) -> None:
-    """Checks that an adapter which acts at some positions only has something to learn from; rows without one are counted in the log.
-
-    Raises:
-        NothingToDo: it acts in no row.
-    """
+    """Checks that an adapter which acts at some positions only has something to learn from; rows without one are counted in the log."""
     acting = 0
     for row in rows:
         ids, labels = np.array([row["input_ids"]]), row.get("labels")

@@ -39,13 +39,7 @@ class _Part(NamedTuple):
 
 
 def _build(source: Source) -> BaseGraph:
-    """The graph of the source's file with a node of its own for each module that the packs change.
-
-    Raises:
-        FormatError: the file is no model, or reads files outside of its folder.
-        SiteNotFound: the graph does not hold a weight of the checkpoint that a pack changes.
-        Unsupported: it holds one in a form to which no branch can be added.
-    """
+    """The graph of the source's file with a node of its own for each module that the packs change."""
     path, base = source.file, Checkpoint(source.folder)
     assert path is not None, "the frontend supports sources with a file only"
     require_confined(path)
@@ -78,11 +72,7 @@ def _wanted(base: Checkpoint, packs: Iterable[Pack]) -> dict[str, tuple[str, str
 
 
 def _piece(model: Any, place: Place, where: Path) -> Piece:
-    """The one piece that a linear node reads; a tied weight may lie elsewhere, too.
-
-    Raises:
-        Unsupported: there is none, or the weight is cut, quantized, or one of a stack.
-    """
+    """The one piece that a linear node reads; a tied weight may lie elsewhere, too."""
     whole = max(piece.stop for piece in place.pieces[0])
     fitting = [piece for piece in place.pieces[0] if piece.axis == 0 and piece.slot is None and piece.nbits is None
                and (piece.start, piece.stop) == (0, whole) and _nodes(model, piece)]
@@ -142,7 +132,7 @@ def _apart(model: Any, name: str, modules: Sequence[_Part], where: Path) -> list
 
 
 def _filled(modules: Sequence[_Part], total: int, name: str) -> list[_Part]:
-    """The parts with the rest of the weight between them, which belongs to modules that nobody asked for."""
+    """The parts, with the rest of the weight between them as parts that no pack changes."""
     parts, at = [], 0
     for part in (*modules, _Part(total, 0, "")):
         if part.at > at:
@@ -184,11 +174,7 @@ def _initializer(model: Any, name: str, numbers: Callable[[], np.ndarray], shape
 
 
 def _require_float(model: Any, path: Path, dtype: str) -> None:
-    """Checks that slots can be put next to what the graph computes with.
-
-    Raises:
-        Unsupported: it computes in halves, or its operators are too old.
-    """
+    """Checks that slots can be put next to what the graph computes with."""
     halves = sorted({value.dtype.name for value in model.graph.initializers.values() if value.dtype in _HALVES})
     if halves:
         raise Unsupported("slots are float32, and this graph computes in another type", where=path, found=", ".join(halves),

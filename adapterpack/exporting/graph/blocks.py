@@ -106,7 +106,7 @@ def entering(members: set[Any]) -> Iterator[Any]:
 
 
 def _single(values: Iterator[Any], width: int) -> Any:
-    """The only value that is as wide, a row or a position at a time, or None; one of unknown shape might be another."""
+    """The only value ``[batch, width]`` or ``[batch, positions, width]``, or None; also None if one of unknown shape might be another."""
     fitting = {value.name: value for value in values if (not value.is_graph_output() if value.shape is None else
                                                          len(value.shape) in {2, 3} and value.shape[-1] == width)}
     only = next(iter(fitting.values())) if len(fitting) == 1 else None

@@ -105,7 +105,7 @@ def _integers(name: str, numbers: Sequence[int]) -> Any:
 def _shared(
     sites: Mapping[str, MappedSite], path: str, members: Sequence[str], shared: tuple[str, ...], product: str
 ) -> dict[str, MappedSite]:
-    """The sites with one more before the members, which has the slots of the ``shared`` fields."""
+    """The sites with the group's site before its members; it takes over the slots of the ``shared`` fields."""
     first = sites[members[0]]
     group = dataclasses.replace(first, path=path, weight="", bias=None, at=0, fields=shared, members=tuple(members), positional=False,
                                 output=product, out_features=sum(sites[member].out_features for member in members), entry=None, ranks={})

@@ -76,7 +76,7 @@ def make_step(model: Any, config: Mapping[str, Any]) -> None:
 
 
 def _knows_rows(node: Any) -> bool:
-    """Whether a reader of a cache is its attention, or asks for the number of rows; its length is not that of the rows here."""
+    """Whether a reader of a cache is its attention, or reads only its batch size: its length says nothing about the rows any more."""
     of_rows = node.op_type == "Shape" and (node.attributes.get_int("start", 0), node.attributes.get_int("end", 0)) == (0, 1)
     return of_rows or node.op_type == "GroupQueryAttention"
 
@@ -108,7 +108,7 @@ def _of_softmax(node: Any, layers: Mapping[str, int]) -> Iterator[_Attention]:
 
 
 def _after_mask(value: Any) -> Any:
-    """What an attention gives, behind a choice of zeros for tokens that see none: a new token sees itself."""
+    """An attention's output, after the Where that zeroes tokens which attend to nothing: in a step every token attends to itself."""
     uses = list(value.uses())
     node = uses[0].node if len(uses) == 1 else None
     if node is not None and node.op_type == "Where" and uses[0].idx == 2:

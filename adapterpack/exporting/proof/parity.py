@@ -119,7 +119,7 @@ def _require(error: float, scale: float, tolerance: float, against: str, folder:
 
 
 def _base_name(session: Session) -> str:
-    """What rows without an adapter have: the base, or whatever was folded into it."""
+    """The name of what rows without an adapter run: the base, or the packs that were folded into it."""
     return "+".join(session.packs) if session.bundle.mode == "folded" and session.packs else "base"
 
 
@@ -155,7 +155,7 @@ def _worst(errors: Sequence[Errors]) -> Errors:
 
 
 def _difference(output: np.ndarray, reference: np.ndarray, real: np.ndarray | None) -> Errors:
-    """Over real positions; another shape, or a label too many that is not switched off, is all wrong."""
+    """The errors at positions that are no padding; infinite for another shape, or for an extra label that is not switched off."""
     wide = reference.shape[-1]
     if output.shape[:-1] != reference.shape[:-1] or output.shape[-1] < wide or (output[..., wide:] > NONE_BELOW).any():
         return Errors(float("inf"), 0.0, 0.0)

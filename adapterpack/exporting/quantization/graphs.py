@@ -72,7 +72,7 @@ def quantize_in_place(folder: Path, name: str) -> None:
 
 
 def _rows(folder: Path) -> tuple[dict[str, measure.Answer], dict[str, replay.Replay]]:
-    """What is measured of a float graph; the session that did is gone afterwards, so that its file can be replaced."""
+    """The answers and canaries of a float graph; its session is closed on return, so that the file can be replaced."""
     session = Session(folder, provider="cpu", mapped=True, verify="off")  # its weights stay in their file
     return measure.answers(session), replay.replay(session)
 

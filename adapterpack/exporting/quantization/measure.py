@@ -126,7 +126,7 @@ def _error(before: np.ndarray, after: np.ndarray) -> float:
 
 
 def _largest(numbers: np.ndarray) -> float:
-    """The largest size of an output that is there: those of labels that an adapter does not have are not."""
+    """The largest magnitude, without the outputs of labels that an adapter does not have."""
     return float(np.abs(numbers[numbers > NONE_BELOW]).max())
 
 

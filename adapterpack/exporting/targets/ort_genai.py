@@ -80,11 +80,7 @@ def genai_config(folder: Path, bundle: Bundle) -> dict[str, Any]:
 
 
 def _cache_sizes(cache: list[Port]) -> tuple[int, int]:
-    """The heads and their width, the same in every layer.
-
-    Raises:
-        Unsupported: they are not the same.
-    """
+    """The heads and their width, the same in every layer."""
     sizes = {(port.shape[1], port.shape[3]) for port in cache}
     if len(sizes) != 1:
         raise Unsupported("onnxruntime-genai has one size of cache for all layers", found=sorted(map(str, sizes)),

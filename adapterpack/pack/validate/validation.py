@@ -90,7 +90,7 @@ _MOST_FINDINGS = 1000
 
 
 def _turn(folder: Path) -> AbstractContextManager[object]:
-    """Threads look at packs of a bearable size side by side, and at large ones in turn: a file that is mapped counts as memory."""
+    """Lets threads validate large packs one at a time, and others at once: a mapped file counts as memory."""
     try:
         return _large if (folder / TENSORS).stat().st_size > LARGE else nullcontext()
     except OSError:

@@ -43,7 +43,7 @@ def after(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, turn
 
 
 class _After(torch.autograd.Function):
-    """``y`` itself is a result, too: that way a gradient of the gradient finds where it came from."""
+    """``y`` is a result, too: second derivatives go through it."""
 
     @staticmethod
     def forward(

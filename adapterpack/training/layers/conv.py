@@ -40,11 +40,7 @@ class AdaptedConv(AdaptedLayer):
     """
 
     def _add(self, name: str, method: Method, cfg: Any, params: Any, constants: Tensors, shared: Tensors) -> None:
-        """See :meth:`Adapted._add`.
-
-        Raises:
-            Unsupported: dropout, by a method whose change is no branch parallel to the layer.
-        """
+        """See :meth:`Adapted._add`."""
         if cfg.dropout and not method.traits.additive:
             raise Unsupported(f"the method {method.name} changes a convolution in its weight, where dropout on the input has no place",
                               where=self._site.path, found=f"dropout {cfg.dropout}", remedy="set dropout to 0")

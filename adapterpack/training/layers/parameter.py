@@ -36,11 +36,7 @@ class AdaptedParameter(Adapted):
         return weight_of(innermost(self).get_submodule(owner), leaf, self._site), None
 
     def _add(self, name: str, method: Method, cfg: Any, params: Any, constants: Tensors, shared: Tensors) -> None:
-        """See :meth:`Adapted._add`.
-
-        Raises:
-            Unsupported: dropout, which has no input to act on; or a module that is offloaded.
-        """
+        """See :meth:`Adapted._add`."""
         require_in_memory(innermost(self), self._site.path)
         if cfg.dropout:
             raise Unsupported("a parameter is changed in itself, where dropout on the input has no place", where=self._site.path,

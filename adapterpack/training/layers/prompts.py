@@ -102,12 +102,7 @@ class Prompts(Adapted):
                                remedy="use the base that the pack names")
 
     def _around(self, *args: Any, **kwargs: Any) -> Any:
-        """The trunk's output at its own tokens, with the active prompt before them.
-
-        Raises:
-            Unsupported: a cache that was filled without the prompt or cannot grow, a mask that is not [batch, tokens], a trunk that takes
-                no cache, or keys and values where layers are computed twice.
-        """
+        """The trunk's output at its own tokens, with the active prompt before them."""
         if not self._active:
             return self._inner(*args, **kwargs)
         name = self._active[-1]

@@ -85,7 +85,7 @@ def _no_cache(model: nn.Module) -> dict[str, bool]:
 
 @contextmanager
 def _bare(model: nn.Module) -> Iterator[None]:
-    """The model without any adapter, for a while."""
+    """Switches all adapters off inside the block."""
     wrappers = [module for module in model.modules() if isinstance(module, Wrapper)]
     before = [wrapper._active for wrapper in wrappers]
     try:

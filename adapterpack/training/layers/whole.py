@@ -36,12 +36,7 @@ class SavedModule(Wrapper):
         return tuple(self._labels)
 
     def _add(self, name: str, params: Mapping[str, np.ndarray] | None = None, labels: tuple[str, ...] | None = None) -> None:
-        """Adds a trainable float32 copy; ``params`` replaces its tensors, in shape too (a head with other labels).
-
-        Raises:
-            SiteNotFound: the module has no tensor of that name.
-            Unsupported: the module is quantized, or offloaded.
-        """
+        """Adds a trainable float32 copy; ``params`` replaces its tensors, in shape too (a head with other labels)."""
         require_in_memory(self._base, self._path)
         require_floats(self._base, self._path)
         twin = bare(copy.deepcopy(self._base)).float().requires_grad_(True)
