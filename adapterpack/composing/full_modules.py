@@ -134,7 +134,8 @@ def average(packs: Sequence[Pack], weights: Sequence[float]) -> Modules:
                           expected="weights with a sum other than 0", found=", ".join(f"{weight:g}" for weight in weights),
                           remedy="choose other weights, or train the adapters without these modules")
     shares = [weight / total for weight in weights]
-    return {path: _average(path, [module[path] for module in modules], shares) for path in paths}
+    return {path: {param: _mean(f"{path}.{param}", [module[path][param] for module in modules], shares) for param in modules[0][path]}
+            for path in paths}
 
 
 def comparable(packs: Sequence[Pack]) -> list[dict[str, dict[str, np.ndarray]]]:
@@ -156,10 +157,6 @@ def comparable(packs: Sequence[Pack]) -> list[dict[str, dict[str, np.ndarray]]]:
                                   where=f"{path} in '{packs[0].name}' and '{pack.name}'", expected=expected, found=found,
                                   remedy=SIDE_BY_SIDE)
     return modules
-
-
-def _average(path: str, modules: Sequence[dict[str, np.ndarray]], shares: Sequence[float]) -> dict[str, np.ndarray]:
-    return {param: _mean(f"{path}.{param}", [module[param] for module in modules], shares) for param in modules[0]}
 
 
 def _mean(where: str, values: Sequence[np.ndarray], shares: Sequence[float]) -> np.ndarray:

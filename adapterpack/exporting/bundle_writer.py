@@ -161,7 +161,7 @@ def _manifest(request: Request, source: Source, graph: BaseGraph, plan: Plan, si
         max_rank=plan.max_rank if is_bank else 0,
         max_labels=max((site.labels for site in sites.values()), default=0),
         base_labels=_labels(source.folder, task),
-        base_head_trained=not task.heads or _has_head(Checkpoint(source.folder), task),
+        base_head_trained=not task.heads or any(name.partition(".")[0] in task.heads for name in Checkpoint(source.folder).tensors),
         io=signature_of(graph.model),
         io_before={part: signature_of(model) for part, model in graph.before.items()},
         target=request.target.name,
@@ -185,7 +185,3 @@ def _labels(folder: Path, task: Task) -> tuple[str, ...] | None:
         return None
     table = Checkpoint(folder).config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
     return tuple(table[key] for key in sorted(table, key=int))
-
-
-def _has_head(base: Checkpoint, task: Task) -> bool:
-    return any(name.partition(".")[0] in task.heads for name in base.tensors)

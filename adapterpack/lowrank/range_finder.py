@@ -107,7 +107,7 @@ def largest(D: Rows, cut: Cut, *, noise: float = 0.0, seed: int = 0) -> LeadingS
     limit = side if cut.rank is None else min(side, cut.rank + _MORE)
     if side <= _SMALL or cut.sv_ratio is not None or cut.sv_cumulative is not None:
         return _whole(D)
-    total = _total(D)
+    total = float(sum(_squares(block) for _, block in D.blocks()))
     if total <= noise or total == 0:
         return LeadingSpectrum(Spectrum(np.zeros((m, 0), np.float32), np.zeros(0), np.zeros((n, 0), np.float32)), total, False)
     share = cut.energy if cut.energy is not None else cut.sv_fro**2 if cut.sv_fro is not None else 1.0
@@ -166,10 +166,6 @@ def _whole(D: Rows) -> LeadingSpectrum:
 def _signed(U: np.ndarray, S: np.ndarray, V: np.ndarray) -> Spectrum:
     signs = np.where(U[np.abs(U).argmax(axis=0), np.arange(U.shape[1])] < 0, -1, 1) if len(S) else np.ones(0)
     return Spectrum(U * signs.astype(U.dtype), S, V * signs.astype(V.dtype))
-
-
-def _total(D: Rows) -> float:
-    return float(sum(_squares(block) for _, block in D.blocks()))
 
 
 def _squares(block: np.ndarray) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .graph_file import FLOATS, GraphFile, Stored
+from .graph_file import FLOATS, GraphFile
 from .pieces import Piece
 from .rows import cast
 
@@ -20,7 +20,8 @@ def find_vector(graph: GraphFile, vector: np.ndarray) -> list[Piece]:
     whole: list[Piece] = []
     parts: list[Piece] = []
     for name, place in graph.stored.items():
-        if not _is_vector(place):
+        width = place.dtype.itemsize
+        if place.dtype not in FLOATS or place.nbytes <= width or max(place.shape) * width != place.nbytes:
             continue
         stored = graph.array(name).reshape(-1)
         wanted = cast(vector, stored.dtype)
@@ -30,10 +31,6 @@ def find_vector(graph: GraphFile, vector: np.ndarray) -> list[Piece]:
         else:
             parts += [Piece(name, start, start + len(stored), 0, 0, is_row) for start in _positions(stored, wanted)]
     return whole or parts
-
-
-def _is_vector(place: Stored) -> bool:
-    return place.dtype in FLOATS and place.nbytes > place.dtype.itemsize and max(place.shape) * place.dtype.itemsize == place.nbytes
 
 
 def _positions(short: np.ndarray, long: np.ndarray) -> Iterator[int]:

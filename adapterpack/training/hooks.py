@@ -134,7 +134,7 @@ def after_step(model: nn.Module, progress: Progress, states: Mapping[tuple[str, 
             key = part.name, part.method.name
             updates[key] = part.method.training.after_step
             values = {leaf: value.detach() for leaf, value in part.params.items()}
-            gradients = {leaf: _gradient(value) for leaf, value in part.params.items()}
+            gradients = {leaf: torch.zeros_like(value) if value.grad is None else value.grad for leaf, value in part.params.items()}
             sites.setdefault(key, {}).update({
                 path: Trained(part.config, part.of(number, values), part.of(number, gradients)) for path, number in part.matrices.items()})
     after = {}
@@ -144,7 +144,3 @@ def after_step(model: nn.Module, progress: Progress, states: Mapping[tuple[str, 
             for leaf, value in values.items():
                 trained[path].params[leaf].copy_(value)
     return after
-
-
-def _gradient(parameter: nn.Parameter) -> torch.Tensor:
-    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad

@@ -80,7 +80,8 @@ def save(
         base=_base(model, checkpoint),
         weights=_weights(model, parts, checkpoint),
         canary=make_canary(model, chosen),
-        training={"framework_versions": _versions(), **(training or {})},
+        training={"framework_versions": {"adapterpack": VERSION, "torch": str(torch.__version__), "transformers": version("transformers")},
+                  **(training or {})},
         metrics=metrics,
         tokenizer=tokenizer_of(checkpoint) if checkpoint else None,
         base_license=license_of(checkpoint.folder) if checkpoint else None,
@@ -156,10 +157,6 @@ def _dims(config: Any) -> Dims | None:
     sizes = {ours: getattr(config, theirs, None) for ours, theirs in names.items()}
     dims = Dims(**{name: size for name, size in sizes.items() if type(size) is int and size > 0})
     return None if dims == Dims() else dims
-
-
-def _versions() -> dict[str, str]:
-    return {"adapterpack": VERSION, "torch": str(torch.__version__), "transformers": version("transformers")}
 
 
 def _model_fingerprint(model: nn.Module) -> fp.Fingerprint:

@@ -32,7 +32,7 @@ def pack_siblings(model: Any, every: Mapping[str, MappedSite], plan: Plan, share
     sites = dict(plan.sites)
     nodes = {node.name: node for node in model.graph}
     for siblings in _groups(nodes, every, plan.sites):
-        path = _joint(siblings)
+        path = "+".join([siblings[0].path, *(site.path.rpartition(".")[2] for site in siblings[1:])])  # layers.0.attn.q_proj+k_proj
         packed = _pack(model, [nodes[site.node] for site in siblings], path)
         start = 0
         for site in siblings:
@@ -62,11 +62,6 @@ def _packable(node: Any, site: MappedSite) -> bool:
     weight = node.inputs[1]
     return (node.op_type == "MatMul" and site.layout == "in_out" and site.at == 0 and weight.shape == (site.in_features, site.out_features)
             and len(list(weight.uses())) == 1 and not weight.is_graph_input())
-
-
-def _joint(siblings: Sequence[MappedSite]) -> str:
-    """``layers.0.attn.q_proj+k_proj``: no module has such a path."""
-    return "+".join([siblings[0].path, *(site.path.rpartition(".")[2] for site in siblings[1:])])
 
 
 def _pack(model: Any, old: Sequence[Any], path: str) -> Any:

@@ -49,8 +49,7 @@ class AdaptedConv(AdaptedLayer):
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The convolution's output with the active adapters applied."""
         if not self._active:
-            base: torch.Tensor = self._base(*args, **kwargs)
-            return base
+            return self._base(*args, **kwargs)  # type: ignore[no-any-return]
         x, _ = self._entered(args, kwargs)
         owned = (value.dtype for name in self._active for value in self._all_params(name) if value.is_floating_point())
         dtype = torch.promote_types(x.dtype, next(owned))

@@ -30,8 +30,7 @@ class AdaptedEmbedding(AdaptedLayer):
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The embeddings ``[..., width]`` of the ids with the active adapters applied."""
         if not self._active:
-            base: torch.Tensor = self._base(*args, **kwargs)
-            return base
+            return self._base(*args, **kwargs)  # type: ignore[no-any-return]
         x, _ = self._entered(args, kwargs)
         weight, _ = self._stored
         result: LookUp = lambda ids: nn.functional.embedding(ids, weight)  # noqa: E731

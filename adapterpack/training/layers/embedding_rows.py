@@ -27,8 +27,7 @@ class AdaptedTable(AdaptedLayer):
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The rows of the token ids ``[...]``, with the active adapters applied: ``[..., width]``."""
         if not self._active:
-            rows: torch.Tensor = self._base(*args, **kwargs)
-            return rows
+            return self._base(*args, **kwargs)  # type: ignore[no-any-return]
         x, _ = self._entered(args, kwargs)
         return self._looked_up(x, self._base)
 

@@ -123,8 +123,7 @@ class AdaptedLayer(Adapted):
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The layer's output with the active adapters applied."""
         if not self._active:
-            output: torch.Tensor = self._base(*args, **kwargs)
-            return output
+            return self._base(*args, **kwargs)  # type: ignore[no-any-return]
         x, result = self._entered(args, kwargs)
         for position, name in enumerate(self._active):
             result = self._applied(name, result, position == 0 and len(args) + len(kwargs) == 1)

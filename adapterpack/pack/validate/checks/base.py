@@ -87,7 +87,8 @@ def tokenizer(s: Subject) -> Iterator[Finding]:
         if carried is not None and expected == SAME and theirs != _text(carried):
             yield TOKENIZER.at("tokenizer, chat_template", "the manifest says that the template is the base's own, but it is not",
                                pointer="/tokenizer/chat_template")
-        elif carried is None and expected not in (None, SAME) and (theirs is None or _digest(theirs) != expected):
+        elif carried is None and expected not in (None, SAME) and (
+            theirs is None or hashlib.sha256(theirs.encode("utf-8")).hexdigest() != expected):
             yield TOKENIZER.at("tokenizer, chat_template", "the pack was trained with another chat template than the base has",
                                pointer="/tokenizer/chat_template")
     if carried is not None and theirs != _text(carried):
@@ -133,7 +134,3 @@ def share(s: Subject) -> Iterator[Finding]:
 
 def _text(data: bytes) -> str:
     return data.decode("utf-8", errors="replace")
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()
