@@ -1,7 +1,8 @@
 # make        lint, types, tests
 # make fast   the inner loop: seconds
+# make long   the demos and large models: minutes
 # make fuzz   ten minutes of mutated inputs
-.PHONY: all lint types test fast fuzz golden demo bench
+.PHONY: all lint types test fast long fuzz golden demo bench
 
 all: lint types test
 
@@ -16,6 +17,9 @@ test:
 
 fast:
 	pytest -m fast
+
+long:
+	pytest -n 2 --dist loadfile -m long
 
 fuzz:
 	python tests/fuzz/fuzz.py --seconds 600 --findings fuzz-findings

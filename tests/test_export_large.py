@@ -73,6 +73,7 @@ print(peak - before)
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_memory_does_not_grow_with_the_model(dtype: torch.dtype, tmp_path: Path) -> None:
     """A process that exports and proves 292 million numbers, base and adapter, takes no more memory of its own than 1.5 times the largest
@@ -126,6 +127,7 @@ for kill in range(kills):
 """
 
 
+@pytest.mark.long
 def test_killed_at_any_moment_its_output_is_absent_or_whole(tmp_path: Path) -> None:
     """Processes killed with SIGKILL while they build, write, prove or quantize: the output is absent, or every byte of it is there; asked
     for again, the export gives the uninterrupted one's bytes, every file of it."""

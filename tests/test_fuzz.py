@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.fast
 ROOT = Path(__file__).parent.parent
 FUZZ = ROOT / "tests" / "fuzz" / "fuzz.py"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{FUZZ.parent}", "OMP_NUM_THREADS": "1"}
@@ -22,6 +21,7 @@ def fuzz(*arguments: str, before: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, env=ENVIRONMENT, timeout=90)
 
 
+@pytest.mark.fast
 def test_some_seconds_find_nothing() -> None:
     """Named errors and true answers only, no input takes a second or 64 MB; every target is reached, and some inputs are accepted."""
     done = fuzz("--seconds", "5", "--seed", "11")
@@ -46,6 +46,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("fault", FAULTS)
 def test_it_finds_a_fault(fault: str, tmp_path: Path) -> None:
     """A reader that raises another error, reads what the reference refuses, hangs, or takes memory: a finding that can be replayed."""

@@ -28,8 +28,8 @@ from ..training.pipeline import train_one
 from .stages import Say, Stages, folder_size, model_facts, require_valid, training_facts
 
 TASK = "text-classification"
-EPOCHS = {"tickets": 5, "reviews": 3}
-HALF_EPOCHS = 6
+EPOCHS = {"tickets": 4, "reviews": 2}
+HALF_EPOCHS = 4
 """Half the rows take more rounds to the same place."""
 BUNDLES = {"fp32": "bank", "int8": "bank-int8", "int4": "bank-int4"}
 MIXED_TOLERANCE = 1e-5
