@@ -125,13 +125,13 @@ def _after_step(progress: Progress, state: _State | None, sites: Mapping[str, Tr
         state = _observed(cfg, state, sites)
     first, final = sum(site.params["lora_E"].shape[0] for site in sites.values()), cfg.target_r * len(sites)
     if progress.step >= last and state.gone is None:
-        state = state._replace(gone=_least(state, sites, first - final))
+        state = state._replace(gone=_least(state, first - final))
         gone = state.gone
     elif state.gone is not None:
         gone = state.gone
     elif progress.step > cfg.tinit and progress.step % cfg.deltaT == 0:
         left = 1 - (progress.step - cfg.tinit) / (last - cfg.tinit)
-        gone = _least(state, sites, first - int((first - final) * left**3 + final))
+        gone = _least(state, first - int((first - final) * left**3 + final))
     else:
         gone = {}
     return state, {path: {"lora_E": sites[path].params["lora_E"] * (1 - which)} for path, which in (gone or {}).items()}
@@ -154,7 +154,7 @@ def _smoothed(beta: float, before: Params | None, now: Params) -> dict[str, Arra
     return {name: (1 - beta) * value + (0 if before is None else beta * before[name]) for name, value in now.items()}
 
 
-def _least(state: _State, sites: Mapping[str, Trained], count: int) -> dict[str, Array]:
+def _least(state: _State, count: int) -> dict[str, Array]:
     """Which ``count`` triplets have the lowest scores, ties included: site -> ``[r, 1]`` of ones and zeros."""
     scores = {}
     for path in state.sensitivity:

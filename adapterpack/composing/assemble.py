@@ -46,7 +46,7 @@ def assemble(parents: Sequence[Pack], tree: TreeLike, name: str, seed: int = 0) 
     for member, pack in by_name.items():
         for group, adapter in zip((group for group in pack.manifest.groups if group.role == "adapter"), pack.adapters(), strict=True):
             by_path.setdefault(adapter.site.path, {})[member] = (group, adapter)
-    sites = [_site(method, parts, by_name) for parts in by_path.values()]
+    sites = [_site(method, parts) for parts in by_path.values()]
     adapters = {site: _adapter(method, site, parts, by_name, seed) for site, parts in zip(sites, by_path.values(), strict=True)}
     part = shares(chosen)
     weights = {group.path: group.weight for parts in by_path.values() for group, _ in parts.values() if group.weight is not None}
@@ -117,7 +117,7 @@ def _members(parents: Sequence[Pack], tree: Tree) -> dict[str, Pack]:
     return by_name
 
 
-def _site(method: Method, parts: Mapping[str, tuple[m.Group, Adapter]], packs: Mapping[str, Pack]) -> Site:
+def _site(method: Method, parts: Mapping[str, tuple[m.Group, Adapter]]) -> Site:
     """The site that all members at it describe, if they describe one."""
     sites = [adapter.site for _, adapter in parts.values()]
     first, names = sites[0], list(parts)

@@ -107,7 +107,7 @@ def extract(
     ticker = Ticker(sum(info.nbytes for info in new.tensors.values()), progress)
     changes = _matrices(new, old, plan.matrices, rank or RANK, energy, ticker)
     changed = [name for name, base_name in plan.whole.items() if _changed(new, old, name, base_name, ticker)]
-    kept, left_out = _other_tensors(new, old, plan, changed, rest)
+    kept, left_out = _other_tensors(new, plan, changed, rest)
     sites = [change for change in changes if change.factors is not None and change.matrix.name not in kept]
     if not sites and not kept:
         raise NothingToDo("the checkpoints differ by nothing that a pack would hold", where=new.folder,
@@ -173,7 +173,7 @@ def _equal(new: np.ndarray, old: np.ndarray) -> bool:
 
 
 def _other_tensors(
-    new: Checkpoint, old: Checkpoint, plan: Classified, changed: Sequence[str], rest: str
+    new: Checkpoint, plan: Classified, changed: Sequence[str], rest: str
 ) -> tuple[dict[str, str | None], list[str]]:
     """The tensors that are kept whole (tuned name -> base name), and those that are left as in the base.
 
