@@ -134,9 +134,7 @@ def _dtype(pack: Pack) -> np.dtype[Any]:
     return dtypes.pop() if uniform else np.dtype("f4")
 
 
-def _losses(
-    kept: Sequence[tuple[JointSite, Spectrum, int]], changes: Sequence[Factors], dtype: np.dtype[Any]
-) -> list[tuple[str, Loss]]:
+def _losses(kept: Sequence[tuple[JointSite, Spectrum, int]], changes: Sequence[Factors], dtype: np.dtype[Any]) -> list[tuple[str, Loss]]:
     """What is lost at every site: the singular values beyond the cut, or where the dtype is narrow, all that the stored factors miss."""
     if dtype_name(dtype) in {"F32", "F64"}:
         tails = [energy_of(spectrum.S[rank:]) for _, spectrum, rank in kept]

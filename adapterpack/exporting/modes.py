@@ -118,9 +118,7 @@ def _flattened(shape: Any, batch: str) -> bool:
 MODES: dict[str, Callable[[Any, Plan], Attached]] = {"folded": folded, "inputs": inputs, "bank": bank}
 
 
-def with_fields(
-    sites: Mapping[str, MappedSite], values: list[Values], default: Collection[str] | None = None
-) -> dict[str, MappedSite]:
+def with_fields(sites: Mapping[str, MappedSite], values: list[Values], default: Collection[str] | None = None) -> dict[str, MappedSite]:
     """The sites that the packs change, each with the union of the fields that they need; without packs, the linear sites among
     ``default``, or all of them, each with a low-rank slot.
 

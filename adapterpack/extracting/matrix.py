@@ -36,9 +36,7 @@ class Extracted(NamedTuple):
     noise: float
 
 
-def extract_matrix(
-    D: Rows, *, total: float, noise: float, rank: int, energy: float | None = None, unevenness: float = 1.0
-) -> Extracted:
+def extract_matrix(D: Rows, *, total: float, noise: float, rank: int, energy: float | None = None, unevenness: float = 1.0) -> Extracted:
     """The factors of ``D``, of its rank above rounding if ``rank`` and ``energy`` allow it; None if all of it is rounding.
 
     ``noise`` and ``unevenness`` are those of :class:`~.difference.Difference`. Without an ``energy``, a change that does not end in

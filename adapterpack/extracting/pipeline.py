@@ -172,9 +172,7 @@ def _equal(new: np.ndarray, old: np.ndarray) -> bool:
     return all(np.array_equal(a.astype(narrow), b.astype(narrow)) for a, b in zip(np.atleast_1d(new), np.atleast_1d(old), strict=True))
 
 
-def _other_tensors(
-    new: Checkpoint, plan: Classified, changed: Sequence[str], rest: str
-) -> tuple[dict[str, str | None], list[str]]:
+def _other_tensors(new: Checkpoint, plan: Classified, changed: Sequence[str], rest: str) -> tuple[dict[str, str | None], list[str]]:
     """The tensors that are kept whole (tuned name -> base name), and those that are left as in the base.
 
     A module is kept with all of its tensors, so a layer whose bias changed is kept whole and is not a site.

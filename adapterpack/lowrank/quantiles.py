@@ -20,9 +20,7 @@ def magnitudes(values: np.ndarray) -> np.ndarray:
     return absolute
 
 
-def level(
-    values: Callable[[], Iterator[np.ndarray]], share: float, sample: Callable[[], np.ndarray | None] | None = None
-) -> np.ndarray:
+def level(values: Callable[[], Iterator[np.ndarray]], share: float, sample: Callable[[], np.ndarray | None] | None = None) -> np.ndarray:
     """``[C]``: of each of ``C`` rows of numbers, the magnitude that a ``share`` of them reaches or exceeds, exactly.
 
     ``values`` gives pieces ``[C, ...]``, the same ones each time, and ``sample`` some of the numbers, ``[C, S]``; magnitudes are those of

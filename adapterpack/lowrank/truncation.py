@@ -11,8 +11,7 @@ import numpy as np
 
 from ..errors import ConfigError
 
-_SHARES = {"energy": "the squared singular values", "sv_cumulative": "the sum of the singular values",
-           "sv_fro": "the Frobenius norm"}
+_SHARES = {"energy": "the squared singular values", "sv_cumulative": "the sum of the singular values", "sv_fro": "the Frobenius norm"}
 
 
 @dataclass(frozen=True)

@@ -39,8 +39,7 @@ class Described:
     @cached_property
     def groups(self) -> tuple[m.Group, ...]:
         """The modules that it changes, of the kinds that they have in the base at hand."""
-        return tuple(replace(group, kind=self.kinds[group.path]) if group.path in self.kinds else group
-                     for group in self.manifest.groups)
+        return tuple(replace(group, kind=self.kinds[group.path]) if group.path in self.kinds else group for group in self.manifest.groups)
 
     def method_of(self, group: m.Group) -> Method:
         """The method at one group."""

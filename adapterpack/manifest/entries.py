@@ -14,9 +14,7 @@ from ..io.safe_open import TENSORS, write_parts
 from . import manifest as m
 
 
-def entry_of(
-    value: np.ndarray, group: str, param: str, scales: str | None = None, *, digest: str | None = None
-) -> m.TensorEntry:
+def entry_of(value: np.ndarray, group: str, param: str, scales: str | None = None, *, digest: str | None = None) -> m.TensorEntry:
     """The manifest's entry for one tensor; ``digest`` is its sha256, where that is known."""
     name = safetensors.dtype_name(value.dtype)
     return m.TensorEntry(TENSORS, name, tuple(value.shape), digest or tensor_digest(value), group, param, scales)

@@ -20,9 +20,7 @@ FREE = 1 << 24
 """How many numbers may be made whatever the pack is: 64 MiB in float32."""
 
 
-def require_bounded(
-    sites: Iterable[tuple[Method, Any, Site]], tensors: Mapping[str, TensorEntry], where: object
-) -> None:
+def require_bounded(sites: Iterable[tuple[Method, Any, Site]], tensors: Mapping[str, TensorEntry], where: object) -> None:
     """Goes on only if the methods make no more of the ``tensors`` of these sites than they and the weights there allow.
 
     Raises:

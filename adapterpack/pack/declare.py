@@ -51,8 +51,7 @@ def declare(pack: Pack | str | os.PathLike[str], base: str | os.PathLike[str], o
                            found=str(verdict), remedy="name that base, or convert an imported adapter to a pack with its base first")
     named = source.manifest.base
     if (already := compatibility.compare(named, compatibility.deciding_fingerprint(second, named))).accepted:
-        raise NothingToDo(f"pack '{source.name}' is accepted there as it is: {already.means}", where=other,
-                          remedy="use the pack as it is")
+        raise NothingToDo(f"pack '{source.name}' is accepted there as it is: {already.means}", where=other, remedy="use the pack as it is")
     compared = variant(first, second)
     if compared.relation == "renamed_keys":
         _require_same_places(source, first, second)
@@ -60,8 +59,7 @@ def declare(pack: Pack | str | os.PathLike[str], base: str | os.PathLike[str], o
     before = source.manifest.lineage
     lineage = m.Lineage("declare", (m.Parent(source.id, source.name),), {"relation": declared.relation, "variant": declared.content},
                         ancestors={} if before is None else {**before.ancestors, source.id: tuple(p.digest for p in before.parents)})
-    draft = replace(source.manifest, base=replace(named, variants=(*named.variants, declared)), lineage=lineage,
-                                files=())
+    draft = replace(source.manifest, base=replace(named, variants=(*named.variants, declared)), lineage=lineage, files=())
     made = sealed(draft, source.tensors, source.extra)
     made.require_base(second)
     return made if out is None else made.write(out)

@@ -19,9 +19,7 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self.add_callback(AfterStep())
 
-    def compute_loss(
-        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None, **kwargs: Any
-    ) -> Any:
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None, **kwargs: Any) -> Any:
         """The loss, and in training the penalties: once a step, however many batches a step has."""
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch, **kwargs)
         more = hooks.context(self.model) if model.training else None

@@ -334,9 +334,7 @@ def require_widths(site: Site) -> None:
                           remedy="attach the pack to its base and save it again, or merge it")
 
 
-def run(
-    method: Method, cfg: Any, params: Params, site: Site, base: Forward, x: Array, drop: Forward | None = None
-) -> Array:
+def run(method: Method, cfg: Any, params: Params, site: Site, base: Forward, x: Array, drop: Forward | None = None) -> Array:
     """The adapted output ``[..., out]`` of ``base`` at ``x`` (``[..., in]``): the method's own ``forward``, or the normal form."""
     if method.forward is not None:
         return method.forward(cfg, params, site, base, x, drop or (lambda value: value))

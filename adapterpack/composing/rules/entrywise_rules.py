@@ -54,9 +54,7 @@ def dare_linear(block: Block, _: None, *, density: float = 0.5, seed: int = 0) -
             laws=MEAN)
 @entry_rule("core_dare_ties", "DARE with TIES' vote in the bases of all columns and all rows: an adapter as it stands",
             formula="U dare_ties(U^T D_t V) V^T", paper=f"{ARXIV}2509.17786", over=core_space, neutral=THINNED, laws=MEAN)
-def dare_ties(
-    block: Block, _: None, *, density: float = 0.5, lam: float = 1.0, normalize: bool = True, seed: int = 0
-) -> np.ndarray:
+def dare_ties(block: Block, _: None, *, density: float = 0.5, lam: float = 1.0, normalize: bool = True, seed: int = 0) -> np.ndarray:
     """TIES' election over changes that were thinned out at random."""
     return _scaled(lam, elected(dropped(block, density, seed), block.weights, normalize))
 

@@ -204,8 +204,7 @@ def checked(path: str | os.PathLike[str]) -> tuple[Pack, Report]:
     return pack, report
 
 
-def _examine_peft(folder: Path, base: Checkpoint | None, full: bool, budget: Budget, allow_structural: bool
-                  ) -> tuple[Report, Pack | None]:
+def _examine_peft(folder: Path, base: Checkpoint | None, full: bool, budget: Budget, allow_structural: bool) -> tuple[Report, Pack | None]:
     """A folder that PEFT wrote: importing it makes every check that it can bear, and its sites can be looked for in a base.
 
     Its other files are never opened nor taken along, so files that a pack may not hold are warnings there.
