@@ -19,7 +19,7 @@ from ..manifest import manifest as m
 from ..manifest.parts import Composition, Member
 from ..pack.lineage import descended
 from ..pack.pack import Adapter, Pack, build
-from .compatibility import common_base, common_task
+from .compatibility import common_base, common_task, require_same_site
 from .full_modules import average
 from .text import parse
 
@@ -122,11 +122,7 @@ def _site(method: Method, parts: Mapping[str, tuple[m.Group, Adapter]]) -> Site:
     sites = [adapter.site for _, adapter in parts.values()]
     first, names = sites[0], list(parts)
     for name, site in zip(names, sites, strict=True):
-        if (site.kind, site.in_features, site.out_features) != (first.kind, first.in_features, first.out_features):
-            raise Unsupported("two packs describe a site differently", where=f"{site.path} in '{names[0]}' and '{name}'",
-                              expected=f"{first.kind} [{first.out_features}, {first.in_features}]",
-                              found=f"{site.kind} [{site.out_features}, {site.in_features}]",
-                              remedy="compose packs that were trained on one base")
+        require_same_site((names[0], first), (name, site))
         if site.kind not in method.traits.layers:
             raise Unsupported("a tree of these nodes has no such kind of site", where=f"{site.path} in '{name}'", found=site.kind,
                               expected=" or ".join(method.traits.layers), remedy="leave the pack out, or merge it")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from msgspec.structs import replace
 
+from ..adapter_methods import Site
 from ..base import compatibility
 from ..errors import BaseMismatch, Unsupported
 from ..manifest import manifest as m
@@ -52,6 +53,19 @@ def _both_differ(field: str, first: Pack, second: Pack) -> bool:
 
 def _described(base: m.Base, field: str) -> str:
     return f"{base.name or 'an unnamed base'} ({getattr(base, field)[:17]})"
+
+
+def require_same_site(first: tuple[str, Site], second: tuple[str, Site], what_for: str = "compose") -> None:
+    """Checks that two packs, each by its name and its site at one path, adapt the same layer there.
+
+    Raises:
+        Unsupported: kinds, widths or kernels differ.
+    """
+    expected, found = (f"{site.kind} [{site.out_features}, {site.in_features}]" + (f" with kernel {site.kernel}" if site.kernel else "")
+                       for _, site in (first, second))
+    if expected != found:
+        raise Unsupported("two packs describe a site differently", where=f"{first[1].path} in '{first[0]}' and '{second[0]}'",
+                          expected=expected, found=found, remedy=f"{what_for} packs that were trained on one base")
 
 
 def common_task(packs: Sequence[Pack]) -> m.Task:

@@ -19,7 +19,7 @@ from ..lowrank.space import Term, zero
 from ..lowrank.spectra import Loss
 from ..lowrank.truncation import Cut
 from ..pack.pack import Adapter, Pack
-from .compatibility import SIDE_BY_SIDE
+from .compatibility import SIDE_BY_SIDE, require_same_site
 from .represent import FactoredChange, represent
 from .statistics import Statistics
 
@@ -93,9 +93,7 @@ def _joint_site(
         if adapter.method.kind == "weight" and site.kind not in lora.traits.layers:
             raise Unsupported("a composed pack is a LoRA, which has no such kind of site", where=f"{site.path} in '{first.name}'",
                               expected=" or ".join(lora.traits.layers), found=f"{site.kind}, by {adapter.method.name}", remedy=SIDE_BY_SIDE)
-        if _layout(adapter.site) != _layout(site):
-            raise Unsupported("two packs describe a site differently", where=f"{site.path} in '{first.name}' and '{pack.name}'",
-                              expected=_shape(site), found=_shape(adapter.site), remedy="compose packs that were trained on one base")
+        require_same_site((first.name, site), (pack.name, adapter.site))
     changes = [None if adapter is None or _on_disk(adapter) else represent(adapter, base=base, cut=cut) for adapter in adapters]
     m, n = next((change.shape for change in changes if change is not None), (site.out_features, site.in_features))
 
@@ -123,11 +121,3 @@ def _on_disk(adapter: Adapter) -> bool:
     method = adapter.method
     plain = method.traits.low_rank and method.traits.additive and not method.traits.reads_weight and method.fold is None
     return plain and isinstance(adapter.params, Unread)
-
-
-def _layout(site: Site) -> tuple[object, ...]:
-    return site.kind, site.out_features, site.in_features, site.kernel
-
-
-def _shape(site: Site) -> str:
-    return f"{site.kind} [{site.out_features}, {site.in_features}]" + (f" with kernel {site.kernel}" if site.kernel else "")

@@ -21,7 +21,7 @@ from ...manifest import manifest as m
 from ...pack.pack import Adapter, Pack
 from ...pack.validate.validation import load
 from ..arguments import checked_weights, opened_base
-from ..compatibility import SIDE_BY_SIDE, common_base, common_task
+from ..compatibility import SIDE_BY_SIDE, common_base, common_task, require_same_site
 from ..full_modules import comparable
 from ..represent import FactoredChange, represent
 from . import verdict
@@ -150,7 +150,7 @@ def _site(
         try:
             adapter = _adapter(part)
             if first is not None:
-                _require_same(path, first, (part.pack.name, adapter.site))
+                require_same_site(first, (part.pack.name, adapter.site), "audit")
             changes[-1] = represent(adapter, base=base, cut=_APPROXIMATED)
         except Unsupported as error:
             skipped.append(Skipped(part.pack.name, path, str(error)))
@@ -177,12 +177,6 @@ def _adapter(part: _Part) -> Adapter:
     common = shared if group.method is None else {}
     return Adapter(pack.site(group), pack.config_at(group), {**common, **pack.params(group.path)}, group.weight, pack.method_of(group))
 
-
-def _require_same(path: str, first: tuple[str, Site], second: tuple[str, Site]) -> None:
-    expected, found = (f"{site.kind} [{site.out_features}, {site.in_features}]" for _, site in (first, second))
-    if expected != found:
-        raise Unsupported("two packs describe a site differently", where=f"{path} in '{first[0]}' and '{second[0]}'", expected=expected,
-                          found=found, remedy="audit packs that were trained on one base")
 
 
 def _weight(base: Checkpoint, path: str, weight_name: str | None, site: Site, shape: tuple[int, int]) -> np.ndarray | None:
