@@ -44,32 +44,32 @@ struct votes {
 #define TARGET
 #include "passes_vote.h"
 
-/* Appends the magnitudes from low on below high to those found, and counts the ones from high on; returns how many were found. */
-static long between_plain(const uint32_t *values, const long count, const uint32_t low, const uint32_t high, uint32_t *out, long found,
+/* Appends the magnitudes from low on below high to those kept before, and counts those from high on; returns how many are kept. */
+static long between_plain(const uint32_t *values, const long count, const uint32_t low, const uint32_t high, uint32_t *out, long kept,
                           int64_t *above) {
     for (long at = 0; at < count; at++) {
         const uint32_t size = values[at] & 0x7FFFFFFF;
-        out[found] = size;
-        found += (size >= low) & (size < high);
+        out[kept] = size;
+        kept += (size >= low) & (size < high);
         *above += size >= high;
     }
-    return found;
+    return kept;
 }
 
 #if defined(__x86_64__)
 AVX512_TARGET static long between_avx512(const uint32_t *values, const long count, const uint32_t low, const uint32_t high, uint32_t *out,
-                                         long found, int64_t *above) {
+                                         long kept, int64_t *above) {
     const long whole = count - count % LANES;
     const __m512i first = _mm512_set1_epi32((int)low), end = _mm512_set1_epi32((int)high), bare = _mm512_set1_epi32(0x7FFFFFFF);
     for (long at = 0; at < whole; at += LANES) {
         const __m512i size = _mm512_and_si512(_mm512_loadu_si512(values + at), bare);
         const __mmask16 more = _mm512_cmpge_epu32_mask(size, end);
         const __mmask16 in = _mm512_cmpge_epu32_mask(size, first) & ~more;
-        _mm512_mask_storeu_epi32(out + found, (__mmask16)((1u << _mm_popcnt_u32(in)) - 1), _mm512_maskz_compress_epi32(in, size));
-        found += _mm_popcnt_u32(in);
+        _mm512_mask_storeu_epi32(out + kept, (__mmask16)((1u << _mm_popcnt_u32(in)) - 1), _mm512_maskz_compress_epi32(in, size));
+        kept += _mm_popcnt_u32(in);
         *above += _mm_popcnt_u32(more);
     }
-    return between_plain(values + whole, count - whole, low, high, out, found, above);
+    return between_plain(values + whole, count - whole, low, high, out, kept, above);
 }
 #endif
 
@@ -87,13 +87,13 @@ static const struct set sets[] = { /* the fastest first */
     {"plain", between_plain, elect_plain, lower_plain},
     {NULL, NULL, NULL, NULL}};
 
-static int by_size(const void *one, const void *two) {
-    const float a = *(const float *)one, b = *(const float *)two;
+static int by_size(const void *left, const void *right) {
+    const float a = *(const float *)left, b = *(const float *)right;
     return (a > b) - (a < b);
 }
 
 static PyObject *py_elect(PyObject *self, PyObject *args) {
-    PyObject *values_array, *least_array, *weights_array, *out_array, *found = NULL;
+    PyObject *values_array, *least_array, *weights_array, *out_array, *result = NULL;
     Py_buffer values, least, weights, out;
     struct votes votes = {0};
     const char *name = NULL;
@@ -123,7 +123,7 @@ static PyObject *py_elect(PyObject *self, PyObject *args) {
         Py_BEGIN_ALLOW_THREADS
         set->elect(&votes);
         Py_END_ALLOW_THREADS
-        found = Py_NewRef(Py_None);
+        result = Py_NewRef(Py_None);
     } else {
         PyErr_NoMemory();
     }
@@ -135,7 +135,7 @@ release_weights:
     PyBuffer_Release(&weights);
 release_out:
     PyBuffer_Release(&out);
-    return found;
+    return result;
 }
 
 static PyObject *py_upper(PyObject *self, PyObject *args) {
@@ -182,26 +182,26 @@ static PyObject *py_between(PyObject *self, PyObject *args) {
     PyObject *values_array, *out_array;
     Py_buffer values, out;
     unsigned int low, high;
-    long found;
+    long kept;
     int64_t above = 0;
     const char *name = NULL;
-    if (!PyArg_ParseTuple(args, "OIIOl|s:between", &values_array, &low, &high, &out_array, &found, &name)) return NULL;
+    if (!PyArg_ParseTuple(args, "OIIOl|s:between", &values_array, &low, &high, &out_array, &kept, &name)) return NULL;
     const struct set *set = chosen(sets, sizeof(struct set), name);
     if (!set || !view(values_array, &values, "values", 0, "f", 0, -1)) return NULL;
     if (!view(out_array, &out, "out", PyBUF_WRITABLE, "f", 0, -1)) {
         PyBuffer_Release(&values);
         return NULL;
     }
-    const int fits = found >= 0 && found <= out.len / 4 - values.len / 4;
+    const int fits = kept >= 0 && kept <= out.len / 4 - values.len / 4;
     if (fits) {
         Py_BEGIN_ALLOW_THREADS
-        found = set->between(values.buf, values.len / 4, low, high, out.buf, found, &above);
+        kept = set->between(values.buf, values.len / 4, low, high, out.buf, kept, &above);
         Py_END_ALLOW_THREADS
     }
     PyBuffer_Release(&out);
     PyBuffer_Release(&values);
-    if (!fits) return PyErr_Format(PyExc_ValueError, "out has no room for all values beside those that were found");
-    return Py_BuildValue("Ll", (long long)above, found);
+    if (!fits) return PyErr_Format(PyExc_ValueError, "out has no room for all values after those that are kept already");
+    return Py_BuildValue("Ll", (long long)above, kept);
 }
 
 static PyObject *py_reached(PyObject *self, PyObject *args) {
@@ -225,7 +225,7 @@ static PyMethodDef methods[] = {
     {"lower", py_lower, METH_VARARGS,
      "lower(values, upper, counts, set=fastest)\n\nAdds to counts [65536] the lower halves of the magnitudes with that upper half."},
     {"between", py_between, METH_VARARGS,
-     "between(values, low, high, out, found, set=fastest) -> (above, found)\n\nAppends to out [found:] the magnitudes whose bits are from low on "
+     "between(values, low, high, out, kept, set=fastest) -> (above, kept)\n\nAppends to out [kept:] the magnitudes whose bits are from low on "
      "below high; says how many are above, and how many out holds then."},
     {"reached", py_reached, METH_VARARGS,
      "reached(counts, wanted) -> (bin, above): where the counts, added up from the last, reach a number, and their sum beyond there"},

@@ -1,6 +1,6 @@
 /* What both kernels share: the instruction sets that they are compiled for, and arrays from Python, checked before a number is read.
 
-   Include it first. The module's own macro is SOURCE_HASH, by which Python tells whether it was compiled from the sources beside it. */
+   Include it first. The module's own macro is SOURCE_HASH, by which Python tells whether it was compiled from the sources next to it. */
 
 #define PY_SSIZE_T_CLEAN
 #define Py_LIMITED_API 0x030B0000
@@ -65,7 +65,7 @@ static PyObject *names_of(const void *table, size_t size) {
 }
 
 /* A C-contiguous array whose format is one of these letters of PEP 3118: of that many axes, unless they are 0, and of that many numbers,
-   unless they are below 0. Returns 0, with an error set and nothing held, where it is another. */
+   unless they are below 0. Returns 0, with an error set and no buffer taken, where it is another. */
 static int view(PyObject *object, Py_buffer *buffer, const char *what, int flags, const char *formats, int axes, Py_ssize_t numbers) {
     if (PyObject_GetBuffer(object, buffer, flags | PyBUF_C_CONTIGUOUS | PyBUF_FORMAT) < 0) return 0;
     const char *format = buffer->format ? buffer->format : "B";

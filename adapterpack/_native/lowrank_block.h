@@ -79,22 +79,22 @@ INLINE TARGET void NAME(rows)(const int rows, const int careful, const struct bl
 
 TARGET static void NAME(run)(const struct block *b, struct sums *sums) {
     for (long row = 0, rows; row < b->rows; row += rows) {
-        struct sums found = {0, 0, 0};
+        struct sums added = {0, 0, 0};
         rows = b->rows - row >= ROWS ? ROWS : 1;
         if (rows == ROWS)
-            NAME(rows)(ROWS, 0, b, row, &found);
+            NAME(rows)(ROWS, 0, b, row, &added);
         else
-            NAME(rows)(1, 0, b, row, &found);
+            NAME(rows)(1, 0, b, row, &added);
 #ifdef NAN_CODE
-        if (found.error != found.error) /* so it is wherever a number is not finite */
+        if (added.error != added.error) /* so it is wherever a number is not finite */
             for (long r = row; r < row + rows; r++) {
-                if (r == row) found = (struct sums){0, 0, 0};
-                NAME(rows)(1, 1, b, r, &found);
+                if (r == row) added = (struct sums){0, 0, 0};
+                NAME(rows)(1, 1, b, r, &added);
             }
 #endif
-        sums->error += found.error;
-        sums->inner += found.inner;
-        sums->moved |= found.moved;
+        sums->error += added.error;
+        sums->inner += added.inner;
+        sums->moved |= added.moved;
     }
 }
 

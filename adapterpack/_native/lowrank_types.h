@@ -1,6 +1,6 @@
 /* The kernel for every way of storing, for one instruction set. The includer defines SET, TARGET, LANES (float32 of a vector), TILES and ROWS
-   (vectors beside and below each other that are added up together) how float16 is
-   converted, how LANES 16-bit integers are widened and the upper halves of twice LANES numbers are stored. All are undefined again here. */
+   (the vectors of a row, and the rows, that are added up together), how float16 is converted, how LANES 16-bit integers are widened and the
+   upper halves of twice LANES numbers are stored. All are undefined again here. */
 
 typedef float JOIN(lanes, SET) __attribute__((vector_size(4 * LANES)));
 typedef uint32_t JOIN(bits, SET) __attribute__((vector_size(4 * LANES)));

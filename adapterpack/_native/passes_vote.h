@@ -55,9 +55,9 @@ TARGET static void NAME(elect)(const struct votes *v) {
 TARGET static void NAME(lower)(const uint32_t *values, const long count, const uint32_t upper, int64_t *counts) {
     const long whole = count - count % LANES;
     for (long at = 0; at < whole; at += LANES) {
-        const bits found = (bits)((((bits)*(const bits_there *)(values + at) >> 16) & 0x7FFF) == upper);
+        const bits same = (bits)((((bits)*(const bits_there *)(values + at) >> 16) & 0x7FFF) == upper);
         uint64_t any[LANES / 2];
-        memcpy(any, &found, sizeof(any));
+        memcpy(any, &same, sizeof(any));
         if (!(any[0] | any[1] | any[2] | any[3] | any[4] | any[5] | any[6] | any[7])) continue;
         for (int i = 0; i < LANES; i++) counts[values[at + i] & 0xFFFF] += ((values[at + i] >> 16) & 0x7FFF) == upper;
     }
