@@ -31,7 +31,7 @@ def example(
     """What a caller gives for rows of these lengths, by the names of transformers: ids with their mask, images, audio features.
 
     In the first and the last row every adapter of ``acts`` acts. Rows in ``bare`` have no image, where images go with text.
-    ``model`` is asked for only there: how many places an image takes, it alone knows. ``left`` says on which side shorter rows are filled
+    ``model`` is called only there: it alone knows how many places an image takes. ``left`` says on which side shorter rows are filled
     up, by default on that of the task.
 
     Raises:

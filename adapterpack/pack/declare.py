@@ -66,7 +66,7 @@ def declare(pack: Pack | str | os.PathLike[str], base: str | os.PathLike[str], o
 
 
 def _require_same_places(pack: Pack, base: Checkpoint, variant_base: Checkpoint) -> None:
-    """Checks that the names by which the variant would be asked for a changed module's tensors lead to the same bytes, or to nothing."""
+    """Checks that the names by which the variant looks up a changed module's tensors lead to the same bytes, or to nothing."""
     for group in pack.manifest.groups:
         old, new = base.weight_name(group.path, group.weight), variant_base.weight_name(group.path, group.weight)
         if old is None or new is None:

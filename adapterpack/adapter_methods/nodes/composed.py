@@ -26,7 +26,7 @@ NAME = "composed"
 """What the manifest of a composed pack calls its method."""
 _LINEAR, _ROUTED = (*LINEAR, "embedding"), LINEAR
 _WIDE = 720720
-"""A width that all block sizes divide: names of parameters are asked for where no width is known."""
+"""A width that all block sizes divide: parameters are named before any width is known."""
 
 
 class Spot(NamedTuple):

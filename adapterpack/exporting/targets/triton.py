@@ -79,7 +79,7 @@ def _parameters(bundle: Bundle) -> Iterator[tuple[str, str]]:
 
 
 def _shared_labels(bundle: Bundle) -> tuple[str, ...] | None:
-    """The labels, if every row that can be asked for has the same: the server knows one list for an output."""
+    """The labels, if every adapter that a row can name has the same: the server knows one list for an output."""
     lists = {adapter.labels or bundle.base_labels for adapter in bundle.adapters}
     if not bundle.adapters or (bundle.base_head_trained and bundle.mode != "folded"):
         lists.add(bundle.base_labels)

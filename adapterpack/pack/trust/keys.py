@@ -1,4 +1,4 @@
-"""Local elliptic-curve keys in PEM files, read through ``cryptography``, which is imported only here and only when asked."""
+"""Local elliptic-curve keys in PEM files, read through ``cryptography``, which is imported only here and only when needed."""
 
 from __future__ import annotations
 

@@ -127,7 +127,7 @@ def verify(
     file = folder / FILE_NAME
     if not os.path.lexists(file):
         raise Unsigned("the pack is not signed", where=folder, expected=FILE_NAME, remedy="ask its maker to sign it, or do not trust it")
-    irregular = next(regular_files(folder), None)  # asked before any file is opened: no link leads out, no pipe holds us
+    irregular = next(regular_files(folder), None)  # before any file is opened: no link leads out, no pipe blocks
     if irregular is not None:
         raise WronglySigned(irregular.message, where=folder / irregular.where, remedy=irregular.fix)
     with storage_errors(file), file.open("rb") as stream:

@@ -49,7 +49,7 @@ def _is_notes(path: Path) -> bool:
 
 
 def regular_files(folder: Path, budget: Budget | None = None) -> Iterator[Finding]:
-    """AP101, asked before any of the files is opened. A hub cache's own links into its blobs are let pass."""
+    """AP101, checked before any of the files is opened. A hub cache's own links into its blobs are let pass."""
     for path in (budget or Budget()).over(entries(folder), _LIST):
         if (path.is_symlink() and not in_hub_cache(path)) or not path.is_file():
             yield REGULAR.at(path.name, "only regular files may lie in a pack", file=path.name)
@@ -85,7 +85,7 @@ def closed_file_list(folder: Path, manifest: m.Manifest) -> Iterator[Finding]:
 def read_files(folder: Path, manifest: m.Manifest, budget: Budget) -> dict[str, bytes]:
     """The bytes of every listed file, each opened and read once, and no more of it than the manifest lists.
 
-    A large tensor file is mapped: it has what is asked of bytes here, a length, slices and a buffer.
+    A large tensor file is mapped: it has what is needed of bytes here: a length, slices and a buffer.
 
     Raises:
         Spent: they do not fit the budget.

@@ -53,7 +53,7 @@ def options(unknown: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def second_reader(s: Subject) -> Iterator[Finding]:
-    """AP603, only when everything was asked for."""
+    """AP603, only in a full validation."""
     if not s.full:
         return
     from safetensors import SafetensorError, deserialize  # noqa: PLC0415 - only here

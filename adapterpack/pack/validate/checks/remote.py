@@ -35,7 +35,7 @@ _NOTHING: tuple[Any, ...] = (None, False, "", [], {})
 def remote_code(value: Any, file: str, foreign: bool = False, budget: Budget | None = None) -> Iterator[Finding]:
     """AP110-AP111 in one JSON value.
 
-    ``foreign``: a file that PEFT wrote, which may name the disk of whoever trained it, and the class of a library that PEFT allows.
+    ``foreign``: a file that PEFT wrote, which may name a path on the disk of its author, and the class of a library that PEFT allows.
     """
     for place, item in (budget or Budget()).over(walk(value), "keys that load code"):
         key = place.key
