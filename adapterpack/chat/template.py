@@ -1,64 +1,49 @@
-"""Renders messages by the chat template that came with a model: compiled once, within limits of time and size."""
+"""Renders messages by the chat template that came with a model, in a sandbox: a stranger wrote it."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
-from functools import cached_property
-from typing import Any, NoReturn
+from typing import Any
 
-from jinja2.exceptions import TemplateError
-
-from ..library_errors import library_errors
-from .limits import BoundedEnvironment, metered
-from .meter import ROOM, SECONDS, Meter
+from ..errors import ConfigError, FormatError
+from ..sandbox.limits import Limits
+from ..sandbox.sandbox import Sandbox
 
 Message = Mapping[str, Any]
 
 MAX_SOURCE = 256 << 10
-_LONGEST_DATE = 1000
+_FAILS = "the chat template does not render"
+_REMEDY = "give a list of token ids, or use a tokenizer with another chat template"
+_SANDBOX = Sandbox("adapterpack.chat.rendering:render", Limits(memory=256 << 20, seconds=1), kept=2)
 
 
 class ChatTemplate:
-    """A template that a stranger wrote. ``seconds`` and ``room`` limit one rendering, see :class:`~.limits.Meter`.
+    """A template.
 
     Example:
         >>> ChatTemplate("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}").render([{"role": "user", "content": "Hi"}])
         '<user>Hi'
     """
 
-    def __init__(self, source: str, where: object = None, seconds: float = SECONDS, room: int = ROOM) -> None:
+    def __init__(self, source: str, where: object = None) -> None:
         self.source, self.where = source, where
-        self._seconds, self._room = seconds, room
 
-    @cached_property
-    def _compiled(self) -> Any:
-        if len(self.source) > MAX_SOURCE:
-            raise TemplateError(f"it has {len(self.source)} characters, and {MAX_SOURCE} are the most")
-        environment = BoundedEnvironment()
-        environment.globals |= {"raise_exception": _refuse, "strftime_now": _now}
-        return environment.compiled(self.source)
-
-    def render(self, messages: Sequence[Message], special: Mapping[str, Any] | None = None) -> str:
-        """The messages in the template's form, ready for the model's answer. ``special`` are special tokens by name.
+    def render(self, messages: Sequence[Message], values: Mapping[str, Any] | None = None) -> str:
+        """The messages in the template's form, ready for the model's answer. ``values`` are others by name, as special tokens.
 
         Raises:
-            FormatError: the template cannot be compiled, does not render, or takes more time or space than a template needs.
+            ConfigError: the messages hold what JSON does not have.
+            OutOfLimits: the template takes more time or memory than a template needs.
+            FormatError: it cannot be compiled, or does not render.
         """
-        values = {"messages": list(messages), "tools": None, "documents": None, "add_generation_prompt": True, **(special or {})}
-        with library_errors("jinja2", "the chat template does not render", where=self.where,
-                            remedy="give a list of token ids, or use a tokenizer with another chat template"):
-            compiled = self._compiled
-            with metered(Meter(values, self._seconds, self._room)):
-                text: str = compiled.render(values)
-        return text
-
-
-def _refuse(message: str) -> NoReturn:
-    raise TemplateError(message)
-
-
-def _now(form: str) -> str:
-    if len(form) > _LONGEST_DATE:
-        raise TemplateError("it asks for a very long date")
-    return datetime.now().strftime(form)
+        if len(self.source) > MAX_SOURCE:
+            raise FormatError(f"{_FAILS}: it has {len(self.source)} characters, and {MAX_SOURCE} are the most", where=self.where,
+                              remedy=_REMEDY)
+        given = {"messages": list(messages), "tools": None, "documents": None, "add_generation_prompt": True, **(values or {})}
+        try:
+            request = json.dumps([self.source, given]).encode()
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ConfigError(f"the messages cannot be given to a chat template: {error}", expected="what JSON has",
+                              remedy="use texts, numbers, lists and mappings, nested a few levels deep") from error
+        return _SANDBOX.run(request, _FAILS, self.where, _REMEDY).decode("utf-8", "surrogatepass")

@@ -6,11 +6,11 @@ import importlib
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
-from .limits import DONE, FAILED, HEAD, MEMORY, Limits
+from ..library_errors import reason
+from .limits import DONE, FAILED, HEAD, LIMIT, MEMORY, Limits
 
 try:
     import resource
@@ -18,7 +18,6 @@ except ImportError:  # where there is no such thing the clock alone limits a cal
     resource = None  # type: ignore[assignment]
 
 _SOCKET = 0
-_LONGEST_MESSAGE = 1000
 
 
 def main(function: str, memory: str, seconds: str, answer: str) -> None:
@@ -30,21 +29,25 @@ def main(function: str, memory: str, seconds: str, answer: str) -> None:
     _limit_memory(limits.memory)
     _send(DONE, b"")  # ready
     while head := _read(HEAD.size):
+        data = _read(HEAD.unpack(head)[1])
         _limit_time(limits.seconds)
-        _send(*_answer(run, _read(HEAD.unpack(head)[1]), limits.answer))
+        kind, result = _answer(run, data, limits.answer)
+        _limit_time(0)
+        _send(kind, result)
 
 
 def _answer(run: Callable[[bytes], bytes], data: bytes, most: int) -> tuple[bytes, bytes]:
     try:
         result = run(data)
-    except MemoryError:
+    except (MemoryError, SystemError):  # the latter of Python's own parts that do not look for the former
         return MEMORY, b""
     except KeyboardInterrupt:
         raise
+    except (OverflowError, RecursionError) as error:
+        return LIMIT, reason(error).encode("utf-8", "backslashreplace")
     except BaseException as error:  # a panic of a library in Rust is no Exception
-        text = (str(error) or type(error).__name__)[:_LONGEST_MESSAGE].rstrip(".")
-        return FAILED, text.encode("utf-8", "backslashreplace")
-    return (DONE, result) if len(result) <= most else (FAILED, f"its result is larger than {most} bytes".encode())
+        return FAILED, reason(error).encode("utf-8", "backslashreplace")
+    return (DONE, result) if len(result) <= most else (LIMIT, f"its result is larger than {most} bytes".encode())
 
 
 def _limit_memory(more: int) -> None:
@@ -60,9 +63,9 @@ def _limit_memory(more: int) -> None:
 
 
 def _limit_time(seconds: float) -> None:
-    """So much processor time from now on, rounded up to a full second: then the system ends the process."""
-    if resource is not None:
-        resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time() + seconds) + 1, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+    """So much processor time from now on, of all threads: then the system ends the process. 0: no limit."""
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_PROF, seconds)
 
 
 def _read(size: int) -> bytes:

@@ -6,9 +6,9 @@ import struct
 from typing import NamedTuple
 
 HEAD = struct.Struct(">cQ")
-DONE, FAILED, MEMORY, LATE, LARGE, ENDED = b"+", b"-", b"m", b"t", b"l", b"e"
-"""What becomes of a call: a result; an exception, of which the message is kept; too little memory; no answer in time; a result that is
-larger than the caller takes; the end of the process.
+DONE, FAILED, LIMIT, MEMORY, LATE, LARGE, ENDED = b"+", b"-", b"x", b"m", b"t", b"l", b"e"
+"""What becomes of a call: a result; an exception, whose text is the answer; one that says that a limit was reached; too little memory;
+no answer in time; a result that is larger than the caller takes; the end of the process.
 """
 
 

@@ -19,13 +19,21 @@ from pathlib import Path
 from threading import BoundedSemaphore
 
 from ..errors import FormatError, Unsupported
-from .limits import DONE, ENDED, FAILED, HEAD, LARGE, LATE, MEMORY, Limits
+from .limits import DONE, ENDED, FAILED, HEAD, LARGE, LATE, LIMIT, MEMORY, Limits
 
 PROCESSES = 4
 """The most processes of one sandbox; further threads wait for their turn."""
 _LAST_SECONDS = 1.0
 _KEPT_VARIABLES = ("TZ", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
 _START = "import sys; sys.path[:] = sys.argv[5:]; from adapterpack.sandbox.child import main; main(*sys.argv[1:5])"
+
+
+class OutOfLimits(FormatError):
+    """What a stranger sent would take more time or memory than it may. ``reason`` says which limit."""
+
+    def __init__(self, what: str, reason: str, where: object, remedy: str | None) -> None:
+        super().__init__(f"{what}: {reason}", where=where, remedy=remedy)
+        self.reason = reason
 
 
 class Sandbox:
@@ -47,7 +55,8 @@ class Sandbox:
         """The function's result for ``data``.
 
         Raises:
-            FormatError: ``what``, ``where``, and why: the function's own exception, or the limit that ended it.
+            OutOfLimits: a limit ended it. Its text is ``what``, ``where``, and which limit.
+            FormatError: ``what``, ``where``, and the text of the exception that the function raised.
         """
         with self._turns:
             child = self._idle.pop() if self._idle else _Child(self.function, self.limits)
@@ -56,14 +65,15 @@ class Sandbox:
             except BaseException:  # Ctrl-C among them: what is still being computed is of no use
                 child.close()
                 raise
-            if kind in (DONE, FAILED) and len(self._idle) < self._kept:
+            if kind in (DONE, FAILED, LIMIT) and len(self._idle) < self._kept:
                 self._idle.append(child)
             else:
                 child.close()
         if kind == DONE:
             return answer
-        reason = answer.decode("utf-8", "replace") if kind == FAILED else child.ended_by(kind)
-        raise FormatError(f"{what}: {reason}", where=where, remedy=remedy)
+        if kind == FAILED:
+            raise FormatError(f"{what}: {answer.decode('utf-8', 'replace')}", where=where, remedy=remedy)
+        raise OutOfLimits(what, answer.decode("utf-8", "replace") or child.ended_by(kind), where, remedy)
 
     def close(self) -> None:
         """Ends the processes that wait for a call."""
@@ -131,7 +141,7 @@ class _Child:
         if kind == LARGE:
             return f"its result is larger than {answer >> 20} MiB"
         code = self._process.returncode
-        if code == -getattr(signal, "SIGXCPU", 0) != 0:
+        if code == -getattr(signal, "SIGPROF", 0) != 0:
             return f"it takes more than {seconds:g} s of processor time"
         return f"the process that did it ended with {signal.Signals(-code).name if code < 0 else f'status {code}'}"
 

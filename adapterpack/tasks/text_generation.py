@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+from ..chat import ChatTemplate
 from ..errors import ConfigError
 from ..library_errors import library_errors
 from .rows import Row, map_rows, prompt_of
 from .session import Arrays, Session
 from .task import DECODER, IGNORED, MAIN, TASKS, Part, Task, Training
-
-if TYPE_CHECKING:
-    from ..chat import ChatTemplate
 
 log = logging.getLogger(__name__)
 
@@ -105,20 +102,12 @@ def _prompt_ids(messages: list[dict[str, str]], tokenizer: Any) -> list[int]:
     """
     if messages and tokenizer.chat_template:
         source = tokenizer.chat_template  # several by name, or one
-        template = _template(source if isinstance(source, str) else source.get("default", ""))
+        template = ChatTemplate(source if isinstance(source, str) else source.get("default", ""))
         rendered: list[int] = tokenizer(template.render(messages, tokenizer.special_tokens_map), add_special_tokens=False)["input_ids"]
         return rendered
     ids: list[int] = tokenizer("\n".join(_text(message["content"]) for message in messages))["input_ids"]
     begins = len(ids) == 1 and tokenizer.bos_token_id == tokenizer.eos_token_id  # some models begin with the token with which they end
     return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id and not begins else ids
-
-
-@lru_cache(maxsize=1)
-def _template(source: str) -> ChatTemplate:
-    """A chat template, compiled once for all rows."""
-    from ..chat import ChatTemplate  # noqa: PLC0415 - jinja2 only where chats are rendered
-
-    return ChatTemplate(source)
 
 
 def _text(value: Any) -> str:

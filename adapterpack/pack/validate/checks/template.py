@@ -1,4 +1,4 @@
-"""Checks chat templates, which are parsed and never rendered. AP851-AP856."""
+"""Checks chat templates by their words, and by what it costs to render them in the sandbox. AP851-AP856."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ def template_findings(data: bytes, where: str, budget: Budget | None = None, for
     from jinja2 import TemplateError  # noqa: PLC0415 - few packs carry a template
     from jinja2.sandbox import ImmutableSandboxedEnvironment  # noqa: PLC0415
 
-    from ....chat.limits import GenerationExtension  # noqa: PLC0415
-    from ..jinja_cost import cost_problems  # noqa: PLC0415
+    from ....chat.rendering import GenerationExtension  # noqa: PLC0415
     from ..jinja_words import TooDeep, nested, word_problems  # noqa: PLC0415
+    from ..template_cost import cost_problem  # noqa: PLC0415
 
     try:
         if len(data) > MAX_TEMPLATE:
@@ -69,8 +69,8 @@ def template_findings(data: bytes, where: str, budget: Budget | None = None, for
         has_problems = True
         finding = (STATEMENTS if word.statement else NAMES).at(f"{where}, line {word.line}", word.message, file=where)
         yield finding._replace(severity="warning") if foreign and not word.inner else finding
-    for line, message in () if has_problems else cost_problems(tree):  # which knows the words that are allowed
-        finding = COST.at(f"{where}, line {line}", message, file=where)
+    if not has_problems and (problem := cost_problem(text, nodes)):
+        finding = COST.at(where, f"the template does or writes more than a chat needs: {problem}", file=where)
         yield finding._replace(severity="warning") if foreign else finding
     if "://" in text or _ENCODED.search(text):
         yield LITERAL.at(where, "the template holds an address or a long encoded text", file=where)

@@ -1,0 +1,54 @@
+"""Renders sample conversations by a chat template, in the sandbox: one that costs more than its chat goes beyond the limits there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from jinja2 import nodes as n
+
+from ...chat import ChatTemplate
+from ...errors import FormatError
+from ...sandbox.sandbox import OutOfLimits
+from .jinja_words import FUNCTIONS
+
+_ARGUMENTS = {"town": "Bern", "days": [1, 2], "units": {"degrees": "C"}}
+_CALL = {"id": "call00001", "type": "function", "function": {"name": "weather", "arguments": _ARGUMENTS}}
+_TOOL = {"type": "function", "function": {"name": "weather", "description": "The weather of a town.", "parameters": {
+    "type": "object", "required": ["town"], "properties": {
+        "town": {"type": "string", "description": "Its name."}, "days": {"type": "array", "items": {"type": "integer"}},
+        "units": {"type": "object", "properties": {"degrees": {"type": "string", "enum": ["C", "F"]}}}}}}}
+_TURN: list[dict[str, Any]] = [{"role": "user", "content": "9999999999 %9999999999d {:9999999999}"},
+                               {"role": "assistant", "content": "It is dry."}]
+"""A content that is also a number, and a format, of a great width."""
+_CALLED: list[dict[str, Any]] = [{"role": "user", "content": "How is the weather?"},
+                                 {"role": "assistant", "content": "", "tool_calls": [_CALL]},
+                                 {"role": "tool", "content": "dry", "tool_call_id": "call00001", "name": "weather"}]
+_SYSTEM: list[dict[str, Any]] = [{"role": "system", "content": "Be brief."}]
+_TOKENS = {name: f"<{name}>" for name in ("bos_token", "eos_token", "unk_token", "pad_token")}
+_SAMPLES: tuple[tuple[list[dict[str, Any]], dict[str, Any]], ...] = (
+    (_SYSTEM + _TURN * 32, _TOKENS),
+    (_TURN * 32, _TOKENS),  # some models have no system message
+    (_SYSTEM + (_CALLED + _TURN[1:]) * 16, {**_TOKENS, "tools": [_TOOL] * 2}),
+)
+"""Long enough that what doubles with each message outgrows every memory."""
+
+
+def cost_problem(text: str, nodes: Iterable[n.Node]) -> str | None:
+    """What goes beyond the limits when the template renders a sample. One that refuses a sample, or fails on it, does not cost much."""
+    own, read = {"loop", "messages", "add_generation_prompt", *_TOKENS, *FUNCTIONS}, set[str]()
+    for node in nodes:
+        if isinstance(node, n.Name | n.Macro):
+            (read if isinstance(node, n.Name) and node.ctx == "load" else own).add(node.name)
+    others = read - own
+    template = ChatTemplate(text)
+    for messages, values in _SAMPLES:
+        unknown = dict.fromkeys(sorted(others - values.keys()), messages)  # what it may be given besides, as long as a chat
+        for more in ({}, unknown) if unknown else ({},):
+            try:
+                template.render(messages, {**more, **values})
+            except OutOfLimits as error:
+                return error.reason
+            except FormatError:
+                continue
+    return None
