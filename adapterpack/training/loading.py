@@ -12,6 +12,9 @@ import transformers
 
 from ..base.checkpoint import read_json
 from ..errors import FormatError, StorageError, Unsupported
+from ..runtime.text.model_files import read_bytes
+from ..runtime.text.tokenizer import MAX_TOKENIZER
+from ..runtime.text.tokenizer_limits import require_bounded_load
 from ..tasks.task import Task
 
 
@@ -51,6 +54,8 @@ def load_tokenizer(source: str | Path) -> Any:
     folder = Path(source)
     if folder.is_dir() and not any(path for pattern in _TOKENIZER_FILES for path in folder.glob(pattern)):
         raise _no_tokenizer(folder)
+    if (path := folder / "tokenizer.json").is_file():
+        require_bounded_load(read_bytes(path, MAX_TOKENIZER), path)
     with _loading_errors("tokenizer", folder):
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     files = tokenizer.vocab_files_names.values()  # without any of them some classes make a tokenizer that knows no word

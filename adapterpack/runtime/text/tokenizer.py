@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -14,12 +16,18 @@ from tokenizers import Tokenizer as Core
 from ...chat import ChatTemplate, Message
 from ...errors import ConfigError, FormatError, StorageError
 from ...library_errors import library_errors
+from ...sandbox.limits import Limits
+from ...sandbox.sandbox import Sandbox
+from .encoding import Encoded
 from .model_files import read_bytes, read_object, read_text, token_ids
-from .tokenizer_growth import require_bounded_growth
+from .tokenizer_limits import is_quick, require_bounded_growth, require_bounded_load
 
 MAX_TOKENIZER = 64 << 20
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 """What a template knows besides the messages, as under transformers."""
+_FAILS, _REMEDY = "the tokenizer fails on a text", "fetch tokenizer.json again from where it came"
+_SANDBOX = Sandbox("adapterpack.runtime.text.encoding:encode", Limits(memory=512 << 20, seconds=1.5))
+"""Where the few tokenizers work whose expressions may take any time."""
 _HALF = re.compile("[\ud800-\udfff]")
 
 
@@ -36,11 +44,13 @@ class Tokenizer:
         if not self.path.is_file():
             raise StorageError("the bundle has no tokenizer", where=self.path, remedy="export from a base folder that holds tokenizer.json")
         data = read_bytes(self.path, MAX_TOKENIZER)
+        require_bounded_load(data, self.path)
         with self._errors("this is not a tokenizer"):
             self.core: Any = Core.from_buffer(data)
             self.core.no_padding()
             self.core.no_truncation()
         require_bounded_growth(self.core, self.path)
+        self._slow = None if is_quick(self.core) else hashlib.sha256(data).hexdigest()
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -109,21 +119,24 @@ class Tokenizer:
 
     def places(self, text: str) -> list[tuple[int, int]]:
         """Where each id of a text has its characters, the end excluded; a special token has none."""
-        found: list[tuple[int, int]] = self._encoded(text).offsets
-        return found
+        places: list[tuple[int, int]] = self._encoded(text).offsets
+        return places
 
     def pair(self, first: str, second: str) -> tuple[list[int], list[int], list[tuple[int, int] | None]]:
         """The ids of two texts in one row, their types, and of the ids of the second text where in it their characters are."""
-        found = self._encoded(first, second)
-        places = [place if side == 1 else None for place, side in zip(found.offsets, found.sequence_ids, strict=True)]
-        return found.ids, found.type_ids, places
+        row = self._encoded(first, second)
+        places = [place if side == 1 else None for place, side in zip(row.offsets, row.sequence_ids, strict=True)]
+        return row.ids, row.type_ids, places
 
     def _encoded(self, *texts: str, **options: Any) -> Any:
         for text in texts:
             if not text.isascii() and _HALF.search(text):
                 raise ConfigError("a text has half of a surrogate pair, which is no character", found=repr(text)[:80],
                                   remedy="write characters beyond U+FFFF as they are, or as two escapes")
-        with self._errors("the tokenizer fails on a text"):
+        if self._slow is not None:
+            request = json.dumps([str(self.path.absolute()), self._slow, texts, options])
+            return Encoded.parsed(_SANDBOX.run(request.encode(), _FAILS, self.path, _REMEDY))
+        with self._errors(_FAILS):
             return self.core.encode(*texts, **options)
 
     @property
@@ -174,4 +187,4 @@ class Tokenizer:
         return text or ""
 
     def _errors(self, what: str) -> AbstractContextManager[None]:
-        return library_errors("tokenizers", what, where=self.path, remedy="fetch tokenizer.json again from where it came")
+        return library_errors("tokenizers", what, where=self.path, remedy=_REMEDY)
