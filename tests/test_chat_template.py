@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from adapterpack.chat import ChatTemplate, rendering, template
+from adapterpack.chat import rendering, template
+from adapterpack.chat.template import ChatTemplate
 from adapterpack.errors import ConfigError, FormatError
 from adapterpack.runtime.text.tokenizer import Tokenizer
 from adapterpack.sandbox.sandbox import Sandbox

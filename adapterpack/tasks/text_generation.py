@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ..chat import ChatTemplate
+from ..chat.template import ChatTemplate
 from ..errors import ConfigError
 from ..library_errors import library_errors
 from .rows import Row, map_rows, prompt_of

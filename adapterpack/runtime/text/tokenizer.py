@@ -13,7 +13,7 @@ from typing import Any
 
 from tokenizers import Tokenizer as Core
 
-from ...chat import ChatTemplate, Message
+from ...chat.template import ChatTemplate, Message
 from ...errors import ConfigError, FormatError, StorageError
 from ...library_errors import library_errors
 from ...sandbox.limits import Limits
