@@ -10,6 +10,8 @@ from contextlib import contextmanager
 EXIT_FAILED = 1
 EXIT_INCOMPLETE = 3
 EXIT_TRUST = 4
+_LONGEST = 2000
+"""Characters of one part of an error's text."""
 
 
 class AdapterpackError(Exception):
@@ -34,10 +36,8 @@ class AdapterpackError(Exception):
         found: object = None,
         remedy: str | None = None,
     ) -> None:
-        self.what = what
-        self.where = None if where is None else str(where)
-        self.expected = None if expected is None else str(expected)
-        self.found = None if found is None else str(found)
+        self.what = _short(what)
+        self.where, self.expected, self.found = (None if text is None else _short(str(text)) for text in (where, expected, found))
         self.remedy = remedy
         super().__init__(self._sentence(remedy))
 
@@ -246,6 +246,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     hint = f"did you mean '{close[0]}'? " if close else ""
     shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
     return f"{hint}Known: {shown or 'none'}"
+
+
+def _short(text: str) -> str:
+    """The text without its middle where it is long, as what a stranger wrote may be."""
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} [...] {text[-_LONGEST // 2 :]}"
 
 
 def printable(text: str) -> str:

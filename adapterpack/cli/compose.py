@@ -12,7 +12,6 @@ import click
 
 from ..composing.pipeline import compose
 from ..composing.work import RankChosen
-from ..errors import ConfigError
 from ..hub.resolve import folder_of
 from ..io.readable import size
 from ..pack.inspect import described
@@ -21,8 +20,6 @@ from .options import pack_at, pairs, shared, weight_option
 from .output import emit, line, shown
 from .progress import byte_bar
 from .score import scored_by
-
-_MAX_FILE = 1 << 18
 
 
 @click.command("compose")
@@ -113,12 +110,6 @@ def _tree(text: str) -> Any:
     path = Path(text)
     if path.suffix.lower() not in {".json", ".yaml", ".yml"}:
         return text
-    if not path.is_file() or path.stat().st_size > _MAX_FILE:
-        raise ConfigError("the file of the tree cannot be read", where=path, expected=f"a file of at most {_MAX_FILE} bytes",
-                          found="no such file" if not path.is_file() else path.stat().st_size)
-    import yaml  # noqa: PLC0415 - the listing of commands must not pay for it
+    from ..io.plain_yaml import read  # noqa: PLC0415 - the listing of commands must not pay for it
 
-    try:
-        return yaml.safe_load(path.read_text("utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError("the file of the tree cannot be read", where=path, found=str(error).partition("\n")[0]) from error
+    return read(path)

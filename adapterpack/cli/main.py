@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -12,7 +13,7 @@ from typing import Any, NoReturn
 
 import click
 
-from ..errors import EXIT_FAILED, AdapterpackError
+from ..errors import EXIT_FAILED, AdapterpackError, printable
 from ..version import VERSION
 from .options import TRACEBACK, traceback_option, wants
 from .output import emit, one_line
@@ -66,8 +67,17 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         if not sys.stderr.isatty():
             os.environ.setdefault("TQDM_DISABLE", "1")  # the bars of other libraries, before they are imported
+        warnings.formatwarning = _warning
         with _reported(ctx):
             return super().invoke(ctx)
+
+
+_as_python_writes = warnings.formatwarning
+
+
+def _warning(*details: Any, **more: Any) -> str:
+    """A warning as Python writes it, with what a stranger's names could do to a terminal escaped."""
+    return printable(_as_python_writes(*details, **more))
 
 
 @contextmanager
@@ -79,7 +89,7 @@ def _reported(ctx: click.Context) -> Iterator[None]:
         raise  # click's own, and a reader that went away
     except KeyboardInterrupt as interrupt:  # what keeps something for the next try says so in a note
         left = dict.fromkeys(getattr(interrupt, "__notes__", ()))
-        click.echo(f"interrupted; {'; '.join(left) or 'nothing was left behind'}", err=True)
+        click.echo(one_line(f"interrupted; {'; '.join(left) or 'nothing was left behind'}"), err=True)
         ctx.exit(EXIT_INTERRUPTED)
     except AdapterpackError as error:
         _fail(ctx, one_line(str(error)), error.to_json(), error.exit_code)
@@ -91,7 +101,7 @@ def _reported(ctx: click.Context) -> Iterator[None]:
 
 def _fail(ctx: click.Context, sentence: str, error: dict[str, str | None], exit_code: int) -> NoReturn:
     if wants(ctx, TRACEBACK):
-        click.echo(traceback.format_exc(), err=True, nl=False)
+        click.echo(printable(traceback.format_exc()), err=True, nl=False)
     if wants(ctx, "--json"):
         emit({"command": ctx.invoked_subcommand, "error": error})
     click.echo(click.style("error:", fg="red", bold=True) + f" {sentence}", err=True)

@@ -11,7 +11,6 @@ import click
 
 import adapterpack
 
-from ..errors import ConfigError
 from ..hub.resolve import folder_of
 
 TRACEBACK = "--traceback"
@@ -81,9 +80,6 @@ def pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -
 
 
 def _value(key: str, text: str) -> Any:
-    import yaml  # noqa: PLC0415 - the listing of commands must not pay for it
+    from ..io.plain_yaml import loads  # noqa: PLC0415 - the listing of commands must not pay for it
 
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError("a value cannot be read", where=key, found=repr(text), remedy="put it in quotes") from error
+    return loads(text, key, what="a value cannot be read, put it in quotes")

@@ -17,11 +17,19 @@ from .output import one_line
 _SECONDS_BETWEEN_LINES = 2.0
 
 
+class _OneLine(logging.Formatter):
+    """A record as one line that does nothing to a terminal, whatever the names in it hold."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return one_line(super().format(record))
+
+
 @contextlib.contextmanager
 def apart() -> Iterator[None]:
     """What other libraries print goes to stderr, and so does what adapterpack logs, while the block runs."""
     log = logging.getLogger("adapterpack")
     handler, level = logging.StreamHandler(sys.stderr), log.level
+    handler.setFormatter(_OneLine())
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     try:
@@ -50,6 +58,7 @@ def steps() -> Iterator[Callable[[str], None]]:
 @contextlib.contextmanager
 def byte_bar(label: str) -> Iterator[Callable[[int, int], None]]:
     """A function that shows (bytes done, bytes in all)."""
+    label = one_line(label)
     with apart():
         if not sys.stderr.isatty():
             yield _lines(label)
@@ -57,7 +66,8 @@ def byte_bar(label: str) -> Iterator[Callable[[int, int], None]]:
         from rich import progress as p  # noqa: PLC0415 - only a terminal pays for it
         from rich.console import Console  # noqa: PLC0415
 
-        columns = p.TextColumn("{task.description}"), p.BarColumn(), p.DownloadColumn(), p.TransferSpeedColumn(), p.TimeRemainingColumn()
+        columns = (p.TextColumn("{task.description}", markup=False), p.BarColumn(), p.DownloadColumn(), p.TransferSpeedColumn(),
+                   p.TimeRemainingColumn())
         with p.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task(label, total=None)
             yield lambda done, total: bar.update(task, completed=done, total=total)

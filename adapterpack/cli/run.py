@@ -17,6 +17,8 @@ import adapterpack
 from ..errors import ConfigError, NothingToDo, storage_errors
 from ..hub.resolve import folder_of
 from ..io.atomic import output_file, refuse_existing
+from ..io.strict_json import require_few_parts
+from ..library_errors import library_errors
 from ..tasks.rows import RowError
 from .options import shared
 from .output import emit, finite, line
@@ -105,7 +107,7 @@ def _rows(source: str, lines: list[int], reserved: bool) -> Iterator[Mapping[str
                 text = file.readline(MAX_LINE + 1)
             if not text:
                 return
-            if text.strip():
+            if len(text) > MAX_LINE or text.strip():
                 row = _row(text, f"{where}, line {number}")
                 if reserved and "command" in row:
                     raise ConfigError("--json needs the key 'command' for itself", where=f"{where}, line {number}",
@@ -117,10 +119,9 @@ def _rows(source: str, lines: list[int], reserved: bool) -> Iterator[Mapping[str
 def _row(text: bytes, where: str) -> dict[str, Any]:
     if len(text) > MAX_LINE:
         raise ConfigError("this line is too long", where=where, expected=f"at most {MAX_LINE} bytes", remedy="write one object a line")
-    try:
+    require_few_parts(text, where, 1 << 24)
+    with library_errors("json", "this line is not JSON", where=where, remedy="write one object a line", kind=ConfigError):
         row = json.loads(text.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:  # not UTF-8 or not JSON
-        raise ConfigError(f"this line is not JSON: {error}", where=where, remedy="write one object a line") from error
     if not isinstance(row, dict):
         raise ConfigError("a row must be an object", where=where, found=type(row).__name__, remedy="write one object a line")
     level: list[Any] = [row]

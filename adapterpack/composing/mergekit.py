@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ..errors import Unsupported
+from ..errors import Unsupported, printable
 from ..io.atomic import output_file
 from .recipe import Recipe
 
@@ -123,7 +123,7 @@ def write(recipe: Recipe, base: str, models: Sequence[str], out: str | os.PathLi
     import yaml  # noqa: PLC0415 - most compositions write none
 
     value = to_mergekit(recipe, base, models)
-    note = f"# The merge of the adapterpack recipe '{recipe.name}'.\n"
+    note = printable(f"# The merge of the adapterpack recipe '{recipe.name}'.").replace("\n", "\\n") + "\n"
     if cut := {name: recipe.options[name] for name in ("rank", "energy", "budget") if name in recipe.options}:
         note += f"# adapterpack cut the result ({', '.join(f'{name} {value:g}' for name, value in cut.items())}); mergekit does not.\n"
     with output_file(out) as file:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -19,6 +19,8 @@ from ..errors import ConfigError, FormatError, storage_errors
 from ..io.atomic import output_file
 from ..io.safe_open import read_at_most
 from ..io.strict_json import canonical, loads
+from ..library_errors import library_errors
+from ..manifest.limits import PackName
 from ..manifest.manifest import Parent
 from ..pack.pack import Pack
 from ..pack.validate.validation import load
@@ -31,6 +33,7 @@ from .work import Progress, Request, build_pack, combine_sites, prepare
 FORMAT = "adapterpack-recipe-1"
 _LIMIT = 1 << 20
 _OPTIONS = ("rank", "energy", "budget", "whole")
+_MOST_PARENTS = 10_000
 
 
 @dataclass(frozen=True)
@@ -101,38 +104,42 @@ def read(source: str | os.PathLike[str]) -> Recipe:
     path = Path(source)
     if path.is_dir():
         return recipe_of(load(path))
-    with storage_errors(path), path.open("rb") as file:
-        data = read_at_most(file, _LIMIT + 1)
+    with storage_errors(path), path.open("rb") as opened:
+        data = read_at_most(opened, _LIMIT + 1)
     value = loads(data, path, _LIMIT)
     if not isinstance(value, dict) or value.get("format") != FORMAT:
         raise FormatError("this is no recipe", where=path, expected=FORMAT, found=str(value.get("format") if isinstance(value, dict) else
                           type(value).__name__)[:80], remedy="write one with compose --write-recipe, or name a composed pack")
-    try:
-        return _decoded(value)
-    except (KeyError, TypeError, ValueError) as error:
-        raise FormatError("the recipe is malformed", where=path, found=f"{type(error).__name__}: {error}"[:200],
-                          remedy="write it again with compose --write-recipe") from error
+    with library_errors("msgspec", "the recipe is malformed", where=path, remedy="write it again with compose --write-recipe"):
+        file = msgspec.convert(value, _File)
+    return file.recipe()
 
 
-def _decoded(value: dict[str, Any]) -> Recipe:
-    options = {name: value[name] for name in _OPTIONS if value.get(name) is not None}
-    if unknown := value.keys() - {"format", "name", "rule", "tree", "params", "seed", "parents", "statistics", "result", *_OPTIONS}:
-        raise ValueError(f"unknown key {min(unknown)!r}")
-    parents = tuple(Parent(_text(entry["digest"]), _text(entry["name"]), None if entry.get("weight") is None else float(entry["weight"]))
-                    for entry in value["parents"])
-    rule, tree, result = value.get("rule"), value.get("tree"), value.get("result")
-    if (rule is None) == (tree is None) or not parents:
-        raise ValueError("a recipe has parents, and either a rule or a tree")
-    if not isinstance(value.get("params", {}), dict) or not isinstance(value.get("seed", 0), int):
-        raise ValueError("params is an object and seed a whole number")
-    return Recipe(_text(value["name"]), parents, None if rule is None else _text(rule), tree, value.get("params", {}), options,
-                  value.get("seed", 0), tuple(map(_text, value.get("statistics", ()))), None if result is None else _text(result))
+class _File(msgspec.Struct, forbid_unknown_fields=True):
+    """A recipe as its file has it."""
 
+    format: str
+    name: PackName
+    parents: Annotated[tuple[Parent, ...], msgspec.Meta(min_length=1, max_length=_MOST_PARENTS)]
+    rule: str | None = None
+    tree: Any = None
+    params: dict[str, Any] = {}
+    rank: int | None = None
+    energy: float | None = None
+    budget: float | None = None
+    whole: str | None = None
+    seed: int = 0
+    statistics: Annotated[tuple[str, ...], msgspec.Meta(max_length=_MOST_PARENTS)] = ()
+    result: str | None = None
 
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"text was expected, found {type(value).__name__}")
-    return value
+    def __post_init__(self) -> None:
+        if (self.rule is None) == (self.tree is None):
+            raise ValueError("a recipe has either a rule or a tree")
+
+    def recipe(self) -> Recipe:
+        """The recipe."""
+        options = {name: value for name in _OPTIONS if (value := getattr(self, name)) is not None}
+        return Recipe(self.name, self.parents, self.rule, self.tree, self.params, options, self.seed, self.statistics, self.result)
 
 
 def repeat(

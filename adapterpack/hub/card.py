@@ -6,6 +6,7 @@ Names from strangers stay text: the templates' environment escapes every value f
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -84,7 +85,7 @@ def _render(template: str, header: Mapping[str, Any], at: names.Reference, repor
     # Only the topic of what was not checked: its words may name a place on a disk.
     topics = dict.fromkeys(text.partition(":")[0] for text in report.not_checked)
     return _environment().get_template(template).render(
-        header=Markup(yaml.safe_dump(fields, sort_keys=True, allow_unicode=True, width=120)), mark=Markup(MARK), at=at,
+        header=Markup(yaml.safe_dump(_header(fields), sort_keys=True, allow_unicode=True, width=120)), mark=Markup(MARK), at=at,
         state=report.state if report.valid else "not valid", open=", ".join(topics),
         warnings="; ".join(f"{finding.rule}: {finding.message}" for finding in report.findings), **values)
 
@@ -92,7 +93,7 @@ def _render(template: str, header: Mapping[str, Any], at: names.Reference, repor
 @cache
 def _environment() -> Environment:
     made = templates(__package__, _text)
-    made.filters.update(line=_line, columns=_columns)
+    made.filters.update(line=_line, word=_word, columns=_columns)
     return made
 
 
@@ -119,6 +120,18 @@ def _text(value: object) -> Markup:
 def _line(value: object) -> Markup:
     """A value for a line within a block of code, where nothing is markup but the line that ends the block."""
     return Markup(_one_line(value))
+
+
+def _word(value: object) -> Markup:
+    """A value as one word of a command in a block of code: whoever copies the command runs nothing else."""
+    return Markup(shlex.quote(_one_line(value)))
+
+
+def _header(value: Any) -> Any:
+    """A value of the YAML header, every text on one line."""
+    if isinstance(value, Mapping):
+        return {_header(key): _header(item) for key, item in value.items()}
+    return [_header(item) for item in value] if isinstance(value, list | tuple) else _one_line(value) if isinstance(value, str) else value
 
 
 def _one_line(value: object) -> str:

@@ -28,15 +28,24 @@ def loads(data: bytes, where: object, limit: int, max_integer: float = MAX_INTEG
     """
     if len(data) > limit:
         raise FormatError("the JSON is too large", where=where, expected=f"at most {limit} bytes", found=len(data))
-    for part, most in MAX_PARTS.items():
-        if (count := data.count(part.encode())) > most * max(1, limit >> 24):
-            raise FormatError("the JSON has too many parts", where=where, expected=f"at most {most} of {part}", found=count)
+    require_few_parts(data, where, limit)
     with library_errors("json", "this is not valid JSON", where=where, remedy="fetch the file again from where it came"):
         text = data.decode("utf-8")
         value = json.loads(text, object_pairs_hook=_unique(where), parse_constant=_no_constant(where),
                            parse_int=_integer(where) if "-0" in text else None)
     _check(value, where, MAX_DEPTH, max_integer, escaped="\\u" in text)
     return value
+
+
+def require_few_parts(data: bytes, where: object, limit: int) -> None:
+    """Checks that JSON of at most ``limit`` bytes takes memory in proportion to it.
+
+    Raises:
+        FormatError: it has more parts than that.
+    """
+    for part, most in MAX_PARTS.items():
+        if (count := data.count(part.encode())) > most * max(1, limit >> 24):
+            raise FormatError("the JSON has too many parts", where=where, expected=f"at most {most} of {part}", found=count)
 
 
 def canonical(value: Any) -> bytes:

@@ -22,6 +22,7 @@ from .adapters.modes import ADAPTER_MODES
 from .adapters.pinned import Adapters, Names, Pinned
 from .adapters.prefix_cache import prompt_kv
 from .ort_model import OrtModel
+from .text.context_length import most_characters
 from .text.model_files import read_object
 from .text.tokenizer import Tokenizer
 
@@ -130,7 +131,7 @@ class OpenBundle:
     def tokenizer(self) -> Tokenizer:
         """The bundle's tokenizer."""
         if self._tokenizer is None:
-            self._tokenizer = Tokenizer(self.folder)
+            self._tokenizer = Tokenizer(self.folder, most_characters(self))
         return self._tokenizer
 
     def load(self, pack: Pack | str | os.PathLike[str], name: str | None = None, *, allow_structural: bool = False) -> str:

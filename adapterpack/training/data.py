@@ -14,6 +14,7 @@ from datasets import Dataset, are_progress_bars_disabled, disable_progress_bars,
 from ..errors import ConfigError, StorageError
 from ..library_errors import library_errors
 from ..tasks.task import IGNORED
+from .data_files import Place, require_bounded, require_short_texts
 
 _BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
@@ -28,9 +29,12 @@ def load_rows(source: str) -> Dataset:
     require_file(source)
     path = Path(source)
     builder = _BUILDERS.get(path.suffix.lower())
-    with _quiet_datasets(), library_errors("datasets", "the data cannot be read", where=source, kind=ConfigError,
+    if builder:
+        require_bounded(path)
+    with _quiet_datasets(), library_errors("datasets", "the data cannot be read", where=Place(path), kind=ConfigError,
                                            expected="json, jsonl, csv or parquet rows, or a hub data set"):
         rows = load_dataset(builder, data_files=str(path), split="train") if builder else load_dataset(source, split="train")
+    require_short_texts(rows, source)
     if not len(rows):
         raise ConfigError("the data holds no rows", where=source)
     return rows

@@ -29,6 +29,11 @@ PIECES = [piece.encode() for piece in (
     "{% elif x %}", "{{ x.a.b }}", "-", "not ", "|length", "9" * 30, "{% for k, v in x|dictsort %}", "{{ loop.index0 }}",
     "|map('upper')", "{'a': x}", "{{", "}}", "{%", "%}")]  # fmt: skip
 """What templates are made of."""
+YAML = tuple(piece.encode() for piece in (
+    "&a ", "*a", "[*a, *a]", "<<: *a\n", "? ", ": ", "- ", "!!int ", "!!float ", "!!timestamp 2001-02-30", "!!binary a", "!!set ", "!<x> ",
+    "|\n", ">-\n ", "'", "\n", "\n  ", "\t", "---\n", "...\n", "%YAML 1.1\n", "%TAG ! x\n", "#", "2001-02-30", "190:20:30", "0x", "0b1",
+    "1_0", ".inf", "~", "yes", "\ufeff", "\u2028", "\"\\x1b", "{a: 1, ", "a: &a [*a]"))  # fmt: skip
+"""What YAML is made of."""
 LARGE: tuple[Callable[[int], Any], ...] = (
     lambda size: "a." * (size // 2) + ":", lambda size: "x://" * (size // 4), lambda size: " " * size, lambda size: "\u00e9" * (size // 2),
     lambda size: [0] * (size // 8), lambda size: {"k" * (size // 2): [0] * (size // 16)}, lambda size: [{}] * (size // 8),
@@ -182,3 +187,17 @@ def jinja(data: bytes, rng: random.Random, other: bytes) -> bytes:
         else:
             changed = mutated_bytes(changed or b" ", rng, other)
     return changed[:MAX_TEMPLATE]
+
+
+def pieces_of_yaml(data: bytes, rng: random.Random, other: bytes) -> bytes:
+    """What YAML and JSON are made of, once or a thousand times, at any place; lines of another text, and any bytes changed."""
+    changed = data
+    for _ in range(rng.randint(1, 3)):
+        at, action = rng.randrange(len(changed) + 1), rng.randrange(4)
+        if action == 0:
+            changed = mutated_bytes(changed or b" ", rng, other)
+        elif action == 1:
+            changed = changed[:at] + rng.choice(other.splitlines(keepends=True) or [b"a"]) * rng.choice((1, 2, 300)) + changed[at:]
+        else:
+            changed = changed[:at] + rng.choice((*YAML, *TOKENS)) * rng.choice((1, 1, 2, 9, 1000)) + changed[at:]
+    return changed[:MAX_BYTES]

@@ -13,8 +13,11 @@ import gguf
 import ml_dtypes
 import numpy as np
 import onnxruntime as ort
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from adapterpack.adapter_methods import Site, methods, resolve_configs
+from adapterpack.composing.recipe import Recipe
+from adapterpack.io import strict_json
 from adapterpack.io.safe_open import TENSORS
 from adapterpack.io.safetensors import write
 from adapterpack.manifest import manifest as m
@@ -28,7 +31,7 @@ from test_templates import SHAPES
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 SCRATCH = Path(tempfile.mkdtemp(prefix="fuzz-"))
-FOLDER, PEFT, METHODS = SCRATCH / "pack", SCRATCH / "peft", SCRATCH / "methods"
+FOLDER, PEFT, METHODS, TOKENIZER = SCRATCH / "pack", SCRATCH / "peft", SCRATCH / "methods", SCRATCH / "tokenizer"
 
 
 def tensor_files() -> tuple[bytes, ...]:
@@ -90,11 +93,48 @@ def packs_of_methods() -> tuple[bytes, ...]:
     return tuple(folder.name.encode() + b"\n" + (folder / m.FILE_NAME).read_bytes() for folder in sorted(METHODS.iterdir()))
 
 
+def tokenizers_of_two_kinds() -> tuple[bytes, ...]:
+    """A tokenizer of words and one of bytes."""
+    words = Tokenizer(models.WordLevel({"[UNK]": 0, "w1": 1, "w2": 2}, unk_token="[UNK]"))
+    words.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()])
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.post_processor = processors.TemplateProcessing(single="[UNK] $A", pair="$A [UNK] $B:1", special_tokens=[("[UNK]", 0)])
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    letters = Tokenizer(models.BPE({**{letter: number for number, letter in enumerate(alphabet)}, "ab": 256}, [("a", "b")]))
+    letters.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(r"\w+|\s"), "isolated"), pre_tokenizers.ByteLevel()])
+    letters.decoder = decoders.ByteLevel()
+    letters.add_special_tokens(["<end>"])
+    return words.to_str().encode(), letters.to_str().encode()
+
+
+def training_files() -> tuple[bytes, ...]:
+    """Configurations with all that YAML has."""
+    files = sorted((file.read_bytes() for file in (GOLDEN.parent.parent / "examples").glob("*.yaml")), key=len)[:4]
+    every = b"a: &a {r: 8, x: [1, 2.5e-4, ~, yes, 0x1f]}\nb: {<<: *a, y: *a}\n'c': |\n  text\n  more\n? d\n: !!str 5\n# end\n"
+    return (*files, every)
+
+
+def recipes() -> tuple[bytes, ...]:
+    """By a rule, and by a tree."""
+    parents = (m.Parent("sha256:" + "0" * 64, "a", 0.5), m.Parent("sha256:" + "1" * 64, "b", 0.5))
+    kinds = (Recipe("both", parents, rule="ties", params={"density": 0.5}, options={"rank": 4, "whole": "average"}),
+             Recipe("both", parents, tree={"sum": [{"member": "a"}, {"member": "b"}]}, seed=3, result="sha256:" + "2" * 64))
+    return tuple(strict_json.canonical(one.to_json()) for one in kinds)
+
+
 bad.good(FOLDER, bad.GOOD_TEMPLATE)
 bad.good(PEFT)
 (PEFT / m.FILE_NAME).unlink()
 METHODS.mkdir()
+TOKENIZER.mkdir()
 MANIFEST, CONFIG = (FOLDER / m.FILE_NAME).read_bytes(), (PEFT / layout.CONFIG).read_bytes()
 _VERSIONS = ("1.0", "1.1", "1.2", "1.3", "1.3-canary", "1.4-canary", "1.4-composition")
 MANIFESTS = (MANIFEST, *((GOLDEN / f"pack-{version}" / m.FILE_NAME).read_bytes() for version in _VERSIONS))
+TOKENIZERS = tokenizers_of_two_kinds()
+BUNDLE = (Path(__file__).parent / "bundle.json").read_bytes()
+ROWS = (b'{"text": "w1 [{", "id": 3}\n{"text": "\\u00e9", "id": null}\n',
+        b'{"messages": [{"role": "user", "content": "a"}], "more": {"a": [[2.5], [1]]}}\n')
+TOKENIZER_CONFIG = strict_json.canonical({
+    "bos_token": "<s>", "eos_token": {"content": "</s>"}, "mask_token": None, "model_max_length": 10**30,
+    "chat_template": [{"name": "default", "template": "{{ messages }}"}]})
 TEMPLATES = tuple(text.encode() for text, _ in SHAPES.values())

@@ -8,20 +8,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import pyarrow.json
 import safetensors
 import seeds as s
-from mutate import after_the_name, canonical_or_bytes, header_or_bytes, jinja, mutated_bytes
-from seeds import FOLDER, METHODS, PEFT, SCRATCH
+from mutate import after_the_name, canonical_or_bytes, header_or_bytes, jinja, mutated_bytes, pieces_of_yaml
+from seeds import FOLDER, METHODS, PEFT, SCRATCH, TOKENIZER
 
+from adapterpack.bundle.manifest import parse_bundle
+from adapterpack.composing import recipe
 from adapterpack.converting.flatbuffer import read_parameters
 from adapterpack.converting.gguf_file import read_gguf
 from adapterpack.errors import AdapterpackError
-from adapterpack.io import strict_json
+from adapterpack.io import plain_yaml, strict_json
 from adapterpack.io.safetensors import HeldFile
+from adapterpack.library_errors import library_errors
 from adapterpack.manifest import manifest as m
 from adapterpack.pack.validate.checks.template import template_findings
 from adapterpack.pack.validate.validation import examine, load, validate
 from adapterpack.peft import layout
+from adapterpack.runtime.text.tokenizer import Tokenizer
+from adapterpack.training.data_files import require_bounded
 
 ACCEPTED = "accepted"
 
@@ -112,6 +118,57 @@ def onnx_adapter(data: bytes) -> str:
     return ACCEPTED
 
 
+def bundle(data: bytes) -> str:
+    """A bundle's manifest: whatever we accept is what any JSON reader reads."""
+    parse_bundle(data, "bundle")
+    json.loads(data)
+    return ACCEPTED
+
+
+def yaml(data: bytes) -> str:
+    """YAML of any kind: whatever we accept is plain data, which JSON can hold once its keys are text."""
+    json.dumps(plain_yaml.loads(data, "yaml"))
+    return ACCEPTED
+
+
+def recipe_file(data: bytes) -> str:
+    """A recipe: whatever we accept reads back as itself."""
+    file = SCRATCH / "x.recipe.json"
+    file.write_bytes(data)
+    read = recipe.read(file)
+    file.write_bytes(strict_json.canonical(read.to_json()))
+    assert recipe.read(file) == read
+    return ACCEPTED
+
+
+def tokenizer(data: bytes) -> str:
+    """A forged tokenizer, which makes ids of texts, and texts of ids."""
+    (TOKENIZER / "tokenizer.json").write_bytes(data)
+    core = Tokenizer(TOKENIZER)
+    core.decode(core.encode("w1 ab  W2\u00e9 " * 8))
+    core.pair("w1", "ab")
+    return ACCEPTED
+
+
+def tokenizer_config(data: bytes) -> str:
+    """What is said next to a tokenizer."""
+    (TOKENIZER / "tokenizer.json").write_bytes(s.TOKENIZERS[0])
+    (TOKENIZER / "tokenizer_config.json").write_bytes(data)
+    core = Tokenizer(TOKENIZER)
+    _ = core.template, core.mask_id, core.pad_id, core.eos_ids
+    core.prompt("w1")
+    return ACCEPTED
+
+
+def rows(data: bytes) -> str:
+    """Training data: whatever is let through, the library that reads it reads or refuses, in this process."""
+    (SCRATCH / "x.jsonl").write_bytes(data)
+    require_bounded(SCRATCH / "x.jsonl")
+    with library_errors("datasets", "the data cannot be read"):
+        pyarrow.json.read_json(SCRATCH / "x.jsonl", read_options=pyarrow.json.ReadOptions(use_threads=False))
+    return ACCEPTED
+
+
 TARGETS = {
     "tensor_file": Target(s.tensor_files(), header_or_bytes, tensor_file),
     "manifest": Target(s.MANIFESTS, canonical_or_bytes, manifest),
@@ -120,6 +177,12 @@ TARGETS = {
     "template": Target(s.TEMPLATES, jinja, template),
     "peft": Target((s.CONFIG,), canonical_or_bytes, peft),
     "gguf_file": Target((s.gguf_file(),), mutated_bytes, gguf_file),
+    "bundle": Target((s.BUNDLE,), canonical_or_bytes, bundle),
+    "yaml": Target(s.training_files(), pieces_of_yaml, yaml),
+    "recipe": Target(s.recipes(), canonical_or_bytes, recipe_file),
+    "tokenizer": Target(s.TOKENIZERS, canonical_or_bytes, tokenizer),
+    "tokenizer_config": Target((s.TOKENIZER_CONFIG,), canonical_or_bytes, tokenizer_config),
+    "rows": Target(s.ROWS, pieces_of_yaml, rows),
     "onnx_adapter": Target((s.onnx_adapter(),), mutated_bytes, onnx_adapter),
 }
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 from urllib.parse import quote
 
+from ...errors import printable
 from .finding import Finding, Report
 from .registry import RULES
 
@@ -22,7 +24,7 @@ def sarif(report: Report, version: str) -> dict[str, Any]:
             "invocations": [{
                 "executionSuccessful": not report.incomplete,
                 "toolExecutionNotifications": [
-                    {"level": "warning" if report.incomplete else "note", "message": {"text": f"not checked: {what}"}}
+                    {"level": "warning" if report.incomplete else "note", "message": {"text": _text(f"not checked: {what}")}}
                     for what in report.not_checked
                 ],
             }],
@@ -40,6 +42,11 @@ def _rule(name: str) -> dict[str, Any]:
             "defaultConfiguration": {"level": rule.severity}}
 
 
+def _text(sentence: str) -> str:
+    """A sentence as a message: control characters are escaped, and so are brackets, of which viewers make links."""
+    return re.sub(r"([\\\[\]])", r"\\\1", printable(sentence))
+
+
 def _result(finding: Finding, index: int) -> dict[str, Any]:
     physical: dict[str, Any] = {"artifactLocation": {"uri": quote(finding.file or "adapterpack.json")}}
     if finding.offset is not None:
@@ -49,6 +56,6 @@ def _result(finding: Finding, index: int) -> dict[str, Any]:
         "ruleId": finding.rule,
         "ruleIndex": index,
         "level": finding.severity,
-        "message": {"text": f"{finding.message.rstrip('.')}." + (f" To fix it: {finding.fix.rstrip('.')}." if finding.fix else "")},
+        "message": {"text": _text(f"{finding.message.rstrip('.')}." + (f" To fix it: {finding.fix.rstrip('.')}." if finding.fix else ""))},
         "locations": [{"physicalLocation": physical, "logicalLocations": [{"fullyQualifiedName": logical}]}],
     }

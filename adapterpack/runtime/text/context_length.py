@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
 from ...errors import FormatError
 from ...tasks.rows import RowError
-from ..open_bundle import OpenBundle
 
 _KEYS = ("max_target_positions", "max_position_embeddings", "n_positions", "max_seq_len")
 """What families call it; of an encoder and decoder with two numbers that of the decoder counts."""
+_SHORTEST, _CHARACTERS, _UNBOUNDED = 1 << 16, 16, 1 << 16
+"""The least that the most characters are; the most of one token, on average over a text; the tokens of a model without a bound."""
 _AFTER_PADDING = frozenset({
     "camembert", "data2vec-text", "esm", "ibert", "longformer", "luke", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta",
     "xlm-roberta-xl", "xmod",
 })
 """Families whose tables of positions have rows for the padding and for what is before it: the first token has the one behind them."""
+
+
+class Configured(Protocol):
+    """A folder with its model's ``config.json``."""
+
+    folder: Path
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The configuration."""
 
 
 def context_length(config: Mapping[str, Any], where: object = None) -> int | None:
@@ -52,12 +64,19 @@ def text_part(config: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
     return inner if isinstance(inner, Mapping) and not any(key in config for key in keys) else config
 
 
-def context_of(session: OpenBundle) -> int | None:
+def context_of(session: Configured) -> int | None:
     """:func:`context_length` of a session's model."""
     return context_length(session.config, session.folder / "config.json")
 
 
-def require_context(session: OpenBundle, lengths: np.ndarray, virtual: np.ndarray | int = 0) -> None:
+def most_characters(session: Configured) -> int:
+    """The most characters of a text that may fit the model's context: beyond it a row is refused before it is made tokens, which takes
+    memory and time many times its length.
+    """
+    return max(_SHORTEST, _CHARACTERS * (context_of(session) or _UNBOUNDED))
+
+
+def require_context(session: Configured, lengths: np.ndarray, virtual: np.ndarray | int = 0) -> None:
     """Checks that the model has positions for rows of these ``lengths`` ``[rows]``, of which ``virtual`` are those of an adapter's prompt.
 
     Raises:

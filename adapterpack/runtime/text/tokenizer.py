@@ -23,6 +23,7 @@ from .model_files import read_bytes, read_object, read_text, token_ids
 from .tokenizer_limits import is_quick, require_bounded_growth, require_bounded_load
 
 MAX_TOKENIZER = 64 << 20
+MAX_CHARACTERS = 1 << 20
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 """What a template knows besides the messages, as under transformers."""
 _FAILS, _REMEDY = "the tokenizer fails on a text", "fetch tokenizer.json again from where it came"
@@ -32,15 +33,15 @@ _HALF = re.compile("[\ud800-\udfff]")
 
 
 class Tokenizer:
-    """The tokenizer in a folder.
+    """The tokenizer in a folder, for texts of at most ``most`` characters.
 
     Raises:
         StorageError: the folder has no ``tokenizer.json``.
         FormatError: it is damaged, too large, or made to be slow.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.path = folder, folder / "tokenizer.json"
+    def __init__(self, folder: Path, most: int = MAX_CHARACTERS) -> None:
+        self.folder, self.path, self.most = folder, folder / "tokenizer.json", most
         if not self.path.is_file():
             raise StorageError("the bundle has no tokenizer", where=self.path, remedy="export from a base folder that holds tokenizer.json")
         data = read_bytes(self.path, MAX_TOKENIZER)
@@ -130,6 +131,9 @@ class Tokenizer:
 
     def _encoded(self, *texts: str, **options: Any) -> Any:
         for text in texts:
+            if len(text) > self.most:
+                raise ConfigError("a text is too long for the model", expected=f"at most {self.most} characters", found=len(text),
+                                  remedy="shorten it")
             if not text.isascii() and _HALF.search(text):
                 raise ConfigError("a text has half of a surrogate pair, which is no character", found=repr(text)[:80],
                                   remedy="write characters beyond U+FFFF as they are, or as two escapes")

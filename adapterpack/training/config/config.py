@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ...adapter_methods import Method, SiteConfig, get, methods
-from ...errors import ConfigError, nearest, storage_errors
+from ...errors import ConfigError, nearest
+from ...io import plain_yaml
 from .aliases import ALIASES, translate
 from .coerce import typed_value
 
@@ -135,31 +134,11 @@ def _override(text: str) -> tuple[str, Any]:
         raise ConfigError("an override must be key=value", found=repr(text))
     if key == "adapters":
         raise ConfigError("adapters can only be listed in the file", where="an override", found=repr(text))
-    try:
-        return key, yaml.load(value, _Loader)  # a SafeLoader
-    except yaml.YAMLError as error:
-        raise ConfigError(f"the value of an override is not valid YAML: {' '.join(str(error).split())}", where=key, found=value) from error
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML's plain types; a key that stands twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """As the base class has it, after the check."""
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        if twice := sorted({key for key in keys if keys.count(key) > 1}):
-            raise yaml.constructor.ConstructorError(None, None, f"a key stands twice: {', '.join(twice)}", node.start_mark)
-        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
-        return mapping
+    return key, plain_yaml.loads(value, key, what="the value of an override is not valid YAML")
 
 
 def _load_yaml(path: Path) -> dict[str, Any]:
-    with storage_errors(path):
-        data = path.read_bytes()
-    try:
-        loaded = yaml.load(data.decode("utf-8"), _Loader)  # a SafeLoader
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"this is not valid YAML: {' '.join(str(error).split())}", where=path) from error
+    loaded = plain_yaml.read(path)
     if not isinstance(loaded, dict):
         raise ConfigError("the configuration must be a mapping of keys to values", where=path, found=type(loaded).__name__)
     return loaded

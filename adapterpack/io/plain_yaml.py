@@ -1,0 +1,125 @@
+"""Reads YAML as plain data, within limits that hold before anything is made of it: size, depth, values counted with aliases in full."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..errors import AdapterpackError, ConfigError, storage_errors
+from ..library_errors import library_errors
+from .safe_open import read_at_most
+
+MAX_BYTES = 1 << 20
+MAX_DEPTH = 32
+MAX_VALUES = 20_000
+"""Keys and values, each alias as often as it stands for one."""
+MAX_SCALAR = 1 << 16
+"""The longest text; what is longer belongs into a file of its own."""
+MAX_DIGITS = 100
+MAX_INTEGER = 2**63 - 1
+
+
+def loads(data: bytes | str, where: object, kind: type[AdapterpackError] = ConfigError, what: str = "this is not valid YAML") -> Any:
+    """The value in ``data``: mappings, lists, texts, numbers, booleans and null; a date stays a text.
+
+    Raises:
+        ConfigError: (or ``kind``) no YAML in UTF-8; past a limit; a key that stands twice, a tag of another type, or an alias of what it
+            is in itself.
+
+    Example:
+        >>> loads("{r: 8, since: 2026-02-30, targets: [q_proj]}", "here")
+        {'r': 8, 'since': '2026-02-30', 'targets': ['q_proj']}
+    """
+    def refused(problem: str, found: object = None, line: int | None = None) -> AdapterpackError:
+        return kind(f"{what}: {problem}", where=where if line is None else f"{where}, line {line}", found=found)
+
+    if len(data) > MAX_BYTES:
+        raise refused(f"it is larger than {MAX_BYTES} bytes", len(data))
+    with library_errors("yaml", what, where=where, kind=kind):
+        text = data if isinstance(data, str) else data.decode("utf-8-sig")
+        for problem, line in _problems(yaml.parse(text, Loader=_Loader)):
+            raise refused(problem, line=line)
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader
+
+
+def read(path: Path) -> Any:
+    """The value in a file, which may be a pipe.
+
+    Raises:
+        StorageError: it cannot be read.
+        ConfigError: as :func:`loads`.
+    """
+    with storage_errors(path), path.open("rb") as file:
+        data = read_at_most(file, MAX_BYTES + 1)
+    return loads(data, path)
+
+
+def _problems(events: Any) -> Iterator[tuple[str, int]]:
+    """What passes a limit, and the line where it does, before anything is made of the text."""
+    sizes: dict[str | None, int] = {}
+    open_nodes: list[tuple[str | None, int]] = []
+    total = 0
+    for event in events:
+        line = event.start_mark.line + 1
+        if isinstance(event, yaml.AliasEvent):
+            if any(event.anchor == anchor for anchor, _ in open_nodes):
+                yield "an alias stands for what it is in itself", line
+            total += sizes.get(event.anchor, 0)  # that of no anchor is an error when it is read
+        elif isinstance(event, yaml.NodeEvent):
+            total += 1
+        if isinstance(event, yaml.CollectionStartEvent):
+            open_nodes.append((event.anchor, total - 1))
+            if len(open_nodes) > MAX_DEPTH:
+                yield f"it is nested more than {MAX_DEPTH} levels deep", line
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = open_nodes.pop()
+            if anchor is not None:
+                sizes[anchor] = total - before
+        elif isinstance(event, yaml.ScalarEvent):
+            if event.anchor is not None:
+                sizes[event.anchor] = 1
+            if len(event.value) > MAX_SCALAR:
+                yield f"a text is longer than {MAX_SCALAR} characters", line
+        if total > MAX_VALUES:
+            yield f"it stands for more than {MAX_VALUES} values, aliases in full", line
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """YAML's plain types alone; a key that stands twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """As the base class has it; of merged mappings, which their tag tells, the keys may stand here again."""
+        keys = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        seen = set()
+        for key in keys:
+            value = self.construct_object(key, deep=True)
+            if value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"a key stands twice: {value}", key.start_mark)
+            seen.add(value)
+        return mapping
+
+    def number(self, node: yaml.ScalarNode) -> int | float:
+        """A number of a size that numbers in configurations have."""
+        if len(node.value) > MAX_DIGITS:
+            raise yaml.constructor.ConstructorError(None, None, f"a number of more than {MAX_DIGITS} digits", node.start_mark)
+        whole = node.tag == "tag:yaml.org,2002:int"
+        value: int | float = self.construct_yaml_int(node) if whole else self.construct_yaml_float(node)
+        if whole and abs(value) > MAX_INTEGER:
+            raise yaml.constructor.ConstructorError(None, None, "a whole number beyond 2^63", node.start_mark)
+        return value
+
+
+_PLAIN = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "str", "seq", "map")}
+_Loader.yaml_constructors = {
+    **{tag: make for tag, make in yaml.SafeLoader.yaml_constructors.items() if tag in _PLAIN},
+    **dict.fromkeys(("tag:yaml.org,2002:int", "tag:yaml.org,2002:float"), _Loader.number),
+    None: yaml.SafeLoader.yaml_constructors[None],
+}
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, form) for tag, form in forms if tag != "tag:yaml.org,2002:timestamp"]
+    for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}

@@ -1,0 +1,102 @@
+"""Looks through a data file before a library reads it: what is packed, too long or nested too deeply is refused, with its line."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from mmap import mmap
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..errors import ConfigError, storage_errors
+from ..io.safe_open import mapped
+
+MAX_ROW = 16 << 20
+"""The most bytes of a line, and of a text where rows are no lines."""
+MAX_DEPTH = 64
+"""Levels of a row: the readers that data sets use have no limit, and the process dies of a row that is deep enough."""
+_BLOCK = 1 << 20
+_STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_STEP = np.array([(byte in b"[{") - (byte in b"]}") for byte in range(256)], np.int8)
+_PACKED = (b"\x1f\x8b", b"PK\x03\x04", b"\xfd7zXZ", b"BZh", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18", b"7z\xbc\xaf", b"Rar!")
+"""How files begin that data sets would unpack, whatever they are called."""
+
+
+def require_bounded(path: Path) -> None:
+    """Checks the lines of a json, jsonl or csv file.
+
+    Raises:
+        StorageError: it cannot be read.
+        ConfigError: it is packed, or a row is past a limit.
+    """
+    with storage_errors(path):
+        kind, size = path.suffix.lower(), path.stat().st_size
+    if not size or kind == ".parquet":
+        return
+    with mapped(path.resolve(), size) as data:
+        if data[:8].startswith(_PACKED):
+            raise ConfigError("the data file is packed", where=path, expected=kind, remedy="unpack it first")
+        one_list = kind == ".json" and data[:256].lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")  # of all rows, perhaps on one line
+        depth, line = 0, 1
+        for start, stop in [(0, size)] if one_list else _blocks(data, path):
+            if kind != ".csv":
+                brackets = _STRINGS.sub(b"", data if one_list else data[start:stop]).translate(None, _NO_BRACKETS)
+                levels = depth + np.cumsum(_STEP[np.frombuffer(brackets, np.uint8)], dtype=np.int64)
+                if levels.max(initial=0) > MAX_DEPTH:
+                    raise ConfigError("a row is nested too deeply", where=f"{path}, from line {line} on",
+                                      expected=f"at most {MAX_DEPTH} levels", found=int(levels.max()))
+                depth = max(int(levels[-1]), 0) if len(levels) else depth
+            line += data[start:stop].count(b"\n") if not one_list else 0
+        if one_list and size > MAX_ROW and (longest := max(len(text[0]) for text in _STRINGS.finditer(data))) > MAX_ROW:
+            raise ConfigError("a text is too long", where=path, expected=f"at most {MAX_ROW} bytes", found=longest)
+
+
+def require_short_texts(rows: Any, where: object) -> None:
+    """Checks the columns of texts that were read, in whatever form.
+
+    Raises:
+        ConfigError: one is too long.
+    """
+    import pyarrow.compute as pc  # noqa: PLC0415 - what datasets is made of
+    import pyarrow.types as kinds  # noqa: PLC0415
+
+    for name, column in zip(rows.column_names, rows.data.columns, strict=True):
+        if kinds.is_string(column.type) or kinds.is_large_string(column.type):
+            longest = pc.max(pc.binary_length(column)).as_py() or 0
+            if longest > MAX_ROW:
+                raise ConfigError("a text is too long", where=f"{where}, column {name}", expected=f"at most {MAX_ROW} bytes", found=longest)
+
+
+class Place(NamedTuple):
+    """A file in an error; as text, of one with a row a line, the first line that is no JSON as well."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        if self.path.suffix.lower() == ".jsonl" and self.path.is_file():
+            with self.path.open("rb") as file:
+                for number, text in enumerate(file, 1):
+                    try:
+                        _ = json.loads(text) if text.strip() else None
+                    except (ValueError, RecursionError):
+                        return f"{self.path}, line {number}"
+        return str(self.path)
+
+
+def _blocks(data: mmap, path: Path) -> Iterator[tuple[int, int]]:
+    """Where blocks of whole lines begin and end."""
+    start, line, size = 0, 1, len(data)
+    while start < size:
+        stop = min(start + _BLOCK, size)
+        end = size if stop == size else data.rfind(b"\n", start, stop) + 1
+        if not end:  # one line
+            end = data.find(b"\n", stop) + 1 or size
+            if end - start > MAX_ROW:
+                raise ConfigError("a row is too long", where=f"{path}, line {line}", expected=f"at most {MAX_ROW} bytes", found=end - start)
+        yield start, end
+        line += data[start:end].count(b"\n")
+        start = end
