@@ -14,7 +14,7 @@ from .safe_open import read_at_most
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
-MAX_VALUES = 20_000
+MAX_VALUES = 30_000
 """Keys and values, each alias as often as it stands for one."""
 MAX_SCALAR = 1 << 16
 """The longest text; what is longer belongs into a file of its own."""
@@ -34,7 +34,7 @@ def loads(data: bytes | str, where: object, kind: type[AdapterpackError] = Confi
         {'r': 8, 'since': '2026-02-30', 'targets': ['q_proj']}
     """
     def refused(problem: str, found: object = None, line: int | None = None) -> AdapterpackError:
-        return kind(f"{what}: {problem}", where=where if line is None else f"{where}, line {line}", found=found)
+        return kind(f"{what}: {problem}", where=f"{where}, line {line}" if where is not None and line is not None else where, found=found)
 
     if len(data) > MAX_BYTES:
         raise refused(f"it is larger than {MAX_BYTES} bytes", len(data))
