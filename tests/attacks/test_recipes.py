@@ -34,7 +34,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "a parameter that is a mapping": {"rule": "ties", "rank": 2, "params": {"density": {}}},
     "a scope that is a list": {"rule": "ties", "rank": 2, "params": {"scope": ["tensor"]}},
     "no such parameter": {"params": {"\x1b[2J": 1}}, "no such rule": {"rule": "\x1b[2J"},
-    "a rank of -1": {"rank": -1}, "a rank of 2^53": {"rank": 2**53}, "an energy of 2": {"energy": 2.0}, "a budget of -1": {"budget": -1},
+    "a rank of -1": {"rank": -1}, "an energy of 2": {"energy": 2.0}, "a budget of -1": {"budget": -1},
     "whole of nothing": {"whole": "pick:"}, "a tree that is a number": {"rule": None, "tree": 5},
     "a tree that is a list": {"rule": None, "tree": [1]}, "a tree nested 10 deep": {"rule": None, "tree": "sum(" * 2_000 + "alpha"},
 }
