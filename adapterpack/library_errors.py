@@ -62,12 +62,13 @@ def library_errors(
 
 
 def reason(error: BaseException) -> str:
-    """What an exception says, short and on one line.
+    """What an exception says, or the one that it wraps in words of its own, short and on one line.
 
     Example:
         >>> reason(KeyError("a")), reason(ValueError()), reason(RecursionError("maximum recursion depth exceeded"))
         ("KeyError: 'a'", 'ValueError', 'it is nested too deeply')
     """
+    error = error.__cause__ or error
     name = type(error).__name__
     text = _EXHAUSTED.get(name) or " ".join(str(error)[: 4 * _LONGEST].split())[:_LONGEST].rstrip(". ")
     return f"{name}: {text}" if isinstance(error, LookupError | AttributeError) else text or name
