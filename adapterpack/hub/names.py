@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from ..errors import ConfigError, FormatError
@@ -127,12 +128,31 @@ def require_safe(paths: list[str], where: object) -> None:
     Raises:
         FormatError: one leads out of its folder, or cannot be a file everywhere.
     """
-    folded: dict[str, str] = {}
     for path in paths:
         if reason := unsafe(path):
             raise FormatError("the hub lists a path that must not become a file here", where=where, found=f"{path[:80]!r}: {reason}",
                               remedy="do not use this repository")
-        if other := folded.get(path.casefold()):
-            raise FormatError("the hub lists two paths that are one file on some systems", where=where,
-                              found=f"{other!r} and {path[:80]!r}", remedy="rename one of them in the repository")
-        folded[path.casefold()] = path
+    if both := clash(paths):
+        raise FormatError("the hub lists two paths that are one file on some systems", where=where,
+                          found=f"{both[0][:80]!r} and {both[1][:80]!r}", remedy="rename one of them in the repository")
+
+
+def clash(paths: Iterable[str]) -> tuple[str, str] | None:
+    """Two paths that are one file where letters have no case, or of which one is a folder that the other lies in; None if there are none.
+
+    Example:
+        >>> clash(["a/b", "A/c"]), clash(["a", "A"]), clash(["a/b", "A"])
+        (None, ('a', 'A'), ('a/b', 'A'))
+    """
+    files: dict[str, str] = {}
+    for path in paths:
+        if path.casefold() in files:
+            return files[path.casefold()], path
+        files[path.casefold()] = path
+    for folded, path in files.items():
+        at = folded.find("/")
+        while at >= 0:
+            if folded[:at] in files:
+                return path, files[folded[:at]]
+            at = folded.find("/", at + 1)
+    return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import json
 import os
@@ -12,10 +13,12 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
+import msgspec
 import pytest
 from hubs import READ, WRITE, Hub
 
@@ -23,7 +26,9 @@ from adapterpack.errors import StorageError
 from adapterpack.hub.server.front_matter import problem
 from adapterpack.hub.server.parts import Parts
 from adapterpack.hub.server.storage import Refused, Storage
+from adapterpack.hub.server.trees import MAX_FILES, Entry, Tree
 from adapterpack.hub.transport import client
+from adapterpack.io import strict_json
 
 pytestmark = pytest.mark.fast
 
@@ -279,8 +284,8 @@ def test_a_revision_of_any_length_is_answered(hub: Hub, public: str) -> None:
     assert send(hub, "POST", f"{public}/branch/{long}", {}).status == 400
 
 
-def test_a_commit_has_no_more_files_than_a_client_takes(tmp_path: Path) -> None:
-    """Else one commit makes every later question about the repository dear; one of that size is answered soon."""
+def test_a_repository_has_no_more_files_than_its_limit(tmp_path: Path) -> None:
+    """One of that size is answered soon, and its pages are written anew only where something changes."""
     storage = Storage(tmp_path)
     storage.create("org/name", private=False, author="me")
     entry = storage.keep_bytes(b"")
@@ -289,12 +294,70 @@ def test_a_commit_has_no_more_files_than_a_client_takes(tmp_path: Path) -> None:
         return lambda files: files.update({f"f{number}": entry for number in range(count)})
 
     with pytest.raises(Refused, match="files") as caught:
-        storage.change("org/name", "main", "me", "", "", parent=None, change=change(client.MAX_LISTED + 1), as_pr=False)
+        storage.change("org/name", "main", "me", "", "", parent=None, change=change(MAX_FILES + 1), as_pr=False)
     assert caught.value.status == 413
-    oid, _ = storage.change("org/name", "main", "me", "", "", parent=None, change=change(client.MAX_LISTED), as_pr=False)
+    oid, _ = storage.change("org/name", "main", "me", "", "", parent=None, change=change(MAX_FILES), as_pr=False)
     started = time.process_time()
-    assert len(storage.commit("org/name", oid).files) == client.MAX_LISTED
-    assert time.process_time() - started < 3
+    assert len(storage.commit("org/name", oid).files) == MAX_FILES
+    assert storage.commit("org/name", oid).files["f777"] == entry
+    assert time.process_time() - started < 0.5
+    blobs, other = {*tmp_path.glob("blobs/*/*")}, storage.keep_bytes(b"other")
+    change_one = {"f777": other}
+    storage.change("org/name", "main", "me", "", "", parent=None, change=lambda files: files.update(change_one), as_pr=False)
+    assert len({*tmp_path.glob("blobs/*/*")} - blobs) == 2, "the file, and its page"
+
+
+def test_commits_as_hubs_wrote_them_before_are_read(tmp_path: Path) -> None:
+    """With their files in them; the next commit has pages."""
+    storage = Storage(tmp_path)
+    storage.create("org/name", private=False, author="me")
+    entry, folder = storage.keep_bytes(b"x"), tmp_path / "repos" / "org" / "name"
+    files = {"a.json": msgspec.structs.asdict(entry)}
+    value = {"parent": None, "summary": "s", "description": "", "author": "me", "time": "2026-01-01T00:00:00.000Z", "files": files}
+    data = strict_json.canonical(value)
+    oid = hashlib.sha1(data, usedforsecurity=False).hexdigest()
+    (folder / "commits" / f"{oid}.json").write_bytes(data)
+    (folder / "refs" / "heads" / "main").write_text(oid)
+    assert dict(storage.commit("org/name", storage.resolve("org/name", "main")).files) == {"a.json": entry}
+    more = {"b/c.json": entry}
+    oid, _ = storage.change("org/name", "main", "me", "", "", parent=oid, change=lambda files: files.update(more), as_pr=False)
+    assert [*storage.commit("org/name", oid).files] == ["a.json", "b/c.json"]
+
+
+PATHS = ["a", "a-b", "b/c", "b/d/e", "b/d/f", "b0", "c/x/y/z", "d"]
+RECURSIVE = ["a", "a-b", "b/", "b/c", "b/d/", "b/d/e", "b/d/f", "b0", "c/", "c/x/", "c/x/y/", "c/x/y/z", "d"]
+
+
+@pytest.mark.parametrize(("folder", "recursive", "listed"), [
+    ("", True, RECURSIVE), ("", False, ["a", "a-b", "b/", "b0", "c/", "d"]), ("b", True, ["b/c", "b/d/", "b/d/e", "b/d/f"]),
+    ("b", False, ["b/c", "b/d/"]), ("b/d", False, ["b/d/e", "b/d/f"]), ("c", False, ["c/x/"]), ("a", True, []), ("x", False, []),
+    ("c/x/y", True, ["c/x/y/z"])])
+def test_a_listing_goes_on_where_its_last_page_ended(folder: str, recursive: bool, listed: list[str]) -> None:
+    """Each file and each folder once, folders before what lies in them, wherever a page ends."""
+    tree = Tree.of({path: Entry(1, "0" * 64, "0" * 40, False) for path in PATHS})
+    assert [path for path, _ in tree.below(folder, recursive)] == listed
+    for size in (1, 2, 3):
+        paged, after = list[str](), ""
+        while page := [path for path, _ in islice(tree.below(folder, recursive, after), size)]:
+            paged += page
+            after = page[-1]
+        assert paged == listed
+
+
+def test_the_official_client_follows_the_pages(hub: Hub) -> None:
+    storage, api = Storage(hub.folder), client.api()
+    api.create_repo("org/paged", exist_ok=True)
+    entry = storage.keep_bytes(b"x")
+    paths = [f"d{number // 400}/é {number:04}.json" for number in range(2500)]
+    more = dict.fromkeys(paths, entry)
+    storage.change("org/paged", "main", "me", "", "", parent=None, change=lambda files: files.update(more), as_pr=False)
+    listed = [one.path for one in api.list_repo_tree("org/paged", recursive=True)]
+    assert sorted(listed) == sorted([*paths, *(f"d{number}" for number in range(7))])
+    assert len(listed) == 2507
+    assert sorted(api.list_repo_files("org/paged")) == sorted(paths)
+    assert len([*api.list_repo_tree("org/paged", "d1")]) == 400
+    assert sorted(client.tree(client.connect(client.names.parse("org/paged/d6")))) == [path[3:] for path in paths[2400:]]
+    assert "org/paged" in [one.id for one in api.list_models(author="org")]
 
 
 def test_an_altered_commit_is_not_served(tmp_path: Path) -> None:

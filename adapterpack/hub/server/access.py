@@ -15,7 +15,9 @@ from pathlib import Path
 from ...errors import ConfigError, storage_errors
 from .storage import Refused, Settings
 
-_LINE = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,95})\s+(read|write)\s+(\S{16,256})")
+_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
+NAME = re.compile(_NAME)
+_LINE = re.compile(rf"({_NAME})\s+(read|write)\s+(\S{{16,256}})")
 _NUMBER = re.compile(r"[0-9]{1,15}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _VALID_SECONDS = 6 * 3600

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import os
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 from urllib.parse import unquote, unquote_to_bytes
 
@@ -18,11 +21,15 @@ from ...errors import AdapterpackError, FormatError
 from . import large, reading, writing
 from .access import Access
 from .bodies import require_size
+from .collecting import Collector
 from .parts import PART, Parts
 from .storage import Refused, Storage
 
 Handler = Callable[[Request], Awaitable[Response]]
 _CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
+_HOST = re.compile(rb"([A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?")
+_LOG = logging.getLogger("uvicorn.error")
+_COLLECT_SECONDS = 3600.0
 _FORM = 1 << 20
 _TEXT = 4 << 20
 _COMMIT = 64 << 20
@@ -76,11 +83,30 @@ def build(folder: str | os.PathLike[str], access: Access | None = None, part: in
         >>> [route.path for route in build(tempfile.mkdtemp()).routes][0]
         '/api/whoami-v2'
     """
-    app = Starlette(routes=[Route(route.path, _handler(route), methods=[route.method]) for route in ROUTES])
+    app = Starlette(routes=[Route(route.path, _handler(route), methods=[route.method]) for route in ROUTES], lifespan=_collecting)
+    app.router.redirect_slashes = False  # a redirect repeats the address that a stranger sent
     app.state.storage, app.state.access, app.state.part = Storage(folder), access or Access(), part
     app.state.parts = Parts(app.state.storage)
     app.add_middleware(AddressMiddleware)
     return app
+
+
+@asynccontextmanager
+async def _collecting(app: Starlette) -> AsyncIterator[None]:
+    """While the hub runs, what nobody needs is removed now and then."""
+    collector = Collector(app.state.storage, app.state.parts)
+
+    async def rounds() -> None:
+        while True:
+            try:
+                await run_in_threadpool(collector.collect)
+            except AdapterpackError as error:
+                _LOG.warning("what nobody needs could not be removed: %s", error)
+            await asyncio.sleep(_COLLECT_SECONDS)
+
+    task = asyncio.create_task(rounds())
+    yield
+    task.cancel()
 
 
 class AddressMiddleware:
@@ -93,7 +119,7 @@ class AddressMiddleware:
         self.app = app
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Passes the request on, unless its address holds a control character."""
+        """Passes the request on, unless its address holds a control character, or it names no host."""
         async def send_clean(message: Any) -> None:
             if message["type"] == "http.response.start":  # whatever an answer repeats: it may not end a header and begin another
                 message = {**message, "headers": [(key, _CONTROL.sub(b"?", value).strip()) for key, value in message["headers"]]}
@@ -105,6 +131,9 @@ class AddressMiddleware:
             scope = {**scope, "path": "/".join(segments)}
             if _CONTROL.search(unquote_to_bytes(raw + b"?" + scope["query_string"])):
                 await _refusal(Refused(400, "BadRequest", "No address holds a control character"))(scope, receive, send_clean)
+                return
+            if not all(_HOST.fullmatch(value) for key, value in scope["headers"] if key == b"host"):
+                await _refusal(Refused(400, "BadRequest", "Host is a name or an address, and a port"))(scope, receive, send_clean)
                 return
         await self.app(scope, receive, send_clean)
 

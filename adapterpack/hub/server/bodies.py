@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any, TypeVar
 from urllib.parse import parse_qs
 
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from ...errors import FormatError
 from ...io import strict_json
@@ -17,7 +18,9 @@ from .storage import Refused
 
 _T = TypeVar("_T")
 PAUSE_SECONDS = 60.0
-"""Between two pieces of a body."""
+"""Between two pieces of a body, and of grace for the whole of it."""
+_MIN_RATE = 16 << 10
+"""Bytes a second, after the grace, below which a body is given up: else a client could send one for ever."""
 
 
 def require_size(request: Request, max_bytes: int) -> None:
@@ -38,17 +41,21 @@ async def chunks_of(request: Request) -> AsyncIterator[bytes]:
     """The body as it arrives.
 
     Raises:
-        Refused: it does not go on.
+        Refused: it does not go on, or too slowly.
     """
-    stream = request.stream()
+    stream, started, count = request.stream(), time.monotonic(), 0
     while True:
+        left = started + PAUSE_SECONDS + count / _MIN_RATE - time.monotonic()
         try:
-            async with asyncio.timeout(PAUSE_SECONDS):
+            async with asyncio.timeout(min(PAUSE_SECONDS, left)):
                 chunk = await anext(stream)
         except StopAsyncIteration:
             return
         except TimeoutError:
-            raise Refused(408, "Timeout", f"Nothing arrived for {PAUSE_SECONDS:.0f} s") from None
+            raise Refused(408, "Timeout", f"The request is slower than {_MIN_RATE} bytes a second, or paused") from None
+        except ClientDisconnect:
+            raise Refused(400, "BadRequest", "The request was broken off") from None
+        count += len(chunk)
         yield chunk
 
 

@@ -14,19 +14,19 @@ from starlette.responses import JSONResponse, Response
 from .bodies import chunks_of, json_of
 from .parts import Parts, part_sizes
 from .reading import origin_of, storage_of
-from .storage import Refused
+from .storage import SPARE, Refused
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MAX_OBJECT = 1 << 40
 _MAX_OBJECTS = 1000
-_SPARE = 64 << 20
-"""Bytes of the disk that an upload leaves free."""
 
 
 async def batch(request: Request) -> Response:
     """Where to put large files; none for those that are there. Of parts that are there already ``held`` names the sha256."""
     value, storage = await json_of(request), storage_of(request)
-    wanted, in_parts = value.get("objects") or (), "multipart" in (value.get("transfers") or ())
+    wanted, transfers = value.get("objects") or [], value.get("transfers") or []
+    if not isinstance(transfers, list):
+        raise Refused(400, "BadRequest", "transfers is a list")
     if not isinstance(wanted, list) or len(wanted) > _MAX_OBJECTS or not all(isinstance(one, dict) for one in wanted):
         raise Refused(400, "BadRequest", f"objects is a list of at most {_MAX_OBJECTS}")
     answer: list[dict[str, Any]] = []
@@ -34,8 +34,9 @@ async def batch(request: Request) -> Response:
         sha256, size = str(one.get("oid")), one.get("size")
         if not _SHA256.fullmatch(sha256) or type(size) is not int or not 0 <= size <= _MAX_OBJECT:
             raise Refused(400, "BadRequest", "an object has a sha256 and a size")
-        stored = await run_in_threadpool(storage.blob(sha256).is_file)
-        action = {} if stored else {"actions": {"upload": await run_in_threadpool(_action, request, sha256, size, in_parts)}}
+        stored = await run_in_threadpool(storage.renewed, sha256)
+        upload = {} if stored else {"upload": await run_in_threadpool(_action, request, sha256, size, "multipart" in transfers)}
+        action = {"actions": upload} if upload else {}
         answer.append({"oid": sha256, "size": size, **action})
     return JSONResponse({"transfer": "basic", "objects": answer}, media_type="application/vnd.git-lfs+json")
 
@@ -84,7 +85,7 @@ async def complete(request: Request) -> Response:
     etags = [str(part.get("etag")).strip('"') for part in parts]
     if [part.get("partNumber") for part in parts] != list(range(1, len(parts) + 1)) or not all(map(_SHA256.fullmatch, etags)):
         raise Refused(400, "BadRequest", "parts are numbered from 1, and have an etag")
-    if not await run_in_threadpool(storage_of(request).blob(sha256).is_file):
+    if not await run_in_threadpool(storage_of(request).renewed, sha256):
         await run_in_threadpool(_parts(request).join, sha256, size, etags)
     return JSONResponse({"success": True})
 
@@ -92,7 +93,7 @@ async def complete(request: Request) -> Response:
 async def _receive(request: Request, path: Path, size: int) -> str:
     """The sha256 of exactly ``size`` bytes that were written to ``path``."""
     count, hasher = 0, hashlib.sha256()
-    if size + _SPARE > storage_of(request).free():
+    if size + SPARE > storage_of(request).free():
         raise Refused(507, "NoSpace", "The hub's disk is full")
     with path.open("wb") as file:
         async for chunk in chunks_of(request):

@@ -3,7 +3,7 @@
     tmp/parts/SHA256/NUMBER-ETAG      one part; ETAG is the sha256 of its bytes
 
 Parts are whole or absent, and a client that sends the file again learns which are here. When all are, they become one blob, if it is
-the one that was announced. What nobody finished within a day goes.
+the one that was announced.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import hashlib
 import math
 import re
 import shutil
-import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +21,6 @@ from .storage import Refused, Storage
 
 PART = 64 << 20
 _MOST = 1000
-_KEPT_SECONDS = 86_400
 _NAME = re.compile(r"(\d{1,5})-([0-9a-f]{64})")
 _CHUNK = 1 << 20
 
@@ -58,10 +56,12 @@ class Parts:
 
     def __init__(self, storage: Storage) -> None:
         self.storage, self.root = storage, own_folder(storage.root / "tmp" / "parts")
-        with storage_errors(self.root):
-            for folder in self.root.iterdir():
-                if time.time() - folder.stat().st_mtime > _KEPT_SECONDS:
-                    shutil.rmtree(folder, ignore_errors=True)
+
+    def remove_older(self, until: float) -> None:
+        """Removes the parts of files of which none has arrived since then."""
+        for folder in self.root.iterdir():
+            if folder.lstat().st_mtime < until:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def received(self, sha256: str) -> dict[int, str]:
         """Number -> sha256 of the parts that are here."""
@@ -73,7 +73,11 @@ class Parts:
         """Takes one part over by a rename."""
         with storage_errors(self.root):
             (self.root / sha256).mkdir(exist_ok=True)
-            source.replace(self.root / sha256 / f"{number}-{etag}")
+            place = self.root / sha256 / f"{number}-{etag}"
+            source.replace(place)
+            for other in self.root.joinpath(sha256).glob(f"{number}-*"):  # sent before, and altered on the way
+                if other != place:
+                    other.unlink(missing_ok=True)
 
     def join(self, sha256: str, size: int, etags: list[str]) -> None:
         """Makes the parts one blob, hashed while they are copied together; they go, also if it is another one.

@@ -1,40 +1,80 @@
-"""Closes connections on which no request arrives in time, so that a client cannot use them all up."""
+"""Ends connections on which a client keeps the hub waiting, so that nobody can use them all up."""
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
-from uvicorn.protocols.http.auto import AutoHTTPProtocol
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from . import bodies
 
 HEAD_SECONDS = 20.0
+_MOST = 1000
 
 
-class Protocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
-    """HTTP as uvicorn speaks it, where the head of a request has to be whole some seconds after the connection can take one."""
+class Protocol(H11Protocol):  # type: ignore[misc]
+    """HTTP/1.1 as uvicorn speaks it, with deadlines for the head of a request and for a client that does not read its answer.
 
-    deadline: Any = None
+    Where there are too many connections the one goes that has been waiting for its client for the longest time: a client that asks at
+    once and reads its answer is served however many others do neither.
+    """
+
+    watch: Any = None
 
     def connection_made(self, transport: Any) -> None:
-        """Starts the time for the first request."""
+        """Makes room for it where there is none, and begins to watch it."""
         super().connection_made(transport)
-        self._watch()
+        self.moved = self.idle_since = self.unread_since = self.loop.time()
+        self.unread = 0
+        if len(self.connections) > _most():
+            min((one for one in self.connections if one.waits()), key=lambda one: one.moved, default=self).transport.abort()
+        self._look_again()
 
     def data_received(self, data: bytes) -> None:
-        """Starts the time for the next request, or ends it."""
+        """Notes when the client last sent something."""
+        self.moved = self.loop.time()
         super().data_received(data)
-        self._watch()
 
-    def _watch(self) -> None:
-        if self._idle():
-            self.deadline = self.deadline or self.loop.call_later(HEAD_SECONDS, self._expired)
-        elif self.deadline is not None:
-            self.deadline.cancel()
-            self.deadline = None
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Ends the watch."""
+        if self.watch is not None:
+            self.watch.cancel()
+        super().connection_lost(exc)
 
-    def _expired(self) -> None:
-        self.deadline = None
-        if self._idle():
-            self.transport.close()
+    def send_400_response(self, msg: str) -> None:
+        """Refuses bytes that are no HTTP; what is running for this client has nobody to answer any more."""
+        if self.cycle is None or not self.cycle.response_started or self.cycle.response_complete:
+            super().send_400_response(msg)
+        else:
+            self.transport.abort()
+        if self.cycle is not None:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+
+    def waits(self) -> bool:
+        """Whether the client has to do something: send a request or the rest of one, or read."""
+        return self._idle() or self.cycle.more_body or self.transport.get_write_buffer_size() > 0
 
     def _idle(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
+
+    def _look_again(self) -> None:
+        self.watch = self.loop.call_later(min(HEAD_SECONDS, bodies.PAUSE_SECONDS) / 4, self._look)
+
+    def _look(self) -> None:
+        """Ends the connection where the head of a request, or the client's reading, has taken too long."""
+        now, unread = self.loop.time(), self.transport.get_write_buffer_size()
+        if unread or not self._idle():
+            self.idle_since = now
+        if not unread or unread != self.unread:
+            self.unread, self.unread_since = unread, now
+        if now - self.idle_since > HEAD_SECONDS or now - self.unread_since > bodies.PAUSE_SECONDS:
+            self.transport.abort()  # closing it would wait for what is not read
+        else:
+            self._look_again()
+
+
+def _most() -> int:
+    """Connections that may be open at a time, so that each of them can have a file, too, of those that the process may have open."""
+    return min(_MOST, os.sysconf("SC_OPEN_MAX") // 3) if hasattr(os, "sysconf") else _MOST

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import islice
+from operator import itemgetter
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -9,8 +12,10 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 
+from ..transport.client import MAX_LISTED
 from .bodies import form_of
-from .storage import Commit, Entry, Refused, Storage
+from .storage import Commit, Refused, Storage
+from .trees import Entry
 
 PAGE = 1000
 
@@ -52,48 +57,71 @@ async def whoami(request: Request) -> Response:
 
 
 async def models(request: Request) -> Response:
-    """Every repository that the client may see; ``author`` keeps those of one owner."""
-    storage, author = storage_of(request), request.query_params.get("author")
+    """The repositories that the client may see, in pages that the header Link leads through; ``author`` keeps those of one owner."""
+    storage, query = storage_of(request), request.query_params
+    author, cursor, limit = query.get("author"), query.get("cursor", ""), _limit(request)
 
     def listed() -> list[dict[str, Any]]:
-        repos = (repo for repo in storage.repos() if author in {None, repo.partition("/")[0]})
+        repos = (repo for repo in storage.repos() if repo > cursor and author in {None, repo.partition("/")[0]})
+        seen = (repo for repo in repos if request.scope["account"] is not None or not storage.private(repo))
         return [{"id": repo, "modelId": repo, "private": storage.private(repo), "sha": storage.resolve(repo, "main"), "tags": []}
-                for repo in repos if request.scope["account"] is not None or not storage.private(repo)]
+                for repo in islice(seen, limit + 1)]
 
-    return JSONResponse(await run_in_threadpool(listed))
+    return _page(request, await run_in_threadpool(listed), limit, lambda one: str(one["id"]))
 
 
 async def info(request: Request) -> Response:
-    """A repository at a revision: its commit and the names of its files."""
+    """A repository at a revision: its commit and, where a client would take so many, the names of its files."""
     repo, oid, commit = await _commit(request)
     blobs = request.query_params.get("blobs") is not None
-    siblings = [{"rfilename": path, **(_described(path, entry) if blobs else {})} for path, entry in commit.files.items()]
-    return JSONResponse({"_id": oid, "id": repo, "modelId": repo, "sha": oid, **_settings(request, repo),
-                         "disabled": False, "lastModified": commit.time, "createdAt": commit.time, "tags": [], "downloads": 0, "likes": 0,
-                         "siblings": siblings})
+
+    def described() -> Response:
+        files = commit.files if len(commit.files) <= MAX_LISTED else {}
+        siblings = [{"rfilename": path, **(_described(path, entry) if blobs else {})} for path, entry in files.items()]
+        return JSONResponse({"_id": oid, "id": repo, "modelId": repo, "sha": oid, **_settings(request, repo), "disabled": False,
+                             "lastModified": commit.time, "createdAt": commit.time, "tags": [], "downloads": 0, "likes": 0,
+                             "siblings": siblings})
+
+    answer: Response = await run_in_threadpool(described)
+    return answer
 
 
 async def tree(request: Request) -> Response:
     """Files and folders below a path, in pages that the header Link leads through."""
     _, _, commit = await _commit(request)
-    query = request.query_params
-    entries = _listing(commit, request.path_params.get("path", "").replace("%2F", "/"), query.get("recursive", "").lower() in {"true", "1"})
-    try:
-        start, limit = int(query.get("cursor", "0")), min(max(int(query.get("limit", PAGE)), 1), PAGE)
-    except ValueError as error:
-        raise Refused(400, "BadRequest", "cursor and limit are numbers") from error
-    headers = {}
-    if start + limit < len(entries):
-        following = request.url.replace(query=urlencode({**query, "cursor": start + limit}))
-        headers["Link"] = f'<{str(following).replace(request.url.path, quote(request.scope["path"], safe="/%"), 1)}>; rel="next"'
-    return JSONResponse(entries[max(start, 0) : start + limit], headers=headers)
+    query, limit = request.query_params, _limit(request)
+    folder = request.path_params.get("path", "").replace("%2F", "/").strip("/")
+    recursive = query.get("recursive", "").lower() in {"true", "1"}
+    below = commit.files.below(folder, recursive, query.get("cursor", ""))
+    entries = await run_in_threadpool(lambda: [(path, _listed(path, entry)) for path, entry in islice(below, limit + 1)])
+    if folder and not entries and "cursor" not in query:
+        raise Refused(404, "EntryNotFound", "Entry not found")
+    return _page(request, entries, limit, itemgetter(0), itemgetter(1))
+
+
+def _limit(request: Request) -> int:
+    text = request.query_params.get("limit", str(PAGE))
+    if not (text.isascii() and text.isdecimal() and len(text) < 10):
+        raise Refused(400, "BadRequest", "limit is a number")
+    return min(max(int(text), 1), PAGE)
+
+
+def _page(request: Request, items: list[Any], limit: int, cursor: Callable[[Any], str],
+          shown: Callable[[Any], Any] = lambda item: item) -> Response:
+    """The first items, and where the rest is: after the last of them."""
+    headers, page = {}, items[:limit]
+    if len(items) > limit:
+        query = urlencode({**request.query_params, "cursor": cursor(page[-1])})
+        headers["Link"] = f'<{origin_of(request)}{quote(request.scope["path"], safe="/%")}?{query}>; rel="next"'
+    return JSONResponse([shown(item) for item in page], headers=headers)
 
 
 async def paths_info(request: Request) -> Response:
     """Some files of a revision, as the tree describes them."""
     _, _, commit = await _commit(request)
-    wanted = set((await form_of(request)).get("paths", ()))
-    return JSONResponse([_described(path, entry) for path, entry in commit.files.items() if path in wanted])
+    wanted = sorted(set((await form_of(request)).get("paths", ())))
+    answer = await run_in_threadpool(lambda: [_described(path, entry) for path in wanted if (entry := commit.files.get(path)) is not None])
+    return JSONResponse(answer)
 
 
 async def refs(request: Request) -> Response:
@@ -112,16 +140,18 @@ async def refs(request: Request) -> Response:
 async def resolve(request: Request) -> Response:
     """The bytes of a file, or a range of them; with HEAD what is known about them."""
     repo, oid, commit = await _commit(request)
-    request.app.state.access.require_granted(request.scope["account"], storage_of(request).settings(repo))
-    path = request.path_params["path"].replace("%2F", "/")
-    entry, of_commit = commit.files.get(path), {"X-Repo-Commit": oid}
+    path, storage = request.path_params["path"].replace("%2F", "/"), storage_of(request)
+    request.app.state.access.require_granted(request.scope["account"], await run_in_threadpool(storage.settings, repo))
+    entry, of_commit = await run_in_threadpool(commit.files.get, path), {"X-Repo-Commit": oid}
     if entry is None:
         missing = {**of_commit, "X-Error-Code": "EntryNotFound", "X-Error-Message": "Entry not found"}
         return JSONResponse({"error": "Entry not found"}, 404, missing)
     linked = {"X-Linked-Etag": f'"{entry.sha256}"', "X-Linked-Size": str(entry.size)} if entry.lfs else {}
     headers = {**of_commit, **linked, "ETag": f'"{entry.sha256 if entry.lfs else entry.git}"', "X-Content-Type-Options": "nosniff",
                "Content-Disposition": "attachment", "Cache-Control": "private, no-transform"}
-    return FileResponse(storage_of(request).blob(entry.sha256), headers=headers, media_type="application/octet-stream")
+    if "," in request.headers.get("range", ""):  # the whole file answers a request for many parts of it
+        request.scope["headers"] = [(key, value) for key, value in request.scope["headers"] if key != b"range"]
+    return FileResponse(storage.blob(entry.sha256), headers=headers, media_type="application/octet-stream")
 
 
 def _settings(request: Request, repo: str) -> dict[str, Any]:
@@ -140,21 +170,9 @@ async def _commit(request: Request) -> tuple[str, str, Commit]:
     return result
 
 
-def _listing(commit: Commit, below: str, recursive: bool) -> list[dict[str, Any]]:
-    prefix = f"{below.rstrip('/')}/" if below else ""
-    entries: dict[str, dict[str, Any]] = {}
-    for path, entry in commit.files.items():
-        if not path.startswith(prefix):
-            continue
-        parts = path[len(prefix) :].split("/")
-        for depth in range(1, len(parts) if recursive else min(len(parts), 2)):
-            folder = prefix + "/".join(parts[:depth])
-            entries.setdefault(folder, {"type": "directory", "path": folder, "size": 0, "oid": "0" * 40})
-        if recursive or len(parts) == 1:
-            entries[path] = _described(path, entry)
-    if below and not entries:
-        raise Refused(404, "EntryNotFound", "Entry not found")
-    return [entries[path] for path in sorted(entries)]
+def _listed(path: str, entry: Entry | None) -> dict[str, Any]:
+    """A file or a folder as a listing has it."""
+    return {"type": "directory", "path": path[:-1], "size": 0, "oid": "0" * 40} if entry is None else _described(path, entry)
 
 
 def _described(path: str, entry: Entry) -> dict[str, Any]:

@@ -12,6 +12,10 @@ from ...extras import needed_by
 from .access import Access
 
 LOOPBACK = "127.0.0.1"
+_MAX_HEAD = 32 << 10
+"""Bytes of the head of a request."""
+_BACKLOG = 100
+"""Connections that are taken at once: fewer than the process may have open files."""
 
 
 def serve(folder: str | os.PathLike[str], *, host: str = LOOPBACK, port: int = 8765, tokens: str | os.PathLike[str] | None = None,
@@ -35,7 +39,8 @@ def serve(folder: str | os.PathLike[str], *, host: str = LOOPBACK, port: int = 8
     app = build(folder, access)
     with storage_errors(f"{host}:{port}"), socket.create_server((host, port)) as listening:
         address = f"http://{host}:{listening.getsockname()[1]}"
-        config = uvicorn.Config(app, http=Protocol, log_level="warning", access_log=False, server_header=False, date_header=True)
+        config = uvicorn.Config(app, http=Protocol, ws="none", log_level="warning", access_log=False, server_header=False,
+                                date_header=True, backlog=_BACKLOG, h11_max_incomplete_event_size=_MAX_HEAD)
         if ready is not None:
             ready(address)
         uvicorn.Server(config).run(sockets=[listening])

@@ -2,7 +2,7 @@
 
     blobs/ab/abcd...                      files by sha256
     repos/ORG/NAME/repo.json              visibility, gate; its presence is the repository's
-    repos/ORG/NAME/commits/OID.json       parent, message and the whole tree; OID is the sha1 of those bytes
+    repos/ORG/NAME/commits/OID.json       parent, message and the pages of the tree, which are blobs; OID is the sha1 of those bytes
     repos/ORG/NAME/refs/KIND/NAME         a commit; slashes of a ref's name are written as %2F
 """
 
@@ -14,21 +14,24 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
-from ...errors import AdapterpackError, OutputExists, StorageError
+from ...errors import AdapterpackError, OutputExists, StorageError, storage_errors
 from ...io import blobs, strict_json
 from ...io.atomic import output_file, output_folder, own_folder
 from ...io.locks import locked
 from .. import names
-from ..transport.client import MAX_LISTED
+from .trees import MAX_FILES, Entry, Page, Tree
 
 KINDS = ("heads", "tags", "pr")
+MAX_REFS = 1000
+SPARE = 64 << 20
+"""Bytes of the disk that the hub leaves free."""
 
 
 class Refused(AdapterpackError):
@@ -42,16 +45,6 @@ class Refused(AdapterpackError):
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One file of a tree: bytes, sha256 and git's blob id (hex), and whether it is listed as a large file."""
-
-    size: int
-    sha256: str
-    git: str
-    lfs: bool
-
-
-@dataclass(frozen=True)
 class Commit:
     """One state of a repository. ``time`` is RFC 3339."""
 
@@ -60,11 +53,11 @@ class Commit:
     description: str
     author: str
     time: str
-    files: Mapping[str, Entry] = field(default_factory=dict)
+    files: Tree = field(default_factory=lambda: Tree.of({}))
 
     def to_bytes(self) -> bytes:
         """The bytes that its id is the sha1 of."""
-        return strict_json.canonical(dataclasses.asdict(self))
+        return strict_json.canonical({key: value for key, value in vars(self).items() if key != "files"} | {"pages": self.files.pages})
 
     @property
     def oid(self) -> str:
@@ -179,7 +172,11 @@ class Storage:
         if hashlib.sha1(data, usedforsecurity=False).hexdigest() != oid:
             raise StorageError("a commit was altered on the hub's disk", where=path, remedy="restore it from a copy")
         value = _loaded(data, path)
-        return Commit(**{**value, "files": {name: Entry(**entry) for name, entry in value["files"].items()}})
+        if "files" in value:  # as hubs wrote it before there were pages
+            files = Tree.of({name: Entry(**entry) for name, entry in value.pop("files").items()})
+        else:
+            files = Tree([Page(**page) for page in value.pop("pages")], self.bytes_of)
+        return Commit(**value, files=files)
 
     def change(self, repo: str, revision: str, author: str, summary: str, description: str, *, parent: str | None,
                change: Callable[[dict[str, Entry]], None], as_pr: bool) -> tuple[str, int | None]:
@@ -196,11 +193,12 @@ class Storage:
             before = self.commit(repo, head)
             files = dict(before.files)
             change(files)
-            if len(files) > MAX_LISTED:
-                raise Refused(413, "TooLarge", f"A commit has at most {MAX_LISTED} files")
-            if not as_pr and files == before.files:
+            if len(files) > MAX_FILES:
+                raise Refused(413, "TooLarge", f"A repository has at most {MAX_FILES} files")
+            tree = before.files.repaged(files, self._keep)
+            if not as_pr and tree.pages == before.files.pages:
                 return head, None
-            made = Commit(head, summary[:500], description[:10_000], author, _now(), dict(sorted(files.items())))
+            made = Commit(head, summary[:500], description[:10_000], author, _now(), tree)
             with output_file(folder / "commits" / f"{made.oid}.json") as path:
                 path.write_bytes(made.to_bytes())
             number = len(self.refs(repo, "pr")) + 1 if as_pr else None
@@ -221,7 +219,9 @@ class Storage:
             raise Refused(400, "BadRequest", "Not the name of a ref")
         folder = self.folder(repo)
         with locked(folder / ".lock", alone=True):
-            if name in self.refs(repo, kind):
+            if (count := len(there := self.refs(repo, kind))) >= MAX_REFS:
+                raise Refused(413, "TooLarge", f"A repository has at most {MAX_REFS} references of a kind, and this one has {count}")
+            if name in there:
                 raise Refused(409, "Conflict", "Reference already exists")
             self._point(folder, kind, name, self.resolve(repo, revision))
 
@@ -255,15 +255,40 @@ class Storage:
     def adopt(self, path: Path, sha256: str) -> None:
         """Takes an :meth:`incoming` file over as the blob of that sha256, which its bytes were hashed to while they arrived."""
         blobs.adopt(self.root / "blobs", path, sha256)
+        if not self.renewed(sha256):  # it was there, and was collected at this moment
+            blobs.adopt(self.root / "blobs", path, sha256)
+
+    def renewed(self, sha256: str) -> bool:
+        """Whether the blob is there; if so it stays for another day, in which a commit can name it."""
+        try:
+            os.utime(self.blob(sha256))
+        except FileNotFoundError:
+            return False
+        return True
 
     def keep_bytes(self, data: bytes) -> Entry:
         """A small file as a blob."""
+        return Entry(len(data), self._keep(data), git_oid([data], len(data)), False)
+
+    def _keep(self, data: bytes) -> str:
+        """The sha256 of some bytes that are a blob now."""
         sha256 = hashlib.sha256(data).hexdigest()
-        if not self.blob(sha256).is_file():
+        if not self.renewed(sha256):
+            if len(data) + SPARE > self.free():
+                raise Refused(507, "NoSpace", "The hub's disk is full")
             with self.incoming() as path:
                 path.write_bytes(data)
                 self.adopt(path, sha256)
-        return Entry(len(data), sha256, git_oid([data], len(data)), False)
+        return sha256
+
+    def bytes_of(self, sha256: str) -> bytes:
+        """The bytes of a page, which must have this sha256."""
+        path = self.blob(sha256)
+        with storage_errors(path):
+            data = path.read_bytes()
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise StorageError("a list of files was altered on the hub's disk", where=path, remedy="restore it from a copy")
+        return data
 
     def large(self, sha256: str) -> Entry:
         """A large file that was uploaded before.
@@ -271,11 +296,11 @@ class Storage:
         Raises:
             Refused: its bytes never arrived.
         """
-        blob = self.blob(sha256)
-        if not blob.is_file():
+        if not self.renewed(sha256):
             raise Refused(400, "BadRequest", f"The object {sha256} was not uploaded")
-        pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {blob.stat().st_size}\n".encode()
-        return Entry(blob.stat().st_size, sha256, git_oid([pointer], len(pointer)), True)
+        size = self.blob(sha256).stat().st_size
+        pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
+        return Entry(size, sha256, git_oid([pointer], len(pointer)), True)
 
     def free(self) -> int:
         """Bytes that the disk has left."""

@@ -14,14 +14,17 @@ from starlette.responses import JSONResponse, Response
 
 from .. import names
 from ..transport.client import MAX_LISTED
+from .access import NAME
 from .bodies import json_object, json_of, parsed
 from .front_matter import problem
 from .reading import author_of, origin_of, repo_of, revision_of, storage_of
-from .storage import Entry, Refused
+from .storage import Refused, Settings
+from .trees import Entry
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _LARGE = frozenset({".safetensors", ".onnx", ".onnx_adapter", ".data", ".bin", ".model", ".gguf"})
 _MAX_REGULAR = 10 << 20
+_MAX_GRANTED = 1000
 
 
 async def create(request: Request) -> Response:
@@ -61,10 +64,16 @@ async def settings(request: Request) -> Response:
 async def grant(request: Request) -> Response:
     """Lets somebody have the files of a gated repository."""
     user = (await json_of(request)).get("user")
-    if not isinstance(user, str) or not 0 < len(user) <= 96:
+    if not isinstance(user, str) or not NAME.fullmatch(user):
         raise Refused(400, "BadRequest", "user is a name")
-    await run_in_threadpool(storage_of(request).set, repo_of(request),
-                            lambda before: dataclasses.replace(before, granted=tuple(sorted({*before.granted, user}))))
+
+    def change(before: Settings) -> Settings:
+        granted = {*before.granted, user}
+        if len(granted) > _MAX_GRANTED:
+            raise Refused(413, "TooLarge", f"A repository is granted to {_MAX_GRANTED} users at most")
+        return dataclasses.replace(before, granted=tuple(sorted(granted)))
+
+    await run_in_threadpool(storage_of(request).set, repo_of(request), change)
     return JSONResponse({})
 
 
@@ -99,12 +108,10 @@ async def preupload(request: Request) -> Response:
 async def commit(request: Request) -> Response:
     """One commit from lines of JSON; with ``create_pr=1`` on a new pull request."""
     author, repo, storage = author_of(request), repo_of(request), storage_of(request)
-    header, *operations = await parsed(request, _lines) or [{}]
+    header, *operations = await parsed(request, _lines)
     value = header.get("value")
     if header.get("key") != "header" or not isinstance(value, dict) or not all(isinstance(one.get("value"), dict) for one in operations):
         raise Refused(400, "BadRequest", "A commit is a header and operations")
-    if len(operations) > MAX_LISTED:
-        raise Refused(413, "TooLarge", f"A commit has at most {MAX_LISTED} operations")
     as_pr = request.query_params.get("create_pr") == "1"
 
     def change(files: dict[str, Entry]) -> None:
@@ -113,8 +120,8 @@ async def commit(request: Request) -> Response:
             if apply is None:
                 raise Refused(400, "BadRequest", "An operation that this hub does not have")
             apply(storage, files, operation["value"])
-        if len({path.casefold() for path in files}) != len(files):
-            raise Refused(400, "BadRequest", "Two paths that are one file on some systems")
+        if clash := names.clash(files):
+            raise Refused(400, "BadRequest", f"Two paths that are one file on some systems: {clash[0][:80]!r} and {clash[1][:80]!r}")
 
     oid, number = await run_in_threadpool(
         storage.change, repo, revision_of(request), author, str(value.get("summary", "")), str(value.get("description", "")),
@@ -126,7 +133,10 @@ async def commit(request: Request) -> Response:
 
 async def tag(request: Request) -> Response:
     """A tag on a revision."""
-    return await _ref(request, "tags", str((await json_of(request)).get("tag")), revision_of(request))
+    name = (await json_of(request)).get("tag")
+    if not isinstance(name, str):
+        raise Refused(400, "BadRequest", "tag is a name")
+    return await _ref(request, "tags", name, revision_of(request))
 
 
 async def branch(request: Request) -> Response:
@@ -146,7 +156,10 @@ async def _ref(request: Request, kind: str, name: str, revision: str) -> Respons
 
 
 def _lines(body: bytes) -> list[dict[str, Any]]:
-    return [json_object(line) for line in body.split(b"\n") if line.strip()]
+    """The header and the operations of a commit; a body of nothing is an empty header."""
+    if body.count(b"\n") > MAX_LISTED + 1:
+        raise Refused(413, "TooLarge", f"A commit has at most {MAX_LISTED} operations")
+    return [json_object(line) for line in body.split(b"\n") if line.strip()] or [{}]
 
 
 def _add(storage: Any, files: dict[str, Entry], value: dict[str, Any]) -> None:

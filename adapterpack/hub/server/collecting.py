@@ -1,0 +1,71 @@
+"""Removes what nobody needs while the hub runs: uploads that were not finished, and blobs that no commit names, both after a day."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from ...errors import storage_errors
+from .parts import Parts
+from .storage import Storage
+from .trees import decoded
+
+KEPT_SECONDS = 86_400
+
+
+class Collector:
+    """Removes the leftovers of one hub; commits are never removed, so a blob that one of them named is not looked at a second time."""
+
+    def __init__(self, storage: Storage, parts: Parts) -> None:
+        self.storage, self.parts, self._checked_until = storage, parts, 0.0
+
+    def collect(self) -> int:
+        """One round; the number of blobs that went.
+
+        Raises:
+            StorageError: the file system refuses, or a commit was altered.
+        """
+        until = time.time() - KEPT_SECONDS
+        with storage_errors(self.storage.root):
+            self.parts.remove_older(until)
+            for path in (self.storage.root / "tmp").iterdir():
+                if path.is_file() and not path.name.startswith(".") and path.lstat().st_mtime < until:
+                    path.unlink(missing_ok=True)
+            orphans = {path.name for path in self._blobs() if self._checked_until <= path.lstat().st_mtime < until}
+            if orphans:
+                orphans.difference_update(self._named())
+            gone = sum(self._removed(sha256, until) for sha256 in orphans)
+        self._checked_until = until
+        return gone
+
+    def _blobs(self) -> Iterator[Path]:
+        return (path for path in (self.storage.root / "blobs").glob("*/*") if path.is_file())
+
+    def _named(self) -> Iterator[str]:
+        """The sha256 of everything that a commit needs, pages included."""
+        pages = set[str]()
+        for repo in self.storage.repos():
+            for file in sorted((self.storage.folder(repo) / "commits").glob("*.json")):
+                files = self.storage.commit(repo, file.stem).files
+                if not all(page.sha256 for page in files.pages):  # as hubs wrote it before there were pages
+                    yield from (entry.sha256 for entry in files.values())
+                    continue
+                for page in files.pages:
+                    if page.sha256 not in pages:
+                        pages.add(page.sha256)
+                        yield page.sha256
+                        yield from (entry.sha256 for entry in decoded(self.storage.bytes_of(page.sha256)).values())
+
+    def _removed(self, sha256: str, until: float) -> bool:
+        """Removes a blob unless somebody has uploaded or named it meanwhile: it is taken away, looked at once more, and put back."""
+        blob = self.storage.blob(sha256)
+        with self.storage.incoming() as away:
+            try:
+                blob.replace(away)
+            except FileNotFoundError:
+                return False
+            if away.lstat().st_mtime < until:
+                return True
+            away.replace(blob)
+        return False
