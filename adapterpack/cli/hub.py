@@ -37,14 +37,14 @@ def command() -> None:
 @click.option("--tokens", metavar="FILE", help="Lines NAME read|write TOKEN; without them everybody may read and nobody write.")
 @shared
 def serve(*, folder: str, host: str, port: int, tokens: str | None, as_json: bool) -> None:
-    """Serves the hub in a folder until it is interrupted: for a team, a machine room, or tests, where packs should not leave.
+    """Serves the hub in a folder until it is interrupted.
 
-    Clients find it by HF_ENDPOINT. It has no TLS of its own: where others can listen, put a proxy before it.
+    It is for a team, a machine room or tests, whose packs should not leave. Clients find it by HF_ENDPOINT. It has no TLS of its own: where others can listen, put a proxy before it.
 
-    It withstands strangers on its network: nothing is taken, looked up or parsed for whoever may not have it; requests, files of a
-    repository (100,000) and pages of listings (1,000) have limits; slow clients are sent away, and when there are too many connections the one
-    that has waited longest for its client; a private repository looks like an absent one. It does not withstand those whose token may write:
-    they may fill its disk. Nor does it count requests: let the proxy do that where it is open to the world.
+    It withstands strangers on its network: nothing is taken or parsed for those who may not have it; requests, files of a repository
+    (100,000) and pages of listings (1,000) have limits; slow clients are sent away, and where there are too many connections the one
+    that has waited longest for its client; a private repository looks like an absent one. It does not withstand those whose token may
+    write: they may fill its disk. Nor does it count requests: let the proxy do that where it is open to the world.
 
     \b
     Example:

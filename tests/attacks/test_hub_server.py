@@ -485,7 +485,7 @@ def test_a_repository_has_no_more_files_than_that(server: Server, many: str) -> 
 
 
 def test_what_nobody_finished_or_named_goes_and_nothing_else(tmp_path: Path) -> None:
-    """Parts, files that were arriving, blobs of refused commits: after a day; what a commit of any time names stays, also as a race is on."""
+    """Parts, files that were arriving, blobs of refused commits: after a day; what a commit of any time names stays."""
     storage = Storage(tmp_path)
     storage.create("org/name", private=False, author="ann")
     kept, orphan, taken = (storage.keep_bytes(text) for text in (b"kept", b"orphan", b"taken again"))
