@@ -39,7 +39,8 @@ def command() -> None:
 def serve(*, folder: str, host: str, port: int, tokens: str | None, as_json: bool) -> None:
     """Serves the hub in a folder until it is interrupted.
 
-    It is for a team, a machine room or tests, whose packs should not leave. Clients find it by HF_ENDPOINT. It has no TLS of its own: where others can listen, put a proxy before it.
+    It is for a team, a machine room or tests, whose packs should not leave. Clients find it by HF_ENDPOINT. It has no TLS of its own: where
+    others can listen, put a proxy before it.
 
     It withstands strangers on its network: nothing is taken or parsed for those who may not have it; requests, files of a repository
     (100,000) and pages of listings (1,000) have limits; slow clients are sent away, and where there are too many connections the one
