@@ -21,7 +21,9 @@ _TRIES = 4
 _FIRST_WAIT = 0.25
 _LONGEST_WAIT = 60.0
 _LISTING_SECONDS = 600.0
-"""The limit for all pages of a listing together; a hub may send a page for each file."""
+"""The limit for all pages of a listing together."""
+MAX_PAGES = 400
+"""Of a listing: the public hub sends a thousand entries a page, and at the least fifty."""
 _SECRET = re.compile(r"hf_[A-Za-z0-9]{6,}|(?<=://)[^/\s@]+@|(?<=[Bb]earer )\S+")
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _RETRIED = frozenset({429, 500, 502, 503, 504})
@@ -132,11 +134,13 @@ def tree(remote: Remote) -> dict[str, ListedFile]:
             if not folder or error.kind != "entry":
                 raise
             entries = []
-    files = [entry for entry in entries if entry.get("type") == "file"]
-    names.require_safe([str(entry.get("path")) for entry in files], remote)
+    files = [entry for entry in entries if entry.get("type") != "directory"]
+    if not all(entry.get("type") == "file" and isinstance(entry.get("path"), str) for entry in files):
+        raise FormatError("the hub lists what is neither a file nor a folder", where=remote, expected="a type and a path")
+    names.require_safe([entry["path"] for entry in files], remote)
     listed: dict[str, ListedFile] = {}
     for entry in files:
-        path, size, lfs = str(entry.get("path")), entry.get("size"), entry.get("lfs")
+        path, size, lfs = entry["path"], entry.get("size"), entry.get("lfs")
         if not path.startswith(prefix):
             raise FormatError("the hub lists a file of another folder than was asked for", where=remote, found=path[:80])
         pointer = lfs if isinstance(lfs, dict) else {}
@@ -153,7 +157,7 @@ def _entries(remote: Remote) -> Iterator[dict[str, Any]]:
     folder = f"/{quote(remote.reference.folder, safe='')}" if remote.reference.folder else ""
     url = f"{remote.endpoint}/api/models/{remote.repo}/tree/{remote.commit}{folder}?recursive=true&expand=false"
     limit, started, count = ByteLimit(remote, MAX_ANSWER), time.monotonic(), 0
-    while True:
+    for _ in range(MAX_PAGES):
         response, page = with_retries(lambda url=url: request_json("GET", url, remote.hub, remote, limit))  # type: ignore[misc]
         if not isinstance(page, list) or not all(isinstance(entry, dict) for entry in page):
             raise HubError("the hub does not answer as it should", where=remote, expected="a list of files")
@@ -172,6 +176,8 @@ def _entries(remote: Remote) -> Iterator[dict[str, Any]]:
             raise HubError("the hub's listing has no end: a page is empty, and not the last", where=remote, remedy="do not use this hub")
         if time.monotonic() - started > _LISTING_SECONDS:
             raise too_slow(remote, f"{count} files in {_LISTING_SECONDS:.0f} s")
+    raise HubError("the hub's listing has no end", where=remote, expected=f"at most {MAX_PAGES} pages", found=f"{count} files on them",
+                   remedy="do not use this hub")
 
 
 def in_folder(listed: Mapping[str, ListedFile], prefix: str) -> dict[str, ListedFile]:

@@ -98,6 +98,7 @@ def open_response(method: str, url: str, endpoint: Endpoint, where: object, *, h
     home = origin(session.build_request("GET", endpoint.url))
     for_all = {**build_hf_headers(token=False), "Accept-Encoding": "identity", **(headers or {})}
     for_home = {**build_hf_headers(token=endpoint.token), **for_all}
+    secret = for_home.get("authorization", "").removeprefix("Bearer ")
     for _ in range(_MAX_REDIRECTS + 1):
         request = session.build_request(method, url, headers=for_all, timeout=pause or seconds, **content)
         at_home = origin(request) == home
@@ -107,7 +108,9 @@ def open_response(method: str, url: str, endpoint: Endpoint, where: object, *, h
             raise HubError("the hub sends its clients to an address that is neither its own nor https", where=where,
                            found=request.url.host, remedy="do not use this hub")
         response = _send(session, request, where, seconds)
+        response.extensions["secret"] = secret
         try:
+            require_unrepeated(secret, " ".join(response.headers.values()), where)
             if check is not None:
                 check(response)
                 check = None
@@ -122,6 +125,17 @@ def open_response(method: str, url: str, endpoint: Endpoint, where: object, *, h
         finally:
             response.close()
     raise HubError("the hub sends its clients in circles", where=where, expected=f"at most {_MAX_REDIRECTS} redirects")
+
+
+def require_unrepeated(secret: str, text: str, where: object) -> None:
+    """Goes on only if an answer does not hold the token, which would be shown or kept with what is said of the answer.
+
+    Raises:
+        HubError: it does.
+    """
+    if secret and secret in text:
+        raise HubError("the hub does not answer as it should: it repeats the token", where=where,
+                       remedy="do not use this hub, and revoke the token")
 
 
 def require_identity(response: Any, where: object) -> None:
@@ -162,8 +176,14 @@ def request_json(method: str, url: str, endpoint: Endpoint, where: object, limit
         for chunk in in_time(response.iter_raw(), where):
             limit.add(len(chunk))
             data += chunk
+        limit.add(sum(map(len, response.headers.values())))  # which the client's session keeps, in part, as cookies
+    text, secret = data.decode("utf-8", "replace"), response.extensions["secret"]
+    require_unrepeated(secret, text, where)
     try:
-        return response, json.loads(data) if data else None
+        value = json.loads(data) if data else None
+        if "\\" in text:  # written in escapes
+            require_unrepeated(secret, json.dumps(value, ensure_ascii=False), where)
+        return response, value
     except (ValueError, RecursionError):
         raise HubError("the hub does not answer as it should", where=where, expected="JSON", found=repr(bytes(data[:40]))) from None
 
@@ -236,4 +256,5 @@ def _error(response: Any, where: object, host: str | None) -> Exception:
             if len(data) > _MAX_REASON:
                 break
         reason = data.decode("utf-8", "replace")
+        require_unrepeated(response.extensions["secret"], reason, where)
     return ErrorResponse(response, reason)

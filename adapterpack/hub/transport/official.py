@@ -9,10 +9,13 @@ from contextlib import contextmanager
 from typing import Any
 
 from ...errors import HubError
-from .client import MAX_LISTED
+from .client import MAX_PAGES
 from .http import MAX_ANSWER, ByteLimit, in_time, origin, require_identity
 
 _LOCK = threading.Lock()
+_FILE_NAMES = ("ETag", "X-Linked-Etag", "X-Repo-Commit")
+"""The headers that the official client makes paths of."""
+_PLAIN = re.compile(r'(W/)?"?[A-Za-z0-9_=+-]{0,200}"?')
 _LONG_WAIT = re.compile(r"\d{4,}")
 
 
@@ -57,11 +60,16 @@ class _Guard:
             request.headers["Accept-Encoding"] = "identity"
         if "/tree/" in request.url.path:
             self.listings += 1
-            if self.listings > MAX_LISTED:
+            if self.listings > MAX_PAGES:
                 raise HubError("the hub's listing has no end", where=request.url.host, remedy="do not use this hub")
 
     def response(self, response: Any) -> None:
-        """Bounds the answers that are no files, and how long the hub may ask the client to wait."""
+        """Bounds the answers that are no files, how long the hub may ask the client to wait, and what the client names its files by."""
+        if response.request.method == "HEAD" or origin(response.request) == self.home:
+            for name in _FILE_NAMES:
+                if not _PLAIN.fullmatch(response.headers.get(name, "")):
+                    raise HubError("the hub names a file by what must not become one here", where=response.request.url.host,
+                                   expected=f"letters and digits in {name}", remedy="do not use this hub")
         for name in ("Retry-After", "RateLimit"):
             if name in response.headers:
                 response.headers[name] = _LONG_WAIT.sub("999", response.headers[name])

@@ -16,6 +16,8 @@ _LFS = {"Accept": "application/vnd.git-lfs+json", "Content-Type": "application/v
 _BATCH = 100
 _MAX_ADDRESSES = 64 << 20
 """Bytes of an answer with the addresses of 100 files, each with up to a thousand signed ones."""
+_MAX_PARTS = 10_000
+"""Of a file: stores that take files in parts have this limit."""
 _JOIN_SECONDS = 600.0
 """For a hub to put the parts of one file together."""
 
@@ -70,7 +72,7 @@ def _send_parts(hub: Endpoint, file: LocalFile, href: str, header: dict[str, Any
                 progress: Callable[[int], None]) -> None:
     part_size = int(header["chunk_size"])
     addresses = [header[key] for key in sorted((key for key in header if key.isdecimal()), key=int)]
-    if part_size <= 0 or len(addresses) != -(-file.size // part_size):
+    if part_size <= 0 or len(addresses) != -(-file.size // part_size) or len(addresses) > _MAX_PARTS:
         raise HubError("the hub does not say where each part of a file goes", where=_name(file),
                        found=f"{len(addresses)} parts of {part_size}")
     etags: list[str] = []
