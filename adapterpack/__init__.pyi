@@ -45,7 +45,9 @@ from .adapter_methods.vblora import VBLoRA as VBLoRA
 from .adapter_methods.vera import VeRA as VeRA
 from .adapter_methods.waveft import WaveFT as WaveFT
 from .artifacts import inspect as inspect
+from .artifacts import sign as sign
 from .artifacts import validate as validate
+from .artifacts import verify as verify
 from .composing.auditing.audit import audit as audit
 from .composing.pipeline import compose as compose
 from .composing.resize import resize as resize
@@ -62,8 +64,6 @@ from .merging.unmerge import unmerge as unmerge
 from .pack.declare import declare as declare
 from .pack.pack import Pack as Pack
 from .pack.store import Store as Store
-from .pack.trust.sign import sign as sign
-from .pack.trust.sign import verify as verify
 from .pack.validate.validation import load as load
 from .quantizing.pipeline import quantize as quantize
 from .runtime.run import run as run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,10 @@ from .errors import StorageError
 from .hub.resolve import folder_of, is_remote
 from .io import strict_json
 from .manifest import manifest as m
+from .pack.pack import Pack
+from .pack.trust.sign import Signature
+from .pack.trust.sign import sign as sign_pack
+from .pack.trust.sign import verify as verify_pack
 from .pack.validate.budget import Budget
 from .pack.validate.validation import Report
 from .pack.validate.validation import validate as validate_pack
@@ -92,6 +97,77 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
     from .pack.inspect import inspect_base, inspect_pack  # noqa: PLC0415 - validating does not need it
 
     return inspect_base(folder) if kind == "base" else inspect_pack(folder)
+
+
+def sign(
+    pack: Pack | str | os.PathLike[str],
+    key: str | os.PathLike[str],
+    *,
+    identity: str | None = None,
+    expires: str | datetime | None = None,
+    password: str | None = None,
+) -> Signature:
+    """Signs a pack or a bundle: writes the detached signature ``adapterpack.sig.json`` into its folder, over the manifest and every file
+    that it lists.
+
+    ``key`` is a PEM file with a private elliptic-curve key, made with
+    ``openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out key.pem``. ``identity`` is free text and ``expires`` a date or a
+    time; both are signed too. OpenSSF's model-signing verifies the result.
+
+    Raises:
+        ConfigError: the key, the password or the expiry cannot be used.
+        FormatError: neither a valid pack nor a valid bundle; or a PEFT folder, which has no closed list of files.
+        OutputExists: there is a signature already.
+        Unsupported: ``cryptography`` is not installed.
+
+    Example:
+        >>> sign("packs/tickets", "key.pem", expires="2030-06-30").pack  # doctest: +SKIP
+        'sha256:0f1c...'
+    """
+    if (bundle := _bundle_at(pack)) is not None:
+        from .runtime.signing import sign_bundle  # noqa: PLC0415 - packs do not need what bundles need
+
+        return sign_bundle(bundle, key, identity=identity, expires=expires, password=password)
+    return sign_pack(pack, key, identity=identity, expires=expires, password=password)
+
+
+def verify(
+    pack: Pack | str | os.PathLike[str],
+    key: str | os.PathLike[str],
+    *,
+    identity: str | None = None,
+    at: datetime | None = None,
+) -> Signature:
+    """Verifies the signature of a pack or a bundle: that the holder of the key signed exactly the files that lie there.
+
+    ``key`` is a PEM file with the public key (``openssl pkey -in key.pem -pubout -out key.pub``). With ``identity``, the signed text must
+    be that. ``at`` is the moment that the expiry is compared with: now, if none is given. Signatures that OpenSSF's model-signing made with
+    a local key are verified too. Nothing but the envelope is parsed before its signature is known to be right.
+
+    Raises:
+        Unsigned: there is no signature.
+        WronglySigned: another key, an altered envelope, or a file that was altered, added or removed after signing; it is named.
+        SignatureExpired: everything is right, but its time is over.
+        UnsupportedSignature: a signature that rests on more than a local key.
+        ConfigError: the key cannot be used.
+        Unsupported: ``cryptography`` is not installed.
+
+    Example:
+        >>> verify("packs/tickets", "key.pub").identity  # doctest: +SKIP
+        'adapters@example.org'
+    """
+    if (bundle := _bundle_at(pack)) is not None:
+        from .runtime.signing import verify_bundle  # noqa: PLC0415 - as above
+
+        return verify_bundle(bundle, key, identity=identity, at=at)
+    return verify_pack(pack, key, identity=identity, at=at)
+
+
+def _bundle_at(artifact: Pack | str | os.PathLike[str]) -> Path | None:
+    """The folder of a bundle, if that is what is named."""
+    if isinstance(artifact, Pack) or not Path(artifact).is_dir():
+        return None
+    return Path(artifact) if kind_of(artifact) == "bundle" else None
 
 
 def _inspect_bundle(folder: Path) -> dict[str, Any]:

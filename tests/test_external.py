@@ -21,7 +21,8 @@ from adapterpack import LoRA, Session, adapt, export, save, validate
 from adapterpack.bundle.manifest import read_bundle
 from adapterpack.errors import ConfigError, FormatError, SiteNotFound, Unsupported
 from adapterpack.exporting.frontends import Source
-from adapterpack.onnx_graph.confine import require_confined
+from adapterpack.onnx_graph.confine import require_safe
+from adapterpack.onnx_graph.graph_file import GraphFile
 from adapterpack.tasks.task import task_named
 from adapterpack.training.loading import load_model
 
@@ -143,7 +144,7 @@ def test_external_data_is_confined(location: str, place: str, tmp_path: Path) ->
         inner.initializer.add().CopyFrom(tensor)
     (folder / "model.onnx").write_bytes(onnx.ModelProto(ir_version=10, graph=graph).SerializeToString())
     with pytest.raises(FormatError):
-        require_confined(folder / "model.onnx")
+        require_safe(GraphFile(folder / "model.onnx"))
 
 
 @pytest.mark.fast

@@ -52,7 +52,7 @@ def test_tokens_are_those_of_the_ordinary_graph(mode: str, names: Any, placed: M
     ordinary, session = Session(bundle_of("llama", mode), "cpu"), Session(placed(mode), "cpu")
     found = session.generate(PROMPTS, names, max_new_tokens=40)
     assert [one.ids for one in found] == [one.ids for one in ordinary.generate(PROMPTS, names, max_new_tokens=40)]
-    assert (session._step is not None) == (mode != "inputs" or len(set(names)) == 1)
+    assert (STEP in session._opened) == (mode != "inputs" or len(set(names)) == 1)
 
 
 def test_a_pack_is_loaded_and_rows_go_on_in_place(placed: Make, bundle_of: Make, pack_of: Make) -> None:

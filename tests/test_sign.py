@@ -26,6 +26,7 @@ from model_signing import hashing, signing, verifying
 import adapterpack
 from adapterpack import LoRA
 from adapterpack.adapter_methods import Site, get
+from adapterpack.bundle.manifest import read_bundle
 from adapterpack.cli.main import main
 from adapterpack.errors import (
     AdapterpackError,
@@ -500,3 +501,73 @@ def test_every_trust_error_is_exit_code_4() -> None:
     assert {error.exit_code for error in errors} == {4}
     assert len({error.code for error in errors}) == len(errors) == 5
     assert all(issubclass(error, AdapterpackError) for error in errors)
+
+
+# Bundles.
+
+
+@pytest.fixture
+def bundle(bundle_of: Callable[[str, str], Path], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(bundle_of("llama", "inputs"), tmp_path / "bundle"))
+
+
+def test_a_bundle_is_signed_and_verified(bundle: Path, tmp_path: Path) -> None:
+    """Over the manifest and all files that it lists; the bundle stays valid, opens, and OpenSSF's model-signing agrees."""
+    keys = make_keys(tmp_path)
+    signed = adapterpack.sign(bundle, keys.private, identity="exports@example.org", expires="2100-01-01")
+    assert signed == adapterpack.verify(bundle, keys.public, identity="exports@example.org")
+    listed = json.loads((bundle / "adapterpack.bundle.json").read_bytes())["files"]
+    assert set(signed.files) == {"adapterpack.bundle.json", *(entry["path"] for entry in listed)}
+    assert signed.pack == "sha256:" + hashlib.sha256((bundle / "adapterpack.bundle.json").read_bytes()).hexdigest()
+    assert not adapterpack.validate(bundle).findings
+    assert adapterpack.Session(bundle, "cpu").adapters == ["alpha", "beta"]
+    result = CliRunner().invoke(main, ["verify", str(bundle), "--key", str(keys.public)])
+    assert result.exit_code == 0 and f"none of {len(signed.files)} files was altered" in result.output
+    with pytest.raises(OutputExists, match="the bundle has a signature already"):
+        adapterpack.sign(bundle, keys.private)
+
+
+def test_bundles_that_are_not_what_was_signed(bundle: Path, tmp_path: Path) -> None:
+    """Unsigned, another key, altered and added files, a manifest written anew, an expiry: each by its name, with exit code 4."""
+    keys, others = make_keys(tmp_path), make_keys(tmp_path, "other")
+    with pytest.raises(Unsigned, match="the bundle is not signed"):
+        adapterpack.verify(bundle, keys.public)
+    adapterpack.sign(bundle, keys.private, expires=datetime.now(UTC) + timedelta(seconds=60))
+    with pytest.raises(WronglySigned, match="another key"):
+        adapterpack.verify(bundle, others.public)
+    with pytest.raises(SignatureExpired):
+        adapterpack.verify(bundle, keys.public, at=datetime.now(UTC) + timedelta(days=1))
+    (bundle / "adapters" / "more.json").write_text("{}")
+    with pytest.raises(WronglySigned, match=r"not signed lies in the bundle.*more\.json"):
+        adapterpack.verify(bundle, keys.public)
+    (bundle / "adapters" / "more.json").unlink()
+    manifest, graph = bundle / "adapterpack.bundle.json", bundle / "model.onnx"
+    before = manifest.read_bytes(), graph.read_bytes()
+    graph.write_bytes(before[1] + b"\x12\x01x")  # a producer's name: a graph as good as the old one
+    read_bundle(bundle).write(bundle)
+    assert not adapterpack.validate(bundle).findings
+    result = CliRunner().invoke(main, ["verify", str(bundle), "--key", str(keys.public)])
+    assert result.exit_code == 4 and "altered after signing" in result.output
+    manifest.write_bytes(before[0])
+    with pytest.raises(WronglySigned, match=r"altered after signing.*model\.onnx"):
+        adapterpack.verify(bundle, keys.public)
+    graph.write_bytes(before[1])
+    adapterpack.verify(bundle, keys.public)
+    graph.unlink()
+    graph.symlink_to("/dev/zero")
+    with pytest.raises(WronglySigned, match="only regular files"):
+        adapterpack.verify(bundle, keys.public)
+
+
+def test_only_a_valid_bundle_is_signed(bundle: Path, tmp_path: Path) -> None:
+    keys = make_keys(tmp_path)
+    (bundle / "tokenizer.json").write_text("{}")
+    with pytest.raises(FormatError, match=r"not valid, AB104.*tokenizer\.json"):
+        adapterpack.sign(bundle, keys.private)
+    assert not (bundle / SIG).exists()
+
+
+def test_help_says_that_bundles_can_be_signed() -> None:
+    for command in ("sign", "verify"):
+        text = CliRunner().invoke(main, [command, "--help"]).output
+        assert "PACK|BUNDLE" in text and "a pack or a bundle" in text

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from ..base.checkpoint import CARRIED
 from ..errors import ConfigError, FormatError, nearest
 from ..io.file_hashes import file_hashes
-from .manifest import FILE_NAME, STEP, Bundle, graph_file
+from ..io.hashing import identity
+from ..manifest.manifest import FILE_NAME as PACK
+from ..pack.pack import SIGNATURE
+from ..tasks.task import MAIN
+from .manifest import FILE_NAME, STEP, Bundle, adapter_file, graph_file
 
 VERIFY = ("full", "cached", "off")
 """How a session compares files with the manifest: all are hashed; those are that have changed since they were hashed before; none are."""
@@ -27,8 +33,8 @@ def differences(folder: Path, bundle: Bundle, *, again: bool = False, watch: Cal
     """Every file that the manifest lists and that is missing, of another size, or has other bytes; see
     :func:`adapterpack.io.file_hashes.file_hashes` for ``again`` and ``watch``.
     """
-    there = {entry.path: folder / entry.path for entry in bundle.files if (folder / entry.path).is_file()}
-    sizes = {name: path.stat().st_size for name, path in there.items()}
+    there = {entry.path: folder / entry.path for entry in bundle.files if _is_regular(folder, entry.path)}
+    sizes = {name: identity(path).size for name, path in there.items()}
     whole = {entry.path: there[entry.path] for entry in bundle.files if sizes.get(entry.path) == entry.size}
     hashes = file_hashes(whole, again=again, watch=watch)
     for entry in bundle.files:
@@ -40,10 +46,52 @@ def differences(folder: Path, bundle: Bundle, *, again: bool = False, watch: Cal
             yield Difference(entry.path, f"sha256 {entry.sha256}", hashes[entry.path])
 
 
+def _is_regular(folder: Path, path: str) -> bool:
+    """Whether a file of a bundle is a file, and neither it nor a folder above it is a link."""
+    steps = [folder.joinpath(*parts) for parts in itertools.accumulate((part,) for part in path.split("/"))]
+    return steps[-1].is_file() and not any(step.is_symlink() for step in steps)
+
+
+def present(folder: Path) -> set[str]:
+    """The files in a bundle's folder."""
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def irregular(folder: Path) -> Iterator[str]:
+    """What lies in a bundle's folder and is neither a file nor a folder: links, pipes, devices."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            yield path.relative_to(folder).as_posix()
+
+
 def unlisted(folder: Path, bundle: Bundle) -> list[str]:
-    """Files in the bundle's folder that its manifest does not list."""
-    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    return sorted(files - {entry.path for entry in bundle.files} - {FILE_NAME})
+    """Files in the bundle's folder that its manifest does not list, and that are no signature of it."""
+    return sorted(present(folder) - {entry.path for entry in bundle.files} - {FILE_NAME, SIGNATURE})
+
+
+def needed(bundle: Bundle) -> set[str]:
+    """The files without which a bundle cannot be run, whatever its list says: graphs, packs, and the adapter files of ``inputs`` mode."""
+    graphs = {graph_file(part) for part in (*bundle.parts, *((STEP,) if bundle.in_place else ()))}
+    packs = {f"{adapter.path}/{PACK}" for adapter in bundle.adapters}
+    slotted = {site.part for site in bundle.sites.values() if site.fields} | {MAIN} if bundle.mode == "inputs" else ()
+    return graphs | packs | {adapter_file(adapter.path, part) for adapter in bundle.adapters for part in slotted}
+
+
+def require_listed(folder: Path, bundle: Bundle, paths: Iterable[Path]) -> None:
+    """Checks of files that a graph reads its weights from that the manifest lists them.
+
+    Raises:
+        FormatError: it lacks one.
+    """
+    listed = {entry.path for entry in bundle.files}
+    for path in sorted(paths):
+        if path.relative_to(folder).as_posix() not in listed:
+            raise _strange(path)
+
+
+def _strange(path: Path) -> FormatError:
+    return FormatError("a session would read a file that the bundle's manifest does not list", where=path,
+                       remedy="remove the file, or export again")
 
 
 def require_files(folder: Path, bundle: Bundle, verify: str) -> None:
@@ -58,11 +106,8 @@ def require_files(folder: Path, bundle: Bundle, verify: str) -> None:
     if verify == "off":
         return
     listed = {entry.path for entry in bundle.files}
-    graphs = {graph_file(part) for part in (*bundle.parts, *((STEP,) if bundle.in_place else ()))}
-    strange = sorted((graphs | {name for name in CARRIED if (folder / name).exists()}) - listed)
-    if strange:
-        raise FormatError("a session would read a file that the bundle's manifest does not list", where=folder / strange[0],
-                          remedy="remove the file, or export again")
+    if strange := sorted((needed(bundle) | {name for name in CARRIED if os.path.lexists(folder / name)}) - listed):
+        raise _strange(folder / strange[0])
     for wrong in differences(folder, bundle, again=verify == "full"):
         raise FormatError("a file of the bundle is not the one that its manifest lists", where=folder / wrong.path,
                           expected=wrong.expected, found=wrong.found or "no file", remedy="copy the bundle again, or export again")

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 from msgspec import Meta
 
-from ..errors import FormatError, UnknownAdapter, nearest, storage_errors
+from ..errors import FormatError, UnknownAdapter, UnknownName, nearest
 from ..io import strict_json, typed_json
 from ..io.hashing import sha256_of
-from ..io.safe_open import read_at_most
+from ..io.safe_open import read_file
 from ..io.typed_json import Misfit
 from ..manifest import limits
 from ..manifest.parts import Base, FileEntry
+from ..pack.pack import SIGNATURE
 from ..tasks.task import MAIN, task_named
 from . import FILE_NAME as FILE_NAME  # noqa: PLC0414 - a name of this module too
 from .signature import Signature
@@ -31,6 +32,8 @@ MODES = ("folded", "inputs", "bank")
 ADAPTER_IDS = "adapter_ids"
 ADAPTER_POSITIONS = "adapter_positions"
 """The graph's input ``[batch, tokens]`` that says where a row's adapter acts; there only if an adapter does not act everywhere."""
+ADAPTERS = "adapters"
+"""The folder of a bundle in which each adapter has a folder of its name."""
 _MAX_BYTES = 16 << 20
 
 _NAME = "[A-Za-z0-9_][A-Za-z0-9._-]{0,127}"
@@ -199,11 +202,58 @@ class Bundle:
     format_version: Annotated[str, Meta(pattern=r"^1\.[0-9]{1,4}\Z")] = "1.0"
 
     def breaches(self) -> Iterator[Misfit]:
-        """What is wrong with the reports on quantization and canaries."""
+        """What types cannot say: a task that is not known, a file twice, adapters and sites that do not fit the bank or each other, and
+        what is wrong with the reports on quantization and canaries.
+        """
+        try:
+            parts = self.parts
+        except UnknownName as error:
+            yield Misfit("/task", f"{error.sentence.rstrip('.')}, or the package that brings it is not installed")
+            return
+        yield from self._file_breaches()
+        yield from self._adapter_breaches()
+        yield from self._site_breaches(parts)
         for pointer, report, kind in (("/quantization", self.quantization, QuantizationReport | None),
                                       ("/parity/canary", self.parity.get("canary", _NO_CANARIES), CanaryReport)):
             if isinstance(problem := typed_json.read(report, kind), Misfit):  # type: ignore[arg-type]
                 yield Misfit(pointer + problem.pointer, problem.message)
+
+    def _file_breaches(self) -> Iterator[Misfit]:
+        yield from typed_json.repeated([entry.path.casefold() for entry in self.files], "/files")
+        owned = tuple(f"{adapter.path}{after}" for adapter in self.adapters for after in "/.")
+        for number, entry in enumerate(self.files):
+            if entry.role != role_of(entry.path):
+                yield Misfit(f"/files/{number}/role", f"a file of that path is of the role {role_of(entry.path)}")
+            if entry.role == "adapter" and not entry.path.startswith(owned):
+                yield Misfit(f"/files/{number}/path", "the file belongs to no adapter of the bundle")
+
+    def _adapter_breaches(self) -> Iterator[Misfit]:
+        yield from typed_json.repeated([adapter.name for adapter in self.adapters], "/adapters")
+        if self.mode != "bank":
+            for name in ("slots", "max_rank"):
+                if getattr(self, name):
+                    yield Misfit(f"/{name}", f"a bundle of the mode {self.mode} has no bank")
+        elif not self.slots or not self.max_rank:
+            yield Misfit("/slots", "a bank has slots of some rank")
+        yield from typed_json.repeated([adapter.slot for adapter in self.adapters if adapter.slot is not None], "/adapters")
+        for number, adapter in enumerate(self.adapters):
+            if adapter.path != f"{ADAPTERS}/{adapter.name}":
+                yield Misfit(f"/adapters/{number}/path", "an adapter lies in the folder of its name")
+            if (adapter.slot is None) == (self.mode == "bank") or (adapter.slot or 0) >= max(self.slots, 1):
+                expected = f"a slot below {self.slots}" if self.mode == "bank" else f"no slot in the mode {self.mode}"
+                yield Misfit(f"/adapters/{number}/slot", f"expected {expected}, found {adapter.slot}")
+
+    def _site_breaches(self, parts: Collection[str]) -> Iterator[Misfit]:
+        for path, site in self.sites.items():
+            pointer = f"/sites/{typed_json.escaped(path)}"
+            if site.part not in parts:
+                yield Misfit(f"{pointer}/part", f"the task {self.task} has no graph {site.part!r}")
+            if site.fields and self.mode == "folded":
+                yield Misfit(f"{pointer}/fields", "a folded graph has no slots")
+            if not self.sites.keys() >= set(site.members):
+                yield Misfit(f"{pointer}/members", "a member is no site of the bundle")
+            if site.labels > self.max_labels:
+                yield Misfit(f"{pointer}/labels", f"expected at most {self.max_labels}, found {site.labels}")
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -249,6 +299,18 @@ def adapter_file(path: str, part: str) -> str:
     return f"{path}.onnx_adapter" if part == MAIN else f"{path}.{part}.onnx_adapter"
 
 
+def role_of(path: str) -> str:
+    """The role of a file of a bundle: a ``graph`` or its data, a part of an ``adapter``, or ``carried`` over from the base.
+
+    Example:
+        >>> role_of("model.onnx.data"), role_of("adapters/tickets/adapterpack.json"), role_of("tokenizer.json")
+        ('graph', 'adapter', 'carried')
+    """
+    if "/" not in path and path.endswith((".onnx", ".onnx.data")):
+        return "graph"
+    return "adapter" if path.startswith(f"{ADAPTERS}/") else "carried"
+
+
 def bundle_in(folder: str | os.PathLike[str]) -> Path:
     """Where in ``folder`` the bundle is: a model repository has it as the version of its one model.
 
@@ -261,16 +323,17 @@ def bundle_in(folder: str | os.PathLike[str]) -> Path:
 
 
 def list_files(folder: Path, adapters_only: bool = False, known: Mapping[str, str] | None = None) -> list[BundleFile]:
-    """An entry for every file under ``folder`` except the bundle manifest itself, by relative path; ``known`` are digests, by path too."""
+    """An entry for every file under ``folder`` except the manifest itself and its signature, by relative path; ``known`` are digests, by
+    path too.
+    """
     entries = []
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder).as_posix()
-        if path.is_file() and relative != FILE_NAME:
-            graph = "/" not in relative and relative.endswith((".onnx", ".onnx.data"))
-            role = "graph" if graph else "adapter" if relative.startswith("adapters/") else "carried"
-            if adapters_only and role != "adapter":
+        if path.is_file() and relative not in {FILE_NAME, SIGNATURE}:
+            if adapters_only and role_of(relative) != "adapter":
                 continue
-            entries.append(BundleFile(relative, path.stat().st_size, (known or {}).get(relative) or sha256_of(path), role))
+            digest = (known or {}).get(relative) or sha256_of(path)
+            entries.append(BundleFile(relative, path.stat().st_size, digest, role_of(relative)))
     return entries
 
 
@@ -280,12 +343,19 @@ def read_bundle(folder: str | os.PathLike[str]) -> Bundle:
     Raises:
         FormatError: there is none, or it does not fit its schema.
     """
+    return parse_bundle(manifest_bytes(folder), Path(folder) / FILE_NAME)
+
+
+def manifest_bytes(folder: str | os.PathLike[str]) -> bytes:
+    """The bytes of the manifest in ``folder``, a little more of them than it may have.
+
+    Raises:
+        FormatError: there is none, or it is no regular file.
+    """
     path = Path(folder) / FILE_NAME
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise FormatError("the folder is not a bundle", where=folder, expected=FILE_NAME, remedy="name the folder that export wrote")
-    with storage_errors(path), path.open("rb") as file:
-        data = read_at_most(file, _MAX_BYTES + 1)
-    return parse_bundle(data, path)
+    return read_file(path, _MAX_BYTES + 1)
 
 
 def parse_bundle(data: bytes, where: object) -> Bundle:

@@ -12,12 +12,12 @@ from .output import emit, line
 
 
 @click.command("verify")
-@click.argument("pack", metavar="PACK")
+@click.argument("pack", metavar="PACK|BUNDLE")
 @click.option("--key", required=True, metavar="K", help="A PEM file with the signer's public key.")
 @click.option("--identity", metavar="TEXT", help="The identity that must have been signed.")
 @shared
 def command(pack: str, key: str, identity: str | None, as_json: bool) -> None:
-    """Verifies a pack's signature: that the holder of the key signed exactly the files that lie there.
+    """Verifies the signature of a pack or a bundle: that the holder of the key signed exactly the files that lie there.
 
     It proves who vouches for which bytes; what they do is a matter of "adapterpack validate". Exit code 4: unsigned, wrongly signed,
     expired, or a signature that cannot be verified here; the error says which. The public key is written out with:

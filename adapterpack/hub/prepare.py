@@ -111,6 +111,8 @@ def _bundle(folder: Path, to: names.Reference, base_model: str | None, license_n
     _require_named(base, agreed, folder.name)
     mark = LocalFile.of(folder / FILE_NAME)
     files = {FILE_NAME: mark, **{entry.path: LocalFile.listed(folder, entry) for entry in bundle.files}}
+    if (folder / SIGNATURE).is_file():
+        files[SIGNATURE] = LocalFile.of(folder / SIGNATURE)
     card = bundle_card(bundle, to, str(base), str(agreed).lower(), report)
     return Prepared("bundle", f"sha256:{mark.sha256}", folder.name, files, LocalFile.of(card.encode("utf-8")))
 

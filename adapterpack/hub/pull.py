@@ -179,8 +179,8 @@ def scratch_folder() -> tempfile.TemporaryDirectory[str]:
 
 
 def _add_signature(pulled: Pulled, folder: Path, token: str | None) -> None:
-    """The detached signature, which the store does not keep: it is no part of the pack."""
-    if pulled.kind != "pack" or offline():
+    """The detached signature, which the store does not keep: it is no part of the pack or the bundle."""
+    if pulled.kind == "peft" or offline():
         return
     remote = connect(names.Reference(pulled.repo, pulled.commit, pulled.folder), token)
     if signature := tree(remote).get(SIGNATURE):

@@ -1,43 +1,110 @@
-"""Checks that all external data of an ONNX model, in any part of it, is inside the model's own folder."""
+"""Checks a model before anything runs it: its external data lies in its own folder, and it cannot run without end."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .graph_file import confined
-from .wire import walk
+from ..errors import FormatError, Unsupported
+from ..library_errors import library_errors
+from .graph_file import GraphFile, confined, external_entries, nodes_of
 
 _EXTERNAL = 1
+_LOOPS = frozenset({"Loop", "Scan", "SequenceMap"})
+_WITHOUT_TENSORS = frozenset({"OperatorSetIdProto", "StringStringEntryProto", "TensorAnnotation", "TypeProto", "ValueInfoProto"})
+_MOST_NODES = 1 << 18
+"""Nodes of a model with its functions written out."""
+_MOST_NUMBERS = 1 << 31
+"""Numbers of a tensor that a node makes of constants alone, which happens when the model is opened."""
+_MAKERS = {"ConstantOfShape": 0, "Expand": 1, "Tile": 1}
+"""Operator -> which of its inputs says how large its output is."""
 
 
-def require_confined(path: Path, must_exist: bool = True) -> None:
-    """Checks where the external data of the model at ``path`` is, without reading any; without ``must_exist`` it may be missing.
+def require_safe(graph: GraphFile) -> set[Path]:
+    """Checks where all external data of a model is, without reading any, and that each of its nodes runs once at most.
+
+    Returns:
+        The files that hold it.
 
     Raises:
-        FormatError: one is absolute, leads out of the model's folder, or over a link; or the file is no model.
-        StorageError: a file is missing.
+        FormatError: a location leads outside of the model's folder, or a file is missing; the model is larger than any, or its functions
+            call each other in a circle.
+        Unsupported: it has an operator that repeats a part of the model as often as its inputs say.
 
     Example:
-        >>> require_confined(Path("bundle/model.onnx"))  # doctest: +SKIP
+        >>> require_safe(GraphFile("bundle/model.onnx"))  # doctest: +SKIP
     """
-    import onnx  # noqa: PLC0415 - only what opens a graph pays for it
+    model, path = graph.model, graph.path
+    files = _external_files(model, path)
+    functions = {(function.domain, function.name): function for function in model.functions}
+    for node in (*nodes_of(model.graph), *(node for function in functions.values() for node in nodes_of(function))):
+        if node.op_type in _LOOPS and node.domain in ("", "ai.onnx"):
+            raise Unsupported("the graph repeats a part of itself as often as its inputs say, so nothing bounds how long it runs",
+                              where=path, found=f"{node.op_type} {node.name[:200]!r}", remedy="export the model without loops")
+    if _written_out(model.graph, functions, path) > _MOST_NODES:
+        raise FormatError("the graph has more nodes than any model", where=path, expected=f"at most {_MOST_NODES}")
+    _require_small(model.graph, path)
+    return files
 
-    model = onnx.ModelProto.FromString(walk(path).skeleton)
+
+def _external_files(model: Any, path: Path) -> set[Path]:
+    files = set[Path]()
     for tensor in _tensors(model):
         if tensor.data_location == _EXTERNAL:
-            location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
-            confined(path, location, f"{path}, tensor {tensor.name[:200]}", must_exist)
+            where = f"{path}, tensor {tensor.name[:200]}"
+            files.add(confined(path, external_entries(tensor, where).get("location", ""), where))
+    return files
 
 
 def _tensors(message: Any) -> Iterator[Any]:
     """Every TensorProto inside of a message: initializers, attributes, subgraphs, functions, training information."""
     for field, value in message.ListFields():
-        if field.message_type is None:
+        if field.message_type is None or field.message_type.name in _WITHOUT_TENSORS:
             continue
         for inner in value if field.is_repeated else (value,):
             if inner.DESCRIPTOR.name == "TensorProto":
                 yield inner
             else:
                 yield from _tensors(inner)
+
+
+def _written_out(graph: Any, functions: Mapping[tuple[str, str], Any], path: Path) -> int:
+    """The number of nodes once every call of a function is replaced by its nodes."""
+    calling = set[tuple[str, str]]()
+
+    @cache
+    def size(key: tuple[str, str]) -> int:
+        if key in calling:
+            raise FormatError("the graph's functions call each other without end", where=path, found=key[1][:200])
+        calling.add(key)
+        total = count(functions[key])
+        calling.discard(key)
+        return total
+
+    def count(body: Any) -> int:
+        keys = [(node.domain, node.op_type) for node in nodes_of(body)]
+        return len(keys) + sum(size(key) for key in keys if key in functions)
+
+    return count(graph)
+
+
+def _require_small(graph: Any, path: Path) -> None:
+    """Checks of what a model makes of constants that memory has room for it."""
+    from onnx import numpy_helper  # noqa: PLC0415 - only what opens a graph pays for it
+
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    constants |= {node.output[0]: attribute.t for node in graph.node if node.op_type == "Constant" and node.output
+                  for attribute in node.attribute if attribute.name == "value"}
+    for node in nodes_of(graph):
+        place = _MAKERS.get(node.op_type, len(node.input))
+        tensor = constants.get(node.input[place]) if place < len(node.input) else None
+        if tensor is None or tensor.data_location == _EXTERNAL:
+            continue
+        with library_errors("onnx", "a constant of the graph cannot be read", where=f"{path}, {tensor.name[:200]}"):
+            extents = [int(extent) for extent in numpy_helper.to_array(tensor).reshape(-1)]
+        if math.prod(max(extent, 1) for extent in extents[:64]) > _MOST_NUMBERS:
+            raise FormatError("the graph makes a tensor that no memory has room for", where=f"{path}, {node.name[:200]}",
+                              expected=f"at most {_MOST_NUMBERS} numbers", found=str(extents[:8]))

@@ -67,14 +67,12 @@ class GraphFile:
         import onnx  # noqa: PLC0415 - only what opens a graph pays for it
 
         self.path = Path(path)
-        if self.path.exists() and not self.path.is_file():
-            raise FormatError("this is not a regular file", where=self.path, expected="an .onnx file")
-        walked = walk(self.path)
+        skeleton, embedded = walk(self.path)
         with library_errors("protobuf", "the file is not an ONNX model", where=self.path):
-            self.model: Any = onnx.ModelProto.FromString(walked.skeleton)
+            self.model: Any = onnx.ModelProto.FromString(skeleton)
         self.stored: dict[str, Stored] = {}
         for tensor in self.model.graph.initializer:
-            place = self._place(tensor, walked.embedded)
+            place = self._place(tensor, embedded)
             if place is not None:
                 self.stored[tensor.name] = place
 
@@ -124,14 +122,9 @@ class GraphFile:
         return Stored(tensor.name, dtype, tuple(tensor.dims), self.path, place.offset, nbytes)
 
     def _external(self, tensor: Any, where: str) -> tuple[Path, int, int | None]:
-        entries = {entry.key: entry.value for entry in tensor.external_data}
-        numbers = {}
-        for key in ("offset", "length"):
-            text = entries.get(key)
-            if text is not None and not (text.isascii() and text.isdigit() and len(text) <= 18):
-                raise FormatError("external data with a place that is no number", where=where, found=f"{key} {text[:40]!r}")
-            numbers[key] = None if text is None else int(text)
-        return confined(self.path, entries.get("location", ""), where), numbers["offset"] or 0, numbers["length"]
+        entries = external_entries(tensor, where)
+        offset, length = (int(text) if (text := entries.get(key)) is not None else None for key in ("offset", "length"))
+        return confined(self.path, entries.get("location", ""), where), offset or 0, length
 
 
 def nodes_of(graph: Any) -> Iterator[Any]:
@@ -169,14 +162,30 @@ def require_stored(graph: GraphFile, name: str) -> Stored:
     return graph.stored[name]
 
 
+def external_entries(tensor: Any, where: str) -> dict[str, str]:
+    """Where a tensor's external data is, by ``location``, ``offset``, ``length``.
+
+    Raises:
+        FormatError: one of them stands there twice, and readers differ in which they take; or a place is no number.
+    """
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    if len(entries) < len(tensor.external_data):
+        raise FormatError("external data with two places", where=where, found=", ".join(entry.key for entry in tensor.external_data)[:200],
+                          remedy="save the model again")
+    for key in ("offset", "length"):
+        text = entries.get(key)
+        if text is not None and not (text.isascii() and text.isdigit() and len(text) <= 18):
+            raise FormatError("external data with a place that is no number", where=where, found=f"{key} {text[:40]!r}")
+    return entries
+
+
 def _size(file: Path) -> int:
     with storage_errors(file):
         return file.stat().st_size
 
 
-def confined(model: Path, location: str, where: str, must_exist: bool = True) -> Path:
-    """The file of external data of ``model``: a regular file inside its folder, whatever the model says; without
-    ``must_exist`` it may be missing.
+def confined(model: Path, location: str, where: str) -> Path:
+    """The file of external data of ``model``: a regular file inside its folder, whatever the model says.
 
     Raises:
         FormatError: the location leads elsewhere, also over a link, or to no file.
@@ -187,7 +196,7 @@ def confined(model: Path, location: str, where: str, must_exist: bool = True) ->
     if bad or not path.resolve().is_relative_to(folder.resolve()) or path.resolve() == model.resolve():
         raise FormatError("external data must lie in the model's own folder", where=where, found=repr(location[:200]),
                           expected="a plain relative path", remedy="do not use this file: it would read other files of this machine")
-    if not path.is_file() and (must_exist or path.exists()):
+    if not path.is_file():
         raise FormatError("external data is missing", where=where, found=location[:200],
                           remedy="copy the data file into the model's folder")
     return path

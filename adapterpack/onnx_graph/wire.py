@@ -7,9 +7,11 @@ ONNX, onnx.proto3: ModelProto.graph = 7, GraphProto.initializer = 5, TensorProto
 from __future__ import annotations
 
 import mmap
+import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from ..errors import FormatError, storage_errors
 
@@ -44,7 +46,24 @@ class Walked(NamedTuple):
     embedded: dict[str, Embedded]
 
 
-Buffer = bytes | mmap.mmap
+_MOST_FIELDS = 1 << 19
+"""Fields of a file that are looked at one by one; those of its initializers count, those inside of its nodes do not."""
+_MOST_BYTES = 128 << 20
+"""Bytes of a skeleton: what is left of a model without its weights."""
+
+
+class _Bytes:
+    """The mapped bytes of a model, and how many fields may still be looked at."""
+
+    def __init__(self, path: Path, data: mmap.mmap) -> None:
+        self.path, self.data, self.left = path, data, _MOST_FIELDS
+
+    def count(self, kept: int) -> None:
+        """Counts one field, and looks at the bytes that were kept so far."""
+        self.left -= 1
+        if self.left < 0 or kept > _MOST_BYTES:
+            raise FormatError("the graph is too large", where=self.path, found="more fields, or more bytes without weights, than any model",
+                              expected=f"at most {_MOST_FIELDS} fields and {_MOST_BYTES} bytes")
 
 
 def walk(path: Path) -> Walked:
@@ -54,40 +73,53 @@ def walk(path: Path) -> Walked:
         FormatError: the file is not a serialized model.
         StorageError: it cannot be read.
     """
-    with storage_errors(path), path.open("rb") as file, _mapped(file.fileno(), path) as data:
+    with storage_errors(path), _opened(path) as file, _mapped(file, path) as data:
+        source = _Bytes(path, data)
         skeleton, embedded = bytearray(), dict[str, Embedded]()
         has_graph = False
-        for field in _fields(data, 0, len(data), path):
+        for field in _fields(source, 0, len(data)):
             if field.number == _GRAPH and field.wire == _BYTES:
                 has_graph = True
-                _put(skeleton, _GRAPH, _graph(data, field, embedded, path))
+                _put(skeleton, _GRAPH, _graph(source, field, embedded))
             else:
+                source.count(len(skeleton) + field.stop - field.key)
                 skeleton += data[field.key : field.stop]
         if not has_graph:
             raise FormatError("the file holds no ONNX graph", where=path, remedy="name the .onnx file that an exporter wrote")
         return Walked(bytes(skeleton), embedded)
 
 
-def _mapped(descriptor: int, path: Path) -> mmap.mmap:
+def _opened(path: Path) -> IO[bytes]:
+    """The file, if it is a regular one; a pipe in its place does not block."""
+    file = os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb", buffering=0)
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise FormatError("this is not a regular file", where=path, expected="an .onnx file")
+    return file
+
+
+def _mapped(file: IO[bytes], path: Path) -> mmap.mmap:
     try:
-        return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except ValueError:  # an empty file
         raise FormatError("the file is empty", where=path, expected="an ONNX model") from None
 
 
-def _graph(data: Buffer, graph: Field, embedded: dict[str, Embedded], path: Path) -> bytes:
+def _graph(source: _Bytes, graph: Field, embedded: dict[str, Embedded]) -> bytes:
     out = bytearray()
-    for field in _fields(data, graph.start, graph.stop, path):
+    for field in _fields(source, graph.start, graph.stop):
         if field.number == _INITIALIZER and field.wire == _BYTES:
-            _put(out, _INITIALIZER, _tensor(data, field, embedded, path))
+            _put(out, _INITIALIZER, _tensor(source, field, embedded))
         else:
-            out += data[field.key : field.stop]
+            source.count(len(out) + field.stop - field.key)
+            out += source.data[field.key : field.stop]
     return bytes(out)
 
 
-def _tensor(data: Buffer, tensor: Field, embedded: dict[str, Embedded], path: Path) -> bytes:
-    out, name, payload = bytearray(), "", None
-    for field in _fields(data, tensor.start, tensor.stop, path):
+def _tensor(source: _Bytes, tensor: Field, embedded: dict[str, Embedded]) -> bytes:
+    out, name, payload, data, path = bytearray(), "", None, source.data, source.path
+    for field in _fields(source, tensor.start, tensor.stop):
+        source.count(len(out))
         if field.wire == _BYTES and field.number in _PAYLOADS:
             if payload is not None:
                 raise FormatError("an initializer holds its numbers twice", where=path)
@@ -105,8 +137,8 @@ def _tensor(data: Buffer, tensor: Field, embedded: dict[str, Embedded], path: Pa
     return bytes(out)
 
 
-def _fields(data: Buffer, start: int, stop: int, path: Path) -> Iterator[Field]:
-    at = start
+def _fields(source: _Bytes, start: int, stop: int) -> Iterator[Field]:
+    at, data, path = start, source.data, source.path
     while at < stop:
         key, begin = _varint(data, at, stop, path)
         number, wire = key >> 3, key & 7
@@ -128,7 +160,7 @@ def _fields(data: Buffer, start: int, stop: int, path: Path) -> Iterator[Field]:
         at = end
 
 
-def _varint(data: Buffer, at: int, stop: int, path: Path) -> tuple[int, int]:
+def _varint(data: mmap.mmap, at: int, stop: int, path: Path) -> tuple[int, int]:
     value = 0
     for shift in range(0, 70, 7):
         if at >= stop:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import threading
-from collections.abc import Collection, Mapping, Sequence
-from functools import cached_property, partial
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
-from ..bundle.files import require_files
-from ..bundle.manifest import STEP, Bundle, read_bundle
+from ..bundle.files import require_files, require_listed
+from ..bundle.manifest import FILE_NAME, STEP, Bundle, graph_file, manifest_bytes, parse_bundle
+from ..bundle.proofs import is_proved, keep_proof
 from ..errors import ConfigError, FormatError, UnknownAdapter, Unsupported, nearest
+from ..onnx_graph.confine import require_safe
+from ..onnx_graph.graph_file import GraphFile
 from ..pack.pack import Pack
 from ..pack.validate.validation import load
 from ..tasks.task import MAIN, task_named
@@ -21,6 +25,7 @@ from . import providers
 from .adapters.modes import ADAPTER_MODES
 from .adapters.pinned import Adapters, Names, Pinned
 from .adapters.prefix_cache import prompt_kv
+from .graph_contract import require_contract
 from .ort_model import OrtModel
 from .text.context_length import most_characters
 from .text.model_files import read_object
@@ -35,24 +40,64 @@ class OpenBundle:
 
     def __init__(self, bundle: str | os.PathLike[str], provider: str | None = None, threads: int | None = None,
                  mapped: bool = False, verify: str = "cached") -> None:
-        self.folder = Path(bundle)
-        self.bundle: Bundle = read_bundle(bundle)
+        self.folder, self._verify = Path(bundle), verify
+        manifest = manifest_bytes(bundle)
+        self.bundle: Bundle = parse_bundle(manifest, self.folder / FILE_NAME)
+        proved = verify == "cached" and is_proved(manifest)
         self.task = task_named(self.bundle.task)
         wanted = providers.choose(provider)
         require_files(self.folder, self.bundle, verify)
-        self._open = partial(OrtModel, self.folder, wanted=wanted, threads=threads, mapped=mapped)
+        self._run_time = partial(OrtModel, self.folder, wanted=wanted, threads=threads, mapped=mapped)
+        self._opened: dict[str, Any] = {}
+        """What is opened when it is first used, by name."""
+        self._opening = threading.RLock()
+        files = {part: GraphFile(self.folder / graph_file(part))
+                 for part in (() if proved else (*self.bundle.parts, *((STEP,) if self.bundle.in_place else ())))}
+        for file in files.values():
+            data = require_safe(file)
+            if verify != "off":
+                require_listed(self.folder, self.bundle, data)
         self.graphs = {part: self._open(part) for part in self.bundle.parts}
+        for part, file in files.items():
+            if part in self.graphs:
+                self.graphs[part].stored = file.stored  # it was read already
         main = self.graphs[MAIN]
         self.provider, self.device = main.provider, main.device
         self.inputs, self.outputs = main.inputs, main.outputs
         packs, self._mode = _packs(self.folder, self.bundle), ADAPTER_MODES[self.bundle.mode](self)
         prompts = {name: cache for name, pack in packs.items() if (cache := self._prompt(pack)) is not None}
-        self._adapters = Adapters(packs, prompts, self._mode.opened())
+        self._adapters = Adapters(packs, prompts, self._mode.opened({} if proved or verify == "off" else packs))
         self._changing = threading.Lock()
         """Taken to put another value in the place of ``_adapters``; to read it takes no lock."""
-        self._tokenizer: Tokenizer | None = None
-        self._step: OrtModel | None = None
-        self._opening = threading.Lock()
+        self._require_same_files()
+        if verify != "off":
+            keep_proof(manifest, self.bundle)
+
+    def frozen(self) -> Self:
+        """The session with the adapters that it has at this moment, whatever is loaded or unloaded meanwhile: a row finds its adapter,
+        prompt and labels by one name, and must not meet two adapters of that name.
+        """
+        return copy.copy(self)
+
+    def _open(self, part: str, in_place: bool = False) -> OrtModel:
+        graph = self._run_time(part, in_place=in_place)
+        require_contract(self.bundle, part, graph)
+        return graph
+
+    def _require_same_files(self) -> None:
+        """Checks after files were read by their names that none was exchanged since they were verified: this compares their times."""
+        if self._verify != "off":
+            require_files(self.folder, self.bundle, "cached")
+
+    def _once(self, name: str, make: Callable[[], Any]) -> Any:
+        """What ``make`` gives of the bundle's files when it is first needed."""
+        if name not in self._opened:
+            with self._opening:
+                if name not in self._opened:
+                    made = make()
+                    self._require_same_files()
+                    self._opened[name] = made
+        return self._opened[name]
 
     @property
     def pads_left(self) -> bool:
@@ -77,11 +122,8 @@ class OpenBundle:
 
     def graph(self, part: str) -> OrtModel:
         """The graph of that part; the one for steps is opened when it is first used."""
-        if part != STEP:
-            return self.graphs[part]
-        with self._opening:
-            self._step = self._step or self._open(STEP, in_place=True)
-            return self._step
+        step: OrtModel = self._once(STEP, lambda: self._open(STEP, in_place=True)) if part == STEP else self.graphs[part]
+        return step
 
     def steps_in_place(self, names: Sequence[str | None]) -> bool:
         """Whether rows with these adapters can go on, token by token, on caches that stay where they are."""
@@ -92,15 +134,19 @@ class OpenBundle:
         """The id that fills up short rows; masked, so any would do where there is no tokenizer."""
         return self.tokenizer.pad_id if (self.folder / "tokenizer.json").is_file() else 0
 
-    @cached_property
+    @property
     def config(self) -> dict[str, Any]:
         """The model's ``config.json``."""
-        return read_object(self.folder / "config.json")
+        return self._config("config.json")
 
-    @cached_property
+    @property
     def generation_config(self) -> dict[str, Any]:
         """The model's ``generation_config.json``, or nothing."""
-        return read_object(self.folder / "generation_config.json")
+        return self._config("generation_config.json")
+
+    def _config(self, name: str) -> dict[str, Any]:
+        config: dict[str, Any] = self._once(name, lambda: read_object(self.folder / name))
+        return config
 
     @property
     def image_token(self) -> int:
@@ -130,9 +176,8 @@ class OpenBundle:
     @property
     def tokenizer(self) -> Tokenizer:
         """The bundle's tokenizer."""
-        if self._tokenizer is None:
-            self._tokenizer = Tokenizer(self.folder, most_characters(self))
-        return self._tokenizer
+        tokenizer: Tokenizer = self._once("tokenizer", lambda: Tokenizer(self.folder, most_characters(self)))
+        return tokenizer
 
     def load(self, pack: Pack | str | os.PathLike[str], name: str | None = None, *, allow_structural: bool = False) -> str:
         """Puts another pack into a free slot of a running bank, and returns its name. Any thread may, while others run rows.
@@ -148,6 +193,7 @@ class OpenBundle:
         with self._changing:
             before = self._adapters
             attached, prompt = self._mode.load(before.attached, loaded, allow_structural), self._prompt(loaded)
+            self._require_same_files()  # the base's own weights may have been read
             prompts = before.prompts if prompt is None else {**before.prompts, loaded.name: prompt}
             self._adapters = Adapters({**before.packs, loaded.name: loaded}, prompts, attached)
         return loaded.name
@@ -164,6 +210,11 @@ class OpenBundle:
             self._adapters = Adapters({other: pack for other, pack in packs.items() if other != name},
                                       {other: cache for other, cache in prompts.items() if other != name},
                                       self._mode.unload(attached, name))
+
+    def _pack(self, name: str) -> Pack:
+        packs = self.packs
+        self.require(name, packs)
+        return packs[name]
 
     def require_adapter(self, name: str) -> None:
         """Checks that there is an adapter of that name.
@@ -184,16 +235,15 @@ class OpenBundle:
 
     def labels(self, adapter: str | None) -> tuple[str, ...] | None:
         """The labels of a row's logits, in order, or None for a task without labels; an adapter without a head has the base's."""
-        own = None if adapter is None else self.packs[adapter].manifest.task.labels
-        return own or self.bundle.base_labels
+        return (None if adapter is None else self._pack(adapter).manifest.task.labels) or self.bundle.base_labels
 
     def head_trained(self, adapter: str | None) -> bool:
         """Whether a row's head was trained, by its adapter or with the base."""
-        return self.bundle.base_head_trained or (adapter is not None and bool(self.packs[adapter].full()))
+        return self.bundle.base_head_trained or (adapter is not None and bool(self._pack(adapter).full()))
 
     def trained_labels(self, adapter: str | None) -> tuple[str, ...] | None:
         """The labels of a row's logits, in order; None where nobody trained its head."""
-        known = self.bundle.base_head_trained or (adapter is not None and self.packs[adapter].manifest.task.labels)
+        known = self.bundle.base_head_trained or (adapter is not None and self._pack(adapter).manifest.task.labels)
         return self.labels(adapter) if known else None
 
     def shape(self, name: str) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import onnxruntime as ort
 from ..bundle.manifest import PAST, PRESENT, graph_file
 from ..errors import AdapterpackError
 from ..library_errors import library_errors
-from ..onnx_graph.confine import require_confined
+from ..onnx_graph.graph_file import GraphFile, Stored
 from . import providers
 
 TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64)": "int64", "tensor(int32)": "int32",
@@ -21,13 +22,15 @@ TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64
 
 
 class OrtModel:
-    """A running graph: its inputs (without those that have defaults) and its outputs by name.
+    """A running graph: its inputs (without those that have defaults, its ``slots``) and its outputs, ``results``, by name. What
+    the graph may do is checked before: see :func:`adapterpack.onnx_graph.confine.require_safe`.
 
     ``mapped`` leaves weights in the mapped file, which costs neither time nor memory to open, but makes each run slower: a float product a
     little, one on quantized weights 20 to 80 times.
     ``in_place``: the cache that a run gives is written into the one that it was fed.
 
     Raises:
+        FormatError: ONNX Runtime refuses the graph.
         ProviderError: none of the wanted providers started.
     """
 
@@ -35,7 +38,6 @@ class OrtModel:
                  in_place: bool = False) -> None:
         self.path = folder / graph_file(part)
         self.in_place = in_place
-        require_confined(self.path)
         options = ort.SessionOptions()
         options.log_severity_level = 3  # each optional input would be a warning of its own
         options.intra_op_num_threads = threads or 0
@@ -47,25 +49,31 @@ class OrtModel:
         self.provider = providers.require(self._ort, list(wanted))
         self.device = "cuda" if self.provider.startswith("CUDA") else "cpu"
         self.inputs: dict[str, Any] = {value.name: value for value in self._ort.get_inputs()}
-        self.shapes: dict[str, list[Any]] = {value.name: value.shape for value in self._ort.get_outputs()}
+        self.slots: dict[str, Any] = {value.name: value for value in self._ort.get_overridable_initializers()}
+        self.results: dict[str, Any] = {value.name: value for value in self._ort.get_outputs()}
+        self.shapes: dict[str, list[Any]] = {name: value.shape for name, value in self.results.items()}
         self.outputs = list(self.shapes)
         self._types = {name: np.dtype(TYPES[value.type]) for name, value in self.inputs.items() if value.type in TYPES}
+
+    @cached_property
+    def stored(self) -> Mapping[str, Stored]:
+        """Where the graph's initializers are stored."""
+        return GraphFile(self.path).stored
 
     def fitting(self, name: str, array: np.ndarray) -> np.ndarray:
         """An array in the type of the input of that name."""
         return array.astype(self._types.get(name, array.dtype), copy=False)
 
-    def call(self, feeds: Mapping[str, Any], options: Any = None) -> dict[str, Any]:
-        """One run on ``OrtValue`` feeds. On CUDA a cache stays on the device, unless ONNX Runtime's own adapters are active: bindings
-        ignore those.
+    def call(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
+        """One run on ``OrtValue`` feeds. On CUDA a cache stays on the device.
 
         Raises:
             AdapterpackError: ONNX Runtime refuses, for instance because of a shape or an id that the graph cannot take.
         """
         with library_errors("onnxruntime", "ONNX Runtime could not run the graph on these inputs", where=self.path.parent,
                             remedy="check shapes, lengths and ids against the model's config", kind=AdapterpackError):
-            if not self.in_place and (self.device == "cpu" or options is not None):
-                values = self._ort.run_with_ort_values(self.outputs, dict(feeds), options)
+            if not self.in_place and self.device == "cpu":
+                values = self._ort.run_with_ort_values(self.outputs, dict(feeds))
             else:
                 values = self._bound(feeds)
         return dict(zip(self.outputs, values, strict=True))

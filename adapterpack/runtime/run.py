@@ -69,7 +69,7 @@ def _expanded(rows: Iterable[Row], adapters: Sequence[str | None], columns: Mapp
 
 
 def _run_batch(session: Session, numbered: list[tuple[int, Row]], sampling: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    rows = [row for _, row in numbered]
+    rows, session = [row for _, row in numbered], session.frozen()
     names = session.names([row["adapter"] for row in rows], len(rows))
     with among([number for number, _ in numbered]):
         results = session.task.answer(session, rows, names, sampling)

@@ -91,7 +91,7 @@ class Session(OpenBundle):
             UnknownAdapter: a name that the bundle does not hold.
             ConfigError: a missing or unknown input.
         """
-        return run_parts(self, inputs, adapters)
+        return run_parts(self.frozen(), inputs, adapters)
 
     def generate(
         self, prompts: Sequence[Any] = (), adapters: Names = None, *, given: Mapping[str, np.ndarray] | None = None, **sampling: Any
@@ -109,4 +109,4 @@ class Session(OpenBundle):
         for name in sampling:
             if name not in parameters:
                 raise ConfigError("unknown sampling parameter", found=repr(name), remedy=nearest(name, parameters))
-        return list(generate(self, prompts, adapters, Sampling(**sampling), emit, dict(given or {})))
+        return list(generate(self.frozen(), prompts, adapters, Sampling(**sampling), emit, dict(given or {})))

@@ -8,10 +8,11 @@ from pathlib import Path
 from ..base import compatibility
 from ..base.checkpoint import Checkpoint
 from ..base.compatibility import Verdict
-from ..bundle.files import differences
-from ..bundle.manifest import FILE_NAME, GRAPH, Bundle, read_bundle
+from ..bundle.files import differences, needed, require_listed
+from ..bundle.manifest import FILE_NAME, GRAPH, Bundle, graph_file, read_bundle
 from ..errors import AdapterpackError, BaseMismatch
 from ..library_errors import library_errors
+from ..pack.pack import SIGNATURE
 from ..pack.validate.budget import Budget, Spent
 from ..pack.validate.checks.folder import entries
 from ..pack.validate.open_questions import NO_BASE
@@ -25,13 +26,18 @@ def validate_bundle(
 ) -> Report:
     """The report on a bundle: files, digests, packs, and with ``base`` that it was made from that base; within ``budget``.
 
-    ``full`` also runs the graph: the canaries of its packs are replayed. A bundle with an error is not run.
+    ``full`` also runs the graph: the canaries of its packs are replayed, and with ``base`` every matrix of it is looked for in the graphs.
+    A bundle with an error is not run.
+
+    A valid bundle is whole and agrees with itself: its files are the listed ones, its graphs take and give what the manifest says, and its
+    slots hold the packs that it names. With ``base`` and ``full`` its matrices are the base's, and the canaries' logits are right. That its
+    graphs compute nothing else besides is shown by no check, only by the signature of somebody whom one trusts.
     """
     findings: list[Finding] = []
     left_open: list[str] = []
     verdict: Verdict | None = None
     try:
-        for result in _findings(folder, base, budget or Budget(), allow_structural):
+        for result in _findings(folder, base, budget or Budget(), allow_structural, full):
             if isinstance(result, Finding):
                 findings.append(result)
             elif isinstance(result, Verdict):
@@ -46,11 +52,18 @@ def validate_bundle(
     incomplete = bool(left_open) or (full and base is None)
     sound = not left_open and not any(finding.severity == "error" for finding in findings)
     broken, about_graph = _replayed(folder) if full and sound else ([], (_NOT_RUN,))
-    open_questions = (*left_open, *([] if base else [NO_BASE]), *about_graph)
+    open_questions = (*left_open, *([] if base else [NO_BASE]), *about_graph, _signature(folder))
     return Report("bundle", str(folder), None, (*findings, *broken), open_questions, incomplete, verdict)
 
 
-def _findings(folder: Path, base: Path | Checkpoint | None, budget: Budget, allow_structural: bool) -> Iterator[Finding | Verdict | str]:
+def _signature(folder: Path) -> str:
+    """What no check of a bundle's bytes can show."""
+    named = "its signature was not verified" if (folder / SIGNATURE).is_file() else "it is not signed"
+    return f"who made the graphs, and that they compute nothing else than the base and its adapters: {named} (adapterpack verify --key)"
+
+
+def _findings(folder: Path, base: Path | Checkpoint | None, budget: Budget, allow_structural: bool, full: bool
+              ) -> Iterator[Finding | Verdict | str]:
     """Findings, the verdict on the base, and as texts what the budget was too small for."""
     bundle = read_bundle(folder)
     irregular = False
@@ -59,8 +72,12 @@ def _findings(folder: Path, base: Path | Checkpoint | None, budget: Budget, allo
         yield finding
     if irregular:
         return  # nothing is opened that may lead out of the folder
-    yield from _digests(folder, bundle, budget)
-    yield from _confined(folder)
+    whole = True
+    for finding in _digests(folder, bundle, budget):
+        whole &= finding.rule != "AB103"
+        yield finding
+    if whole:
+        yield from _safe(folder, bundle)
     for adapter in bundle.adapters:
         budget.require_time(f"the adapter {adapter.name}")
         report, pack = examine(folder / adapter.path, budget=budget)
@@ -72,7 +89,11 @@ def _findings(folder: Path, base: Path | Checkpoint | None, budget: Budget, allo
             yield Finding("AB201", "error", adapter.path, "the pack is not the one that the bundle names", "export again")
     if base is not None:
         budget.require_time("the base")
-        yield from about_base(bundle, base if isinstance(base, Checkpoint) else Checkpoint(base), budget, allow_structural)
+        checkpoint = base if isinstance(base, Checkpoint) else Checkpoint(base)
+        yield from about_base(bundle, checkpoint, budget, allow_structural)
+        if full and whole and checkpoint.has_weights and not allow_structural:
+            budget.require_time("the weights of the graph")
+            yield from _weights(folder, bundle, checkpoint)
 
 
 def about_base(bundle: Bundle, checkpoint: Checkpoint, budget: Budget, allow_structural: bool) -> Iterator[Finding | Verdict]:
@@ -87,9 +108,28 @@ def about_base(bundle: Bundle, checkpoint: Checkpoint, budget: Budget, allow_str
         yield Finding("AB301", "error", "base", error.sentence, error.remedy or remedy)
         yield compatibility.compare(bundle.base, fingerprint)
         return
+    verdict = verdict._replace(means=f"of the base and the one that the manifest names, {verdict.means}")
     if verdict.name == "structural" and checkpoint.has_weights:
         yield Finding("AB301", "warning", "base", verdict.means, remedy)
     yield verdict
+
+
+def _weights(folder: Path, bundle: Bundle, checkpoint: Checkpoint) -> Iterator[Finding]:
+    """AB302: a matrix of the base for which a graph has another one. Quantization and folded adapters change matrices."""
+    if bundle.quantization is not None or bundle.mode == "folded":
+        return
+    from ..onnx_graph.graph_file import GraphFile  # noqa: PLC0415 - onnx, and packs have no graph
+    from ..onnx_graph.match import unmatched  # noqa: PLC0415
+
+    tensors, shapes = unmatched([GraphFile(folder / graph_file(part)) for part in bundle.parts], checkpoint)
+    sites = {checkpoint.tensor_name(f"{path}.weight") for path, site in bundle.sites.items()
+             if site.role == "adapter" and site.kind == "linear" and site.weight}
+    wrong = [name for name in sorted(tensors)
+             if name in sites or {(shape := tuple(checkpoint.tensors[name].shape)), shape[::-1]} & shapes]
+    if wrong:
+        some = ", ".join(wrong[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
+        yield Finding("AB302", "error", GRAPH, f"the graph has other numbers in the place of weights of the base: {some}",
+                      "do not use this bundle; export it again")
 
 
 def _replayed(folder: Path) -> tuple[list[Finding], tuple[str, ...]]:
@@ -105,24 +145,30 @@ def _replayed(folder: Path) -> tuple[list[Finding], tuple[str, ...]]:
     return [], tuple(f"canary of {name}: {reason}" for name, reason in replayed["not_replayed"].items())
 
 
+IRREGULAR = Finding("AB101", "error", "", "only regular files may lie in a bundle", "remove it")
+
+
 def _file_list(folder: Path, bundle: Bundle, budget: Budget) -> Iterator[Finding]:
-    listed = {FILE_NAME, *(entry.path for entry in bundle.files)}
+    listed = {FILE_NAME, SIGNATURE, *(entry.path for entry in bundle.files)}
+    for name in sorted(needed(bundle) - listed):
+        yield Finding("AB102", "error", name, "a file that the bundle needs, and that the manifest does not list", "export again")
     for path in (path for top in entries(folder) for path in (top, *sorted(top.rglob("*")))):
         budget.require_time("the list of files")
         relative = path.relative_to(folder).as_posix()
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
-            yield Finding("AB101", "error", relative, "only regular files may lie in a bundle", "remove it")
+            yield IRREGULAR._replace(where=relative)
         elif path.is_file() and relative not in listed:
             yield Finding("AB102", "error", relative, "a file that the manifest does not list", "remove it, or export again")
 
 
-def _confined(folder: Path) -> Iterator[Finding]:
+def _safe(folder: Path, bundle: Bundle) -> Iterator[Finding]:
     """AB105."""
-    from ..onnx_graph.confine import require_confined  # noqa: PLC0415 - onnx, and packs have no graph
+    from ..onnx_graph.confine import require_safe  # noqa: PLC0415 - onnx, and packs have no graph
+    from ..onnx_graph.graph_file import GraphFile  # noqa: PLC0415
 
     for path in sorted(folder.glob("*.onnx")):
         try:
-            require_confined(path, must_exist=False)  # a missing file is AB103
+            require_listed(folder, bundle, require_safe(GraphFile(path)))
         except AdapterpackError as error:
             yield Finding("AB105", "error", path.name, error.sentence, error.remedy or "do not use this bundle")
 

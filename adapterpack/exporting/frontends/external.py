@@ -17,7 +17,7 @@ from ...adapter_methods import LAYOUTS
 from ...base.checkpoint import Checkpoint
 from ...bundle.manifest import PAST
 from ...errors import FormatError, Unsupported
-from ...onnx_graph.confine import require_confined
+from ...onnx_graph.confine import require_safe
 from ...onnx_graph.graph_file import GraphFile
 from ...onnx_graph.match import Place, match
 from ...onnx_graph.pieces import Piece
@@ -42,9 +42,10 @@ def _build(source: Source) -> BaseGraph:
     """The graph of the source's file with a node of its own for each module that the packs change."""
     path, base = source.file, Checkpoint(source.folder)
     assert path is not None, "the frontend supports sources with a file only"
-    require_confined(path)
+    graph = GraphFile(path)
+    require_safe(graph)
     wanted = _wanted(base, source.packs)
-    places = match(GraphFile(path), base, {tensor: kind for tensor, (kind, _) in wanted.items()})
+    places = match(graph, base, {tensor: kind for tensor, (kind, _) in wanted.items()})
     model = ir.load(path)
     _require_float(model, path, source.dtype)
     _name_inputs(model, base)

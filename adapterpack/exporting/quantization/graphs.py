@@ -14,6 +14,7 @@ from ...bundle.files import require_files, unlisted
 from ...bundle.manifest import Bundle, MappedSite, graph_file, read_bundle
 from ...errors import FormatError, NothingToDo, ParityError
 from ...io.atomic import output_folder
+from ...pack.pack import SIGNATURE
 from ...runtime import canary as replay
 from ...runtime.session import Session
 from ..proof.cache_parity import with_steps
@@ -42,6 +43,7 @@ def quantize_bundle(source: Path, out: Path, scheme: str) -> Bundle:
         raise FormatError("a file in the bundle is not in its manifest", where=source / extra[0], remedy="remove it, or export again")
     with output_folder(out) as folder:
         shutil.copytree(source, folder, dirs_exist_ok=True)
+        (folder / SIGNATURE).unlink(missing_ok=True)  # it is one of other bytes
         quantize_in_place(folder, scheme)
     return read_bundle(out)
 

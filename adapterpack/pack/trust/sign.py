@@ -1,23 +1,29 @@
-"""Detached signatures: who vouches for a pack, and for exactly which bytes. They say nothing about what the pack does."""
+"""Detached signatures: who vouches for a pack or a bundle, and for exactly which bytes. They say nothing about what these do."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...errors import ConfigError, FormatError, OutputExists, SignatureExpired, StorageError, Unsigned, WronglySigned, storage_errors
 from ...io.atomic import output_file
 from ...io.hashing import sha256_of
+from ...io.safe_open import read_file
 from ...manifest import manifest as m
 from ..pack import MUTABLE, SIGNATURE, Pack
 from ..validate.checks.folder import entries, regular_files
+from ..validate.finding import Finding
 from ..validate.validation import load
 from . import dsse, statement
 from .keys import key_digest, private_key, public_key
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey
 
 FILE_NAME = SIGNATURE
 
@@ -26,7 +32,7 @@ FILE_NAME = SIGNATURE
 class Signature:
     """A signature that holds: over which pack and files (name -> ``sha256:`` and hex), with which key, by whom, until when (UTC).
 
-    ``load(path).id == signature.pack`` ties what is loaded to what was signed.
+    ``load(path).id == signature.pack`` ties what is loaded to what was signed; of a bundle it is the sha256 of its manifest.
     """
 
     path: Path
@@ -51,6 +57,20 @@ class Signature:
         }
 
 
+class Signable(NamedTuple):
+    """A folder whose manifest lists its files, of the ``kind`` pack or bundle. ``free`` are files that no signature covers; ``irregular``
+    finds links and pipes, ``present`` the files that lie there, and ``listed`` those that a manifest of these bytes lists.
+    """
+
+    kind: str
+    folder: Path
+    manifest: str
+    free: frozenset[str]
+    irregular: Callable[[], Iterator[Finding]]
+    present: Callable[[], set[str]]
+    listed: Callable[[bytes], set[str]]
+
+
 def sign(
     pack: Pack | str | os.PathLike[str],
     key: str | os.PathLike[str],
@@ -59,43 +79,44 @@ def sign(
     expires: str | datetime | None = None,
     password: str | None = None,
 ) -> Signature:
-    """Signs a pack: writes the detached signature ``adapterpack.sig.json`` into its folder, over the manifest and every file that it lists.
-
-    ``key`` is a PEM file with a private elliptic-curve key, made with
-    ``openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out key.pem``. ``identity`` is free text and ``expires`` a date or a
-    time; both are signed too. OpenSSF's model-signing verifies the result.
-
-    Raises:
-        ConfigError: the key, the password or the expiry cannot be used.
-        FormatError: not a valid pack, or a PEFT folder, which has no closed list of files.
-        OutputExists: there is a signature already.
-        Unsupported: ``cryptography`` is not installed.
-
-    Example:
-        >>> sign("packs/tickets", "key.pem", expires="2030-06-30").pack  # doctest: +SKIP
-        'sha256:0f1c...'
-    """
+    """Signs a pack; see :func:`adapterpack.sign`."""
     folder = _folder(pack)
     signer = private_key(key, password)
+    if not (folder / m.FILE_NAME).is_file():
+        raise FormatError("only a pack with a manifest can be signed", where=folder, expected=m.FILE_NAME,
+                          remedy="load the folder and write it as a pack first")
+
+    def checked() -> statement.Statement:
+        loaded = load(folder)  # what is signed is what was checked
+        if isinstance(pack, Pack) and loaded.id != pack.id:
+            raise FormatError("the folder of the pack holds another pack now", where=folder, expected=pack.id, found=loaded.id,
+                              remedy="write the pack to a new folder and sign that")
+        files = {m.FILE_NAME: loaded.id.removeprefix("sha256:"), **{entry.path: entry.sha256 for entry in loaded.manifest.files}}
+        return statement.Statement(loaded.name, files)
+
+    return sealed(_signable(folder), checked, signer, identity, expires)
+
+
+def sealed(artifact: Signable, checked: Callable[[], statement.Statement], key: EllipticCurvePrivateKey, identity: str | None,
+           expires: str | datetime | None) -> Signature:
+    """Writes the signature of an artifact over what ``checked`` says of it, which checks it first.
+
+    Raises:
+        ConfigError: the identity or the expiry cannot be used.
+        OutputExists: there is a signature already.
+    """
+    folder, kind = artifact.folder, artifact.kind
     moment = statement.expiry(expires) if isinstance(expires, str) else expires
     if moment is not None and (moment.tzinfo is None or moment <= datetime.now(UTC)):
         raise ConfigError("the expiry has no time zone, or is over already", found=moment, remedy="name a later date")
     if identity is not None and not 0 < len(identity) <= statement.MAX_IDENTITY:
         raise ConfigError("the identity cannot be used", expected=f"1 to {statement.MAX_IDENTITY} characters", found=len(identity))
-    if not (folder / m.FILE_NAME).is_file():
-        raise FormatError("only a pack with a manifest can be signed", where=folder, expected=m.FILE_NAME,
-                          remedy="load the folder and write it as a pack first")
     if os.path.lexists(folder / FILE_NAME):
-        raise OutputExists("the pack has a signature already", where=folder / FILE_NAME, remedy="remove it first to sign again")
-    loaded = load(folder)  # what is signed is what was checked
-    if isinstance(pack, Pack) and loaded.id != pack.id:
-        raise FormatError("the folder of the pack holds another pack now", where=folder, expected=pack.id, found=loaded.id,
-                          remedy="write the pack to a new folder and sign that")
-    files = {m.FILE_NAME: loaded.id.removeprefix("sha256:"), **{entry.path: entry.sha256 for entry in loaded.manifest.files}}
-    made = statement.Statement(loaded.name, files, identity, moment)
+        raise OutputExists(f"the {kind} has a signature already", where=folder / FILE_NAME, remedy="remove it first to sign again")
+    made = dataclasses.replace(checked(), identity=identity, expires=moment)
     with output_file(folder / FILE_NAME) as path:
-        path.write_bytes(dsse.seal(made.to_bytes(), signer))
-    return _signature(folder, made, key_digest(signer.public_key()))
+        path.write_bytes(dsse.seal(made.to_bytes(), key))
+    return _signature(artifact, made, key_digest(key.public_key()))
 
 
 def verify(
@@ -105,53 +126,49 @@ def verify(
     identity: str | None = None,
     at: datetime | None = None,
 ) -> Signature:
-    """Verifies a pack's signature: that the holder of the key signed exactly the files that lie there.
+    """Verifies the signature of a pack; see :func:`adapterpack.verify`."""
+    verified = unsealed(_signable(_folder(pack)), public_key(key), identity, at)
+    if isinstance(pack, Pack) and verified.pack != pack.id:
+        raise WronglySigned("the signature is of another pack", where=verified.path / FILE_NAME, expected=pack.id, found=verified.pack)
+    return verified
 
-    ``key`` is a PEM file with the public key (``openssl pkey -in key.pem -pubout -out key.pub``). With ``identity``, the signed text must
-    be that. ``at`` is the moment that the expiry is compared with: now, if none is given. Signatures that OpenSSF's model-signing made with
-    a local key are verified too. Nothing but the envelope is parsed before its signature is known to be right.
+
+def unsealed(artifact: Signable, key: EllipticCurvePublicKey, identity: str | None = None, at: datetime | None = None) -> Signature:
+    """The signature of an artifact, if the holder of the key signed exactly the files that lie there; see :func:`verify`.
 
     Raises:
-        Unsigned: there is no signature.
-        WronglySigned: another key, an altered envelope, or a file that was altered, added or removed after signing; it is named.
-        SignatureExpired: everything is right, but its time is over.
-        UnsupportedSignature: a signature that rests on more than a local key.
-        ConfigError: the key cannot be used.
-        Unsupported: ``cryptography`` is not installed.
-
-    Example:
-        >>> verify("packs/tickets", "key.pub").identity  # doctest: +SKIP
-        'adapters@example.org'
+        Unsigned, WronglySigned, SignatureExpired, UnsupportedSignature: as for :func:`verify`.
     """
-    folder, checker = _folder(pack), public_key(key)
-    file = folder / FILE_NAME
+    kind, file = artifact.kind, artifact.folder / FILE_NAME
     if not os.path.lexists(file):
-        raise Unsigned("the pack is not signed", where=folder, expected=FILE_NAME, remedy="ask its maker to sign it, or do not trust it")
-    irregular = next(regular_files(folder), None)  # before any file is opened: no link leads out, no pipe blocks
-    if irregular is not None:
-        raise WronglySigned(irregular.message, where=folder / irregular.where, remedy=irregular.fix)
-    with storage_errors(file), file.open("rb") as stream:
-        data = stream.read(dsse.MAX_BYTES + 1)
-    signed = statement.read(dsse.unseal(data, checker, file), file)
-    _require_same_files(folder, signed)
-    signature = _signature(folder, signed, key_digest(checker))
-    if isinstance(pack, Pack) and signature.pack != pack.id:
-        raise WronglySigned("the signature is of another pack", where=file, expected=pack.id, found=signature.pack)
+        raise Unsigned(f"the {kind} is not signed", where=artifact.folder, expected=FILE_NAME,
+                       remedy="ask its maker to sign it, or do not trust it")
+    if (irregular := next(artifact.irregular(), None)) is not None:  # before any file is opened: no link leads out, no pipe holds us
+        raise WronglySigned(irregular.message, where=artifact.folder / irregular.where, remedy=irregular.fix)
+    signed = statement.read(dsse.unseal(read_file(file, dsse.MAX_BYTES + 1), key, file), file)
+    _require_same_files(artifact, signed)
     if identity is not None and signed.identity != identity:
-        raise WronglySigned("the pack was signed under another identity", where=file, expected=repr(identity),
-                            found=repr(signed.identity), remedy="ask the maker of the pack")
+        raise WronglySigned(f"the {kind} was signed under another identity", where=file, expected=repr(identity),
+                            found=repr(signed.identity), remedy=f"ask the maker of the {kind}")
     if signed.expires is not None and (at or datetime.now(UTC)) > signed.expires:
         raise SignatureExpired("the signature is right, but its time is over", where=file, expected="a later expiry",
-                               found=statement.written(signed.expires), remedy="ask the maker of the pack to sign it again")
-    return signature
+                               found=statement.written(signed.expires), remedy=f"ask the maker of the {kind} to sign it again")
+    return _signature(artifact, signed, key_digest(key))
 
 
-def _require_same_files(folder: Path, signed: statement.Statement) -> None:
+def _signable(folder: Path) -> Signable:
+    return Signable("pack", folder, m.FILE_NAME, MUTABLE, lambda: regular_files(folder), lambda: {path.name for path in entries(folder)},
+                    lambda data: {entry.path for entry in m.parse(data, folder / m.FILE_NAME).files})
+
+
+def _require_same_files(artifact: Signable, signed: statement.Statement) -> None:
     """Every signed file is there with the signed bytes, every other file is one that may be added, and the manifest is covered whole."""
-    fetch = "do not use the pack; fetch it again"
-    present = {path.name for path in entries(folder)}
-    for name in sorted(present - signed.files.keys() - MUTABLE):
-        raise WronglySigned("a file that was not signed lies in the pack", where=folder / name, remedy="remove it, or fetch the pack again")
+    kind, folder, manifest = artifact.kind, artifact.folder, artifact.manifest
+    fetch = f"do not use the {kind}; fetch it again"
+    present = artifact.present()
+    for name in sorted(present - signed.files.keys() - artifact.free):
+        raise WronglySigned(f"a file that was not signed lies in the {kind}", where=folder / name,
+                            remedy=f"remove it, or fetch the {kind} again")
     for name in sorted(signed.files):
         if name not in present:
             raise WronglySigned("a signed file is missing", where=folder / name, remedy=fetch)
@@ -160,19 +177,18 @@ def _require_same_files(folder: Path, signed: statement.Statement) -> None:
         if digest != signed.files[name]:
             raise WronglySigned("a file was altered after signing", where=folder / name, expected=signed.files[name], found=digest,
                                 remedy=fetch)
-    if m.FILE_NAME not in signed.files:
-        raise WronglySigned("the signature does not cover the manifest", where=folder, expected=m.FILE_NAME, remedy="sign the pack again")
-    with storage_errors(folder / m.FILE_NAME):
-        manifest = m.parse((folder / m.FILE_NAME).read_bytes(), folder / m.FILE_NAME)
-    listed = {m.FILE_NAME, *(entry.path for entry in manifest.files)}
-    for name in sorted((listed ^ signed.files.keys()) - MUTABLE):
+    if manifest not in signed.files:
+        raise WronglySigned("the signature does not cover the manifest", where=folder, expected=manifest, remedy=f"sign the {kind} again")
+    with storage_errors(folder / manifest):
+        listed = {manifest, *artifact.listed((folder / manifest).read_bytes())}
+    for name in sorted((listed ^ signed.files.keys()) - artifact.free):
         which = "that the manifest lists was not signed" if name in listed else "was signed that the manifest does not list"
-        raise WronglySigned(f"a file {which}", where=folder / name, remedy="sign the pack again")
+        raise WronglySigned(f"a file {which}", where=folder / name, remedy=f"sign the {kind} again")
 
 
-def _signature(folder: Path, signed: statement.Statement, key: str) -> Signature:
+def _signature(artifact: Signable, signed: statement.Statement, key: str) -> Signature:
     files = {name: f"sha256:{signed.files[name]}" for name in sorted(signed.files)}
-    return Signature(folder, signed.name, files[m.FILE_NAME], f"sha256:{key}", signed.identity, signed.expires, files)
+    return Signature(artifact.folder, signed.name, files[artifact.manifest], f"sha256:{key}", signed.identity, signed.expires, files)
 
 
 def _folder(pack: Pack | str | os.PathLike[str]) -> Path:

@@ -1,4 +1,4 @@
-"""What is signed: an in-toto statement that lists every file of a pack with its sha256, as OpenSSF model-signing lays it out.
+"""What is signed: an in-toto statement that lists every file of a pack or a bundle with its sha256, as OpenSSF model-signing lays it out.
 
 Source: in-toto attestation framework, statement v1; model-signing predicate v1.0: the subject's digest is the sha256 of the files' digests
 one after the other, the files stand in the predicate, and further members of the predicate are ignored by other verifiers.
@@ -22,14 +22,15 @@ STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://model_signing/signature/v1.0"
 EXTENSION = "adapterpack"
 MAX_IDENTITY = 256
-_NAME = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9._-]{0,127}")
+_PART = "[A-Za-z0-9_.][A-Za-z0-9._-]{0,127}"
+_NAME = re.compile(rf"(?!\.\.?(/|$)){_PART}(/(?!\.\.?(/|$)){_PART}){{0,3}}")
 _HEX = re.compile(r"[0-9a-f]{64}")
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
 
 
 @dataclass(frozen=True)
 class Statement:
-    """The signed content: the pack's name, its files with their sha256 as hex, who signed, and until when that holds (UTC)."""
+    """The signed content: the name, its files with their sha256 as hex, who signed, and until when that holds (UTC)."""
 
     name: str
     files: Mapping[str, str]

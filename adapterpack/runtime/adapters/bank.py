@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,10 +14,12 @@ from ...base import compatibility
 from ...bundle.manifest import Bundle, Heads, graph_file
 from ...errors import AdapterpackError, Unsupported
 from ...manifest.manifest import Base
+from ...onnx_graph.graph_file import Stored, mapped
 from ...pack.pack import Adapter, Pack
 from ...slots.projections import heads_at, projected
 from ...slots.prompt_kv import PROJECTION
 from ...slots.values import Values, pack_values, padded
+from .contents import require_contents
 from .positions import require_positions
 
 
@@ -37,15 +39,31 @@ class BankState(NamedTuple):
 
 
 class AdapterBank:
-    """The slots of one bundle. Until one is filled the graph uses what it was exported with; from then on the whole bank is fed."""
+    """The slots of one bundle; ``stored`` says where a part's graph stores its initializers.
 
-    def __init__(self, bundle: Bundle, folder: Path, device: str) -> None:
-        self.bundle, self.folder, self.device = bundle, folder, device
+    Until a slot is filled the graph uses what it was exported with; from then on the whole bank is fed.
+    """
+
+    def __init__(self, bundle: Bundle, folder: Path, device: str, stored: Callable[[str], Mapping[str, Stored]]) -> None:
+        self.bundle, self.folder, self.device, self._stored = bundle, folder, device, stored
         self._parsed: dict[str, Any] = {}
 
-    def opened(self) -> BankState:
-        """The bank as it was exported."""
-        return BankState({adapter.name: int(adapter.slot or 0) for adapter in self.bundle.adapters}, {}, {})
+    def opened(self, packs: Mapping[str, Pack]) -> BankState:
+        """The bank as it was exported, whose slots hold these of its packs.
+
+        Raises:
+            FormatError: a slot holds another adapter, or that of the base changes it.
+        """
+        slots = {adapter.name: int(adapter.slot or 0) for adapter in self.bundle.adapters}
+        if packs and not self._reads_lost_weights(packs.values()):
+            exported = self._exported()
+            base = {name: array[0] for name, array in exported.items()}
+            heads = {name: array for name, array in base.items() if _is_head(name)}
+            require_contents(padded({}, self.bundle.sites, self.bundle.max_rank, heads), base, self.folder, None)
+            for name, pack in packs.items():
+                wide = padded(self._values(pack), self.bundle.sites, self.bundle.max_rank, heads)
+                require_contents(wide, {slot: array[slots[name]] for slot, array in exported.items()}, self.folder, name)
+        return BankState(slots, {}, {})
 
     def load(self, state: BankState, pack: Pack, base: Base, allow_structural: bool = False) -> BankState:
         """The state with a pack in a free slot. A pack without a head of its own has the base's.
@@ -56,8 +74,7 @@ class AdapterBank:
         """
         pack.require_levels(compatibility.recorded_fingerprint(base), name=base.name, where=self.folder, allow_structural=allow_structural)
         require_positions(pack, self.bundle.sites)
-        values = pack_values(pack, self._weights if self.bundle.quantization is None else None, self.bundle.sites, self._projected)
-        slots = state.slots
+        values, slots = self._values(pack), state.slots
         if pack.name in slots:
             raise AdapterpackError("the session already has an adapter of that name", where=pack.name, remedy="choose another name")
         free = min(set(range(1, self.bundle.slots)) - set(slots.values()), default=None)
@@ -65,7 +82,7 @@ class AdapterBank:
             raise Unsupported("no slot is free", where=self.folder, expected=f"at most {self.bundle.slots - 1} adapters",
                               found=len(slots) + 1, remedy="unload one, or export with more --slots")
         arrays = state.arrays or self._exported()
-        heads = {name: array[0] for name, array in arrays.items() if name.endswith((".head", ".head_bias"))}
+        heads = {name: array[0] for name, array in arrays.items() if _is_head(name)}
         wide = padded(values, self.bundle.sites, self.bundle.max_rank, heads)
         filled = {name: np.concatenate([array[:free], wide[name][None], array[free + 1 :]]) for name, array in arrays.items()}
         overrides: dict[str, dict[str, Any]] = {}
@@ -73,6 +90,18 @@ class AdapterBank:
             part = self.bundle.sites[name.rpartition(".")[0]].part
             overrides.setdefault(part, {})[name] = ort.OrtValue.ortvalue_from_numpy(array, self.device, 0)
         return BankState({**slots, pack.name: free}, filled, overrides)
+
+    def _values(self, pack: Pack) -> Values:
+        return pack_values(pack, self._weights if self.bundle.quantization is None else None, self.bundle.sites, self._projected)
+
+    def _reads_lost_weights(self, packs: Iterable[Pack]) -> bool:
+        """Whether the values of a pack are made with the base's own weights, which a quantized graph does not hold."""
+        return self.bundle.quantization is not None and any(method.traits.reads_weight for pack in packs for method in pack.methods)
+
+    def _exported(self) -> Values:
+        """The bank as the graphs were exported with it, mapped."""
+        return {name: mapped(self._stored(site.part)[name]) for path, site in self.bundle.sites.items()
+                for name in (f"{path}.{field}" for field in site.fields)}
 
     def _weights(self, adapter: Adapter) -> tuple[np.ndarray, np.ndarray | None]:
         """The base's own weight and bias at a site, out of the graph."""
@@ -98,11 +127,6 @@ class AdapterBank:
             self._parsed[part] = ir.load(self.folder / graph_file(part))
         return self._parsed[part]
 
-    def _exported(self) -> Values:
-        """The bank as the graph was exported with it."""
-        arrays: Values = {}
-        for part in self.bundle.parts:
-            graph = self._graph(part).graph
-            names = [f"{path}.{field}" for path, site in self.bundle.sites.items() if site.part == part for field in site.fields]
-            arrays |= {name: np.array(graph.initializers[name].const_value.numpy()) for name in names}
-        return arrays
+
+def _is_head(slot: str) -> bool:
+    return slot.endswith((".head", ".head_bias"))

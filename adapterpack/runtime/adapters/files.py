@@ -1,4 +1,4 @@
-"""Writes ``.onnx_adapter`` files, ONNX Runtime's own format of values for a graph's optional inputs."""
+"""Writes and reads ``.onnx_adapter`` files, ONNX Runtime's own format of values for a graph's optional inputs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from ...errors import StorageError
+from ...errors import FormatError, StorageError
+from ...library_errors import library_errors
 
 
 def write_adapter_file(path: Path, values: Mapping[str, np.ndarray]) -> None:
@@ -26,3 +27,16 @@ def write_adapter_file(path: Path, values: Mapping[str, np.ndarray]) -> None:
     except RuntimeError as error:  # says in C++ that a byte was not taken, and not why
         raise StorageError("ONNX Runtime cannot write the adapter's file", where=path,
                            remedy="see that the disk has space and that this user may write there; nothing was left behind") from error
+
+
+def read_adapter_file(path: Path) -> dict[str, np.ndarray]:
+    """Copies of the arrays in a file, by the names of the inputs that they are for.
+
+    Raises:
+        FormatError: there is no such file, or it is not of that format.
+    """
+    if not path.is_file():
+        raise FormatError("an adapter file of the bundle is missing", where=path, remedy="export again")
+    with library_errors("onnxruntime", "an adapter file of the bundle cannot be read", where=path, remedy="export again"):
+        parameters = ort.AdapterFormat.read_adapter(str(path)).get_parameters()
+        return {name: np.array(value.numpy()) for name, value in parameters.items()}

@@ -1,4 +1,4 @@
-"""Runs a graph with adapters, one class a mode: in the weights, as ONNX Runtime's own adapters, or from a bank."""
+"""Runs a graph with adapters, one class a mode: in the weights, in slots that are fed, or from a bank."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ import numpy as np
 import onnxruntime as ort
 
 from ...bundle.manifest import ADAPTER_IDS, STEP, Bundle, adapter_file
-from ...errors import FormatError, Unsupported
-from ...io.hashing import Identity, identity
+from ...errors import Unsupported
 from ...pack.pack import Pack
 from ...slots.precision import ABSENT, converted
+from ...slots.values import PEFT_NAMES, grouped, pack_values
 from ...tasks.task import MAIN
 from ..ort_model import OrtModel
 from .bank import AdapterBank, BankState
+from .contents import require_contents
+from .files import read_adapter_file
 from .pinned import Adapters, Run
 
 
@@ -37,8 +39,8 @@ class AdapterMode(Protocol):
     another one and leave the old one to the rows that have begun with it.
     """
 
-    def opened(self) -> Any:
-        """The value of the bundle's own adapters."""
+    def opened(self, packs: Mapping[str, Pack]) -> Any:
+        """The value of the bundle's own adapters, whose values are compared with these packs."""
         ...
 
     def run(self, adapters: Adapters, names: Sequence[str | None]) -> Run:
@@ -60,7 +62,7 @@ class FoldedMode:
     def __init__(self, session: OpenGraphs) -> None:
         self.session = session
 
-    def opened(self) -> None:
+    def opened(self, packs: Mapping[str, Pack]) -> None:
         """See :class:`AdapterMode`."""
 
     def run(self, adapters: Adapters, names: Sequence[str | None]) -> Run:
@@ -82,68 +84,61 @@ class FoldedMode:
         raise Unsupported("the adapter is folded into the weights", found=name, remedy="export with --mode bank")
 
 
+Slots = Mapping[str, Mapping[str, Any]]
+"""Part of a bundle -> input of its graph -> its value."""
+
+
 class InputsMode:
-    """ONNX Runtime's own adapters, one a run: a mixed batch runs once for each adapter in it."""
+    """The slots of one adapter are fed in each run: a mixed batch runs once for each adapter in it."""
 
     def __init__(self, session: OpenGraphs) -> None:
         self.session = session
-        self._fed: dict[str, dict[str, Any]] = {}
-        self._identities: dict[str, dict[Path, Identity]] = {}
 
-    def opened(self) -> dict[str, dict[str, Any]]:
-        """See :class:`AdapterMode`."""
-        session, files = self.session, dict[str, dict[str, Any]]()
-        slotted = {site.part for site in session.bundle.sites.values() if site.fields} | {MAIN}
-        for adapter in session.bundle.adapters:
-            files[adapter.name], self._identities[adapter.name] = {}, {}
-            for part in slotted:
-                path = session.folder / adapter_file(adapter.path, part)
-                if not path.is_file():
-                    raise FormatError("an adapter file of the bundle is missing", where=path, remedy="export again")
-                self._identities[adapter.name][path] = identity(path)
-                files[adapter.name][part] = ort.LoraAdapter()
-                files[adapter.name][part].Load(str(path))
-        return files
+    def opened(self, packs: Mapping[str, Pack]) -> dict[str, Slots]:
+        """See :class:`AdapterMode`. What the files hold is copied: nothing that is written into them later is in an answer."""
+        bundle, device = self.session.bundle, self.session.device
+        slotted = {site.part for site in bundle.sites.values() if site.fields} | {MAIN}
+        attached: dict[str, Slots] = {}
+        for adapter in bundle.adapters:
+            files = {part: self.session.folder / adapter_file(adapter.path, part) for part in slotted}
+            arrays = {part: read_adapter_file(path) for part, path in files.items()}
+            if adapter.name in packs:
+                self._require_pack(packs[adapter.name], files, arrays)
+            attached[adapter.name] = {part: {slot: _owning(array, device) for slot, array in one.items()} for part, one in arrays.items()}
+        return attached
+
+    def _require_pack(self, pack: Pack, files: Mapping[str, Path], arrays: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+        """Checks that the files of an adapter hold the values of its pack, as far as these can be made without the base's weights."""
+        if any(method.traits.reads_weight or method.kind == "attention" for method in pack.methods):
+            return
+        sites = self.session.bundle.sites
+        values = pack_values(pack, None, sites)
+        for part, path in files.items():
+            own = {name: array for name, array in values.items() if sites[name.rpartition(".")[0]].part == part}
+            require_contents(grouped(own, {name: site for name, site in sites.items() if site.part == part}), _own_names(arrays[part]),
+                             path, pack.name)
 
     def run(self, adapters: Adapters, names: Sequence[str | None]) -> Run:
         """See :class:`AdapterMode`."""
-        files: Mapping[str, Mapping[str, Any]] = adapters.attached
-        for name in {name for name in names if name is not None}:
-            self._require_unchanged(name)
+        attached: Mapping[str, Slots] = adapters.attached
+
+        def slots(name: str | None, part: str) -> Mapping[str, Any]:
+            return {} if name is None else attached[name].get(MAIN if part == STEP else part, {})
 
         def run(feeds: Mapping[str, Any], part: str = MAIN, rows: Sequence[int] | None = None) -> dict[str, Any]:
             chosen = names if rows is None else [names[row] for row in rows]
             graph = self.session.graph(part)
-            if part == STEP:  # its outputs are bound, and bindings take no adapters
-                return graph.call({**feeds, **self._slots(next(iter(chosen), None))})
             if len(set(chosen)) <= 1:
-                return graph.call(feeds, _options(files, next(iter(chosen), None), part))
+                return graph.call({**feeds, **slots(next(iter(chosen), None), part)})
             parts: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
             for name in dict.fromkeys(chosen):
                 mine = np.array([row for row, other in enumerate(chosen) if other == name])
                 some = {key: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value.numpy()[mine])) for key, value in feeds.items()}
-                for key, value in graph.call(some, _options(files, name, part)).items():
+                for key, value in graph.call({**some, **slots(name, part)}).items():
                     parts.setdefault(key, []).append((mine, value.numpy()))
             return {key: _owning(_joined(pieces)) for key, pieces in parts.items()}
 
         return run
-
-    def _require_unchanged(self, name: str) -> None:
-        """Checks the files of an adapter, which ONNX Runtime maps: what is written into one would be in the rows at once."""
-        for path, before in self._identities[name].items():
-            if identity(path)[:4] != before[:4]:
-                raise FormatError("an adapter file of the bundle was exchanged while the session is open", where=path,
-                                  remedy="open the bundle again")
-
-    def _slots(self, name: str | None) -> dict[str, Any]:
-        """What an adapter puts into the slots of the main graph, as values that can be fed."""
-        if name is None:
-            return {}
-        if name not in self._fed:
-            path = self.session.folder / adapter_file(self.session.bundle.adapter(name).path, MAIN)
-            arrays = {slot: value.numpy() for slot, value in ort.AdapterFormat.read_adapter(str(path)).get_parameters().items()}
-            self._fed[name] = {slot: _owning(array) for slot, array in arrays.items()}
-        return self._fed[name]
 
     def load(self, attached: Any, pack: Pack, allow_structural: bool = False) -> Any:
         """See :class:`AdapterMode`."""
@@ -159,11 +154,11 @@ class BankMode:
 
     def __init__(self, session: OpenGraphs) -> None:
         self.session = session
-        self.bank = AdapterBank(session.bundle, session.folder, session.device)
+        self.bank = AdapterBank(session.bundle, session.folder, session.device, lambda part: session.graph(part).stored)
 
-    def opened(self) -> BankState:
+    def opened(self, packs: Mapping[str, Pack]) -> BankState:
         """See :class:`AdapterMode`."""
-        return self.bank.opened()
+        return self.bank.opened(packs)
 
     def run(self, adapters: Adapters, names: Sequence[str | None]) -> Run:
         """See :class:`AdapterMode`."""
@@ -188,11 +183,12 @@ class BankMode:
         return attached.without(name)
 
 
-def _options(files: Mapping[str, Mapping[str, Any]], name: str | None, part: str) -> Any:
-    options = ort.RunOptions()
-    if name is not None and part in files[name]:
-        options.add_active_adapter(files[name][part])
-    return options
+def _own_names(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Arrays by our names of slots, where another product's graph names them otherwise."""
+    ours = {theirs: field for field, theirs in PEFT_NAMES.items()}
+    endings = {name: next((ending for ending in ours if name.endswith(f".{ending}")), None) for name in arrays}
+    return {name if (ending := endings[name]) is None else f"{name.removesuffix(ending)}{ours[ending]}": array
+            for name, array in arrays.items()}
 
 
 def _joined(pieces: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
@@ -206,9 +202,9 @@ def _joined(pieces: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
     return joined
 
 
-def _owning(array: np.ndarray) -> Any:
+def _owning(array: np.ndarray, device: str = "cpu") -> Any:
     """An ``OrtValue`` with memory of its own: one made from an array only borrows it, and so do the arrays that are taken from it."""
-    value = ort.OrtValue.ortvalue_from_shape_and_type(array.shape, array.dtype)
+    value = ort.OrtValue.ortvalue_from_shape_and_type(array.shape, array.dtype, device, 0)
     value.update_inplace(array)
     return value
 

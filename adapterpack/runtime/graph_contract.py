@@ -1,0 +1,83 @@
+"""Compares the graphs that ONNX Runtime has open with what the manifest says of them: inputs, outputs, and the shapes of all slots."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from ..bundle.manifest import ADAPTER_IDS, ADAPTER_POSITIONS, STEP, Bundle
+from ..bundle.signature import Port, Signature
+from ..errors import FormatError
+from ..slots.fields import FIELDS
+from ..slots.values import PEFT_NAMES, slot_shapes
+from ..tasks.task import MAIN, task_named
+from .ort_model import TYPES, OrtModel
+
+
+def require_contract(bundle: Bundle, part: str, graph: OrtModel) -> None:
+    """Checks that a graph is the one that the manifest describes.
+
+    Raises:
+        FormatError: it lacks an input, an output or a slot, or has one of another type or shape.
+    """
+    for what, expected, found in _differences(bundle, part, graph):
+        raise FormatError(f"the graph is not the one that the bundle's manifest describes: {what}", where=graph.path, expected=expected,
+                          found=found, remedy="do not use this bundle; export it again")
+
+
+Difference = tuple[str, object, object]
+
+
+def _differences(bundle: Bundle, part: str, graph: OrtModel) -> Iterator[Difference]:
+    own = {path: site for path, site in bundle.sites.items() if site.part == (MAIN if part == STEP else part) and site.fields}
+    yield from _switch(graph, ADAPTER_IDS, bundle.mode == "bank" and bool(own))
+    yield from _switch(graph, ADAPTER_POSITIONS, any(site.positional for site in own.values()))
+    if part != STEP:
+        first = next(one for one in task_named(bundle.task).parts if one.name == part).inputs[0]
+        if first not in graph.inputs:
+            yield f"it has no input {first!r}", first, ", ".join(graph.inputs)[:200] or "none"
+        signature = bundle.io if part == bundle.parts[-1] else bundle.io_before.get(part, Signature())
+        yield from _ports("inputs", signature.inputs, graph.inputs.values())
+        yield from _ports("outputs", signature.outputs, graph.results.values())
+    if bundle.mode == "bank":
+        for name, shape in slot_shapes(own, bundle.max_rank).items():
+            yield from _slot(graph, name, own[name.rpartition(".")[0]].dtype, (bundle.slots, *shape))
+    elif bundle.mode == "inputs":
+        for path, site in own.items():
+            for field in site.fields:
+                names = [f"{path}.{name}" for name in (field, PEFT_NAMES.get(field, field))]
+                name = next((name for name in names if name in graph.slots), names[0])
+                yield from _slot(graph, name, site.dtype, (None,) * len(FIELDS[field].axes))
+
+
+def _switch(graph: OrtModel, name: str, wanted: bool) -> Iterator[Difference]:
+    if (name in graph.inputs) != wanted:
+        yield f"the input {name!r}", "one" if wanted else "none", "none" if wanted else "one"
+
+
+def _slot(graph: OrtModel, name: str, dtype: str, shape: tuple[int | None, ...]) -> Iterator[Difference]:
+    if name not in graph.slots:
+        yield f"it has no slot {name!r}", (dtype, shape), "none"
+        return
+    found = graph.slots[name]
+    if not _fits(dtype, shape, found):
+        yield f"the slot {name!r}", (dtype, shape), (found.type, found.shape)
+
+
+def _ports(kind: str, ports: Iterable[Port], found: Iterable[Any]) -> Iterator[Difference]:
+    expected: Mapping[str, Port] = {port.name: port for port in ports}
+    if not expected:  # of an older bundle nothing is known
+        return
+    values = {value.name: value for value in found}
+    if expected.keys() != values.keys():
+        yield f"its {kind}", ", ".join(sorted(expected))[:300], ", ".join(sorted(values))[:300] or "none"
+        return
+    for name, port in expected.items():
+        if not _fits(port.dtype, port.shape, values[name]):
+            yield f"its {kind[:-1]} {name!r}", (port.dtype, port.shape), (values[name].type, values[name].shape)
+
+
+def _fits(dtype: str, shape: tuple[int | str | None, ...], found: Any) -> bool:
+    """Whether a value of ONNX Runtime has this type and shape, as far as extents are numbers on both sides."""
+    return (TYPES.get(found.type, found.type) == dtype and len(shape) == len(found.shape)
+            and all(not (type(one) is int and type(two) is int) or one == two for one, two in zip(shape, found.shape, strict=True)))

@@ -1,0 +1,58 @@
+"""Signs bundles and verifies their signatures, by the statements and envelopes of packs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+
+from ..bundle.files import irregular, present
+from ..bundle.manifest import FILE_NAME, manifest_bytes, parse_bundle
+from ..errors import FormatError
+from ..io.hashing import sha256_of
+from ..pack.pack import SIGNATURE
+from ..pack.trust.keys import private_key, public_key
+from ..pack.trust.sign import Signable, Signature, sealed, unsealed
+from ..pack.trust.statement import Statement
+from ..pack.validate.finding import Finding
+from .validation import IRREGULAR, validate_bundle
+
+
+def sign_bundle(folder: Path, key: str | os.PathLike[str], *, identity: str | None = None, expires: str | datetime | None = None,
+                password: str | None = None) -> Signature:
+    """Writes ``adapterpack.sig.json`` into a bundle, over its manifest and every file that it lists; see :func:`adapterpack.sign`.
+
+    Raises:
+        FormatError: the bundle is not valid.
+    """
+    signer = private_key(key, password)
+
+    def checked() -> Statement:
+        report = validate_bundle(folder)
+        for finding in report.findings:
+            if finding.severity == "error":
+                raise finding.error(f"the bundle is not valid, {finding.rule}: {finding.message}".rstrip("."),
+                                    where=f"{folder}, {finding.where}", remedy=finding.fix or None)
+        if report.incomplete:
+            raise FormatError("the bundle could not be checked to the end", where=folder, found="; ".join(report.not_checked))
+        bundle = parse_bundle(manifest_bytes(folder), folder / FILE_NAME)
+        files = {FILE_NAME: sha256_of(folder / FILE_NAME), **{entry.path: entry.sha256 for entry in bundle.files}}
+        return Statement(folder.resolve().name, files)
+
+    return sealed(_signable(folder), checked, signer, identity, expires)
+
+
+def verify_bundle(folder: Path, key: str | os.PathLike[str], *, identity: str | None = None, at: datetime | None = None) -> Signature:
+    """The signature of a bundle, if the holder of the key signed exactly the files that lie there; see :func:`adapterpack.verify`."""
+    return unsealed(_signable(folder), public_key(key), identity, at)
+
+
+def _signable(folder: Path) -> Signable:
+    def links() -> Iterator[Finding]:
+        return (IRREGULAR._replace(where=path) for path in irregular(folder))
+
+    def listed(manifest: bytes) -> set[str]:
+        return {entry.path for entry in parse_bundle(manifest, folder / FILE_NAME).files}
+
+    return Signable("bundle", folder, FILE_NAME, frozenset({SIGNATURE}), links, lambda: present(folder), listed)
