@@ -20,7 +20,7 @@ MAX_DEPTH = 64
 """Levels of a row: the readers that data sets use have no limit, and the process dies of a row that is deep enough."""
 _BLOCK = 1 << 20
 _STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
-_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_SPACE = b" \t\r\n\xef\xbb\xbf"
 _STEP = np.array([(byte in b"[{") - (byte in b"]}") for byte in range(256)], np.int8)
 _PACKED = (b"\x1f\x8b", b"PK\x03\x04", b"\xfd7zXZ", b"BZh", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18", b"7z\xbc\xaf", b"Rar!")
 """How files begin that data sets would unpack, whatever they are called."""
@@ -44,8 +44,11 @@ def require_bounded(path: Path) -> None:
         depth, line = 0, 1
         for start, stop in [(0, size)] if one_list else _blocks(data, path):
             if kind != ".csv":
-                brackets = _STRINGS.sub(b"", data if one_list else data[start:stop]).translate(None, _NO_BRACKETS)
-                levels = depth + np.cumsum(_STEP[np.frombuffer(brackets, np.uint8)], dtype=np.int64)
+                marks = np.frombuffer(_STRINGS.sub(b"-", data if one_list else data[start:stop]).translate(None, _SPACE), np.uint8)
+                steps = _STEP[marks]
+                levels = depth + np.cumsum(steps, dtype=np.int32)
+                if np.any((levels == 0) & (steps == 0)):  # the reader dies of a null there
+                    raise ConfigError("a row must be an object", where=f"{path}, from line {line} on")
                 if levels.max(initial=0) > MAX_DEPTH:
                     raise ConfigError("a row is nested too deeply", where=f"{path}, from line {line} on",
                                       expected=f"at most {MAX_DEPTH} levels", found=int(levels.max()))

@@ -96,6 +96,8 @@ ROWS: dict[str, tuple[str, bytes, str]] = {
     "nested 200 deep": ("rows.jsonl", _row("[" * 200 + "]" * 200), "nested too deeply"),
     "objects nested 100,000 deep": ("rows.jsonl", _row('{"a":' * 100_000 + "1" + "}" * 100_000), "nested too deeply"),
     "nested over lines": ("rows.jsonl", b'{"a":\n' * 100_000, "nested too deeply"),
+    "null before a row": ("rows.jsonl", b'null{"text": "w1"}\n', "must be an object"),
+    "null for a row": ("rows.jsonl", b'{"text": "w1"}\nnull\n', "must be an object"),
     "nested in a list": ("rows.json", b'[{"text": ' + b"[" * 100_000 + b"]" * 100_000 + b"}]", "nested too deeply"),
     "nested behind a quote": ("rows.jsonl", b'{"a\\"": ' + b"[" * 100_000, "nested too deeply"),
     "a line of 20 MB": ("rows.jsonl", _row('"' + "w1 " * 7_000_000 + '"'), "too long"),
