@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from adapterpack.errors import StorageError
+from adapterpack.errors import OutputExists, StorageError
 from adapterpack.io.atomic import output_file, output_folder
 
 pytestmark = pytest.mark.fast
@@ -149,7 +149,39 @@ def test_an_interrupt_of_the_system_leaves_nothing(output: Output, tmp_path: Pat
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == "begun\n"
-        assert [path.suffix for path in tmp_path.iterdir()] == [".partial"]
+        assert [path.suffix for path in tmp_path.iterdir()] == [".tmp"]
         child.send_signal(2)
         child.wait(30)
     assert [*tmp_path.iterdir()] == []
+
+
+def test_what_a_killed_process_left_is_removed_and_what_grows_is_not(output: Output, tmp_path: Path) -> None:
+    """A folder whose lock is free goes when an output of its name is begun; one that still grows, one of another name, and a link stay."""
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    for name in ("out", "other"):
+        (tmp_path / f".{name}.{'a' * 16}.tmp" / "inside").mkdir(parents=True)
+    (tmp_path / f".out.{'b' * 16}.tmp").symlink_to(elsewhere)
+    with output(tmp_path / "out") as first:
+        put(first, "first")
+        growing = first if first.is_dir() else first.parent
+        with pytest.raises(RuntimeError), output(tmp_path / "out") as second:
+            put(second, "second")
+            raise RuntimeError
+        assert growing.is_dir()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        [f".other.{'a' * 16}.tmp", f".out.{'b' * 16}.tmp", "elsewhere", "out"])
+
+
+def test_a_renewed_file_replaces_one_of_its_kind_only(tmp_path: Path) -> None:
+    """Another file, a link to one of its kind and a folder stay, and are named."""
+    (tmp_path / "mine").write_text("my own")
+    (tmp_path / "old").write_text("kind: report")
+    (tmp_path / "link").symlink_to("old")
+    (tmp_path / "folder").mkdir()
+    for name in ("mine", "link", "folder"):
+        with pytest.raises(OutputExists, match=name), output_file(tmp_path / name, renews=b"kind: report"):
+            pytest.fail("nothing is to be written")
+    for name in ("old", "new"):
+        with output_file(tmp_path / name, renews=b"kind: report") as path:
+            path.write_text("renewed")
+        assert (tmp_path / name).read_text() == "renewed"

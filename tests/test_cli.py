@@ -594,7 +594,7 @@ def test_an_interrupt_leaves_nothing(bank: Path, tmp_path: Path) -> None:
         deadline = time.monotonic() + 60
         while not any(tmp_path.iterdir()) and time.monotonic() < deadline:
             time.sleep(0.05)
-        assert [path.suffix for path in tmp_path.iterdir()] == [".partial"]
+        assert [path.suffix for path in tmp_path.iterdir()] == [".tmp"]
         running.send_signal(signal.SIGINT)
         assert running.wait(timeout=60) == 130
         assert running.stderr is not None

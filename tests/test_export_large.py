@@ -142,6 +142,7 @@ def test_killed_at_any_moment_its_output_is_absent_or_whole(tmp_path: Path) -> N
     expected = {kind: digests(out / kind) for kind in ("float", "int8")}
     others = [path for path in out.iterdir() if path.name not in expected and not path.name.startswith(".")]
     assert len(others) == 6
+    assert not [path.name for path in out.iterdir() if path.name.startswith(".")], "what a killed one left is removed by the next"
     for path in others:
         assert digests(path) == expected[path.name.partition("-")[2]], path.name
 

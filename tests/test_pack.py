@@ -346,7 +346,7 @@ def test_a_killed_write_leaves_nothing_at_the_target(call: int, tmp_path: Path) 
     program = KILLED.format(tests=str(Path(__file__).parent), out=str(out), call=call)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert [path.suffix for path in tmp_path.iterdir()] == [".partial"], "what it had written lies under a name of its own"
+    assert [path.suffix for path in tmp_path.iterdir()] == [".tmp"], "what it had written lies under a name of its own"
     with pytest.raises(StorageError):
         validate(out)
     make_pack().write(out)

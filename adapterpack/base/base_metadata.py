@@ -7,7 +7,8 @@ from pathlib import Path
 
 from ..io.hashing import sha256_of
 from ..manifest.parts import Tokenizer
-from .checkpoint import Checkpoint, read_json
+from .base_folder import read_json
+from .checkpoint import Checkpoint
 
 TEMPLATE = "chat_template.jinja"
 _CARD = "README.md"

@@ -14,18 +14,17 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import FormatError, SiteNotFound, StorageError, nearest, storage_errors
-from ..io import strict_json
-from ..io.hashing import Identity, Source, digests, identity
-from ..io.safe_open import read_at_most
+from ..errors import FormatError, SiteNotFound, StorageError, nearest
+from ..io.hashing import Identity, Source, digests, identity, require_unchanged
+from ..io.safe_open import open_inside
 from ..io.safetensors import SafetensorsFile, TensorInfo
 from . import fingerprint as fp
 from . import linear_layers, merkle
+from .base_folder import CONFIG, read_json, require_harmless
 from .fused_experts import Stack, find_stacks
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-_MAX_JSON = 64 << 20
 _EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "shared", "embed_in", "tok_embeddings")
 """What models call their input embedding."""
 
@@ -35,7 +34,8 @@ class Checkpoint:
 
     Raises:
         StorageError: the folder or a shard is missing.
-        FormatError: a shard is malformed, or the index does not fit the shards.
+        FormatError: a shard is malformed, the index does not fit the shards, or a link leads out of the folder.
+        Unsupported: its configuration names code.
     """
 
     has_weights = True
@@ -46,6 +46,7 @@ class Checkpoint:
         if not self.folder.is_dir():
             raise StorageError("there is no such base folder", where=self.folder,
                                remedy="name a folder with config.json and safetensors files")
+        require_harmless(self.folder)
         self.index, shards = self._shards()
         self._watch: Callable[[], None] | None = None
         self.files = self._opened(shards)
@@ -82,7 +83,7 @@ class Checkpoint:
     @cached_property
     def config(self) -> dict[str, Any]:
         """The contents of ``config.json``, or an empty object."""
-        path = self.folder / "config.json"
+        path = self.folder / CONFIG
         loaded = read_json(path) if path.is_file() else {}
         if not isinstance(loaded, dict):
             raise FormatError("the configuration is no JSON object", where=path, expected="an object", found=type(loaded).__name__)
@@ -137,6 +138,15 @@ class Checkpoint:
     def read(self, name: str) -> np.ndarray:
         """A tensor as a read-only view of the mapped file."""
         return self.files[self.shard_of[name]].read(name)
+
+    def require_unchanged(self, exact: bool = False) -> None:
+        """Checks that every shard is the file that was opened: see :func:`~adapterpack.io.hashing.require_unchanged`.
+
+        Raises:
+            StorageError: one is not.
+        """
+        for shard, before in self.identities.items():
+            require_unchanged(self.folder / shard, before, exact)
 
     @contextmanager
     def watched(self, watch: Callable[[], None]) -> Iterator[None]:
@@ -217,8 +227,10 @@ class Checkpoint:
     def has_file(self, name: str, sha256: str) -> bool | None:
         """Whether the file ``name`` of the folder has this sha256 (hex); None where that cannot be known."""
         path = self.folder / name
-        with storage_errors(path):
-            return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == sha256
+        if not path.is_file():
+            return False
+        with open_inside(path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == sha256
 
     def fingerprint(self, *, content: bool = True, files: bool = False) -> fp.Fingerprint:
         """The fingerprint: always ``structure`` and ``probe``; ``content`` and ``files`` cost one full read, for one of them or both."""
@@ -327,35 +339,3 @@ def shards_in(index: Any, where: object) -> list[str]:
         if Path(shard).name != shard or shard.startswith("."):
             raise FormatError("a shard name must be a plain file name", where=where, found=shard)
     return shards
-
-
-def read_json(path: Path) -> Any:
-    """A JSON file of a base, parsed strictly."""
-    with storage_errors(path), path.open("rb") as file:
-        data = read_at_most(file, _MAX_JSON + 1)
-    # Tokenizers write 10^30 where they mean "no limit".
-    return strict_json.loads(data, path, _MAX_JSON, max_integer=float("inf"))
-
-
-CARRIED = frozenset({
-    "added_tokens.json",
-    "chat_template.jinja",
-    "config.json",
-    "generation_config.json",
-    "merges.txt",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "vocab.json",
-    "vocab.txt",
-})
-"""Names of the files that tell how a model is fed and what its words are."""
-
-
-def carried_files(folder: Path, names: Iterable[str] = ()) -> list[Path]:
-    """The files of a base that are copied into a merged checkpoint or a bundle: config, tokenizer, templates; never weights or code."""
-    wanted = CARRIED.union(names)
-    return sorted(path for path in folder.iterdir() if path.name in wanted and path.is_file())

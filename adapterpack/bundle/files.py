@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from ..base.checkpoint import CARRIED
+from ..base.base_folder import CARRIED
 from ..errors import ConfigError, FormatError, nearest
 from ..io.file_hashes import file_hashes
 from ..io.hashing import identity

@@ -14,6 +14,7 @@ from ..io.atomic import output_file
 from ..io.readable import percent
 from ..report.audit import audit_report
 from ..report.audit_sites import worst
+from ..report.rendering import PAGE
 from .options import pack_at, shared, weight_option
 from .output import emit, line, table
 from .progress import byte_bar
@@ -50,7 +51,7 @@ def command(
                                   base=None if base is None else folder_of(base), exact=exact, progress=progress, **options)
     result = {"command": "audit", **audit.to_json()}
     if html is not None:
-        with output_file(html) as temporary:
+        with output_file(html, renews=PAGE) as temporary:
             temporary.write_text(audit_report(result), "utf-8")
     if as_json:
         emit({**result, **({} if html is None else {"html": str(Path(html))})})

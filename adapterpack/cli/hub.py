@@ -85,7 +85,7 @@ def audit(ctx: click.Context, /, *, repos: tuple[str, ...], lock: str | None, fu
         raise click.BadParameter(f"there is no file {lock!r}.", ctx, param_hint="--lock")
     audits = adapterpack.hub.audit(repos, lock=lock, full=full)
     if sarif_file is not None:
-        with output_file(Path(sarif_file)) as path:
+        with output_file(Path(sarif_file), renews=b"sarif") as path:
             path.write_bytes(strict_json.canonical(audit_sarif(audits, VERSION)))
     if as_json:
         emit({"command": "hub audit", "repos": [audited.to_json() for audited in audits]})

@@ -44,7 +44,7 @@ def command(ctx: click.Context, /, *, path: str, base: str | None, full: bool, s
     budget = Budget(**{key: value for key, value in limits.items() if value is not None})  # type: ignore[arg-type]
     report = adapterpack.validate(path, base, full=full, budget=budget, allow_structural=allow_structural)
     if sarif_file is not None:
-        with output_file(Path(sarif_file)) as file:
+        with output_file(Path(sarif_file), renews=b"sarif") as file:
             file.write_bytes(strict_json.canonical(sarif(report, VERSION)))
     if as_json:
         emit({"command": "validate", **report.to_json()})

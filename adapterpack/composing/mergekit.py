@@ -126,5 +126,5 @@ def write(recipe: Recipe, base: str, models: Sequence[str], out: str | os.PathLi
     note = printable(f"# The merge of the adapterpack recipe '{recipe.name}'.").replace("\n", "\\n") + "\n"
     if cut := {name: recipe.options[name] for name in ("rank", "energy", "budget") if name in recipe.options}:
         note += f"# adapterpack cut the result ({', '.join(f'{name} {value:g}' for name, value in cut.items())}); mergekit does not.\n"
-    with output_file(out) as file:
+    with output_file(out, renews=b"# The merge of the adapterpack recipe") as file:
         file.write_text(note + yaml.safe_dump(value, sort_keys=False), "utf-8")

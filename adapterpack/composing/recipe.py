@@ -66,7 +66,7 @@ class Recipe:
 
     def write(self, out: str | os.PathLike[str]) -> None:
         """Writes the recipe, whole or not at all."""
-        with output_file(out) as file:
+        with output_file(out, renews=FORMAT.encode()) as file:
             file.write_bytes(canonical(self.to_json()))
 
 

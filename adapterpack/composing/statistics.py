@@ -55,7 +55,7 @@ class Statistics:
             if not all_finite(value):
                 raise NonFinite("what was measured is not finite", where=path, remedy="measure in float32, or on other data")
         values = {path: np.ascontiguousarray(value, np.float32) for path, value in self.matrices.items()}
-        with output_file(out) as file:
+        with output_file(out, renews=FORMAT.encode()) as file:
             write(file, values, {"format": FORMAT, "kind": self.kind, "pack": self.pack, "rows": str(self.rows)})
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from ..base.checkpoint import SINGLE, Checkpoint, read_json
+from ..base.base_folder import read_json, require_harmless
+from ..base.checkpoint import SINGLE, Checkpoint
 from ..errors import SiteNotFound, nearest
 from ..hub.resolve import folder_of
 from ..io.safetensors import SafetensorsFile
@@ -84,6 +85,8 @@ def open_base(base: str | os.PathLike[str] | BaseModel) -> BaseModel:
     if isinstance(base, BaseModel):
         return base
     folder = folder_of(base)
+    if folder.is_dir():
+        require_harmless(folder)
     if (folder / _DIFFUSERS).is_file() and not (folder / SINGLE).is_file():
         file, config = SafetensorsFile(folder / _DIFFUSERS), folder / "config.json"
         shapes = {name: info.shape for name, info in file.tensors.items()}

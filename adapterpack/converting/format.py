@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from ..errors import ConfigError, FormatError, Unsupported, printable, storage_errors
+from ..errors import ConfigError, FormatError, Unsupported, printable
+from ..io.safe_open import open_regular, read_at_most
 from ..pack.pack import Pack
 from .base import BaseModel
 
@@ -51,7 +53,7 @@ def first_bytes(path: Path, count: int) -> bytes:
     """The first bytes of a regular file; none of anything else."""
     if not path.is_file():
         return b""
-    with storage_errors(path), path.open("rb") as file:
+    with open_regular(path) as file:
         return file.read(count)
 
 
@@ -61,11 +63,11 @@ def read_file(path: Path) -> bytes:
     Raises:
         FormatError: it is larger than any adapter.
     """
-    with storage_errors(path), path.open("rb") as file:
-        size = path.stat().st_size
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
         if size > MAX_FILE:
             raise FormatError("the file is too large for an adapter", where=path, expected=f"at most {MAX_FILE} bytes", found=size)
-        return file.read(size)
+        return read_at_most(file, size)
 
 
 def require_base(base: BaseModel | None, where: object, why: str) -> BaseModel:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from ..errors import AdapterpackError, UnknownName, Unsupported, nearest
+from ..io.safe_open import open_regular
 from ..io.safetensors import SafetensorsFile, parse_header
 from .base import BaseModel
 from .format import Source, first_bytes, listed
@@ -19,8 +21,8 @@ def keys_of(path: Path) -> list[str]:
     if first_bytes(path, 9)[8:] != b"{":
         return []
     try:
-        with path.open("rb") as file:
-            return list(parse_header(file, path.stat().st_size, path)[0])
+        with open_regular(path) as file:
+            return list(parse_header(file, os.fstat(file.fileno()).st_size, path)[0])
     except AdapterpackError:
         return []
 

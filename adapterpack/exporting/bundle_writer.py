@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,7 +12,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from ..base.checkpoint import Checkpoint, carried_files, read_json
+from ..base.base_folder import copy_carried, read_json
+from ..base.checkpoint import Checkpoint
 from ..bundle.manifest import Bundle, BundledAdapter, MappedSite, graph_file
 from ..bundle.signature import signature_of
 from ..io.readable import size
@@ -65,8 +65,7 @@ def write_bundle(root: Path, request: Request, source: Source, graph: BaseGraph,
         pack.write_into(folder / "adapters" / pack.name)
     for slots in attached:
         slots.write(folder)
-    for path in carried_files(source.folder):
-        shutil.copyfile(path, folder / path.name)
+    copy_carried(source.folder, folder)
     request.target.write(folder, bundle)
     say("load the model in torch and prove parity")
     started = time.perf_counter()
@@ -76,6 +75,7 @@ def write_bundle(root: Path, request: Request, source: Source, graph: BaseGraph,
         bundle = dataclasses.replace(bundle, in_place=True)
         bundle.write(folder, draft=True)
         bundle = dataclasses.replace(bundle, parity={**bundle.parity, "in_place": with_steps(folder, say)})
+    request.base.require_unchanged()
     bundle.write(folder, draft=request.quantize is not None)
     if request.quantize is not None:
         say(f"quantize to {request.quantize}")
@@ -173,7 +173,7 @@ def _manifest(request: Request, source: Source, graph: BaseGraph, plan: Plan, si
 def _pooling(folder: Path) -> str:
     """What the base says of its embeddings, as sentence-transformers writes it next to a model; the mean where it says nothing."""
     path = folder / "1_Pooling" / "config.json"
-    config = read_json(path) if path.is_file() else {}
+    config = read_json(path, folder) if path.is_file() else {}
     names = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls", "pooling_mode_lasttoken": "last"}
     chosen = [name for key, name in names.items() if isinstance(config, dict) and config.get(key) is True]
     return chosen[0] if len(chosen) == 1 else "mean"

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-import transformers
-
 from ..adapter_methods import get
 from ..adapter_methods.lora import LoRA
 from ..tasks.task import Task
-from ..training.loading import quiet_transformers
+from ..training.loading import empty_model
 from ..training.sites import select
 
 
@@ -18,7 +15,6 @@ def default_sites(task: Task, base: Path) -> frozenset[str]:
     """The paths of the layers that ``targets="all-linear"`` names in the task's model: every linear layer except the output embedding and
     the task's heads, which are trained whole. The model is built without its weights.
     """
-    with torch.device("meta"), quiet_transformers():
-        model = getattr(transformers, task.auto_class).from_config(transformers.AutoConfig.from_pretrained(base, **task.config))
+    model = empty_model(base, task)
     heads = tuple(head for head in task.heads if hasattr(model, head))
     return frozenset(site.path for site in select(model, LoRA().targets, get("lora").traits, heads))

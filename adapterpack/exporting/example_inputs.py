@@ -19,9 +19,9 @@ LENGTHS = (11, 4, 7)
 
 def config_of(base: Path) -> Any:
     """What transformers knows of a base before its model is there."""
-    from transformers import AutoConfig  # noqa: PLC0415 - only where a graph is made or proved
+    from ..training.loading import load_config  # noqa: PLC0415 - only where a graph is made or proved
 
-    return AutoConfig.from_pretrained(base)
+    return load_config(base)
 
 
 def example(

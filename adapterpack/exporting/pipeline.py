@@ -70,7 +70,10 @@ def export(
                       static_cache=in_place, target=target, pooling=pooling, checkpoint=checkpoint, allow_structural=allow_structural)
     failed: dict[str, AdapterpackError] = {}
     with _source(request, say) as source:
-        for candidate in _candidates(frontend, source):
+        candidates = _candidates(frontend, source)
+        if source.file is None:
+            _require_buildable(source)
+        for candidate in candidates:
             say(f"build the graph with {candidate.name}")
             try:
                 graph = _built(candidate, source)
@@ -116,6 +119,13 @@ def _candidates(name: str | None, source: Source) -> list[Frontend]:
         raise Unsupported("no frontend exports this task", found=f"{model_type}, {source.task.name}",
                           expected=", ".join(FRONTENDS), remedy="choose another --task or --frontend")
     return candidates
+
+
+def _require_buildable(source: Source) -> None:
+    """Makes the model without its weights: a configuration must fit the checkpoint before a frontend builds as much as it says."""
+    from ..training.loading import empty_model  # noqa: PLC0415 - torch and transformers
+
+    empty_model(source.folder, source.task)
 
 
 def _built(frontend: Frontend, source: Source) -> BaseGraph:

@@ -114,6 +114,8 @@ def extract(
                           found=f"{len(changes)} layers changed by rounding alone" if changes else "equal weights" if not left_out else
                           f"changes that were left out: {', '.join(left_out[:3])}",
                           remedy="give the fine-tuned checkpoint first and its base second" if not left_out else "extract with rest keep")
+    for checkpoint in (new, old):
+        checkpoint.require_unchanged()
     pack = build(
         pack_name,
         lora,

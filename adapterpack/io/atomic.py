@@ -1,18 +1,27 @@
-"""Outputs that are whole or absent: written under a temporary name, synced, then renamed."""
+"""Outputs that are whole or absent: written under a temporary name, synced, then renamed.
+
+An output grows in a private folder next to its place. A lock says that a process writes there, and the system frees it when the process
+dies: what a killed one left is removed when an output of that name is begun again.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..errors import OutputExists, StorageError, storage_errors
+from ..errors import FormatError, OutputExists, StorageError, storage_errors
+from .locks import CAN_LOCK, lock_folder
+from .safe_open import open_regular, read_at_most
 
 _OF_WRITING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 _SHOWN = 40
 """Characters of an output's name in the name that it grows under, which must not become longer than names may be."""
+_BEGINNING = 4096
+"""Bytes of a file that is to be replaced that are looked at."""
 
 
 @contextmanager
@@ -58,13 +67,19 @@ def publish(folder: Path, target: Path) -> None:
 
 
 @contextmanager
-def output_file(out: str | os.PathLike[str]) -> Iterator[Path]:
+def output_file(out: str | os.PathLike[str], renews: bytes | None = None) -> Iterator[Path]:
     """A path that is free; what is written there replaces ``out`` when the block ends well. For files that may be renewed, such as reports.
 
+    ``renews`` is a text that files of that kind have near their beginning: only one of these is replaced, and no link.
+
     Raises:
+        OutputExists: something else is there.
         StorageError: the disk is full, or the file system refuses.
     """
     target = Path(out)
+    if renews is not None and os.path.lexists(target) and not _has_mark(target, renews):
+        raise OutputExists("something else is in the place of the output, and only a file of its own kind is replaced", where=target,
+                           remedy="choose another path, or remove it first")
     with _private_folder(target) as folder:
         temporary = folder / target.name
         yield temporary
@@ -74,25 +89,64 @@ def output_file(out: str | os.PathLike[str]) -> Iterator[Path]:
             folder.rmdir()
 
 
+def _has_mark(path: Path, mark: bytes) -> bool:
+    """Whether a path is a regular file, and no link, with these bytes near its beginning."""
+    if path.is_symlink():
+        return False
+    with suppress(FormatError, StorageError), open_regular(path) as file:
+        return mark in read_at_most(file, _BEGINNING)
+    return False
+
+
 @contextmanager
 def _private_folder(target: Path) -> Iterator[Path]:
     """A new folder next to ``target`` that only this user may write to, under a name that nobody foresees; gone if the block fails."""
-    folder = target.with_name(f".{target.name[:_SHOWN]}.{os.urandom(8).hex()}.partial")  # tempfile does the same, and takes 4 ms to import
     made = [parent for parent in target.parents if not parent.exists()]
     with storage_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        folder.mkdir(0o700)
+        _remove_abandoned(target)
+        folder, lock = _locked_folder(target)
     try:
         with _named_errors(folder, target):
             yield folder
     except BaseException:  # an interrupt must clean up too
-        from shutil import rmtree  # noqa: PLC0415 - with compression in its wake, and most outputs are finished
-
-        rmtree(folder, ignore_errors=True)
+        _remove(folder)
         for parent in made:
             with suppress(OSError):  # another output may be there by now
                 parent.rmdir()
         raise
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def _locked_folder(target: Path) -> tuple[Path, int | None]:
+    """A new private folder for ``target``, and the descriptor that holds its lock, where there are locks."""
+    while True:
+        folder = target.with_name(f".{target.name[:_SHOWN]}.{os.urandom(8).hex()}.tmp")  # tempfile does the same, and takes 4 ms to import
+        folder.mkdir(0o700)
+        lock = lock_folder(folder) if CAN_LOCK else None
+        if lock is not None or not CAN_LOCK:
+            return folder, lock  # else another process took it for abandoned before the lock was there
+
+
+def _remove_abandoned(target: Path) -> None:
+    """Removes the private folders of outputs of this name whose processes were killed."""
+    if not CAN_LOCK:
+        return
+    name = re.compile(rf"\.{re.escape(target.name[:_SHOWN])}\.[0-9a-f]{{16}}\.tmp")
+    with os.scandir(target.parent) as entries:
+        folders = [Path(entry.path) for entry in entries if name.fullmatch(entry.name)]
+    for folder in folders:
+        if (lock := lock_folder(folder)) is not None:
+            _remove(folder)
+            os.close(lock)
+
+
+def _remove(folder: Path) -> None:
+    from shutil import rmtree  # noqa: PLC0415 - with compression in its wake, and most outputs are finished
+
+    rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
-import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 from ..errors import FormatError, storage_errors
 from .atomic import sync
 from .hashing import sha256_of
+from .safe_open import open_inside
 
 _CHUNK = 1 << 20
 
@@ -56,7 +54,7 @@ def put(folder: Path, scratch: Path, source: Path, digest: str, size: int) -> Pa
 
 def _pieces(source: Path, most: int) -> Iterator[bytes]:
     """The first ``most`` bytes of a file; its errors name the file, whatever takes the pieces."""
-    with storage_errors(source), open_regular(source) as file:
+    with open_inside(source) as file:
         while most and (chunk := file.read(min(_CHUNK, most))):
             most -= len(chunk)
             yield chunk
@@ -89,19 +87,6 @@ def link(blob: Path, target: Path) -> None:
             shutil.copyfile(blob, target)
             target.chmod(0o444)
             sync(target)
-
-
-def open_regular(path: Path) -> BinaryIO:
-    """The file, opened without waiting, so that a pipe in a hostile folder holds nobody.
-
-    Raises:
-        FormatError: it is no regular file.
-    """
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise FormatError("only regular files may lie in a pack", where=path, remedy="remove it")
-    return os.fdopen(descriptor, "rb")
 
 
 def files(folder: Path) -> tuple[Path, ...]:

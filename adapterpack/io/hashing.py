@@ -53,6 +53,25 @@ def identity(path: Path) -> Identity:
         return _identity(path.stat())
 
 
+class ChangedError(StorageError):
+    """A file is no longer the one that was opened: what was read of it may be of two files."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("the file changed while it was in use", where=path, remedy="start again once nothing writes to it")
+
+
+def require_unchanged(path: Path, before: Identity, exact: bool = False) -> None:
+    """Checks that a path leads to the file that it led to before, unchanged. ``exact`` compares also the time at which anything of it
+    changed, its mode and its names as well, which nobody can set back.
+
+    Raises:
+        ChangedError: it does not.
+    """
+    now = identity(path)
+    if now != before if exact else now[:4] != before[:4]:
+        raise ChangedError(path)
+
+
 class Source(NamedTuple):
     """Ranges (offset, bytes) of a file whose identity was ``identity`` when it was opened."""
 
@@ -168,7 +187,7 @@ def _ranges(source: Source, buffer: memoryview) -> Iterator[memoryview]:
                 for offset in range(start, start + nbytes, len(buffer) or 1):
                     block = buffer[: min(len(buffer), start + nbytes - offset)]
                     if not fill(descriptor, block, offset):
-                        raise _changed(source.path)
+                        raise ChangedError(source.path)
                     yield block
             _require_same(source, descriptor)
         finally:
@@ -178,11 +197,7 @@ def _ranges(source: Source, buffer: memoryview) -> Iterator[memoryview]:
 def _require_same(source: Source, descriptor: int) -> None:
     """``changed`` may move without a new byte (another hard link, a new mode), so it decides on caching only."""
     if _identity(os.fstat(descriptor))[:4] != source.identity[:4]:
-        raise _changed(source.path)
-
-
-def _changed(path: Path) -> StorageError:
-    return StorageError("the file changed while it was in use", where=path, remedy="start again once nothing writes to it")
+        raise ChangedError(source.path)
 
 
 def _identity(stat: os.stat_result) -> Identity:

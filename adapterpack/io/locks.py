@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 from ..errors import Unsupported, storage_errors
+
+CAN_LOCK = find_spec("fcntl") is not None
+"""Whether this system has file locks."""
 
 
 @contextmanager
@@ -52,3 +56,25 @@ def _take(descriptor: int, alone: bool, needed: bool) -> None:
                               remedy="remove the store's folder when no process uses it") from error
         return
     fcntl.flock(descriptor, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+
+
+def lock_folder(folder: Path) -> int | None:
+    """The descriptor that holds the lock of a folder of this user; None where another process holds it, or the folder is gone or a link.
+
+    Closing it frees the lock.
+    """
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_DIRECTORY", 0))
+    except OSError:
+        return None
+    try:
+        import fcntl  # noqa: PLC0415 - not on every system
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        status, there = os.fstat(descriptor), folder.lstat()
+        if (status.st_dev, status.st_ino) == (there.st_dev, there.st_ino) and (not hasattr(os, "geteuid") or there.st_uid == os.geteuid()):
+            return descriptor
+    except OSError:  # locked, or removed meanwhile
+        pass
+    os.close(descriptor)
+    return None

@@ -1,4 +1,5 @@
-"""Opens the files of a pack safely, without numpy: regular files only, read once, within limits; and writes them."""
+"""Opens the files of packs, bases, bundles and stores safely: regular files only, no link out of their folder, within limits; copies and
+writes them. Works without numpy."""
 
 from __future__ import annotations
 
@@ -7,11 +8,12 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from io import FileIO
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import IO
 
-from ..errors import FormatError, storage_errors
+from ..errors import FormatError, StorageError, storage_errors
 
 TENSORS = "adapter_model.safetensors"
 _TOGETHER = 512
@@ -22,13 +24,13 @@ _PIECE = 1 << 20
 
 
 def read_file(path: Path, limit: int) -> bytes:
-    """At most ``limit`` bytes of a regular file; a link that was put in its place meanwhile is not followed.
+    """At most ``limit`` bytes of a file of the folder that it lies in.
 
     Raises:
-        FormatError: it is no regular file.
+        FormatError: it is no regular file, or a link leads out of the folder.
         StorageError: the file system refuses.
     """
-    with _opened(path) as file:
+    with open_inside(path) as file:
         return read_at_most(file, min(limit, os.fstat(file.fileno()).st_size + 1))
 
 
@@ -48,7 +50,7 @@ def read_at_most(file: IO[bytes], limit: int) -> bytes:
 
 def mapped(path: Path, limit: int) -> mmap:
     """As :func:`read_file`, of a file that is not empty, without holding it."""
-    with _opened(path) as file:
+    with open_inside(path) as file:
         return mmap(file.fileno(), min(limit, os.fstat(file.fileno()).st_size), access=ACCESS_READ)
 
 
@@ -90,15 +92,72 @@ def in_hub_cache(link: Path) -> bool:
     if not link.is_symlink():
         return False
     folder = link.parent.resolve()
-    return folder.parent.name == "snapshots" and link.resolve().parent == folder.parent.parent / "blobs"
+    snapshots = next((parent for parent in folder.parents if parent.name == "snapshots"), None)
+    return snapshots is not None and link.resolve().parent == snapshots.parent / "blobs"
+
+
+def resolved_inside(path: Path, folder: Path | None = None) -> Path:
+    """Where a file of the artifact in ``folder`` (by default the one that it lies in) really lies. The folder itself may be a link: the
+    user named it; the hub's cache, whose snapshots are links to its blobs, is left as it is.
+
+    Raises:
+        FormatError: a link leads out of the folder.
+    """
+    folder = path.parent if folder is None else folder
+    with storage_errors(path):
+        real = path.resolve()
+        if real.is_relative_to(folder.resolve()) or in_hub_cache(path):
+            return real
+    raise FormatError("a link leads out of the folder, and what lies there is not part of it", where=path, expected="a file of its own",
+                      found=f"a link to {real}", remedy="put a copy of the file in its place, where you trust what it leads to")
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
+def open_inside(path: Path, folder: Path | None = None) -> Iterator[FileIO]:
+    """Opens a file of the artifact in ``folder`` (by default the one that it lies in) to be read, without a buffer.
+
+    Raises:
+        FormatError: it is no regular file, or a link leads out of the folder.
+        StorageError: the file system refuses.
+    """
+    real = resolved_inside(path, folder)
+    with _opened(real, path, getattr(os, "O_NOFOLLOW", 0)) as file:
+        yield file
+
+
+@contextmanager
+def open_regular(path: Path) -> Iterator[FileIO]:
+    """Opens a file that the user named, or a link that the user named, to be read, without a buffer; a pipe or a device holds nobody.
+
+    Raises:
+        FormatError: it is no regular file.
+        StorageError: the file system refuses.
+    """
+    with _opened(path, path, 0) as file:
+        yield file
+
+
+@contextmanager
+def _opened(real: Path, path: Path, flags: int) -> Iterator[FileIO]:
     with storage_errors(path):
-        real = path.resolve() if in_hub_cache(path) else path
-        descriptor = os.open(real, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        descriptor = os.open(real, os.O_RDONLY | flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         with os.fdopen(descriptor, "rb", buffering=0) as file:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise FormatError("this is not a regular file", where=path)
+                raise FormatError("this is not a regular file", where=path, remedy="remove it, or name another")
             yield file
+
+
+def copy_file(source: Path, target: Path, folder: Path | None = None) -> None:
+    """Copies a file of the artifact in ``folder`` (by default the one that it lies in) to a path that is free.
+
+    Raises:
+        FormatError: it is no regular file, or a link leads out of the folder.
+        StorageError: it changed meanwhile, ``target`` is there, or the file system refuses.
+    """
+    with open_inside(source, folder) as file, storage_errors(target), target.open("xb") as copy:
+        before = os.fstat(file.fileno())
+        while piece := file.read(_PIECE):
+            copy.write(piece)
+        after = os.fstat(file.fileno())
+        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns) or copy.tell() != before.st_size:
+            raise StorageError("the file changed while it was in use", where=source, remedy="start again once nothing writes to it")

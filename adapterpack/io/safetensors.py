@@ -22,7 +22,7 @@ import numpy as np
 
 from ..errors import FormatError, storage_errors
 from . import strict_json
-from .safe_open import write_parts
+from .safe_open import open_regular, read_at_most, write_parts
 
 MAX_HEADER = 16 << 20
 MAX_TENSORS = 50_000
@@ -98,14 +98,12 @@ class SafetensorsFile:
     def __init__(self, path: str | os.PathLike[str], private: bool = False) -> None:
         self.path = Path(path)
         self._bytes: bytes | mmap.mmap
-        if self.path.exists() and not self.path.is_file():  # opening a pipe would wait for ever
-            raise FormatError("this is not a regular file", where=self.path)
-        with storage_errors(self.path), self.path.open("rb") as file:
+        with open_regular(self.path) as file:
             self.size = os.fstat(file.fileno()).st_size
             self.tensors, self.metadata = parse_header(file, self.size, self.path)
             if private:
                 file.seek(0)
-                self._bytes = file.read(self.size)
+                self._bytes = read_at_most(file, self.size)
             else:
                 self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 

@@ -169,6 +169,7 @@ def merge(
             with suppress(FileNotFoundError):  # another share on this machine saw that everything was done, synced and published it
                 log.sync()
             done = journal.finished(folder, len(work))
+        source.require_unchanged(exact=verify == "full")
         missing = len(work) - len(done)
         if not missing:
             staging.publish(folder, target, finish, durable, container.file)

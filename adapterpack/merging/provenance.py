@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..base.checkpoint import INDEX, Checkpoint, carried_files
+from ..base.base_folder import copy_carried
+from ..base.checkpoint import INDEX, Checkpoint
 from ..pack.pack import Pack
 from . import config, layout, plan, vocabulary
 from .report import MergedPack
@@ -46,8 +46,7 @@ def write_side_files(folder: Path, base: Checkpoint, packs: Sequence[Pack], todo
                      shards: list[layout.Shard]) -> None:
     """Config, tokenizer, templates and index of the merged checkpoint; ``dtype`` is the safetensors name of the chosen dtype."""
     changed = config.merged_config(base.config, packs, todo.full_modules, dtype, bool(todo.copies))
-    for path in carried_files(base.folder):
-        shutil.copyfile(path, folder / path.name)
+    copy_carried(base.folder, folder)
     if todo.full_modules.vocab_size is not None:
         vocabulary.copy_tokenizers(folder, packs)
     if base.config and changed != base.config:

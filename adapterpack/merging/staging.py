@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..errors import StorageError, storage_errors
 from ..io.atomic import refuse_existing, sync
+from ..io.hashing import ChangedError
 from ..io.readable import size
 from .journal import FOLDER, Journal, lock_file
 
@@ -86,7 +87,7 @@ def staged(out: Path, folder: Path, open_journal: Callable[[Path], Journal], kee
         try:
             yield journal
         except BaseException as error:  # an interrupt must clean up too
-            if keep:
+            if keep and not isinstance(error, ChangedError):  # what came of another base is not gone on with
                 error.add_note(f"what was written so far is kept in {folder}: the same command goes on there")
             else:
                 shutil.rmtree(folder, ignore_errors=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,8 @@ import numpy as np
 from msgspec.structs import replace
 
 from ..adapter_methods import LAYOUTS, is_stacked, to_matrix
-from ..base.checkpoint import INDEX, Checkpoint, carried_files
+from ..base.base_folder import copy_carried
+from ..base.checkpoint import INDEX, Checkpoint
 from ..base.rounding import to_nearest
 from ..errors import BaseMismatch, FormatError, Unsupported
 from ..io import safetensors as st
@@ -114,9 +114,9 @@ def _copy_base(record: dict[str, Any], base: Checkpoint, out: Path) -> UnmergeRe
         for name in (*base.files, *([INDEX] if base.index is not None else [])):
             with opened(base.folder / name, os.O_RDONLY) as source, opened(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as sink:
                 copy_span(source, sink, Span(0, 0, os.fstat(source).st_size), lambda count: np.empty(count, np.uint8))
-        for path in carried_files(base.folder):
-            shutil.copyfile(path, folder / path.name)
+        copy_carried(base.folder, folder)
         _verify_base(record, Checkpoint(folder), out)
+        base.require_unchanged()
     return UnmergeReport(str(out), "copied", proof, len(base.tensors))
 
 
@@ -146,8 +146,7 @@ def _compute_base(record: dict[str, Any], merged: Checkpoint, packs: list[Pack],
                 sink.write(header)
                 for name in file.tensors:
                     sink.write(np.ascontiguousarray(values[name]).data.cast("B") if values[name].size else b"")
-        for path in carried_files(merged.folder, [INDEX]):
-            shutil.copyfile(path, folder / path.name)
+        copy_carried(merged.folder, folder, [INDEX])
         proof = _verify_base(record, Checkpoint(folder), out)
     return UnmergeReport(str(out), "computed", proof, len(merged.tensors))
 

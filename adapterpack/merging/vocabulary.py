@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ..adapter_methods import complete
-from ..base.checkpoint import Checkpoint, carried_files
+from ..base.base_folder import carried_files
+from ..base.checkpoint import Checkpoint
 from ..errors import Unsupported
+from ..io.safe_open import copy_file
 from ..pack.pack import Pack
 from .base_model import MergeBase
 from .fold.fold import Contribution
@@ -87,4 +88,5 @@ def copy_tokenizers(folder: Path, packs: Sequence[Pack]) -> None:
         if pack.path is not None and pack.path.is_dir():
             for path in carried_files(pack.path):
                 if path.name not in _NOT_OF_A_TOKENIZER:
-                    shutil.copyfile(path, folder / path.name)
+                    (folder / path.name).unlink(missing_ok=True)
+                    copy_file(path, folder / path.name)

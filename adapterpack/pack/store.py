@@ -27,6 +27,7 @@ from ..io.atomic import own_folder, sync
 from ..io.cache import cache_folder
 from ..io.hashing import sha256_of
 from ..io.locks import locked
+from ..io.safe_open import open_inside, read_at_most
 from ..manifest import manifest as m
 from .pack import Pack
 from .validate.checks.folder import regular_files
@@ -201,8 +202,8 @@ class Store:
         where = source / m.FILE_NAME
         if irregular := next(regular_files(source), None):
             raise FormatError(irregular.message, where=source / irregular.where, remedy=irregular.fix)
-        with storage_errors(where), blobs.open_regular(where) as file:
-            data = file.read(m.MAX_BYTES + 1)
+        with open_inside(where) as file:
+            data = read_at_most(file, m.MAX_BYTES + 1)
         manifest, digest = m.parse(data, where), hashlib.sha256(data).hexdigest()
         blobs.link(put(where, digest, len(data)), staged / m.FILE_NAME)
         for entry in manifest.files:

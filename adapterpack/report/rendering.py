@@ -13,6 +13,9 @@ from .text import escaped
 if TYPE_CHECKING:
     from jinja2 import Environment
 
+PAGE = b"default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+"""What every page has near its beginning: the policy by which it loads nothing."""
+
 
 def render(name: str, /, **values: Any) -> str:
     """The template ``name`` with these values; a value that it names and does not get is an error.

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 import transformers
 
-from ..base.checkpoint import read_json
-from ..errors import FormatError, StorageError, Unsupported
+from ..base.base_folder import require_harmless
+from ..errors import AdapterpackError, FormatError, StorageError, Unsupported
 from ..runtime.text.model_files import read_bytes
 from ..runtime.text.tokenizer import MAX_TOKENIZER
 from ..runtime.text.tokenizer_limits import require_bounded_load
 from ..tasks.task import Task
+from .model_size import bounded_build, require_fitting
 
 
 def load_model(task: Task, folder: Path, labels: list[str] | None = None, seed: int = 0, dtype: str = "float32") -> Any:
@@ -25,22 +26,52 @@ def load_model(task: Task, folder: Path, labels: list[str] | None = None, seed: 
 
 def loaded(task: Task, folder: Path, labels: list[str] | None = None, seed: int = 0, dtype: str = "float32") -> tuple[Any, list[str]]:
     """The model, and the paths of the modules whose parameters the checkpoint does not hold."""
-    kwargs = dict(task.config)
+    settings: dict[str, Any] = {}
     if labels:
-        kwargs |= {"num_labels": len(labels), "id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
+        settings = {"num_labels": len(labels), "id2label": dict(enumerate(labels)),
+                    "label2id": {label: i for i, label in enumerate(labels)}}
+    config = load_config(folder, task, **settings)
+    # a base that came with a head for other labels gets a new one
+    heads = {"ignore_mismatched_sizes": True} if task.heads else {}
     torch.manual_seed(seed)
-    if task.heads:
-        kwargs["ignore_mismatched_sizes"] = True  # a base that came with a head for other labels gets a new one
-    with quiet_transformers(), _loading_errors("model", folder):  # that a head is new is the point, not news
-        auto_class = getattr(transformers, task.auto_class)
-        model, report = auto_class.from_pretrained(folder, dtype=getattr(torch, dtype), output_loading_info=True, trust_remote_code=False,
-                                                   **kwargs)
+    with quiet_transformers(), _loading_errors("model", folder), bounded_build(folder):  # that a head is new is the point, not news
+        model, report = _auto_class(task).from_pretrained(folder, config=config, dtype=getattr(torch, dtype), output_loading_info=True,
+                                                         trust_remote_code=False, use_safetensors=True, **heads)
     sizes = {name: value.numel() for name, value in model.named_parameters()}
     new = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])} & sizes.keys()
     if 2 * sum(sizes[name] for name in new) > sum(sizes.values()):
         raise Unsupported("the checkpoint holds less than half of the task's model", where=folder, found=type(model).__name__,
                           expected=f"weights such as {min(new)}", remedy="name a base of that architecture")
     return model, sorted({name.rpartition(".")[0] for name in new})
+
+
+def load_config(folder: Path, task: Task | None = None, **settings: Any) -> Any:
+    """What transformers makes of a base's configuration, with a task's settings in it. Nothing of the base runs.
+
+    Raises:
+        FormatError: the configuration is damaged, or describes another model than the checkpoint's.
+        Unsupported: it names code.
+    """
+    require_fitting(folder)
+    with quiet_transformers(), _loading_errors("configuration", folder):
+        return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, **({} if task is None else task.config), **settings)
+
+
+def empty_model(folder: Path, task: Task) -> Any:
+    """The task's model on a base without its weights.
+
+    Raises:
+        FormatError: the configuration is damaged, or describes another model than the checkpoint's.
+        Unsupported: it names code.
+    """
+    config = load_config(folder, task)
+    with quiet_transformers(), _loading_errors("model", folder), bounded_build(folder), torch.device("meta"):
+        return _auto_class(task).from_config(config, trust_remote_code=False)
+
+
+def _auto_class(task: Task) -> Any:
+    """The class of transformers that makes a task's models."""
+    return getattr(transformers, task.auto_class)
 
 
 def load_tokenizer(source: str | Path) -> Any:
@@ -52,6 +83,9 @@ def load_tokenizer(source: str | Path) -> Any:
         Unsupported: it is code of the base's own.
     """
     folder = Path(source)
+    if folder.is_dir():
+        require_harmless(folder)
+        require_fitting(folder)  # its class depends on the configuration, which is read for that
     if folder.is_dir() and not any(path for pattern in _TOKENIZER_FILES for path in folder.glob(pattern)):
         raise _no_tokenizer(folder)
     if (path := folder / "tokenizer.json").is_file():
@@ -77,14 +111,9 @@ def _loading_errors(what: str, folder: Path) -> Iterator[None]:
     """What transformers says of files that it cannot use."""
     try:
         yield
-    except (MemoryError, torch.OutOfMemoryError):
+    except (MemoryError, torch.OutOfMemoryError, AdapterpackError):
         raise
     except Exception as error:
-        path = folder / "config.json"
-        config = read_json(path) if path.is_file() else {}
-        if isinstance(config, dict) and "auto_map" in config:
-            raise Unsupported(f"the base's {what} is code of its own, which is never run", where=path, found="auto_map",
-                              remedy="use a base whose architecture transformers has") from error
         reason = str(error).strip().partition("\n")[0][:300].rstrip(".") or type(error).__name__
         raise FormatError(f"the base's {what} cannot be loaded: {reason}", where=folder,
                           remedy="fetch the base again from where it came") from error

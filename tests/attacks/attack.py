@@ -31,7 +31,9 @@ _ROOM = 6 << 30
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufeff]")
 
 _PROCESSES = multiprocessing.get_context("forkserver")  # a fork of a process that has imported everything and done nothing yet
-_PROCESSES.set_forkserver_preload(["adapterpack.cli.main", "adapterpack.runtime.session", "adapterpack.training.pipeline", "onnxruntime"])
+_PROCESSES.set_forkserver_preload(["adapterpack.cli.main", "adapterpack.runtime.session", "onnxruntime", "transformers", "torch",
+                                  "adapterpack.training.pipeline", "adapterpack.exporting.pipeline",
+                                  "adapterpack.exporting.proof.reference", "mobius"])
 
 
 @dataclass(frozen=True)

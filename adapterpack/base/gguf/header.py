@@ -18,6 +18,8 @@ from .tensor_types import TENSOR_TYPES, TensorType
 
 ALIGNMENT = "general.alignment"
 _MAX_KEYS, _MAX_TENSORS, _MAX_TEXT, _MAX_ITEMS, _MAX_NAME = 4096, 50_000, 1 << 20, 1 << 20, 512
+_MAX_TEXTS, _MAX_TEXT_BYTES = 1 << 21, 16 << 20
+"""Texts in all arrays together, and bytes of all other texts together."""
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, _ARRAY = 8, 9
 
@@ -44,6 +46,13 @@ class Tensor(NamedTuple):
     nbytes: int
 
 
+class Array(NamedTuple):
+    """An array in a header, which is checked and stays where it is: nothing here needs the words of a model."""
+
+    kind: int
+    items: int
+
+
 class Header(NamedTuple):
     """The contents of a header.
 
@@ -63,12 +72,16 @@ class _Cursor:
 
     def __init__(self, data: Bytes, where: Path) -> None:
         self.data, self.where, self.at = data, where, 0
+        self.texts = self.text_bytes = 0
 
-    def take(self, count: int) -> bytes:
+    def skip(self, count: int) -> None:
         if count > len(self.data) - self.at:
             raise FormatError("the GGUF file is truncated, or a length in it is false", where=f"{self.where}, offset {self.at}",
                               expected=f"{count} bytes", found=f"{len(self.data) - self.at} bytes")
         self.at += count
+
+    def take(self, count: int) -> bytes:
+        self.skip(count)
         return self.data[self.at - count : self.at]
 
     def number(self, kind: str) -> Any:
@@ -76,29 +89,43 @@ class _Cursor:
 
     def count(self, limit: int, what: str) -> int:
         value: int = self.number("Q")
+        self.require(value, limit, what)
+        return value
+
+    def require(self, value: int, limit: int, what: str) -> None:
         if value > limit:
             raise FormatError(f"too many or too long: {what}", where=f"{self.where}, offset {self.at}", expected=f"at most {limit}",
                               found=value)
-        return value
 
     def text(self, limit: int = _MAX_TEXT) -> str:
         raw = self.take(self.count(limit, "text"))
+        self.text_bytes += len(raw)
+        self.require(self.text_bytes, _MAX_TEXT_BYTES, "all texts together")
         try:
             return raw.decode("utf-8")
         except UnicodeDecodeError as error:
             raise FormatError("text that is not UTF-8", where=f"{self.where}, offset {self.at}", found=repr(raw[:40])) from error
 
-    def value(self, kind: int, nested: bool = False) -> Any:
+    def value(self, kind: int) -> Any:
         if kind == STRING:
             return self.text()
         if kind in _SCALARS:
             return self.number(_SCALARS[kind])
-        if kind == _ARRAY and not nested:
-            inner, items = self.number("I"), self.count(_MAX_ITEMS, "an array")
-            if inner in _SCALARS:
-                return list(struct.unpack(f"<{items}{_SCALARS[inner]}", self.take(items * struct.calcsize(_SCALARS[inner]))))
-            return [self.value(inner, nested=True) for _ in range(items)]
+        if kind == _ARRAY:
+            return self.array(self.number("I"), self.count(_MAX_ITEMS, "an array"))
         raise FormatError("a value of an unknown type", where=f"{self.where}, offset {self.at}", found=kind)
+
+    def array(self, kind: int, items: int) -> Array:
+        if kind in _SCALARS:
+            self.skip(items * struct.calcsize(_SCALARS[kind]))
+        elif kind == STRING:
+            self.texts += items
+            self.require(self.texts, _MAX_TEXTS, "all arrays of texts together")
+            for _ in range(items):
+                self.skip(self.count(_MAX_TEXT, "text"))
+        else:
+            raise FormatError("an array of values of an unknown type", where=f"{self.where}, offset {self.at}", found=kind)
+        return Array(kind, items)
 
 
 def read_header(data: Bytes, where: Path) -> Header:

@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from ...errors import storage_errors
+from ...io.safe_open import open_regular
 from . import MAGIC
 from .header import Header, read_header
 
@@ -20,7 +20,7 @@ def header_at(path: Path) -> Header | None:
     Raises:
         FormatError, Unsupported: it is malformed.
     """
-    with storage_errors(path), path.open("rb") as file:
+    with open_regular(path) as file:
         if file.read(len(MAGIC)) != MAGIC:
             return None
         with mmap.mmap(file.fileno(), os.fstat(file.fileno()).st_size, access=mmap.ACCESS_READ) as data:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from ...base.checkpoint import read_json
+from ...base.base_folder import read_json
 from ...slots.precision import DEFAULT
 from ..graph.sitemap import onnxscript_scope
 from .base import FRONTENDS, BaseGraph, Frontend, Source

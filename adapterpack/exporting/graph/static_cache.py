@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from ...base.checkpoint import read_json
+from ...base.base_folder import read_json
 from ...bundle.manifest import PAST, PRESENT, STEP, graph_file
 from ...errors import Unsupported
 from ...tasks.task import MAIN

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...base.checkpoint import read_json
+from ...base.base_folder import read_json
 from ...errors import AdapterpackError, ParityError
 from ...pack import canary
 from ...runtime.model_inputs import last_places, pad

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ...base.checkpoint import read_json
+from ...base.base_folder import read_json
 from ...bundle.manifest import GRAPH, PAST, Bundle
 from ...bundle.signature import Port
 from ...errors import Unsupported

@@ -21,8 +21,9 @@ from ...base.compatibility import Verdict, recorded_fingerprint
 from ...base.gguf import ggml
 from ...base.gguf.header import Tensor, read_header
 from ...base.gguf.names import FAMILIES, Family, module_of, rope_row_order
-from ...errors import BaseMismatch, FormatError, Unsupported, storage_errors
+from ...errors import BaseMismatch, FormatError, Unsupported
 from ...io.hashing import identity
+from ...io.safe_open import open_regular
 from ...io.safetensors import DTYPES, TensorInfo
 from ...pack.fits import require_shapes
 from ...pack.on_base import on
@@ -50,7 +51,7 @@ class GGUFFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with storage_errors(path), path.open("rb") as file:
+        with open_regular(path) as file:
             self.size = os.fstat(file.fileno()).st_size
             if not self.size:
                 raise FormatError("the file is empty", where=path)
@@ -107,10 +108,11 @@ class GGUFBase(MergeBase):
     """
 
     def __init__(self, path: str | os.PathLike[str], checkpoint: str | os.PathLike[str] | None = None) -> None:
+        before = identity(Path(path))
         self.file = GGUFFile(Path(path))
         self.folder, self._watch = self.file.path.parent, None
         name = self.file.path.name
-        self.index, self.identities = None, {name: identity(self.file.path)}
+        self.index, self.identities = None, {name: before}
         self.files: dict[str, Any] = {name: self.file}
         self.shard_of = dict.fromkeys(self.file.tensors, name)
         self.quantized = {name: ggml.weight(name, tensor.type.name, (math.prod(tensor.shape[:-1]), tensor.shape[-1]))

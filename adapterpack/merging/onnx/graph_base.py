@@ -11,7 +11,7 @@ import numpy as np
 
 from ...adapter_methods import LAYOUTS
 from ...adapter_methods.core.layouts import LINEAR
-from ...base.checkpoint import read_json
+from ...base.base_folder import read_json
 from ...base.compatibility import recorded_fingerprint
 from ...base.fingerprint import Fingerprint
 from ...bundle.manifest import Bundle, MappedSite

@@ -16,14 +16,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...base.checkpoint import carried_files
+from ...base.base_folder import carried_files
 from ...base.quantization import require_plain
 from ...bundle.manifest import GRAPH, Bundle, BundledAdapter, read_bundle
 from ...errors import ConfigError, NothingToDo, Unsupported
 from ...io import strict_json
 from ...io.atomic import output_folder, refuse_existing
 from ...io.byte_ranges import Span, copy_span, opened
+from ...io.hashing import identity, require_unchanged
 from ...io.progress import Progress, Ticker
+from ...io.safe_open import copy_file
 from ...io.threads import one_thread_each
 from ...onnx_graph.graph_file import GraphFile, require_stored
 from ...onnx_graph.match import Place, match, match_bias
@@ -86,6 +88,7 @@ def merge_graph(
                                  *(pack.path for pack in opened_packs if pack.path is not None)])
         todo = plan.make(origin.base, opened_packs, factors, allow_structural)
         work = _located(origin, todo)
+        before = {path: identity(path) for path in origin.graph.files}
         names = [path.relative_to(origin.graph.folder) for path in origin.graph.files]
         with output_folder(target) as folder:
             total = sum(path.stat().st_size for path in origin.graph.files) + sum(
@@ -102,6 +105,9 @@ def merge_graph(
                 raise NothingToDo("the whole change was lost in rounding: the output would equal the base", where=target,
                                   found=done[0].loss.dtype,
                                   remedy="fold into a graph of a wider dtype, or keep the adapter unmerged")
+            for path, one in before.items():
+                require_unchanged(path, one)
+            origin.base.require_unchanged()
             checks = check(folder / origin.graph.path.name, origin.graph.path)
             report = GraphReport(
                 out=str(target),
@@ -263,7 +269,7 @@ def _copy(source: Path, target: Path, tick: Callable[[int], None]) -> None:
 def _side_files(origin: _Origin, folder: Path) -> None:
     for path in carried_files(origin.folder, CARRIED):
         if not (folder / path.name).exists():
-            shutil.copyfile(path, folder / path.name)
+            copy_file(path, folder / path.name)
 
 
 def _write_bundle(origin: _Origin, folder: Path, packs: Sequence[Pack], report: GraphReport) -> None:

@@ -1,0 +1,120 @@
+"""Reads and copies the small files of a base's folder, and refuses a base that would make a library run or fetch code.
+
+Everything that opens a base asks :func:`require_harmless` first, since transformers follows links and imports what a configuration names.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import FormatError, Unsupported, storage_errors
+from ..io import strict_json
+from ..io.hashing import Identity, identity
+from ..io.safe_open import copy_file, open_inside, read_at_most, resolved_inside
+
+CONFIG = "config.json"
+_MAX_JSON = 64 << 20
+CARRIED = frozenset({
+    "added_tokens.json",
+    "chat_template.jinja",
+    "config.json",
+    "generation_config.json",
+    "merges.txt",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+})
+"""Names of the files that tell how a model is fed and what its words are."""
+RUNS_CODE = frozenset({"auto_map", "trust_remote_code", "custom_pipelines", "use_pretrained_backbone", "_attn_implementation_internal"})
+"""Keys under which a configuration names code, or weights elsewhere, for a library to fetch and import."""
+_CHOOSES_KERNELS = "_implementation"
+"""How keys end that choose the implementation of attention or of experts: one of transformers' own, or a repository of compiled code."""
+_REMEDY = ("convert the checkpoint to a class that transformers has, with transformers, or register its class in Python before you call "
+           "adapterpack; then delete that key from a copy of the file")
+_HARMLESS: set[tuple[Identity, ...]] = set()
+"""Configurations that were looked at in this process, by the identity of their files."""
+
+
+def read_json(path: Path, folder: Path | None = None) -> Any:
+    """A JSON file of the base in ``folder`` (by default the one that it lies in), parsed strictly.
+
+    Raises:
+        FormatError: it is no regular file of that folder, or no strict JSON.
+    """
+    with open_inside(path, folder) as file:
+        data = read_at_most(file, _MAX_JSON + 1)
+    # Tokenizers write 10^30 where they mean "no limit".
+    return strict_json.loads(data, path, _MAX_JSON, max_integer=float("inf"))
+
+
+def carried_files(folder: Path, names: Iterable[str] = ()) -> list[Path]:
+    """The files of a base that are copied into a merged checkpoint or a bundle: config, tokenizer, templates; never weights or code."""
+    wanted = CARRIED.union(names)
+    return sorted(path for path in folder.iterdir() if path.name in wanted and path.is_file())
+
+
+def copy_carried(source: Path, target: Path, names: Iterable[str] = ()) -> None:
+    """Copies the files of :func:`carried_files` into another folder.
+
+    Raises:
+        FormatError: a link leads out of the folder.
+        StorageError: the file system refuses.
+    """
+    for path in carried_files(source, names):
+        copy_file(path, target / path.name)
+
+
+def require_harmless(folder: Path) -> None:
+    """Refuses a base with a file that is no regular file of its folder, or whose configuration names code.
+
+    Raises:
+        FormatError: a pipe, a device, a link that leads out, or a configuration that is no JSON.
+        Unsupported: a configuration names code.
+    """
+    with storage_errors(folder):
+        configs = [path for path in sorted(folder.iterdir()) if _is_plain(path) and path.name.endswith("config.json")]
+    identities = tuple(map(identity, configs))
+    if identities in _HARMLESS:
+        return
+    for path in configs:
+        for key, value in named_values(read_json(path)):
+            if _runs_code(key, value):
+                raise Unsupported("the base names code of its own or of somebody else, which is never run", where=path,
+                                  found=f"{key}: {value!r:.100}", expected="a class that transformers has", remedy=_REMEDY)
+    if all(one.settled for one in identities):
+        _HARMLESS.add(identities)
+
+
+def _is_plain(path: Path) -> bool:
+    """Whether it is a file, and not a folder."""
+    mode = resolved_inside(path).stat().st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise FormatError("only regular files may lie in a base", where=path, remedy="remove it")
+    return stat.S_ISREG(mode)
+
+
+def named_values(value: Any) -> Iterator[tuple[str, Any]]:
+    """Every key at any depth, with its value."""
+    inner: Iterable[Any] = ()
+    if isinstance(value, Mapping):
+        yield from value.items()
+        inner = value.values()
+    elif isinstance(value, list):
+        inner = value
+    for item in inner:
+        yield from named_values(item)
+
+
+def _runs_code(key: str, value: Any) -> bool:
+    if key.removesuffix("_internal").endswith(_CHOOSES_KERNELS):
+        chosen = value.values() if isinstance(value, Mapping) else [value]
+        return any(not isinstance(one, str | None) or "/" in (one or "") for one in chosen)
+    return key in RUNS_CODE and bool(value)
