@@ -16,7 +16,7 @@ from ..io.hashing import Identity, identity
 from ..io.safe_open import copy_file, open_inside, read_at_most, resolved_inside
 
 CONFIG = "config.json"
-_MAX_JSON = 64 << 20
+MAX_JSON = 64 << 20
 CARRIED = frozenset({
     "added_tokens.json",
     "chat_template.jinja",
@@ -33,7 +33,8 @@ CARRIED = frozenset({
     "vocab.txt",
 })
 """Names of the files that tell how a model is fed and what its words are."""
-RUNS_CODE = frozenset({"auto_map", "trust_remote_code", "custom_pipelines", "use_pretrained_backbone", "_attn_implementation_internal"})
+RUNS_CODE = frozenset({"auto_map", "trust_remote_code", "custom_pipelines", "use_pretrained_backbone", "_attn_implementation_internal",
+                       "auto_mapping"})
 """Keys under which a configuration names code, or weights elsewhere, for a library to fetch and import."""
 _CHOOSES_KERNELS = "_implementation"
 """How keys end that choose the implementation of attention or of experts: one of transformers' own, or a repository of compiled code."""
@@ -50,9 +51,9 @@ def read_json(path: Path, folder: Path | None = None) -> Any:
         FormatError: it is no regular file of that folder, or no strict JSON.
     """
     with open_inside(path, folder) as file:
-        data = read_at_most(file, _MAX_JSON + 1)
+        data = read_at_most(file, MAX_JSON + 1)
     # Tokenizers write 10^30 where they mean "no limit".
-    return strict_json.loads(data, path, _MAX_JSON, max_integer=float("inf"))
+    return strict_json.loads(data, path, MAX_JSON, max_integer=float("inf"))
 
 
 def carried_files(folder: Path, names: Iterable[str] = ()) -> list[Path]:

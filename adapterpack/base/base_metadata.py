@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 from ..io.hashing import sha256_of
+from ..io.safe_open import open_inside, read_at_most
 from ..manifest.parts import Tokenizer
 from .base_folder import read_json
 from .checkpoint import Checkpoint
@@ -14,6 +15,7 @@ TEMPLATE = "chat_template.jinja"
 _CARD = "README.md"
 _MAX_CARD = 64 << 10
 _MAX_LICENSE = 200
+_MAX_TEMPLATE = 4 << 20
 
 
 def tokenizer_of(base: Checkpoint) -> Tokenizer | None:
@@ -29,7 +31,8 @@ def chat_template_of(base: Checkpoint) -> str | None:
     """The base's chat template: its own file, or what ``tokenizer_config.json`` says; None for a base without one."""
     file, config = base.folder / TEMPLATE, base.folder / "tokenizer_config.json"
     if file.is_file():
-        return file.read_text("utf-8", errors="replace")
+        with open_inside(file) as template_file:
+            return read_at_most(template_file, _MAX_TEMPLATE).decode("utf-8", errors="replace").replace("\r\n", "\n").replace("\r", "\n")
     settings = read_json(config) if config.is_file() else {}
     template = settings.get("chat_template") if isinstance(settings, dict) else None
     return template if isinstance(template, str) else None
@@ -40,8 +43,8 @@ def license_of(folder: Path) -> str | None:
     card = folder / _CARD
     if not card.is_file():
         return None
-    with card.open("rb") as file:
-        first, *lines = file.read(_MAX_CARD).decode("utf-8", errors="replace").splitlines() or [""]
+    with open_inside(card) as file:
+        first, *lines = read_at_most(file, _MAX_CARD).decode("utf-8", errors="replace").splitlines() or [""]
     if first.strip() != "---":
         return None
     for line in lines:

@@ -15,9 +15,9 @@ from typing import Annotated, Any
 import msgspec
 
 from ..adapter_methods.nodes.composed import NAME as TREE
-from ..errors import ConfigError, FormatError, storage_errors
+from ..errors import ConfigError, FormatError
 from ..io.atomic import output_file
-from ..io.safe_open import read_at_most
+from ..io.safe_open import open_regular, read_at_most
 from ..io.strict_json import canonical, loads
 from ..library_errors import library_errors
 from ..manifest.limits import PackName
@@ -104,7 +104,7 @@ def read(source: str | os.PathLike[str]) -> Recipe:
     path = Path(source)
     if path.is_dir():
         return recipe_of(load(path))
-    with storage_errors(path), path.open("rb") as opened:
+    with open_regular(path) as opened:
         data = read_at_most(opened, _LIMIT + 1)
     value = loads(data, path, _LIMIT)
     if not isinstance(value, dict) or value.get("format") != FORMAT:

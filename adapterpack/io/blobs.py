@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ..errors import FormatError, storage_errors
-from .atomic import sync
+from .atomic import own_folder, sync
 from .hashing import sha256_of
-from .safe_open import open_inside
+from .safe_open import copy_file, open_inside
 
 _CHUNK = 1 << 20
 
@@ -70,7 +69,7 @@ def adopt(folder: Path, written: Path, digest: str) -> Path:
     with storage_errors(blob):
         sync(written)
         written.chmod(0o444)
-        blob.parent.mkdir(parents=True, exist_ok=True)
+        own_folder(blob.parent)
         if not (blob.is_file() and not blob.is_symlink() and sha256_of(blob) == digest):
             written.replace(blob)  # none, or an altered one: packs that are linked to that one will find out by themselves
             for names in (blob.parent, folder):
@@ -84,7 +83,7 @@ def link(blob: Path, target: Path) -> None:
         try:
             target.hardlink_to(blob)
         except OSError:
-            shutil.copyfile(blob, target)
+            copy_file(blob, target)
             target.chmod(0o444)
             sync(target)
 

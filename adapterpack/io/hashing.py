@@ -17,7 +17,7 @@ from threading import Event
 from typing import NamedTuple, TypeVar
 
 from ..errors import StorageError, storage_errors
-from .safe_open import fill
+from .safe_open import fill, open_regular
 from .threads import cores
 
 BLOCK = 1 << 20
@@ -205,6 +205,11 @@ def _identity(stat: os.stat_result) -> Identity:
 
 
 def sha256_of(path: Path) -> str:
-    """The sha256 of a file's bytes, as hex."""
-    with path.open("rb") as file:
+    """The sha256 of a file's bytes, as hex.
+
+    Raises:
+        FormatError: it is no regular file.
+        StorageError: the file system refuses.
+    """
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -40,7 +40,7 @@ def locked(path: Path, alone: bool) -> Iterator[None]:
 @contextmanager
 def _opened(path: Path) -> Iterator[int]:
     with storage_errors(path):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0), 0o600)
     try:
         yield descriptor
     finally:

@@ -147,6 +147,21 @@ def _opened(real: Path, path: Path, flags: int) -> Iterator[FileIO]:
             yield file
 
 
+def copy_folder(source: Path, target: Path, folder: Path | None = None) -> None:
+    """Copies ``source``, a folder of the artifact in ``folder`` (by default that is ``source``), into ``target``, which may be there.
+
+    Raises:
+        FormatError: something in it is no regular file, or a link that leads out of the artifact.
+        StorageError: a file changed meanwhile or is in ``target`` already, or the file system refuses.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    for path in sorted(source.rglob("*")):
+        if path.is_dir() and not path.is_symlink():
+            (target / path.relative_to(source)).mkdir(exist_ok=True)
+        else:
+            copy_file(path, target / path.relative_to(source), folder or source)
+
+
 def copy_file(source: Path, target: Path, folder: Path | None = None) -> None:
     """Copies a file of the artifact in ``folder`` (by default the one that it lies in) to a path that is free.
 

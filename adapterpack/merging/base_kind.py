@@ -7,14 +7,14 @@ from pathlib import Path
 
 from ..base.gguf import MAGIC
 from ..bundle import FILE_NAME
-from ..errors import storage_errors
+from ..io.safe_open import open_regular
 
 
 def is_gguf(path: str | os.PathLike[str]) -> bool:
     """Whether a base is a GGUF file, by its first bytes."""
     if not Path(path).is_file():
         return False
-    with storage_errors(path), Path(path).open("rb") as file:
+    with open_regular(Path(path)) as file:
         return file.read(len(MAGIC)) == MAGIC
 
 

@@ -27,7 +27,7 @@ from ..io.atomic import own_folder, sync
 from ..io.cache import cache_folder
 from ..io.hashing import sha256_of
 from ..io.locks import locked
-from ..io.safe_open import open_inside, read_at_most
+from ..io.safe_open import open_inside, read_at_most, read_file
 from ..manifest import manifest as m
 from .pack import Pack
 from .validate.checks.folder import regular_files
@@ -138,7 +138,7 @@ class Store:
         found = []
         for folder in self._folders():
             with suppress(AdapterpackError, FileNotFoundError):  # removed just now, or altered: get says so
-                manifest = m.parse((folder / m.FILE_NAME).read_bytes(), folder)
+                manifest = m.parse(_manifest(folder), folder)
                 found.append(Stored(f"sha256:{folder.name}", manifest.pack.name, sum(file.stat().st_size for file in folder.iterdir())))
         return tuple(found)
 
@@ -176,7 +176,7 @@ class Store:
         """Whether a kept pack is linked to the blob, or, where a file system has no links, holds a copy of it."""
         if blobs.inode(blob) in needed:
             return True
-        return blob.stat().st_nlink == 1 and any(_has_copy(folders[name], blob) for name in kept)
+        return blob.lstat().st_nlink == 1 and any(_has_copy(folders[name], blob) for name in kept)
 
     def _source(self, pack: Pack | str | os.PathLike[str], written: Path) -> Path:
         """A folder with the pack's files: its own, or a new one for a pack that lies nowhere, was renamed or came from PEFT."""
@@ -232,7 +232,9 @@ class Store:
 
     def _folders(self) -> tuple[Path, ...]:
         place = self.root / "packs"
-        return tuple(sorted(folder for folder in place.iterdir() if _ID.fullmatch(folder.name))) if place.is_dir() else ()
+        if not place.is_dir():
+            return ()
+        return tuple(sorted(folder for folder in place.iterdir() if _ID.fullmatch(folder.name) and not folder.is_symlink()))
 
     @contextmanager
     def _lock(self, alone: bool) -> Iterator[None]:
@@ -273,10 +275,14 @@ def _altered(folder: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     file = folder / m.FILE_NAME
     if not file.is_file() or sha256_of(file) != folder.name:
         return (m.FILE_NAME,), (folder.name,)
-    entries = m.parse(file.read_bytes(), file).files
+    entries = m.parse(_manifest(folder), file).files
     bad = [entry for entry in entries if not (folder / entry.path).is_file() or sha256_of(folder / entry.path) != entry.sha256]
     strange = {path.name for path in folder.iterdir()} - {entry.path for entry in entries} - {m.FILE_NAME}
     return (*(entry.path for entry in bad), *sorted(strange)), tuple(entry.sha256 for entry in bad)
+
+
+def _manifest(folder: Path) -> bytes:
+    return read_file(folder / m.FILE_NAME, m.MAX_BYTES + 1)
 
 
 def _has_copy(folder: Path, blob: Path) -> bool:
@@ -284,5 +290,5 @@ def _has_copy(folder: Path, blob: Path) -> bool:
     if blob.name == folder.name:
         return True
     with suppress(AdapterpackError, OSError):
-        return any(entry.sha256 == blob.name for entry in m.parse(file.read_bytes(), file).files)
+        return any(entry.sha256 == blob.name for entry in m.parse(_manifest(folder), file).files)
     return False

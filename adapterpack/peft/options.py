@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ..adapter_methods import METHODS, Method
-from ..errors import FormatError, Unsupported, printable, storage_errors
+from ..errors import FormatError, Unsupported, printable
 from ..io import strict_json
+from ..io.safe_open import read_file
 from ..manifest import manifest as m
 
 _MAX_CONFIG = 4 << 20
@@ -48,11 +49,9 @@ def likely(config: Mapping[str, Any]) -> list[Method]:
 
 def read_config(path: Path) -> dict[str, Any]:
     """The configuration in a file."""
-    with storage_errors(path):
-        if path.stat().st_size > _MAX_CONFIG:
-            raise FormatError("the PEFT configuration is too large", where=path, expected=f"at most {_MAX_CONFIG} bytes",
-                              found=path.stat().st_size)
-        data = path.read_bytes()
+    data = read_file(path, _MAX_CONFIG + 1)
+    if len(data) > _MAX_CONFIG:
+        raise FormatError("the PEFT configuration is too large", where=path, expected=f"at most {_MAX_CONFIG} bytes")
     return parsed(data, path)
 
 

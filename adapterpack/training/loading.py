@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,11 @@ def load_config(folder: Path, task: Task | None = None, **settings: Any) -> Any:
         FormatError: the configuration is damaged, or describes another model than the checkpoint's.
         Unsupported: it names code.
     """
+    require_harmless(folder)
     require_fitting(folder)
+    if os.path.lexists(adapter := folder / _ADAPTER):
+        raise Unsupported("an adapter lies in the base's folder, and transformers would load it with the base", where=adapter,
+                          remedy="move it to a folder of its own")
     with quiet_transformers(), _loading_errors("configuration", folder):
         return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, **({} if task is None else task.config), **settings)
 
@@ -98,6 +103,7 @@ def load_tokenizer(source: str | Path) -> Any:
     return tokenizer
 
 
+_ADAPTER = "adapter_config.json"
 _TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "*.bpe")
 
 

@@ -14,7 +14,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 import adapterpack
 from adapterpack import LoRA
 
-TOKENIZER = {"version": "1.0", "added_tokens": [{"id": 0, "content": "[PAD]", "special": True}], "pre_tokenizer": {"type": "Whitespace"},
+TOKENIZER = {"version": "1.0", "pre_tokenizer": {"type": "Whitespace"},
+             "added_tokens": [{"id": 0, "content": "[PAD]", "special": True, "single_word": False, "lstrip": False, "rstrip": False,
+                               "normalized": False}],
              "model": {"type": "WordLevel", "vocab": {"[PAD]": 0, "x": 1, "y": 2}, "unk_token": "x"}}
 
 
@@ -36,7 +38,7 @@ def good_bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.save_pretrained(folder / "causal")
     for name in ("causal", "classes"):
         (folder / name / "tokenizer.json").write_text(json.dumps(TOKENIZER))
-        (folder / name / "tokenizer_config.json").write_text(json.dumps({"pad_token": "[PAD]"}))
+        (folder / name / "tokenizer_config.json").write_text(json.dumps({"pad_token": "[PAD]", "eos_token": "y"}))
     adapterpack.adapt(model, LoRA(r=2, targets=("q_proj",)), "pack")
     with torch.no_grad():
         for name, value in model.named_parameters():

@@ -79,6 +79,14 @@ def test_configurations_that_name_code(file: str, keys: dict[str, Any], command:
     attacks.command(*command.split(), stdin="y\n" * 9).refused("never run", file, absent=attacks.work / "out")
 
 
+@pytest.mark.parametrize("command", ["train train.yaml", "export causal pack -o out", "measure causal pack --data rows.jsonl -o out"],
+                         ids=["train", "export", "measure"])
+def test_an_adapter_in_the_bases_folder(command: str, base: Path, attacks: Attacks) -> None:
+    """It is never loaded with the base, nor is the base that it names."""
+    (base / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "/nowhere", "r": 2}))
+    attacks.command(*command.split()).refused("adapter_config.json", absent=attacks.work / "out")
+
+
 def attached(base: Path, pack: Path) -> None:
     """What a user of torch does: a model from transformers, an adapter from a folder."""
     model = AutoModelForCausalLM.from_pretrained(base, trust_remote_code=False)

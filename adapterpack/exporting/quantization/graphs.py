@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from ...bundle.files import require_files, unlisted
 from ...bundle.manifest import Bundle, MappedSite, graph_file, read_bundle
 from ...errors import FormatError, NothingToDo, ParityError
 from ...io.atomic import output_folder
+from ...io.safe_open import copy_folder
 from ...pack.pack import SIGNATURE
 from ...runtime import canary as replay
 from ...runtime.session import Session
@@ -42,7 +42,7 @@ def quantize_bundle(source: Path, out: Path, scheme: str) -> Bundle:
     if extra := unlisted(source, bundle):
         raise FormatError("a file in the bundle is not in its manifest", where=source / extra[0], remedy="remove it, or export again")
     with output_folder(out) as folder:
-        shutil.copytree(source, folder, dirs_exist_ok=True)
+        copy_folder(Path(source), folder)
         (folder / SIGNATURE).unlink(missing_ok=True)  # it is one of other bytes
         quantize_in_place(folder, scheme)
     return read_bundle(out)

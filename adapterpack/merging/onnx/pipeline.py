@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,7 +24,7 @@ from ...io.atomic import output_folder, refuse_existing
 from ...io.byte_ranges import Span, copy_span, opened
 from ...io.hashing import identity, require_unchanged
 from ...io.progress import Progress, Ticker
-from ...io.safe_open import copy_file
+from ...io.safe_open import copy_file, copy_folder
 from ...io.threads import one_thread_each
 from ...onnx_graph.graph_file import GraphFile, require_stored
 from ...onnx_graph.match import Place, match, match_bias
@@ -282,7 +281,7 @@ def _write_bundle(origin: _Origin, folder: Path, packs: Sequence[Pack], report: 
 
     assert origin.bundle is not None
     for adapter in origin.bundle.adapters:
-        shutil.copytree(origin.folder / adapter.path, folder / adapter.path)
+        copy_folder(origin.folder / adapter.path, folder / adapter.path, origin.folder)
     for pack in packs:
         (folder / "adapters" / pack.name).mkdir(parents=True)
         pack.write_into(folder / "adapters" / pack.name)

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...errors import FormatError, storage_errors
+from ...errors import FormatError
 from ...io import strict_json
-from ...io.safe_open import read_at_most
+from ...io.safe_open import read_file
 
 MAX_JSON = 8 << 20
 MAX_TEXT = 256 << 10
@@ -35,8 +35,7 @@ def read_bytes(path: Path, most: int) -> bytes:
     Raises:
         FormatError: there are more.
     """
-    with storage_errors(path), path.open("rb") as file:
-        data = read_at_most(file, most + 1)
+    data = read_file(path, most + 1)
     if len(data) > most:
         raise FormatError("the file is too large", where=path, expected=f"at most {most} bytes")
     return data
