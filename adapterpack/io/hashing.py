@@ -67,7 +67,10 @@ def require_unchanged(path: Path, before: Identity, exact: bool = False) -> None
     Raises:
         ChangedError: it does not.
     """
-    now = identity(path)
+    try:
+        now = identity(path)
+    except StorageError as error:
+        raise ChangedError(path) from error
     if now != before if exact else now[:4] != before[:4]:
         raise ChangedError(path)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from ..version import VERSION
 from . import jobs, journal, plan, provenance, staging, stream
 from .arguments import require_outside, weights_of
 from .base_kind import is_graph
+from .base_model import MergeBase
 from .container import open_base
 from .fold import devices
 from .onnx.report import GraphReport
@@ -162,18 +163,26 @@ def merge(
         done_before = journal.finished(folder, len(work))
         resumed = sum(work[number].nbytes for number in mine if number in done_before)
         stream.create_files(shards, folder)
-        with log.synced() if durable or several else nullcontext():
+        with _of_one_base(source, verify), log.synced() if durable or several else nullcontext():
             done = stream.write(work, mine, done_before, log, header=header, safe=safe, rounding=_rounding(stochastic_rounding),
                                 arithmetic=arithmetic, workers=workers(), progress=progress)
         if several:
             with suppress(FileNotFoundError):  # another share on this machine saw that everything was done, synced and published it
                 log.sync()
             done = journal.finished(folder, len(work))
-        source.require_unchanged(exact=verify == "full")
         missing = len(work) - len(done)
         if not missing:
             staging.publish(folder, target, finish, durable, container.file)
     return report_of(done, missing)
+
+
+@contextmanager
+def _of_one_base(source: MergeBase, verify: str) -> Iterator[None]:
+    """Checks after the block, and after an error in it, that the base is the one that was opened: what was made of two is not kept."""
+    try:
+        yield
+    finally:
+        source.require_unchanged(exact=verify == "full")
 
 
 def _rounding(seed: int | None) -> rounding.Rounding:

@@ -84,7 +84,7 @@ def extracted(alter: Callable[[Path], None], tuned: Path, base: Path, out: Path)
             alter(base / "model.safetensors")
         done.append(bytes_done)
 
-    adapterpack.extract(tuned, base, out, progress=progress)
+    adapterpack.extract(tuned, base, out=out, progress=progress)
 
 
 @pytest.mark.parametrize("alter", [exchanged, written_into, removed])
