@@ -81,6 +81,7 @@ def export(
                     write_bundle(folder, request, source, graph, say)
                 return read_bundle(bundle_in(out))
             except (ParityError, SiteNotFound, Unsupported) as error:  # another frontend's graph may be right, or have what this one lacks
+                request.base.require_unchanged()  # else no frontend is right, and each would take its time
                 failed[candidate.name] = error
                 say(f"{candidate.name} is left out: {error.sentence}")
     refusals = [error for error in failed.values() if not isinstance(error, ParityError)]

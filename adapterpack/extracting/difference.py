@@ -11,6 +11,7 @@ import numpy as np
 
 from ..adapter_methods import row_blocks
 from ..base.checkpoint import Checkpoint
+from ..errors import storage_errors
 from ..io.byte_ranges import opened, read_into
 from ..io.safetensors import DTYPES
 
@@ -52,7 +53,7 @@ def _read(pair: Pair, rows: tuple[int, int], raw: bool = False) -> Iterator[tupl
     files = pair.tuned.source(pair.name).path, pair.base.source(pair.base_name).path
     total = tuned.nbytes if raw else None
     m, n = (total or 0, 1) if raw else rows
-    with opened(files[0], os.O_RDONLY) as first, opened(files[1], os.O_RDONLY) as second:
+    with storage_errors(f"{files[0]} or {files[1]}"), opened(files[0], os.O_RDONLY) as first, opened(files[1], os.O_RDONLY) as second:
         for block in row_blocks(m, n, _BLOCK):
             shape = (block.stop - block.start, n)
             read = np.empty(shape, types[0]), np.empty(shape, types[1])
