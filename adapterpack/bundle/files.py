@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from ..base.base_folder import CARRIED
 from ..errors import ConfigError, FormatError, nearest
 from ..io.file_hashes import file_hashes
-from ..io.hashing import identity
+from ..io.hashing import Identity, identity, require_unchanged
 from ..manifest.manifest import FILE_NAME as PACK
 from ..pack.pack import SIGNATURE
 from ..tasks.task import MAIN
@@ -94,8 +94,11 @@ def _strange(path: Path) -> FormatError:
                        remedy="remove the file, or export again")
 
 
-def require_files(folder: Path, bundle: Bundle, verify: str) -> None:
+def require_files(folder: Path, bundle: Bundle, verify: str) -> dict[Path, Identity]:
     """Checks that a session reads what the manifest lists and nothing else.
+
+    Returns:
+        The files that were compared, as they were before that, for :func:`require_same`: none where ``verify`` is ``off``.
 
     Raises:
         ConfigError: ``verify`` is none of :data:`VERIFY`.
@@ -104,10 +107,23 @@ def require_files(folder: Path, bundle: Bundle, verify: str) -> None:
     if verify not in VERIFY:
         raise ConfigError("unknown way to verify a bundle", found=repr(verify), expected=", ".join(VERIFY), remedy=nearest(verify, VERIFY))
     if verify == "off":
-        return
+        return {}
     listed = {entry.path for entry in bundle.files}
+    files = {folder / name: identity(folder / name) for name in sorted(listed) if _is_regular(folder, name)}
     if strange := sorted((needed(bundle) | {name for name in CARRIED if os.path.lexists(folder / name)}) - listed):
         raise _strange(folder / strange[0])
     for wrong in differences(folder, bundle, again=verify == "full"):
         raise FormatError("a file of the bundle is not the one that its manifest lists", where=folder / wrong.path,
                           expected=wrong.expected, found=wrong.found or "no file", remedy="copy the bundle again, or export again")
+    return files
+
+
+def require_same(files: Mapping[Path, Identity]) -> None:
+    """Checks after files were read by their names that each name led to the file that had been compared, all the time: one that was
+    exchanged and put back has another time of change.
+
+    Raises:
+        ChangedError: one was exchanged or altered.
+    """
+    for path, before in files.items():
+        require_unchanged(path, before, exact=True)

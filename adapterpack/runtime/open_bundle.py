@@ -5,14 +5,15 @@ from __future__ import annotations
 import copy
 import os
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
-from ..bundle.files import require_files, require_listed
+from ..bundle.files import require_files, require_listed, require_same
 from ..bundle.manifest import FILE_NAME, STEP, Bundle, graph_file, manifest_bytes, parse_bundle
 from ..bundle.proofs import is_proved, keep_proof
 from ..errors import ConfigError, FormatError, UnknownAdapter, Unsupported, nearest
@@ -46,7 +47,7 @@ class OpenBundle:
         proved = verify == "cached" and is_proved(manifest)
         self.task = task_named(self.bundle.task)
         wanted = providers.choose(provider)
-        require_files(self.folder, self.bundle, verify)
+        compared = require_files(self.folder, self.bundle, verify)
         self._run_time = partial(OrtModel, self.folder, wanted=wanted, threads=threads, mapped=mapped)
         self._opened: dict[str, Any] = {}
         """What is opened when it is first used, by name."""
@@ -69,7 +70,7 @@ class OpenBundle:
         self._adapters = Adapters(packs, prompts, self._mode.opened({} if proved or verify == "off" else packs))
         self._changing = threading.Lock()
         """Taken to put another value in the place of ``_adapters``; to read it takes no lock."""
-        self._require_same_files()
+        require_same(compared)
         if verify != "off":
             keep_proof(manifest, self.bundle)
 
@@ -84,18 +85,20 @@ class OpenBundle:
         require_contract(self.bundle, part, graph)
         return graph
 
-    def _require_same_files(self) -> None:
-        """Checks after files were read by their names that none was exchanged since they were verified: this compares their times."""
-        if self._verify != "off":
-            require_files(self.folder, self.bundle, "cached")
+    @contextmanager
+    def _compared(self) -> Iterator[None]:
+        """What the block reads by the names of files are the files that the manifest lists."""
+        compared = require_files(self.folder, self.bundle, "off" if self._verify == "off" else "cached")
+        yield
+        require_same(compared)
 
     def _once(self, name: str, make: Callable[[], Any]) -> Any:
         """What ``make`` gives of the bundle's files when it is first needed."""
         if name not in self._opened:
             with self._opening:
                 if name not in self._opened:
-                    made = make()
-                    self._require_same_files()
+                    with self._compared():
+                        made = make()
                     self._opened[name] = made
         return self._opened[name]
 
@@ -192,8 +195,8 @@ class OpenBundle:
         loaded = loaded if name is None else loaded.called(name)
         with self._changing:
             before = self._adapters
-            attached, prompt = self._mode.load(before.attached, loaded, allow_structural), self._prompt(loaded)
-            self._require_same_files()  # the base's own weights may have been read
+            with self._compared():  # the base's own weights may be read
+                attached, prompt = self._mode.load(before.attached, loaded, allow_structural), self._prompt(loaded)
             prompts = before.prompts if prompt is None else {**before.prompts, loaded.name: prompt}
             self._adapters = Adapters({**before.packs, loaded.name: loaded}, prompts, attached)
         return loaded.name
