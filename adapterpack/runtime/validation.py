@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,12 +12,12 @@ from ..base.compatibility import Verdict
 from ..bundle.files import differences, needed, require_listed
 from ..bundle.manifest import FILE_NAME, GRAPH, Bundle, graph_file, read_bundle
 from ..errors import AdapterpackError, BaseMismatch
-from ..library_errors import library_errors
 from ..pack.pack import SIGNATURE
 from ..pack.validate.budget import Budget, Spent
 from ..pack.validate.checks.folder import entries
 from ..pack.validate.open_questions import NO_BASE
 from ..pack.validate.validation import Finding, Report, examine
+from .canary_process import replay_apart
 
 _NOT_RUN = "graph and canaries: replayed with full, where there is no error"
 
@@ -134,15 +135,12 @@ def _weights(folder: Path, bundle: Bundle, checkpoint: Checkpoint) -> Iterator[F
 
 def _replayed(folder: Path) -> tuple[list[Finding], tuple[str, ...]]:
     """AB401, and which canaries say nothing of this graph."""
-    from . import canary  # noqa: PLC0415 - ONNX Runtime: a pull, and a validation that runs no graph, must not pay for it
-    from .session import Session  # noqa: PLC0415
-
     try:
-        with library_errors("onnxruntime", "the graph cannot be run", where=GRAPH):
-            replayed = canary.verify(Session(folder, provider="cpu"))
+        not_replayed = replay_apart(folder)
     except AdapterpackError as error:
-        return [Finding("AB401", "error", error.where or GRAPH, error.sentence, error.remedy or "export again", type(error))], ()
-    return [], tuple(f"canary of {name}: {reason}" for name, reason in replayed["not_replayed"].items())
+        where = (error.where or GRAPH).removeprefix(f"{folder.resolve()}{os.sep}")
+        return [Finding("AB401", "error", where, error.sentence, error.remedy or "export again", type(error))], ()
+    return [], tuple(f"canary of {name}: {reason}" for name, reason in not_replayed.items())
 
 
 IRREGULAR = Finding("AB101", "error", "", "only regular files may lie in a bundle", "remove it")

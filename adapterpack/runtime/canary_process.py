@@ -1,0 +1,57 @@
+"""Replays the canaries of a stranger's bundle in a process of its own: ONNX Runtime reads and runs its graphs there, and may take what it
+takes, or die, without this process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from .. import errors
+from ..bundle.manifest import GRAPH
+from ..errors import AdapterpackError
+from ..library_errors import library_errors
+from ..sandbox.limits import Limits
+from ..sandbox.sandbox import Sandbox
+
+_MEMORY, _COPIES = 4 << 30, 4
+"""What ONNX Runtime may take for a bundle of no size, in bytes of address space; and how many times the size of its files beyond that."""
+_SECONDS, _BYTES_A_SECOND = 120.0, 10 << 20
+"""Processor time for a bundle of no size; and the bytes of its files for each of which it may take a second more."""
+
+
+def replay_apart(folder: Path) -> dict[str, str]:
+    """The canaries of a bundle that were not replayed, by the names of their packs, with the reason; all others passed.
+
+    Raises:
+        AdapterpackError: the bundle cannot be opened or run, or a canary fails; the same error as in this process.
+        OutOfLimits: it takes too much memory or time.
+    """
+    total = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    limits = Limits(_MEMORY + _COPIES * total, _SECONDS + total / _BYTES_A_SECOND)
+    sandbox = Sandbox(f"{__name__}:replayed", limits, kept=0)
+    answer = json.loads(sandbox.run(json.dumps(str(folder.resolve())).encode(), "the graph cannot be run", where=GRAPH))
+    if "error" in answer:
+        kind = next((kind for kind in _kinds(AdapterpackError) if kind.__name__ == answer["kind"]), errors.FormatError)
+        raise kind(answer["error"]["what"], **{name: answer["error"][name] for name in ("where", "expected", "found", "remedy")})
+    not_replayed: dict[str, str] = answer["not_replayed"]
+    return not_replayed
+
+
+def replayed(request: bytes) -> bytes:
+    """What :func:`replay_apart` has done in the other process: a folder as JSON in, the outcome as JSON out."""
+    from . import canary  # noqa: PLC0415 - ONNX Runtime: what asks for a replay needs none
+    from .session import Session  # noqa: PLC0415
+
+    try:
+        with library_errors("onnxruntime", "the graph cannot be run", where=GRAPH):
+            report = canary.verify(Session(json.loads(request), provider="cpu"))
+    except AdapterpackError as error:
+        return json.dumps({"kind": type(error).__name__, "error": error.to_json()}).encode()
+    return json.dumps({"not_replayed": report["not_replayed"]}).encode()
+
+
+def _kinds(kind: type[AdapterpackError]) -> Iterator[type[AdapterpackError]]:
+    yield kind
+    for inner in kind.__subclasses__():
+        yield from _kinds(inner)
