@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from adapterpack.errors import ConfigError
-from adapterpack.tasks.rows import Row, each
+from adapterpack.tasks.rows import Row, map_rows
 from adapterpack.tasks.scores import no_head
 from adapterpack.tasks.session import Session
 from adapterpack.tasks.task import HEADS, MAIN, TASKS, TEXT, Part, Task, Training
@@ -18,7 +18,7 @@ from adapterpack.tasks.task import HEADS, MAIN, TASKS, TEXT, Part, Task, Trainin
 
 def answer(session: Session, rows: Sequence[Row], adapters: Sequence[str | None], sampling: Mapping[str, Any]) -> list[dict[str, Any]]:
     """``score``, from 0 to 1."""
-    inputs, _ = session.encode_pairs(each(rows, pair))
+    inputs, _ = session.encode_pairs(map_rows(rows, pair))
     logits = session.run(inputs, adapters)["logits"][:, 0]
     scores = 1 / (1 + np.exp(-logits.astype(np.float64)))
     return [{"score": float(score)} if session.head_trained(adapter) else no_head("score")

@@ -247,4 +247,4 @@ def test_a_graph_without_such_an_attention_says_so(qwen: Path, tmp_path: Path) -
     model = ir.load(tmp_path / "bundle" / "model.onnx")
     for wrong in ({"keys": "nothing"}, {"norm": ("nothing", "nothing")}, {"keys": "input_ids"}):
         with pytest.raises(FormatError, match="graph has no"):
-            projected(model, dataclasses.replace(site.heads, **wrong), np.zeros((2, 24), np.float32))
+            projected(model, dataclasses.replace(site.heads, **wrong), np.zeros((2, 24), np.float32), site.dtype)

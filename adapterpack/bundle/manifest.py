@@ -233,7 +233,7 @@ class Bundle:
             for name in ("slots", "max_rank"):
                 if getattr(self, name):
                     yield Misfit(f"/{name}", f"a bundle of the mode {self.mode} has no bank")
-        elif not self.slots or not self.max_rank:
+        elif not self.slots or (not self.max_rank and any("down" in site.fields for site in self.sites.values())):
             yield Misfit("/slots", "a bank has slots of some rank")
         yield from typed_json.repeated([adapter.slot for adapter in self.adapters if adapter.slot is not None], "/adapters")
         for number, adapter in enumerate(self.adapters):

@@ -97,7 +97,8 @@ def sites_of(graph: BaseGraph, packs: list[Pack]) -> dict[str, MappedSite]:
 def _projected(graph: BaseGraph, sites: Mapping[str, MappedSite], prompt: np.ndarray, path: str) -> tuple[np.ndarray, np.ndarray, Heads]:
     """What the graph's own projections make of a prompt at the attention of that path."""
     heads = heads_at(sites, path)
-    return *projected(graph.parts[sites[f"{path}.{PROJECTION}"].part], heads, prompt), heads
+    site = sites[f"{path}.{PROJECTION}"]
+    return *projected(graph.parts[site.part], heads, prompt, site.dtype), heads
 
 
 def _weights(base: Checkpoint, adapter: Adapter) -> tuple[np.ndarray, np.ndarray | None]:

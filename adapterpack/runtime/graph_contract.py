@@ -30,7 +30,8 @@ Difference = tuple[str, object, object]
 
 def _differences(bundle: Bundle, part: str, graph: OrtModel) -> Iterator[Difference]:
     own = {path: site for path, site in bundle.sites.items() if site.part == (MAIN if part == STEP else part) and site.fields}
-    yield from _switch(graph, ADAPTER_IDS, bundle.mode == "bank" and bool(own))
+    if own or bundle.mode != "bank":  # a bank of prompts alone may take ids that nothing reads
+        yield from _switch(graph, ADAPTER_IDS, bundle.mode == "bank")
     yield from _switch(graph, ADAPTER_POSITIONS, any(site.positional for site in own.values()))
     if part != STEP:
         first = next(one for one in task_named(bundle.task).parts if one.name == part).inputs[0]

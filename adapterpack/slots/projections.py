@@ -30,8 +30,9 @@ def heads_at(sites: Mapping[str, MappedSite], path: str) -> Heads:
     return site.heads
 
 
-def projected(model: Any, heads: Heads, prompt: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Keys, without positions, and values ``[n, key heads, head_dim]`` that the base makes of a prompt ``[n, width]``.
+def projected(model: Any, heads: Heads, prompt: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
+    """Keys, without positions, and values ``[n, key heads, head_dim]`` that the base makes of a prompt ``[n, width]``; ``dtype`` is the
+    float type of the graph there, in which it may not say what it computes.
 
     Raises:
         FormatError: the graph has no such values.
@@ -40,11 +41,11 @@ def projected(model: Any, heads: Heads, prompt: np.ndarray) -> tuple[np.ndarray,
     if missing := sorted({heads.keys, heads.values, *(heads.norm or ())} - by_name.keys()):
         raise FormatError("the graph has not what its site map says", found=", ".join(missing), remedy="export again")
     shape = (1, len(prompt), heads.key_heads, heads.width)
-    keys, values = (_between(model, _read(by_name[name]), by_name[name], prompt[None]).reshape(shape)
+    keys, values = (_between(model, _read(by_name[name]), by_name[name], prompt[None], dtype).reshape(shape)
                     for name in (heads.keys, heads.values))
     if heads.norm is not None:
         into, out = (by_name[name] for name in heads.norm)
-        keys = _between(model, into, out, keys)
+        keys = _between(model, into, out, keys, dtype)
     return keys[0], values[0]
 
 
@@ -58,9 +59,9 @@ def _read(product: Any) -> Any:
     return node.inputs[0]
 
 
-def _between(model: Any, start: Any, end: Any, array: np.ndarray) -> np.ndarray:
+def _between(model: Any, start: Any, end: Any, array: np.ndarray, dtype: str) -> np.ndarray:
     """The value of ``end`` where that of ``start`` is ``array``; in float32, whatever the graph computes in."""
-    array = array.astype(np.float32 if start.dtype is None else start.dtype.numpy())
+    array = array.astype(dtype if start.dtype is None else start.dtype.numpy())
     graph = ir.convenience.extract(model.graph, [start], [end])
     for value in (*graph.inputs, *graph.outputs, *(output for node in graph for output in node.outputs)):
         value.shape = None

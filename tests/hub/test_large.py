@@ -35,7 +35,7 @@ def make_bundle(folder: Path, size: int = SIZE) -> Path:
     (folder / "model.onnx.data").write_bytes(np.random.default_rng(0).bytes(size))
     (folder / "model.onnx").write_bytes(b"\x08\x0a\x3a\x00")  # ir_version 10, and an empty graph
     Bundle("bank", "feature-extraction", m.Base("org/base"), "mobius", {}, (BundledAdapter("tickets", pack.id, "adapters/tickets", 1),),
-           (), slots=2).write(folder)
+           (), slots=2, max_rank=1).write(folder)
     return folder
 
 

@@ -96,7 +96,8 @@ class AdapterBank:
 
     def _reads_lost_weights(self, packs: Iterable[Pack]) -> bool:
         """Whether the values of a pack are made with the base's own weights, which a quantized graph does not hold."""
-        return self.bundle.quantization is not None and any(method.traits.reads_weight for pack in packs for method in pack.methods)
+        methods = [method for pack in packs for method in pack.methods]
+        return self.bundle.quantization is not None and any(method.traits.reads_weight or method.kind == "attention" for method in methods)
 
     def _exported(self) -> Values:
         """The bank as the graphs were exported with it, mapped."""
@@ -118,8 +119,8 @@ class AdapterBank:
     def _projected(self, prompt: np.ndarray, path: str) -> tuple[np.ndarray, np.ndarray, Heads]:
         """What the graph's own projections make of a prompt."""
         heads = heads_at(self.bundle.sites, path)
-        part = self.bundle.sites[f"{path}.{PROJECTION}"].part
-        return *projected(self._graph(part), heads, prompt), heads
+        site = self.bundle.sites[f"{path}.{PROJECTION}"]
+        return *projected(self._graph(site.part), heads, prompt, site.dtype), heads
 
     def _graph(self, part: str) -> Any:
         """A graph of the bundle, parsed once: its nodes and small tensors in memory, its weights mapped. Nothing here changes it."""
