@@ -22,7 +22,7 @@ import adapterpack
 from adapterpack import LoRA, Session
 from adapterpack.adapter_methods import Site, get
 from adapterpack.bundle.manifest import read_bundle
-from adapterpack.errors import UnknownName
+from adapterpack.errors import FormatError
 from adapterpack.exporting.frontends import FRONTENDS, Source
 from adapterpack.manifest.manifest import Base, Task
 from adapterpack.pack.pack import build
@@ -172,7 +172,7 @@ def test_a_task_of_another_package_is_trained_exported_and_run(installed: dict[s
     np.testing.assert_allclose(result["scores"], expected, rtol=0, atol=1e-5)
     assert len({round(score, 4) for score in result["scores"]}) > 1
     assert "needs query and document" in result["error"]
-    with pytest.raises(UnknownName, match="text-ranking"):
+    with pytest.raises(FormatError, match=r"'text-ranking'.*not installed"):
         Session(tmp_path / "bundle")
 
 
