@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import pkgutil
 import re
 import resource
 import shutil
@@ -18,6 +19,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
+
+import adapterpack
 
 SECONDS = 10.0
 """What an attack may take, of the clock."""
@@ -31,9 +34,8 @@ _ROOM = 6 << 30
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufeff]")
 
 _PROCESSES = multiprocessing.get_context("forkserver")  # a fork of a process that has imported everything and done nothing yet
-_PROCESSES.set_forkserver_preload(["adapterpack.cli.main", "adapterpack.runtime.session", "onnxruntime", "transformers", "torch",
-                                  "adapterpack.training.pipeline", "adapterpack.exporting.pipeline",
-                                  "adapterpack.exporting.proof.reference", "mobius"])
+_OURS = (module.name for module in pkgutil.walk_packages(adapterpack.__path__, "adapterpack."))
+_PROCESSES.set_forkserver_preload(["onnxruntime", "transformers", "torch", "mobius", *(name for name in _OURS if "__main__" not in name)])
 
 
 @dataclass(frozen=True)
