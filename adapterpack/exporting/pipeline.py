@@ -124,8 +124,8 @@ def _candidates(name: str | None, source: Source) -> list[Frontend]:
 
 def _require_buildable(source: Source) -> None:
     """Makes the model without its weights: a configuration must fit the checkpoint before a frontend builds as much as it says."""
-    from ..training.loading import empty_model  # noqa: PLC0415 - torch and transformers
-
+    with needed_by("adapterpack.export", "export"):
+        from ..training.loading import empty_model  # noqa: PLC0415 - torch and transformers
     empty_model(source.folder, source.task)
 
 
