@@ -39,7 +39,7 @@ class OrtModel:
         self.path = folder / graph_file(part)
         self.in_place = in_place
         options = ort.SessionOptions()
-        options.log_severity_level = 3  # each optional input would be a warning of its own
+        options.log_severity_level = 4  # what it says of errors is raised, too; its log shows names of strangers as they are
         options.intra_op_num_threads = threads or 0
         if mapped:
             options.add_session_config_entry("session.disable_prepacking", "1")

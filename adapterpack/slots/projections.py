@@ -72,7 +72,7 @@ def _between(model: Any, start: Any, end: Any, array: np.ndarray, dtype: str) ->
             value.const_value = ir.tensor(value.const_value.numpy(), dtype=value.const_value.dtype, name=value.name)
     alone = ir.Model(graph, ir_version=model.ir_version)
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4
     session = ort.InferenceSession(ir.to_proto(alone).SerializeToString(), options, providers=["CPUExecutionProvider"])
     result: np.ndarray = session.run(None, {entry.name: np.ascontiguousarray(array)})[0]
     return result.astype(np.float32)

@@ -32,7 +32,7 @@ def prefill(folder: Path, inputs: Mapping[str, Any], embeds: np.ndarray) -> np.n
     model = ir.load(folder / GRAPH)
     _cut(model, embeds.shape[1], folder)
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # it runs once
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])

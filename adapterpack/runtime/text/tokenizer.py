@@ -27,8 +27,8 @@ MAX_CHARACTERS = 1 << 20
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 """What a template knows besides the messages, as under transformers."""
 _FAILS, _REMEDY = "the tokenizer fails on a text", "fetch tokenizer.json again from where it came"
-_SANDBOX = Sandbox("adapterpack.runtime.text.encoding:encode", Limits(memory=512 << 20, seconds=1.5))
-"""Where the few tokenizers work whose expressions may take any time."""
+_SANDBOX = Sandbox("adapterpack.runtime.text.encoding:encode", Limits(memory=512 << 20, seconds=3))
+"""Where the few tokenizers work whose expressions may take any time. The first text of one waits until it is loaded, a second or so."""
 _HALF = re.compile("[\ud800-\udfff]")
 
 
