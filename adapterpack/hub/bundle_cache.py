@@ -65,8 +65,4 @@ def _bundles() -> Path:
 
 
 def _require_bundle(folder: Path) -> None:
-    report = validate_bundle(folder)
-    for finding in report.findings:
-        if finding.severity == "error":
-            raise finding.error(f"the bundle is not valid, {finding.rule}: {finding.message}".rstrip("."),
-                                where=f"{folder}, {finding.where}", remedy=finding.fix or None)
+    validate_bundle(folder).require_valid()

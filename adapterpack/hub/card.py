@@ -123,7 +123,7 @@ def _line(value: object) -> Markup:
 
 
 def _word(value: object) -> Markup:
-    """A value as one word of a command in a block of code: whoever copies the command runs nothing else."""
+    """A value quoted for the shell, so that a command copied from the card runs nothing else."""
     return Markup(shlex.quote(_one_line(value)))
 
 

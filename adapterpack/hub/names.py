@@ -138,7 +138,7 @@ def require_safe(paths: list[str], where: object) -> None:
 
 
 def clash(paths: Iterable[str]) -> tuple[str, str] | None:
-    """Two paths that are one file where letters have no case, or of which one is a folder that the other lies in; None if there are none.
+    """Two paths that cannot both exist: equal on a file system that ignores case, or one is a folder of the other. None if all can.
 
     Example:
         >>> clash(["a/b", "A/c"]), clash(["a", "A"]), clash(["a/b", "A"])

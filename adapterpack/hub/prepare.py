@@ -98,9 +98,7 @@ def _pack(source: Pack | str | os.PathLike[str], scratch: Path, to: names.Refere
 
 def _bundle(folder: Path, to: names.Reference, base_model: str | None, license_name: str | None) -> Prepared:
     report = validate_bundle(folder)
-    if bad := next((finding for finding in report.findings if finding.severity == "error"), None):
-        raise bad.error(f"the bundle is not valid, {bad.rule}: {bad.message}".rstrip("."), where=f"{folder}, {bad.where}",
-                        remedy=bad.fix or None)
+    report.require_valid()
     bundle = read_bundle(folder)
     for entry in bundle.files:
         if names.unsafe(entry.path) or PurePosixPath(entry.path).suffix.casefold() in FORBIDDEN_SUFFIXES:

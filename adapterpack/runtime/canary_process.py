@@ -15,9 +15,9 @@ from ..sandbox.limits import Limits
 from ..sandbox.sandbox import Sandbox
 
 _MEMORY, _COPIES = 4 << 30, 4
-"""What ONNX Runtime may take for a bundle of no size, in bytes of address space; and how many times the size of its files beyond that."""
+"""Bytes of address space that every replay may take, and how many times the size of the bundle's files it may take beyond that."""
 _SECONDS, _BYTES_A_SECOND = 120.0, 10 << 20
-"""Processor time for a bundle of no size; and the bytes of its files for each of which it may take a second more."""
+"""Processor time that every replay may take, and how many bytes of the bundle's files add another second."""
 
 
 def replay_apart(folder: Path) -> dict[str, str]:

@@ -30,10 +30,7 @@ def sign_bundle(folder: Path, key: str | os.PathLike[str], *, identity: str | No
 
     def checked() -> Statement:
         report = validate_bundle(folder)
-        for finding in report.findings:
-            if finding.severity == "error":
-                raise finding.error(f"the bundle is not valid, {finding.rule}: {finding.message}".rstrip("."),
-                                    where=f"{folder}, {finding.where}", remedy=finding.fix or None)
+        report.require_valid()
         if report.incomplete:
             raise FormatError("the bundle could not be checked to the end", where=folder, found="; ".join(report.not_checked))
         bundle = parse_bundle(manifest_bytes(folder), folder / FILE_NAME)

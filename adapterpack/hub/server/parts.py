@@ -58,7 +58,7 @@ class Parts:
         self.storage, self.root = storage, own_folder(storage.root / "tmp" / "parts")
 
     def remove_older(self, until: float) -> None:
-        """Removes the parts of files of which none has arrived since then."""
+        """Removes the parts of every file that has received no part since ``until``."""
         for folder in self.root.iterdir():
             if folder.lstat().st_mtime < until:
                 shutil.rmtree(folder, ignore_errors=True)

@@ -24,6 +24,11 @@ class Finding(NamedTuple):
     pointer: str | None = None
     offset: int | None = None
 
+    def as_error(self, kind: str, path: object) -> AdapterpackError:
+        """The error of whoever cannot use the artifact at ``path``, a pack or a bundle, because of this."""
+        return self.error(f"the {kind} is not valid, {self.rule}: {self.message}".rstrip("."), where=f"{path}, {self.where}",
+                          remedy=self.fix or None)
+
     def to_json(self) -> dict[str, Any]:
         """The finding as JSON prints it."""
         return {key: getattr(self, key) for key in ("rule", "severity", "where", "message", "fix", "file", "pointer", "offset")}
@@ -63,6 +68,12 @@ class Report(NamedTuple):
     def valid(self) -> bool:
         """No finding is an error."""
         return not any(finding.severity == "error" for finding in self.findings)
+
+    def require_valid(self) -> None:
+        """Raises the first finding that is an error, if there is one."""
+        for finding in self.findings:
+            if finding.severity == "error":
+                raise finding.as_error(self.kind, self.path)
 
     @property
     def state(self) -> str:

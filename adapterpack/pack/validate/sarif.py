@@ -43,7 +43,7 @@ def _rule(name: str) -> dict[str, Any]:
 
 
 def _text(sentence: str) -> str:
-    """A sentence as a message: control characters are escaped, and so are brackets, of which viewers make links."""
+    """A sentence as a SARIF message: control characters are escaped, and so are brackets, which viewers would turn into links."""
     return re.sub(r"([\\\[\]])", r"\\\1", printable(sentence))
 
 

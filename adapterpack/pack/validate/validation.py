@@ -194,8 +194,7 @@ def checked(path: str | os.PathLike[str]) -> tuple[Pack, Report]:
     report, pack = examine(Path(path))
     for finding in report.findings:
         if finding.severity == "error":
-            raise finding.error(f"the pack is not valid, {finding.rule}: {finding.message}".rstrip("."), where=f"{path}, {finding.where}",
-                                remedy=finding.fix or None)
+            raise finding.as_error("pack", path)
         if finding.rule == OPTION.id:
             warnings.warn(f"{path}: {finding.message}", stacklevel=3)
     if pack is None or report.incomplete:

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer as Core
 
 
 class Encoded(NamedTuple):
-    """A row of tokens, as ``tokenizers`` gives it: its ids, their types, where each has its characters, and of which of two texts."""
+    """An encoded row in the terms of ``tokenizers``: token ids, type ids, character offsets, and which of two texts each token is from."""
 
     ids: list[int]
     type_ids: list[int]

@@ -114,7 +114,8 @@ def _growth(step: dict[str, Any]) -> float:
 _CHARACTER = r"(?:\\[pP]\{\w+\}|\\[sSdDwWrnt.]|\[(?:[^\[\]\\&]|\\[pP]\{\w+\}|\\[sSdDwWrnt.\]\[/-])+\]|[^\\\[\](){}*+?|^$])"
 _PIECES = rf"(?:{_CHARACTER}(?:\?|\{{\d(?:,\d)?\}})?)*(?:{_CHARACTER}[*+]|{_CHARACTER}\{{\d,\}})?"
 _LINEAR = re.compile(rf"{_PIECES}(?:\|{_PIECES})*")
-"""Characters and classes, of which only the last of each alternative is repeated without end: what has begun to match cannot fail late."""
+"""Alternatives of single characters and classes, where only the last one may repeat without end. A match that has begun there cannot fail
+late and be tried again, so the time is linear."""
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _ENDS = r"\s+(?!\S)|\s+"
 _KNOWN = frozenset({
