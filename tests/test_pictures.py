@@ -10,6 +10,7 @@ import struct
 import sys
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +168,7 @@ def test_what_is_no_picture_is_refused_by_name(tmp_path: Path) -> None:
         with pytest.raises(FormatError, match="base 64"):
             bytes_in(uri)
     with pytest.raises(AdapterpackError, match=r"absent\.png"):
-        image_of(str(tmp_path / "absent.png"), (3, 4, 6), tmp_path)
+        image_of(str(tmp_path / "absent.png"), (3, 4, 6), partial(preparation, tmp_path))
 
 
 @pytest.mark.fast
@@ -194,12 +195,22 @@ def test_without_pillow_the_error_names_the_extra_and_arrays_go_on(tmp_path: Pat
     data = encoded(photo())
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(MissingExtra, match="PIL") as caught:
-        image_of(data, (3, 12, 12), tmp_path)
+        image_of(data, (3, 12, 12), partial(preparation, tmp_path))
     assert "adapterpack[vision]" in str(caught.value.remedy)
     array = np.random.default_rng(0).normal(size=(3, 12, 12)).astype(np.float32)
     np.save(tmp_path / "a.npy", array)
     for given in (array, array[None], tmp_path / "a.npy", str(tmp_path / "a.npy")):
-        assert np.array_equal(image_of(given, (3, 12, 12), tmp_path), array)
+        assert np.array_equal(image_of(given, (3, 12, 12), partial(preparation, tmp_path)), array)
+
+
+def test_a_processor_configuration_that_is_exchanged_while_a_session_runs(seeing: Any, tmp_path: Path) -> None:
+    """What the session reads when it prepares its first picture is what it compared with the manifest, or refused."""
+    bundle = Path(shutil.copytree(seeing("vit")[1], tmp_path / "bundle"))
+    session = Session(bundle, "cpu")
+    path = bundle / "preprocessor_config.json"
+    path.write_bytes(path.read_bytes().replace(b"0.5", b"0.4"))
+    with pytest.raises(FormatError, match="not the one that its manifest lists"):
+        session.pixels([encoded(photo())])
 
 
 @pytest.mark.fast
@@ -207,9 +218,9 @@ def test_the_shape_is_compared_before_a_picture_is_decoded(tmp_path: Path) -> No
     """A processor that makes other images than the graph takes is told from the configuration alone."""
     transformers.ViTImageProcessorPil(**SEES).save_pretrained(tmp_path)
     with pytest.raises(FormatError, match="processor's configuration"):
-        image_of(b"\x89PNG\r\n\x1a\nno picture at all", (3, 14, 14), tmp_path)
+        image_of(b"\x89PNG\r\n\x1a\nno picture at all", (3, 14, 14), partial(preparation, tmp_path))
     with pytest.raises(FormatError, match="another form"):
-        image_of(np.zeros((3, 14, 12), np.float32), (3, 12, 12), tmp_path)
+        image_of(np.zeros((3, 14, 12), np.float32), (3, 12, 12), partial(preparation, tmp_path))
 
 
 # --- through bundles

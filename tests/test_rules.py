@@ -181,11 +181,25 @@ def test_wrong_requests_are_refused() -> None:
         ("wudi", {"ridge": 0}, ConfigError, "ridge", {}),
         ("karcher", {"iterations": 0}, ConfigError, "iterations", {}),
         ("lora_lego", {"clusters": -1}, ConfigError, "clusters", {}),
+        ("ziplora", {"steps": 10**9}, ConfigError, "rule ziplora, steps.*expected 1 to 10000, found 1000000000", {}),
+        ("lorahub", {"evaluations": 10**9}, ConfigError, "rule lorahub, evaluations.*expected 1 to 10000", {}),
+        ("lorahub", {"seed": -1}, ConfigError, "rule lorahub, seed.*expected 0 to", {}),
+        ("karcher", {"iterations": 10**9}, ConfigError, "expected 1 to 10000", {}),
+        ("lora_lego", {"clusters": 10**9}, ConfigError, "expected 0 to 10000", {}),
         ("iso_c", {"mean": "full"}, ConfigError, "support or site", {}),
     ):
         with pytest.raises(error, match=words) as raised:
             adapterpack.compose(packs, rule=rule, params=params, **options)
         assert "To fix it" in str(raised.value)
+
+
+def test_every_whole_number_of_a_rule_has_bounds() -> None:
+    """A stranger's recipe names the parameters, and the time that some rules take is a multiple of a number among them."""
+    for name, rule in RULES.items():
+        for parameter in rule.parameters.values():
+            if type(parameter.default) is int:
+                (bounds,) = getattr(parameter.annotation, "__metadata__", [None])
+                assert bounds is not None and bounds.ge <= parameter.default <= bounds.le, f"{name}: {parameter}"
 
 
 def test_model_stock_says_that_little_is_left() -> None:

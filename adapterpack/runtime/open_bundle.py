@@ -179,7 +179,7 @@ class OpenBundle:
     @property
     def tokenizer(self) -> Tokenizer:
         """The bundle's tokenizer."""
-        tokenizer: Tokenizer = self._once("tokenizer", lambda: Tokenizer(self.folder, most_characters(self)))
+        tokenizer: Tokenizer = self._once("tokenizer", lambda: Tokenizer(self.folder, most_characters(self), self._compared))
         return tokenizer
 
     def load(self, pack: Pack | str | os.PathLike[str], name: str | None = None, *, allow_structural: bool = False) -> str:

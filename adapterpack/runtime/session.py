@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from .adapters.pinned import Names
 from .generation.generate import generate
 from .generation.sampling import Sampling
 from .media.inputs import image_of, speech_of
-from .media.processor_config import section
+from .media.processor_config import preparation, section
 from .model_inputs import pad
 from .open_bundle import OpenBundle
 from .pipeline import run_parts
@@ -60,7 +61,8 @@ class Session(OpenBundle):
             4
         """
         shape = self.shape("pixel_values")
-        return np.stack([image_of(image, shape, self.folder) for image in images])
+        prepared = partial(self._once, "image_processor", lambda: preparation(self.folder))
+        return np.stack([image_of(image, shape, prepared) for image in images])
 
     def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> tuple[Arrays, list[list[tuple[int, int] | None]]]:
         """Pairs of texts as a padded batch, as :meth:`encode`, with ``token_type_ids`` where the graph reads them; and of each token of a
@@ -74,7 +76,8 @@ class Session(OpenBundle):
 
     def speech(self, files: Sequence[str | Path]) -> np.ndarray:
         """Files of speech as ``input_features`` ``[files, mel, frames]``: see :func:`adapterpack.runtime.media.inputs.speech_of`."""
-        config, shape = section(self.folder, "feature_extractor")[0], self.shape("input_features")
+        config = self._once("feature_extractor", lambda: section(self.folder, "feature_extractor")[0])
+        shape = self.shape("input_features")
         return np.stack(map_rows(files, lambda file: speech_of(Path(file), shape, config)))
 
     def run(self, inputs: Mapping[str, np.ndarray], adapters: Names = None) -> Arrays:

@@ -212,6 +212,22 @@ def test_a_file_that_is_read_later(attacks: Attacks, bank: Path, name: str) -> N
     attacks.call(file_exchanged, str(folder), name, "", "activated", False, True).refused()
 
 
+def read_later(folder: str, name: str, adapter: str) -> None:
+    """A file is exchanged after the tokenizer was opened, and before what the file says of it is needed."""
+    from adapterpack import Session
+
+    session = Session(folder, "cpu")
+    session.tokenizer.encode("w1")
+    Path(folder, name).write_text("{}")
+    session.generate([ROW], adapter, max_new_tokens=4)
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "config.json"])
+def test_what_else_is_said_of_texts(attacks: Attacks, bank: Path, name: str) -> None:
+    folder = shutil.copytree(bank, attacks.work / "bundle")
+    attacks.call(read_later, str(folder), name, "activated").refused("not the one that its manifest lists")
+
+
 def weights_exchanged(folder: str, pack: str) -> None:
     """Weights that another pack is computed with are exchanged before it is loaded."""
     from adapterpack import Session, load

@@ -10,7 +10,7 @@ from ..._native.passes import elected, trimmed
 from ...errors import ConfigError
 from ...lowrank.quantiles import level, magnitudes
 from .entries import Block, Blocks, core_space, entry_rule, knots, weighted
-from .rule import ARXIV, MEAN, SUM, THINNED, Laws, share
+from .rule import ARXIV, MEAN, SUM, THINNED, Count, Laws, Seed, share
 from .trim import band, band_levels, dropped, dropped_by_rank, largest_level
 
 
@@ -42,7 +42,7 @@ def ties(block: Block, least: np.ndarray, *, density: float = 0.2, lam: float = 
 
 @entry_rule("dare_linear", "entries dropped at random and the rest scaled up, then the weighted sum",
             formula="sum w_i m_i D_i / density", paper=f"{ARXIV}2311.03099", neutral=THINNED, laws=SUM)
-def dare_linear(block: Block, _: None, *, density: float = 0.5, seed: int = 0) -> np.ndarray:
+def dare_linear(block: Block, _: None, *, density: float = 0.5, seed: Seed = 0) -> np.ndarray:
     """``sum w_t m_t x_t / density``."""
     return np.asarray(weighted(block.weights, dropped(block, density, seed)).sum(axis=0))
 
@@ -54,7 +54,7 @@ def dare_linear(block: Block, _: None, *, density: float = 0.5, seed: int = 0) -
             laws=MEAN)
 @entry_rule("core_dare_ties", "DARE with TIES' vote in the bases of all columns and all rows: an adapter as it stands",
             formula="U dare_ties(U^T D_t V) V^T", paper=f"{ARXIV}2509.17786", over=core_space, neutral=THINNED, laws=MEAN)
-def dare_ties(block: Block, _: None, *, density: float = 0.5, lam: float = 1.0, normalize: bool = True, seed: int = 0) -> np.ndarray:
+def dare_ties(block: Block, _: None, *, density: float = 0.5, lam: float = 1.0, normalize: bool = True, seed: Seed = 0) -> np.ndarray:
     """TIES' election over changes that were thinned out at random."""
     return _scaled(lam, elected(dropped(block, density, seed), block.weights, normalize))
 
@@ -62,7 +62,7 @@ def dare_ties(block: Block, _: None, *, density: float = 0.5, lam: float = 1.0, 
 @entry_rule("della", "DARE with larger entries kept more often, each divided by its own probability; then TIES' vote and mean",
             formula="lam sum_{agree} w_i m_i D_i / p_i / sum_{agree} |w_i|", paper=f"{ARXIV}2406.11617", neutral=THINNED, laws=MEAN)
 def della(
-    block: Block, _: None, *, density: float = 0.5, epsilon: float = 0.15, lam: float = 1.0, normalize: bool = True, seed: int = 0
+    block: Block, _: None, *, density: float = 0.5, epsilon: float = 0.15, lam: float = 1.0, normalize: bool = True, seed: Seed = 0
 ) -> np.ndarray:
     """TIES' election over changes whose larger entries are kept with a higher probability, each divided by its own."""
     return _scaled(lam, elected(dropped_by_rank(block, density, epsilon, seed), block.weights, normalize))
@@ -70,7 +70,7 @@ def della(
 
 @entry_rule("della_linear", "DARE with larger entries kept more often, each divided by its own probability; then the weighted sum",
             formula="sum w_i m_i D_i / p_i", paper=f"{ARXIV}2406.11617", neutral=THINNED, laws=SUM)
-def della_linear(block: Block, _: None, *, density: float = 0.5, epsilon: float = 0.15, seed: int = 0) -> np.ndarray:
+def della_linear(block: Block, _: None, *, density: float = 0.5, epsilon: float = 0.15, seed: Seed = 0) -> np.ndarray:
     """The weighted sum of changes whose larger entries are kept with a higher probability, each divided by its own."""
     return np.asarray(weighted(block.weights, dropped_by_rank(block, density, epsilon, seed)).sum(axis=0))
 
@@ -218,7 +218,7 @@ def emr(block: Block, scales: np.ndarray, *, task: str = "") -> np.ndarray:
 @entry_rule("consensus", "the sum, where enough packs find it important for themselves (TALL masks)",
             formula="alpha [count(|w_i D_i| > threshold |sum - w_i D_i|) >= agreeing] sum w_i D_i", paper=f"{ARXIV}2405.07813", unit=True,
             neutral={"agreeing": 1, "threshold": 0.0}, laws=Laws(sums=True))
-def consensus(block: Block, _: None, *, threshold: float = 0.4, agreeing: int = 2, alpha: float = 1.0) -> np.ndarray:
+def consensus(block: Block, _: None, *, threshold: float = 0.4, agreeing: Count = 2, alpha: float = 1.0) -> np.ndarray:
     """``alpha sum w_t x_t`` where at least ``agreeing`` of the masks ``|w_t x_t| > threshold |sum - w_t x_t|`` are on."""
     parts = block.weighted
     total = parts.sum(axis=0)

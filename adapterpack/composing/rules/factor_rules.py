@@ -16,7 +16,7 @@ from ...errors import ConfigError, Unsupported
 from ...lowrank.quantiles import level, magnitudes
 from ...lowrank.space import Factors, Term, zero
 from ...lowrank.spectra import spectra
-from .rule import ARXIV, THINNED, Laws, choice, rule, share
+from .rule import ARXIV, THINNED, Count, Laws, choice, rule, share
 
 _ROUNDS = 100
 """Rounds of k-means at most; it stands long before."""
@@ -32,7 +32,7 @@ def canonical(terms: Sequence[Term]) -> list[Factors]:
 
 @rule("lora_lego", "singular units of all adapters in clusters, each its centroid at the mean length",
       formula="sqrt(r / k) sum_c b_c a_c^T", paper=f"{ARXIV}2409.16167", needs="F", exact=True, unit=True)
-def lego(terms: Sequence[Term], *, clusters: int = 0) -> Factors:
+def lego(terms: Sequence[Term], *, clusters: Count = 0) -> Factors:
     """Units of all adapters in ``clusters`` groups (the largest rank by default), each replaced by its centroid at the mean length.
 
     k-means from the longest unit and, each time, the unit that is farthest from those chosen: no random start.
@@ -40,9 +40,6 @@ def lego(terms: Sequence[Term], *, clusters: int = 0) -> Factors:
     changes = canonical(terms)
     units = np.concatenate([np.concatenate([change.A, change.B.T], axis=1) for change in changes], axis=0)
     n, largest_rank = changes[0].shape[1], max(change.rank for change in changes)
-    if clusters < 0:
-        raise ConfigError("there are as many clusters as the result has ranks", where="clusters", expected="at least 1", found=clusters,
-                          remedy="give a number such as 8")
     k = min(clusters or largest_rank, len(units))
     if not k:
         return zero(*changes[0].shape)

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import ConfigError, Unsupported
+from ...errors import Unsupported
 from ...lowrank.space import Factors, Sum, Term, column_gram, gram, row_gram, stack, summed
-from .rule import ARXIV, MEAN, RULES, SUM, Function, Rule, choice, rule, with_scope
+from .rule import ARXIV, MEAN, RULES, SUM, Function, Rule, Steps, choice, rule, with_scope
 
 _ORTHOGONAL = 0.1
 """The share of the mean under which Model Stock says that it is about to take everything away."""
@@ -142,14 +142,8 @@ def multi_slerp(G: np.ndarray, a: np.ndarray) -> np.ndarray:
 @coefficient_rule("karcher", "the direction whose squared angles to all changes sum to the least, at their mean length",
                   formula="(sum a_i |x_i|) argmin_u sum a_i angle(u, u_i)^2", paper="https://doi.org/10.1002/cpa.3160300502", needs="G",
                   exact=True, laws=MEAN)
-def karcher(G: np.ndarray, a: np.ndarray, *, iterations: int = 50, tolerance: float = 1e-12) -> np.ndarray:
-    """The Karcher mean of the directions: ``u <- exp_u(sum a_i log_u(u_i))`` until it stands, at the length ``sum a_i |x_i| / sum a_i``.
-
-    Raises:
-        ConfigError: there are no iterations.
-    """
-    if iterations < 1:
-        raise ConfigError("the mean is found by iterating", where="iterations", expected="at least 1", found=iterations, remedy="give more")
+def karcher(G: np.ndarray, a: np.ndarray, *, iterations: Steps = 50, tolerance: float = 1e-12) -> np.ndarray:
+    """The Karcher mean of the directions: ``u <- exp_u(sum a_i log_u(u_i))`` until it stands, at the length ``sum a_i |x_i| / sum a_i``."""
     lengths, shares = np.sqrt(np.diag(G)), a / a.sum()
     C = G / np.outer(lengths, lengths)
     u = _unit(C, shares)

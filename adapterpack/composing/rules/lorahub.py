@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Annotated
 
 import numpy as np
+from msgspec import Meta
 
 from ...errors import ConfigError, NonFinite
 from ...lowrank.space import Sum, Term, summed
-from .rule import ARXIV, SUM, rule
+from .rule import ARXIV, SUM, Steps, rule
 
 Score = Callable[[np.ndarray], float]
 """Weights ``[T]`` -> how good what they make is; more is better."""
@@ -21,7 +23,10 @@ Score = Callable[[np.ndarray], float]
 @rule("lorahub", "the weighted sum under the weights that score best, searched for without gradients; needs a score, or weights",
       formula="sum w_i D_i, w = argmax score(w) - penalty mean |w_i|", paper=f"{ARXIV}2307.13269", needs="G", exact=True, unit=True,
       laws=SUM, search=True)
-def lorahub(terms: Sequence[Term], *, evaluations: int = 40, bound: float = 1.5, penalty: float = 0.05, seed: int = 0) -> Sum:
+def lorahub(
+    terms: Sequence[Term], *, evaluations: Steps = 40, bound: float = 1.5, penalty: float = 0.05,
+    seed: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)] = 0,
+) -> Sum:
     """``sum_i w_i D_i``: what the search's weights make; the parameters are those of :func:`searched`."""
     return summed(terms)
 
@@ -42,10 +47,9 @@ def searched(score: Score, count: int, *, evaluations: int = 40, bound: float = 
         >>> [round(value, 1) for value in found]
         [0.8, -0.3]
     """
-    if evaluations < 1 or not bound > 0 or not penalty >= 0:
-        raise ConfigError("the weights are searched for within bounds", where="rule lorahub", expected="evaluations of at least 1, a bound "
-                          "above 0, a penalty of at least 0", found=f"evaluations {evaluations}, bound {bound:g}, penalty {penalty:g}",
-                          remedy="leave them as they are")
+    if not bound > 0 or not penalty >= 0:
+        raise ConfigError("the weights are searched for within bounds", where="rule lorahub", expected="a bound above 0, a penalty of at "
+                          "least 0", found=f"bound {bound:g}, penalty {penalty:g}", remedy="leave them as they are")
     best: tuple[float, np.ndarray] | None = None
 
     def judged(weights: np.ndarray) -> float:

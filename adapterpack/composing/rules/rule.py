@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
+
+from msgspec import Meta
 
 from ...errors import ConfigError, nearest
 from ...lowrank.range_finder import Rows
@@ -13,6 +15,11 @@ from ...registry import Registry
 
 Combination = Factors | Sum | Rows
 """What a rule makes of a site: factors, a sum of those that it was given, or a dense change in blocks of rows."""
+Steps = Annotated[int, Meta(ge=1, le=10_000)]
+"""How often a rule repeats something. A recipe of a stranger may name the number, so it has a bound."""
+Count = Annotated[int, Meta(ge=0, le=10_000)]
+"""A number of packs or of parts."""
+Seed = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 
 
 class Laws(NamedTuple):
@@ -79,8 +86,10 @@ class Rule(NamedTuple):
 
     @property
     def parameters(self) -> dict[str, inspect.Parameter]:
-        """The rule's parameters by name, read off its function: whatever is taken by keyword only."""
-        parameters = inspect.signature(self.function).parameters
+        """The rule's parameters by name, read off its function: whatever is taken by keyword only. An annotation such as :data:`Steps`
+        says the bounds of a whole number.
+        """
+        parameters = _signature(self.function).parameters
         return {name: parameter for name, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY}
 
     def arguments(self, params: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -98,7 +107,7 @@ class Rule(NamedTuple):
         for name, value in values.items():
             if value is inspect.Parameter.empty:
                 raise ConfigError("the rule needs a parameter", where=f"rule {self.name}", expected=name, remedy=f"give {name}")
-            values[name] = _typed(self.name, name, value, parameters[name].default)
+            values[name] = _typed(f"rule {self.name}, {name}", value, parameters[name])
         if "scope" in values:
             choice(f"rule {self.name}", "scope", values["scope"], "adapter", "tensor")
         return values
@@ -151,7 +160,7 @@ def rule(name: str, summary: str, **fields: Any) -> Callable[[Function], Functio
 
 def with_scope(function: Callable[..., Any], default: str) -> inspect.Signature:
     """The keywords of a function and ``scope``, as the signature of a rule that is made of it."""
-    parameters = inspect.signature(function).parameters.values()
+    parameters = _signature(function).parameters.values()
     keywords = [parameter for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
     scope = inspect.Parameter("scope", inspect.Parameter.KEYWORD_ONLY, default=default, annotation="str")
     return inspect.Signature([*keywords, scope])
@@ -178,11 +187,23 @@ def _present(terms: Sequence[Term]) -> tuple[Term, ...]:
     return tuple(term for term in terms if term.weight)
 
 
-def _typed(rule: str, name: str, value: Any, default: Any) -> Any:
-    """The value, if it is of the default's type; any value where there is no default."""
+def _signature(function: Callable[..., Any]) -> inspect.Signature:
+    try:
+        return inspect.signature(function, eval_str=True)
+    except NameError:  # of another package's rule: names that only a type checker knows
+        return inspect.signature(function)
+
+
+def _typed(where: str, value: Any, parameter: inspect.Parameter) -> Any:
+    """The value, if it is of the default's type and within the declared bounds; any value where there is no default."""
+    default = parameter.default
     if default is None or default is inspect.Parameter.empty or type(value) is type(default):
+        for bounds in getattr(parameter.annotation, "__metadata__", ()):
+            if not bounds.ge <= value <= bounds.le:
+                raise ConfigError("a parameter out of its bounds", where=where, expected=f"{bounds.ge} to {bounds.le}", found=value,
+                                  remedy=f"give a value such as {default!r}")
         return value
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    raise ConfigError("a parameter of another type", where=f"rule {rule}, {name}", expected=type(default).__name__,
-                      found=f"{value!r}", remedy=f"give a value such as {default!r}")
+    raise ConfigError("a parameter of another type", where=where, expected=type(default).__name__, found=f"{value!r}",
+                      remedy=f"give a value such as {default!r}")

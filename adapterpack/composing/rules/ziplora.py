@@ -10,7 +10,7 @@ import numpy as np
 from ...errors import ConfigError
 from ...lowrank.space import Factors, Term, zero
 from .gram_rules import scaled_lines
-from .rule import ARXIV, rule
+from .rule import ARXIV, Steps, rule
 
 _FIRST, _SECOND, _SMALL = 0.9, 0.999, 1e-8
 """Adam's decays and its epsilon, as published."""
@@ -27,7 +27,7 @@ class Overlaps(NamedTuple):
 @rule("ziplora", "every column of every change times a number, so that each keeps its outputs and few columns are shared",
       formula="sum_i x_i diag(m_i), m = argmin sum_i |(X - x_i) x_i^T|^2 / |x_i x_i^T|^2 + lam mean_k |m_i[k] m_j[k]|",
       paper=f"{ARXIV}2311.13600", needs="S", exact=True, unit=True)
-def ziplora(terms: Sequence[Term], *, lam: float = 0.01, steps: int = 100, rate: float = 0.01) -> Factors:
+def ziplora(terms: Sequence[Term], *, lam: float = 0.01, steps: Steps = 100, rate: float = 0.01) -> Factors:
     """``sum_i D_i diag(m_i)`` with the ``m_i`` that minimise ZipLoRA's loss, from ``m_i = 1`` by Adam.
 
         sum_i |(X - x_i) x_i^T|^2 / |x_i x_i^T|^2  +  lam mean_k sum_{i<j} |m_i[k] m_j[k]|,   X = sum_i x_i diag(m_i),   x_i = w_i D_i
@@ -39,10 +39,9 @@ def ziplora(terms: Sequence[Term], *, lam: float = 0.01, steps: int = 100, rate:
     Raises:
         ConfigError: a parameter is out of its range.
     """
-    if steps < 1 or not rate > 0 or not lam >= 0:
-        raise ConfigError("the columns' numbers are found by descending", where="rule ziplora",
-                          expected="steps of at least 1, a rate above 0, lam of at least 0",
-                          found=f"steps {steps}, rate {rate:g}, lam {lam:g}", remedy="leave them as they are")
+    if not rate > 0 or not lam >= 0:
+        raise ConfigError("the columns' numbers are found by descending", where="rule ziplora", found=f"rate {rate:g}, lam {lam:g}",
+                          expected="a rate above 0, lam of at least 0", remedy="leave them as they are")
     present = [term for term in terms if len(term.A)]
     scaled = [(term.A.astype(np.float64), term.weight * term.B.astype(np.float64)) for term in present]
     P = [[left.T @ right for _, right in scaled] for _, left in scaled]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import wave
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from ...errors import ConfigError, FormatError, Unsupported, storage_errors
 from ...library_errors import library_errors
 from ...tasks.rows import Picture
 from .image_processing import DATA, bytes_in, bytes_of, picture
-from .processor_config import preparation
+from .processor_config import Preparation
 
 _MOST = 256 << 20
 """The most bytes that a file may have."""
@@ -38,8 +38,8 @@ def array_of(path: Path, shape: Sequence[Any], what: str) -> np.ndarray:
     return _fitting(np.asarray(array), shape, what, path)
 
 
-def image_of(given: Picture, shape: Sequence[Any], folder: Path) -> np.ndarray:
-    """The pixels of one image, of a graph's own ``shape`` for one row; pictures are prepared as the files in ``folder`` say.
+def image_of(given: Picture, shape: Sequence[Any], prepared: Callable[[], Preparation]) -> np.ndarray:
+    """The pixels of one image, of a graph's own ``shape`` for one row; ``prepared`` says how pictures are prepared, and arrays are already.
 
     Raises:
         ConfigError: Pillow is not installed, or the processor's configuration has a number that cannot be.
@@ -57,10 +57,10 @@ def image_of(given: Picture, shape: Sequence[Any], folder: Path) -> np.ndarray:
         return array_of(Path(given), shape, "an image")
     else:
         data, where = bytes_of(Path(given)), str(given)
-    how = preparation(folder)
+    how = prepared()
     made, taken = (3, *(how.extent or ())), tuple(shape)
     if how.extent is not None and any(isinstance(wide, int) and wide != own for wide, own in zip(taken, made, strict=True)):
-        raise FormatError("the processor's configuration makes images of another form than the graph takes", where=folder, expected=taken,
+        raise FormatError("the processor's configuration makes images of another form than the graph takes", where=where, expected=taken,
                           found=made)
     return _fitting(picture(data, how, where), shape, "an image", where)
 

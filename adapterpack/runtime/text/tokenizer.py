@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,14 +33,17 @@ _HALF = re.compile("[\ud800-\udfff]")
 
 
 class Tokenizer:
-    """The tokenizer in a folder, for texts of at most ``most`` characters.
+    """The tokenizer in a folder, for texts of at most ``most`` characters. What else the folder says of texts is read when it is first
+    needed, each time inside of ``reading``, which may look that the files are still the same.
 
     Raises:
         StorageError: the folder has no ``tokenizer.json``.
         FormatError: it is damaged, too large, or made to be slow.
     """
 
-    def __init__(self, folder: Path, most: int = MAX_CHARACTERS) -> None:
+    def __init__(self, folder: Path, most: int = MAX_CHARACTERS,
+                 reading: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
+        self._reading = reading
         self.folder, self.path, self.most = folder, folder / "tokenizer.json", most
         if not self.path.is_file():
             raise StorageError("the bundle has no tokenizer", where=self.path, remedy="export from a base folder that holds tokenizer.json")
@@ -56,7 +59,8 @@ class Tokenizer:
     @cached_property
     def config(self) -> dict[str, Any]:
         """``tokenizer_config.json``."""
-        return read_object(self._config)
+        with self._reading():
+            return read_object(self._config)
 
     @property
     def _config(self) -> Path:
@@ -67,7 +71,8 @@ class Tokenizer:
         """The ids at which generation ends."""
         for name in ("generation_config.json", "config.json"):  # the first that says it, as in transformers
             path = self.folder / name
-            ids = token_ids(read_object(path), "eos_token_id", path)
+            with self._reading():
+                ids = token_ids(read_object(path), "eos_token_id", path)
             if ids:
                 return frozenset(ids)
         return frozenset()
@@ -84,7 +89,8 @@ class Tokenizer:
         """The chat template, or None."""
         path = self.folder / "chat_template.jinja"
         if path.is_file():
-            return read_text(path)
+            with self._reading():
+                return read_text(path)
         inline = self.config.get("chat_template")
         if isinstance(inline, list):  # several by name
             named = [entry for entry in inline if isinstance(entry, dict) and entry.get("name") == "default"]
