@@ -10,12 +10,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import adapterpack.registry as registries
 from adapterpack import ALoRA
 from adapterpack.adapter_methods import Dense, Diagonal, Method, NormalForm, broken_plugins, get, methods, register, registry
 from adapterpack.adapter_methods.alora import alora
@@ -157,7 +159,7 @@ def test_a_method_is_found_by_its_name_or_its_class_and_no_other_package_is_impo
     """A package whose method nobody asked for stays unimported."""
     folder = distribution(tmp_path, "scaling = new_method:scaling\nslow = a_slow_plugin:method")
     shutil.copy(EXAMPLE, folder)
-    (folder / "a_slow_plugin.py").write_text("raise AssertionError('imported')")
+    (folder / "a_slow_plugin.py").write_text("from adapterpack.adapter_methods.lora import lora\nmethod = lora._replace(name='slow')")
     program = (
         "import sys\n"
         "from adapterpack import LoRA\n"
@@ -167,6 +169,17 @@ def test_a_method_is_found_by_its_name_or_its_class_and_no_other_package_is_impo
         "print('a_slow_plugin' in sys.modules)\n"
     )
     assert python("-c", program, path=folder) == "False\n"
+
+
+def test_metadata_is_read_once_until_something_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The entry points of a hundred distributions take 30 ms to read; a plugin that is installed meanwhile is there at once."""
+    read: list[str] = []
+    monkeypatch.setattr(registries, "entry_points", lambda group: (read.append(group), entry_points(group=group))[1])
+    monkeypatch.syspath_prepend(tmp_path)
+    known = methods()
+    assert (methods(), read) == (known, ["adapterpack.methods"])
+    distribution(tmp_path, "late = no_such_module_of_a_plugin:method")
+    assert [error.where for error in broken_plugins()] == ["late = no_such_module_of_a_plugin:method"]
 
 
 @pytest.mark.parametrize("name", ["lora", "LoRA", "", "x y", "x\n", "é", "9x"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 from ..errors import AdapterpackError, UnknownMethod, nearest
@@ -55,7 +56,7 @@ def method_of(config: Any) -> Method:
         UnknownMethod: no registered method has that class.
     """
     kind = type(config)
-    for method in (*METHODS.known(), *METHODS.values()):
+    for method in chain(METHODS.known(), METHODS.values()):
         if method.config is kind:
             return method
     raise UnknownMethod("no registered method has this config class", found=kind.__name__, remedy=nearest("", METHODS))
