@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from importlib import import_module
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import onnx_ir as ir
 import torch
+import traces
 import transformers
 from architectures import ARCHITECTURES, KINDS, MODES, Architecture, Kind, left_out
 
-from adapterpack.exporting.frontends import FRONTENDS, Frontend, Source
+from adapterpack.exporting.pipeline import export
 from adapterpack.runtime.session import Session
 from adapterpack.slots.precision import DEFAULT
 from adapterpack.tasks.task import task_named
@@ -52,30 +51,7 @@ def make_pack(architecture: Architecture, base: Path, kind: Kind) -> Any:
     return save(model, None, base=base, name=kind.name)
 
 
-def kept(frontends: Mapping[str, Frontend]) -> dict[str, Frontend]:
-    """Frontends that build one base once and copy what they built: tracing takes most of the time of an export."""
-    built: dict[tuple[str, str, str, str], Any] = {}
-
-    def keeping(frontend: Frontend) -> Frontend:
-        def build(source: Source) -> Any:
-            if source.file is not None:
-                return frontend.build(source)
-            key = (frontend.name, str(source.folder.resolve()), source.task.name, source.dtype)
-            if key not in built:
-                graph = frontend.build(source)
-                built[key] = graph._replace(model=ir.to_proto(graph.model), before={n: ir.to_proto(m) for n, m in graph.before.items()})
-            graph = built[key]
-            return graph._replace(model=ir.from_proto(graph.model), before={n: ir.from_proto(m) for n, m in graph.before.items()})
-
-        return frontend._replace(build=build)
-
-    return {name: keeping(frontend) for name, frontend in frontends.items()}
-
-
-def prove(
-    architecture: Architecture, mode: str, folder: Path, frontends: Mapping[str, Frontend] | None = None, only: Sequence[str] | None = None,
-    dtype: str = DEFAULT,
-) -> list[str]:
+def prove(architecture: Architecture, mode: str, folder: Path, only: Sequence[str] | None = None, dtype: str = DEFAULT) -> list[str]:
     """Exports one architecture in one mode with every kind of adapter that it takes (or ``only`` some), and checks it; their names.
 
     ``dtype`` is what the graphs compute in; how near they must come is that type's. Folded bundles are made and checked
@@ -84,7 +60,6 @@ def prove(
     Raises:
         AssertionError: a graph disagrees with transformers.
     """
-    stage: Any = import_module("adapterpack.exporting.pipeline")
     task = task_named(architecture.task)
     base = folder / "base"
     if not base.exists():
@@ -94,18 +69,13 @@ def prove(
     known: dict[str | None, Reference] = {None: Reference(task, base)}
     for kind in kinds:
         known[kind.name] = Reference(task, base, packs[kind.name], folder / f"merged-{mode}-{kind.name}" if kind.folds else None)
-    usual = stage.FRONTENDS
-    stage.FRONTENDS = usual if frontends is None else frontends
-    try:
-        if mode == "folded":
-            for name, pack in packs.items():
-                stage.export(base, [pack], folder / f"folded-{name}", mode=mode, task=task.name, dtype=dtype)
-                check(Session(folder / f"folded-{name}", "cpu"), {name: known[name]})
-        else:
-            stage.export(base, list(packs.values()), folder / mode, mode=mode, task=task.name, dtype=dtype)
-            check(Session(folder / mode, "cpu"), known)
-    finally:
-        stage.FRONTENDS = usual
+    if mode == "folded":
+        for name, pack in packs.items():
+            export(base, [pack], folder / f"folded-{name}", mode=mode, task=task.name, dtype=dtype)
+            check(Session(folder / f"folded-{name}", "cpu"), {name: known[name]})
+    else:
+        export(base, list(packs.values()), folder / mode, mode=mode, task=task.name, dtype=dtype)
+        check(Session(folder / mode, "cpu"), known)
     return list(packs)
 
 
@@ -113,10 +83,9 @@ def run(chosen: Sequence[str], folder: Path) -> list[tuple[str, str, str]]:
     """Proves rows of the table, all modes; ``(architecture, mode, outcome)`` for each."""
     outcomes = []
     for architecture in (one for one in ARCHITECTURES if not chosen or one.name in chosen):
-        frontends = kept(FRONTENDS)
         for mode in MODES:
             try:
-                outcome = ", ".join(prove(architecture, mode, folder / architecture.name, frontends))
+                outcome = ", ".join(prove(architecture, mode, folder / architecture.name))
             except Exception as error:  # the run goes on to the other rows
                 outcome = f"FAILED {type(error).__name__}: {str(error)[:600]}"
             outcomes.append((architecture.name, mode, outcome))
@@ -125,6 +94,6 @@ def run(chosen: Sequence[str], folder: Path) -> list[tuple[str, str, str]]:
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, traces.kept(Path(scratch)):
         failed = [one for one in run(sys.argv[1:], Path(scratch)) if one[2].startswith("FAILED")]
     sys.exit(1 if failed else 0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             left = [item for item in items if item.get_closest_marker("gpu")]
             config.hook.pytest_deselected(items=left)
             items[:] = [item for item in items if item not in left]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _traced_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One folder of traced graphs for all processes of a run."""
+    import traces
+
+    place = tmp_path_factory.getbasetemp()
+    folder = (place.parent if "PYTEST_XDIST_WORKER" in os.environ else place) / "traces"
+    folder.mkdir(exist_ok=True)
+    with traces.kept(folder):
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -147,30 +159,12 @@ def pack_of(base_of: Callable[[str], Path], tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture(scope="session")
-def frontends(base_of: Callable[[str], Path]) -> dict[str, Any]:
-    """The real frontends; what torch.export makes of one base is built once and copied, since a build takes seconds."""
-    from architecture_proofs import kept
-
-    from adapterpack.exporting.frontends import FRONTENDS
-
-    once, traced = kept(FRONTENDS)["transformers"], FRONTENDS["transformers"]
-
-    def build(source: Any) -> Any:
-        return (once if source.folder == base_of("bert") else traced).build(source)
-
-    return {**FRONTENDS, "transformers": traced._replace(build=build)}
-
-
-@pytest.fixture(scope="session")
 def bundle_of(
     base_of: Callable[[str], Path],
     pack_of: Callable[[str, str], Path],
-    frontends: dict[str, Any],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[[str, str], Path]:
     """Base and mode -> a bundle with alpha and beta (folded: alpha), made when first asked for; a bank has four slots of rank up to 6."""
-    from importlib import import_module
-
     from adapterpack import export
 
     @cache
@@ -178,9 +172,7 @@ def bundle_of(
         folder = tmp_path_factory.mktemp("bundles") / f"{kind}-{mode}"
         names = ("alpha",) if mode == "folded" else ("alpha", "beta")
         room = {"slots": 4, "max_rank": 6} if mode == "bank" else {}
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(import_module("adapterpack.exporting.pipeline"), "FRONTENDS", frontends)
-            export(base_of(kind), [pack_of(kind, name) for name in names], folder, mode=mode, **room)
+        export(base_of(kind), [pack_of(kind, name) for name in names], folder, mode=mode, **room)
         return folder
 
     return make

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -325,19 +324,17 @@ def test_a_copy_of_an_adapted_model_reads_its_own_input(plain: Make, made: Make)
 
 
 @pytest.fixture(scope="module")
-def bundles(base_of: Make, made: Make, frontends: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
+def bundles(base_of: Make, made: Make, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
     """Base and mode -> one bundle with every adapter but LoReFT, which a bank loads later, and a LoRA on every linear layer."""
 
     @cache
     def make(kind: str, mode: str) -> Path:
         folder = tmp_path_factory.mktemp("bundles") / f"{kind}-{mode}"
         names = [name for name in CONFIGS if name != "loreft" or mode == "inputs"]
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(importlib.import_module("adapterpack.exporting.pipeline"), "FRONTENDS", frontends)
-            packs = [made(kind, name) for name in (*names, "lora")]
-            if mode == "bank":
-                packs.append(made(kind, "loreft").renamed("another"))
-            export(base_of(kind), packs, folder, mode=mode, **({"slots": 9} if mode == "bank" else {}))
+        packs = [made(kind, name) for name in (*names, "lora")]
+        if mode == "bank":
+            packs.append(made(kind, "loreft").renamed("another"))
+        export(base_of(kind), packs, folder, mode=mode, **({"slots": 9} if mode == "bank" else {}))
         return folder
 
     return make

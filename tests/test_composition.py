@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Callable
 from functools import partial
@@ -346,11 +345,9 @@ def outputs(model: Any, batch: dict[str, np.ndarray]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", ["bert", "llama"])
-def test_torch_merge_and_onnx_agree(kind: str, base_of: Make, parts_of_base: Make, frontends: Any, tmp_path: Path,
-                                    monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torch_merge_and_onnx_agree(kind: str, base_of: Make, parts_of_base: Make, tmp_path: Path) -> None:
     """A bank, and of Llama an ``inputs`` bundle, with every tree, a plain LoRA and the base: each equals
     torch's float64 layers, and what folds equals the merged checkpoint. Mixed rows too, whose adapters have other routers or none."""
-    monkeypatch.setattr(importlib.import_module("adapterpack.exporting.pipeline"), "FRONTENDS", frontends)
     parts, base = parts_of_base(kind), base_of(kind)
     packs = [parts["b"], *(compose([parts[name] for name in names], tree=text, name=label) for label, (text, names) in TREES.items())]
     if kind == "llama":  # gates that do something

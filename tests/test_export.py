@@ -184,10 +184,9 @@ def test_heads_of_different_width_share_a_batch(bundle_of: Make, dense_of: Make)
 
 
 def test_a_pack_without_a_head_has_the_heads_of_the_base(
-    base_of: Make, pack_of: Make, dense_of: Make, frontends: dict[str, Frontend], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base_of: Make, pack_of: Make, dense_of: Make, tmp_path: Path
 ) -> None:
     """An adapter that trained no classifier, beside one that did: its logits go through the base's classifier."""
-    monkeypatch.setattr(stage, "FRONTENDS", frontends)
     bundle = export(base_of("bert"), [pack_of("bert", "alpha"), pack_of("bert", "gamma")], tmp_path / "bundle", mode="bank")
     session, batch = Session(tmp_path / "bundle", "cpu"), batch_of("bert", BATCHES["ragged"])
     assert bundle.max_labels == 3
@@ -711,11 +710,10 @@ def test_a_bank_without_packs_has_a_slot_at_every_layer(tiny_llama: Path, pack_o
 
 @pytest.mark.parametrize(("kind", "mode"), [("llama", "bank"), ("llama", "inputs"), ("bert", "bank")])
 def test_slots_without_packs_are_where_training_puts_adapters(
-    kind: str, mode: str, base_of: Make, frontends: dict[str, Frontend], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, mode: str, base_of: Make, tmp_path: Path
 ) -> None:
     """Those of ``all-linear``: neither the output embedding, whose factors for every word would be gathered for each row and token, nor
     the heads, which are trained whole."""
-    monkeypatch.setattr(stage, "FRONTENDS", frontends)
     base, task = base_of(kind), task_named({"llama": "text-generation", "bert": "text-classification"}[kind])
     model = load_model(task, base)
     if kind == "llama":

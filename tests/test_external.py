@@ -20,7 +20,7 @@ from test_export import BATCHES, assert_close, batch_of, logits_of
 from adapterpack import LoRA, Session, adapt, export, save, validate
 from adapterpack.bundle.manifest import read_bundle
 from adapterpack.errors import ConfigError, FormatError, SiteNotFound, Unsupported
-from adapterpack.exporting.frontends import Source
+from adapterpack.exporting.frontends import FRONTENDS, Source
 from adapterpack.onnx_graph.confine import require_safe
 from adapterpack.onnx_graph.graph_file import GraphFile
 from adapterpack.tasks.task import task_named
@@ -83,7 +83,7 @@ def test_a_file_of_torch_onnx(mode: str, optimum_style: Path, base_of: Make, pac
     assert optimum_style.read_bytes() == before
 
 
-def test_a_file_of_transformers_exporters(base_of: Make, frontends: Any, tmp_path: Path) -> None:
+def test_a_file_of_transformers_exporters(base_of: Make, tmp_path: Path) -> None:
     """An encoder's file, folded and attached, against torch with the adapter in it; the proof is in the manifest."""
     graph, task = tmp_path / "model.onnx", task_named("feature-extraction")
     model = adapt(load_model(task, base_of("bert")), LoRA(r=4, targets=("query", "key", "pooler.dense", "output.dense")), "one")
@@ -91,7 +91,7 @@ def test_a_file_of_transformers_exporters(base_of: Make, frontends: Any, tmp_pat
         for parameter in (parameter for parameter in model.parameters() if parameter.requires_grad):
             parameter.normal_(0, 0.3)
     pack = save(model, None, base=base_of("bert"), name="one")
-    ir.save(frontends["transformers"].build(Source(base_of("bert"), task)).model, graph)
+    ir.save(FRONTENDS["transformers"].build(Source(base_of("bert"), task)).model, graph)
     for mode in ("bank", "inputs", "folded"):
         bundle = export(graph, [pack], tmp_path / mode, mode=mode, checkpoint=base_of("bert"))
         assert bundle.parity["max_abs"]["one"] < 1e-4

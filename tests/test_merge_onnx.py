@@ -22,7 +22,7 @@ from adapterpack.adapter_methods import Site, get, methods
 from adapterpack.base.checkpoint import Checkpoint
 from adapterpack.bundle.manifest import read_bundle
 from adapterpack.errors import BaseMismatch, ConfigError, FormatError, NonFinite, OutputExists, SiteNotFound, Unsupported
-from adapterpack.exporting.frontends import Source
+from adapterpack.exporting.frontends import FRONTENDS, Source
 from adapterpack.io import safetensors as st
 from adapterpack.manifest import manifest as m
 from adapterpack.onnx_graph.graph_file import GraphFile
@@ -64,7 +64,7 @@ def torch_export(base: Path, out: Path) -> None:
 
 
 @pytest.mark.parametrize("exporter", ["torch", "transformers", "mobius"])
-def test_exported_graphs(exporter: str, base_of: Make, pack_of: Make, frontends: Any, tmp_path: Path) -> None:
+def test_exported_graphs(exporter: str, base_of: Make, pack_of: Make, tmp_path: Path) -> None:
     """Bytes as in the merged checkpoint; ONNX Runtime within 1e-5 of the largest output from torch on that checkpoint."""
     kind = "llama" if exporter == "mobius" else "bert"
     base, pack, graph = base_of(kind), pack_of(kind, "gamma"), tmp_path / "g" / "model.onnx"
@@ -73,7 +73,7 @@ def test_exported_graphs(exporter: str, base_of: Make, pack_of: Make, frontends:
         torch_export(base, graph)
     else:
         frontend, task = ("mobius", "text-generation") if exporter == "mobius" else ("transformers", "feature-extraction")
-        model = frontends[frontend].build(Source(base, task_named(task))).model
+        model = FRONTENDS[frontend].build(Source(base, task_named(task))).model
         ir.save(model, graph, external_data="weights/model.data" if exporter == "mobius" else None)
     report = adapterpack.merge(graph, [pack], tmp_path / "out", checkpoint=base)
     adapterpack.merge(base, [pack], tmp_path / "merged")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +44,10 @@ def packs(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 
 
 @pytest.fixture(scope="module")
-def bank(packs: dict[str, Path], tiny_bert: Path, frontends: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bank(packs: dict[str, Path], tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One bank with all of them."""
     folder = tmp_path_factory.mktemp("banks") / "bank"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(import_module("adapterpack.exporting.pipeline"), "FRONTENDS", frontends)
-        export(tiny_bert, list(packs.values()), folder, mode="bank", slots=4)
+    export(tiny_bert, list(packs.values()), folder, mode="bank", slots=4)
     return folder
 
 

@@ -5,19 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from architecture_proofs import kept, make_base, prove
+from architecture_proofs import make_base, prove
 from architectures import ARCHITECTURES, render
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "architectures.md"
 BY_NAME = {one.name: one for one in ARCHITECTURES}
-
-
-@pytest.fixture(scope="module")
-def frontends():
-    """The real frontends; a base that several tests share is traced once."""
-    from adapterpack.exporting.frontends import FRONTENDS
-
-    return kept(FRONTENDS)
 
 
 @pytest.fixture(scope="module")
@@ -30,15 +22,15 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", BY_NAME)
-def test_bank(name: str, frontends, scratch: Path) -> None:
+def test_bank(name: str, scratch: Path) -> None:
     """Rows of one batch, each with another kind of adapter or the base, equal plain transformers on each row alone."""
-    assert len(prove(BY_NAME[name], "bank", scratch / name, frontends)) >= 3
+    assert len(prove(BY_NAME[name], "bank", scratch / name)) >= 3
 
 
 @pytest.mark.parametrize("name", ["llama", "whisper", "clip"])
-def test_inputs(name: str, frontends, scratch: Path) -> None:
+def test_inputs(name: str, scratch: Path) -> None:
     """The same through ONNX Runtime's own adapters: a decoder, an encoder beside a decoder, two towers."""
-    prove(BY_NAME[name], "inputs", scratch / name, frontends)
+    prove(BY_NAME[name], "inputs", scratch / name)
 
 
 @pytest.mark.parametrize("name", ["qwen3", "vit", "distilbert"])
@@ -49,14 +41,12 @@ def test_folded(name: str, scratch: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["bank", "inputs"])
 @pytest.mark.parametrize(("name", "targets"), [("vit", ("projection", "q_proj")), ("distilbert", ("word_embeddings", "q_lin"))])
-def test_low_rank_at_patches_and_embeddings(
-    name: str, targets: tuple[str, ...], mode: str, frontends, scratch: Path, tmp_path: Path
-) -> None:
+def test_low_rank_at_patches_and_embeddings(name: str, targets: tuple[str, ...], mode: str, scratch: Path, tmp_path: Path) -> None:
     """A convolution that cuts an image into patches, and a table of words, have slots for changes of low rank."""
     (tmp_path / "base").symlink_to(scratch / name / "base")
     if not (scratch / name / "base").exists():
         make_base(BY_NAME[name], scratch / name / "base")
-    assert prove(BY_NAME[name]._replace(targets=targets), mode, tmp_path, frontends, only=["low-rank"]) == ["low-rank"]
+    assert prove(BY_NAME[name]._replace(targets=targets), mode, tmp_path, only=["low-rank"]) == ["low-rank"]
 
 
 @pytest.mark.fast

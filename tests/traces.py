@@ -1,0 +1,67 @@
+"""What torch.export makes of a model is made once for all tests, by whichever process of a run needs it first: a trace takes seconds."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+from pytest import MonkeyPatch
+
+LARGEST = 128 << 20
+"""Bytes of parameters; a graph of more is not worth its place on a disk."""
+
+
+@contextmanager
+def kept(folder: Path) -> Iterator[None]:
+    """While it lasts, the graph of a model that was traced before is read from ``folder``."""
+    frontend = import_module("adapterpack.exporting.frontends.transformers")
+    trace = frontend._traced
+
+    def traced(form: Any, part: Any, inputs: dict[str, Any]) -> Any:
+        if sum(value.nbytes for value in form.parameters()) > LARGEST:
+            return trace(form, part, inputs)
+        file = folder / f"{_key(form, part, inputs)}.onnx"
+        if not file.exists():
+            graph = trace(form, part, inputs)
+            new = file.with_suffix(f".{os.getpid()}")
+            ir.save(graph, new, format="protobuf")
+            new.rename(file)
+            return graph
+        return ir.from_proto(ir.to_proto(ir.load(file, format="protobuf")))  # which holds its weights itself
+
+    with MonkeyPatch.context() as patch:
+        patch.setattr(frontend, "_traced", traced)
+        yield
+
+
+def _key(form: Any, part: Any, inputs: dict[str, Any]) -> str:
+    """The digest of whatever a trace depends on: the modules, their configs, every number in them, and the example."""
+    digest = sha256(f"{form}{part}{type(form)}{form.inner.dtype}".encode())
+    for config in {id(module.config): module.config for module in form.modules() if hasattr(module, "config")}.values():
+        values = {**config.to_dict(), "attention": config._attn_implementation, "_name_or_path": None}
+        digest.update(json.dumps(values, sort_keys=True, default=str).encode())
+    for name, value in [*form.named_parameters(), *form.named_buffers(), *_flat("", inputs)]:
+        digest.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
+        digest.update(value.detach().contiguous().view(-1).view(_byte()).numpy())
+    return digest.hexdigest()
+
+
+def _byte() -> Any:
+    import torch
+
+    return torch.uint8
+
+
+def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict | list):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _flat(f"{name}.{key}", item)
+    else:
+        yield name, value
