@@ -19,6 +19,7 @@ LIBRARIES = {
     "PIL": "vision",
     "cryptography": "sign",
     "gguf": "gguf",
+    "llguidance": "structured",
 }
 """Library -> the extra that installs it."""
 STAGES = {"export": "export", "demo": "demo"}

@@ -15,6 +15,7 @@ BORDERS: Mapping[str, tuple[str, ...]] = {
     "datasets": ("builtins.Exception",),  # with those of pyarrow, pandas and the file systems under it
     "jinja2": ("builtins.Exception",),  # a template computes, so it fails as Python does
     "json": ("builtins.ValueError",),  # no JSON, no UTF-8, a number of too many digits
+    "llguidance": ("builtins.ValueError", "pyo3_runtime.PanicException"),
     "msgspec": ("msgspec", "builtins.ValueError"),
     "numpy": ("builtins.ValueError", "builtins.EOFError", "builtins.OSError", "builtins.SyntaxError", "builtins.TypeError",
               "builtins.KeyError", "struct.error", "tokenize.TokenError", "zipfile.BadZipFile"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,12 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ConfigError, nearest
 from ..tasks.rows import Picture, map_rows
 from ..tasks.session import Arrays
 from .adapters.pinned import Names
 from .generation.generate import generate
-from .generation.sampling import Sampling
+from .generation.sampling import sampling_of
 from .media.inputs import image_of, speech_of
 from .media.processor_config import preparation, section
 from .model_inputs import pad
@@ -108,8 +106,5 @@ class Session(OpenBundle):
             '{"item": "mugs", "quantity": 12, "city": "Lisbon"}'
         """
         emit = sampling.pop("emit", None)
-        parameters = [field.name for field in dataclasses.fields(Sampling)]
-        for name in sampling:
-            if name not in parameters:
-                raise ConfigError("unknown sampling parameter", found=repr(name), remedy=nearest(name, parameters))
-        return list(generate(self.frozen(), prompts, adapters, Sampling(**sampling), emit, dict(given or {})))
+        options = sampling_of(sampling, self.generation_config, self.folder)
+        return list(generate(self.frozen(), prompts, adapters, options, emit, dict(given or {})))

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ..errors import ConfigError
+from ..errors import ConfigError, NonFinite
 
 Row = Mapping[str, Any]
 
@@ -48,7 +48,7 @@ def row_errors(row: int) -> Iterator[None]:
         yield
     except RowError:
         raise
-    except ConfigError as error:
+    except (ConfigError, NonFinite) as error:
         raise RowError(error.what, row=row, inside=error.where, expected=error.expected, found=error.found, remedy=error.remedy) from error
 
 

@@ -22,10 +22,12 @@ from .kv_cache import StaticCache
 
 
 class Decoder(Protocol):
-    """A batch that text is generated for. ``last`` ``[rows]`` says where prefill has the logits of each row's next token; ``lengths``
-    ``[rows]`` are the positions that prefill takes; ``virtual`` of them are those of adapters' prompts.
+    """A batch that text is generated for. ``prompts`` are the tokens that the decoder begins each row with; ``last`` ``[rows]`` says where
+    prefill has the logits of each row's next token; ``lengths`` ``[rows]`` are the positions that prefill takes; ``virtual`` of them are
+    those of adapters' prompts.
     """
 
+    prompts: Sequence[Sequence[int]]
     last: np.ndarray
     lengths: np.ndarray
     virtual: np.ndarray | int
@@ -46,6 +48,7 @@ class DecoderOnly:
         self, session: OpenBundle, rows: Sequence[Sequence[int]], names: list[str | None], given: Arrays, in_place: bool = True
     ) -> None:
         self.session, self.names, self.run = session, names, session.pin(names)
+        self.prompts = rows
         self.batch = pad(rows, session.pad_id, left=session.pads_left)
         self.in_place = in_place and session.steps_in_place(names)
         self.cache: StaticCache | None = None
@@ -95,6 +98,7 @@ class EncoderDecoder:
         self.session, self.names, self.run = session, names, session.pin(names)
         self.inputs = given or pad(rows, session.tokenizer.pad_id, left=False)
         self.start = start_ids(session)
+        self.prompts = [self.start] * len(names)
         self.last = np.full(len(names), len(self.start) - 1)
         self.lengths, self.virtual = self.last + 1, 0
 

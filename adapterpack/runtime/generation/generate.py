@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from ...errors import ConfigError, Unsupported
-from ...tasks.rows import map_rows
+from ...tasks.rows import map_rows, row_errors
 from ...tasks.session import Arrays
 from ...tasks.task import TASKS
 from ..adapters.pinned import Names
@@ -18,7 +18,9 @@ from ..text.context_length import context_of, require_context, text_part
 from ..text.model_files import MAX_ID
 from ..text.text_stream import TextStream
 from .decoder import decoder_of
-from .sampling import Sampling, choose
+from .sampling import Sampling
+from .structured import grammar_mask
+from .token_chooser import Choice, TokenChooser, choose
 
 Prompt = str | Sequence[Mapping[str, str]] | Sequence[int]
 Emit = Callable[[int, int, str], None]
@@ -28,13 +30,16 @@ answer's. The end token of a row is passed on, too, if there is text that was ke
 
 @dataclass(frozen=True)
 class Generation:
-    """One row's answer: its text, its new token ids, why it ended (``stop`` or ``length``), and which adapter made it."""
+    """One row's answer: its text, its new token ids, why it ended (``stop`` or ``length``), and which adapter made it; ``logprobs`` has
+    the choice of each id with its log-probabilities, if the call asks for them.
+    """
 
     text: str
     ids: tuple[int, ...]
     finish_reason: str
     adapter: str | None
     prompt_tokens: int
+    logprobs: tuple[Choice, ...] | None = None
 
 
 def generate(
@@ -49,7 +54,9 @@ def generate(
     Raises:
         Unsupported: the bundle does not generate.
         UnknownAdapter: a name that the bundle does not hold.
-        ConfigError: a prompt without a token, or for which the model has no positions; the error names the row.
+        ConfigError: a prompt without a token, or for which the model has no positions; the error names the row. Or a row for which no
+            token may follow.
+        NonFinite: the model gives NaN or infinity for a row.
     """
     if not session.task.generates:
         raise Unsupported("the bundle does not generate text", found=session.bundle.task,
@@ -62,19 +69,22 @@ def generate(
     options = sampling or Sampling()
     names = session.names(adapters, count)
     decoder = decoder_of(session)(session, rows, names, others)
-    draws = [np.random.default_rng([options.seed, row]) for row in range(count)]  # a row's draws do not depend on the others
     require_context(session, decoder.lengths, decoder.virtual)
-    batch = _Batch(session, options, emit, _room(session, decoder.lengths, options.max_new_tokens))
+    ends = options.end_ids(session.tokenizer.eos_ids)
+    mask = grammar_mask(session.tokenizer, options)
+    choosers = [TokenChooser(options, prompt, ends, mask and mask.copy(), row)  # a row's draws do not depend on the others
+                for row, prompt in enumerate(decoder.prompts)]
+    batch = _Batch(session, choosers, ends, emit, _room(session, decoder.lengths, options.max_new_tokens))
     outputs, last = decoder.prefill(), decoder.last
     while True:
-        tokens = choose(outputs["logits"].numpy()[range(count), last], options, draws)
-        batch.take(tokens)
+        tokens = batch.take(outputs["logits"].numpy()[range(count), last])
         if batch.finished:
             break
         outputs, last = decoder.step(tokens, outputs), np.zeros_like(last)
     lengths = [len(row) for row in rows] or [0] * count
-    return [Generation(stream.text, tuple(stream.ids), reason or "length", name, length)
-            for stream, reason, name, length in zip(batch.streams, batch.reasons, names, lengths, strict=True)]
+    return [Generation(stream.text, tuple(stream.ids), reason or "length", name, length,
+                       None if options.logprobs is None else tuple(choices[: len(stream.ids)]))
+            for stream, reason, choices, name, length in zip(batch.streams, batch.reasons, batch.choices, names, lengths, strict=True)]
 
 
 def _room(session: OpenBundle, lengths: np.ndarray, most: int) -> list[int]:
@@ -86,33 +96,43 @@ def _room(session: OpenBundle, lengths: np.ndarray, most: int) -> list[int]:
 class _Batch:
     """The answers of a batch so far; that of row ``i`` has at most ``room[i]`` tokens."""
 
-    def __init__(self, session: OpenBundle, options: Sampling, emit: Emit | None, room: Sequence[int]) -> None:
-        self.eos, self.emit, self.room = session.tokenizer.eos_ids, emit, room
-        self.streams = [TextStream(session.tokenizer, options.stop) for _ in room]
+    def __init__(self, session: OpenBundle, choosers: Sequence[TokenChooser], ends: frozenset[int], emit: Emit | None, room: Sequence[int]
+                 ) -> None:
+        self.choosers, self.ends, self.emit, self.room = choosers, ends, emit, room
+        self.streams = [TextStream(session.tokenizer, chooser.options.stop) for chooser in choosers]
         self.reasons: list[str | None] = [None] * len(room)
+        self.choices: list[list[Choice]] = [[] for _ in room]
 
     @property
     def finished(self) -> bool:
         return all(self.reasons)
 
-    def take(self, tokens: np.ndarray) -> None:
-        """Adds one new token to every row that has not ended."""
-        for row, token in enumerate(map(int, tokens)):
-            if not self.reasons[row]:
-                self._take(row, token)
+    def take(self, logits: np.ndarray) -> np.ndarray:
+        """Chooses one new token for every row that has not ended, from ``logits`` ``[rows, vocabulary]``; ``[rows]``."""
+        tokens = np.zeros(len(logits), np.int64)  # a row that has ended is fed, too, and needs some token
+        going = [row for row, reason in enumerate(self.reasons) if not reason]
+        for row, choice in zip(going, choose(logits[going], [self.choosers[row] for row in going]), strict=True):
+            if choice.error is not None:
+                with row_errors(row + 1):
+                    raise choice.error
+            self._take(row, choice)
+            tokens[row] = choice.token
+        return tokens
 
-    def _take(self, row: int, token: int) -> None:
+    def _take(self, row: int, choice: Choice) -> None:
         stream, text_before = self.streams[row], self.streams[row].text
-        ends = token in self.eos
+        self.choices[row].append(choice)
+        ends = choice.token in self.ends
         if not ends:
-            stream.push(token)
-        if ends or len(stream.ids) == self.room[row]:
+            stream.push(choice.token)
+        finished = ends or self.choosers[row].finished
+        if finished or len(stream.ids) == self.room[row]:
             stream.finish()
-            self.reasons[row] = "stop" if ends else "length"
+            self.reasons[row] = "stop" if finished else "length"
         if stream.stopped:
             self.reasons[row] = "stop"
         if self.emit and (not ends or stream.text != text_before):
-            self.emit(row, token, stream.text)
+            self.emit(row, choice.token, stream.text)
 
 
 def _prompt_ids(session: OpenBundle, prompt: Prompt) -> list[int]:

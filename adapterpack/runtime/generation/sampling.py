@@ -1,19 +1,80 @@
-"""Chooses the next token of each row from its logits: the likeliest, or drawn after top-k and top-p."""
+"""How a row's next tokens are chosen, as a caller or the model's ``generation_config.json`` says it: names, defaults, bounds."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any, NamedTuple
 
-import numpy as np
+from ...errors import ConfigError, FormatError, nearest
+from ..text.model_files import MAX_ID
 
-from ...errors import ConfigError
+MAX_TOKENS = (1 << 31) - 1
+MAX_ENTRIES = 1024
+"""The most tokens of ``logit_bias``, and of ``stop_token_ids``."""
+GRAMMARS = ("json_schema", "regex", "grammar")
+"""The parameters that say which texts an answer may be; a row has one of them at most."""
+
+
+class _Range(NamedTuple):
+    """What a number may be; ``above``: the least itself is not allowed."""
+
+    kind: type[int] | type[float]
+    least: float
+    most: float
+    above: bool = False
+
+    def read(self, name: str, value: Any) -> int | float:
+        right = isinstance(value, Integral if self.kind is int else Real) and not isinstance(value, bool)
+        if not right or not self.least <= value <= self.most or (self.above and value == self.least):
+            raise ConfigError("a sampling parameter is out of range", where=name, found=repr(value)[:80],
+                              expected=f"a {'whole ' * (self.kind is int)}number {'above' if self.above else 'from'} {self.least:g}"
+                                       f" {'and up ' * self.above}to {self.most:g}")
+        return self.kind(value)
+
+
+_RANGES = {
+    "max_new_tokens": _Range(int, 1, MAX_TOKENS),
+    "min_new_tokens": _Range(int, 0, MAX_TOKENS),
+    "temperature": _Range(float, 0, 1000),
+    "top_k": _Range(int, 0, MAX_TOKENS),
+    "top_p": _Range(float, 0, 1, above=True),
+    "min_p": _Range(float, 0, 1),
+    "repetition_penalty": _Range(float, 0.01, 100),
+    "presence_penalty": _Range(float, -2, 2),
+    "frequency_penalty": _Range(float, -2, 2),
+    "seed": _Range(int, -(1 << 63), (1 << 64) - 1),
+    "logprobs": _Range(int, 0, 20),
+}
+_BIAS, _ID = _Range(float, -100, 100), _Range(int, 0, MAX_ID)
+_MODEL_KEYS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+_SAMPLED = {"temperature": 1.0, "top_k": 50}
+"""What transformers takes where a ``generation_config.json`` samples and does not say it."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen; ``temperature`` 0 is greedy. ``stop`` texts end a row and are cut off."""
+    """How the next token is chosen, by the names of transformers and vLLM.
+
+    ``temperature`` 0 takes the likeliest token. Otherwise one is drawn from the ``top_k`` likeliest (0: all), of these from the fewest
+    that have ``top_p`` of the probability, and of these from those that are ``min_p`` times as likely as the likeliest. Tokens as likely
+    as the last of them are kept, too.
+
+    ``repetition_penalty`` divides the positive logits of tokens in prompt and answer, and multiplies the negative ones;
+    ``presence_penalty`` is subtracted from those of tokens in the answer, ``frequency_penalty`` as often as they are there;
+    ``logit_bias`` (token id -> number) is added before.
+
+    A row ends at an end token of the model (not with ``ignore_eos``), at one of ``stop_token_ids``, or at a ``stop`` text; these are cut
+    off. Before ``min_new_tokens`` no such token is chosen. ``logprobs`` N gives the log-probability of each token, and the N likeliest in
+    its place, by the model's own distribution, before anything above. ``json_schema``, ``regex`` or ``grammar`` (Lark) says which texts
+    the answer may be; see :mod:`.structured`.
+
+    Raises:
+        ConfigError: a parameter is of a wrong type or out of range, or parameters contradict each other.
+    """
 
     max_new_tokens: int = 128
     temperature: float = 0.0
@@ -21,29 +82,93 @@ class Sampling:
     top_p: float = 1.0
     seed: int = 0
     stop: tuple[str, ...] = ()
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = dataclasses.field(default_factory=dict, hash=False)
+    min_new_tokens: int = 0
+    logprobs: int | None = None
+    ignore_eos: bool = False
+    stop_token_ids: tuple[int, ...] = ()
+    json_schema: Mapping[str, Any] | str | None = dataclasses.field(default=None, hash=False)
+    regex: str | None = None
+    grammar: str | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.stop, str):  # else each of its characters would be a stop text
-            object.__setattr__(self, "stop", (self.stop,))
-        if not all(isinstance(text, str) for text in self.stop):
+        stop = (self.stop,) if isinstance(self.stop, str) else self.stop  # else each of its characters would be a stop text
+        if not isinstance(stop, Collection) or not all(isinstance(text, str) for text in stop):
             raise ConfigError("a stop text is a text", where="stop", found=repr(self.stop)[:80])
-        if self.max_new_tokens < 1 or not 0 <= self.temperature < math.inf or self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise ConfigError("sampling parameters out of range", found=self,
-                              expected="max_new_tokens >= 1, temperature >= 0, top_k >= 0, 0 < top_p <= 1")
+        if not isinstance(self.ignore_eos, bool):
+            raise ConfigError("this is neither true nor false", where="ignore_eos", found=repr(self.ignore_eos)[:80])
+        numbers = {name: bounds.read(name, getattr(self, name)) for name, bounds in _RANGES.items()
+                   if name != "logprobs" or self.logprobs is not None}
+        read = {**numbers, "stop": tuple(stop), "logit_bias": _bias(self.logit_bias), "stop_token_ids": _ids(self.stop_token_ids)}
+        for name, value in read.items():
+            object.__setattr__(self, name, value)
+        if self.min_new_tokens > self.max_new_tokens:
+            raise ConfigError("an answer cannot have fewer tokens than it must have", where="min_new_tokens", found=self.min_new_tokens,
+                              expected=f"at most max_new_tokens, {self.max_new_tokens}")
+        self._require_one_grammar()
+
+    def _require_one_grammar(self) -> None:
+        given = [name for name in GRAMMARS if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ConfigError("an answer has one form", found=", ".join(given), remedy="leave one of them")
+        if given and (self.min_new_tokens or self.ignore_eos):
+            raise ConfigError(f"{given[0]} says where an answer may end", remedy=f"leave out {given[0]}, min_new_tokens and ignore_eos",
+                              found="min_new_tokens" if self.min_new_tokens else "ignore_eos")
+
+    def end_ids(self, eos: Collection[int]) -> frozenset[int]:
+        """The tokens at which a row ends, of a model with these end tokens."""
+        return frozenset(self.stop_token_ids) | (frozenset() if self.ignore_eos else frozenset(eos))
 
 
-def choose(logits: np.ndarray, options: Sampling, draws: Sequence[np.random.Generator]) -> np.ndarray:
-    """The next token of each row from its logits ``[rows, vocabulary]``: the largest, or drawn after top-k and top-p."""
-    if options.temperature == 0:
-        greedy: np.ndarray = np.argmax(logits, axis=-1).astype(np.int64)
-        return greedy
-    chosen = []
-    for row, rng in zip(logits.astype(np.float64) / options.temperature, draws, strict=True):
-        order = np.argsort(-row, kind="stable")
-        order = order[: options.top_k] if options.top_k else order
-        weights = np.exp(row[order] - row[order[0]])
-        weights /= weights.sum()
-        kept = int(np.searchsorted(np.cumsum(weights), options.top_p)) + 1
-        order, weights = order[:kept], weights[:kept] / weights[:kept].sum()
-        chosen.append(int(rng.choice(order, p=weights)))
-    return np.array(chosen, np.int64)
+def sampling_of(options: Mapping[str, Any], generation_config: Mapping[str, Any], folder: Path) -> Sampling:
+    """The parameters of a call, and what is left out: greedy, or with ``sampling="model"`` what the model's ``generation_config.json``
+    says, as transformers reads it.
+
+    Raises:
+        ConfigError: an unknown parameter, or one that cannot be.
+        FormatError: the file has one that cannot be.
+    """
+    names = [field.name for field in dataclasses.fields(Sampling)]
+    for name in options:
+        if name not in (*names, "sampling"):
+            raise ConfigError("unknown sampling parameter", found=repr(name), remedy=nearest(name, [*names, "sampling"]))
+    given = {name: value for name, value in options.items() if name != "sampling"}
+    rule = options.get("sampling", "greedy")
+    if rule not in ("greedy", "model"):
+        raise ConfigError("this says not how tokens are chosen", where="sampling", expected="greedy or model", found=repr(rule)[:80])
+    return Sampling(**{**(_of_model(generation_config, folder) if rule == "model" else {}), **given})
+
+
+def _of_model(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The parameters of a ``generation_config.json``; without ``do_sample`` only its penalty counts."""
+    said = {name: config[name] for name in _MODEL_KEYS if config.get(name) is not None}
+    if config.get("do_sample") is not True:
+        said = {name: value for name, value in said.items() if name == "repetition_penalty"}
+    else:
+        said = {**_SAMPLED, **said}
+    try:
+        Sampling(**said)
+    except ConfigError as error:
+        raise FormatError(error.what, where=f"{folder / 'generation_config.json'}#{error.where}", expected=error.expected,
+                          found=error.found, remedy="give the parameter, or leave out sampling=\"model\"") from error
+    return said
+
+
+def _bias(bias: Any) -> dict[int, float]:
+    """``logit_bias``; keys may be texts, as JSON has no other ones."""
+    if not isinstance(bias, Mapping) or len(bias) > MAX_ENTRIES:
+        raise ConfigError("this is no bias of tokens", where="logit_bias", expected=f"token id -> number, for at most {MAX_ENTRIES} tokens",
+                          found=repr(bias)[:80])
+    keys = [int(key) if isinstance(key, str) and key.isascii() and key.isdecimal() and len(key) < 11 else key for key in bias]
+    return {int(_ID.read("logit_bias", key)): float(_BIAS.read(f"logit_bias[{key}]", value))
+            for key, value in zip(keys, bias.values(), strict=True)}
+
+
+def _ids(ids: Any) -> tuple[int, ...]:
+    if isinstance(ids, str) or not isinstance(ids, Collection) or len(ids) > MAX_ENTRIES:
+        raise ConfigError("these are no token ids", where="stop_token_ids", expected=f"at most {MAX_ENTRIES} numbers", found=repr(ids)[:80])
+    return tuple(int(_ID.read("stop_token_ids", token)) for token in ids)

@@ -14,7 +14,8 @@ from typing import Any
 from tokenizers import Tokenizer as Core
 
 from ...chat.template import ChatTemplate, Message
-from ...errors import ConfigError, FormatError, StorageError
+from ...errors import ConfigError, FormatError, StorageError, Unsupported
+from ...extras import needed_by
 from ...library_errors import library_errors
 from ...sandbox.limits import Limits
 from ...sandbox.sandbox import Sandbox
@@ -148,6 +149,22 @@ class Tokenizer:
             return Encoded.parsed(_SANDBOX.run(request.encode(), _FAILS, self.path, _REMEDY))
         with self._errors(_FAILS):
             return self.core.encode(*texts, **options)
+
+    @cached_property
+    def for_grammars(self) -> Any:
+        """The tokens as llguidance reads them, for grammars of answers; that takes a second or so, once.
+
+        Raises:
+            MissingExtra: llguidance is not installed.
+            Unsupported: it cannot tell the bytes of the tokens, or the tokenizer may take any time for a text.
+        """
+        with needed_by("a grammar of answers"):
+            from llguidance import LLTokenizer  # noqa: PLC0415 - an extra
+
+        if self._slow is not None:
+            raise Unsupported("with this tokenizer an answer cannot have a given form: it may take any time", where=self.path)
+        with library_errors("llguidance", "with this tokenizer an answer cannot have a given form", where=self.path, kind=Unsupported):
+            return LLTokenizer(self.core.to_str(), eos_token=sorted(self.eos_ids) or None)
 
     @property
     def mask_token(self) -> str:

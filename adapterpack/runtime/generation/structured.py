@@ -1,0 +1,111 @@
+"""Answers of a given form: a JSON schema, a regular expression or a grammar becomes a mask of the tokens that may be next.
+
+llguidance (the extra ``structured``) makes the masks. A grammar is a stranger's text: it is compiled in a sandbox first, with limits of
+memory and time, and each step of it has a limit of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any, Self
+
+import numpy as np
+
+from ...errors import ConfigError, FormatError
+from ...extras import needed_by
+from ...sandbox.limits import Limits
+from ...sandbox.sandbox import Sandbox
+from ..text.tokenizer import Tokenizer
+from .grammar_check import limits
+from .sampling import GRAMMARS, Sampling
+
+MAX_CHARACTERS = 1 << 17
+"""Of a schema, an expression or a grammar."""
+STEP = 0.25
+"""Seconds of processor time that a mask or a token may take; with ordinary grammars it is a tenth of a millisecond."""
+_SANDBOX = Sandbox("adapterpack.runtime.generation.grammar_check:check", Limits(memory=512 << 20, seconds=3))
+
+
+class GrammarMask:
+    """Which tokens may be next in one row; see :class:`~.token_chooser.TokenMask`."""
+
+    def __init__(self, matcher: Any, parameter: str) -> None:
+        self._matcher, self._parameter = matcher, parameter
+
+    def copy(self) -> Self:
+        """The mask of another row that is as far as this one."""
+        return type(self)(self._matcher.deep_copy(), self._parameter)
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing may follow but an end token."""
+        return bool(self._matcher.is_stopped())
+
+    def allowed(self, vocabulary: int) -> np.ndarray:
+        """Whether each token may be next, ``[vocabulary]`` bool; an end token only where the answer may end.
+
+        Raises:
+            ConfigError: the grammar has become too large, or takes too long.
+        """
+        bits = np.frombuffer(self._step(self._matcher.compute_bitmask), np.uint8)
+        allowed = np.zeros(vocabulary, bool)
+        count = min(vocabulary, 8 * len(bits))  # models may have more logits than their tokenizer has tokens
+        allowed[:count] = np.unpackbits(bits, count=count, bitorder="little")
+        return allowed
+
+    def accept(self, token: int) -> None:
+        """Takes the row's next token.
+
+        Raises:
+            ConfigError: see :meth:`allowed`.
+        """
+        self._step(self._matcher.consume_token, token)
+
+    def _step(self, step: Any, *arguments: Any) -> Any:
+        start = time.thread_time()
+        result = step(*arguments)
+        if self._matcher.is_error():
+            reason = " ".join(self._matcher.get_error().removesuffix("<non-verbose/>").split())
+            raise ConfigError(f"the answer cannot go on: {reason}", where=self._parameter)
+        if time.thread_time() - start > STEP:
+            raise ConfigError("a step of the grammar takes too long", where=self._parameter, expected=f"at most {STEP} s",
+                              remedy="write it with less ambiguity")
+        return result
+
+
+def grammar_mask(tokenizer: Tokenizer, options: Sampling) -> GrammarMask | None:
+    """The mask at the beginning of a row, if the options say a form.
+
+    Raises:
+        MissingExtra: llguidance is not installed.
+        Unsupported: the tokenizer's tokens cannot be used.
+        ConfigError: the schema, expression or grammar is none, asks for what cannot be enforced, or is too large or too slow to compile.
+    """
+    parameter = next((name for name in GRAMMARS if getattr(options, name) is not None), None)
+    if parameter is None:
+        return None
+    with needed_by(parameter):
+        from llguidance import LLMatcher  # noqa: PLC0415 - an extra
+
+    text = _text(parameter, getattr(options, parameter))
+    tokens = tokenizer.for_grammars
+    try:
+        grammar = _SANDBOX.run(json.dumps([parameter, text]).encode(), "this cannot be compiled", parameter).decode()
+    except FormatError as error:
+        raise ConfigError(error.what, where=error.where) from error
+    mask = GrammarMask(LLMatcher(tokens, grammar, log_level=0, limits=limits()), parameter)
+    mask.copy().allowed(1)  # what cannot begin is an error now, not when the row runs
+    return mask
+
+
+def _text(parameter: str, value: Any) -> str:
+    if parameter == "json_schema" and not isinstance(value, str):
+        try:
+            value = json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ConfigError(f"this is no JSON schema: {error}", where=parameter) from error
+    if not isinstance(value, str) or len(value) > MAX_CHARACTERS:
+        raise ConfigError("this is no text, or too long", where=parameter, expected=f"at most {MAX_CHARACTERS} characters",
+                          found=len(value) if isinstance(value, str) else type(value).__name__)
+    return value
