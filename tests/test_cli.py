@@ -465,6 +465,15 @@ def test_run_a_decoder(world: World) -> None:
         assert (answer["completion_tokens"], answer["finish_reason"]) == (len(kept), "stop" if 2 in new else "length")
     assert len({answer["completion"] for answer in answers}) == 3
 
+    sampled = ("--temperature", 1.5, "--top-k", 40, "--seed", 4, "--repetition-penalty", 1.2, "--stop", "bread", "--logprobs", 1)
+    [printed] = process("run", out, "--prompt", prompt, "--max-new-tokens", 9, *sampled, "--json").stdout.splitlines()
+    REPORT.validate(json.loads(printed))
+    [answer] = adapterpack.Session(out, "cpu").generate([prompt], max_new_tokens=9, temperature=1.5, top_k=40, seed=4,
+                                                        repetition_penalty=1.2, stop="bread", logprobs=1)
+    assert json.loads(printed)["completion"] == answer.text
+    shown = [(token["id"], token["logprob"], token["top_logprobs"][0]["id"]) for token in json.loads(printed)["logprobs"]]
+    assert shown == [(choice.token, choice.logprob, choice.top_logprobs[0][0]) for choice in answer.logprobs]
+
 
 def test_train(world: World) -> None:
     """A configuration and overrides into a pack; names of other tools are translated, and that is said."""

@@ -23,6 +23,7 @@ from ..tasks.rows import RowError
 from .options import shared
 from .output import emit, finite, line
 from .progress import apart
+from .sampling_options import sampling_options, sampling_parameters
 
 MAX_LINE = 64 << 20
 MAX_DEPTH = 100
@@ -41,14 +42,13 @@ MAX_DEPTH = 100
               help='Rows with text, prompt, messages, question and context, image or audio, and adapter if they like; "-" reads stdin.')
 @click.option("--provider", metavar="cuda|cpu", help="Where to run; by default CUDA where there is one.")
 @click.option("--output", "out", metavar="F.jsonl", help="A new file for the rows, in place of stdout.")
-@click.option("--max-new-tokens", type=int, metavar="N", help="The most tokens of an answer.")
-@click.option("--temperature", type=float, metavar="T", help="0, the default, always takes the likeliest token.")
+@sampling_options
 @click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True, metavar="N", help="Rows that run together.")
 @shared
 def command(
     *, bundle: str, adapters: tuple[str, ...], prompts: tuple[str, ...], contexts: tuple[str, ...], images: tuple[str, ...],
     sounds: tuple[str, ...], source: str | None, provider: str | None, out: str | None,
-    max_new_tokens: int | None, temperature: float | None, batch_size: int, as_json: bool,
+    batch_size: int, as_json: bool, **sampling: Any,
 ) -> None:
     """Runs rows through a bundle and yields one result for each, in order.
 
@@ -57,6 +57,7 @@ def command(
       adapterpack run bundle --adapter tickets --prompt "Where is my parcel?"
       adapterpack run bundle --input rows.jsonl --output answers.jsonl
       adapterpack run bundle --adapter accents --audio call.wav
+      adapterpack run bundle --prompt "Two mugs for Lisbon" --json-schema order.json --temperature 0.7 --top-p 0.9
       adapterpack run bundle --adapter manuals --prompt "How long does it last?" --context "The battery lasts nine hours."
     """
     typed = _typed_rows(prompts, contexts, images, sounds)
@@ -66,9 +67,8 @@ def command(
         refuse_existing(Path(out))
     lines: list[int] = []
     rows = _rows(source, lines, reserved=as_json and out is None) if source is not None else iter(typed)
-    limits = {"max_new_tokens": max_new_tokens, "temperature": temperature}
-    sampling = {key: value for key, value in limits.items() if value is not None}
-    running = adapterpack.run(folder_of(bundle), rows, adapters=adapters, provider=provider, batch_size=batch_size, **sampling)
+    running = adapterpack.run(folder_of(bundle), rows, adapters=adapters, provider=provider, batch_size=batch_size,
+                              **sampling_parameters(sampling))
     results = _apart(running if source is None else _placed(running, _name(source), lines))
     if out is None:
         _print(results, source, as_json)

@@ -97,7 +97,8 @@ class Session(OpenBundle):
     def generate(
         self, prompts: Sequence[Any] = (), adapters: Names = None, *, given: Mapping[str, np.ndarray] | None = None, **sampling: Any
     ) -> list[Any]:
-        """Answers to ``prompts``, one batch, each row with its own adapter; ``sampling`` are the fields of ``Sampling`` and ``emit``.
+        """Answers to ``prompts``, one batch, each row with its own adapter; ``sampling`` are ``emit`` and the fields of ``Sampling``, which
+        are greedy by default; with ``sampling="model"`` the base's ``generation_config.json`` has what is left out.
 
         ``given`` are inputs besides prompts, or in their place: ``pixel_values`` of images, ``input_features`` of speech.
 

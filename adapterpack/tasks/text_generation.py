@@ -24,9 +24,24 @@ def answer(session: Session, rows: Sequence[Row], adapters: Sequence[str | None]
 def completions(
     session: Session, prompts: Sequence[Any], adapters: Sequence[str | None], sampling: Mapping[str, Any], inputs: Arrays | None = None
 ) -> list[dict[str, Any]]:
-    """The answers to prompts, to ``inputs`` such as audio features in their place, or to both."""
+    """The answers to prompts, to ``inputs`` such as audio features in their place, or to both; with the tokens' log-probabilities if
+    ``sampling`` asks for them.
+    """
     return [{"completion": completion.text, "finish_reason": completion.finish_reason, "prompt_tokens": completion.prompt_tokens,
-             "completion_tokens": len(completion.ids)} for completion in session.generate(prompts, adapters, given=inputs, **sampling)]
+             "completion_tokens": len(completion.ids), **_logprobs(completion.logprobs, session)}
+            for completion in session.generate(prompts, adapters, given=inputs, **sampling)]
+
+
+def _logprobs(choices: Sequence[Any] | None, session: Session) -> dict[str, Any]:
+    """The tokens of an answer in the form of the OpenAI API, with their ids."""
+    if choices is None:
+        return {}
+
+    def entry(token: int, logprob: float) -> dict[str, Any]:
+        return {"id": token, "token": session.tokenizer.decode([token]), "logprob": logprob}
+
+    return {"logprobs": [{**entry(choice.token, choice.logprob), "top_logprobs": [entry(*pair) for pair in choice.top_logprobs]}
+                         for choice in choices]}
 
 
 class DataFormat(NamedTuple):
