@@ -80,7 +80,7 @@ def test_learned_positions_on_both_graphs(tiny_llama: Path, tmp_path: Path) -> N
     export(base, [], tmp_path / "bundle", mode="bank", task="text-generation", in_place=True, slots=2, max_rank=2)
     session, prompts = Session(tmp_path / "bundle", "cpu"), [[5] * 62, [7, 8, 9], [6] * 64]
     in_place = session.generate(prompts, max_new_tokens=30)
-    session.bundle = dataclasses.replace(session.bundle, in_place=False)
+    session.bundle = dataclasses.replace(session.bundle, decoder=False)
     assert session.generate(prompts, max_new_tokens=30) == in_place
     assert [len(answer.ids) for answer in in_place if answer.finish_reason == "length"] == \
         [room for room, answer in zip((3, 30, 1), in_place, strict=True) if answer.finish_reason == "length"]

@@ -15,7 +15,8 @@ from ..io.hashing import Identity, identity, require_unchanged
 from ..manifest.manifest import FILE_NAME as PACK
 from ..pack.pack import SIGNATURE
 from ..tasks.task import MAIN
-from .manifest import FILE_NAME, STEP, Bundle, adapter_file, graph_file
+from .decoder_graph import DECODER
+from .manifest import FILE_NAME, Bundle, adapter_file, graph_file
 
 VERIFY = ("full", "cached", "off")
 """How a session compares files with the manifest: all are hashed; those are that have changed since they were hashed before; none are."""
@@ -71,7 +72,7 @@ def unlisted(folder: Path, bundle: Bundle) -> list[str]:
 
 def needed(bundle: Bundle) -> set[str]:
     """The files without which a bundle cannot be run, whatever its list says: graphs, packs, and the adapter files of ``inputs`` mode."""
-    graphs = {graph_file(part) for part in (*bundle.parts, *((STEP,) if bundle.in_place else ()))}
+    graphs = {graph_file(part) for part in (*bundle.parts, *((DECODER,) if bundle.decoder else ()))}
     packs = {f"{adapter.path}/{PACK}" for adapter in bundle.adapters}
     slotted = {site.part for site in bundle.sites.values() if site.fields} | {MAIN} if bundle.mode == "inputs" else ()
     return graphs | packs | {adapter_file(adapter.path, part) for adapter in bundle.adapters for part in slotted}

@@ -26,8 +26,6 @@ from .signature import Signature
 GRAPH = f"{MAIN}.onnx"
 PAST, PRESENT = "past_key_values.", "present."
 """What the names of a cache begin with, as a pass takes and as it gives it; ``<layer>.key`` or ``<layer>.value`` follows."""
-STEP = "step"
-"""The graph of a decoder for one token on a cache that stays where it is; there where the bundle was made ``in_place``."""
 MODES = ("folded", "inputs", "bank")
 ADAPTER_IDS = "adapter_ids"
 ADAPTER_POSITIONS = "adapter_positions"
@@ -174,7 +172,8 @@ class Bundle:
     """The manifest of a bundle. ``slots`` counts slot 0, which is the base; ``io_before`` is of the graphs before the one that answers.
 
     ``padding`` is the side on which a decoder's shorter rows are filled up, ``pooling`` how hidden states become one vector a row, and
-    ``dtype`` the float type that the graphs were made in. ``in_place``: there is a graph for steps on caches that stay where they are.
+    ``dtype`` the float type that the graphs were made in. ``decoder``: there is a graph of the decoder for the engine. ``in_place``:
+    an older version wrote a graph for single steps, which nothing reads any more.
     """
 
     mode: Annotated[str, Meta(pattern=rf"^({'|'.join(MODES)})\Z")]
@@ -198,6 +197,7 @@ class Bundle:
     padding: Annotated[str, Meta(pattern=r"^(left|right)\Z")] = "left"
     dtype: FloatType = "float32"
     in_place: bool = False
+    decoder: bool = False
     format: Literal["adapterpack.bundle"] = "adapterpack.bundle"
     format_version: Annotated[str, Meta(pattern=r"^1\.[0-9]{1,4}\Z")] = "1.0"
 
@@ -372,7 +372,8 @@ def parse_bundle(data: bytes, where: object) -> Bundle:
 
 _NO_CANARIES: dict[str, Any] = {"replayed": {}, "not_replayed": {}}
 OPTIONAL: Mapping[str, Mapping[str, Any]] = {
-    "Bundle": {"io": {}, "io_before": {}, "target": "ort", "pooling": "mean", "padding": "left", "dtype": "float32", "in_place": False},
+    "Bundle": {"io": {}, "io_before": {}, "target": "ort", "pooling": "mean", "padding": "left", "dtype": "float32", "in_place": False,
+               "decoder": False},
     "Base": {"architecture": None, "dims": None, "files": None, "probe": None, "variants": []},
     "MappedSite": {"labels": 0, "entry": None, "ranks": {}, "positional": False, "part": MAIN, "flat": False, "kind": "linear", "at": 0,
                    "members": [], "heads": None, "dtype": "float32"},

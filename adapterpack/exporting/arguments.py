@@ -77,6 +77,9 @@ def checked(
                               found=chosen.name, expected="text-generation", remedy="run this adapter under torch")
     if static_cache and "position_ids" not in chosen.main.inputs:
         raise Unsupported("only a decoder's cache can stay where it is", found=chosen.name, remedy="leave --static-cache out")
+    if static_cache and mode == "inputs":
+        raise Unsupported("the engine's rows have adapters of their own, and a graph of this mode has one at a time",
+                          found=f"--mode {mode}", expected="bank or folded", remedy="leave --static-cache out, or export with --mode bank")
     if quantize is not None:
         require_scheme(quantize)
     return Request(model, file, loaded, mode, chosen, _slots(mode, loaded, slots, max_rank), max_rank, quantize, floats, static_cache,

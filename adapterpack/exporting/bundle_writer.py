@@ -28,7 +28,7 @@ from .graph.packing import SHARED, pack_siblings
 from .graph.passes import checked, slots_of
 from .limits import require_readable
 from .modes import MODES, Attached, Plan
-from .proof.cache_parity import with_steps
+from .proof.decoder_parity import with_decoder
 from .proof.parity import proved
 from .quantization.graphs import quantize_in_place
 from .targets import Target
@@ -72,9 +72,9 @@ def write_bundle(root: Path, request: Request, source: Source, graph: BaseGraph,
     bundle = proved(bundle, folder, source, graph.paddings)
     say(f"proved; the model in torch and the proof took {time.perf_counter() - started:.1f} s")
     if request.static_cache:
-        bundle = dataclasses.replace(bundle, in_place=True)
+        bundle = dataclasses.replace(bundle, decoder=True)
         bundle.write(folder, draft=True)
-        bundle = dataclasses.replace(bundle, parity={**bundle.parity, "in_place": with_steps(folder, say)})
+        bundle = dataclasses.replace(bundle, parity={**bundle.parity, "decoder": with_decoder(folder, say)})
     request.base.require_unchanged()
     bundle.write(folder, draft=request.quantize is not None)
     if request.quantize is not None:

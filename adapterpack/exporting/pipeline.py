@@ -48,10 +48,10 @@ def export(
     ``mode``: ``folded`` (weights changed), ``inputs`` (ONNX Runtime's optional inputs, one adapter a run) or ``bank`` (another adapter
     for every row). ``slots`` counts slot 0, the base; it and ``max_rank`` are the capacity of a bank. Every graph is compared with the
     torch model, base and each adapter, on a ragged padded batch, before it is published. ``dtype`` is the float type that graph and slots
-    are made in, ``float32`` or ``float16``. ``in_place`` adds a decoder's graph for one token a step, on the same weights, with a static
-    cache: ``generate`` uses it. ``target`` says who serves it: ``ort``, ``ort-genai`` (the folder that onnxruntime-genai loads) or
-    ``triton`` (a model repository, which holds the bundle). ``base`` may be an ONNX file that another tool made of ``checkpoint``: its
-    weights are found there by their bytes. ``frontend`` is what makes the graph, by default the first whose graph agrees with the model.
+    are made in, ``float32`` or ``float16``. ``in_place`` adds the graph that the engine and ``generate`` run, on the same weights, with a
+    static cache. ``target`` says who serves it: ``ort``, ``ort-genai`` (the folder that onnxruntime-genai loads) or ``triton`` (a model
+    repository, which holds the bundle). ``base`` may be an ONNX file that another tool made of ``checkpoint``: its weights are found there
+    by their bytes. ``frontend`` is what makes the graph, by default the first whose graph agrees with the model.
     ``pooling`` (``mean``, ``cls`` or ``last``) is recorded for tasks that give hidden states; by default what the base says.
     ``allow_structural`` accepts a base that has the names, dtypes and shapes of the packs', whatever its weights.
 

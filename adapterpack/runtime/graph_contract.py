@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from ..bundle.manifest import ADAPTER_IDS, ADAPTER_POSITIONS, STEP, Bundle
+from ..bundle.decoder_graph import CACHE_LENGTHS, DECODER, LOGITS_POSITIONS, LONGEST
+from ..bundle.manifest import ADAPTER_IDS, ADAPTER_POSITIONS, PAST, Bundle, MappedSite
 from ..bundle.signature import Port, Signature
 from ..errors import FormatError
-from ..slots.fields import FIELDS
+from ..slots.fields import FIELDS, extents
 from ..slots.values import PEFT_NAMES, slot_shapes
 from ..tasks.task import MAIN, task_named
 from .ort_model import TYPES, OrtModel
@@ -29,17 +30,19 @@ Difference = tuple[str, object, object]
 
 
 def _differences(bundle: Bundle, part: str, graph: OrtModel) -> Iterator[Difference]:
-    own = {path: site for path, site in bundle.sites.items() if site.part == (MAIN if part == STEP else part) and site.fields}
+    own = {path: site for path, site in bundle.sites.items() if site.part == (MAIN if part == DECODER else part) and site.fields}
+    if part == DECODER:
+        yield from _decoder_differences(bundle, own, graph)
+        return
     if own or bundle.mode != "bank":  # a bank of prompts alone may take ids that nothing reads
         yield from _switch(graph, ADAPTER_IDS, bundle.mode == "bank")
     yield from _switch(graph, ADAPTER_POSITIONS, any(site.positional for site in own.values()))
-    if part != STEP:
-        first = next(one for one in task_named(bundle.task).parts if one.name == part).inputs[0]
-        if first not in graph.inputs:
-            yield f"it has no input {first!r}", first, ", ".join(graph.inputs)[:200] or "none"
-        signature = bundle.io if part == bundle.parts[-1] else bundle.io_before.get(part, Signature())
-        yield from _ports("inputs", signature.inputs, graph.inputs.values())
-        yield from _ports("outputs", signature.outputs, graph.results.values())
+    first = next(one for one in task_named(bundle.task).parts if one.name == part).inputs[0]
+    if first not in graph.inputs:
+        yield f"it has no input {first!r}", first, ", ".join(graph.inputs)[:200] or "none"
+    signature = bundle.io if part == bundle.parts[-1] else bundle.io_before.get(part, Signature())
+    yield from _ports("inputs", signature.inputs, graph.inputs.values())
+    yield from _ports("outputs", signature.outputs, graph.results.values())
     if bundle.mode == "bank":
         for name, shape in slot_shapes(own, bundle.max_rank).items():
             yield from _slot(graph, name, own[name.rpartition(".")[0]].dtype, (bundle.slots, *shape))
@@ -49,6 +52,24 @@ def _differences(bundle: Bundle, part: str, graph: OrtModel) -> Iterator[Differe
                 names = [f"{path}.{name}" for name in (field, PEFT_NAMES.get(field, field))]
                 name = next((name for name in names if name in graph.slots), names[0])
                 yield from _slot(graph, name, site.dtype, (None,) * len(FIELDS[field].axes))
+
+
+def _decoder_differences(bundle: Bundle, sites: Mapping[str, MappedSite], graph: OrtModel) -> Iterator[Difference]:
+    """The engine's graph: lengths of rows for a mask, and an input for every slot."""
+    for name in ("input_ids", CACHE_LENGTHS, LONGEST, LOGITS_POSITIONS):
+        yield from _switch(graph, name, True)
+    yield from _switch(graph, ADAPTER_POSITIONS, any(site.positional for site in sites.values()))
+    if "logits" not in graph.results or len(graph.results["logits"].shape) != 3:
+        yield "its output 'logits'", "[batch, positions, vocabulary]", ", ".join(graph.results)[:200]
+    for name, value in graph.inputs.items():
+        if name.startswith(PAST) and (len(value.shape) != 4 or value.type not in TYPES or not all(isinstance(value.shape[axis], int)
+                                                                                                  for axis in (1, 3))):
+            yield f"its cache {name!r}", "[rows, heads, length, width]", value.shape
+    for path, site in sites.items():
+        for field in site.fields if bundle.mode == "bank" else ():
+            name, shape = f"{path}.{field}", extents(field, site, lambda axis: None)  # type: ignore[arg-type, return-value]
+            if name not in graph.inputs or not _fits(site.dtype, (None, *shape), graph.inputs[name]):
+                yield f"the slot {name!r}", (site.dtype, shape), "none" if name not in graph.inputs else graph.inputs[name].shape
 
 
 def _switch(graph: OrtModel, name: str, wanted: bool) -> Iterator[Difference]:

@@ -13,12 +13,13 @@ from typing import Any, Self
 
 import numpy as np
 
+from ..bundle.decoder_graph import DECODER
 from ..bundle.files import require_files, require_listed, require_same
-from ..bundle.manifest import FILE_NAME, STEP, Bundle, graph_file, manifest_bytes, parse_bundle
+from ..bundle.manifest import FILE_NAME, Bundle, graph_file, manifest_bytes, parse_bundle
 from ..bundle.proofs import is_proved, keep_proof
 from ..errors import ConfigError, FormatError, UnknownAdapter, Unsupported, nearest
 from ..onnx_graph.confine import require_safe
-from ..onnx_graph.graph_file import GraphFile
+from ..onnx_graph.graph_file import GraphFile, Stored
 from ..pack.pack import Pack
 from ..pack.validate.validation import load
 from ..tasks.task import MAIN, task_named
@@ -52,26 +53,25 @@ class OpenBundle:
         self._opened: dict[str, Any] = {}
         """What is opened when it is first used, by name."""
         self._opening = threading.RLock()
-        files = {part: GraphFile(self.folder / graph_file(part))
-                 for part in (() if proved else (*self.bundle.parts, *((STEP,) if self.bundle.in_place else ())))}
+        every = (*self.bundle.parts, *((DECODER,) if self.bundle.decoder else ()))
+        files = {part: GraphFile(self.folder / graph_file(part)) for part in (() if proved else every)}
         for file in files.values():
             data = require_safe(file)
             if verify != "off":
                 require_listed(self.folder, self.bundle, data)
-        self.graphs = {part: self._open(part) for part in self.bundle.parts}
-        for part, file in files.items():
-            if part in self.graphs:
-                self.graphs[part].stored = file.stored  # it was read already
-        main = self.graphs[MAIN]
+        self._stored = {part: file.stored for part, file in files.items()}
+        self.graphs = {part: self._open(part) for part in self._first_opened()}
+        main = self.graphs[MAIN] if MAIN in self.graphs else next(iter(self.graphs.values()))
         self.provider, self.device = main.provider, main.device
         self.inputs, self.outputs = main.inputs, main.outputs
         packs, self._mode = _packs(self.folder, self.bundle), ADAPTER_MODES[self.bundle.mode](self)
         prompts = {name: cache for name, pack in packs.items() if (cache := self._prompt(pack)) is not None}
-        self._adapters = Adapters(packs, prompts, self._mode.opened({} if proved or verify == "off" else packs))
+        attached = self._mode.opened({} if proved or verify == "off" else packs) if MAIN in self.graphs else None
+        self._adapters = Adapters(packs, prompts, attached)
         self._changing = threading.Lock()
         """Taken to put another value in the place of ``_adapters``; to read it takes no lock."""
         require_same(compared)
-        if verify != "off":
+        if verify != "off" and MAIN in self.graphs:  # else its bank was not compared with its packs
             keep_proof(manifest, self.bundle)
 
     def frozen(self) -> Self:
@@ -80,10 +80,20 @@ class OpenBundle:
         """
         return copy.copy(self)
 
-    def _open(self, part: str, in_place: bool = False) -> OrtModel:
-        graph = self._run_time(part, in_place=in_place)
+    def _first_opened(self) -> Sequence[str]:
+        """The graphs that are opened with the bundle."""
+        return self.bundle.parts
+
+    def _open(self, part: str) -> OrtModel:
+        graph = self._run_time(part)
         require_contract(self.bundle, part, graph)
         return graph
+
+    def stored(self, part: str) -> Mapping[str, Stored]:
+        """Where a graph of the bundle stores its initializers."""
+        if part not in self._stored:
+            self._stored[part] = GraphFile(self.folder / graph_file(part)).stored
+        return self._stored[part]
 
     @contextmanager
     def _compared(self) -> Iterator[None]:
@@ -92,7 +102,7 @@ class OpenBundle:
         yield
         require_same(compared)
 
-    def _once(self, name: str, make: Callable[[], Any]) -> Any:
+    def once(self, name: str, make: Callable[[], Any]) -> Any:
         """What ``make`` gives of the bundle's files when it is first needed."""
         if name not in self._opened:
             with self._opening:
@@ -124,13 +134,9 @@ class OpenBundle:
         return self.adapters[0] if self.bundle.mode == "folded" and self.adapters else None
 
     def graph(self, part: str) -> OrtModel:
-        """The graph of that part; the one for steps is opened when it is first used."""
-        step: OrtModel = self._once(STEP, lambda: self._open(STEP, in_place=True)) if part == STEP else self.graphs[part]
-        return step
-
-    def steps_in_place(self, names: Sequence[str | None]) -> bool:
-        """Whether rows with these adapters can go on, token by token, on caches that stay where they are."""
-        return self.bundle.in_place and (self.bundle.mode != "inputs" or len(set(names)) == 1)
+        """The graph of that part; the engine's is opened when it is first used."""
+        graph: OrtModel = self.graphs[part] if part in self.graphs else self.once(part, lambda: self._open(part))
+        return graph
 
     @property
     def pad_id(self) -> int:
@@ -148,7 +154,7 @@ class OpenBundle:
         return self._config("generation_config.json")
 
     def _config(self, name: str) -> dict[str, Any]:
-        config: dict[str, Any] = self._once(name, lambda: read_object(self.folder / name))
+        config: dict[str, Any] = self.once(name, lambda: read_object(self.folder / name))
         return config
 
     @property
@@ -179,7 +185,7 @@ class OpenBundle:
     @property
     def tokenizer(self) -> Tokenizer:
         """The bundle's tokenizer."""
-        tokenizer: Tokenizer = self._once("tokenizer", lambda: Tokenizer(self.folder, most_characters(self), self._compared))
+        tokenizer: Tokenizer = self.once("tokenizer", lambda: Tokenizer(self.folder, most_characters(self), self._compared))
         return tokenizer
 
     def load(self, pack: Pack | str | os.PathLike[str], name: str | None = None, *, allow_structural: bool = False) -> str:
@@ -214,7 +220,12 @@ class OpenBundle:
                                       {other: cache for other, cache in prompts.items() if other != name},
                                       self._mode.unload(attached, name))
 
-    def _pack(self, name: str) -> Pack:
+    def pack(self, name: str) -> Pack:
+        """The pack of that name.
+
+        Raises:
+            UnknownAdapter: there is none.
+        """
         packs = self.packs
         self.require(name, packs)
         return packs[name]
@@ -238,15 +249,15 @@ class OpenBundle:
 
     def labels(self, adapter: str | None) -> tuple[str, ...] | None:
         """The labels of a row's logits, in order, or None for a task without labels; an adapter without a head has the base's."""
-        return (None if adapter is None else self._pack(adapter).manifest.task.labels) or self.bundle.base_labels
+        return (None if adapter is None else self.pack(adapter).manifest.task.labels) or self.bundle.base_labels
 
     def head_trained(self, adapter: str | None) -> bool:
         """Whether a row's head was trained, by its adapter or with the base."""
-        return self.bundle.base_head_trained or (adapter is not None and bool(self._pack(adapter).full()))
+        return self.bundle.base_head_trained or (adapter is not None and bool(self.pack(adapter).full()))
 
     def trained_labels(self, adapter: str | None) -> tuple[str, ...] | None:
         """The labels of a row's logits, in order; None where nobody trained its head."""
-        known = self.bundle.base_head_trained or (adapter is not None and self._pack(adapter).manifest.task.labels)
+        known = self.bundle.base_head_trained or (adapter is not None and self.pack(adapter).manifest.task.labels)
         return self.labels(adapter) if known else None
 
     def shape(self, name: str) -> list[Any]:
@@ -280,6 +291,11 @@ class OpenBundle:
     def acting(self, inputs: Mapping[str, np.ndarray], names: Sequence[str | None], before: np.ndarray | None = None) -> np.ndarray:
         """At which positions the adapter of each row acts in a pass: see :meth:`.Pinned.acting`."""
         return self.pin(names).acting(inputs, before)
+
+    def prompt(self, pack: Pack) -> np.ndarray | None:
+        """What the caches of rows with a pack begin with, ``[layers, 2, heads, n, head_dim]``; None for a pack without a prompt."""
+        packs, prompts, _ = self._adapters
+        return prompts.get(pack.name) if packs.get(pack.name) is pack else self._prompt(pack)
 
     def _prompt(self, pack: Pack) -> np.ndarray | None:
         return prompt_kv(pack, self.folder, self.inputs)

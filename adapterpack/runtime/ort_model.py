@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
-from ..bundle.manifest import PAST, PRESENT, graph_file
+from ..bundle.manifest import graph_file
 from ..errors import AdapterpackError
 from ..library_errors import library_errors
-from ..onnx_graph.graph_file import GraphFile, Stored
 from . import providers
 
 TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64)": "int64", "tensor(int32)": "int32",
@@ -27,17 +26,14 @@ class OrtModel:
 
     ``mapped`` leaves weights in the mapped file, which costs neither time nor memory to open, but makes each run slower: a float product a
     little, one on quantized weights 20 to 80 times.
-    ``in_place``: the cache that a run gives is written into the one that it was fed.
 
     Raises:
         FormatError: ONNX Runtime refuses the graph.
         ProviderError: none of the wanted providers started.
     """
 
-    def __init__(self, folder: Path, part: str, wanted: Sequence[Any], threads: int | None = None, mapped: bool = False,
-                 in_place: bool = False) -> None:
+    def __init__(self, folder: Path, part: str, wanted: Sequence[Any], threads: int | None = None, mapped: bool = False) -> None:
         self.path = folder / graph_file(part)
-        self.in_place = in_place
         options = ort.SessionOptions()
         options.log_severity_level = 4  # what it says of errors is raised, too; its log shows names of strangers as they are
         options.intra_op_num_threads = threads or 0
@@ -55,11 +51,6 @@ class OrtModel:
         self.outputs = list(self.shapes)
         self._types = {name: np.dtype(TYPES[value.type]) for name, value in self.inputs.items() if value.type in TYPES}
 
-    @cached_property
-    def stored(self) -> Mapping[str, Stored]:
-        """Where the graph's initializers are stored."""
-        return GraphFile(self.path).stored
-
     def fitting(self, name: str, array: np.ndarray) -> np.ndarray:
         """An array in the type of the input of that name."""
         return array.astype(self._types.get(name, array.dtype), copy=False)
@@ -70,12 +61,8 @@ class OrtModel:
         Raises:
             AdapterpackError: ONNX Runtime refuses, for instance because of a shape or an id that the graph cannot take.
         """
-        with library_errors("onnxruntime", "ONNX Runtime could not run the graph on these inputs", where=self.path.parent,
-                            remedy="check shapes, lengths and ids against the model's config", kind=AdapterpackError):
-            if not self.in_place and self.device == "cpu":
-                values = self._ort.run_with_ort_values(self.outputs, dict(feeds))
-            else:
-                values = self._bound(feeds)
+        with self._errors():
+            values = self._ort.run_with_ort_values(self.outputs, dict(feeds)) if self.device == "cpu" else self._bound(feeds)
         return dict(zip(self.outputs, values, strict=True))
 
     def _bound(self, feeds: Mapping[str, Any]) -> list[Any]:
@@ -83,10 +70,23 @@ class OrtModel:
         for name, value in feeds.items():
             binding.bind_ortvalue_input(name, value)
         for name in self.outputs:
-            cache = feeds.get(PAST + name.removeprefix(PRESENT)) if self.in_place else None
-            if cache is not None:
-                binding.bind_ortvalue_output(name, cache)
-                continue
             binding.bind_output(name, self.device if name.startswith(("present.", "encoder.")) else "cpu")
         self._ort.run_with_iobinding(binding)
         return list(binding.get_outputs())
+
+    def binding(self) -> Any:
+        """An ``IOBinding`` of the graph, for passes on the same memory one after another: see :meth:`run_bound`."""
+        return self._ort.io_binding()
+
+    def run_bound(self, binding: Any) -> None:
+        """One run on what is bound.
+
+        Raises:
+            AdapterpackError: as :meth:`call`.
+        """
+        with self._errors():
+            self._ort.run_with_iobinding(binding)
+
+    def _errors(self) -> AbstractContextManager[None]:
+        return library_errors("onnxruntime", "ONNX Runtime could not run the graph on these inputs", where=self.path.parent,
+                              remedy="check shapes, lengths and ids against the model's config", kind=AdapterpackError)

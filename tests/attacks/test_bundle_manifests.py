@@ -137,7 +137,7 @@ BANK: dict[str, Change] = {
     "a mode that does not exist": set_to("mode", "stacked"),
     "inputs in place of a bank": set_to("mode", "inputs"),
     "folded in place of a bank": set_to("mode", "folded"),
-    "a step graph that is missing": set_to("in_place", True),
+    "an engine graph that is missing": set_to("decoder", True),
     "sites of a part that does not exist": site(part="encoder"),
     "members that do not exist": site(members=["model.layers.9.q_proj", "model.layers.9.k_proj"]),
     "a site without its slots": site(fields=["down"]),

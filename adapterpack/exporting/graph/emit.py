@@ -305,6 +305,8 @@ class Emitter:
         if new is old:  # only what goes into the base changes here
             return
         self._newest[old] = new
+        if new.shape is None and old.shape is not None:  # a head may be of another width
+            new.shape, new.type = ir.Shape([*list(old.shape)[:-1], None]), old.type
         emitted = {node for node in self.graph if node.name and node.name.startswith(PREFIX)}
         for node, index in list(old.uses()):
             if node not in emitted:

@@ -17,7 +17,7 @@ from ...io.safe_open import copy_folder
 from ...pack.pack import SIGNATURE
 from ...runtime import canary as replay
 from ...runtime.session import Session
-from ..proof.cache_parity import with_steps
+from ..proof.decoder_parity import with_decoder
 from . import measure
 from .schemes import require_scheme
 from .weights import quantize_file
@@ -61,9 +61,9 @@ def quantize_in_place(folder: Path, name: str) -> None:
         raise NothingToDo("the graph has no MatMul on a constant weight", where=folder.name)
     moved = dataclasses.replace(bundle, sites=sites)
     moved.write(folder, draft=True)
-    if bundle.in_place:
-        steps = with_steps(folder, lambda text: None)
-        moved = dataclasses.replace(moved, parity={**moved.parity, "in_place": steps})
+    if bundle.decoder:
+        proof = with_decoder(folder, lambda text: None)
+        moved = dataclasses.replace(moved, parity={**moved.parity, "decoder": proof})
     session = Session(folder, provider="cpu", verify="off")
     after, canaries = measure.answers(session), replay.replay(session)
     report = {"scheme": name, "block_size": scheme.block_size, "quantized": count, **measure.report(before, after)}

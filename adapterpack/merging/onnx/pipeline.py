@@ -292,7 +292,7 @@ def _write_bundle(origin: _Origin, folder: Path, packs: Sequence[Pack], report: 
     parity: dict[str, Any] = {"folded": dict(report.checks)}
     bundle = dataclasses.replace(origin.bundle, mode="folded", sites=sites, adapters=(*origin.bundle.adapters, *added), slots=0, max_rank=0,
                                  max_labels=0, base_labels=labels, parity=parity, io=signature_of(ir.load(folder / GRAPH)), target="ort",
-                                 in_place=False)
+                                 in_place=False, decoder=False)
     bundle.write(folder)
     if all(factor == 1 for factor in (pack.weight for pack in report.packs)):
         verified: Mapping[str, Any] = canary.verify(Session(folder, provider="cpu", verify="off"))

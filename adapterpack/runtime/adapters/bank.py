@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import onnx_ir as ir
 import onnxruntime as ort
 
 from ...base import compatibility
-from ...bundle.manifest import Bundle, Heads, graph_file
+from ...bundle.manifest import Bundle
 from ...errors import AdapterpackError, Unsupported
 from ...manifest.manifest import Base
-from ...onnx_graph.graph_file import Stored, mapped
-from ...pack.pack import Adapter, Pack
-from ...slots.projections import heads_at, projected
-from ...slots.prompt_kv import PROJECTION
-from ...slots.values import Values, pack_values, padded
+from ...onnx_graph.graph_file import Stored
+from ...pack.pack import Pack
+from ...slots.values import padded
 from .contents import require_contents
 from .positions import require_positions
+from .slot_values import SlotValues
 
 
 class BankState(NamedTuple):
@@ -45,8 +43,8 @@ class AdapterBank:
     """
 
     def __init__(self, bundle: Bundle, folder: Path, device: str, stored: Callable[[str], Mapping[str, Stored]]) -> None:
-        self.bundle, self.folder, self.device, self._stored = bundle, folder, device, stored
-        self._parsed: dict[str, Any] = {}
+        self.bundle, self.folder, self.device = bundle, folder, device
+        self.values = SlotValues(bundle, folder, stored)
 
     def opened(self, packs: Mapping[str, Pack]) -> BankState:
         """The bank as it was exported, whose slots hold these of its packs.
@@ -55,13 +53,13 @@ class AdapterBank:
             FormatError: a slot holds another adapter, or that of the base changes it.
         """
         slots = {adapter.name: int(adapter.slot or 0) for adapter in self.bundle.adapters}
-        if packs and not self._reads_lost_weights(packs.values()):
-            exported = self._exported()
+        if packs and not any(map(self.values.reads_lost_weights, packs.values())):
+            exported = self.values.exported()
             base = {name: array[0] for name, array in exported.items()}
             heads = {name: array for name, array in base.items() if _is_head(name)}
             require_contents(padded({}, self.bundle.sites, self.bundle.max_rank, heads), base, self.folder, None)
             for name, pack in packs.items():
-                wide = padded(self._values(pack), self.bundle.sites, self.bundle.max_rank, heads)
+                wide = padded(self.values.of(pack), self.bundle.sites, self.bundle.max_rank, heads)
                 require_contents(wide, {slot: array[slots[name]] for slot, array in exported.items()}, self.folder, name)
         return BankState(slots, {}, {})
 
@@ -74,14 +72,14 @@ class AdapterBank:
         """
         pack.require_levels(compatibility.recorded_fingerprint(base), name=base.name, where=self.folder, allow_structural=allow_structural)
         require_positions(pack, self.bundle.sites)
-        values, slots = self._values(pack), state.slots
+        values, slots = self.values.of(pack), state.slots
         if pack.name in slots:
             raise AdapterpackError("the session already has an adapter of that name", where=pack.name, remedy="choose another name")
         free = min(set(range(1, self.bundle.slots)) - set(slots.values()), default=None)
         if free is None:
             raise Unsupported("no slot is free", where=self.folder, expected=f"at most {self.bundle.slots - 1} adapters",
                               found=len(slots) + 1, remedy="unload one, or export with more --slots")
-        arrays = state.arrays or self._exported()
+        arrays = state.arrays or self.values.exported()
         heads = {name: array[0] for name, array in arrays.items() if _is_head(name)}
         wide = padded(values, self.bundle.sites, self.bundle.max_rank, heads)
         filled = {name: np.concatenate([array[:free], wide[name][None], array[free + 1 :]]) for name, array in arrays.items()}
@@ -90,43 +88,6 @@ class AdapterBank:
             part = self.bundle.sites[name.rpartition(".")[0]].part
             overrides.setdefault(part, {})[name] = ort.OrtValue.ortvalue_from_numpy(array, self.device, 0)
         return BankState({**slots, pack.name: free}, filled, overrides)
-
-    def _values(self, pack: Pack) -> Values:
-        return pack_values(pack, self._weights if self.bundle.quantization is None else None, self.bundle.sites, self._projected)
-
-    def _reads_lost_weights(self, packs: Iterable[Pack]) -> bool:
-        """Whether the values of a pack are made with the base's own weights, which a quantized graph does not hold."""
-        methods = [method for pack in packs for method in pack.methods]
-        return self.bundle.quantization is not None and any(method.traits.reads_weight or method.kind == "attention" for method in methods)
-
-    def _exported(self) -> Values:
-        """The bank as the graphs were exported with it, mapped."""
-        return {name: mapped(self._stored(site.part)[name]) for path, site in self.bundle.sites.items()
-                for name in (f"{path}.{field}" for field in site.fields)}
-
-    def _weights(self, adapter: Adapter) -> tuple[np.ndarray, np.ndarray | None]:
-        """The base's own weight and bias at a site, out of the graph."""
-        site = self.bundle.sites.get(adapter.site.path)
-        if site is None:
-            raise Unsupported("the graph has no slot for a part of this adapter", found=adapter.site.path,
-                              remedy="export the bundle again with this adapter among the packs")
-        initializers = self._graph(site.part).graph.initializers
-        weight = np.array(initializers[site.weight].const_value.numpy())
-        bias = None if site.bias is None else np.array(initializers[site.bias].const_value.numpy())
-        rows = slice(site.at, site.at + site.out_features)
-        return (weight if site.layout == "out_in" else weight.T)[rows], bias
-
-    def _projected(self, prompt: np.ndarray, path: str) -> tuple[np.ndarray, np.ndarray, Heads]:
-        """What the graph's own projections make of a prompt."""
-        heads = heads_at(self.bundle.sites, path)
-        site = self.bundle.sites[f"{path}.{PROJECTION}"]
-        return *projected(self._graph(site.part), heads, prompt, site.dtype), heads
-
-    def _graph(self, part: str) -> Any:
-        """A graph of the bundle, parsed once: its nodes and small tensors in memory, its weights mapped. Nothing here changes it."""
-        if part not in self._parsed:
-            self._parsed[part] = ir.load(self.folder / graph_file(part))
-        return self._parsed[part]
 
 
 def _is_head(slot: str) -> bool:

@@ -9,8 +9,9 @@ from typing import Any, Protocol
 import numpy as np
 import onnxruntime as ort
 
-from ...bundle.manifest import ADAPTER_IDS, STEP, Bundle, adapter_file
+from ...bundle.manifest import ADAPTER_IDS, Bundle, adapter_file
 from ...errors import Unsupported
+from ...onnx_graph.graph_file import Stored
 from ...pack.pack import Pack
 from ...slots.precision import ABSENT, converted
 from ...slots.values import PEFT_NAMES, grouped, pack_values
@@ -31,6 +32,10 @@ class OpenGraphs(Protocol):
 
     def graph(self, part: str) -> OrtModel:
         """The graph of that part."""
+        ...
+
+    def stored(self, part: str) -> Mapping[str, Stored]:
+        """Where a graph stores its initializers."""
         ...
 
 
@@ -123,7 +128,7 @@ class InputsMode:
         attached: Mapping[str, Slots] = adapters.attached
 
         def slots(name: str | None, part: str) -> Mapping[str, Any]:
-            return {} if name is None else attached[name].get(MAIN if part == STEP else part, {})
+            return {} if name is None else attached[name].get(part, {})
 
         def run(feeds: Mapping[str, Any], part: str = MAIN, rows: Sequence[int] | None = None) -> dict[str, Any]:
             chosen = names if rows is None else [names[row] for row in rows]
@@ -154,7 +159,7 @@ class BankMode:
 
     def __init__(self, session: OpenGraphs) -> None:
         self.session = session
-        self.bank = AdapterBank(session.bundle, session.folder, session.device, lambda part: session.graph(part).stored)
+        self.bank = AdapterBank(session.bundle, session.folder, session.device, session.stored)
 
     def opened(self, packs: Mapping[str, Pack]) -> BankState:
         """See :class:`AdapterMode`."""
@@ -170,7 +175,7 @@ class BankMode:
             if ADAPTER_IDS not in graph.inputs:  # no adapter reaches this graph
                 return graph.call(feeds)
             batch_ids = ort.OrtValue.ortvalue_from_numpy(ids if rows is None else ids[list(rows)], graph.device, 0)
-            return graph.call({**feeds, ADAPTER_IDS: batch_ids, **overrides.get(MAIN if part == STEP else part, {})})
+            return graph.call({**feeds, ADAPTER_IDS: batch_ids, **overrides.get(part, {})})
 
         return run
 

@@ -65,7 +65,7 @@ def prefix_cache(inputs: Mapping[str, Any], prompts: Prompts, names: Sequence[st
             start = width - prompt.shape[3]
             mask[row, start:] = 1
             for name, array in cache.items():
-                layer, side = _layer_and_side(name)
+                layer, side = layer_and_side(name)
                 array[row, :, start:] = prompt[layer, side]
     return PrefixCache(cache, mask)
 
@@ -81,7 +81,7 @@ def prompt_kv(pack: Pack, folder: Path, inputs: Mapping[str, Any]) -> np.ndarray
     """
     if pack.method.kind != "prompt":
         return None
-    sizes = {_layer_and_side(name): (value.shape[1], value.shape[3]) for name, value in inputs.items() if name.startswith(PAST)}
+    sizes = {layer_and_side(name): (value.shape[1], value.shape[3]) for name, value in inputs.items() if name.startswith(PAST)}
     if not sizes:
         raise Unsupported("a prompt goes into a decoder's cache, and this graph has none", where=pack.name, found=pack.method.name,
                           remedy="run this adapter under torch")
@@ -100,6 +100,7 @@ def prompt_kv(pack: Pack, folder: Path, inputs: Mapping[str, Any]) -> np.ndarray
     return np.ascontiguousarray(cache)
 
 
-def _layer_and_side(name: str) -> tuple[int, int]:
+def layer_and_side(name: str) -> tuple[int, int]:
+    """The layer of a cache's input, and whether it holds keys (0) or values (1)."""
     layer, side = name.removeprefix(PAST).split(".")
     return int(layer), ("key", "value").index(side)

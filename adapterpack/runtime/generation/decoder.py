@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ...adapter_methods.core.token_positions import acted
-from ...bundle.manifest import ADAPTER_POSITIONS, PAST, PRESENT, STEP
+from ...bundle.manifest import ADAPTER_POSITIONS, PAST, PRESENT
 from ...errors import ConfigError, FormatError
 from ...tasks.session import Arrays
 from ...tasks.task import MAIN
@@ -18,7 +18,6 @@ from ..open_bundle import OpenBundle
 from ..pipeline import run_parts, values
 from ..text.context_length import context_of
 from ..text.model_files import token_ids
-from .kv_cache import StaticCache
 
 
 class Decoder(Protocol):
@@ -42,16 +41,12 @@ class Decoder(Protocol):
 
 
 class DecoderOnly:
-    """A causal language model, with images where its graph takes some. ``in_place``: on a static cache, where the bundle can."""
+    """A causal language model on a cache that each pass gives anew, with images where its graph takes some."""
 
-    def __init__(
-        self, session: OpenBundle, rows: Sequence[Sequence[int]], names: list[str | None], given: Arrays, in_place: bool = True
-    ) -> None:
+    def __init__(self, session: OpenBundle, rows: Sequence[Sequence[int]], names: list[str | None], given: Arrays) -> None:
         self.session, self.names, self.run = session, names, session.pin(names)
         self.prompts = rows
         self.batch = pad(rows, session.pad_id, left=session.pads_left)
-        self.in_place = in_place and session.steps_in_place(names)
-        self.cache: StaticCache | None = None
         self.last = last_places(self.batch["attention_mask"])
         self.given = given
         self.prefix = self.run.prefix(session.inputs)
@@ -77,18 +72,14 @@ class DecoderOnly:
         if self.context is not None:
             places = np.minimum(places, self.context - 1)  # rows that have ended are fed, too, and need some position
         step: Arrays = {"input_ids": tokens[:, None], "attention_mask": self.mask, "position_ids": places}
-        part, cache = MAIN, grown(outputs)
-        if self.in_place:
-            part, self.cache = STEP, self.cache or StaticCache(outputs, self.mask[:, :-1], self.session.device)
-            step["attention_mask"], cache = self.cache.step()
         acting = self.run.acting({"input_ids": tokens[:, None], "attention_mask": ones}, self.acted)
         self.acted = acted(acting, self.acted)
         if "image_features" in self.session.inputs:
             width = self.session.inputs["image_features"].shape[2]
             step["image_features"] = np.zeros((len(self.names), 0, width), np.float32)
-        graph = self.session.graph(part)
+        graph = self.session.graph(MAIN)
         feeds = {name: graph.fitting(name, array) for name, array in {**step, ADAPTER_POSITIONS: acting}.items() if name in graph.inputs}
-        return self.run({**values(feeds), **cache}, part)
+        return self.run({**values(feeds), **grown(outputs)}, MAIN)
 
 
 class EncoderDecoder:

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
-from ...errors import ConfigError, Unsupported
+from ...errors import Unsupported
 from ...tasks.rows import map_rows, row_errors
 from ...tasks.session import Arrays
 from ...tasks.task import TASKS
 from ..adapters.pinned import Names
+from ..engine.batch import SessionEngine
+from ..model_inputs import pad
 from ..open_bundle import OpenBundle
-from ..text.context_length import context_of, require_context, text_part
-from ..text.model_files import MAX_ID
+from ..pipeline import run_parts
+from ..text.context_length import context_of, require_context
 from ..text.text_stream import TextStream
 from .decoder import decoder_of
+from .prompts import Prompt, prompt_ids
 from .sampling import Sampling
 from .structured import grammar_mask
 from .token_chooser import Choice, TokenChooser, choose
 
-Prompt = str | Sequence[Mapping[str, str]] | Sequence[int]
 Emit = Callable[[int, int, str], None]
 """Called with (row, token id, text so far) for every new token. The text is final: the next one begins with it, and the last one is the
 answer's. The end token of a row is passed on, too, if there is text that was kept back until then."""
@@ -62,12 +64,14 @@ def generate(
         raise Unsupported("the bundle does not generate text", found=session.bundle.task,
                           expected=", ".join(task.name for task in TASKS.values() if task.generates))
     others = dict(given or {})
-    rows = map_rows(prompts, partial(_prompt_ids, session))
+    rows = map_rows(prompts, partial(prompt_ids, session))
     count = len(rows) or next((array.shape[0] for array in others.values()), 0)
     if not count:
         return []
     options = sampling or Sampling()
     names = session.names(adapters, count)
+    if session.bundle.decoder:
+        return _by_engine(session, rows, names, options, emit, others)
     decoder = decoder_of(session)(session, rows, names, others)
     require_context(session, decoder.lengths, decoder.virtual)
     ends = options.end_ids(session.tokenizer.eos_ids)
@@ -85,6 +89,20 @@ def generate(
     return [Generation(stream.text, tuple(stream.ids), reason or "length", name, length,
                        None if options.logprobs is None else tuple(choices[: len(stream.ids)]))
             for stream, reason, choices, name, length in zip(batch.streams, batch.reasons, batch.choices, names, lengths, strict=True)]
+
+
+def _by_engine(session: OpenBundle, rows: Sequence[Sequence[int]], names: Sequence[str | None], options: Sampling, emit: Emit | None,
+               given: Arrays) -> list[Generation]:
+    packs = [None if name is None or session.bundle.mode == "folded" else session.pack(name) for name in names]
+    features: list[dict[str, np.ndarray]] = [{} for _ in rows]
+    if given:
+        batch = pad(rows, session.pad_id, left=session.pads_left)
+        images = run_parts(session, {**given, **batch}, names, parts=session.task.parts[:-1])
+        features = [{name: array[row : row + 1] for name, array in images.items()} for row in range(len(rows))]
+    ended = session.once("engine", SessionEngine).run(session, rows, packs, options, emit, features)
+    return [Generation(row.stream.text, tuple(row.stream.ids), row.reason or "length", name, len(row.prompt),
+                       None if options.logprobs is None else tuple(row.choices[: len(row.stream.ids)]))
+            for row, name in zip(ended, names, strict=True)]
 
 
 def _room(session: OpenBundle, lengths: np.ndarray, most: int) -> list[int]:
@@ -133,28 +151,3 @@ class _Batch:
             self.reasons[row] = "stop"
         if self.emit and (not ends or stream.text != text_before):
             self.emit(row, choice.token, stream.text)
-
-
-def _prompt_ids(session: OpenBundle, prompt: Prompt) -> list[int]:
-    items = [prompt] if isinstance(prompt, str) else list(prompt)
-    if items and all(type(item) is int for item in items):
-        return _checked_ids(session, items)  # type: ignore[arg-type]
-    if not isinstance(prompt, str) and not all(isinstance(item, Mapping) and "content" in item for item in items):
-        raise ConfigError("a prompt is a text, a list of messages with role and content, or a list of token ids", found=repr(prompt)[:80])
-    if isinstance(prompt, str) and not session.task.pads_left:  # an encoder reads the text as it is
-        ids = session.tokenizer.encode(prompt)
-    else:
-        ids = session.tokenizer.prompt(prompt) if items else []  # type: ignore[arg-type]
-    if not ids:
-        raise ConfigError("a prompt has no tokens", found=repr(prompt)[:80])
-    return ids
-
-
-def _checked_ids(session: OpenBundle, ids: list[int]) -> list[int]:
-    """Ids of a caller, if the model has them."""
-    vocabulary = text_part(session.config, "vocab_size").get("vocab_size")
-    most = vocabulary - 1 if type(vocabulary) is int else MAX_ID
-    wrong = next((token for token in ids if not 0 <= token <= most), None)
-    if wrong is not None:
-        raise ConfigError("a prompt has a token that the model does not have", expected=f"0 to {most}", found=str(wrong)[:40])
-    return ids

@@ -1,8 +1,13 @@
-"""A decoder's graph for one token a step, on caches that stay where they are.
+"""The decoder's graph that the engine runs: one graph for prompts and for steps, on caches that stay where they are.
 
-The ordinary graph gives its cache anew with every token. Here each attention becomes ``GroupQueryAttention``, which writes the new keys
-and values into the buffers that it reads: ``present`` may be the memory of ``past``. Rows lie at the beginning of their buffers, without
-padding, and ``attention_mask`` says how long each is, the new token included.
+It is made from the ordinary graph and reads the same weights. Three things differ:
+
+- Each attention is ``GroupQueryAttention``, which writes new keys and values into the buffers that it reads. Rows lie at the beginning of
+  their buffers, without padding; ``seqlens_k`` and ``total_sequence_length`` say how long they are.
+- The slots of a bank are inputs ``[rows, ...]`` in the place of ``Gather(bank, adapter_ids)``: one set of values for each row, or one for
+  all of them, which broadcasts; ranks are free, and a set of rank 0 costs next to nothing.
+- Logits are those of the positions ``logits_positions`` ``[batch, n]`` alone.
+
 Operator: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.microsoft.GroupQueryAttention.
 """
 
@@ -17,14 +22,19 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from ...base.base_folder import read_json
-from ...bundle.manifest import PAST, PRESENT, STEP, graph_file
+from ...bundle.decoder_graph import CACHE_LENGTHS, DECODER, LOGITS_POSITIONS, LONGEST, part_ranks
+from ...bundle.manifest import ADAPTER_IDS, PAST, PRESENT, Bundle, MappedSite, graph_file, read_bundle
 from ...errors import Unsupported
+from ...slots.fields import extents
 from ...tasks.task import MAIN
 from .attention import attention_inputs
+from .emit import PREFIX
 
-_PREFIX = "in_place/"
+_PREFIX = "decoder/"
 _THROUGH = frozenset({"Reshape", "Expand", "Unsqueeze", "Transpose", "Mul", "Cast"})
 """What may be between a cache and the product with it: heads are repeated, keys are turned and scaled."""
+_ELEMENTWISE = frozenset({"Add", "Mul", "Div", "Sub", "Tanh", "Cast", "Clip", "Squeeze", "Unsqueeze"})
+"""What may be between the last product and the logits."""
 
 
 class _Attention(NamedTuple):
@@ -40,18 +50,18 @@ class _Attention(NamedTuple):
     softcap: float = 0.0
 
 
-def write_step(folder: Path) -> None:
-    """Derives the graph for steps from the ordinary one, into the same folder of the bundle; both have the same file of weights.
+def write_decoder(folder: Path) -> None:
+    """Derives the engine's graph from the ordinary one, into the same folder of the bundle; both have the same file of weights.
 
     Raises:
         Unsupported: an attention of the graph is of no known build.
     """
     model = ir.load(folder / graph_file(MAIN))
-    make_step(model, read_json(folder / "config.json"))
-    ir.save(model, folder / graph_file(STEP))
+    make_decoder(model, read_json(folder / "config.json"), read_bundle(folder))
+    ir.save(model, folder / graph_file(DECODER))
 
 
-def make_step(model: Any, config: Mapping[str, Any]) -> None:
+def make_decoder(model: Any, config: Mapping[str, Any], bundle: Bundle) -> None:
     """Changes a decoder's graph, in place; ``config`` is the model's.
 
     Raises:
@@ -63,16 +73,93 @@ def make_step(model: Any, config: Mapping[str, Any]) -> None:
     if not attentions or [attention.layer for attention in attentions] != list(range(len(caches) // 2)):
         raise Unsupported("no attention of a known build writes into each cache of this graph", expected=f"{len(caches) // 2} of them",
                           found=len(attentions), remedy="leave --static-cache out")
-    lengths, total = _lengths(model)
+    batch = next(value for value in graph.inputs if value.name == "input_ids").shape[0]
+    lengths, total = _input(graph, CACHE_LENGTHS, [batch], ir.DataType.INT32), _input(graph, LONGEST, [], ir.DataType.INT32)
     windows, cap = _windows(config, len(attentions)), config.get("attn_logit_softcapping") or 0.0
     for attention in attentions:
         _replace(model, attention._replace(softcap=attention.softcap or float(cap)), lengths, total, windows[attention.layer])
+    _keep_positions(model, bundle, batch)
+    if bundle.mode == "bank":
+        _rows_as_inputs(model, bundle.sites)
     RemoveUnusedNodesPass()(model)
     wrong = sorted(name for name, value in caches.items() if not all(map(_knows_rows, (use.node for use in value.uses()))))
-    if wrong:
-        raise Unsupported("more than its attention reads a cache of this graph", found=", ".join(wrong[:4]),
+    if wrong or (mask := _input_named(graph, "attention_mask")) is None or list(mask.uses()):
+        raise Unsupported("more than its attention reads a cache or the mask of this graph", found=", ".join(wrong[:4]) or "attention_mask",
                           remedy="leave --static-cache out")
+    for name in ("attention_mask", ADAPTER_IDS):
+        value = _input_named(graph, name)
+        if value is not None and not list(value.uses()):
+            graph.inputs.remove(value)
     model.opset_imports["com.microsoft"] = 1
+
+
+def _input(graph: Any, name: str, shape: list[Any], dtype: Any) -> Any:
+    value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype))
+    graph.inputs.append(value)
+    return value
+
+
+def _input_named(graph: Any, name: str) -> Any:
+    return next((value for value in graph.inputs if value.name == name), None)
+
+
+def _keep_positions(model: Any, bundle: Bundle, batch: Any) -> None:
+    """Cuts the graph's last product down to the positions whose logits are wanted: before it, or behind it where an adapter acts on it at
+    some positions only.
+    """
+    graph = model.graph
+    logits = next(value for value in graph.outputs if value.name == "logits")
+    wanted = _input(graph, LOGITS_POSITIONS, [batch, "kept"], ir.DataType.INT64)
+    product, full = _last_product(logits), logits
+    if product is not None and not any(site.node == product.name and site.positional for site in bundle.sites.values()):
+        hidden = product.inputs[0]
+        full = hidden if hidden is not None and hidden.shape is not None and len(hidden.shape) == 3 else logits
+    users = [(use.node, use.idx) for use in full.uses()]
+    axis = _constant(model, "last_axis", np.array([-1], np.int64))
+    places = ir.node("Unsqueeze", [wanted, axis], name=f"{_PREFIX}places")
+    kept = ir.node("GatherND", [full, places.outputs[0]], {"batch_dims": 1}, name=f"{_PREFIX}kept")
+    graph.insert_after(full.producer(), [places, kept])
+    places.outputs[0].name, result = f"{places.name}:0", kept.outputs[0]
+    for node, index in users:
+        node.replace_input_with(index, result)
+    logits.shape = None if logits.shape is None else ir.Shape([batch, "kept", logits.shape[-1]])
+    result.name, result.type = f"{kept.name}:0", full.type
+    result.shape = None if full.shape is None else ir.Shape([batch, "kept", full.shape[-1]])
+    if full is logits:
+        result.name, logits.name = logits.name, f"{logits.name}/all"
+        graph.outputs[next(number for number, value in enumerate(graph.outputs) if value is logits)] = result
+
+
+def _last_product(value: Any) -> Any:
+    """The product with a constant that a value is made of, through what changes its numbers alone: a cap, a factor, an adapter's sum."""
+    node = value.producer()
+    while node is not None and node.op_type in _ELEMENTWISE:
+        node = next((operand.producer() for operand in node.inputs if operand is not None and operand.producer() is not None), None)
+    return node if node is not None and node.op_type in {"MatMul", "MatMulNBits", "Gemm"} else None
+
+
+def _rows_as_inputs(model: Any, sites: Mapping[str, MappedSite]) -> None:
+    """Makes every slot an input that has the values of the batch's rows, or one set for all."""
+    graph = model.graph
+    numbers = {path: number for number, path in enumerate(sites)}
+    for value in [value for value in graph.inputs if value.name in graph.initializers]:
+        path, _, field = value.name.rpartition(".")
+        site, dtype = sites[path], value.dtype
+        shape = extents(field, site, lambda axis, number=numbers[path]: f"{axis}_{number}")  # type: ignore[misc]
+        del graph.initializers[value.name]
+        value.const_value = None
+        value.shape, value.type = ir.Shape(["adapters" if site.kind == "lookup" and field == "down" else "adapter_rows", *shape]), \
+            ir.TensorType(dtype)
+        for node, _ in list(value.uses()):
+            if node.op_type == "Gather" and node.inputs[1].name == ADAPTER_IDS:
+                node.outputs[0].replace_all_uses_with(value)
+                graph.remove(node, safe=True)
+    for node in [node for node in graph if node.op_type == "Split" and "num_outputs" in node.attributes]:
+        path = next((path for path, site in sites.items() if site.members and node.name == f"{PREFIX}{path}/parts"), None)
+        if path is not None:  # ONNX Runtime refuses to split nothing into even parts
+            node.attributes.pop("num_outputs")
+            node.resize_inputs(2)
+            node.replace_input_with(1, _input(graph, part_ranks(path), [len(sites[path].members)], ir.DataType.INT64))
 
 
 def _knows_rows(node: Any) -> bool:
@@ -127,23 +214,6 @@ def _cached(value: Any, layers: Mapping[str, int]) -> Any:
     return value if node is not None and node.op_type == "Concat" and len(node.inputs) == 2 else None
 
 
-def _lengths(model: Any) -> tuple[Any, Any]:
-    """How long each row is without the new token, ``[batch]`` int32, and the longest with it, int32; both of the mask."""
-    graph = model.graph
-    mask = next(value for value in graph.inputs if value.name == "attention_mask")
-    axis, one = (_constant(model, name, np.array(number, np.int64)) for name, number in (("axis", [1]), ("one", 1)))
-    summed = ir.node("ReduceSum", [mask, axis], {"keepdims": 0}, name=f"{_PREFIX}sum")
-    before = ir.node("Sub", [summed.outputs[0], one], name=f"{_PREFIX}before")
-    lengths = ir.node("Cast", [before.outputs[0]], {"to": ir.DataType.INT32}, name=f"{_PREFIX}lengths")
-    longest = ir.node("ReduceMax", [summed.outputs[0]], {"keepdims": 0}, name=f"{_PREFIX}longest")
-    total = ir.node("Cast", [longest.outputs[0]], {"to": ir.DataType.INT32}, name=f"{_PREFIX}total")
-    nodes = [summed, before, lengths, longest, total]
-    for node in nodes:
-        node.outputs[0].name = f"{node.name}:0"
-    graph.insert_before(graph[0], nodes)
-    return lengths.outputs[0], total.outputs[0]
-
-
 def _windows(config: Mapping[str, Any], layers: int) -> list[int]:
     """How many tokens each layer looks back over, itself included; -1: all."""
     width, kinds = config.get("sliding_window"), config.get("layer_types")
@@ -159,14 +229,19 @@ def _replace(model: Any, attention: _Attention, lengths: Any, total: Any, window
     _, key_heads, _, width = caches[0].shape
     wide = [attention.heads * width, key_heads * width, key_heads * width]
     nodes, flat = [], []
+
+    def added(op: str, name: str, *inputs: Any, **given: Any) -> Any:
+        nodes.append(ir.node(op, list(inputs), given, name=f"{_PREFIX}{attention.layer}/{name}"))
+        nodes[-1].outputs[0].name = f"{nodes[-1].name}:0"
+        return nodes[-1].outputs[0]
+
     for name, value, size in zip(("queries", "keys", "values"), (attention.queries, attention.keys, attention.values), wide, strict=True):
-        if value.shape is not None and len(value.shape) == 3:
+        if value.shape is None or len(value.shape) == 3:
             flat.append(value)
             continue
-        shape = _constant(model, f"{attention.layer}/{name}/shape", np.array([-1, 1, size], np.int64))
-        nodes.append(ir.node("Reshape", [value, shape], name=f"{_PREFIX}{attention.layer}/{name}"))
-        nodes[-1].outputs[0].name = f"{nodes[-1].name}:0"
-        flat.append(nodes[-1].outputs[0])  # of one token, heads apart or side by side are the same numbers
+        by_token = added("Transpose", f"{name}/by_token", value, perm=[0, 2, 1, 3])  # it is [batch, heads, tokens, width]
+        shape = _constant(model, f"{attention.layer}/{name}/shape", np.array([0, 0, size], np.int64))
+        flat.append(added("Reshape", name, by_token, shape))
     attributes: dict[str, Any] = {"num_heads": attention.heads, "kv_num_heads": key_heads, "scale": attention.scale,
                                   "local_window_size": window, "do_rotary": 0, "softcap": attention.softcap}
     node = ir.node("GroupQueryAttention", [*flat, *caches, lengths, total], attributes, domain="com.microsoft",
@@ -175,10 +250,8 @@ def _replace(model: Any, attention: _Attention, lengths: Any, total: Any, window
     result = node.outputs[0]
     result.name = f"{node.name}:0"
     if len(attention.output.shape) == 4:
-        shape = _constant(model, f"{attention.layer}/heads/shape", np.array([-1, attention.heads, 1, width], np.int64))
-        nodes.append(ir.node("Reshape", [result, shape], name=f"{_PREFIX}{attention.layer}/heads"))
-        result = nodes[-1].outputs[0]
-        result.name = f"{nodes[-1].name}:0"
+        shape = _constant(model, f"{attention.layer}/heads/shape", np.array([0, 0, attention.heads, width], np.int64))
+        result = added("Transpose", "by_head", added("Reshape", "heads", result, shape), perm=[0, 2, 1, 3])
     result.shape, result.type = attention.output.shape, attention.output.type
     graph.insert_before(attention.output.producer(), nodes)
     attention.output.replace_all_uses_with(result)

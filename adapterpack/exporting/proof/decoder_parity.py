@@ -1,0 +1,103 @@
+"""Compares the engine's graph with the ordinary one: the same rows, adapters and tokens, prompts in pieces and steps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...bundle.decoder_graph import DECODER
+from ...bundle.manifest import graph_file
+from ...errors import ParityError
+from ...runtime.adapters.slot_values import SlotValues
+from ...runtime.engine.adapter_feeds import ResidentAdapter
+from ...runtime.engine.adapter_reader import AdapterReader
+from ...runtime.engine.row_batch import Row, RowBatch
+from ...runtime.generation.decoder import DecoderOnly
+from ...runtime.session import Session
+from ...slots.precision import precision
+from ..example_inputs import LENGTHS
+from ..graph.decoder import write_decoder
+
+_STEPS = 20
+_PIECE = 3
+"""Tokens of a prompt that are read at a time, so that the longer ones go on from what is in their caches."""
+_ROOM = 32
+"""Positions for the prompts of adapters."""
+_VOCABULARY = 64
+"""Ids of the rows, which every model has."""
+
+
+def with_decoder(folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """Writes the engine's graph into the bundle's folder, and proves it; what the parity report says of it.
+
+    Raises:
+        Unsupported: an attention of the graph is of no known build.
+        ParityError: the two graphs disagree.
+    """
+    write_decoder(folder)
+    session = Session(folder, provider="cpu", verify="off")  # its weights laid out as users have them, since speeds are reported
+    tolerance, rng = precision(session.bundle.dtype).tolerance, np.random.default_rng(11)
+    rows = [[int(token) for token in rng.integers(1, _VOCABULARY, length)] for length in LENGTHS]
+    tokens = rng.integers(1, _VOCABULARY, (_STEPS, len(rows)))
+    reader = AdapterReader(session, SlotValues(session.bundle, folder, session.stored))
+    batch = RowBatch[Row](session, reader, len(rows), max(LENGTHS) + _STEPS + _ROOM)
+    adapters = {name: reader.read(pack) for name, pack in session.packs.items() if session.bundle.mode == "bank"}
+    worst, seconds = 0.0, [0.0, 0.0]
+    for names in _names(session):
+        grown = _ordinary(session, rows, names, tokens)
+        placed = _by_engine(batch, rows, [adapters.get(name or "") for name in names], tokens)
+        error, size = float(np.abs(grown[0] - placed[0]).max()), max(1.0, float(np.abs(grown[0]).max()))
+        if not error <= tolerance * size:
+            raise ParityError("the graph for the engine disagrees with the ordinary one", where=f"{folder.name}/{graph_file(DECODER)}",
+                              expected=f"at most {tolerance * size:.2g}", found=f"{error:.2g}", remedy="leave --static-cache out")
+        worst, seconds = max(worst, error / size), [so_far + more for so_far, more in zip(seconds, (grown[1], placed[1]), strict=True)]
+    slow, fast = (len(rows) * _STEPS * len(_names(session)) / total for total in seconds)
+    say(f"the engine's graph agrees with the ordinary one: {worst:.1g} of the largest output; {fast:.0f} tokens a second, "
+        f"{slow:.0f} without")
+    return {"max_relative": worst, "steps": _STEPS}
+
+
+def _names(session: Session) -> list[list[str | None]]:
+    """The base, and every adapter among others where rows of a batch can have their own, else by itself."""
+    choices: list[str | None] = [session.default, *session.adapters]
+    count = len(LENGTHS)
+    if session.bundle.mode == "bank":
+        return [[choices[(start + row) % len(choices)] for row in range(count)] for start in range(0, len(choices), count)]
+    return [[name] * count for name in dict.fromkeys(choices)]
+
+
+def _ordinary(session: Session, rows: Sequence[Sequence[int]], names: list[str | None], tokens: np.ndarray) -> tuple[np.ndarray, float]:
+    """The logits after each prompt and each step ``[1 + steps, rows, vocabulary]``, and the seconds that the steps took."""
+    going = DecoderOnly(session, rows, names, {})
+    outputs = going.prefill()
+    logits = [outputs["logits"].numpy()[range(len(rows)), going.last]]
+    started = time.perf_counter()
+    for step_tokens in tokens:
+        outputs = going.step(step_tokens, outputs)
+        logits.append(outputs["logits"].numpy()[:, -1])
+    return np.stack(logits).astype(np.float32), time.perf_counter() - started
+
+
+def _by_engine(batch: RowBatch[Row], prompts: Sequence[Sequence[int]], adapters: Sequence[ResidentAdapter | None],
+               tokens: np.ndarray) -> tuple[np.ndarray, float]:
+    """The same by the engine's graph."""
+    rows, first = [Row(prompt=ids, adapter=adapter) for ids, adapter in zip(prompts, adapters, strict=True)], []
+    for row in rows:
+        batch.admit(row)
+    for row in rows:
+        while row.done < len(row.prompt):
+            last = batch.prefill(min(_PIECE, len(row.prompt) - row.done)).copy()
+        first.append(last)
+    logits, started = [np.stack(first)], time.perf_counter()
+    for step_tokens in tokens:
+        for row, token in zip(rows, step_tokens, strict=True):
+            row.token = int(token)
+        logits.append(batch.decode())
+    seconds = time.perf_counter() - started
+    for row in rows:
+        batch.remove(row)
+    return np.stack(logits).astype(np.float32), seconds

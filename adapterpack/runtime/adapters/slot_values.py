@@ -1,0 +1,64 @@
+"""Makes the values with which a pack fills the slots of a bundle's graphs, with the base's own weights where a method reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from ...bundle.manifest import Bundle, Heads, graph_file
+from ...errors import Unsupported
+from ...onnx_graph.graph_file import Stored, mapped
+from ...pack.pack import Adapter, Pack
+from ...slots.projections import heads_at, projected
+from ...slots.prompt_kv import PROJECTION
+from ...slots.values import Values, pack_values
+
+
+class SlotValues:
+    """The slot values of packs for one bundle; ``stored`` says where a part's graph stores its initializers."""
+
+    def __init__(self, bundle: Bundle, folder: Path, stored: Callable[[str], Mapping[str, Stored]]) -> None:
+        self.bundle, self.folder, self._stored = bundle, folder, stored
+        self._parsed: dict[str, Any] = {}
+
+    def of(self, pack: Pack) -> Values:
+        """Every slot value of one pack, by slot name, unpadded: see :func:`adapterpack.slots.values.pack_values`."""
+        return pack_values(pack, self._weights if self.bundle.quantization is None else None, self.bundle.sites, self._projected)
+
+    def reads_lost_weights(self, pack: Pack) -> bool:
+        """Whether the values of a pack are made with the base's own weights, which a quantized graph does not hold."""
+        return self.bundle.quantization is not None and any(method.traits.reads_weight or method.kind == "attention"
+                                                            for method in pack.methods)
+
+    def exported(self) -> Values:
+        """The bank as the graphs were exported with it, mapped: ``[slots, ...]`` by slot name."""
+        return {name: mapped(self._stored(site.part)[name]) for path, site in self.bundle.sites.items()
+                for name in (f"{path}.{field}" for field in site.fields)}
+
+    def _weights(self, adapter: Adapter) -> tuple[np.ndarray, np.ndarray | None]:
+        """The base's own weight and bias at a site, out of the graph."""
+        site = self.bundle.sites.get(adapter.site.path)
+        if site is None:
+            raise Unsupported("the graph has no slot for a part of this adapter", found=adapter.site.path,
+                              remedy="export the bundle again with this adapter among the packs")
+        initializers = self._graph(site.part).graph.initializers
+        weight = np.array(initializers[site.weight].const_value.numpy())
+        bias = None if site.bias is None else np.array(initializers[site.bias].const_value.numpy())
+        rows = slice(site.at, site.at + site.out_features)
+        return (weight if site.layout == "out_in" else weight.T)[rows], bias
+
+    def _projected(self, prompt: np.ndarray, path: str) -> tuple[np.ndarray, np.ndarray, Heads]:
+        """What the graph's own projections make of a prompt."""
+        heads = heads_at(self.bundle.sites, path)
+        site = self.bundle.sites[f"{path}.{PROJECTION}"]
+        return *projected(self._graph(site.part), heads, prompt, site.dtype), heads
+
+    def _graph(self, part: str) -> Any:
+        """A graph of the bundle, parsed once: its nodes and small tensors in memory, its weights mapped. Nothing here changes it."""
+        if part not in self._parsed:
+            self._parsed[part] = ir.load(self.folder / graph_file(part))
+        return self._parsed[part]

@@ -1,0 +1,130 @@
+"""What the engine's graph is fed for the adapters of a batch: nothing for the base, one set for all rows, or one for each row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from ...adapter_methods.core.token_positions import Acts
+from ...bundle.manifest import ADAPTER_IDS
+from ...slots.values import Values
+from .slot_layout import Axis, SlotLayout
+
+Feeds = dict[str, Any]
+"""Input of the graph -> ``OrtValue``."""
+
+
+@dataclass(eq=False)
+class ResidentAdapter:
+    """An adapter whose values are in memory. ``prompt`` ``[layers, 2, heads, n, head_dim]`` is what its rows' caches begin with."""
+
+    name: str
+    digest: str
+    values: Values
+    extents: dict[Axis, int]
+    acts: Acts | None = None
+    prompt: np.ndarray | None = None
+    users: int = 0
+    """Rows that run with it: it stays in memory as long."""
+    feeds: Feeds | None = field(default=None, repr=False)
+
+    @property
+    def nbytes(self) -> int:
+        """The size of its values in bytes."""
+        return sum(array.nbytes for array in self.values.values()) + (0 if self.prompt is None else self.prompt.nbytes)
+
+    @property
+    def virtual(self) -> int:
+        """The positions that its prompt takes in a row's cache."""
+        return 0 if self.prompt is None else int(self.prompt.shape[3])
+
+
+class AdapterFeeds:
+    """Makes the feeds of batches of up to ``rows`` rows.
+
+    Values of a mixed batch are copied into memory of their own, a row at a time and only where a row has another adapter than before; that
+    memory has room for the widest adapter that was in a mixed batch, until :meth:`forget`.
+    """
+
+    def __init__(self, layout: SlotLayout, rows: int, device: str) -> None:
+        self.layout, self.rows, self.device = layout, rows, device
+        self._buffers: dict[str, np.ndarray] = {}
+        self._extents: dict[Axis, int] = {}
+        self._filled: dict[int, ResidentAdapter | None] = {}
+
+    def of(self, adapters: Sequence[ResidentAdapter | None]) -> Feeds:
+        """The feeds of rows with these adapters, None for the base."""
+        distinct = list(dict.fromkeys(adapters))
+        if len(distinct) == 1 and (self.layout.shares or len(adapters) == 1 or distinct[0] is None):
+            feeds = self._shared(distinct[0])
+        else:
+            feeds = self._mixed(adapters, distinct)
+        if not any(slot.table for slot in self.layout.slots.values()):
+            return feeds
+        ids = np.array([distinct.index(adapter) for adapter in adapters], np.int64)
+        return {**feeds, **self._tables(distinct), ADAPTER_IDS: self._value(ids)}
+
+    @cached_property
+    def _base(self) -> ResidentAdapter:
+        heads = self.layout.heads
+        return ResidentAdapter("", "", heads, self.layout.extents(heads))
+
+    def _shared(self, adapter: ResidentAdapter | None) -> Feeds:
+        one = adapter or self._base
+        if one.feeds is None:
+            one.feeds = {name: self._value(np.ascontiguousarray(self._slot(name, one)[None]))
+                         for name, slot in self.layout.slots.items() if not slot.table}
+            one.feeds |= {name: self._value(array) for name, array in self.layout.ranks(one.extents).items()}
+        return dict(one.feeds)
+
+    def _slot(self, name: str, adapter: ResidentAdapter) -> np.ndarray:
+        """An adapter's values for one slot, of its own ranks: as they are where they fill it."""
+        slot, own = self.layout.slots[name], adapter.values.get(name)
+        shape = slot.shape(adapter.extents, self.layout.least)
+        if own is not None and own.shape == shape:
+            return own
+        filled = np.empty(shape, slot.dtype)
+        self.layout.fill(slot, filled, adapter.values)
+        return filled
+
+    def _mixed(self, adapters: Sequence[ResidentAdapter | None], distinct: Sequence[ResidentAdapter | None]) -> Feeds:
+        wanted = self.layout.widest([self._extents, *(adapter.extents for adapter in distinct if adapter is not None)])
+        if wanted != self._extents or not self._filled:
+            self._extents, self._filled = wanted, {}
+            self._buffers = {name: np.empty((self.rows, *slot.shape(wanted, self.layout.least)), slot.dtype)
+                             for name, slot in self.layout.slots.items() if not slot.table}
+        for row, adapter in enumerate(adapters):
+            if row not in self._filled or self._filled[row] is not adapter:
+                self._fill(row, adapter)
+        feeds = {name: self._value(buffer[: len(adapters)]) for name, buffer in self._buffers.items()}
+        return {**feeds, **{name: self._value(array) for name, array in self.layout.ranks(wanted).items()}}
+
+    def _fill(self, row: int, adapter: ResidentAdapter | None) -> None:
+        self._filled[row] = adapter
+        values = (adapter or self._base).values
+        for name, buffer in self._buffers.items():
+            self.layout.fill(self.layout.slots[name], buffer[row], values)
+
+    def forget(self) -> None:
+        """Gives back the memory of mixed batches, which the next one takes anew."""
+        self._buffers, self._extents, self._filled = {}, {}, {}
+
+    def _tables(self, distinct: Sequence[ResidentAdapter | None]) -> Feeds:
+        extents = self.layout.widest([(adapter or self._base).extents for adapter in distinct])
+        feeds: Feeds = {}
+        for name, slot in self.layout.slots.items():
+            if slot.table:
+                stacked = np.empty((len(distinct), *slot.shape(extents, self.layout.least)), slot.dtype)
+                for place, adapter in enumerate(distinct):
+                    self.layout.fill(slot, stacked[place], (adapter or self._base).values)
+                feeds[name] = self._value(stacked)
+        return feeds
+
+    def _value(self, array: np.ndarray) -> Any:
+        """An array as a feed: on the CPU the memory is the array's own, which the value keeps alive."""
+        return ort.OrtValue.ortvalue_from_numpy(array, self.device, 0)

@@ -1,0 +1,87 @@
+"""Answers to a batch of prompts by an engine that the session keeps from one call to the next."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+
+import numpy as np
+
+from ...errors import AdapterpackError
+from ...pack.pack import Pack
+from ...tasks.rows import RowError
+from ..generation.sampling import Sampling
+from ..open_bundle import OpenBundle
+from ..text.context_length import context_of
+from .engine import Engine
+from .requests import Request
+
+_MOST_ROWS = 64
+"""Rows of a batch that run at once; the others wait."""
+_STEP = 256
+"""Rows of the pool are so many positions longer from one size to the next."""
+
+
+class SessionEngine:
+    """The engine of a session: made when it is first needed, and made anew when a batch needs more rows or longer ones."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._engine: Engine | None = None
+
+    def run(self, session: OpenBundle, prompts: Sequence[Sequence[int]], packs: Sequence[Pack | None], sampling: Sampling,
+            emit: Callable[[int, int, str], None] | None, features: Sequence[Mapping[str, np.ndarray]]) -> list[Request]:
+        """The rows of the prompts once all have ended; ``features`` are what each has besides its prompt. One call at a time.
+
+        Raises:
+            RowError: the model has no positions for a prompt.
+            AdapterpackError: a row failed on the way.
+        """
+        with self._lock:
+            engine = self._for(session, prompts, packs, sampling)
+            rows: list[Request] = []
+            try:
+                for number, (ids, pack, extra) in enumerate(zip(prompts, packs, features, strict=True)):
+                    try:
+                        rows.append(engine.row(ids, pack, sampling, extra, number))
+                    except RowError as error:
+                        raise error.moved(number + 1) from error
+            except BaseException:
+                for row in rows:
+                    engine.discard(row)
+                raise
+            places = {row.number: place for place, row in enumerate(rows)}
+            for row in rows:
+                engine.submit(row)
+            try:
+                while engine.busy:
+                    for event in sorted(engine.step(), key=lambda event: places[event.request]):
+                        if event.error is not None:
+                            raise event.error
+                        if emit is not None and event.token is not None:
+                            emit(places[event.request], event.token, event.text)
+            finally:
+                self._empty(engine, rows)
+        return rows
+
+    def _for(self, session: OpenBundle, prompts: Sequence[Sequence[int]], packs: Sequence[Pack | None], sampling: Sampling) -> Engine:
+        count = min(len(prompts), _MOST_ROWS)
+        virtual = max(0 if pack is None or (prompt := session.prompt(pack)) is None else prompt.shape[3] for pack in packs)
+        length = -(-(max(map(len, prompts)) + virtual + sampling.max_new_tokens) // _STEP) * _STEP
+        length, engine = min(length, context_of(session) or length), self._engine
+        if engine is None or engine.max_rows < count or engine.max_length < length:
+            self._engine = None  # its memory goes first
+            if engine is not None:
+                count, length = max(count, engine.max_rows), max(length, engine.max_length)
+            engine = self._engine = Engine(session, max_rows=count, max_length=length)
+        return engine
+
+    @staticmethod
+    def _empty(engine: Engine, rows: Sequence[Request]) -> None:
+        """Ends what is left of a batch that was broken off."""
+        if engine.busy:
+            for row in rows:
+                engine.cancel(row.number)
+            with suppress(AdapterpackError):
+                engine.step()

@@ -1,0 +1,228 @@
+"""The engine: a decode loop in which rows with different adapters come and go.
+
+One thread calls :meth:`Engine.step`; any thread may add and cancel requests, load and unload adapters. Each step reads waiting prompts,
+up to a budget of tokens, and makes one token for every row whose prompt has been read.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Mapping, Sequence
+from itertools import count
+from typing import Any
+
+import numpy as np
+
+from ...errors import AdapterpackError, ConfigError, Unsupported
+from ...pack.pack import Pack
+from ..adapters.slot_values import SlotValues
+from ..generation.prompts import Prompt, prompt_ids
+from ..generation.sampling import Sampling, choose, sampling_of
+from ..open_bundle import OpenBundle
+from ..text.context_length import context_of, require_context
+from ..text.text_stream import TextStream
+from .adapter_feeds import ResidentAdapter
+from .adapter_reader import AdapterReader
+from .adapter_table import AdapterTable
+from .decoder_bundle import DecoderBundle
+from .requests import Event, Request
+from .row_batch import RowBatch
+
+LONGEST_POOL = 4096
+"""Positions of a row of the pool, where the model has more and nobody asks for them."""
+
+
+class Engine:
+    """Runs a bundle that was exported with ``static_cache``: up to ``max_rows`` requests at a time, of up to ``max_length`` positions each.
+
+    ``prefill_budget`` is the most tokens of prompts that a step reads while other rows are waiting for their next token, and
+    ``adapter_budget`` the bytes of adapters that stay in memory without a running row.
+
+    Raises:
+        Unsupported: the bundle has no graph for the engine.
+
+    Example:
+        >>> engine = Engine("bundle")  # doctest: +SKIP
+        >>> request = engine.add("Order 12 mugs for Lisbon", adapter="orders", max_new_tokens=40)  # doctest: +SKIP
+        >>> while engine.busy:  # doctest: +SKIP
+        ...     for event in engine.step():
+        ...         print(event.request, event.text, event.finish_reason)
+    """
+
+    def __init__(self, bundle: str | os.PathLike[str] | OpenBundle, provider: str | None = None, *, threads: int | None = None,
+                 max_rows: int = 8, max_length: int | None = None, prefill_budget: int = 256, adapter_budget: int = 1 << 30,
+                 verify: str = "cached") -> None:
+        self.bundle = bundle if isinstance(bundle, OpenBundle) else DecoderBundle(bundle, provider, threads, verify=verify)
+        if not self.bundle.bundle.decoder:
+            raise Unsupported("the bundle has no graph for the engine", where=self.bundle.folder, remedy="export it with --static-cache")
+        if max_rows < 1 or prefill_budget < 1 or (max_length is not None and max_length < 1):
+            raise ConfigError("an engine has at least one row, one position and one token of prompts a step",
+                              found=f"max_rows {max_rows}, max_length {max_length}, prefill_budget {prefill_budget}")
+        context = context_of(self.bundle)
+        self.max_rows, self.prefill_budget = max_rows, prefill_budget
+        self.max_length = min(max_length or LONGEST_POOL, context or max_length or LONGEST_POOL)
+        reader = AdapterReader(self.bundle, SlotValues(self.bundle.bundle, self.bundle.folder, self.bundle.stored))
+        self.adapters = AdapterTable(reader.read, adapter_budget)
+        self.rows = RowBatch[Request](self.bundle, reader, max_rows, self.max_length)
+        self._numbers, self._messages, self._waiting = count(1), deque[tuple[str, Any]](), deque[Request]()
+        self._stepping = threading.Lock()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is waiting or running."""
+        return bool(self._messages or self._waiting or len(self.rows))
+
+    def add(self, prompt: Prompt, adapter: str | Pack | None = None, *, features: Mapping[str, np.ndarray] | None = None,
+            **options: Any) -> int:
+        """Adds a request, and returns its number; any thread may. The row begins when one is free.
+
+        ``prompt`` is a text (one user message), a list of messages, or token ids. ``options`` are the fields of :class:`.Sampling`. The
+        adapter is read here, and the row keeps it, whatever is loaded and unloaded meanwhile.
+
+        Raises:
+            UnknownAdapter: there is none of that name.
+            ConfigError: the prompt has no tokens or more than the model or the engine has positions for, or an option is out of range.
+        """
+        pack = self.bundle.pack(adapter) if isinstance(adapter, str) else adapter
+        row = self.row(prompt_ids(self.bundle, prompt), pack, sampling_of(options), features)
+        self.submit(row)
+        return row.number
+
+    def row(self, ids: Sequence[int], pack: Pack | None, sampling: Sampling, features: Mapping[str, np.ndarray] | None = None,
+            place: int = 0) -> Request:
+        """A request that :meth:`submit` adds, or :meth:`discard` gives up. Its adapter is in memory from now on. Rows of one seed at
+        different places of a batch draw different numbers.
+
+        Raises:
+            ConfigError: as :meth:`add`.
+        """
+        adapter = None if pack is None else self.adapters.taken(pack)
+        try:
+            return self._row(ids, adapter, sampling, dict(features or {}), place)
+        except BaseException:
+            if adapter is not None:
+                self.adapters.released(adapter)
+            raise
+
+    def submit(self, row: Request) -> None:
+        """Adds a request that was made by :meth:`row`."""
+        self._messages.append(("add", row))
+
+    def discard(self, row: Request) -> None:
+        """Gives up a request that was made by :meth:`row` and not submitted."""
+        if row.adapter is not None:
+            self.adapters.released(row.adapter)
+
+    def cancel(self, request: int) -> None:
+        """Ends a request at the next step, wherever it is; one that has ended stays as it is. Any thread may."""
+        self._messages.append(("cancel", request))
+
+    def step(self) -> list[Event]:
+        """One step: takes messages in, reads prompts up to the budget, and makes a token for every row that is ready.
+
+        An error of one row ends that row alone, with an event of the reason ``error``.
+
+        Raises:
+            ConfigError: another thread is in a step.
+        """
+        if not self._stepping.acquire(blocking=False):
+            raise ConfigError("one thread at a time may take steps", remedy="let one thread call step, and others add and cancel")
+        try:
+            events: list[Event] = []
+            self._take_messages(events)
+            while self._waiting and len(self.rows) < self.max_rows:
+                self.rows.admit(self._waiting.popleft())
+            self._decode(events)
+            self._read_prompts(events)
+            return events
+        finally:
+            self._stepping.release()
+
+    def _row(self, ids: Sequence[int], adapter: ResidentAdapter | None, sampling: Sampling, features: Mapping[str, np.ndarray],
+             place: int) -> Request:
+        virtual = 0 if adapter is None else adapter.virtual
+        total = virtual + len(ids)
+        require_context(self.bundle, np.array([total]), virtual)
+        if total > self.max_length:
+            raise ConfigError("a prompt is longer than the engine's rows", expected=f"at most {self.max_length} tokens", found=total,
+                              remedy="open the engine with a larger max_length")
+        room = min(sampling.max_new_tokens, self.max_length - total + 1)  # the last token needs no position
+        return Request(number=next(self._numbers), prompt=ids, adapter=adapter, sampling=sampling, room=room, features=features,
+                       stream=TextStream(self.bundle.tokenizer, sampling.stop), draws=np.random.default_rng([sampling.seed, place]))
+
+    def _take_messages(self, events: list[Event]) -> None:
+        while self._messages:
+            kind, what = self._messages.popleft()
+            if kind == "add":
+                self._waiting.append(what)
+                continue
+            for row in [row for rows in (self._waiting, self.rows.reading, self.rows.running) for row in rows if row.number == what]:
+                self._end(row, "cancelled", events)
+
+    def _decode(self, events: list[Event]) -> None:
+        """One token for every running row. Where the batch fails each row goes by itself: the one at fault ends, and the others go on."""
+        rows = list(self.rows.running)
+        if not rows:
+            return
+        try:
+            answers: list[np.ndarray | AdapterpackError] = list(self.rows.decode())
+        except AdapterpackError as error:
+            answers = [error] if len(rows) == 1 else [self._alone(place) for place in range(len(rows))]
+        for row, answer in zip(rows, answers, strict=True):
+            if isinstance(answer, AdapterpackError):
+                self._end(row, "error", events, answer)
+            else:
+                self._take(row, answer, events)
+
+    def _alone(self, place: int) -> np.ndarray | AdapterpackError:
+        try:
+            return self.rows.decode_alone(place)
+        except AdapterpackError as error:
+            return error
+
+    def _read_prompts(self, events: list[Event]) -> None:
+        """Reads prompts in the order in which they came, a piece at a time where they are longer than the budget."""
+        budget = self.prefill_budget
+        while budget > 0 and self.rows.reading:
+            row = self.rows.reading[0]
+            tokens = len(row.prompt) if row.features else min(budget, len(row.prompt) - row.done)
+            budget -= tokens
+            try:
+                logits = self.rows.prefill(tokens)
+            except AdapterpackError as error:
+                self._end(row, "error", events, error)
+                continue
+            if row.done == len(row.prompt):
+                self._take(row, logits, events)
+
+    def _take(self, row: Request, logits: np.ndarray, events: list[Event]) -> None:
+        """Gives a row its next token, and ends it where that says so."""
+        token = int(choose(logits[None], row.sampling, [row.draws])[0])
+        stream, before = row.stream, row.stream.text
+        row.token = token
+        ends = token in self.bundle.tokenizer.eos_ids
+        if not ends:
+            stream.push(token)
+        reason = None
+        if ends or len(stream.ids) == row.room:
+            stream.finish()
+            reason = "stop" if ends else "length"
+        if stream.stopped:
+            reason = "stop"
+        if reason is None:
+            events.append(Event(row.number, row.digest, token, stream.text))
+        else:
+            told = token if not ends or stream.text != before else None
+            self._end(row, reason, events, token=told)
+
+    def _end(self, row: Request, reason: str, events: list[Event], error: AdapterpackError | None = None, token: int | None = None) -> None:
+        if row in self._waiting:
+            self._waiting.remove(row)
+        else:
+            self.rows.remove(row)
+        if row.adapter is not None:
+            self.adapters.released(row.adapter)
+        row.reason = reason
+        events.append(Event(row.number, row.digest, token, row.stream.text, reason, error))

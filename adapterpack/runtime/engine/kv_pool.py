@@ -1,0 +1,122 @@
+"""The keys and values of all running rows in fixed memory; a row is an index."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnxruntime as ort
+
+from ...bundle.manifest import PAST
+from ..ort_model import TYPES, OrtModel
+
+
+class Window(NamedTuple):
+    """Consecutive rows of one buffer: the address of their first number, and their shape ``[rows, heads, length, head_dim]``."""
+
+    address: int
+    shape: tuple[int, ...]
+
+
+class KVPool:
+    """A buffer ``[rows, heads, length, head_dim]`` for the keys and one for the values of each layer, allocated once.
+
+    Rows lie at the beginning of their buffers, so the graph reads and writes any run of consecutive rows where they are. Memory of the CPU
+    is taken from the system when a position is first written.
+    """
+
+    def __init__(self, graph: OrtModel, rows: int, length: int) -> None:
+        self.rows, self.length, self.device = rows, length, graph.device
+        self._buffers: dict[str, tuple[Any, np.dtype[Any]]] = {}
+        for name, value in graph.inputs.items():
+            if name.startswith(PAST):
+                dtype = np.dtype(TYPES[value.type])
+                shape = (rows, value.shape[1], length, value.shape[3])
+                buffer: Any = np.zeros(shape, dtype)
+                if self.device != "cpu":
+                    buffer = ort.OrtValue.ortvalue_from_numpy(buffer, self.device, 0)
+                self._buffers[name] = buffer, dtype
+        self._mover = None if self.device == "cpu" else _Mover(self.device)
+
+    @property
+    def nbytes(self) -> int:
+        """The size of all buffers in bytes."""
+        return sum(int(np.prod(self._shape(name))) * dtype.itemsize for name, (_, dtype) in self._buffers.items())
+
+    def dtype(self, name: str) -> np.dtype[Any]:
+        """The float type of a buffer."""
+        return self._buffers[name][1]
+
+    def windows(self, first: int, rows: int) -> Iterator[tuple[str, Window]]:
+        """The memory of ``rows`` rows from ``first``, by the graph's input."""
+        for name, (_, dtype) in self._buffers.items():
+            shape = self._shape(name)
+            yield name, Window(self._address(name) + first * int(np.prod(shape[1:])) * dtype.itemsize, (rows, *shape[1:]))
+
+    def write(self, row: int, caches: Mapping[str, np.ndarray]) -> None:
+        """Puts keys and values ``[heads, positions, head_dim]`` at the beginning of a row."""
+        for name, array in caches.items():
+            buffer, dtype = self._buffers[name]
+            if isinstance(buffer, np.ndarray):
+                buffer[row, :, : array.shape[1]] = array
+            else:
+                whole = np.zeros(self._shape(name)[1:], dtype)
+                whole[:, : array.shape[1]] = array
+                self._copy(name, ort.OrtValue.ortvalue_from_numpy(whole, self.device, 0).data_ptr(), row)
+
+    def read(self, row: int, length: int) -> dict[str, np.ndarray]:
+        """A copy of the first ``length`` positions of a row, ``[heads, length, head_dim]`` each."""
+        return {name: np.ascontiguousarray((buffer if isinstance(buffer, np.ndarray) else buffer.numpy())[row, :, :length])
+                for name, (buffer, _) in self._buffers.items()}
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copies the first ``length`` positions of one row to another."""
+        for name, (buffer, dtype) in self._buffers.items():
+            if isinstance(buffer, np.ndarray):
+                buffer[target, :, :length] = buffer[source, :, :length]
+            else:
+                self._copy(name, self._address(name) + source * int(np.prod(self._shape(name)[1:])) * dtype.itemsize, target)
+
+    def _copy(self, name: str, address: int, row: int) -> None:
+        assert self._mover is not None
+        shape, dtype = self._shape(name)[1:], self.dtype(name)
+        self._mover.copy(address, self._address(name) + row * int(np.prod(shape)) * dtype.itemsize, shape, dtype)
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        buffer = self._buffers[name][0]
+        return tuple(buffer.shape if isinstance(buffer, np.ndarray) else buffer.shape())
+
+    def _address(self, name: str) -> int:
+        buffer = self._buffers[name][0]
+        return int(buffer.ctypes.data if isinstance(buffer, np.ndarray) else buffer.data_ptr())
+
+
+class _Mover:
+    """Copies memory of a device to memory of the same device, by a graph of one node: ONNX Runtime has no other way in Python."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self._graphs: dict[Any, ort.InferenceSession] = {}
+
+    def copy(self, source: int, target: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        """Copies ``shape`` numbers between two addresses."""
+        graph = self._graphs.get(dtype)
+        if graph is None:
+            graph = self._graphs[dtype] = _identity(dtype, self.device)
+        binding = graph.io_binding()
+        binding.bind_input("from", self.device, 0, dtype, shape, source)
+        binding.bind_output("to", self.device, 0, dtype, shape, target)
+        graph.run_with_iobinding(binding)
+
+
+def _identity(dtype: np.dtype[Any], device: str) -> ort.InferenceSession:
+    import onnx_ir as ir  # noqa: PLC0415 - no CPU session needs it
+
+    kind = ir.TensorType(ir.DataType.from_numpy(dtype))
+    value = ir.Value(name="from", shape=ir.Shape(["heads", "length", "width"]), type=kind)
+    node = ir.node("Identity", [value])
+    node.outputs[0].name, node.outputs[0].type, node.outputs[0].shape = "to", kind, value.shape
+    model = ir.Model(ir.Graph([value], node.outputs, nodes=[node], opset_imports={"": 21}, name="copy"), ir_version=10)
+    providers = ["CUDAExecutionProvider"] if device == "cuda" else ["CPUExecutionProvider"]
+    return ort.InferenceSession(ir.to_proto(model).SerializeToString(), providers=providers)

@@ -1,0 +1,161 @@
+"""The rows that are in the pool, side by side: those that run first, and behind them those whose prompts are being read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from ...adapter_methods.core.token_positions import acted
+from ...bundle.decoder_graph import DECODER
+from ..open_bundle import OpenBundle
+from .adapter_feeds import AdapterFeeds, ResidentAdapter
+from .adapter_reader import AdapterReader
+from .bound_pass import BoundPass
+from .kv_pool import KVPool
+
+
+@dataclass(eq=False, kw_only=True)
+class Row:
+    """One row. What it needs is held here, and never looked up again by a name.
+
+    ``prompt`` are its tokens, of which ``done`` have been read; ``features`` are inputs of its pass besides them. ``length`` counts the
+    positions that it has in the cache, and ``token`` is the one that comes next.
+    """
+
+    prompt: Sequence[int]
+    adapter: ResidentAdapter | None = None
+    features: Mapping[str, np.ndarray] = field(default_factory=dict)
+    done: int = 0
+    length: int = 0
+    token: int = 0
+    acting: np.ndarray | None = field(init=False, default=None)
+    """At which of the prompt's tokens its adapter acts; None where it acts everywhere."""
+    acted: bool = field(init=False, default=False)
+    """Whether it has acted so far."""
+
+    def __post_init__(self) -> None:
+        if self.adapter is not None and self.adapter.acts is not None:
+            whole = np.ones((1, len(self.prompt)), bool)
+            self.acting = self.adapter.acts.mask(np.array([self.prompt], np.int64), whole, whole, None)[0]
+            self.acted = bool(self.acting.any())
+
+    @property
+    def digest(self) -> str | None:
+        """The digest of its adapter."""
+        return None if self.adapter is None else self.adapter.digest
+
+
+AnyRow = TypeVar("AnyRow", bound=Row)
+
+
+class RowBatch(Generic[AnyRow]):
+    """Up to ``max_rows`` rows of up to ``max_length`` positions; it runs their passes and knows nothing of text or sampling."""
+
+    def __init__(self, bundle: OpenBundle, reader: AdapterReader, max_rows: int, max_length: int) -> None:
+        self.max_rows, self.graph, self._reader = max_rows, bundle.graph(DECODER), reader
+        self._pool = KVPool(self.graph, max_rows, max_length)
+        self._feeds = AdapterFeeds(reader.layout, max_rows, self.graph.device)
+        self.running: list[AnyRow] = []
+        self.reading: list[AnyRow] = []
+        self._composition: tuple[ResidentAdapter | None, ...] = ()
+        self._pass: BoundPass | None = None
+
+    def __len__(self) -> int:
+        return len(self.running) + len(self.reading)
+
+    @property
+    def nbytes(self) -> int:
+        """The size of the pool in bytes; on the CPU of what is written of it."""
+        return self._pool.nbytes
+
+    def admit(self, row: AnyRow) -> None:
+        """Puts a row behind the others, with what its adapter's prompt puts into its cache."""
+        if row.adapter is not None and row.adapter.prompt is not None:
+            self._pool.write(len(self), self._reader.caches(row.adapter.prompt))
+            row.length = row.adapter.virtual
+        self.reading.append(row)
+
+    def prefill(self, tokens: int) -> np.ndarray:
+        """Reads the next tokens of the first prompt that is being read; the logits ``[vocabulary]`` after the last of them. A row whose
+        prompt has been read is one that runs.
+        """
+        row = self.reading[0]
+        once = BoundPass(self.graph, self._pool, len(self.running), 1, self._feeds.of([row.adapter]), tokens=tokens,
+                         features={**self._no_features(1), **row.features})
+        once.ids[0] = row.prompt[row.done : row.done + tokens]
+        once.positions[0] = np.arange(row.length, row.length + tokens)
+        once.last[0] = row.length + tokens - 1
+        once.longest[...] = row.length + tokens
+        once.kept[...] = tokens - 1
+        once.acting[0] = True if row.acting is None else row.acting[row.done : row.done + tokens]
+        logits: np.ndarray = once.run()[0, 0]
+        row.done += tokens
+        row.length += tokens
+        if row.done == len(row.prompt):
+            self.running.append(self.reading.pop(0))
+        return logits
+
+    def decode(self) -> np.ndarray:
+        """One token more in every running row: the logits ``[rows, vocabulary]`` after it."""
+        logits = self._decoded(self.running, 0).copy()
+        for row in self.running:
+            row.length += 1
+        return logits
+
+    def decode_alone(self, place: int) -> np.ndarray:
+        """The same for one running row by itself: its logits ``[vocabulary]``."""
+        row = self.running[place]
+        logits: np.ndarray = self._decoded([row], place)[0].copy()
+        row.length += 1
+        self._pass = None
+        return logits
+
+    def remove(self, row: AnyRow) -> None:
+        """Takes a row out. The last running row takes the place of one that ran; prompts that are being read keep their order."""
+        if row in self.running:
+            place, last = self.running.index(row), len(self.running) - 1
+            if place != last:
+                self.running[place] = self.running[last]
+                self._pool.move(last, place, self.running[place].length)
+            self.running.pop()
+            behind, first = list(self.reading), last
+        else:
+            place = self.reading.index(row)
+            self.reading.remove(row)
+            behind, first = self.reading[place:], len(self.running) + place
+        for offset, other in enumerate(behind):
+            self._pool.move(first + offset + 1, first + offset, other.length)
+        if not len(self):
+            self._feeds.forget()
+            self._pass, self._composition = None, ()
+
+    def _decoded(self, rows: Sequence[Row], first: int) -> np.ndarray:
+        composition = tuple(row.adapter for row in rows)
+        if self._pass is None or composition != self._composition:
+            self._pass = BoundPass(self.graph, self._pool, first, len(rows), self._feeds.of(composition),
+                                   features=self._no_features(len(rows)))
+            self._composition = composition
+        one = self._pass
+        one.ids[:, 0] = [row.token for row in rows]
+        one.last[:] = one.positions[:, 0] = [row.length for row in rows]
+        one.longest[...] = max(row.length for row in rows) + 1
+        one.acting[:, 0] = [_acts(row) for row in rows]
+        logits: np.ndarray = one.run()[:, 0]
+        return logits
+
+    def _no_features(self, rows: int) -> dict[str, np.ndarray]:
+        value = self.graph.inputs.get("image_features")
+        return {} if value is None else {"image_features": np.zeros((rows, 0, value.shape[2]), np.float32)}
+
+
+def _acts(row: Row) -> bool:
+    """Whether a row's adapter acts at its next position."""
+    if row.adapter is None or row.adapter.acts is None:
+        return True
+    one, before = np.ones((1, 1), bool), np.array([row.acted])
+    mask = row.adapter.acts.mask(np.array([[row.token]], np.int64), one, one, before)
+    row.acted = bool(acted(mask, before)[0])
+    return bool(mask[0, 0])

@@ -1,0 +1,43 @@
+"""Prompts as tokens: a text, messages under the chat template, or ids."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ...errors import ConfigError
+from ..open_bundle import OpenBundle
+from ..text.context_length import text_part
+from ..text.model_files import MAX_ID
+
+Prompt = str | Sequence[Mapping[str, str]] | Sequence[int]
+"""A text (of a decoder: one user message), a list of messages, or a list of token ids."""
+
+
+def prompt_ids(session: OpenBundle, prompt: Prompt) -> list[int]:
+    """The tokens of a prompt.
+
+    Raises:
+        ConfigError: it is none, has no token, or one that the model does not have.
+    """
+    items = [prompt] if isinstance(prompt, str) else list(prompt)
+    if items and all(type(item) is int for item in items):
+        return _checked_ids(session, items)  # type: ignore[arg-type]
+    if not isinstance(prompt, str) and not all(isinstance(item, Mapping) and "content" in item for item in items):
+        raise ConfigError("a prompt is a text, a list of messages with role and content, or a list of token ids", found=repr(prompt)[:80])
+    if isinstance(prompt, str) and not session.task.pads_left:  # an encoder reads the text as it is
+        ids = session.tokenizer.encode(prompt)
+    else:
+        ids = session.tokenizer.prompt(prompt) if items else []  # type: ignore[arg-type]
+    if not ids:
+        raise ConfigError("a prompt has no tokens", found=repr(prompt)[:80])
+    return ids
+
+
+def _checked_ids(session: OpenBundle, ids: list[int]) -> list[int]:
+    """Ids of a caller, if the model has them."""
+    vocabulary = text_part(session.config, "vocab_size").get("vocab_size")
+    most = vocabulary - 1 if type(vocabulary) is int else MAX_ID
+    wrong = next((token for token in ids if not 0 <= token <= most), None)
+    if wrong is not None:
+        raise ConfigError("a prompt has a token that the model does not have", expected=f"0 to {most}", found=str(wrong)[:40])
+    return ids

@@ -1,0 +1,181 @@
+"""The engine's graph: the tokens and logits of the ordinary one, on caches that stay where they are, which are written and not copied."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from architecture_proofs import make_base, make_pack
+from architectures import ARCHITECTURES, KINDS
+
+from adapterpack import Session, export, merge, quantize, validate
+from adapterpack.bundle.decoder_graph import DECODER
+from adapterpack.bundle.manifest import GRAPH, PAST, graph_file, read_bundle
+from adapterpack.errors import ParityError, Unsupported
+from adapterpack.exporting.graph import decoder
+from adapterpack.exporting.proof import decoder_parity
+from adapterpack.runtime.engine.engine import Engine
+from adapterpack.runtime.generation.sampling import Sampling
+from adapterpack.runtime.ort_model import OrtModel
+from adapterpack.tasks.task import MAIN
+
+Make = Callable[..., Any]
+BY_NAME = {one.name: one for one in ARCHITECTURES}
+PROMPTS: list[list[int]] = [[5, 6, 7, 30, 31], [8, 9], [10, 11, 12, 13, 14, 15, 16], [60]]
+
+
+@pytest.fixture(scope="module")
+def placed(base_of: Make, pack_of: Make, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    made: dict[str, Path] = {}
+
+    def get(mode: str) -> Path:
+        if mode not in made:
+            made[mode] = tmp_path_factory.mktemp("in-place") / mode
+            names = ("alpha",) if mode == "folded" else ("alpha", "beta")
+            room = {"slots": 4, "max_rank": 6} if mode == "bank" else {}
+            export(base_of("llama"), [pack_of("llama", name) for name in names], made[mode], mode=mode, in_place=True, **room)
+        return made[mode]
+
+    return get
+
+
+@pytest.mark.parametrize(("mode", "names"), [
+    ("bank", ["alpha", None, "beta", "alpha"]), ("bank", ["beta"] * 4), ("bank", None), ("folded", None),
+])
+def test_tokens_are_those_of_the_ordinary_graph(mode: str, names: Any, placed: Make, bundle_of: Make) -> None:
+    """Ragged rows; of several adapters, of one for all, and of none."""
+    ordinary, session = Session(bundle_of("llama", mode), "cpu"), Session(placed(mode), "cpu")
+    answers = session.generate(PROMPTS, names, max_new_tokens=40)
+    assert answers == ordinary.generate(PROMPTS, names, max_new_tokens=40)
+    assert DECODER in session._opened
+
+
+def test_a_pack_is_loaded_and_rows_run_with_it(placed: Make, bundle_of: Make, pack_of: Make) -> None:
+    ordinary, session = Session(bundle_of("llama", "bank"), "cpu"), Session(placed("bank"), "cpu")
+    for each in (ordinary, session):
+        each.load(pack_of("llama", "gamma"))
+    names: list[str | None] = ["gamma", "alpha", None, "gamma"]
+    assert session.generate(PROMPTS, names, max_new_tokens=12) == ordinary.generate(PROMPTS, names, max_new_tokens=12)
+
+
+def test_a_step_writes_one_position_of_each_row_and_touches_no_other_byte(placed: Make) -> None:
+    engine = Engine(placed("bank"), "cpu", max_rows=6)
+    rows = [engine.row(ids, None if name is None else engine.bundle.pack(name), Sampling())
+            for ids, name in zip(PROMPTS, ["alpha", None, "beta", "alpha"], strict=True)]
+    for row in rows:
+        engine.rows.admit(row)
+    for row in rows:
+        engine.rows.prefill(len(row.prompt))
+    pool = engine.rows._pool
+    before = {name: buffer.copy() for name, (buffer, _) in pool._buffers.items()}
+    where, lengths = {name: pool._address(name) for name in before}, [row.length for row in rows]
+    engine.rows.decode()
+    assert len(before) == 2 * sum(name.startswith(PAST) and name.endswith(".key") for name in before)
+    for name, (buffer, _) in pool._buffers.items():
+        assert pool._address(name) == where[name]
+        changed = (buffer != before[name]).any(axis=(1, 3))
+        assert [np.flatnonzero(row).tolist() for row in changed] == [*([length] for length in lengths), [], []]
+
+
+def unpacked(graph: OrtModel) -> bool:
+    """Whether a graph was opened without laying its weights out for its kernels."""
+    try:
+        return graph._ort.get_session_options().get_session_config_entry("session.disable_prepacking") == "1"
+    except RuntimeError:  # no such entry: ONNX Runtime's default holds
+        return False
+
+
+def test_the_engine_s_graph_is_opened_as_the_ordinary_one_is(placed: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights are laid out for the kernels of both (an int4 step is ten times slower without), and of neither in a mapped session; the
+    speeds that the proof tells are those of a session as users open it."""
+    for mapped in (False, True):
+        session = Session(placed("bank"), "cpu", mapped=mapped)
+        assert [unpacked(session.graph(part)) for part in (MAIN, DECODER)] == [mapped, mapped]
+    opened: list[Session] = []
+
+    class Recorded(Session):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            opened.append(self)
+
+    monkeypatch.setattr(decoder_parity, "Session", Recorded)
+    decoder_parity.with_decoder(Path(shutil.copytree(placed("bank"), tmp_path / "copy")), lambda text: None)
+    assert [unpacked(session.graph(part)) for session in opened for part in (MAIN, DECODER)] == [False, False]
+
+
+def test_both_graphs_have_one_file_of_weights(placed: Make) -> None:
+    folder = placed("bank")
+    whole, engine = ir.load(folder / GRAPH).graph, ir.load(folder / graph_file(DECODER)).graph
+    assert not (folder / f"{graph_file(DECODER)}.data").exists()
+    stored = {value.name: value.const_value for value in engine.initializers.values() if isinstance(value.const_value, ir.ExternalTensor)}
+    slots = {value.name for value in whole.inputs if value.name in whole.initializers}
+    base = {value.name: value.const_value.nbytes for value in whole.initializers.values() if value.name not in slots}
+    assert sum(tensor.nbytes for tensor in stored.values()) > 0.9 * sum(base.values())
+    assert {Path(tensor.location).name for tensor in stored.values()} == {f"{GRAPH}.data"}
+    assert slots <= {value.name for value in engine.inputs}
+    assert not slots & set(engine.initializers)  # the bank itself is not in it
+    assert {node.op_type for node in engine} & {"Attention", "Softmax"} == set()
+
+
+def test_the_report_and_the_schema_know_of_it(placed: Make) -> None:
+    bundle = read_bundle(placed("bank"))
+    assert bundle.decoder
+    assert 0 < bundle.parity["decoder"]["max_relative"] < 1e-5
+    assert not validate(placed("bank"), full=True).findings
+
+
+@pytest.mark.parametrize("name", ["gpt2", "opt", "mistral", "gemma2", "falcon", "mixtral"])
+def test_traced_decoders_and_sliding_windows(name: str, tmp_path: Path) -> None:
+    """Graphs by tracing, where a softmax stands for the attention: learned positions, windows that rows outgrow, caps, shared heads."""
+    base = make_base(BY_NAME[name], tmp_path / "base")
+    pack = make_pack(BY_NAME[name], base, KINDS[0])
+    bundle = export(base, [pack], tmp_path / "bundle", mode="bank", task="text-generation", in_place=True)
+    assert bundle.parity["decoder"]["max_relative"] < 2e-5
+    assert bundle.parity["decoder"]["steps"] > 8  # the windows of these models
+
+
+def test_prompts_and_adapters_at_positions_go_on_in_place(tmp_path: Path) -> None:
+    """What stands in the cache before a row, beside rows that have nothing there."""
+    base = make_base(BY_NAME["llama"], tmp_path / "base")
+    packs = [make_pack(BY_NAME["llama"], base, kind) for kind in KINDS if kind.name in {"prompt", "attention", "low-rank"}]
+    bundle = export(base, packs, tmp_path / "bundle", mode="bank", task="text-generation", in_place=True, dtype="float16")
+    assert bundle.parity["decoder"]["max_relative"] < 5e-3
+
+
+def test_a_quantized_bundle_has_the_graph_too(placed: Make, tmp_path: Path) -> None:
+    bundle = quantize(placed("bank"), tmp_path / "int8", scheme="int8")
+    assert bundle.parity["decoder"]["max_relative"] < 1e-5
+    assert {"MatMulNBits", "GroupQueryAttention"} <= {node.op_type for node in ir.load(tmp_path / "int8" / graph_file(DECODER)).graph}
+    names: list[str | None] = ["alpha", None, "beta", "alpha"]
+    assert len(Session(tmp_path / "int8", "cpu").generate(PROMPTS, names, max_new_tokens=4)) == 4
+    assert not validate(tmp_path / "int8", full=True).findings
+
+
+def test_a_fold_leaves_the_second_graph_out(placed: Make, pack_of: Make, tmp_path: Path) -> None:
+    merge(placed("bank"), [pack_of("llama", "alpha")], tmp_path / "folded")
+    assert not read_bundle(tmp_path / "folded").decoder
+    assert not (tmp_path / "folded" / graph_file(DECODER)).exists()
+    assert not validate(tmp_path / "folded", full=True).findings
+
+
+def test_a_wrong_second_graph_is_not_published(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = decoder._windows
+    monkeypatch.setattr(decoder, "_windows", lambda config, layers: [2] * len(usual(config, layers)))  # rows look back two tokens, not all
+    with pytest.raises(ParityError, match="the graph for the engine disagrees"):
+        export(tiny_llama, [], tmp_path / "bundle", mode="folded", in_place=True, frontend="mobius")
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_what_is_refused(tiny_llama: Path, tiny_bert: Path, tmp_path: Path) -> None:
+    with pytest.raises(Unsupported, match="only a decoder's cache"):
+        export(tiny_bert, [], tmp_path / "bundle", in_place=True)
+    with pytest.raises(Unsupported, match="one at a time"):
+        export(tiny_llama, [], tmp_path / "bundle", mode="inputs", in_place=True)
+    base = make_base(BY_NAME["bloom"], tmp_path / "bloom")  # the distance to a token is added to its score
+    with pytest.raises((Unsupported, ParityError)):
+        export(base, [], tmp_path / "bundle", mode="folded", task="text-generation", in_place=True)
