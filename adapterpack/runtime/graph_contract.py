@@ -65,8 +65,11 @@ def _decoder_differences(bundle: Bundle, sites: Mapping[str, MappedSite], graph:
         if name.startswith(PAST) and (len(value.shape) != 4 or value.type not in TYPES or not all(isinstance(value.shape[axis], int)
                                                                                                   for axis in (1, 3))):
             yield f"its cache {name!r}", "[rows, heads, length, width]", value.shape
+    joined = {member for path, site in sites.items() if f"{path}.up" in graph.inputs for member in site.members}
     for path, site in sites.items():
         for field in site.fields if bundle.mode == "bank" else ():
+            if field == "up" and path in joined:
+                continue
             name, shape = f"{path}.{field}", extents(field, site, lambda axis: None)  # type: ignore[arg-type, return-value]
             if name not in graph.inputs or not _fits(site.dtype, (None, *shape), graph.inputs[name]):
                 yield f"the slot {name!r}", (site.dtype, shape), "none" if name not in graph.inputs else graph.inputs[name].shape

@@ -89,7 +89,7 @@ class AdapterFeeds:
         if own is not None and own.shape == shape:
             return own
         filled = np.empty(shape, slot.dtype)
-        self.layout.fill(slot, filled, adapter.values)
+        slot.fill(filled, own)
         return filled
 
     def _mixed(self, adapters: Sequence[ResidentAdapter | None], distinct: Sequence[ResidentAdapter | None]) -> Feeds:
@@ -108,7 +108,7 @@ class AdapterFeeds:
         self._filled[row] = adapter
         values = (adapter or self._base).values
         for name, buffer in self._buffers.items():
-            self.layout.fill(self.layout.slots[name], buffer[row], values)
+            self.layout.slots[name].fill(buffer[row], values.get(name))
 
     def forget(self) -> None:
         """Gives back the memory of mixed batches, which the next one takes anew."""
@@ -121,7 +121,7 @@ class AdapterFeeds:
             if slot.table:
                 stacked = np.empty((len(distinct), *slot.shape(extents, self.layout.least)), slot.dtype)
                 for place, adapter in enumerate(distinct):
-                    self.layout.fill(slot, stacked[place], (adapter or self._base).values)
+                    slot.fill(stacked[place], (adapter or self._base).values.get(name))
                 feeds[name] = self._value(stacked)
         return feeds
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ...bundle.decoder_graph import DECODER
 from ...bundle.manifest import PAST
 from ...errors import Unsupported
 from ...pack.pack import Pack
@@ -21,7 +22,7 @@ class AdapterReader:
 
     def __init__(self, bundle: OpenBundle, values: SlotValues) -> None:
         self.bundle, self._values = bundle, values
-        self.layout = SlotLayout(bundle.bundle, self._base_heads())
+        self.layout = SlotLayout(bundle.bundle, bundle.graph(DECODER).inputs, self._base_heads())
 
     def read(self, pack: Pack) -> ResidentAdapter:
         """A pack's values, and what its rows' caches begin with.

@@ -1,91 +1,147 @@
 """The slots of the engine's graph: the shape of each for given ranks, and how an adapter's values are put into it.
 
 A free axis (a rank, a number of experts, of tokens, of labels) is as long as the widest adapter of a batch needs it. Slots that share an
-axis have one extent for it: ``down`` and ``up`` of a site, and the ``down`` of several siblings with their ``up``.
+axis have one extent for it: ``down`` and ``up`` of a site, and those of several siblings whose products are one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ...bundle.decoder_graph import part_ranks
 from ...bundle.manifest import Bundle, MappedSite
+from ...errors import BaseMismatch, Unsupported
 from ...slots.fields import FIELDS, FIXED, LABELS, LEAST, RANK, neutral, widths
 from ...slots.values import Values, grouped
 from ...tasks.task import MAIN
 
-Axis = tuple[str, str]
-"""A free axis: the path of the site, or of the group of sites, that has it, and its name."""
+
+class Axis(NamedTuple):
+    """A free axis: the path of the site, or of the group of sites, that has it, and its name."""
+
+    path: str
+    name: str
+
+
 Extents = Mapping[Axis, int]
 """How long free axes are; one that is not named is as short as it can be."""
 
 
 class Slot(NamedTuple):
-    """One input of the graph. ``axes`` are extents, or free axes; the last one is ``parts`` times as long as its axis."""
+    """One input of the graph. ``axes`` are extents, or free axes; along the axis ``split``, ``parts`` of that length follow each other."""
 
     name: str
     axes: tuple[int | Axis, ...]
+    split: int
     parts: int
     dtype: str
     neutral: np.ndarray
-    table: bool
+    table: bool = False
     """It is looked up by adapter and token, ``[adapters, ...]``; the others are ``[rows, ...]``."""
 
     def shape(self, extents: Extents, least: Extents) -> tuple[int, ...]:
         """The shape of one adapter's values."""
         lengths = [axis if isinstance(axis, int) else extents.get(axis, least.get(axis, 0)) for axis in self.axes]
-        return (*lengths[:-1], lengths[-1] * self.parts)
+        lengths[self.split] *= self.parts
+        return tuple(lengths)
+
+    def fill(self, target: np.ndarray, array: np.ndarray | None) -> None:
+        """Puts an adapter's values into memory of this slot, or of more room, and what changes nothing around them."""
+        target[...] = self.neutral
+        if array is not None:
+            own = self._apart(array)
+            self._apart(target)[tuple(slice(0, length) for length in own.shape)] = own
+
+    def _apart(self, array: np.ndarray) -> np.ndarray:
+        """An array with an axis for the parts."""
+        at = self.split
+        return array.reshape(*array.shape[:at], self.parts, array.shape[at] // self.parts, *array.shape[at + 1 :])
 
 
 class SlotLayout:
-    """The slots of the decoder's graph of a bundle. ``heads`` are the base's own heads, for adapters that have none."""
+    """The slots of a bundle's decoder, whose graph has these ``inputs``. ``heads`` are the base's own heads, for adapters without one."""
 
-    def __init__(self, bundle: Bundle, heads: Values) -> None:
-        self.sites = {path: site for path, site in bundle.sites.items() if site.part == MAIN and site.fields}
+    def __init__(self, bundle: Bundle, inputs: Mapping[str, Any], heads: Values) -> None:
+        self.sites = {path: site for path, site in bundle.sites.items() if site.part == MAIN and (site.fields or site.members)}
         self.heads = heads
-        groups = {member: path for path, site in self.sites.items() for member in site.members}
+        self.groups = {path: site for path, site in self.sites.items() if site.members}
+        self.joined = {path: int(inputs[name].shape[2]) for path in self.groups if (name := f"{path}.up") in inputs}
+        """The groups whose members' ``up`` factors are the blocks of one matrix, and how many columns it has."""
         self.least: dict[Axis, int] = {}
         self.slots: dict[str, Slot] = {}
+        owners = {member: path for path, site in self.groups.items() for member in site.members}
         for path, site in self.sites.items():
             for field in site.fields:
-                self._add(path, site, field, groups)
-        self.groups = {path: len(site.members) for path, site in self.sites.items() if site.members}
+                if not (field == "up" and owners.get(path) in self.joined):
+                    self._add(path, site, field, owners.get(path, path))
+        for path, width in self.joined.items():
+            group = self.groups[path]
+            self.slots[f"{path}.up"] = Slot(f"{path}.up", (Axis(path, RANK), width), 0, len(group.members), group.dtype,
+                                            neutral("up", group.dtype))
         self.shares = not any(site.flat and site.positional for site in self.sites.values())
         """Whether rows of one adapter can share its values: positions are those of rows, where tokens do not lie by row."""
-        self.positional = any(site.positional for site in self.sites.values())
 
-    def _add(self, path: str, site: MappedSite, field: str, groups: Mapping[str, str]) -> None:
-        fixed, name = widths(site), f"{path}.{field}"
-        axes: list[int | Axis] = []
+    def _add(self, path: str, site: MappedSite, field: str, owner: str) -> None:
+        fixed, axes, name = widths(site), list[int | Axis](), f"{path}.{field}"
         for axis in FIELDS[field].axes:
             if axis in FIXED:
                 axes.append(fixed[axis])
                 continue
-            key = (groups.get(path, path) if axis == RANK else path, axis)
-            axes.append(key)
-            self.least[key] = site.labels or site.out_features if axis == LABELS else LEAST.get(axis, 0)
-        self.slots[name] = Slot(name, tuple(axes), max(len(site.members), 1), site.dtype, neutral(field, site.dtype),
+            axes.append(Axis(owner if axis == RANK else path, axis))
+            self.least[axes[-1]] = site.labels or site.out_features if axis == LABELS else LEAST.get(axis, 0)  # type: ignore[index]
+        self.slots[name] = Slot(name, tuple(axes), len(axes) - 1, max(len(site.members), 1), site.dtype, neutral(field, site.dtype),
                                 site.kind == "lookup" and field == "down")
 
     def own(self, values: Values) -> Values:
-        """One adapter's values by slot, without those that it leaves at what changes nothing."""
-        result = {name: array for name, array in grouped(values, self.sites).items() if name in self.slots}
+        """One adapter's values by slot, without those that it leaves at what changes nothing.
+
+        Raises:
+            Unsupported: the graph has no slot for a part of the adapter.
+            BaseMismatch: the adapter was made for a layer of another width.
+        """
+        result = grouped(values, self.sites)
+        for path in self.joined:
+            if f"{path}.down" in result:
+                result[f"{path}.up"] = self._blocks(path, result)
+        for name, array in result.items():
+            self._require_fit(name, array)
         replaced = {name.rpartition(".")[0] for name in result if name.endswith(".head")}
         return {**{name: array for name, array in self.heads.items() if name.rpartition(".")[0] not in replaced}, **result}
 
+    def _blocks(self, path: str, values: Values) -> np.ndarray:
+        """The members' ``up`` factors in one block-diagonal matrix, taken out of ``values``."""
+        group = self.groups[path]
+        ups = [values.pop(f"{member}.up") for member in group.members]
+        rank = len(ups[0])
+        whole = np.zeros((rank * len(ups), self.joined[path]), group.dtype)
+        for number, (member, up) in enumerate(zip(group.members, ups, strict=True)):
+            at = self.sites[member].at
+            whole[number * rank : (number + 1) * rank, at : at + up.shape[1]] = up
+        return whole
+
+    def _require_fit(self, name: str, array: np.ndarray) -> None:
+        slot = self.slots.get(name)
+        if slot is None:
+            raise Unsupported("the graph has no slot for a part of this adapter", found=name,
+                              remedy="export the bundle again with this adapter among the packs")
+        if len(array.shape) != len(slot.axes) or any(isinstance(axis, int) and axis != length
+                                                     for axis, length in zip(slot.axes, array.shape, strict=True)):
+            raise BaseMismatch("the adapter was made for a layer of another width", where=name, expected=slot.axes, found=array.shape,
+                               remedy="export a bundle of the base that the adapter was made for")
+
     def extents(self, values: Values) -> dict[Axis, int]:
         """The lengths of the free axes that an adapter's values have."""
-        found: dict[Axis, int] = {}
+        longest: dict[Axis, int] = {}
         for name, array in values.items():
             slot = self.slots[name]
             for place, axis in enumerate(slot.axes):
                 if not isinstance(axis, int):
-                    length = array.shape[place] // (slot.parts if place == len(slot.axes) - 1 else 1)
-                    found[axis] = max(found.get(axis, 0), length)
-        return found
+                    length = array.shape[place] // (slot.parts if place == slot.split else 1)
+                    longest[axis] = max(longest.get(axis, 0), length)
+        return longest
 
     def widest(self, extents: Iterable[Extents]) -> dict[Axis, int]:
         """The lengths that have room for all of these."""
@@ -95,16 +151,7 @@ class SlotLayout:
                 result[axis] = max(result.get(axis, 0), length)
         return result
 
-    def fill(self, slot: Slot, target: np.ndarray, values: Values) -> None:
-        """Puts an adapter's values into one slot's memory, and what changes nothing around them."""
-        array = values.get(slot.name)
-        target[...] = slot.neutral
-        if array is None:
-            return
-        apart = target.reshape(*target.shape[:-1], slot.parts, -1) if slot.parts > 1 else target
-        own = array.reshape(*array.shape[:-1], slot.parts, -1) if slot.parts > 1 else array
-        apart[tuple(slice(0, length) for length in own.shape)] = own
-
     def ranks(self, extents: Extents) -> dict[str, np.ndarray]:
-        """The widths of the parts of each shared slot, by input of the graph."""
-        return {part_ranks(path): np.full(count, extents.get((path, RANK), 0), np.int64) for path, count in self.groups.items()}
+        """The widths of the parts of each shared slot that the graph splits, by input of the graph."""
+        return {part_ranks(path): np.full(len(group.members), extents.get(Axis(path, RANK), 0), np.int64)
+                for path, group in self.groups.items() if path not in self.joined}

@@ -1,0 +1,207 @@
+"""The engine: rows come and go, and each is what it would be alone."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from architecture_proofs import make_base, make_pack
+from architectures import ARCHITECTURES, KINDS
+
+from adapterpack import Session, export
+from adapterpack.errors import ConfigError, UnknownAdapter, Unsupported
+from adapterpack.runtime.engine.adapter_feeds import ResidentAdapter
+from adapterpack.runtime.engine.adapter_table import AdapterTable
+from adapterpack.runtime.engine.engine import Engine
+from adapterpack.runtime.engine.requests import Event
+from adapterpack.runtime.generation.sampling import Sampling
+
+Make = Callable[..., Any]
+NAMES: list[str | None] = [None, "alpha", "beta", "gamma"]
+
+
+@pytest.fixture(scope="module")
+def bundle(base_of: Make, pack_of: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder: Path = tmp_path_factory.mktemp("engine") / "bundle"
+    export(base_of("llama"), [pack_of("llama", name) for name in NAMES if name], folder, mode="bank", in_place=True)
+    return folder
+
+
+@pytest.fixture
+def engine(bundle: Path) -> Engine:
+    return Engine(bundle, "cpu", max_rows=3, prefill_budget=4)
+
+
+def finished(engine: Engine) -> dict[int, Event]:
+    """The last event of every request, once all have ended."""
+    return {event.request: event for event in drained(engine) if event.finish_reason}
+
+
+def drained(engine: Engine) -> Iterator[Event]:
+    while engine.busy:
+        yield from engine.step()
+
+
+def ids(seed: int, most: int = 20) -> list[int]:
+    dice = random.Random(seed)
+    return [dice.randrange(3, 60) for _ in range(dice.randrange(1, most))]
+
+
+def test_every_row_says_what_it_says_alone(bundle: Path) -> None:
+    """Hundreds of adds, steps and cancellations in any order, on three rows and prompts longer than a step reads: text, reason and digest
+    of each request are those of a run by itself, and nothing is left at the end."""
+    engine, session, dice = Engine(bundle, "cpu", max_rows=3, prefill_budget=5), Session(bundle, "cpu"), random.Random(5)
+    asked: dict[int, tuple[list[int], str | None, int]] = {}
+    events: dict[int, list[Event]] = {}
+    cancelled: set[int] = set()
+    for _ in range(600):
+        action = dice.random()
+        if action < 0.25 and len(asked) < 120:
+            prompt, name, most = ids(dice.randrange(10**6)), dice.choice(NAMES), dice.randrange(1, 12)
+            asked[engine.add(prompt, name, max_new_tokens=most)] = prompt, name, most
+        elif action < 0.3 and asked:
+            number = dice.choice(list(asked))
+            engine.cancel(number)
+            cancelled.add(number)
+        else:
+            for event in engine.step():
+                events.setdefault(event.request, []).append(event)
+    for event in drained(engine):
+        events.setdefault(event.request, []).append(event)
+    assert len(asked) == 120
+    assert events.keys() == asked.keys()
+    broken = 0
+    for number, (prompt, name, most) in asked.items():
+        *before, last = events[number]
+        assert all(event.finish_reason is None for event in before)
+        assert {event.adapter for event in events[number]} == {None if name is None else session.pack(name).id}
+        (alone,) = session.generate([prompt], [name], max_new_tokens=most)
+        made = tuple(event.token for event in events[number] if event.token is not None)
+        if last.finish_reason == "cancelled":
+            assert number in cancelled
+            assert made == alone.ids[: len(made)]
+            broken += 1
+        else:
+            assert (made, last.text, last.finish_reason) == (alone.ids, alone.text, alone.finish_reason)
+    assert broken
+    assert not engine.rows.running and not engine.rows.reading
+    assert all(adapter.users == 0 for adapter in engine.adapters._resident.values())
+
+
+def test_logits_of_rows_among_others_are_those_of_rows_alone(bundle: Path) -> None:
+    """float32 products of one row and of several round otherwise: 1e-5 of the largest logit."""
+    together, alone = (Engine(bundle, "cpu", max_rows=count) for count in (4, 1))
+    prompts = [ids(number) for number in range(4)]
+    requests = [together.row(prompt, None if name is None else together.bundle.pack(name), Sampling())
+                for prompt, name in zip(prompts, NAMES, strict=True)]
+    for request in requests:
+        together.rows.admit(request)
+    first = [together.rows.prefill(len(prompt)).copy() for prompt in prompts]
+    for request in requests:
+        request.token = 7
+    second = together.rows.decode()
+    for place, (prompt, name) in enumerate(zip(prompts, NAMES, strict=True)):
+        single = alone.row(prompt, None if name is None else alone.bundle.pack(name), Sampling())
+        alone.rows.admit(single)
+        assert np.abs(alone.rows.prefill(len(prompt)) - first[place]).max() <= 1e-5 * np.abs(first[place]).max()
+        single.token = 7
+        assert np.abs(alone.rows.decode()[0] - second[place]).max() <= 1e-5 * np.abs(second[place]).max()
+        alone.rows.remove(single)
+
+
+def test_a_row_at_fault_ends_alone(engine: Engine) -> None:
+    """ONNX Runtime refuses a token that the model does not have: in a prompt, and in the middle of a batch."""
+    good = [engine.add(ids(1), "alpha", max_new_tokens=6), engine.add(ids(2), None, max_new_tokens=6)]
+    bad = engine.row([5, 10**6], None, Sampling())
+    engine.submit(bad)
+    ends = finished(engine)
+    assert ends[bad.number].finish_reason == "error" and "ONNX Runtime" in str(ends[bad.number].error)
+    assert {ends[number].finish_reason for number in good} <= {"length", "stop"}
+    requests = [engine.row([5, 6 + number], engine.bundle.pack("beta"), Sampling(max_new_tokens=9)) for number in range(3)]
+    for request in requests:
+        engine.submit(request)
+    for _ in range(2):  # each reads two prompts
+        engine.step()
+    requests[1].token = 10**6
+    ends = finished(engine)
+    assert [ends[request.number].finish_reason for request in requests] == ["length", "error", "length"]
+
+
+def test_what_is_refused_before_a_row_begins(engine: Engine, bundle_of: Make) -> None:
+    with pytest.raises(UnknownAdapter):
+        engine.add("hello", "nobody")
+    with pytest.raises(ConfigError, match="context"):
+        engine.add([5] * 1000)
+    with pytest.raises(ConfigError, match="no tokens"):
+        engine.add([])
+    with pytest.raises(ConfigError, match="unknown sampling parameter"):
+        engine.add("hello", warmth=3)
+    with pytest.raises(ConfigError, match="longer than the engine's rows"):
+        Engine(engine.bundle, max_length=8).add([5] * 9)
+    with pytest.raises(ConfigError, match="at least one row"):
+        Engine(engine.bundle, max_rows=0)
+    with pytest.raises(Unsupported, match="no graph for the engine"):
+        Engine(bundle_of("llama", "bank"), "cpu")
+    assert not engine.busy
+    assert engine.adapters.nbytes == 0
+
+
+def test_prompts_are_read_in_pieces_between_steps(bundle: Path) -> None:
+    """A long prompt does not stop a row that is running: it gets a token in every step."""
+    engine, session = Engine(bundle, "cpu", max_rows=2, prefill_budget=3), Session(bundle, "cpu")
+    prompt = next(prompt for prompt in map(ids, range(99)) if len(session.generate([prompt], max_new_tokens=20)[0].ids) == 20)
+    running = engine.add(prompt, max_new_tokens=20)
+    while not engine.rows.running:
+        engine.step()
+    engine.add([9] * 31, "beta", max_new_tokens=2)
+    for _ in range(10):
+        assert [event.request for event in engine.step()] == [running]
+    assert {event.request for event in engine.step()} == {running, running + 1}
+
+
+def test_every_kind_of_slot_has_its_place(tmp_path: Path) -> None:
+    """Rows with prompts, blocks, scales, rotations, routers ... in one batch, beside the ordinary graph's answers."""
+    base = make_base(next(one for one in ARCHITECTURES if one.name == "llama"), tmp_path / "base")
+    packs = [make_pack(next(one for one in ARCHITECTURES if one.name == "llama"), base, kind) for kind in KINDS]
+    bundle = export(base, packs, tmp_path / "bundle", mode="bank", task="text-generation", in_place=True)
+    assert bundle.parity["decoder"]["max_relative"] < 1e-5
+    assert len(packs) > 5
+
+
+def resident(name: str, size: int) -> ResidentAdapter:
+    return ResidentAdapter(name, name, {"slot": np.zeros(size, np.int8)}, {})
+
+
+class Named:
+    """What the table needs of a pack."""
+
+    def __init__(self, name: str) -> None:
+        self.id = name
+
+
+@pytest.mark.fast
+def test_the_table_gives_up_the_least_recently_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def reader(pack: Any) -> ResidentAdapter:
+        read.append(pack.id)
+        return resident(pack.id, 10)
+
+    table = AdapterTable(reader, budget=25)
+    a, b, c = (Named(name) for name in "abc")
+    held = table.taken(a)  # type: ignore[arg-type]
+    table.released(table.taken(b))  # type: ignore[arg-type]
+    table.released(table.taken(c))  # type: ignore[arg-type]
+    assert table.digests == ["a", "c"]  # a row runs with the oldest
+    table.pin(c)  # type: ignore[arg-type]
+    table.released(held)
+    table.released(table.taken(b))  # type: ignore[arg-type]
+    assert table.digests == ["c", "b"]
+    assert read == ["a", "b", "c", "b"]
+    table.drop("c")
+    assert table.digests == ["b"]
+    assert table.nbytes == 10
