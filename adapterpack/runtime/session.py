@@ -74,7 +74,7 @@ class Session(OpenBundle):
 
     def speech(self, files: Sequence[str | Path]) -> np.ndarray:
         """Files of speech as ``input_features`` ``[files, mel, frames]``: see :func:`adapterpack.runtime.media.inputs.speech_of`."""
-        config = self._once("feature_extractor", lambda: section(self.folder, "feature_extractor")[0])
+        config = self.once("feature_extractor", lambda: section(self.folder, "feature_extractor")[0])
         shape = self.shape("input_features")
         return np.stack(map_rows(files, lambda file: speech_of(Path(file), shape, config)))
 

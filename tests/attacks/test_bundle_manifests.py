@@ -194,7 +194,7 @@ def test_other_modes(attacks: Attacks, bundle_of: Make, mode: str, change: Chang
 
 
 VALIDATED = ("slots of two tenants exchanged", "two tenants in one slot", "a bank larger than its graph", "the graph not listed",
-             "a step graph that is missing", "a site without its slots", "no file listed", "a file with an escape in its name")
+             "an engine graph that is missing", "a site without its slots", "no file listed", "a file with an escape in its name")
 
 
 @pytest.mark.parametrize("name", VALIDATED)

@@ -10,8 +10,9 @@ import numpy as np
 
 from ...errors import AdapterpackError
 from ...pack.pack import Pack
-from ...tasks.rows import RowError
+from ...tasks.rows import RowError, row_errors
 from ..generation.sampling import Sampling
+from ..generation.structured import grammar_mask
 from ..open_bundle import OpenBundle
 from ..text.context_length import context_of
 from .engine import Engine
@@ -41,10 +42,11 @@ class SessionEngine:
         with self._lock:
             engine = self._for(session, prompts, packs, sampling)
             rows: list[Request] = []
+            mask = grammar_mask(session.tokenizer, sampling)
             try:
                 for number, (ids, pack, extra) in enumerate(zip(prompts, packs, features, strict=True)):
                     try:
-                        rows.append(engine.row(ids, pack, sampling, extra, number))
+                        rows.append(engine.row(ids, pack, sampling, extra, number, mask and mask.copy()))
                     except RowError as error:
                         raise error.moved(number + 1) from error
             except BaseException:
@@ -58,7 +60,8 @@ class SessionEngine:
                 while engine.busy:
                     for event in sorted(engine.step(), key=lambda event: places[event.request]):
                         if event.error is not None:
-                            raise event.error
+                            with row_errors(places[event.request] + 1):
+                                raise event.error
                         if emit is not None and event.token is not None:
                             emit(places[event.request], event.token, event.text)
             finally:

@@ -19,7 +19,9 @@ from ...errors import AdapterpackError, ConfigError, Unsupported
 from ...pack.pack import Pack
 from ..adapters.slot_values import SlotValues
 from ..generation.prompts import Prompt, prompt_ids
-from ..generation.sampling import Sampling, choose, sampling_of
+from ..generation.sampling import Sampling, sampling_of
+from ..generation.structured import grammar_mask
+from ..generation.token_chooser import Choice, TokenChooser, TokenMask, choose
 from ..open_bundle import OpenBundle
 from ..text.context_length import context_of, require_context
 from ..text.text_stream import TextStream
@@ -86,21 +88,22 @@ class Engine:
             ConfigError: the prompt has no tokens or more than the model or the engine has positions for, or an option is out of range.
         """
         pack = self.bundle.pack(adapter) if isinstance(adapter, str) else adapter
-        row = self.row(prompt_ids(self.bundle, prompt), pack, sampling_of(options), features)
+        sampling = sampling_of(options, self.bundle.generation_config, self.bundle.folder)
+        row = self.row(prompt_ids(self.bundle, prompt), pack, sampling, features)
         self.submit(row)
         return row.number
 
     def row(self, ids: Sequence[int], pack: Pack | None, sampling: Sampling, features: Mapping[str, np.ndarray] | None = None,
-            place: int = 0) -> Request:
-        """A request that :meth:`submit` adds, or :meth:`discard` gives up. Its adapter is in memory from now on. Rows of one seed at
-        different places of a batch draw different numbers.
+            place: int = 0, mask: TokenMask | None = None) -> Request:
+        """A request that :meth:`submit` adds, or :meth:`discard` gives up. Its adapter is in memory from now on. Rows of one seed draw
+        different numbers at different places of a batch. ``mask`` is that of the parameters' grammar, where it is compiled already.
 
         Raises:
             ConfigError: as :meth:`add`.
         """
         adapter = None if pack is None else self.adapters.taken(pack)
         try:
-            return self._row(ids, adapter, sampling, dict(features or {}), place)
+            return self._row(ids, adapter, sampling, dict(features or {}), place, mask)
         except BaseException:
             if adapter is not None:
                 self.adapters.released(adapter)
@@ -141,7 +144,7 @@ class Engine:
             self._stepping.release()
 
     def _row(self, ids: Sequence[int], adapter: ResidentAdapter | None, sampling: Sampling, features: Mapping[str, np.ndarray],
-             place: int) -> Request:
+             place: int, mask: TokenMask | None) -> Request:
         virtual = 0 if adapter is None else adapter.virtual
         total = virtual + len(ids)
         require_context(self.bundle, np.array([total]), virtual)
@@ -149,8 +152,11 @@ class Engine:
             raise ConfigError("a prompt is longer than the engine's rows", expected=f"at most {self.max_length} tokens", found=total,
                               remedy="open the engine with a larger max_length")
         room = min(sampling.max_new_tokens, self.max_length - total + 1)  # the last token needs no position
-        return Request(number=next(self._numbers), prompt=ids, adapter=adapter, sampling=sampling, room=room, features=features,
-                       stream=TextStream(self.bundle.tokenizer, sampling.stop), draws=np.random.default_rng([sampling.seed, place]))
+        tokenizer = self.bundle.tokenizer
+        ends = sampling.end_ids(tokenizer.eos_ids)
+        chooser = TokenChooser(sampling, ids, ends, mask or grammar_mask(tokenizer, sampling), place)
+        return Request(number=next(self._numbers), prompt=ids, adapter=adapter, features=features, chooser=chooser, ends=ends, room=room,
+                       stream=TextStream(tokenizer, sampling.stop))
 
     def _take_messages(self, events: list[Event]) -> None:
         while self._messages:
@@ -199,25 +205,30 @@ class Engine:
 
     def _take(self, row: Request, logits: np.ndarray, events: list[Event]) -> None:
         """Gives a row its next token, and ends it where that says so."""
-        token = int(choose(logits[None], row.sampling, [row.draws])[0])
+        (choice,) = choose(logits[None], [row.chooser])
+        if choice.error is not None:
+            self._end(row, "error", events, choice.error)
+            return
         stream, before = row.stream, row.stream.text
-        row.token = token
-        ends = token in self.bundle.tokenizer.eos_ids
-        if not ends:
-            stream.push(token)
-        reason = None
-        if ends or len(stream.ids) == row.room:
+        row.choices.append(choice)
+        row.token = choice.token
+        at_end = choice.token in row.ends
+        if not at_end:
+            stream.push(choice.token)
+        stops, reason = at_end or row.chooser.finished, None
+        if stops or len(stream.ids) == row.room:
             stream.finish()
-            reason = "stop" if ends else "length"
+            reason = "stop" if stops else "length"
         if stream.stopped:
             reason = "stop"
+        told = choice if not at_end or stream.text != before else None
         if reason is None:
-            events.append(Event(row.number, row.digest, token, stream.text))
+            events.append(Event(row.number, row.digest, choice.token, told, stream.text))
         else:
-            told = token if not ends or stream.text != before else None
-            self._end(row, reason, events, token=told)
+            self._end(row, reason, events, choice=told)
 
-    def _end(self, row: Request, reason: str, events: list[Event], error: AdapterpackError | None = None, token: int | None = None) -> None:
+    def _end(self, row: Request, reason: str, events: list[Event], error: AdapterpackError | None = None,
+             choice: Choice | None = None) -> None:
         if row in self._waiting:
             self._waiting.remove(row)
         else:
@@ -225,4 +236,4 @@ class Engine:
         if row.adapter is not None:
             self.adapters.released(row.adapter)
         row.reason = reason
-        events.append(Event(row.number, row.digest, token, row.stream.text, reason, error))
+        events.append(Event(row.number, row.digest, None if choice is None else choice.token, choice, row.stream.text, reason, error))

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import numpy as np
+from dataclasses import dataclass, field
 
 from ...errors import AdapterpackError
-from ..generation.sampling import Sampling
+from ..generation.token_chooser import Choice, TokenChooser
 from ..text.text_stream import TextStream
 from .row_batch import Row
 
@@ -20,6 +18,7 @@ class Event:
         request: the number that :meth:`~.engine.Engine.add` gave.
         adapter: the digest of the pack that the row runs with, None for the base.
         token: the id of the row's new token; None where it ended otherwise.
+        choice: how it was chosen, with its log-probability if the request asks for it.
         text: the answer so far. It is final: the next one begins with it.
         finish_reason: why the row ended: ``stop``, ``length``, ``cancelled`` or ``error``; None while it goes on.
         error: what went wrong, of a row that ended by ``error``.
@@ -28,6 +27,7 @@ class Event:
     request: int
     adapter: str | None
     token: int | None = None
+    choice: Choice | None = None
     text: str = ""
     finish_reason: str | None = None
     error: AdapterpackError | None = None
@@ -35,11 +35,14 @@ class Event:
 
 @dataclass(eq=False, kw_only=True)
 class Request(Row):
-    """A row with what the engine knows of it: ``room`` is how many tokens its answer may have, ``reason`` why it has ended."""
+    """A row with what the engine knows of it: ``room`` is how many tokens its answer may have, ``ends`` are those that end it, ``choices``
+    how its tokens were chosen, and ``reason`` why it has ended.
+    """
 
     number: int
-    sampling: Sampling
+    chooser: TokenChooser
+    ends: frozenset[int]
     room: int
     stream: TextStream
-    draws: np.random.Generator
+    choices: list[Choice] = field(default_factory=list)
     reason: str | None = None
