@@ -59,7 +59,7 @@ class Session(OpenBundle):
             4
         """
         shape = self.shape("pixel_values")
-        prepared = partial(self._once, "image_processor", lambda: preparation(self.folder))
+        prepared = partial(self.once, "image_processor", lambda: preparation(self.folder))
         return np.stack([image_of(image, shape, prepared) for image in images])
 
     def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> tuple[Arrays, list[list[tuple[int, int] | None]]]:
