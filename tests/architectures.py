@@ -59,7 +59,7 @@ def _encoder(name: str, task: str, config: Callable[[Any], Any], *targets: str, 
 
 ARCHITECTURES: tuple[Architecture, ...] = (
     _decoder("llama", lambda hf: hf.LlamaConfig(**_DECODER)),
-    _decoder("mistral", lambda hf: hf.MistralConfig(**_DECODER, sliding_window=8), prompt="window"),
+    _decoder("mistral", lambda hf: hf.MistralConfig(**{**_DECODER, "num_hidden_layers": 1}, sliding_window=8), prompt="window"),
     _decoder("qwen2", lambda hf: hf.Qwen2Config(**_DECODER)),
     _decoder("qwen3", lambda hf: hf.Qwen3Config(**_DECODER)),
     _decoder("gemma2", lambda hf: hf.Gemma2Config(**_DECODER, query_pre_attn_scalar=8, sliding_window=8), prompt="window"),

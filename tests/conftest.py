@@ -18,8 +18,13 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: threads o
 VOCABULARY = 96
 
 
+_COLLECTED = pytest.StashKey[list[str]]()
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Tests of a GPU are left out, not skipped, where there is none."""
+    config.stash[_COLLECTED] = [item.nodeid for item in items]
     if any(item.get_closest_marker("gpu") for item in items):
         from adapterpack.runtime.providers import has_device
 
@@ -27,6 +32,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             left = [item for item in items if item.get_closest_marker("gpu")]
             config.hook.pytest_deselected(items=left)
             items[:] = [item for item in items if item not in left]
+
+
+@pytest.fixture(scope="session")
+def collected(request: pytest.FixtureRequest) -> list[str]:
+    """The names of all tests in the files of this run, those included that ``-m`` leaves out."""
+    return request.config.stash[_COLLECTED]
 
 
 @pytest.fixture(scope="session", autouse=True)

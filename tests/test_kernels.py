@@ -54,8 +54,10 @@ def dense(form: NormalForm, layer: Frozen, x: torch.Tensor, entry: torch.Tensor)
 @pytest.mark.parametrize("apart", [False, True])
 @pytest.mark.parametrize("name", FORMS)
 def test_the_fast_ways_have_the_right_values_and_derivatives(name: str, apart: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against dense matrices to 1e-12 in float64, and against finite differences, first and second order; inputs of three shapes, one of no
-    rows, with and without a bias, a gradient for x, dropout before the branch (``apart``), and with the change within the weight or not."""
+    """Against dense matrices to 1e-12 in float64, and against finite differences: all of the first order, a random product of the second.
+
+    Inputs of three shapes and of no rows, with and without a bias, a gradient for x, dropout before the branch (``apart``), and with the
+    change within the weight or not."""
     torch.manual_seed(0)
     layers = [Frozen(numbers(9, 7, wanted=False), bias) for bias in (None, numbers(9, wanted=False))]
     subjects = ((2, 2, 7), layers[0], True), ((3, 7), layers[1], False), ((7,), layers[1], True), ((0, 7), layers[0], True)
@@ -76,13 +78,13 @@ def test_the_fast_ways_have_the_right_values_and_derivatives(name: str, apart: b
             torch.testing.assert_close(f(*leaves), dense(form, layer, leaves[0], leaves[1 if apart else 0]), atol=1e-12, rtol=1e-12)
             if leaves[0].numel():
                 assert torch.autograd.gradcheck(f, leaves)
-                assert torch.autograd.gradgradcheck(f, leaves)
+                assert torch.autograd.gradgradcheck(f, leaves, fast_mode=True)
             monkeypatch.undo()
 
 
 @pytest.mark.parametrize(("half", "inputs", "shift"), [(0, 7, True), (1, 3, False), (2, 7, False), (4, 2, True)])
 def test_what_comes_after_a_layer_is_one_step_with_it(half: int, inputs: int, shift: bool) -> None:
-    """A scale (``half`` 0) or pairs turned, against the folded weight to 1e-12 and finite differences of first and second order; of more
+    """A scale (``half`` 0) or pairs turned, against the folded weight to 1e-12 and finite differences as above; of more
     rows than inputs and of fewer, where the gradient of x goes another way."""
     torch.manual_seed(0)
 
@@ -101,7 +103,7 @@ def test_what_comes_after_a_layer_is_one_step_with_it(half: int, inputs: int, sh
         weight, moved = fold_form(form(*leaves[1:]), layer.weight, layer.bias, slice(0, 8))
         torch.testing.assert_close(f(*leaves), functional.linear(leaves[0], weight, moved), atol=1e-12, rtol=1e-12)
         assert torch.autograd.gradcheck(f, leaves)
-        assert torch.autograd.gradgradcheck(f, leaves)
+        assert torch.autograd.gradgradcheck(f, leaves, fast_mode=True)
 
 
 def test_other_forms_are_evaluated() -> None:

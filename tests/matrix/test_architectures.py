@@ -10,6 +10,8 @@ from architectures import ARCHITECTURES, render
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "architectures.md"
 BY_NAME = {one.name: one for one in ARCHITECTURES}
+LONG = {"gemma2", "phi3", "opt", "bloom", "falcon", "roberta", "electra", "deberta-v2", "modernbert", "bart"}
+"""Slow to trace, and each of a kind of which another is left: decoders by tracing, encoders, an encoder beside a decoder."""
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +23,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("architectures")
 
 
-@pytest.mark.parametrize("name", BY_NAME)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.long] * (name in LONG)) for name in BY_NAME])
 def test_bank(name: str, scratch: Path) -> None:
     """Rows of one batch, each with another kind of adapter or the base, equal plain transformers on each row alone."""
     assert len(prove(BY_NAME[name], "bank", scratch / name)) >= 3

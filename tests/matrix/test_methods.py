@@ -14,19 +14,28 @@ pytestmark = pytest.mark.fast
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "matrix.md"
 CATALOGUE = Path(__file__).parents[2] / "docs" / "methods.md"
-CELLS = [
-    pytest.param(case, invariant, id=f"{case.method.name}[{case.method.examples.index(case.config)}]-{invariant.name}[{case.layer.label}]")
-    for method in methods().values()
-    for case in cases(method)
-    for invariant in INVARIANTS
-    if invariant.holds_for(case)
-]
+CELLS: dict[str, tuple[Invariant, list[Case]]] = {}
+"""``lora[0]-layer_agrees`` -> an invariant, and one config of a method on every layer on which it is checked."""
+for case in (case for method in methods().values() for case in cases(method)):
+    for promised in (one for one in INVARIANTS if one.holds_for(case)):
+        name = f"{case.method.name}[{case.method.examples.index(case.config)}]-{promised.name}"
+        CELLS.setdefault(name, (promised, []))[1].append(case)
 
 
-@pytest.mark.parametrize(("case", "invariant"), CELLS)
-def test_invariant(case: Case, invariant: Invariant) -> None:
+def _marks(cell: str) -> list[pytest.MarkDecorator]:
+    """Compiling takes a second and more for each method: one method's is proved with the rest."""
+    return [pytest.mark.long] if cell.endswith("-compiled_gradients") and not cell.startswith("lora[") else []
+
+
+@pytest.mark.parametrize(("invariant", "on"), [pytest.param(*CELLS[cell], id=cell, marks=_marks(cell)) for cell in CELLS])
+def test_invariant(invariant: Invariant, on: list[Case]) -> None:
     """Every promised cell holds; the equation stands in the invariant's docstring."""
-    invariant.check(case)
+    for case in on:
+        try:
+            invariant.check(case)
+        except Exception as error:
+            error.add_note(f"on {case.layer.label}")
+            raise
 
 
 def test_the_table_of_promises_is_the_recorded_one() -> None:
