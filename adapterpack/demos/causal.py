@@ -36,7 +36,7 @@ def run_causal(base: Path, source: str, out: Path, say: Say) -> dict[str, Any]:
         configs, _ = read_config({
             "model_name_or_path": str(base), "task": TASK, "name": ADAPTER, "output_dir": str(path),
             "train_file": str(data_file(ADAPTER, "train")), "method": "lora", "r": 8, "alpha": 16, "targets": "all-linear",
-            "learning_rate": 1e-3, "lr_scheduler_type": "cosine", "num_train_epochs": 1.0, "per_device_train_batch_size": 4,
+            "learning_rate": 2e-3, "lr_scheduler_type": "cosine", "num_train_epochs": 0.6, "per_device_train_batch_size": 4,
             "max_length": 160, "group_by_length": True, "seed": 0,
         })
         model = train_one(configs[0])[1].eval()
