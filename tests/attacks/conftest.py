@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from attack import Attacks
+from attacked_hub import server  # noqa: F401 - a fixture
+from attacking_hub import _hub, _other, hub, other  # noqa: F401 - fixtures
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BertConfig, LlamaConfig
 
 import adapterpack
