@@ -30,10 +30,13 @@ def locked(path: Path, alone: bool) -> Iterator[None]:
         >>> with locked(Path(tempfile.mkdtemp()) / "lock", alone=True):
         ...     pass
     """
+    if alone and not CAN_LOCK:
+        raise Unsupported("this system has no file locks, so nothing can be removed from a store safely",
+                          remedy="remove the store's folder when no process uses it")
     with _opened(path) as lock:
         with _opened(path.with_name(f"{path.name}.turn")) as turnstile, storage_errors(path):
-            _take(turnstile, alone=True, needed=alone)
-            _take(lock, alone, needed=alone)
+            take_lock(turnstile, wait=True)
+            take_lock(lock, shared=not alone, wait=True)
         yield
 
 
@@ -47,15 +50,20 @@ def _opened(path: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _take(descriptor: int, alone: bool, needed: bool) -> None:
+def take_lock(descriptor: int, shared: bool = False, wait: bool = False) -> bool:
+    """Locks an open file or folder until it is closed; False if another process has the lock, and this one does not ``wait``.
+
+    Where there are no file locks (:data:`CAN_LOCK`) it is True.
+    """
+    if not CAN_LOCK:
+        return True
+    import fcntl  # noqa: PLC0415 - not on every system
+
     try:
-        import fcntl  # noqa: PLC0415 - not on every system
-    except ImportError as error:
-        if needed:
-            raise Unsupported("this system has no file locks, so nothing can be removed from a store safely",
-                              remedy="remove the store's folder when no process uses it") from error
-        return
-    fcntl.flock(descriptor, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    return True
 
 
 def lock_folder(folder: Path) -> int | None:
@@ -68,13 +76,11 @@ def lock_folder(folder: Path) -> int | None:
     except OSError:
         return None
     try:
-        import fcntl  # noqa: PLC0415 - not on every system
-
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        status, there = os.fstat(descriptor), folder.lstat()
-        if (status.st_dev, status.st_ino) == (there.st_dev, there.st_ino) and (not hasattr(os, "geteuid") or there.st_uid == os.geteuid()):
-            return descriptor
-    except OSError:  # locked, or removed meanwhile
+        if take_lock(descriptor):
+            status, there = os.fstat(descriptor), folder.lstat()
+            if os.path.samestat(status, there) and (not hasattr(os, "geteuid") or there.st_uid == os.geteuid()):
+                return descriptor
+    except OSError:  # removed meanwhile, or on a disk without locks
         pass
     os.close(descriptor)
     return None

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from ..errors import StorageError
 from ..io.atomic import sync
+from ..io.locks import take_lock
 from .fold.loss import Sums
 from .jobs import Share
 
@@ -48,7 +49,7 @@ class Journal:
         self._unsynced, self._lock = set(files), threading.Lock()  # at first all: an earlier process may have written to them
         self._file = os.open(self.folder / f"{share.index}-of-{share.count}.jsonl", os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         try:
-            if not lock_file(self._file):
+            if not take_lock(self._file):  # without file locks two processes do the same work twice, and write the same bytes
                 raise StorageError("another process is at work on this very output", where=staging,
                                    remedy="wait for it, or give the parts of several machines with --shard")
             os.write(self._file, b"\n")  # ends a line that a killed process left incomplete
@@ -162,19 +163,3 @@ def _parsed(raw: bytes) -> dict[str, Any]:
     except ValueError:
         return {}
     return value if isinstance(value, dict) else {}
-
-
-def lock_file(descriptor: int, wait: bool = False) -> bool:
-    """Locks an open file for this process; False if another process has it and this one does not ``wait``.
-
-    Where there are no file locks it is True: two processes then do the same work twice, and write the same bytes.
-    """
-    try:
-        import fcntl  # noqa: PLC0415 - not on every system
-    except ImportError:
-        return True
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        return False
-    return True

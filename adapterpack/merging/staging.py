@@ -12,8 +12,9 @@ from pathlib import Path
 from ..errors import StorageError, storage_errors
 from ..io.atomic import refuse_existing, sync
 from ..io.hashing import ChangedError
+from ..io.locks import take_lock
 from ..io.readable import size
-from .journal import FOLDER, Journal, lock_file
+from .journal import FOLDER, Journal
 
 _LOG = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ def _in_use(journal: Path) -> bool:
     except OSError:  # removed meanwhile, or another user's
         return True
     try:
-        return not lock_file(descriptor)
+        return not take_lock(descriptor)
     finally:
         os.close(descriptor)
 
@@ -107,7 +108,7 @@ def publish(folder: Path, out: Path, finish: Callable[[Path], None], durable: bo
     except FileNotFoundError:
         return False
     try:
-        lock_file(lock, wait=True)
+        take_lock(lock, wait=True)
         if not (folder / FOLDER).is_dir():
             return False
         finish(folder)

@@ -12,6 +12,7 @@ from pathlib import Path
 from ...errors import FormatError, storage_errors
 from ...io.atomic import own_folder
 from ...io.cache import cache_folder
+from ...io.locks import CAN_LOCK, take_lock
 
 LARGE = 8 << 20
 """Bytes from which a file is worth keeping."""
@@ -69,16 +70,9 @@ def _locked(sha256: str) -> Iterator[Path | None]:
         remove_old(folder, _KEPT_SECONDS)
         descriptor = os.open(folder / f"{sha256}.lock", os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
     try:
-        yield folder / sha256 if _lock_acquired(descriptor) else None
+        taken = False
+        with suppress(OSError):  # a disk without locks
+            taken = CAN_LOCK and take_lock(descriptor)
+        yield folder / sha256 if taken else None
     finally:
         os.close(descriptor)
-
-
-def _lock_acquired(descriptor: int) -> bool:
-    try:
-        import fcntl  # noqa: PLC0415 - not on every system
-
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (ImportError, OSError):
-        return False
-    return True
