@@ -127,6 +127,7 @@ def test_a_quantized_format_of_another_package_is_merged_into(cli: Callable[...,
     np.testing.assert_allclose(plain[f"{path}.weight"], expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.long
 def test_a_target_of_another_package_gets_its_files(cli: Callable[..., Any], tiny_llama: Path, pack_of: Callable[[str, str], Path],
                                                     tmp_path: Path) -> None:
     """The folder of a bundle exported for it holds what its ``write`` adds."""
@@ -181,6 +182,7 @@ def _pair(tokenizer: Any, row: dict[str, Any]) -> dict[str, Any]:
     return pair
 
 
+@pytest.mark.long
 def test_a_frontend_of_another_package_makes_the_graph(cli: Callable[..., Any], tiny_llama: Path, pack_of: Callable[[str, str], Path],
                                                        tmp_path: Path) -> None:
     """A checkpoint that it supports is exported from its graph, and proved."""

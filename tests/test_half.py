@@ -43,7 +43,8 @@ def half(base_of: Make, pack_of: Make, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.mark.parametrize(
-    ("name", "mode"), [("llama", "bank"), ("llama", "inputs"), ("llama", "folded"), ("bert", "inputs"), ("vit", "bank")])
+    ("name", "mode"), [("llama", "bank"), ("llama", "inputs"), ("llama", "folded"), ("vit", "bank"),
+                       pytest.param("bert", "inputs", marks=pytest.mark.long)])
 def test_every_mode_against_torch_in_float64(name: str, mode: str, tmp_path: Path) -> None:
     """A decoder with every kind of adapter, an encoder and images: rows alone, padded, mixed and on caches, within the type's tolerance."""
     assert prove(BY_NAME[name], mode, tmp_path, dtype="float16")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
@@ -21,6 +22,7 @@ FP32 = 2e-5
 """Absolute, on logits of about 1: float32 on both sides, sums in another order."""
 
 
+@pytest.mark.long
 def test_a_method_of_another_package_walks_the_line(tiny_llama: Path, tmp_path: Path) -> None:
     """One file beside adapterpack is listed, trains, validates, merges and is exported; the graph that runs is the merged checkpoint."""
     site = tmp_path / "site"

@@ -420,7 +420,7 @@ FAULTS: dict[str, Method] = {
 
 @pytest.mark.parametrize("invariant", INVARIANTS, ids=lambda invariant: invariant.name)
 def test_every_invariant_catches_a_method_that_breaks_it(invariant: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For each promise a method with one fault, put in the place of the sound one, fails on at least one of its cases; that one passes."""
+    """For each promise a method with one fault, put in the place of the sound one, fails on a case of the matrix; the sound one passes."""
     fault = FAULTS[invariant.name]
     sound = get(fault.name)
     monkeypatch.setitem(registry.METHODS._values, fault.name, fault)
@@ -433,9 +433,10 @@ def test_every_invariant_catches_a_method_that_breaks_it(invariant: Any, monkeyp
             return True
         return False
 
-    assert any(broken(case) for case in cases(fault))
+    assert any(broken(case) for case in cases(fault) if invariant.holds_for(case))
     monkeypatch.undo()
-    assert not any(broken(case) for case in cases(sound._replace(examples=sound.examples[:1]))), "the matrix tests the other examples"
+    sound = sound._replace(examples=sound.examples[:1])
+    assert not any(broken(case) for case in cases(sound) if invariant.holds_for(case)), "the matrix tests the other examples"
 
 
 def test_every_invariant_has_a_fault() -> None:

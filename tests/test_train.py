@@ -383,7 +383,7 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", [pytest.param(form, marks=[pytest.mark.long] * (form != "messages")) for form in FORMS])
 def test_a_causal_model_learns_to_answer_and_to_stop(tiny_llama: Path, tmp_path: Path, form: str) -> None:
     """Four questions with answers of two words: greedy generation gives the answer and the end token after it; the base does not."""
     asked = [(1, 2, 31, 41), (3, 4, 32, 42), (5, 6, 33, 43), (7, 8, 34, 44)]

@@ -156,6 +156,7 @@ def test_what_else_has_a_checkpoint_alone(label: str, base: Path, tmp_path: Path
     assert [site.path for site in found.sites] == LAYERS
 
 
+@pytest.mark.long
 def test_graphs_of_such_a_base(tmp_path: Path) -> None:
     """A bank holds the adapter, and its graph takes the fold, by its site map and by the checkpoint's numbers: all give PEFT's."""
     gpt2().transformer.save_pretrained(tmp_path / "base")
