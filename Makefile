@@ -1,6 +1,6 @@
 # make        lint, types, tests
 # make fast   the inner loop: seconds
-# make long   the demos and large models: minutes
+# make long   the demos, large models and further architectures: minutes
 # make fuzz   ten minutes of mutated inputs
 .PHONY: all lint types test fast long fuzz golden demo bench
 
