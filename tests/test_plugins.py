@@ -398,6 +398,8 @@ FAULTS: dict[str, Method] = {
         params["adaption_prompt"][0], params["adaption_gate"] * (1 if isinstance(params["adaption_gate"], np.ndarray) else 2))),
     "decoder_gradients": llama_adapter._replace(
         init=lambda cfg, site, rng: {**llama_adapter.init(cfg, site, rng), "idle": np.ones(3, np.float32)}),
+    "compiled_decoder_gradients": llama_adapter._replace(
+        normal_form=lambda cfg, params, site: AttentionForm(params["adaption_prompt"][0], params["adaption_gate"] * next(LOOKS))),
     "only_the_adapter_trains_there": llama_adapter._replace(
         init=lambda cfg, site, rng: {**llama_adapter.init(cfg, site, rng), "idle": np.ones(3, np.float32)}),
     "active_together": lora._replace(normal_form=numpy_only),
@@ -418,7 +420,8 @@ FAULTS: dict[str, Method] = {
 }
 
 
-@pytest.mark.parametrize("invariant", INVARIANTS, ids=lambda invariant: invariant.name)
+@pytest.mark.parametrize("invariant", [pytest.param(one, id=one.name, marks=[pytest.mark.long] * one.name.startswith("compiled_"))
+                                       for one in INVARIANTS])
 def test_every_invariant_catches_a_method_that_breaks_it(invariant: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """For each promise a method with one fault, put in the place of the sound one, fails on a case of the matrix; the sound one passes."""
     fault = FAULTS[invariant.name]

@@ -133,6 +133,7 @@ INVARIANTS = (
               "batchable", BLOCKS[:1]),
     Invariant("only_the_adapter_trains_there", decoders.only_the_adapter_trains_there, _decoded, "kind", BLOCKS[:1] + MODELS[:1]),
     Invariant("decoder_gradients", decoders.decoder_gradients, _decoded, "kind", BLOCKS[:1] + MODELS[:1]),
+    Invariant("compiled_decoder_gradients", decoders.compiled_decoder_gradients, _decoded, "kind", BLOCKS[:1] + MODELS[:1], first=True),
     Invariant("form_as_declared", prompts.form_as_declared, _prompt, "kind"),
     Invariant("form_torch_equals_numpy", prompts.form_torch_equals_numpy, _prompt, "kind"),
     Invariant("form_gradients_reach_every_parameter", prompts.form_gradients_reach_every_parameter, _prompt, "kind"),

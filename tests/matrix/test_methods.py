@@ -23,8 +23,8 @@ for case in (case for method in methods().values() for case in cases(method)):
 
 
 def _marks(cell: str) -> list[pytest.MarkDecorator]:
-    """Compiling takes a second and more for each method: one method's is proved with the rest."""
-    return [pytest.mark.long] if cell.endswith("-compiled_gradients") and not cell.startswith("lora[") else []
+    """Compiling takes seconds for each method: one method's is proved with the rest."""
+    return [pytest.mark.long] if "-compiled_" in cell and not cell.startswith("lora[") else []
 
 
 @pytest.mark.parametrize(("invariant", "on"), [pytest.param(*CELLS[cell], id=cell, marks=_marks(cell)) for cell in CELLS])
