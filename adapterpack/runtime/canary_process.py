@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from .. import errors
 from ..bundle.manifest import GRAPH
@@ -20,8 +21,8 @@ _SECONDS, _BYTES_A_SECOND = 120.0, 10 << 20
 """Processor time that every replay may take, and how many bytes of the bundle's files add another second."""
 
 
-def replay_apart(folder: Path) -> dict[str, str]:
-    """The canaries of a bundle that were not replayed, by the names of their packs, with the reason; all others passed.
+def replay_apart(folder: Path, verify: str = "cached") -> dict[str, Any]:
+    """What :func:`.canary.verify` says of a bundle; all canaries that were replayed passed. ``verify`` is that of a session.
 
     Raises:
         AdapterpackError: the bundle cannot be opened or run, or a canary fails; the same error as in this process.
@@ -30,25 +31,26 @@ def replay_apart(folder: Path) -> dict[str, str]:
     total = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     limits = Limits(_MEMORY + _COPIES * total, _SECONDS + total / _BYTES_A_SECOND)
     sandbox = Sandbox(f"{__name__}:replayed", limits, kept=0)
-    answer = json.loads(sandbox.run(json.dumps(str(folder.resolve())).encode(), "the graph cannot be run", where=GRAPH))
+    request = json.dumps([str(folder.resolve()), verify])
+    answer: dict[str, Any] = json.loads(sandbox.run(request.encode(), "the graph cannot be run", where=GRAPH))
     if "error" in answer:
         kind = next((kind for kind in _kinds(AdapterpackError) if kind.__name__ == answer["kind"]), errors.FormatError)
         raise kind(answer["error"]["what"], **{name: answer["error"][name] for name in ("where", "expected", "found", "remedy")})
-    not_replayed: dict[str, str] = answer["not_replayed"]
-    return not_replayed
+    return answer
 
 
 def replayed(request: bytes) -> bytes:
-    """What :func:`replay_apart` has done in the other process: a folder as JSON in, the outcome as JSON out."""
+    """What :func:`replay_apart` has done in the other process: a folder and a way to verify it as JSON in, the outcome as JSON out."""
     from . import canary  # noqa: PLC0415 - ONNX Runtime: what asks for a replay needs none
     from .session import Session  # noqa: PLC0415
 
     try:
         with library_errors("onnxruntime", "the graph cannot be run", where=GRAPH):
-            report = canary.verify(Session(json.loads(request), provider="cpu"))
+            folder, verify = json.loads(request)
+            report = canary.verify(Session(folder, provider="cpu", verify=verify))
     except AdapterpackError as error:
         return json.dumps({"kind": type(error).__name__, "error": error.to_json()}).encode()
-    return json.dumps({"not_replayed": report["not_replayed"]}).encode()
+    return json.dumps(report).encode()
 
 
 def _kinds(kind: type[AdapterpackError]) -> Iterator[type[AdapterpackError]]:

@@ -136,7 +136,7 @@ def _weights(folder: Path, bundle: Bundle, checkpoint: Checkpoint) -> Iterator[F
 def _replayed(folder: Path) -> tuple[list[Finding], tuple[str, ...]]:
     """AB401, and which canaries say nothing of this graph."""
     try:
-        not_replayed = replay_apart(folder)
+        not_replayed = replay_apart(folder)["not_replayed"]
     except AdapterpackError as error:
         where = (error.where or GRAPH).removeprefix(f"{folder.resolve()}{os.sep}")
         return [Finding("AB401", "error", where, error.sentence, error.remedy or "export again", type(error))], ()

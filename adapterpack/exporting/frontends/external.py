@@ -17,6 +17,7 @@ from ...adapter_methods import LAYOUTS
 from ...base.checkpoint import Checkpoint
 from ...bundle.manifest import PAST
 from ...errors import FormatError, Unsupported
+from ...onnx_graph.apart import require_openable
 from ...onnx_graph.confine import require_safe
 from ...onnx_graph.graph_file import GraphFile
 from ...onnx_graph.match import Place, match
@@ -43,7 +44,8 @@ def _build(source: Source) -> BaseGraph:
     path, base = source.file, Checkpoint(source.folder)
     assert path is not None, "the frontend supports sources with a file only"
     graph = GraphFile(path)
-    require_safe(graph)
+    data = require_safe(graph)
+    require_openable(path, {path, *data})
     wanted = _wanted(base, source.packs)
     places = match(graph, base, {tensor: kind for tensor, (kind, _) in wanted.items()})
     model = ir.load(path)

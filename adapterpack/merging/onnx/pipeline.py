@@ -7,7 +7,7 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -107,7 +107,7 @@ def merge_graph(
             for path, one in before.items():
                 require_unchanged(path, one)
             origin.base.require_unchanged()
-            checks = check(folder / origin.graph.path.name, origin.graph.path)
+            checks = check(folder / origin.graph.path.name, origin.graph.path, origin.graph.files)
             report = GraphReport(
                 out=str(target),
                 graph=origin.graph.path.name,
@@ -276,8 +276,7 @@ def _write_bundle(origin: _Origin, folder: Path, packs: Sequence[Pack], report: 
     import onnx_ir as ir  # noqa: PLC0415 - only a bundle needs it
 
     from ...bundle.signature import signature_of  # noqa: PLC0415
-    from ...runtime import canary  # noqa: PLC0415 - only a bundle is run
-    from ...runtime.session import Session  # noqa: PLC0415
+    from ...runtime.canary_process import replay_apart  # noqa: PLC0415 - only a bundle is run
 
     assert origin.bundle is not None
     for adapter in origin.bundle.adapters:
@@ -295,5 +294,4 @@ def _write_bundle(origin: _Origin, folder: Path, packs: Sequence[Pack], report: 
                                  in_place=False, decoder=False)
     bundle.write(folder)
     if all(factor == 1 for factor in (pack.weight for pack in report.packs)):
-        verified: Mapping[str, Any] = canary.verify(Session(folder, provider="cpu", verify="off"))
-        dataclasses.replace(bundle, parity={**parity, "canary": verified}).write(folder)
+        dataclasses.replace(bundle, parity={**parity, "canary": replay_apart(folder, verify="off")}).write(folder)
