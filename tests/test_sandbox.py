@@ -11,10 +11,11 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from adapterpack.errors import FormatError
+from adapterpack.errors import FormatError, Unsupported
 from adapterpack.sandbox.limits import Limits
 from adapterpack.sandbox.sandbox import Sandbox
 
@@ -36,6 +37,7 @@ def misbehave(data: bytes) -> bytes:
         "spins": lambda: exec("while True: pass"),
         "eats": lambda: bytes(1 << 30),
         "eats slowly": lambda: [bytes(1 << 20) for _ in range(1000)],
+        "keeps eating": lambda: [(b"x" * (1 << 20), time.sleep(0.0001)) for _ in range(4000)],
         "answers at length": lambda: None,
         "raises": lambda: 1 / 0,
         "recurses": lambda: recurse(0),
@@ -85,6 +87,19 @@ def test_what_a_function_does_can_only_fail(act: str, reason: str) -> None:
         with pytest.raises(FormatError, match=rf"^it fails: .*{reason}.*\(at here\)" if "it fails" not in reason else reason):
             sandbox.run(act.encode(), "it fails", "here")
     assert time.monotonic() - started < 10
+
+
+def test_memory_is_watched_where_the_system_does_not_limit_it() -> None:
+    sandbox = Sandbox("sandbox_without_limits:misbehave", LIMITS._replace(seconds=10))
+    with pytest.raises(FormatError, match="more than 64 MiB of memory"):
+        sandbox.run(b"keeps eating", "it fails")
+
+
+def test_a_system_without_such_processes_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adapterpack.sandbox.sandbox.os", SimpleNamespace(name="nt"))
+    with pytest.raises(Unsupported, match="POSIX") as caught:
+        here("double").run(b"", "it fails")
+    assert "Linux" in str(caught.value.remedy)
 
 
 def test_a_deadline_of_the_clock_ends_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,8 @@ _TOGETHER = 512
 """Parts that one call takes; systems allow 1024."""
 LARGE = 64 << 20
 """Bytes of a tensor file above which it is read piece by piece."""
+SMALL = 16 << 20
+"""Bytes of a file up to which it is read and not mapped."""
 _PIECE = 1 << 20
 
 
@@ -52,6 +54,22 @@ def mapped(path: Path, limit: int) -> mmap:
     """As :func:`read_file`, of a file that is not empty, without holding it."""
     with open_inside(path) as file:
         return mmap(file.fileno(), min(limit, os.fstat(file.fileno()).st_size), access=ACCESS_READ)
+
+
+@contextmanager
+def whole(file: IO[bytes]) -> Iterator[bytes | mmap]:
+    """All bytes of an open file, inside of the block. A small one is read: of one that is mapped, the system ends the process where
+    somebody cuts it short meanwhile.
+
+    Raises:
+        OSError: the file system refuses.
+    """
+    size = os.fstat(file.fileno()).st_size
+    if size <= SMALL:
+        yield read_at_most(file, SMALL)
+        return
+    with mmap(file.fileno(), size, access=ACCESS_READ) as data:
+        yield data
 
 
 def fill(descriptor: int, block: memoryview, offset: int) -> bool:

@@ -6,14 +6,13 @@ ONNX, onnx.proto3: ModelProto.graph = 7, GraphProto.initializer = 5, TensorProto
 
 from __future__ import annotations
 
-import mmap
-import os
-import stat
 from collections.abc import Iterator
+from mmap import mmap
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 from ..errors import FormatError, storage_errors
+from ..io.safe_open import open_regular, whole
 
 _GRAPH, _INITIALIZER = 7, 5
 _NAME, _PAYLOADS = 8, (9, 4)
@@ -55,7 +54,7 @@ _MOST_BYTES = 128 << 20
 class _Bytes:
     """The mapped bytes of a model, and how many fields may still be looked at."""
 
-    def __init__(self, path: Path, data: mmap.mmap) -> None:
+    def __init__(self, path: Path, data: bytes | mmap) -> None:
         self.path, self.data, self.left = path, data, _MOST_FIELDS
 
     def count(self, kept: int) -> None:
@@ -73,7 +72,9 @@ def walk(path: Path) -> Walked:
         FormatError: the file is not a serialized model.
         StorageError: it cannot be read.
     """
-    with storage_errors(path), _opened(path) as file, _mapped(file, path) as data:
+    with storage_errors(path), open_regular(path) as file, whole(file) as data:
+        if not data:
+            raise FormatError("the file is empty", where=path, expected="an ONNX model")
         source = _Bytes(path, data)
         skeleton, embedded = bytearray(), dict[str, Embedded]()
         has_graph = False
@@ -87,22 +88,6 @@ def walk(path: Path) -> Walked:
         if not has_graph:
             raise FormatError("the file holds no ONNX graph", where=path, remedy="name the .onnx file that an exporter wrote")
         return Walked(bytes(skeleton), embedded)
-
-
-def _opened(path: Path) -> IO[bytes]:
-    """The file, if it is a regular one; a pipe in its place does not block."""
-    file = os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb", buffering=0)
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
-        raise FormatError("this is not a regular file", where=path, expected="an .onnx file")
-    return file
-
-
-def _mapped(file: IO[bytes], path: Path) -> mmap.mmap:
-    try:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except ValueError:  # an empty file
-        raise FormatError("the file is empty", where=path, expected="an ONNX model") from None
 
 
 def _graph(source: _Bytes, graph: Field, embedded: dict[str, Embedded]) -> bytes:
@@ -160,7 +145,7 @@ def _fields(source: _Bytes, start: int, stop: int) -> Iterator[Field]:
         at = end
 
 
-def _varint(data: mmap.mmap, at: int, stop: int, path: Path) -> tuple[int, int]:
+def _varint(data: bytes | mmap, at: int, stop: int, path: Path) -> tuple[int, int]:
     value = 0
     for shift in range(0, 70, 7):
         if at >= stop:

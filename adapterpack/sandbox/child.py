@@ -6,11 +6,13 @@ import importlib
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 from ..library_errors import reason
-from .limits import DONE, FAILED, HEAD, LIMIT, MEMORY, Limits
+from .limits import DONE, FAILED, HEAD, LIMIT, MEMORY, OVER_MEMORY, Limits
 
 try:
     import resource
@@ -18,6 +20,8 @@ except ImportError:  # where there is no such thing the clock alone limits a cal
     resource = None  # type: ignore[assignment]
 
 _SOCKET = 0
+_STATM = Path("/proc/self/statm")
+_GLANCE = 0.01
 
 
 def main(function: str, memory: str, seconds: str, answer: str) -> None:
@@ -51,15 +55,29 @@ def _answer(run: Callable[[bytes], bytes], data: bytes, most: int) -> tuple[byte
 
 
 def _limit_memory(more: int) -> None:
-    """No core file, and no address space beyond ``more`` bytes on top of what there is. macOS takes the limit and does not hold to it."""
+    """No core file, and no address space beyond ``more`` bytes on top of what there is. Where the system does not hold to such a limit, as
+    on macOS, a thread looks at the memory in use."""
     if resource is None:
         return
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
-        size = int(Path("/proc/self/statm").read_bytes().split()[0]) * resource.getpagesize()
+        size = int(_STATM.read_bytes().split()[0]) * resource.getpagesize()
     except FileNotFoundError:
+        threading.Thread(target=_watch_memory, args=(_most_resident() + more,), daemon=True).start()
         return
     resource.setrlimit(resource.RLIMIT_AS, (size + more, size + more))
+
+
+def _watch_memory(most: int) -> None:
+    """Ends the process when it used more than ``most`` bytes: later than a limit of the system would, by what one step takes."""
+    while _most_resident() <= most:
+        time.sleep(_GLANCE)
+    os._exit(OVER_MEMORY)
+
+
+def _most_resident() -> int:
+    """The most bytes of memory that were in use at once."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _limit_time(seconds: float) -> None:

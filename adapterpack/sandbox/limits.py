@@ -12,6 +12,10 @@ no answer in time; a result that is larger than the caller takes; the end of the
 """
 
 
+OVER_MEMORY = 77
+"""The status with which a process ends itself that took too much memory, where the system does not see to that."""
+
+
 class Limits(NamedTuple):
     """What one call may take. ``memory``: bytes beyond those of the process when it starts; ``seconds`` of processor time."""
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from threading import BoundedSemaphore
 
 from ..errors import FormatError, Unsupported
-from .limits import DONE, ENDED, FAILED, HEAD, LARGE, LATE, LIMIT, MEMORY, Limits
+from .limits import DONE, ENDED, FAILED, HEAD, LARGE, LATE, LIMIT, MEMORY, OVER_MEMORY, Limits
 
 PROCESSES = 4
 """The most processes of one sandbox; further threads wait for their turn."""
@@ -92,6 +92,9 @@ class _Child:
     def __init__(self, function: str, limits: Limits) -> None:
         if not sys.executable:
             raise Unsupported("there is no Python to run a sandbox with", expected="sys.executable")
+        if os.name != "posix":
+            raise Unsupported("what strangers wrote runs in a process of its own, and that needs a POSIX system", where=function,
+                              found=sys.platform, remedy="use Linux, macOS, or the Windows Subsystem for Linux")
         self._limits = limits
         paths = [str(Path(__file__).parents[2]), *(path for path in sys.path if path)]
         self._socket, inner = socket.socketpair()
@@ -134,7 +137,7 @@ class _Child:
     def ended_by(self, kind: bytes) -> str:
         """Why a call had no answer, of a process that was closed."""
         memory, seconds, answer = self._limits
-        if kind == MEMORY:
+        if kind == MEMORY or (kind == ENDED and self._process.returncode == OVER_MEMORY):
             return f"it takes more than {memory >> 20} MiB of memory"
         if kind == LATE:
             return f"it takes more than {self._limits.deadline:g} s"

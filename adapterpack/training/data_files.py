@@ -11,13 +11,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import ConfigError, storage_errors
-from ..io.safe_open import mapped
+from ..errors import ConfigError, FormatError, storage_errors
+from ..io.safe_open import open_regular, whole
+from ..sandbox.limits import Limits
+from ..sandbox.sandbox import Sandbox
 
 MAX_ROW = 16 << 20
 """The most bytes of a line, and of a text where rows are no lines."""
 MAX_DEPTH = 64
 """Levels of a row: the readers that data sets use have no limit, and the process dies of a row that is deep enough."""
+MAX_COLUMNS = 1000
+MAX_GROUP = 1 << 30
+"""The most bytes of the rows of one group, unpacked: readers take a group at a time."""
+_MEMORY, _COPIES = 512 << 20, 2
+_SECONDS, _BYTES_A_SECOND = 5.0, 4 << 20
+_ROWS = 64
+"""Rows that are unpacked at a time."""
 _BLOCK = 1 << 20
 _STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
 _SPACE = b" \t\r\n\xef\xbb\xbf"
@@ -27,7 +36,7 @@ _PACKED = (b"\x1f\x8b", b"PK\x03\x04", b"\xfd7zXZ", b"BZh", b"\x28\xb5\x2f\xfd",
 
 
 def require_bounded(path: Path) -> None:
-    """Checks the lines of a json, jsonl or csv file.
+    """Checks the lines of a json, jsonl or csv file, and the index and rows of a parquet file.
 
     Raises:
         StorageError: it cannot be read.
@@ -35,9 +44,12 @@ def require_bounded(path: Path) -> None:
     """
     with storage_errors(path):
         kind, size = path.suffix.lower(), path.stat().st_size
-    if not size or kind == ".parquet":
+    if not size:
         return
-    with mapped(path.resolve(), size) as data:
+    if kind == ".parquet":
+        _require_bounded_parquet(path, size)
+        return
+    with open_regular(path) as file, storage_errors(path), whole(file) as data:
         if data[:8].startswith(_PACKED):
             raise ConfigError("the data file is packed", where=path, expected=kind, remedy="unpack it first")
         one_list = kind == ".json" and data[:256].lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")  # of all rows, perhaps on one line
@@ -56,6 +68,54 @@ def require_bounded(path: Path) -> None:
             line += data[start:stop].count(b"\n") if not one_list else 0
         if one_list and size > MAX_ROW and (longest := max(len(text[0]) for text in _STRINGS.finditer(data))) > MAX_ROW:
             raise ConfigError("a text is too long", where=path, expected=f"at most {MAX_ROW} bytes", found=longest)
+
+
+def _require_bounded_parquet(path: Path, size: int) -> None:
+    """Checks columns, levels and groups of a parquet file by its index, and then its rows one by one: a small file may hold any number.
+
+    Raises:
+        ConfigError: it is none, or past a limit.
+    """
+    sandbox = Sandbox(f"{__name__}:read_through", Limits(_MEMORY + _COPIES * size, _SECONDS + size / _BYTES_A_SECOND), kept=0)
+    try:
+        problem = sandbox.run(str(path.resolve()).encode(), "the data cannot be read", where=path)
+    except FormatError as error:
+        raise ConfigError(error.what, where=path, expected="rows as parquet") from error
+    if problem:
+        what, expected, found = json.loads(problem)
+        raise ConfigError(what, where=path, expected=expected, found=found)
+
+
+def read_through(request: bytes) -> bytes:
+    """What is done of a parquet file in the other process: a path in; out nothing, or what is past which limit, as JSON."""
+    problem = _problem(request.decode())
+    return b"" if problem is None else json.dumps(problem).encode()
+
+
+def _problem(path: str) -> tuple[str, str, int] | None:
+    import pyarrow.compute as pc  # noqa: PLC0415 - only the other process needs these
+    import pyarrow.parquet as pq  # noqa: PLC0415
+    import pyarrow.types as kinds  # noqa: PLC0415
+
+    with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
+        if (count := len(file.schema)) > MAX_COLUMNS:
+            return "the data has very many columns", f"at most {MAX_COLUMNS}", count
+        if (depth := max((file.schema.column(number).path.count(".") for number in range(count)), default=0)) > MAX_DEPTH:
+            return "a row is nested too deeply", f"at most {MAX_DEPTH} levels, a list being two", depth
+        groups = [file.metadata.row_group(number).total_byte_size for number in range(file.num_row_groups)]
+        if max(groups, default=0) > MAX_GROUP:
+            return "a group of rows is too large", f"at most {MAX_GROUP} bytes", max(groups)
+        for number in range(file.num_row_groups):
+            unpacked = 0
+            for batch in file.iter_batches(_ROWS, [number], use_threads=False):
+                unpacked += batch.nbytes
+                if unpacked > MAX_GROUP:
+                    return "a group of rows is too large", f"at most {MAX_GROUP} bytes", unpacked
+                texts = [column for column in batch.columns if kinds.is_string(column.type) or kinds.is_large_string(column.type)]
+                longest = max((pc.max(pc.binary_length(column)).as_py() or 0 for column in texts), default=0)
+                if longest > MAX_ROW:
+                    return "a text is too long", f"at most {MAX_ROW} bytes", longest
+    return None
 
 
 def require_short_texts(rows: Any, where: object) -> None:
@@ -90,7 +150,7 @@ class Place(NamedTuple):
         return str(self.path)
 
 
-def _blocks(data: mmap, path: Path) -> Iterator[tuple[int, int]]:
+def _blocks(data: bytes | mmap, path: Path) -> Iterator[tuple[int, int]]:
     """Where blocks of whole lines begin and end."""
     start, line, size = 0, 1, len(data)
     while start < size:

@@ -17,6 +17,7 @@ from ..runtime.text.model_files import read_bytes
 from ..runtime.text.tokenizer import MAX_TOKENIZER
 from ..runtime.text.tokenizer_limits import require_bounded_load
 from ..tasks.task import Task
+from .bounded_tokenizer import bounded
 from .model_size import bounded_build, require_fitting
 
 
@@ -84,7 +85,7 @@ def load_tokenizer(source: str | Path) -> Any:
 
     Raises:
         StorageError: the base has none.
-        FormatError: its files are damaged.
+        FormatError: its files are damaged, or made to be slow.
         Unsupported: it is code of the base's own.
     """
     folder = Path(source)
@@ -100,7 +101,7 @@ def load_tokenizer(source: str | Path) -> Any:
     files = tokenizer.vocab_files_names.values()  # without any of them some classes make a tokenizer that knows no word
     if folder.is_dir() and files and not any((folder / name).is_file() for name in files):
         raise _no_tokenizer(folder)
-    return tokenizer
+    return bounded(tokenizer, folder)
 
 
 _ADAPTER = "adapter_config.json"

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import wave
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 from attack import Attacks
 
@@ -69,6 +74,65 @@ def test_a_prompt_of_a_megabyte(attacks: Attacks, bundle_of: Make, attack: str) 
     row = {"text": {"prompt": "w1 " * 350_000}, "word": {"prompt": "w" * 1_000_000},
            "messages": {"messages": [{"role": "user", "content": "w1 " * 350_000}]}}[attack]
     _run(attacks, bundle_of("llama", "bank"), json.dumps(row).encode(), "file").refused("too long", "line 1")
+
+
+def cut_while_read(name: str) -> None:
+    """A graph is read again and again while another thread cuts it short and writes it anew."""
+    import threading
+    import time
+
+    from adapterpack.errors import AdapterpackError
+    from adapterpack.onnx_graph.wire import walk
+
+    path = Path(name)
+    data, stop = path.read_bytes(), threading.Event()
+
+    def cut() -> None:
+        while not stop.is_set():
+            os.truncate(path, 0)
+            path.write_bytes(data)
+
+    thread = threading.Thread(target=cut)
+    thread.start()
+    end = time.monotonic() + 1.5
+    while time.monotonic() < end:
+        with contextlib.suppress(AdapterpackError):
+            walk(path)
+    stop.set()
+    thread.join()
+
+
+def test_a_graph_that_is_cut_short_while_it_is_read(attacks: Attacks) -> None:
+    """Of a mapped file the system ends the process."""
+    initializers = [onnx.TensorProto(name=f"w{number}", data_type=1, dims=[1000], raw_data=bytes(4000)) for number in range(2000)]
+    model = onnx.ModelProto(ir_version=10, graph=onnx.GraphProto(name="g", initializer=initializers))
+    (attacks.work / "model.onnx").write_bytes(model.SerializeToString())
+    attacks.call(cut_while_read, str(attacks.work / "model.onnx")).harmless()
+
+
+def _array(name: str) -> None:
+    from adapterpack.runtime.media.inputs import array_of, speech_of
+
+    array_of(Path(name), (3, 4), "an image") if name.endswith(".npy") else speech_of(Path(name), (80, 3000), {})
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "a claim of 60 GB", "cut"])
+@pytest.mark.parametrize("name", ["a.npy", "a.wav"])
+def test_a_file_of_a_row(attacks: Attacks, name: str, kind: str) -> None:
+    path = attacks.work / name
+    if kind == "a pipe":
+        os.mkfifo(path)
+    elif name == "a.npy":
+        np.save(path, np.zeros((3, 4), np.float32))
+        data = path.read_bytes()
+        path.write_bytes(data.replace(b"(3, 4)", b"(3, 5000000000)") if kind == "a claim of 60 GB" else data[:-8])
+    else:
+        with wave.open(str(path), "wb") as file:
+            file.setparams((1, 2, 16000, 0, "NONE", ""))
+            file.writeframes(bytes(1000))
+        data = path.read_bytes()
+        path.write_bytes(data[:40] + b"\xff\xff\xff\x7f" + data[44:60] if kind == "a claim of 60 GB" else data[:30])
+    attacks.call(_array, str(path)).held()
 
 
 def _run(attacks: Attacks, bundle: Path, line: bytes, form: str, *options: str) -> Any:

@@ -138,6 +138,20 @@ def test_a_configuration_is_read(file: str, name: str, attacks: Attacks, tiny_ll
     attacks.call(opened, attacks.work).refused(file)
 
 
+@pytest.mark.parametrize("name", ["forty doublings", "a growth of a million", "a long prefix", "two million tokens"])
+def test_a_tokenizer_is_trained_with(name: str, attacks: Attacks, base: Path) -> None:
+    (base / TOKENIZER).write_bytes(TOKENIZERS[name]((base / TOKENIZER).read_bytes()))
+    attacks.command("train", "train.yaml").refused("tokenizer", absent=attacks.work / "out")
+
+
+def test_an_expression_takes_long_in_training(attacks: Attacks, base: Path) -> None:
+    """A text that the expression is tried on without end is refused; every other is learned from."""
+    (base / TOKENIZER).write_bytes(regex(SLOW["exponential"])((base / TOKENIZER).read_bytes()))
+    attacks.command("train", "train.yaml").harmless()
+    (attacks.work / "rows.jsonl").write_text(json.dumps({"prompt": "a" * 300 + "c", "completion": "y"}) + "\n")
+    attacks.command("train", "train.yaml", "output_dir=other").refused("tokenizer", absent=attacks.work / "other")
+
+
 WRONG: list[tuple[str, dict[str, Any]]] = [
     ("tokenizer_config.json", {"pad_token": 5}),
     ("tokenizer_config.json", {"chat_template": 5}), ("tokenizer_config.json", {"chat_template": [{"name": "default", "template": {}}]}),

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from attack import Attacks
 
@@ -134,6 +138,64 @@ def _read(name: str) -> None:
     learned = task_named("text-generation").training
     assert learned is not None
     learned.encode(load_rows(name), Words(), 512, name, ())
+
+
+def _parquet(make: Callable[[], Any], **options: Any) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        import pyarrow.parquet as pq
+
+        pq.write_table(make(), path, compression="zstd", **options)
+    return write
+
+
+def _one_text(size: int, rows: int) -> Any:
+    """A column whose rows are all the same text, which is stored once."""
+    import pyarrow as pa
+
+    return pa.table({"text": pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), pa.array(["w" * size]))})
+
+
+def _nested(levels: int) -> Any:
+    import pyarrow as pa
+
+    value: Any = "w1"
+    for _ in range(levels):
+        value = [value]
+    return pa.table({"text": pa.array([value])})
+
+
+def _wide() -> Any:
+    import pyarrow as pa
+
+    return pa.table({f"c{number}": ["w1"] for number in range(2_000)})
+
+
+PARQUET: dict[str, tuple[Callable[[Path], None], str]] = {
+    "a text of 1 MB a million times": (_parquet(lambda: _one_text(1 << 20, 1_000_000)), "too large"),
+    "a text of 20 MB": (_parquet(lambda: _one_text(20 << 20, 1)), "too long"),
+    "a text of 15 MB a hundred thousand times": (_parquet(lambda: _one_text(15 << 20, 100_000)), "rows.parquet"),
+    "2,000 columns": (_parquet(_wide), "columns"),
+    "lists in 45 lists": (_parquet(lambda: _nested(45)), "nested too deeply"),
+    "lists in 200 lists": (_parquet(lambda: _nested(200)), "nested"),
+    "a footer of zeros": (lambda path: path.write_bytes(b"PAR1" + bytes(1000) + (900).to_bytes(4, "little") + b"PAR1") and None,
+                          "rows.parquet"),
+}
+
+
+@pytest.mark.parametrize("attack", PARQUET)
+def test_rows_of_a_parquet_file(attacks: Attacks, attack: str) -> None:
+    write, words = PARQUET[attack]
+    write(attacks.work / "rows.parquet")
+    attacks.call(_read, "rows.parquet").refused(words)
+
+
+def test_a_good_parquet_file_is_read(attacks: Attacks) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [{"text": f"w{number} " * 50, "more": {"a": [number, number]}} for number in range(20_000)]
+    pq.write_table(pa.Table.from_pylist(rows), attacks.work / "rows.parquet", row_group_size=5_000)
+    attacks.call(_read, "rows.parquet").harmless()
 
 
 @pytest.mark.parametrize("attack", ROWS)

@@ -45,9 +45,9 @@ def _build(source: Source) -> BaseGraph:
     assert path is not None, "the frontend supports sources with a file only"
     graph = GraphFile(path)
     data = require_safe(graph)
-    require_openable(path, {path, *data})
     wanted = _wanted(base, source.packs)
     places = match(graph, base, {tensor: kind for tensor, (kind, _) in wanted.items()})
+    require_openable(path, {path, *data})
     model = ir.load(path)
     _require_float(model, path, source.dtype)
     _name_inputs(model, base)

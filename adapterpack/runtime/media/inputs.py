@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import wave
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ...errors import ConfigError, FormatError, Unsupported, storage_errors
+from ...errors import ConfigError, FormatError, Unsupported
+from ...io.safe_open import open_regular
 from ...library_errors import library_errors
 from ...tasks.rows import Picture
 from .image_processing import DATA, bytes_in, bytes_of, picture
@@ -29,12 +33,8 @@ def array_of(path: Path, shape: Sequence[Any], what: str) -> np.ndarray:
     """
     if path.suffix != ".npy":
         raise Unsupported(f"{what} is read from .npy files", where=path, found=path.suffix or "no ending", remedy=_PREPARE)
-    with storage_errors(path):
-        size = path.stat().st_size
-    if size > _MOST:
-        raise FormatError("the file is too large", where=path, expected=f"at most {_MOST} bytes", found=size)
-    with library_errors("numpy", "the file holds no array", where=path, remedy=_PREPARE):
-        array = np.load(path, allow_pickle=False, mmap_mode="r")
+    with _opened(path) as file, library_errors("numpy", "the file holds no array", where=path, remedy=_PREPARE):
+        array = np.load(file, allow_pickle=False)
     return _fitting(np.asarray(array), shape, what, path)
 
 
@@ -110,13 +110,9 @@ def mel_bands(count: int, size: int, rate: int) -> np.ndarray:
 
 def _samples(path: Path, rate: int) -> np.ndarray:
     """The samples of a wave file, in [-1, 1)."""
-    with storage_errors(path):
-        size = path.stat().st_size
-    if size > _MOST:
-        raise FormatError("the file is too large", where=path, expected=f"at most {_MOST} bytes", found=size)
-    with library_errors("wave", "the file is no wave file", where=path), wave.open(str(path), "rb") as file:
-        form = (file.getframerate(), file.getsampwidth(), file.getnchannels())
-        data = file.readframes(file.getnframes())
+    with _opened(path) as file, library_errors("wave", "the file is no wave file", where=path), wave.open(file, "rb") as sound:
+        form = (sound.getframerate(), sound.getsampwidth(), sound.getnchannels())
+        data = sound.readframes(sound.getnframes())
     if form != (rate, 2, 1):
         raise Unsupported("speech must be one channel of 16 bits at the model's rate", where=path,
                           expected=f"{rate} Hz, 2 bytes, 1 channels", found="{} Hz, {} bytes, {} channels".format(*form),
@@ -125,6 +121,14 @@ def _samples(path: Path, rate: int) -> np.ndarray:
     if not len(samples):
         raise ConfigError("the file holds no sound", where=path)
     return samples
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[FileIO]:
+    with open_regular(path) as file:
+        if (size := os.fstat(file.fileno()).st_size) > _MOST:
+            raise FormatError("the file is too large", where=path, expected=f"at most {_MOST} bytes", found=size)
+        yield file
 
 
 def _fitting(array: np.ndarray, shape: Sequence[Any], what: str, path: object) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -145,8 +145,7 @@ class Tokenizer:
                 raise ConfigError("a text has half of a surrogate pair, which is no character", found=repr(text)[:80],
                                   remedy="write characters beyond U+FFFF as they are, or as two escapes")
         if self._slow is not None:
-            request = json.dumps([str(self.path.absolute()), self._slow, texts, options])
-            return Encoded.parsed(_SANDBOX.run(request.encode(), _FAILS, self.path, _REMEDY))
+            return encoded_apart(self.path, self._slow, texts, options, self.path)
         with self._errors(_FAILS):
             return self.core.encode(*texts, **options)
 
@@ -215,3 +214,14 @@ class Tokenizer:
 
     def _errors(self, what: str) -> AbstractContextManager[None]:
         return library_errors("tokenizers", what, where=self.path, remedy=_REMEDY)
+
+
+def encoded_apart(path: Path, digest: str, texts: Sequence[str], options: Mapping[str, Any], where: Path) -> Encoded:
+    """One text or two as a row, by a ``tokenizer.json`` with that sha256, in a process with limits.
+
+    Raises:
+        OutOfLimits: it takes too long, or too much memory.
+        FormatError: the tokenizer fails.
+    """
+    request = json.dumps([str(path.absolute()), digest, list(texts), dict(options)])
+    return Encoded.parsed(_SANDBOX.run(request.encode(), _FAILS, where, _REMEDY))
