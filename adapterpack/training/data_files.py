@@ -108,10 +108,11 @@ def _problem(path: str) -> tuple[str, str, int] | None:
         for number in range(file.num_row_groups):
             unpacked = 0
             for batch in file.iter_batches(_ROWS, [number], use_threads=False):
-                unpacked += batch.nbytes
+                columns = [column.dictionary_decode() if kinds.is_dictionary(column.type) else column for column in batch.columns]
+                unpacked += sum(column.nbytes for column in columns)
                 if unpacked > MAX_GROUP:
                     return "a group of rows is too large", f"at most {MAX_GROUP} bytes", unpacked
-                texts = [column for column in batch.columns if kinds.is_string(column.type) or kinds.is_large_string(column.type)]
+                texts = [column for column in columns if kinds.is_string(column.type) or kinds.is_large_string(column.type)]
                 longest = max((pc.max(pc.binary_length(column)).as_py() or 0 for column in texts), default=0)
                 if longest > MAX_ROW:
                     return "a text is too long", f"at most {MAX_ROW} bytes", longest

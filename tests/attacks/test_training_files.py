@@ -140,16 +140,16 @@ def _read(name: str) -> None:
     learned.encode(load_rows(name), Words(), 512, name, ())
 
 
-def _parquet(make: Callable[[], Any], **options: Any) -> Callable[[Path], None]:
+def _parquet(make: Callable[[], Any]) -> Callable[[Path], None]:
     def write(path: Path) -> None:
         import pyarrow.parquet as pq
 
-        pq.write_table(make(), path, compression="zstd", **options)
+        pq.write_table(make(), path, compression="zstd", store_schema=False)
     return write
 
 
 def _one_text(size: int, rows: int) -> Any:
-    """A column whose rows are all the same text, which is stored once."""
+    """A column whose rows are all the same text, which is stored once and read as often."""
     import pyarrow as pa
 
     return pa.table({"text": pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), pa.array(["w" * size]))})
