@@ -12,7 +12,7 @@ from ..sandbox.sandbox import Sandbox
 _MEMORY, _COPIES = 384 << 20, 8
 """Bytes of address space that every graph may take to be opened, and how many times the size of its files beyond that: weights of 4 bits
 that become floats are 8 times as large."""
-_SECONDS, _BYTES_A_SECOND = 5.0, 2 << 20
+_SECONDS, _BYTES_A_SECOND = 3.0, 2 << 20
 """Processor time that every graph may take, and how many bytes of its files add another second."""
 
 
