@@ -161,12 +161,24 @@ def test_a_row_without_a_next_token_is_its_own_error() -> None:
     assert "at logit_bias; expected at most 299, found 300" in str(choices[4].error)
     for row in (0, 5):
         assert choices[row] == choose(logits[row : row + 1], [TokenChooser(kinds[row], stream=row)])[0]
+    stops = TokenChooser(Sampling(stop_token_ids=[300]), ends=[300])
+    assert "at stop_token_ids" in str(choose(logits[:1], [stops])[0].error)
+    logits[0, 7] = 3e38
+    (huge,) = choose(logits[:1], [TokenChooser(Sampling(temperature=1.0, repetition_penalty=0.01), [7])])
+    assert "no token may follow" in str(huge.error)
     logits[0, :] = np.where(np.arange(300) == 2, 0, -np.inf)
     (banned,) = choose(logits[:1], [TokenChooser(Sampling(min_new_tokens=1), ends=[2])])
     assert "no token may follow" in str(banned.error)
     (unlikely,) = choose(np.array([[-np.inf, 1, -3e38, np.nextafter(np.float32(1), np.float32(0))]], np.float32),
                          [TokenChooser(Sampling(temperature=1e-38))])
     assert unlikely.token == 1 and unlikely.error is None
+
+
+def test_tokens_without_logits_do_no_harm() -> None:
+    """A configuration may name an end token that the model does not have, and a prompt may hold tokens that are never chosen."""
+    options = Sampling(min_new_tokens=3, repetition_penalty=1.5, presence_penalty=0.5)
+    logits = noise(6, 1, 40)
+    assert choose(logits, [TokenChooser(options, [5, 90], ends=[50256])]) == choose(logits, [TokenChooser(options, [5])])
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])

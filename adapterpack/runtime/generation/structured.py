@@ -14,6 +14,7 @@ import numpy as np
 
 from ...errors import ConfigError, FormatError
 from ...extras import needed_by
+from ...library_errors import library_errors
 from ...sandbox.limits import Limits
 from ...sandbox.sandbox import Sandbox
 from ..text.tokenizer import Tokenizer
@@ -64,7 +65,8 @@ class GrammarMask:
 
     def _step(self, step: Any, *arguments: Any) -> Any:
         start = time.thread_time()
-        result = step(*arguments)
+        with library_errors("llguidance", "the answer cannot go on", where=self._parameter, kind=ConfigError):
+            result = step(*arguments)
         if self._matcher.is_error():
             reason = " ".join(self._matcher.get_error().removesuffix("<non-verbose/>").split())
             raise ConfigError(f"the answer cannot go on: {reason}", where=self._parameter)
@@ -94,7 +96,8 @@ def grammar_mask(tokenizer: Tokenizer, options: Sampling) -> GrammarMask | None:
         grammar = _SANDBOX.run(json.dumps([parameter, text]).encode(), "this cannot be compiled", parameter).decode()
     except FormatError as error:
         raise ConfigError(error.what, where=error.where) from error
-    mask = GrammarMask(LLMatcher(tokens, grammar, log_level=0, limits=limits()), parameter)
+    with library_errors("llguidance", "this cannot be compiled", where=parameter, kind=ConfigError):
+        mask = GrammarMask(LLMatcher(tokens, grammar, log_level=0, limits=limits()), parameter)
     mask.copy().allowed(1)  # what cannot begin is an error now, not when the row runs
     return mask
 

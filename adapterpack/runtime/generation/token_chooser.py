@@ -96,27 +96,29 @@ class TokenChooser:
         Raises:
             ConfigError: a parameter names a token that the model does not have.
         """
+        options, size = self.options, len(logits)
+        for name, named in (("logit_bias", options.logit_bias), ("stop_token_ids", options.stop_token_ids)):
+            if max(named, default=0) >= size:
+                raise ConfigError("a parameter names a token that the model does not have", where=name, found=max(named),
+                                  expected=f"at most {size - 1}")
         ids, bias = self._bias
-        for name, tokens in (("logit_bias", ids), ("stop_token_ids", self._ends)):
-            if len(tokens) and tokens.max() >= len(logits):
-                raise ConfigError("a parameter names a token that the model does not have", where=name, found=int(tokens.max()),
-                                  expected=f"at most {len(logits) - 1}")
         logits[ids] += bias
         if self._penalized:
-            options = self.options
-            values = logits[self._tokens]
+            known = self._tokens < size  # a prompt may have tokens that stand for images, and have no logits
+            tokens, counts = self._tokens[known], self._counts[known]
+            values = logits[tokens]
             values = np.where(values < 0, values * np.float32(options.repetition_penalty), values / np.float32(options.repetition_penalty))
-            values -= np.float32(options.frequency_penalty) * self._counts + np.float32(options.presence_penalty) * (self._counts > 0)
-            logits[self._tokens] = values
-        if self._length < self.options.min_new_tokens:
-            logits[self._ends] = _NONE
+            values -= np.float32(options.frequency_penalty) * counts + np.float32(options.presence_penalty) * (counts > 0)
+            logits[tokens] = values
+        if self._length < options.min_new_tokens:
+            logits[self._ends[self._ends < size]] = _NONE
         return logits
 
     def _chosen(self, logits: np.ndarray) -> int:
         ids = None if self.mask is None else np.flatnonzero(self.mask.allowed(len(logits)))
         values = logits if ids is None else logits[ids]
         place = int(values.argmax()) if len(values) else 0
-        if not len(values) or values[place] == _NONE:
+        if not len(values) or not np.isfinite(values[place]):
             raise ConfigError("no token may follow", where="the row's parameters",
                               remedy="give fewer of logit_bias, min_new_tokens, json_schema, regex and grammar")
         if self.options.temperature:
