@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -23,8 +24,15 @@ _COLLECTED = pytest.StashKey[list[str]]()
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests of a GPU are left out, not skipped, where there is none."""
+    """Tests of a GPU are left out, not skipped, where there is none; of tests that are ``sampled``, what is not in the sample is long."""
     config.stash[_COLLECTED] = [item.nodeid for item in items]
+    counts: Counter[str] = Counter()
+    for item in items:
+        if sampled := item.get_closest_marker("sampled"):
+            name = item.nodeid.partition("[")[0]
+            if counts[name] % sampled.args[0]:
+                item.add_marker(pytest.mark.long)
+            counts[name] += 1
     if any(item.get_closest_marker("gpu") for item in items):
         from adapterpack.runtime.providers import has_device
 

@@ -180,6 +180,7 @@ def impatient() -> Iterator[Sandbox]:
     sandbox.close()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_template_that_would_not_end_is_refused(name: str, impatient: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a short sentence, while this process does nothing but wait; and the next template renders."""

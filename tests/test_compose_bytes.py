@@ -80,6 +80,7 @@ def test_threads_do_not_show() -> None:
         assert found[0][rule] == found[1][rule] == found[2][rule], rule
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("rule", rules())
 def test_order_and_company_do_not_show(rule: str) -> None:
     """The packs the other way round; and a site alone beside the same site among others, where each is measured for itself."""

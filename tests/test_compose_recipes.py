@@ -41,6 +41,7 @@ BASE = m.Base("org/base")
 # Recipes.
 
 
+@pytest.mark.sampled(3)
 @fast
 @pytest.mark.parametrize("rule", rules())
 def test_a_recipe_makes_the_same_bytes(rule: str, tmp_path: Path) -> None:

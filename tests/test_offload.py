@@ -76,6 +76,7 @@ def shaken(model: nn.Module) -> nn.Module:
     return model
 
 
+@pytest.mark.sampled(5)
 @everywhere
 @pytest.mark.parametrize("label", CONFIGS)
 def test_it_is_the_adapter_on_a_base_in_memory(label: str, offload: Offload, tiny_llama: Path, tmp_path: Path) -> None:

@@ -107,6 +107,7 @@ def shaken(model: nn.Module, size: float = 0.1) -> nn.Module:
     return model
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("label", BASES)
 @pytest.mark.parametrize("method", CONFIGS)
 def test_it_is_the_adapter_on_the_dequantized_weights(method: str, label: str, tiny_llama: Path) -> None:

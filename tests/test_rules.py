@@ -44,6 +44,7 @@ def test_every_trait_is_a_law() -> None:
     assert [law.__name__ for law in LAWS][: len(Laws._fields)] == list(Laws._fields)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
 @pytest.mark.parametrize("rule", rules())
 def test_law(rule: str, law: Callable[[Combiner], None]) -> None:

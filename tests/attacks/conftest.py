@@ -22,6 +22,11 @@ TOKENIZER = {"version": "1.0", "pre_tokenizer": {"type": "Whitespace"},
              "model": {"type": "WordLevel", "vocab": {"[PAD]": 0, "x": 1, "y": 2}, "unk_token": "x"}}
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """An attack has many forms, each in a process of its own; five, as that divides no number of ways that they are crossed with."""
+    item.add_marker(pytest.mark.sampled(5))
+
+
 @pytest.fixture
 def attacks(tmp_path: Path) -> Attacks:
     return Attacks(tmp_path)

@@ -72,6 +72,7 @@ def there(served: Hub, tmp_path_factory: pytest.TempPathFactory) -> str:
         return adapterpack.push(make_pack(), "hf://org/tickets").id
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", PULLS)
 def test_a_pull_detects_it_and_keeps_nothing(name: str, hub: Hub, there: str, tmp_path: Path) -> None:
     out, lock = tmp_path / "out", tmp_path / "adapterpack.lock"

@@ -416,6 +416,7 @@ ANSWERS = [*((where, name) for where in ("preupload", "batch") for name in HOSTI
            ("create", "trickles its head"), ("create", "an error that never ends"), ("create", "an error that unpacks")]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("where", "name"), ANSWERS)
 def test_what_a_push_is_answered_is_bounded(where: str, name: str, hub: Host) -> None:
     act, says = HOSTILE[name]

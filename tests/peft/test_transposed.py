@@ -110,6 +110,7 @@ def test_every_such_method_is_here() -> None:
     assert known == {method for method, _ in THEIRS.values()}
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("targets", [SQUARE, EVERY], ids=["square", "every"])
 @pytest.mark.parametrize("label", THEIRS)
 def test_merge_is_attach_is_peft(label: str, targets: list[str], base: Path, tmp_path: Path) -> None:
