@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from architecture_proofs import make_base, make_pack
 from architectures import ARCHITECTURES, KINDS
 
 from adapterpack import Session, export
-from adapterpack.errors import ConfigError, UnknownAdapter, Unsupported
+from adapterpack.errors import AdapterpackError, BaseMismatch, ConfigError, UnknownAdapter, Unsupported
 from adapterpack.runtime.engine.adapter_feeds import ResidentAdapter
 from adapterpack.runtime.engine.adapter_table import AdapterTable
 from adapterpack.runtime.engine.engine import Engine
@@ -172,6 +173,67 @@ def test_every_kind_of_slot_has_its_place(tmp_path: Path) -> None:
     assert len(packs) > 5
 
 
+def test_adapters_come_go_and_are_exchanged_while_rows_run(bundle: Path, pack_of: Make) -> None:
+    """Under one name two packs take turns, and others come and go: each request has the answer and the digest of the pack that had the name
+    when it was added."""
+    engine, session, dice = Engine(bundle, "cpu", max_rows=3, adapter_budget=0), Session(bundle, "cpu"), random.Random(8)
+    packs = {name: session.pack(name).called("turn") for name in ("alpha", "beta")}
+    engine.adapters.load(packs["alpha"])
+    now, asked = "alpha", dict[int, tuple[list[int], str, int]]()
+    events: dict[int, list[Event]] = {}
+    for _ in range(300):
+        action = dice.random()
+        if action < 0.1:
+            now = dice.choice(["alpha", "beta"])
+            engine.adapters.load(packs[now], replace=True)
+        elif action < 0.2 and "gamma" in engine.adapters.names:
+            engine.adapters.unload("gamma")
+        elif action < 0.25 and "gamma" not in engine.adapters.names:
+            engine.adapters.load(session.pack("gamma"))
+        elif action < 0.5:
+            name, prompt = dice.choice(["turn", "gamma"]), ids(dice.randrange(10**6))
+            if name == "gamma" and "gamma" not in engine.adapters.names:
+                with pytest.raises(UnknownAdapter):
+                    engine.add(prompt, name)
+                continue
+            asked[engine.add(prompt, name, max_new_tokens=5)] = prompt, now if name == "turn" else "gamma", 5
+        else:
+            for event in engine.step():
+                events.setdefault(event.request, []).append(event)
+    for event in drained(engine):
+        events.setdefault(event.request, []).append(event)
+    assert len(asked) > 40
+    for number, (prompt, name, most) in asked.items():
+        (alone,) = session.generate([prompt], [name], max_new_tokens=most)
+        assert {event.adapter for event in events[number]} == {session.pack(name).id}
+        assert events[number][-1].text == alone.text
+    assert engine.adapters.digests == []  # no budget, no running row
+
+
+def test_loading_is_proved_by_the_canary_and_leaks_nothing(engine: Engine, base_of: Make, pack_of: Make, tmp_path: Path) -> None:
+    """A pack whose canary fails gets no name; one that is loaded in the background is there when its future is done; a thousand loads and
+    unloads leave nothing."""
+    pack = engine.bundle.pack("alpha")
+    other = make_pack(next(one for one in ARCHITECTURES if one.name == "llama"), make_base(
+        next(one for one in ARCHITECTURES if one.name == "llama"), tmp_path / "other"), KINDS[0])
+    with pytest.raises(BaseMismatch):
+        engine.adapters.load(other)
+    with pytest.raises(AdapterpackError, match="already has an adapter"):
+        engine.adapters.load(pack)
+    assert engine.adapters.load_soon(pack, "later", pin=True).result(60) == pack.id
+    engine.adapters.budget = 0
+    assert engine.adapters.digests == [pack.id]
+    engine.adapters.unpin("later")
+    engine.adapters.unload("later")
+    before = engine.adapters.nbytes
+    for number in range(1000):
+        engine.adapters.load(pack, f"n{number % 7}", replace=True)
+        if number % 3 == 0:
+            engine.adapters.unload(f"n{number % 7}")
+    assert engine.adapters.nbytes == before == 0
+    assert not engine.adapters._reading
+
+
 def resident(name: str, size: int) -> ResidentAdapter:
     return ResidentAdapter(name, name, {"slot": np.zeros(size, np.int8)}, {})
 
@@ -184,24 +246,26 @@ class Named:
 
 
 @pytest.mark.fast
-def test_the_table_gives_up_the_least_recently_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_table_gives_up_the_least_recently_used() -> None:
     read: list[str] = []
 
     def reader(pack: Any) -> ResidentAdapter:
         read.append(pack.id)
         return resident(pack.id, 10)
 
-    table = AdapterTable(reader, budget=25)
     a, b, c = (Named(name) for name in "abc")
+    bundle: Any = SimpleNamespace(packs={name.id: name for name in (a, b, c)})
+    table = AdapterTable(bundle, reader, lambda pack, adapter: None, budget=25)
     held = table.taken(a)  # type: ignore[arg-type]
     table.released(table.taken(b))  # type: ignore[arg-type]
     table.released(table.taken(c))  # type: ignore[arg-type]
     assert table.digests == ["a", "c"]  # a row runs with the oldest
-    table.pin(c)  # type: ignore[arg-type]
+    table.pin("c")
     table.released(held)
     table.released(table.taken(b))  # type: ignore[arg-type]
     assert table.digests == ["c", "b"]
     assert read == ["a", "b", "c", "b"]
-    table.drop("c")
+    table.unload("c")
     assert table.digests == ["b"]
     assert table.nbytes == 10
+    assert table.names == ["a", "b"]

@@ -14,7 +14,8 @@ from ..pack.pack import Pack
 from ..slots.precision import DEFAULT, PRECISIONS
 from ..slots.values import head_values, in_slots, padded, stacked
 from ..tasks.session import Arrays
-from ..tasks.task import MAIN, task_named
+from ..tasks.task import MAIN
+from .canary_reasons import not_replayable
 from .pipeline import run_parts, values
 from .session import Session
 
@@ -32,7 +33,7 @@ class Replay(NamedTuple):
 def replay(session: Session) -> dict[str, Replay]:
     """The canaries of a session's packs run through its graph, by the pack's name; those that say nothing of the graph are left out."""
     return {name: _replay(session, pack, recorded) for name, pack in session.packs.items()
-            if (recorded := pack.manifest.canary) is not None and _not_replayable(session.bundle, pack) is None}
+            if (recorded := pack.manifest.canary) is not None and not_replayable(session.bundle, pack) is None}
 
 
 def drift(before: Mapping[str, Replay], after: Mapping[str, Replay]) -> dict[str, float]:
@@ -51,7 +52,7 @@ def judge(session: Session, replays: Mapping[str, Replay], moved: Mapping[str, f
         BaseMismatch, NothingToDo, ParityError: one fails; see :func:`adapterpack.pack.canary.check`.
     """
     replayed: dict[str, dict[str, float]] = {}
-    reasons = {name: reason for name, pack in session.packs.items() if (reason := _not_replayable(session.bundle, pack))}
+    reasons = {name: reason for name, pack in session.packs.items() if (reason := not_replayable(session.bundle, pack))}
     for name, (recorded, base, adapter) in replays.items():
         rounded = PRECISIONS[session.bundle.dtype].tolerance if session.bundle.dtype != DEFAULT else 0.0
         allowed = canary.widened(recorded, coarse=rounded, moved=moved.get(name, 0.0))
@@ -113,34 +114,6 @@ def _trained_modules(bundle: Bundle, pack: Pack) -> dict[str, np.ndarray]:
         return in_slots(values, bundle.sites)
     sites = {path: site for path, site in bundle.sites.items() if f"{path}.head" in values}
     return stacked([padded(values, sites, bundle.max_rank, {})] * bundle.slots)
-
-
-def _not_replayable(bundle: Bundle, pack: Pack) -> str | None:
-    """Why the canary of ``pack`` says nothing about this graph, or None."""
-    recorded = pack.manifest.canary
-    return "the pack carries none" if recorded is None else canary.flaw(recorded) or next(_reasons(bundle, pack, recorded), None)
-
-
-def _reasons(bundle: Bundle, pack: Pack, recorded: Canary) -> Iterator[str]:
-    architecture, mine, other = pack.manifest.task.architecture, pack.manifest.base.content, bundle.base.content
-    if not canary.input_names(recorded) <= set(task_named(bundle.task).inputs):
-        yield f"it has inputs that a graph for {bundle.task} does not take"
-    if bundle.mode == "folded" and len(bundle.adapters) > 1:
-        yield "it is folded together with others"
-    if architecture is not None and not architecture.endswith(task_named(bundle.task).suffixes):
-        yield f"it was recorded on {architecture}, the graph is for {bundle.task}"
-    if mine is not None and other is not None and mine != other:
-        yield "the graph's base has other bytes than the one that it was recorded on"
-    yield from _other_shapes(bundle, recorded)
-
-
-def _other_shapes(bundle: Bundle, recorded: Canary) -> Iterator[str]:
-    """Images or speech of another shape than the graphs take, before any of them are made."""
-    ports = {port.name: port.shape for io in (*bundle.io_before.values(), bundle.io) for port in io.inputs}
-    for name, recipe in (("pixel_values", recorded.pixels), ("input_features", recorded.features)):
-        taken, made = ports.get(name, ())[1:], recipe.shape[1:] if recipe is not None else ()
-        if recipe and (len(taken) != len(made) or any(isinstance(one, int) and one != two for one, two in zip(taken, made, strict=True))):
-            yield f"its {name} are of {made}, the graph's of {taken}"
 
 
 def _compared(one: Replay) -> Rows:

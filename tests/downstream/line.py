@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import adapterpack
-from adapterpack import LoRA, Pack, Session, Store
+from adapterpack import Engine, LoRA, Pack, Session, Store
 
 
 def combined(folder: str, out: str) -> Pack:
@@ -28,6 +28,16 @@ def served(base: str, packs: list[Pack]) -> NDArray[np.generic]:
     session = Session("bundle", provider="cpu")
     logits: NDArray[np.generic] = session.run(session.encode(["hello"]), adapters=[packs[0].name])["logits"]
     return logits
+
+
+def streamed(prompt: str) -> dict[int, str]:
+    """The texts of two requests with different adapters, as they grow."""
+    engine, texts = Engine("bundle", provider="cpu", max_rows=4), dict[int, str]()
+    for name in engine.adapters.names[:2]:
+        texts[engine.add(prompt, name, max_new_tokens=20)] = ""
+    while engine.busy:
+        texts |= {event.request: event.text for event in engine.step()}
+    return texts
 
 
 def configured() -> LoRA:

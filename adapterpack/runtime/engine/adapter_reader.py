@@ -36,9 +36,9 @@ class AdapterReader:
         prompt = self.bundle.prompt(pack)
         return ResidentAdapter(pack.name, pack.id, values, self.layout.extents(values), pack.acts, prompt)
 
-    def caches(self, prompt: np.ndarray) -> dict[str, np.ndarray]:
-        """What a prompt ``[layers, 2, heads, n, head_dim]`` puts into a row's cache, by the graph's input."""
-        return {name: prompt[layer_and_side(name)] for name in self.bundle.inputs if name.startswith(PAST)}
+    def caches(self, prompt: np.ndarray) -> list[np.ndarray]:
+        """What a prompt ``[layers, 2, heads, n, head_dim]`` puts into a row's cache, in the order of the graph's inputs."""
+        return [prompt[layer_and_side(name)] for name in self.bundle.graph(DECODER).inputs if name.startswith(PAST)]
 
     def _exported(self, pack: Pack) -> Values:
         """The values that a pack has in the bank, where those of the base that they were made of are quantized away."""

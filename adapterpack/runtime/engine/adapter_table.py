@@ -1,32 +1,122 @@
-"""The adapters whose values are in memory, by digest: read when a row first needs them, given up again when memory is short."""
+"""The adapters of an engine: packs by name, and by digest those whose values are in memory.
+
+A pack is read when a row first needs it, and given up when memory is short. Rows hold what they run with, so a name may be unloaded or
+given to another pack at any time: rows that run end as they began, and new ones have the new pack.
+"""
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 
+from ...base import compatibility
+from ...errors import AdapterpackError, UnknownAdapter, nearest
 from ...pack.pack import Pack
+from ...pack.validate.validation import load
+from ..open_bundle import OpenBundle
 from .adapter_feeds import ResidentAdapter
 
 
 class AdapterTable:
     """Up to ``budget`` bytes of adapters that no row runs with, the least recently used given up first; those of running rows, and pinned
-    ones, always stay. ``read`` makes a pack resident; it may be called by any thread.
+    ones, always stay. Any thread may call it. ``read`` makes a pack resident, and ``require_canary`` replays its canary.
     """
 
-    def __init__(self, read: Callable[[Pack], ResidentAdapter], budget: int) -> None:
-        self._read, self.budget = read, budget
+    def __init__(self, bundle: OpenBundle, read: Callable[[Pack], ResidentAdapter],
+                 require_canary: Callable[[Pack, ResidentAdapter], None], budget: int) -> None:
+        self._bundle, self._read, self._require_canary, self.budget = bundle, read, require_canary, budget
+        self._packs = dict(bundle.packs)
         self._lock = threading.Lock()
         self._resident: OrderedDict[str, ResidentAdapter] = OrderedDict()
         self._reading: dict[str, threading.Lock] = {}
         self._pinned: set[str] = set()
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="adapterpack-load")
+
+    @property
+    def names(self) -> list[str]:
+        """The names that requests may name."""
+        return sorted(self._packs)
+
+    def pack(self, name: str) -> Pack:
+        """The pack that has a name now.
+
+        Raises:
+            UnknownAdapter: none has.
+        """
+        pack = self._packs.get(name)
+        if pack is None:
+            raise UnknownAdapter("the engine has no such adapter", where=self._bundle.folder, found=repr(name),
+                                 remedy=nearest(name, self._packs))
+        return pack
+
+    def load(self, pack: Pack | str | os.PathLike[str], name: str | None = None, *, replace: bool = False, pin: bool = False,
+             allow_structural: bool = False) -> str:
+        """Reads a pack, replays its canary and gives it a name; its digest. ``replace`` allows a name that another pack has, ``pin`` keeps
+        the adapter in memory, and ``allow_structural`` accepts a base of the same names, dtypes and shapes.
+
+        Raises:
+            BaseMismatch: the pack belongs to another base, by its manifest or by its canary.
+            Unsupported: the graph has no slots for it.
+            AdapterpackError: the name is taken.
+        """
+        loaded = pack if isinstance(pack, Pack) else load(pack)
+        loaded = loaded if name is None else loaded.called(name)
+        base = self._bundle.bundle.base
+        loaded.require_levels(compatibility.recorded_fingerprint(base), name=base.name, where=self._bundle.folder,
+                              allow_structural=allow_structural)
+        self._require_free(loaded, replace)
+        adapter = self.taken(loaded)
+        try:
+            self._require_canary(loaded, adapter)
+            with self._lock:
+                self._require_free(loaded, replace)
+                before = self._packs.get(loaded.name)
+                self._packs[loaded.name] = loaded
+                if pin:
+                    self._pinned.add(loaded.id)
+        finally:
+            self.released(adapter)
+        if before is not None and before.id != loaded.id:
+            self._drop(before.id)
+        return loaded.id
+
+    def load_soon(self, pack: Pack | str | os.PathLike[str], name: str | None = None, *, replace: bool = False, pin: bool = False,
+                  allow_structural: bool = False) -> Future[str]:
+        """:meth:`load` on another thread; the future has the digest, or the error."""
+        return self._loader.submit(self.load, pack, name, replace=replace, pin=pin, allow_structural=allow_structural)
+
+    def unload(self, name: str) -> None:
+        """Takes a name away; the memory is free once no row runs with the adapter.
+
+        Raises:
+            UnknownAdapter: there is none of that name.
+        """
+        pack = self.pack(name)
+        with self._lock:
+            self._packs.pop(name, None)
+        self._drop(pack.id)
+
+    def _require_free(self, pack: Pack, replace: bool) -> None:
+        if not replace and pack.name in self._packs:
+            raise AdapterpackError("the engine already has an adapter of that name", where=pack.name,
+                                   remedy="choose another name, or load with replace=True")
+
+    def _drop(self, digest: str) -> None:
+        with self._lock:
+            if all(pack.id != digest for pack in self._packs.values()):  # another name may have it, too
+                self._pinned.discard(digest)
+                adapter = self._resident.get(digest)
+                if adapter is not None and not adapter.users:
+                    del self._resident[digest]
 
     def taken(self, pack: Pack) -> ResidentAdapter:
         """The adapter for one more row; it is in memory until :meth:`released`."""
         with self._lock:
-            mine = self._reading.setdefault(pack.id, threading.Lock())
-        with mine:  # a pack is read once, however many rows ask for it meanwhile
+            turn = self._reading.setdefault(pack.id, threading.Lock())
+        with turn:  # a pack is read once, however many rows ask for it meanwhile
             with self._lock:
                 adapter = self._resident.get(pack.id)
                 if adapter is not None:
@@ -45,28 +135,25 @@ class AdapterTable:
         """A row has ended."""
         with self._lock:
             adapter.users -= 1
+            named = any(pack.id == adapter.digest for pack in self._packs.values())
+            if not adapter.users and not named and self._resident.get(adapter.digest) is adapter:
+                del self._resident[adapter.digest]
             self._evict()
 
-    def pin(self, pack: Pack) -> None:
-        """Reads a pack, if it is not in memory, and keeps it there."""
+    def pin(self, name: str) -> None:
+        """Reads an adapter, if it is not in memory, and keeps it there."""
+        pack = self.pack(name)
         adapter = self.taken(pack)
         with self._lock:
             self._pinned.add(pack.id)
         self.released(adapter)
 
-    def unpin(self, digest: str) -> None:
+    def unpin(self, name: str) -> None:
         """Lets an adapter be given up again."""
+        pack = self.pack(name)
         with self._lock:
-            self._pinned.discard(digest)
+            self._pinned.discard(pack.id)
             self._evict()
-
-    def drop(self, digest: str) -> None:
-        """Gives an adapter up, as soon as no row runs with it."""
-        with self._lock:
-            self._pinned.discard(digest)
-            adapter = self._resident.get(digest)
-            if adapter is not None and not adapter.users:
-                del self._resident[digest]
 
     @property
     def nbytes(self) -> int:

@@ -77,7 +77,7 @@ class SessionEngine:
             self._engine = None  # its memory goes first
             if engine is not None:
                 count, length = max(count, engine.max_rows), max(length, engine.max_length)
-            engine = self._engine = Engine(session, max_rows=count, max_length=length)
+            engine = self._engine = Engine(session, max_rows=count, max_length=length, prefix_budget=0)
         return engine
 
     @staticmethod

@@ -10,6 +10,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -28,6 +29,7 @@ from ..text.text_stream import TextStream
 from .adapter_feeds import ResidentAdapter
 from .adapter_reader import AdapterReader
 from .adapter_table import AdapterTable
+from .canary_replay import require_canary
 from .decoder_bundle import DecoderBundle
 from .requests import Event, Request
 from .row_batch import RowBatch
@@ -39,8 +41,8 @@ LONGEST_POOL = 4096
 class Engine:
     """Runs a bundle that was exported with ``static_cache``: up to ``max_rows`` requests at a time, of up to ``max_length`` positions each.
 
-    ``prefill_budget`` is the most tokens of prompts that a step reads while other rows are waiting for their next token, and
-    ``adapter_budget`` the bytes of adapters that stay in memory without a running row.
+    ``prefill_budget`` is the most tokens of prompts that a step reads, ``adapter_budget`` the bytes of adapters that stay in memory without
+    a running row, and ``prefix_budget`` those of keys and values that are kept for prompts that begin as one before; the latter on the CPU.
 
     Raises:
         Unsupported: the bundle has no graph for the engine.
@@ -55,7 +57,7 @@ class Engine:
 
     def __init__(self, bundle: str | os.PathLike[str] | OpenBundle, provider: str | None = None, *, threads: int | None = None,
                  max_rows: int = 8, max_length: int | None = None, prefill_budget: int = 256, adapter_budget: int = 1 << 30,
-                 verify: str = "cached") -> None:
+                 prefix_budget: int = 256 << 20, verify: str = "cached") -> None:
         self.bundle = bundle if isinstance(bundle, OpenBundle) else DecoderBundle(bundle, provider, threads, verify=verify)
         if not self.bundle.bundle.decoder:
             raise Unsupported("the bundle has no graph for the engine", where=self.bundle.folder, remedy="export it with --static-cache")
@@ -66,8 +68,9 @@ class Engine:
         self.max_rows, self.prefill_budget = max_rows, prefill_budget
         self.max_length = min(max_length or LONGEST_POOL, context or max_length or LONGEST_POOL)
         reader = AdapterReader(self.bundle, SlotValues(self.bundle.bundle, self.bundle.folder, self.bundle.stored))
-        self.adapters = AdapterTable(reader.read, adapter_budget)
-        self.rows = RowBatch[Request](self.bundle, reader, max_rows, self.max_length)
+        self.adapters = AdapterTable(self.bundle, reader.read, partial(require_canary, self.bundle, reader), adapter_budget)
+        on_cpu = self.bundle.device == "cpu"
+        self.rows = RowBatch[Request](self.bundle, reader, max_rows, self.max_length, prefix_budget if on_cpu else 0)
         self._numbers, self._messages, self._waiting = count(1), deque[tuple[str, Any]](), deque[Request]()
         self._stepping = threading.Lock()
 
@@ -87,7 +90,7 @@ class Engine:
             UnknownAdapter: there is none of that name.
             ConfigError: the prompt has no tokens or more than the model or the engine has positions for, or an option is out of range.
         """
-        pack = self.bundle.pack(adapter) if isinstance(adapter, str) else adapter
+        pack = self.adapters.pack(adapter) if isinstance(adapter, str) else adapter
         sampling = sampling_of(options, self.bundle.generation_config, self.bundle.folder)
         row = self.row(prompt_ids(self.bundle, prompt), pack, sampling, features)
         self.submit(row)
@@ -192,7 +195,7 @@ class Engine:
         """Reads prompts in the order in which they came, a piece at a time where they are longer than the budget."""
         budget = self.prefill_budget
         while budget > 0 and self.rows.reading:
-            row = self.rows.reading[0]
+            row = self.rows.next_to_read()
             tokens = len(row.prompt) if row.features else min(budget, len(row.prompt) - row.done)
             budget -= tokens
             try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -54,21 +54,20 @@ class KVPool:
             shape = self._shape(name)
             yield name, Window(self._address(name) + first * int(np.prod(shape[1:])) * dtype.itemsize, (rows, *shape[1:]))
 
-    def write(self, row: int, caches: Mapping[str, np.ndarray]) -> None:
-        """Puts keys and values ``[heads, positions, head_dim]`` at the beginning of a row."""
-        for name, array in caches.items():
-            buffer, dtype = self._buffers[name]
+    def write(self, row: int, arrays: Sequence[np.ndarray], start: int = 0) -> None:
+        """Puts keys and values ``[heads, positions, head_dim]``, one array a buffer in their order, into a row from a position on."""
+        for (name, (buffer, _)), array in zip(self._buffers.items(), arrays, strict=True):
             if isinstance(buffer, np.ndarray):
-                buffer[row, :, : array.shape[1]] = array
+                buffer[row, :, start : start + array.shape[1]] = array
             else:
-                whole = np.zeros(self._shape(name)[1:], dtype)
-                whole[:, : array.shape[1]] = array
+                whole = buffer.numpy()[row]
+                whole[:, start : start + array.shape[1]] = array
                 self._copy(name, ort.OrtValue.ortvalue_from_numpy(whole, self.device, 0).data_ptr(), row)
 
-    def read(self, row: int, length: int) -> dict[str, np.ndarray]:
-        """A copy of the first ``length`` positions of a row, ``[heads, length, head_dim]`` each."""
-        return {name: np.ascontiguousarray((buffer if isinstance(buffer, np.ndarray) else buffer.numpy())[row, :, :length])
-                for name, (buffer, _) in self._buffers.items()}
+    def read(self, row: int, start: int, stop: int) -> list[np.ndarray]:
+        """A copy of positions of a row, as :meth:`write` takes it."""
+        return [np.ascontiguousarray((buffer if isinstance(buffer, np.ndarray) else buffer.numpy())[row, :, start:stop])
+                for buffer, _ in self._buffers.values()]
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copies the first ``length`` positions of one row to another."""

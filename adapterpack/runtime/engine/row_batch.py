@@ -15,6 +15,7 @@ from .adapter_feeds import AdapterFeeds, ResidentAdapter
 from .adapter_reader import AdapterReader
 from .bound_pass import BoundPass
 from .kv_pool import KVPool
+from .prefix_reuse import PrefixReuse
 
 
 @dataclass(eq=False, kw_only=True)
@@ -35,12 +36,21 @@ class Row:
     """At which of the prompt's tokens its adapter acts; None where it acts everywhere."""
     acted: bool = field(init=False, default=False)
     """Whether it has acted so far."""
+    answered: list[int] = field(init=False, default_factory=list)
+    """The tokens behind the prompt that are in the cache."""
+    begun: bool = field(init=False, default=False)
+    """Whether its prompt is being read, or has been."""
 
     def __post_init__(self) -> None:
         if self.adapter is not None and self.adapter.acts is not None:
             whole = np.ones((1, len(self.prompt)), bool)
             self.acting = self.adapter.acts.mask(np.array([self.prompt], np.int64), whole, whole, None)[0]
             self.acted = bool(self.acting.any())
+
+    @property
+    def tokens(self) -> list[int]:
+        """The tokens that are in its cache, those of the adapter's prompt aside."""
+        return [*self.prompt[: self.done], *self.answered]
 
     @property
     def digest(self) -> str | None:
@@ -52,12 +62,18 @@ AnyRow = TypeVar("AnyRow", bound=Row)
 
 
 class RowBatch(Generic[AnyRow]):
-    """Up to ``max_rows`` rows of up to ``max_length`` positions; it runs their passes and knows nothing of text or sampling."""
+    """Up to ``max_rows`` rows of up to ``max_length`` positions; it runs their passes and knows nothing of text or sampling.
 
-    def __init__(self, bundle: OpenBundle, reader: AdapterReader, max_rows: int, max_length: int) -> None:
+    ``prefilled`` counts the tokens of prompts that were read, ``reused`` those that were known from rows before; these are kept in up to
+    ``prefix_budget`` bytes.
+    """
+
+    def __init__(self, bundle: OpenBundle, reader: AdapterReader, max_rows: int, max_length: int, prefix_budget: int = 0) -> None:
         self.max_rows, self.graph, self._reader = max_rows, bundle.graph(DECODER), reader
         self._pool = KVPool(self.graph, max_rows, max_length)
         self._feeds = AdapterFeeds(reader.layout, max_rows, self.graph.device)
+        self.prefixes = PrefixReuse(prefix_budget)
+        self.prefilled = self.reused = 0
         self.running: list[AnyRow] = []
         self.reading: list[AnyRow] = []
         self._composition: tuple[ResidentAdapter | None, ...] = ()
@@ -78,6 +94,18 @@ class RowBatch(Generic[AnyRow]):
             row.length = row.adapter.virtual
         self.reading.append(row)
 
+    def next_to_read(self) -> AnyRow:
+        """The row whose prompt is read next. When its turn comes, what is known of the prompt is taken over, also from rows that were
+        admitted with it.
+        """
+        row = self.reading[0]
+        if self.prefixes.budget and not row.begun and not row.features:
+            row.done = self.prefixes.restore(row, self._pool, len(self.running))
+            row.length += row.done
+            self.reused += row.done
+        row.begun = True
+        return row
+
     def prefill(self, tokens: int) -> np.ndarray:
         """Reads the next tokens of the first prompt that is being read; the logits ``[vocabulary]`` after the last of them. A row whose
         prompt has been read is one that runs.
@@ -94,22 +122,28 @@ class RowBatch(Generic[AnyRow]):
         logits: np.ndarray = once.run()[0, 0]
         row.done += tokens
         row.length += tokens
+        self.prefilled += tokens
         if row.done == len(row.prompt):
             self.running.append(self.reading.pop(0))
+            self._keep(row, len(self.running) - 1)
         return logits
+
+    def _keep(self, row: AnyRow, place: int) -> None:
+        if self.prefixes.budget and not row.features:
+            self.prefixes.keep(row, self._pool, place)
 
     def decode(self) -> np.ndarray:
         """One token more in every running row: the logits ``[rows, vocabulary]`` after it."""
         logits = self._decoded(self.running, 0).copy()
         for row in self.running:
-            row.length += 1
+            _advance(row)
         return logits
 
     def decode_alone(self, place: int) -> np.ndarray:
         """The same for one running row by itself: its logits ``[vocabulary]``."""
         row = self.running[place]
         logits: np.ndarray = self._decoded([row], place)[0].copy()
-        row.length += 1
+        _advance(row)
         self._pass = None
         return logits
 
@@ -117,6 +151,7 @@ class RowBatch(Generic[AnyRow]):
         """Takes a row out. The last running row takes the place of one that ran; prompts that are being read keep their order."""
         if row in self.running:
             place, last = self.running.index(row), len(self.running) - 1
+            self._keep(row, place)
             if place != last:
                 self.running[place] = self.running[last]
                 self._pool.move(last, place, self.running[place].length)
@@ -149,6 +184,11 @@ class RowBatch(Generic[AnyRow]):
     def _no_features(self, rows: int) -> dict[str, np.ndarray]:
         value = self.graph.inputs.get("image_features")
         return {} if value is None else {"image_features": np.zeros((rows, 0, value.shape[2]), np.float32)}
+
+
+def _advance(row: Row) -> None:
+    row.length += 1
+    row.answered.append(row.token)
 
 
 def _acts(row: Row) -> bool:

@@ -1,0 +1,39 @@
+"""Why the canary of a pack says nothing about a bundle's graph, if it does not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ..bundle.manifest import Bundle
+from ..manifest.parts import Canary
+from ..pack import canary
+from ..pack.pack import Pack
+from ..tasks.task import task_named
+
+
+def not_replayable(bundle: Bundle, pack: Pack) -> str | None:
+    """Why the canary of ``pack`` says nothing about this graph, or None."""
+    recorded = pack.manifest.canary
+    return "the pack carries none" if recorded is None else canary.flaw(recorded) or next(_reasons(bundle, pack, recorded), None)
+
+
+def _reasons(bundle: Bundle, pack: Pack, recorded: Canary) -> Iterator[str]:
+    architecture, mine, other = pack.manifest.task.architecture, pack.manifest.base.content, bundle.base.content
+    if not canary.input_names(recorded) <= set(task_named(bundle.task).inputs):
+        yield f"it has inputs that a graph for {bundle.task} does not take"
+    if bundle.mode == "folded" and len(bundle.adapters) > 1:
+        yield "it is folded together with others"
+    if architecture is not None and not architecture.endswith(task_named(bundle.task).suffixes):
+        yield f"it was recorded on {architecture}, the graph is for {bundle.task}"
+    if mine is not None and other is not None and mine != other:
+        yield "the graph's base has other bytes than the one that it was recorded on"
+    yield from _other_shapes(bundle, recorded)
+
+
+def _other_shapes(bundle: Bundle, recorded: Canary) -> Iterator[str]:
+    """Images or speech of another shape than the graphs take, before any of them are made."""
+    ports = {port.name: port.shape for io in (*bundle.io_before.values(), bundle.io) for port in io.inputs}
+    for name, recipe in (("pixel_values", recorded.pixels), ("input_features", recorded.features)):
+        taken, made = ports.get(name, ())[1:], recipe.shape[1:] if recipe is not None else ()
+        if recipe and (len(taken) != len(made) or any(isinstance(one, int) and one != two for one, two in zip(taken, made, strict=True))):
+            yield f"its {name} are of {made}, the graph's of {taken}"

@@ -1,0 +1,40 @@
+"""Replays the canary of a pack that is loaded while the engine runs, on rows of its own beside those of the engine."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ...pack import canary
+from ...pack.pack import Pack
+from ...slots.precision import DEFAULT, precision
+from ..canary_reasons import not_replayable
+from ..open_bundle import OpenBundle
+from .adapter_feeds import ResidentAdapter
+from .adapter_reader import AdapterReader
+from .row_batch import Row, RowBatch
+
+
+def require_canary(bundle: OpenBundle, reader: AdapterReader, pack: Pack, adapter: ResidentAdapter) -> None:
+    """Checks that base and adapter give what the pack's canary recorded. A pack without one passes, and so does one on a quantized graph,
+    of which nobody knows by how much it moves these logits.
+
+    Raises:
+        BaseMismatch, NothingToDo, ParityError: see :func:`adapterpack.pack.canary.check`.
+    """
+    recorded = pack.manifest.canary
+    if recorded is None or bundle.bundle.quantization is not None or not_replayable(bundle.bundle, pack) is not None:
+        return
+    length = max(map(len, recorded.input_ids)) + adapter.virtual
+    batch = RowBatch[Row](bundle, reader, 1, length)
+    answers = [[_logits(batch, [int(token) for token in ids], one) for ids in recorded.input_ids] for one in (None, adapter)]
+    coarse = 0.0 if bundle.bundle.dtype == DEFAULT else precision(bundle.bundle.dtype).tolerance
+    base = None if pack.full() else answers[0]  # the canary's base has the modules that the pack trained whole
+    canary.check(canary.widened(recorded, coarse=coarse), base, answers[1], where=pack.name)
+
+
+def _logits(batch: RowBatch[Row], ids: list[int], adapter: ResidentAdapter | None) -> np.ndarray:
+    row = Row(prompt=ids, adapter=adapter)
+    batch.admit(row)
+    logits: np.ndarray = batch.prefill(len(ids)).astype(np.float32)
+    batch.remove(row)
+    return logits
