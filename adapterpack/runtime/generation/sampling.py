@@ -31,8 +31,8 @@ class _Range(NamedTuple):
         right = isinstance(value, Integral if self.kind is int else Real) and not isinstance(value, bool)
         if not right or not self.least <= value <= self.most or (self.above and value == self.least):
             raise ConfigError("a sampling parameter is out of range", where=name, found=repr(value)[:80],
-                              expected=f"a {'whole ' * (self.kind is int)}number {'above' if self.above else 'from'} {self.least:g}"
-                                       f" {'and up ' * self.above}to {self.most:g}")
+                              expected=f"a {'whole ' * (self.kind is int)}number {'above' if self.above else 'from'} {self.least}"
+                                       f" {'and up ' * self.above}to {self.most}")
         return self.kind(value)
 
 
@@ -107,16 +107,16 @@ class Sampling:
         for name, value in read.items():
             object.__setattr__(self, name, value)
         if self.min_new_tokens > self.max_new_tokens:
-            raise ConfigError("an answer cannot have fewer tokens than it must have", where="min_new_tokens", found=self.min_new_tokens,
+            raise ConfigError("an answer must have more tokens than it may have", where="min_new_tokens", found=self.min_new_tokens,
                               expected=f"at most max_new_tokens, {self.max_new_tokens}")
         self._require_one_grammar()
 
     def _require_one_grammar(self) -> None:
         given = [name for name in GRAMMARS if getattr(self, name) is not None]
         if len(given) > 1:
-            raise ConfigError("an answer has one form", found=", ".join(given), remedy="leave one of them")
+            raise ConfigError("an answer has one form", found=", ".join(given), remedy="give one of them")
         if given and (self.min_new_tokens or self.ignore_eos):
-            raise ConfigError(f"{given[0]} says where an answer may end", remedy=f"leave out {given[0]}, min_new_tokens and ignore_eos",
+            raise ConfigError(f"{given[0]} says where an answer may end", remedy=f"leave out {given[0]}, or min_new_tokens and ignore_eos",
                               found="min_new_tokens" if self.min_new_tokens else "ignore_eos")
 
     def end_ids(self, eos: Collection[int]) -> frozenset[int]:
@@ -139,7 +139,7 @@ def sampling_of(options: Mapping[str, Any], generation_config: Mapping[str, Any]
     given = {name: value for name, value in options.items() if name != "sampling"}
     rule = options.get("sampling", "greedy")
     if rule not in ("greedy", "model"):
-        raise ConfigError("this says not how tokens are chosen", where="sampling", expected="greedy or model", found=repr(rule)[:80])
+        raise ConfigError("this is no way to choose tokens", where="sampling", expected="greedy or model", found=repr(rule)[:80])
     return Sampling(**{**(_of_model(generation_config, folder) if rule == "model" else {}), **given})
 
 
