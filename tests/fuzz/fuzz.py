@@ -57,7 +57,6 @@ class Tried:
 def fuzz(seconds: float, seed: int, findings: Path | None, first: bool) -> int:
     """Runs for that long, or until the ``first`` finding, and prints what happened; the number of distinct findings."""
     watch.begin()
-    end = time.monotonic() + seconds
     dice = {name: random.Random(f"{seed} {name}") for name in t.TARGETS}  # one each: how fast one runs changes nothing for the others
     seeds = {name: list(target.seeds) for name, target in t.TARGETS.items()}
     runs, answers, found = Counter[str](), {name: Counter[str]() for name in seeds}, dict[str, str]()
@@ -67,6 +66,7 @@ def fuzz(seconds: float, seed: int, findings: Path | None, first: bool) -> int:
             said = [t.answer(target, data), Tried(target, data).answer]
             if said != [t.ACCEPTED] * 2:
                 raise SystemExit(f"a seed of {name} is not accepted: {said}")
+    end = time.monotonic() + seconds
     for name in itertools.cycle(t.TARGETS):  # each has an equal share of the time
         if time.monotonic() >= end or (first and found):
             break
