@@ -1,0 +1,145 @@
+"""The engine's steps: what adapters cost, beside the same decoder without slots, on one random Llama or a base of yours.
+
+Every contestant is a batch of rows in the middle of decoding; a step makes one token for each. ``slotless`` is the graph of the base alone,
+which is the floor. ``none``: rows without an adapter on the graph with slots. ``one``: all rows have the same adapter. ``mixed``: every row
+has another. Steps of all contestants are run in turn; the median counts, and the minimum beside it says how quiet the machine was. Prompts
+of ``--prefill`` tokens are read by a row with an adapter and by one without, and a pack is loaded again and again.
+
+    python benchmarks/engine.py --size 135m --rows 1 8
+    python benchmarks/engine.py --base SmolLM2-135M-Instruct --quantize int4 --runs 40
+    python benchmarks/engine.py --size tiny --json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from decode import SIZES, build_base, build_pack
+
+from adapterpack.exporting.pipeline import export
+from adapterpack.runtime.engine.engine import Engine
+from adapterpack.runtime.engine.row_batch import Row
+
+CONTEXT = 64
+"""Tokens that every row has before the first step."""
+
+
+def bundles(work: Path, base: Path, packs: list[Path], scheme: str | None) -> dict[str, Path]:
+    """The base alone, and with a bank; their engine graphs are what is measured."""
+    export(base, [], work / "slotless", mode="folded", task="text-generation", in_place=True, quantize=scheme)
+    export(base, packs, work / "bank", mode="bank", in_place=True, quantize=scheme)
+    return {"slotless": work / "slotless", "bank": work / "bank"}
+
+
+def stepping(engine: Engine, names: list[str | None]) -> Callable[[], None]:
+    """A batch of rows with these adapters in the middle of decoding; called, it makes a step and goes back to where it was."""
+    rng, batch = np.random.default_rng(0), engine.rows
+    rows = [Row(prompt=[int(token) for token in rng.integers(1, 60, CONTEXT)],
+                adapter=None if name is None else engine.adapters.taken(engine.adapters.pack(name))) for name in names]
+    for row in rows:
+        batch.admit(row)  # type: ignore[arg-type]
+    for row in rows:
+        batch.prefill(CONTEXT)
+        row.token = 7
+
+    def step() -> None:
+        batch.decode()
+        for row in rows:
+            row.length -= 1
+
+    return step
+
+
+def prefilling(engine: Engine, name: str | None, tokens: int) -> Callable[[], None]:
+    """Reads a prompt."""
+    prompt = [int(token) for token in np.random.default_rng(1).integers(1, 60, tokens)]
+
+    def read() -> None:
+        row = Row(prompt=prompt, adapter=None if name is None else engine.adapters.taken(engine.adapters.pack(name)))
+        engine.rows.admit(row)  # type: ignore[arg-type]
+        engine.rows.prefill(tokens)
+        engine.rows.remove(row)  # type: ignore[arg-type]
+
+    return read
+
+
+def timed(contestants: dict[str, Callable[[], None]], runs: int) -> dict[str, list[float]]:
+    """Milliseconds of each run, all in turn, after a warm-up."""
+    for go in contestants.values():
+        go()
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in range(runs):
+        for name, go in contestants.items():
+            started = time.perf_counter()
+            go()
+            times[name].append(1e3 * (time.perf_counter() - started))
+    return times
+
+
+def measure(work: Path, base: Path, packs: list[Path], scheme: str | None, rows: list[int], runs: int, prefill: int) -> dict[str, Any]:
+    """Everything, as JSON."""
+    made = bundles(work, base, packs, scheme)
+    names: list[str | None] = [pack.name for pack in packs]
+    times: dict[str, list[float]] = {}
+    for count in rows:
+        batches = {"none": [None] * count, "one": names[:1] * count, "mixed": (names * count)[:count]}
+        contestants = {f"{count} slotless": stepping(Engine(made["slotless"], "cpu", max_rows=count, prefix_budget=0), [None] * count)}
+        contestants |= {f"{count} {kind}": stepping(Engine(made["bank"], "cpu", max_rows=count, prefix_budget=0), chosen)
+                        for kind, chosen in batches.items() if count > 1 or kind != "mixed"}
+        times |= timed(contestants, runs)
+    reader = Engine(made["bank"], "cpu", max_rows=1, prefix_budget=0)
+    times |= timed({f"prefill {prefill} {kind}": prefilling(reader, name, prefill)
+                    for kind, name in (("none", None), ("one", names[0]))}, max(5, runs // 5))
+    pack = reader.adapters.pack(str(names[0]))
+    reader.adapters.budget = 0
+    times |= timed({"load": lambda: reader.adapters.unload("again") if reader.adapters.load(pack, "again") else None}, max(5, runs // 5))
+    steps = {name: {"median_ms": median(all_times), "min_ms": min(all_times)} for name, all_times in times.items()}
+    ratios = {}
+    for name, found in steps.items():
+        count, _, kind = name.partition(" ")
+        floor = steps.get(f"{count} slotless") if kind in ("none", "one", "mixed") else None
+        if floor is not None:
+            ratios[name] = {key: found[key] / floor[key] for key in found}
+    return {"benchmark": "engine", "base": base.name, "quantize": scheme, "runs": runs, "context": CONTEXT, "steps": steps,
+            "over_slotless": ratios}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SIZES, default="135m")
+    parser.add_argument("--base", type=Path, help="a checkpoint in place of a random one")
+    parser.add_argument("--quantize", choices=("int8", "int4"))
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--runs", type=int, default=25)
+    parser.add_argument("--prefill", type=int, default=256)
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        work = Path(scratch)
+        base = args.base or work / f"llama-{args.size}"
+        if args.base is None:
+            build_base(base, args.size)
+        packs = [work / f"pack{number}" for number in range(max(args.rows))]
+        for seed, pack in enumerate(packs):
+            build_pack(base, pack, args.rank, seed)
+        result = measure(work, base, packs, args.quantize, args.rows, args.runs, args.prefill)
+    if args.json:
+        print(json.dumps(result, indent=2))
+        return
+    for name, found in result["steps"].items():
+        ratio = result["over_slotless"].get(name)
+        says = f"  {ratio['median_ms']:.2f} of slotless ({ratio['min_ms']:.2f} by the minima)" if ratio else ""
+        print(f"{name:18} {found['median_ms']:8.1f} ms  (least {found['min_ms']:.1f}){says}")
+
+
+if __name__ == "__main__":
+    main()
