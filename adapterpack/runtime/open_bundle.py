@@ -60,18 +60,17 @@ class OpenBundle:
             if verify != "off":
                 require_listed(self.folder, self.bundle, data)
         self._stored = {part: file.stored for part, file in files.items()}
-        self.graphs = {part: self._open(part) for part in self._first_opened()}
-        main = self.graphs[MAIN] if MAIN in self.graphs else next(iter(self.graphs.values()))
-        self.provider, self.device = main.provider, main.device
-        self.inputs, self.outputs = main.inputs, main.outputs
+        decodes = self.bundle.decoder and len(self.bundle.parts) == 1  # then the ordinary graph may never be needed
+        self._opened |= {part: self._open(part) for part in ((DECODER,) if decodes else self.bundle.parts)}
+        first: OrtModel = self._opened[DECODER if decodes else MAIN]
+        self.provider, self.device, self._cache_inputs = first.provider, first.device, first.inputs
         packs, self._mode = _packs(self.folder, self.bundle), ADAPTER_MODES[self.bundle.mode](self)
         prompts = {name: cache for name, pack in packs.items() if (cache := self._prompt(pack)) is not None}
-        attached = self._mode.opened({} if proved or verify == "off" else packs) if MAIN in self.graphs else None
-        self._adapters = Adapters(packs, prompts, attached)
+        self._adapters = Adapters(packs, prompts, self._mode.opened({} if proved or verify == "off" else packs))
         self._changing = threading.Lock()
         """Taken to put another value in the place of ``_adapters``; to read it takes no lock."""
         require_same(compared)
-        if verify != "off" and MAIN in self.graphs:  # else its bank was not compared with its packs
+        if verify != "off":
             keep_proof(manifest, self.bundle)
 
     def frozen(self) -> Self:
@@ -79,10 +78,6 @@ class OpenBundle:
         prompt and labels by one name, and must not meet two adapters of that name.
         """
         return copy.copy(self)
-
-    def _first_opened(self) -> Sequence[str]:
-        """The graphs that are opened with the bundle."""
-        return self.bundle.parts
 
     def _open(self, part: str) -> OrtModel:
         graph = self._run_time(part)
@@ -134,9 +129,26 @@ class OpenBundle:
         return self.adapters[0] if self.bundle.mode == "folded" and self.adapters else None
 
     def graph(self, part: str) -> OrtModel:
-        """The graph of that part; the engine's is opened when it is first used."""
-        graph: OrtModel = self.graphs[part] if part in self.graphs else self.once(part, lambda: self._open(part))
+        """The graph of that part. A bundle with a graph for the engine opens that one first, and the ordinary one when it is first used:
+        most calls need one of them, and each has the weights in memory.
+        """
+        graph: OrtModel = self.once(part, lambda: self._open(part))
         return graph
+
+    @property
+    def graphs(self) -> dict[str, OrtModel]:
+        """The graphs of the task's parts."""
+        return {part: self.graph(part) for part in self.bundle.parts}
+
+    @property
+    def inputs(self) -> Mapping[str, Any]:
+        """The inputs of the graph that gives the answer."""
+        return self.graph(MAIN).inputs
+
+    @property
+    def outputs(self) -> list[str]:
+        """Its outputs."""
+        return self.graph(MAIN).outputs
 
     @property
     def pad_id(self) -> int:
@@ -298,7 +310,7 @@ class OpenBundle:
         return prompts.get(pack.name) if packs.get(pack.name) is pack else self._prompt(pack)
 
     def _prompt(self, pack: Pack) -> np.ndarray | None:
-        return prompt_kv(pack, self.folder, self.inputs)
+        return prompt_kv(pack, self.folder, self._cache_inputs)
 
 
 def _packs(folder: Path, bundle: Bundle) -> dict[str, Pack]:

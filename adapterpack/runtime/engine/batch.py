@@ -20,6 +20,8 @@ from .requests import Request
 
 _MOST_ROWS = 64
 """Rows of a batch that run at once; the others wait."""
+_UNBOUNDED = 1 << 14
+"""Positions of a row where the model has no end of them."""
 _STEP = 256
 """Rows of the pool are so many positions longer from one size to the next."""
 
@@ -72,7 +74,7 @@ class SessionEngine:
         count = min(len(prompts), _MOST_ROWS)
         virtual = max(0 if pack is None or (prompt := session.prompt(pack)) is None else prompt.shape[3] for pack in packs)
         length = -(-(max(map(len, prompts)) + virtual + sampling.max_new_tokens) // _STEP) * _STEP
-        length, engine = min(length, context_of(session) or length), self._engine
+        length, engine = min(length, context_of(session) or max(_UNBOUNDED, max(map(len, prompts)) + virtual)), self._engine
         if engine is None or engine.max_rows < count or engine.max_length < length:
             self._engine = None  # its memory goes first
             if engine is not None:

@@ -30,7 +30,6 @@ from .adapter_feeds import ResidentAdapter
 from .adapter_reader import AdapterReader
 from .adapter_table import AdapterTable
 from .canary_replay import require_canary
-from .decoder_bundle import DecoderBundle
 from .requests import Event, Request
 from .row_batch import RowBatch
 
@@ -58,7 +57,7 @@ class Engine:
     def __init__(self, bundle: str | os.PathLike[str] | OpenBundle, provider: str | None = None, *, threads: int | None = None,
                  max_rows: int = 8, max_length: int | None = None, prefill_budget: int = 256, adapter_budget: int = 1 << 30,
                  prefix_budget: int = 256 << 20, verify: str = "cached") -> None:
-        self.bundle = bundle if isinstance(bundle, OpenBundle) else DecoderBundle(bundle, provider, threads, verify=verify)
+        self.bundle = bundle if isinstance(bundle, OpenBundle) else OpenBundle(bundle, provider, threads, verify=verify)
         if not self.bundle.bundle.decoder:
             raise Unsupported("the bundle has no graph for the engine", where=self.bundle.folder, remedy="export it with --static-cache")
         if max_rows < 1 or prefill_budget < 1 or (max_length is not None and max_length < 1):
