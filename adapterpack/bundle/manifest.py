@@ -142,7 +142,11 @@ class GraphChange(TypedDict):
 
 
 class QuantizationReport(TypedDict):
-    """How the graphs were quantized, and how far that moved their outputs, by adapter; ``graphs`` where there are several."""
+    """How the graphs were quantized, and how far that moved their outputs, by adapter; ``graphs`` where there are several.
+
+    ``relative_error`` is that of both accuracies, root mean square as a share of the outputs'; the other errors are those of ``accuracy``.
+    Bundles without these fields are exact, and their ``head`` has the scheme or is float.
+    """
 
     scheme: Literal["int8", "int4"]
     block_size: Annotated[int, Meta(ge=1)]
@@ -150,6 +154,9 @@ class QuantizationReport(TypedDict):
     max_error: Errors
     label_agreement: Mapping[str, Annotated[float, Meta(ge=0, le=1)]]
     graphs: NotRequired[Mapping[str, GraphChange]]
+    accuracy: NotRequired[Literal["exact", "fast"]]
+    head: NotRequired[Literal["int8", "int4", "float"]]
+    relative_error: NotRequired[Mapping[Literal["exact", "fast"], Annotated[float, Meta(ge=0)]]]
 
 
 class ReplayedCanary(TypedDict):

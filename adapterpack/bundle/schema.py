@@ -24,7 +24,8 @@ def schema() -> dict[str, Any]:
     fields, parts = made["properties"], made["$defs"]
     fields["quantization"] = {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/QuantizationReport"}]}
     fields["parity"]["properties"] = {"canary": {"$ref": "#/$defs/CanaryReport"}}
-    for name, optional in {**OPTIONAL, "QuantizationReport": ("graphs",), "CanaryReport": ("moved",)}.items():
+    later = {"QuantizationReport": ("graphs", "accuracy", "head", "relative_error"), "CanaryReport": ("moved",)}
+    for name, optional in {**OPTIONAL, **later}.items():
         part = made if name == "Bundle" else parts[name]
         part["required"] = [field for field in part["required"] if field not in optional]
     about = {"$id": "https://adapterpack.dev/schemas/bundle.v1.json", "title": "adapterpack bundle, version 1",

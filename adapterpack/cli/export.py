@@ -13,9 +13,10 @@ from ..bundle.manifest import bundle_in
 from ..hub.resolve import folder_of
 from ..io.readable import size
 from ..merging.base_kind import is_graph
-from .options import out_option, pack_at, shared, structural_option
+from .options import out_option, pack_at, quantization_options, shared, structural_option
 from .output import emit, line
 from .progress import steps
+from .quantize import accuracy_sentence
 
 
 @click.command("export")
@@ -26,6 +27,7 @@ from .progress import steps
               help="folded (one adapter, in the weights), inputs (one adapter a run) or bank (another adapter for every row).")
 @click.option("--task", metavar="T", help="A Hugging Face pipeline name, such as text-generation; by default that of the packs.")
 @click.option("--quantize", metavar="S", help="Quantize the base's weights: int8 or int4.")
+@quantization_options
 @click.option("--dtype", default="float32", show_default=True, metavar="D",
               help="What the graph and its slots are made of: float32 or float16.")
 @click.option("--static-cache", is_flag=True,
@@ -42,8 +44,8 @@ from .progress import steps
 @structural_option
 @shared
 def command(
-    *, base: str, packs: tuple[str, ...], out: str, mode: str, task: str | None, quantize: str | None, dtype: str,
-    static_cache: bool, in_place: bool,
+    *, base: str, packs: tuple[str, ...], out: str, mode: str, task: str | None, quantize: str | None,
+    accuracy: str | None, head: str | None, dtype: str, static_cache: bool, in_place: bool,
     slots: int | None, max_rank: int | None, frontend: str | None, target: str, pooling: str | None, checkpoint: str | None,
     allow_structural: bool, as_json: bool,
 ) -> None:
@@ -60,10 +62,10 @@ def command(
     """
     graph, loaded = base if is_graph(base) else folder_of(base), [pack_at(pack) for pack in packs]
     with steps() as say:
-        adapterpack.export(graph, loaded, out, mode=mode, task=task, slots=slots, max_rank=max_rank, quantize=quantize, dtype=dtype,
-                           in_place=static_cache or in_place, frontend=frontend, target=target, pooling=pooling,
-                           checkpoint=None if checkpoint is None else folder_of(checkpoint), allow_structural=allow_structural,
-                           progress=say)
+        adapterpack.export(graph, loaded, out, mode=mode, task=task, slots=slots, max_rank=max_rank, quantize=quantize,
+                           accuracy=accuracy, head=head, dtype=dtype, in_place=static_cache or in_place, frontend=frontend,
+                           target=target, pooling=pooling, checkpoint=None if checkpoint is None else folder_of(checkpoint),
+                           allow_structural=allow_structural, progress=say)
     bundle = adapterpack.inspect(bundle_in(out))
     if as_json:
         emit({"command": "export", **bundle})
@@ -75,6 +77,8 @@ def command(
         line(f"the bank has {bundle['slots']} slots, the base's included, of rank at most {bundle['max_rank']}")
     for sentence in proof(bundle["parity"], bundle["quantization"] is not None):
         line(sentence)
+    if bundle["quantization"] is not None:
+        line(accuracy_sentence(bundle["quantization"]["accuracy"], bundle["quantization"]["relative_error"]))
     for name, reason in bundle["parity"]["canary"]["not_replayed"].items():
         line(f"the canary of {name} was not replayed: {reason}")
 

@@ -54,6 +54,16 @@ weight_option = click.option("--weight", "weights", type=float, multiple=True, m
                              help="A pack's weight; repeat it, one for each pack in their order.")
 
 
+def quantization_options(function: _Function) -> _Function:
+    """``--accuracy`` and ``--head`` of a quantized graph."""
+    accuracy = click.option("--accuracy", metavar="A",
+                            help="How a graph multiplies with quantized weights: exact, or fast (activations are rounded to int8); by "
+                                 "default fast where it adds at most a tenth to the error.")
+    head = click.option("--head", metavar="S",
+                        help="What the product that gives a graph's logits is quantized to: int8 (the default), int4 or float.")
+    return accuracy(head(function))
+
+
 def pack_at(reference: str) -> Any:
     """The pack behind ``PATH``, ``NAME=PATH`` or ``hf://org/name``, verified.
 

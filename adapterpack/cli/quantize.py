@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import click
 
 import adapterpack
 
 from ..hub.resolve import folder_of
 from ..io.readable import size
-from .options import out_option, shared
+from .options import out_option, quantization_options, shared
 from .output import emit, facts, line
 from .progress import apart
 
@@ -17,8 +19,9 @@ from .progress import apart
 @click.argument("source", metavar="PACK|BUNDLE")
 @out_option("The folder of the smaller copy")
 @click.option("--scheme", default="int8", show_default=True, metavar="S", help="int8 for packs; int8 or int4 for bundles.")
+@quantization_options
 @shared
-def command(source: str, out: str, scheme: str, as_json: bool) -> None:
+def command(source: str, out: str, scheme: str, accuracy: str | None, head: str | None, as_json: bool) -> None:
     """Writes a quantized copy of a pack (int8) or of a bundle's graph (int4, int8); the error is in its manifest.
 
     \b
@@ -28,10 +31,27 @@ def command(source: str, out: str, scheme: str, as_json: bool) -> None:
     """
     folder = folder_of(source)
     with apart():
-        adapterpack.quantize(folder, out, scheme=scheme)
+        adapterpack.quantize(folder, out, scheme=scheme, accuracy=accuracy, head=head)
     before, after = adapterpack.inspect(folder)["bytes"], adapterpack.inspect(out)
     if as_json:
         emit({"command": "quantize", **after, "bytes_before": before})
         return
     line(f"quantized {source} to {out}: {size(before)} became {size(after['bytes'])}")
-    facts(after["quantization"])
+    report = dict(after["quantization"])
+    errors = report.pop("relative_error") if "accuracy" in report else None
+    facts(report)
+    if errors is not None:
+        line(accuracy_sentence(report["accuracy"], errors))
+
+
+def accuracy_sentence(accuracy: str, errors: Mapping[str, float]) -> str:
+    """What the accuracy of a quantized graph costs, and what the other one would.
+
+    Example:
+        >>> accuracy_sentence("exact", {"exact": 0.04, "fast": 0.08})
+        'exact products: outputs move by 4% (root mean square); --accuracy fast: by 8%, with products several times as fast'
+    """
+    other = next(name for name in errors if name != accuracy)
+    speed = "several times as fast" if accuracy == "exact" else "slower"
+    return (f"{accuracy} products: outputs move by {100 * errors[accuracy]:.3g}% (root mean square); --accuracy {other}: "
+            f"by {100 * errors[other]:.3g}%, with products {speed}")

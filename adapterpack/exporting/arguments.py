@@ -19,7 +19,7 @@ from ..slots.values import require_slots
 from ..tasks.feature_extraction import POOLING
 from ..tasks.task import NO_TASK, Task, require_encoder, task_named, task_of
 from .modes import MODES
-from .quantization.schemes import require_scheme
+from .quantization.schemes import Quantization, quantization, require_no_options
 from .targets import TARGETS, Target
 
 
@@ -33,7 +33,7 @@ class Request(NamedTuple):
     task: Task
     slots: int
     max_rank: int | None
-    quantize: str | None
+    quantize: Quantization | None
     dtype: str
     static_cache: bool
     target: Target
@@ -48,8 +48,8 @@ class Request(NamedTuple):
 
 def checked(
     base: str | os.PathLike[str], packs: Sequence[Pack | str | os.PathLike[str]], *, mode: str, task: str | None, slots: int | None,
-    max_rank: int | None, quantize: str | None, dtype: str, static_cache: bool, target: str, pooling: str | None,
-    checkpoint: str | os.PathLike[str] | None, allow_structural: bool,
+    max_rank: int | None, quantize: str | None, accuracy: str | None, head: str | None, dtype: str, static_cache: bool, target: str,
+    pooling: str | None, checkpoint: str | os.PathLike[str] | None, allow_structural: bool,
 ) -> Request:
     """The request, if its parts fit together.
 
@@ -80,9 +80,10 @@ def checked(
     if static_cache and mode == "inputs":
         raise Unsupported("the engine's rows have adapters of their own, and a graph of this mode has one at a time",
                           found=f"--mode {mode}", expected="bank or folded", remedy="leave --static-cache out, or export with --mode bank")
-    if quantize is not None:
-        require_scheme(quantize)
-    return Request(model, file, loaded, mode, chosen, _slots(mode, loaded, slots, max_rank), max_rank, quantize, floats, static_cache,
+    if quantize is None:
+        require_no_options("the graph is not quantized", accuracy, head)
+    wanted = None if quantize is None else quantization(quantize, accuracy, head)
+    return Request(model, file, loaded, mode, chosen, _slots(mode, loaded, slots, max_rank), max_rank, wanted, floats, static_cache,
                    product, pooling, allow_structural)
 
 

@@ -78,7 +78,7 @@ def write_bundle(root: Path, request: Request, source: Source, graph: BaseGraph,
     request.base.require_unchanged()
     bundle.write(folder, draft=request.quantize is not None)
     if request.quantize is not None:
-        say(f"quantize to {request.quantize}")
+        say(f"quantize to {request.quantize.scheme}")
         quantize_in_place(folder, request.quantize)
 
 

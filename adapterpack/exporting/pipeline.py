@@ -34,6 +34,8 @@ def export(
     slots: int | None = None,
     max_rank: int | None = None,
     quantize: str | None = None,
+    accuracy: str | None = None,
+    head: str | None = None,
     dtype: str = DEFAULT,
     in_place: bool = False,
     frontend: str | None = None,
@@ -48,8 +50,9 @@ def export(
     ``mode``: ``folded`` (weights changed), ``inputs`` (ONNX Runtime's optional inputs, one adapter a run) or ``bank`` (another adapter
     for every row). ``slots`` counts slot 0, the base; it and ``max_rank`` are the capacity of a bank. Every graph is compared with the
     torch model, base and each adapter, on a ragged padded batch, before it is published. ``dtype`` is the float type that graph and slots
-    are made in, ``float32`` or ``float16``. ``in_place`` adds the graph that the engine and ``generate`` run, on the same weights, with a
-    static cache. ``target`` says who serves it: ``ort``, ``ort-genai`` (the folder that onnxruntime-genai loads) or ``triton`` (a model
+    are made in, ``float32`` or ``float16``. ``quantize`` is ``int8`` or ``int4``, with ``accuracy`` and ``head`` as of
+    :func:`adapterpack.quantize`. ``in_place`` adds the graph that the engine and ``generate`` run, on the same weights, with a static
+    cache. ``target`` says who serves it: ``ort``, ``ort-genai`` (the folder that onnxruntime-genai loads) or ``triton`` (a model
     repository, which holds the bundle). ``base`` may be an ONNX file that another tool made of ``checkpoint``: its weights are found there
     by their bytes. ``frontend`` is what makes the graph, by default the first whose graph agrees with the model.
     ``pooling`` (``mean``, ``cls`` or ``last``) is recorded for tasks that give hidden states; by default what the base says.
@@ -66,8 +69,9 @@ def export(
     """
     say = progress or (lambda text: None)
     refuse_existing(Path(out))
-    request = checked(base, packs, mode=mode, task=task, slots=slots, max_rank=max_rank, quantize=quantize, dtype=dtype,
-                      static_cache=in_place, target=target, pooling=pooling, checkpoint=checkpoint, allow_structural=allow_structural)
+    request = checked(base, packs, mode=mode, task=task, slots=slots, max_rank=max_rank, quantize=quantize, accuracy=accuracy,
+                      head=head, dtype=dtype, static_cache=in_place, target=target, pooling=pooling, checkpoint=checkpoint,
+                      allow_structural=allow_structural)
     failed: dict[str, AdapterpackError] = {}
     with _source(request, say) as source:
         candidates = _candidates(frontend, source)

@@ -110,7 +110,7 @@ def _keep_positions(model: Any, bundle: Bundle, batch: Any) -> None:
     graph = model.graph
     logits = next(value for value in graph.outputs if value.name == "logits")
     wanted = _input(graph, LOGITS_POSITIONS, [batch, "kept"], ir.DataType.INT64)
-    product, full = _last_product(logits), logits
+    product, full = last_product(logits), logits
     if product is not None and not any(site.node == product.name and site.positional for site in bundle.sites.values()):
         hidden = product.inputs[0]
         full = hidden if hidden is not None and hidden.shape is not None and len(hidden.shape) == 3 else logits
@@ -130,7 +130,7 @@ def _keep_positions(model: Any, bundle: Bundle, batch: Any) -> None:
         graph.outputs[next(number for number, value in enumerate(graph.outputs) if value is logits)] = result
 
 
-def _last_product(value: Any) -> Any:
+def last_product(value: Any) -> Any:
     """The product with a constant that a value is made of, through what changes its numbers alone: a cap, a factor, an adapter's sum."""
     node = value.producer()
     while node is not None and node.op_type in _ELEMENTWISE:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,6 +67,21 @@ def report(before: Mapping[str, Answer], after: Mapping[str, Answer]) -> dict[st
     if len(parts) > 1:
         entry["graphs"] = {part: _of_part({key: (before[key].parts[part], after[key].parts[part]) for key in before}) for part in parts}
     return entry
+
+
+def relative(before: Mapping[str, Answer], after: Mapping[str, Answer]) -> float:
+    """The root mean square of the change of the last graph's outputs, of all adapters together, as a share of their own.
+
+    Example:
+        >>> relative({"base": Answer(np.array([[3.0, 4.0]]), {})}, {"base": Answer(np.array([[3.0, 3.0]]), {})})
+        0.2
+    """
+    change = size = 0.0
+    for key, answer in before.items():
+        kept = answer.last > NONE_BELOW
+        exact, other = answer.last[kept].astype(np.float64), after[key].last[kept].astype(np.float64)
+        change, size = change + float(np.sum(np.square(other - exact))), size + float(np.sum(np.square(exact)))
+    return math.sqrt(change / size) if size else 0.0
 
 
 def require_small(before: Mapping[str, Answer], after: Mapping[str, Answer], tolerance: float, where: str) -> None:

@@ -2,6 +2,9 @@
 
 The quantizer wants a whole model in memory. Here it gets models of one node, so that no more than one weight is in memory at a time; what
 it makes of a weight goes to a file at once.
+
+The product that gives the logits may have a scheme of its own. Where its weight is the table of the embedding, the embedding reads the
+same codes, by GatherBlockQuantized: see :mod:`.tied`.
 """
 
 from __future__ import annotations
@@ -12,28 +15,42 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from ...onnx_graph.save import save_graph
+from ..graph.decoder import last_product
 from ..graph.emit import PREFIX
-from .schemes import Scheme
+from .schemes import FAST_LEVEL, FLOAT, Scheme
+from .tied import look_up_codes, share_bytes
 
 
-def quantize_file(path: Path, scheme: Scheme) -> int:
+def quantize_file(path: Path, scheme: Scheme, head: Scheme | None = None) -> int:
     """Quantizes the graph at ``path`` and replaces its file and its data; returns the number of quantized products.
 
-    Products of adapters stay float, and so do those whose weight is an input of the graph.
+    ``head`` is the scheme of the product that gives the logits, by default that of the others. Products of adapters stay float, and so
+    do those whose weight is an input of the graph.
     """
     model, data = ir.load(path), f"{path.name}.data"
     with tempfile.TemporaryDirectory(prefix=".quantize-", dir=path.parent) as name:
         scratch = Path(name)
-        count = _quantize(model, scheme, _TensorFile(scratch / "tensors"))
+        count = _quantize(model, scheme, scheme if head is None else head, _TensorFile(scratch / "tensors"))
         save_graph(model, scratch / path.name)
+        share_bytes(scratch / path.name)
         for file in (data, path.name):
             path.with_name(file).unlink(missing_ok=True)
             if (scratch / file).exists():  # a graph of small tensors has no data file
                 (scratch / file).rename(path.with_name(file))
     return count
+
+
+def make_fast(path: Path) -> None:
+    """Lets every quantized product of the graph at ``path`` round its activations to int8; its weights stay where they are."""
+    model = ir.load(path)
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        if node.op_type == "MatMulNBits":
+            node.attributes["accuracy_level"] = ir.AttrInt64("accuracy_level", FAST_LEVEL)
+    ir.save(model, path)
 
 
 class _TensorFile:
@@ -52,12 +69,16 @@ class _TensorFile:
         return stored
 
 
-def _quantize(model: Any, scheme: Scheme, file: _TensorFile) -> int:
+def _quantize(model: Any, scheme: Scheme, head: Scheme, file: _TensorFile) -> int:
     codes: dict[str, Any] = {}
+    head_weight = _head_weight(model)
     count = 0
     for node in [node for node in ir.traversal.RecursiveGraphIterator(model.graph) if _quantizable(node)]:
-        x, weight = node.inputs
-        quantized = _by_onnxruntime(_alone(node, model), scheme)
+        x, weight = node.inputs[0], _weight(node)
+        chosen = head if weight is head_weight else scheme
+        if chosen is FLOAT:
+            continue
+        quantized = _by_onnxruntime(_alone(node, model), chosen)
         nodes = list(quantized)
         if all(new.op_type != "MatMulNBits" for new in nodes):
             continue  # a stack of matrices
@@ -73,7 +94,11 @@ def _quantize(model: Any, scheme: Scheme, file: _TensorFile) -> int:
             for index, value in enumerate(new.inputs):
                 if value is not None and value.producer() is None:
                     new.replace_input_with(index, x if value.name == x.name else codes[value.name])
+        turned = node.inputs[1].producer()
         ir.convenience.replace_nodes_and_values(node.graph, node, [node], nodes, node.outputs, [y])
+        if turned is not None and not turned.outputs[0].uses():
+            turned.graph.remove(turned, safe=True)
+            look_up_codes(weight, next(new for new in nodes if new.op_type == "MatMulNBits"))
         if not weight.uses():
             weight.graph.initializers.pop(weight.name)
         count += 1
@@ -82,17 +107,33 @@ def _quantize(model: Any, scheme: Scheme, file: _TensorFile) -> int:
     return count
 
 
+def _head_weight(model: Any) -> Any:
+    """The weight of the product that gives the logits, or None."""
+    logits = next((value for value in model.graph.outputs if value.name == "logits"), None)
+    product = None if logits is None else last_product(logits)
+    return _weight(product) if product is not None and _quantizable(product) else None
+
+
 def _quantizable(node: Any) -> bool:
-    if node.op_type != "MatMul" or node.domain or (node.name or "").startswith(PREFIX):
-        return False
+    return node.op_type == "MatMul" and not node.domain and not (node.name or "").startswith(PREFIX) and _weight(node) is not None
+
+
+def _weight(node: Any) -> Any:
+    """The constant that a product multiplies with, as it is stored: a matrix that is transposed first has its rows as columns."""
     weight = node.inputs[1]
-    return weight is not None and weight.is_initializer() and not weight.is_graph_input()
+    turned = None if weight is None else weight.producer()
+    if turned is not None and turned.op_type == "Transpose" and list(turned.attributes.get_ints("perm", [1, 0])) == [1, 0]:
+        weight = turned.inputs[0]
+    return weight if weight is not None and weight.is_initializer() and not weight.is_graph_input() else None
 
 
 def _alone(node: Any, model: Any) -> Any:
     """A product as the only node of a model, with its weight in memory."""
-    x, weight = node.inputs
-    tensor = ir.Tensor(weight.const_value.numpy(), dtype=weight.const_value.dtype, name=weight.name)
+    x, weight = node.inputs[0], _weight(node)
+    numbers = weight.const_value.numpy()
+    if weight is not node.inputs[1]:
+        numbers = np.ascontiguousarray(numbers.T)
+    tensor = ir.Tensor(numbers, dtype=weight.const_value.dtype, name=weight.name)
     inputs = [ir.Value(name=x.name, shape=x.shape, type=x.type), _initializer(tensor)]
     product = ir.Node("", "MatMul", inputs, name=node.name)
     (y,) = product.outputs
@@ -104,7 +145,7 @@ def _alone(node: Any, model: Any) -> Any:
 def _by_onnxruntime(proto: Any, scheme: Scheme) -> Any:
     """The quantized graph of a model."""
     quantizer = _quantizer()(proto, bits=scheme.bits, block_size=scheme.block_size, is_symmetric=scheme.symmetric,
-                             accuracy_level=scheme.accuracy, op_types_to_quantize=("MatMul",))
+                             op_types_to_quantize=("MatMul",))
     quantizer.process()
     return ir.from_proto(quantizer.model.model).graph
 

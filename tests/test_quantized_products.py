@@ -1,0 +1,209 @@
+"""The products of quantized graphs: what they compute, how exactly, the head's own scheme, and the table that embedding and head share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+
+from adapterpack import Session, export, inspect, quantize, validate
+from adapterpack.bundle.decoder_graph import DECODER
+from adapterpack.bundle.manifest import GRAPH, graph_file, read_bundle
+from adapterpack.errors import ConfigError, UnknownName
+from adapterpack.exporting.quantization import graphs
+from adapterpack.exporting.quantization.schemes import SCHEMES
+from adapterpack.exporting.quantization.weights import make_fast, quantize_file
+from adapterpack.runtime.ort_model import OrtModel
+
+Make = Callable[..., Any]
+
+
+def value(name: str, shape: list[Any], dtype: Any = ir.DataType.FLOAT) -> Any:
+    return ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype))
+
+
+def constant(name: str, array: np.ndarray) -> Any:
+    tensor = ir.tensor(array, name=name)
+    return ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+
+
+def dense(node: Any) -> np.ndarray:
+    """``(q - z) s`` in float64 ``[rows, columns]``, by the operator's definition alone."""
+    count, width, bits = (node.attributes.get_int(name) for name in ("N", "K", "bits"))
+    block = node.attributes.get_int("block_size")
+    codes, scales, zeros = (operand.const_value.numpy() for operand in node.inputs[1:4])
+    wide = lambda array: array if bits == 8 else np.stack([array & 15, array >> 4], -1).reshape(count, -1)  # noqa: E731
+    codes, zeros, scales = wide(codes.reshape(count, -1)), wide(zeros.reshape(count, -1)), scales.reshape(count, -1).astype(np.float64)
+    steps = np.repeat(scales, block, 1)[:, :width]
+    return (codes[:, :width] - np.repeat(zeros[:, : scales.shape[1]].astype(np.float64), block, 1)[:, :width]) * steps
+
+
+def rounded(x: np.ndarray, block: int) -> np.ndarray:
+    """The largest error that int8 activations may have at each place: half a step of a block's grid of 127 steps a side, and some float."""
+    padded = np.pad(np.abs(x).astype(np.float64), ((0, 0), (0, -x.shape[1] % block)))
+    peaks = padded.reshape(len(x), -1, block).max(-1) / 127 * 0.5
+    return np.repeat(peaks, block, 1)[:, : x.shape[1]] * 1.01
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("accuracy", ["exact", "fast"])
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize(("rows", "width", "count"), [(1, 32, 16), (3, 33, 7), (8, 95, 31), (5, 128, 65), (2, 1, 3)])
+def test_products_are_those_of_the_dequantized_weights(rows: int, width: int, count: int, scheme: str, accuracy: str, bias: bool,
+                                                       tmp_path: Path) -> None:
+    """Exact: float noise away from float64. Fast: within what int8 activations can move each output."""
+    rng = np.random.default_rng(width)
+    x, y = value("x", ["rows", width]), value("y", ["rows", count])
+    weight, addend = constant("w", rng.standard_normal((width, count), np.float32)), constant("b", rng.standard_normal(count, np.float32))
+    product = ir.node("MatMul", [x, weight], name="product")
+    nodes, constants = [product], [weight]
+    if bias:
+        nodes.append(ir.node("Add", [product.outputs[0], addend], name="sum"))
+        constants.append(addend)
+    nodes[-1].outputs[0].name, nodes[-1].outputs[0].type, nodes[-1].outputs[0].shape = "y", y.type, y.shape
+    graph = ir.Graph([x], [nodes[-1].outputs[0]], nodes=nodes, initializers=constants, opset_imports={"": 21}, name="one")
+    path = tmp_path / GRAPH
+    ir.save(ir.Model(graph, ir_version=10), path)
+    assert quantize_file(path, SCHEMES[scheme]) == 1
+    if accuracy == "fast":
+        make_fast(path)
+    (node,) = (node for node in ir.load(path).graph if node.op_type == "MatMulNBits")
+    batch = rng.standard_normal((rows, width), np.float32)
+    (result,) = ort.InferenceSession(path).run(None, {"x": batch})
+    matrix = dense(node)
+    error = np.abs(result - (batch @ matrix.T + (addend.const_value.numpy() if bias else 0)))
+    noise = 1e-5 * (np.abs(batch) @ np.abs(matrix).T + 1)
+    assert (error <= noise + (rounded(batch, SCHEMES[scheme].block_size) @ np.abs(matrix).T if accuracy == "fast" else 0)).all()
+
+
+@pytest.fixture(scope="module")
+def placed(tiny_llama: Path, pack_of: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A float bank with the engine's graph, of a base whose head is its embedding."""
+    folder = tmp_path_factory.mktemp("float") / "bank"
+    export(tiny_llama, [pack_of("llama", "alpha"), pack_of("llama", "beta")], folder, mode="bank", in_place=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fast(placed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("fast") / "int4"
+    quantize(placed, folder, scheme="int4", accuracy="fast")
+    return folder
+
+
+def products(folder: Path, part: str) -> list[Any]:
+    return [node for node in ir.load(folder / graph_file(part)).graph if node.op_type == "MatMulNBits"]
+
+
+def test_fast_is_written_into_both_graphs_and_measured(fast: Path, placed: Path) -> None:
+    """Every product of the ordinary graph and of the engine's; errors of both accuracies; slots survive, canaries pass."""
+    for part in ("model", DECODER):
+        assert {node.attributes.get_int("accuracy_level", 0) for node in products(fast, part)} == {4}
+    report = read_bundle(fast).quantization
+    assert report is not None and (report["accuracy"], report["head"]) == ("fast", "int8")
+    assert 0 < report["relative_error"]["exact"] != report["relative_error"]["fast"] > 0
+    before, after = (ir.load(folder / GRAPH).graph for folder in (placed, fast))
+    assert [item.name for item in after.inputs] == [item.name for item in before.inputs]
+    assert not validate(fast, full=True).findings
+    names: list[str | None] = ["alpha", None, "beta"]
+    assert len(Session(fast, "cpu").generate([[5, 6], [7], [8, 9, 10]], names, max_new_tokens=4)) == 3
+
+
+@pytest.mark.parametrize(("allowed", "accuracy", "level"), [(0.0, "exact", 0), (1e9, "fast", 4)])
+def test_the_default_is_fast_where_it_adds_little(allowed: float, accuracy: str, level: int, placed: Path, tmp_path: Path,
+                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "MORE_ERROR", allowed)
+    bundle = quantize(placed, tmp_path / "out", scheme="int8")
+    assert bundle.quantization["accuracy"] == accuracy
+    for part in ("model", DECODER):
+        assert {node.attributes.get_int("accuracy_level", 0) for node in products(tmp_path / "out", part)} == {level}
+
+
+def test_the_head_has_eight_bits_and_shares_its_table(fast: Path) -> None:
+    """In both graphs the embedding reads the codes of the head: one place in the data file, and nowhere a float table."""
+    for part in ("model", DECODER):
+        graph = ir.load(fast / graph_file(part)).graph
+        bits = [node.attributes.get_int("bits") for node in products(fast, part)]
+        assert sorted(set(bits)) == [4, 8] and bits.count(8) == 1
+        (head,) = (node for node in graph if node.op_type == "MatMulNBits" and node.attributes.get_int("bits") == 8)
+        (lookup,) = (node for node in graph if node.op_type == "GatherBlockQuantized")
+        one, two = (node.inputs[place].const_value for node, place in ((head, 1), (lookup, 0)))
+        assert [value.name for value in head.inputs[2:4]] == [value.name for value in lookup.inputs[2:4]]
+        assert (one.location, one.offset, one.length) == (two.location, two.offset, two.length)
+        assert not [name for name, item in graph.initializers.items() if tuple(item.shape) == (96, 32) and item.dtype == ir.DataType.FLOAT]
+
+
+def test_the_shared_table_is_the_heads(fast: Path, tmp_path: Path) -> None:
+    """A lookup gives the rows that the head multiplies with."""
+    graph = ir.load(fast / GRAPH).graph
+    (head,) = (node for node in graph if node.op_type == "MatMulNBits" and node.attributes.get_int("bits") == 8)
+    (lookup,) = (node for node in graph if node.op_type == "GatherBlockQuantized")
+    ids, constants = value("ids", ["n"], ir.DataType.INT64), [constant(item.name, item.const_value.numpy())
+                                                              for item in (lookup.inputs[0], *lookup.inputs[2:4])]
+    node = ir.Node("com.microsoft", "GatherBlockQuantized", [constants[0], ids, *constants[1:]], list(lookup.attributes.values()))
+    node.outputs[0].name, node.outputs[0].type = "rows", ir.TensorType(ir.DataType.FLOAT)
+    alone = ir.Graph([ids], node.outputs, nodes=[node], initializers=constants, opset_imports={"": 21, "com.microsoft": 1}, name="rows")
+    ir.save(ir.Model(alone, ir_version=10), tmp_path / GRAPH)
+    (rows,) = ort.InferenceSession(tmp_path / GRAPH).run(None, {"ids": np.arange(96)})
+    np.testing.assert_allclose(rows, dense(head), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(("head", "bits"), [("int4", {4}), ("float", {4}), ("int8", {4, 8})])
+def test_the_head_is_what_is_wanted(head: str, bits: set[int], placed: Path, tmp_path: Path) -> None:
+    bundle = quantize(placed, tmp_path / "out", scheme="int4", head=head)
+    nodes = list(ir.load(tmp_path / "out" / GRAPH).graph)
+    assert {node.attributes.get_int("bits") for node in nodes if node.op_type == "MatMulNBits"} == bits
+    assert bundle.quantization["head"] == head
+    assert sum(node.op_type == "GatherBlockQuantized" for node in nodes) == (head != "float")
+
+
+def test_quantized_graphs_are_opened_prepacked(fast: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime lays the weights of every graph of a session out anew, unless the session is for a few runs on mapped files."""
+    entries: list[tuple[str, str | None]] = []
+
+    class Recorded(ort.InferenceSession):
+        def __init__(self, path: Any, options: Any, **rest: Any) -> None:
+            try:
+                entry = options.get_session_config_entry("session.disable_prepacking")
+            except Exception:
+                entry = None
+            entries.append((Path(path).name, entry))
+            super().__init__(path, options, **rest)
+
+    monkeypatch.setattr("adapterpack.runtime.ort_model.ort.InferenceSession", Recorded)
+    Session(fast, "cpu").generate([[5, 6], [7]], ["alpha", None], max_new_tokens=2)
+    assert {name for name, _ in entries} >= {graph_file(DECODER)}
+    assert {entry for _, entry in entries} <= {None, "0"}
+    entries.clear()
+    OrtModel(fast, DECODER, ["CPUExecutionProvider"], mapped=True)
+    assert entries == [(graph_file(DECODER), "1")]
+
+
+def test_what_says_nothing_is_refused(placed: Path, pack_of: Make, tiny_llama: Path, tmp_path: Path) -> None:
+    """Unknown names with the nearest; options of quantized graphs for a pack, and for an export that quantizes nothing."""
+    out = tmp_path / "out"
+    for words, options in (("exact", {"accuracy": "exakt"}), ("float", {"head": "flaot"})):
+        with pytest.raises(UnknownName, match=words):
+            quantize(placed, out, **options)
+    for options in ({"accuracy": "fast"}, {"head": "int4"}):
+        with pytest.raises(ConfigError, match="--" + next(iter(options))):
+            quantize(pack_of("llama", "alpha"), out, **options)
+        with pytest.raises(ConfigError, match="--" + next(iter(options))):
+            export(tiny_llama, [pack_of("llama", "alpha")], out, **options)
+    assert not out.exists()
+
+
+def test_an_older_report_is_read(fast: Path, tmp_path: Path) -> None:
+    """A manifest without the fields that this version adds."""
+    manifest = json.loads((fast / "adapterpack.bundle.json").read_text())
+    for name in ("accuracy", "head", "relative_error"):
+        del manifest["quantization"][name]
+    (tmp_path / "adapterpack.bundle.json").write_text(json.dumps(manifest))
+    assert read_bundle(tmp_path).quantization == manifest["quantization"]
+    assert inspect(fast)["quantization"]["accuracy"] == "fast"
