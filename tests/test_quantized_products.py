@@ -11,8 +11,9 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+import torch
 
-from adapterpack import Session, export, inspect, quantize, validate
+from adapterpack import LoRA, Session, adapt, export, inspect, quantize, save, validate
 from adapterpack.bundle.decoder_graph import DECODER
 from adapterpack.bundle.manifest import GRAPH, graph_file, read_bundle
 from adapterpack.errors import ConfigError, UnknownName
@@ -20,6 +21,8 @@ from adapterpack.exporting.quantization import graphs
 from adapterpack.exporting.quantization.schemes import SCHEMES
 from adapterpack.exporting.quantization.weights import make_fast, quantize_file
 from adapterpack.runtime.ort_model import OrtModel
+from adapterpack.tasks.task import task_named
+from adapterpack.training.loading import load_model
 
 Make = Callable[..., Any]
 
@@ -107,7 +110,7 @@ def test_fast_is_written_into_both_graphs_and_measured(fast: Path, placed: Path)
         assert {node.attributes.get_int("accuracy_level", 0) for node in products(fast, part)} == {4}
     report = read_bundle(fast).quantization
     assert report is not None and (report["accuracy"], report["head"]) == ("fast", "int8")
-    assert 0 < report["relative_error"]["exact"] != report["relative_error"]["fast"] > 0
+    assert 0 < report["error_by_accuracy"]["exact"] != report["error_by_accuracy"]["fast"] > 0
     before, after = (ir.load(folder / GRAPH).graph for folder in (placed, fast))
     assert [item.name for item in after.inputs] == [item.name for item in before.inputs]
     assert not validate(fast, full=True).findings
@@ -152,6 +155,36 @@ def test_the_shared_table_is_the_heads(fast: Path, tmp_path: Path) -> None:
     ir.save(ir.Model(alone, ir_version=10), tmp_path / GRAPH)
     (rows,) = ort.InferenceSession(tmp_path / GRAPH).run(None, {"ids": np.arange(96)})
     np.testing.assert_allclose(rows, dense(head), rtol=1e-6, atol=1e-7)
+
+
+@pytest.fixture(scope="module")
+def embedded(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A float bank with an adapter of the embedding, whose table the head shares."""
+    model = load_model(task_named("text-generation"), tiny_llama)
+    adapt(model, LoRA(r=3, targets=("embed_tokens", "q_proj")), "words")
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    folder = tmp_path_factory.mktemp("embedded") / "bank"
+    export(tiny_llama, [save(model, None, base=tiny_llama, name="words")], folder, mode="bank")
+    return folder
+
+
+@pytest.mark.parametrize("head", ["int8", "float"])
+def test_an_adapter_of_a_quantized_embedding(head: str, embedded: Path, tmp_path: Path) -> None:
+    """Its site names the lookup and the table that it reads, quantized or not; its answers stay near, and it still acts."""
+    bundle = quantize(embedded, tmp_path / "out", scheme="int8", head=head, accuracy="exact")
+    graph, site = ir.load(tmp_path / "out" / GRAPH).graph, bundle.sites["model.embed_tokens"]
+    (node,) = (node for node in graph if node.name == site.node)
+    assert node.op_type == ("Gather" if head == "float" else "GatherBlockQuantized")
+    assert site.weight == node.inputs[0].name and site.weight in graph.initializers
+    ids = {"input_ids": np.arange(3, 15).reshape(2, 6)}
+    before, after = Session(embedded, "cpu"), Session(tmp_path / "out", "cpu")
+    exact, changed, base = before.run(ids, "words")["logits"], after.run(ids, "words")["logits"], after.run(ids)["logits"]
+    assert np.abs(changed - exact).max() < 0.05 * np.abs(exact).max() < np.abs(changed - base).max()
+    assert not validate(tmp_path / "out", full=True).findings
 
 
 @pytest.mark.parametrize(("head", "bits"), [("int4", {4}), ("float", {4}), ("int8", {4, 8})])
@@ -202,7 +235,7 @@ def test_what_says_nothing_is_refused(placed: Path, pack_of: Make, tiny_llama: P
 def test_an_older_report_is_read(fast: Path, tmp_path: Path) -> None:
     """A manifest without the fields that this version adds."""
     manifest = json.loads((fast / "adapterpack.bundle.json").read_text())
-    for name in ("accuracy", "head", "relative_error"):
+    for name in ("accuracy", "head", "error_by_accuracy"):
         del manifest["quantization"][name]
     (tmp_path / "adapterpack.bundle.json").write_text(json.dumps(manifest))
     assert read_bundle(tmp_path).quantization == manifest["quantization"]

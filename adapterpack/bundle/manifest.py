@@ -144,8 +144,8 @@ class GraphChange(TypedDict):
 class QuantizationReport(TypedDict):
     """How the graphs were quantized, and how far that moved their outputs, by adapter; ``graphs`` where there are several.
 
-    ``relative_error`` is that of both accuracies, root mean square as a share of the outputs'; the other errors are those of ``accuracy``.
-    Bundles without these fields are exact, and their ``head`` has the scheme or is float.
+    ``error_by_accuracy`` is that of both accuracies, root mean square as a share of the outputs'; the other errors are those of
+    ``accuracy``. Bundles without these fields are exact, and their ``head`` has the scheme or is float.
     """
 
     scheme: Literal["int8", "int4"]
@@ -156,7 +156,7 @@ class QuantizationReport(TypedDict):
     graphs: NotRequired[Mapping[str, GraphChange]]
     accuracy: NotRequired[Literal["exact", "fast"]]
     head: NotRequired[Literal["int8", "int4", "float"]]
-    relative_error: NotRequired[Mapping[Literal["exact", "fast"], Annotated[float, Meta(ge=0)]]]
+    error_by_accuracy: NotRequired[Mapping[Literal["exact", "fast"], Annotated[float, Meta(ge=0)]]]
 
 
 class ReplayedCanary(TypedDict):

@@ -24,7 +24,7 @@ def schema() -> dict[str, Any]:
     fields, parts = made["properties"], made["$defs"]
     fields["quantization"] = {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/QuantizationReport"}]}
     fields["parity"]["properties"] = {"canary": {"$ref": "#/$defs/CanaryReport"}}
-    later = {"QuantizationReport": ("graphs", "accuracy", "head", "relative_error"), "CanaryReport": ("moved",)}
+    later = {"QuantizationReport": ("graphs", "accuracy", "head", "error_by_accuracy"), "CanaryReport": ("moved",)}
     for name, optional in {**OPTIONAL, **later}.items():
         part = made if name == "Bundle" else parts[name]
         part["required"] = [field for field in part["required"] if field not in optional]

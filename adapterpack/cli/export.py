@@ -78,7 +78,7 @@ def command(
     for sentence in proof(bundle["parity"], bundle["quantization"] is not None):
         line(sentence)
     if bundle["quantization"] is not None:
-        line(accuracy_sentence(bundle["quantization"]["accuracy"], bundle["quantization"]["relative_error"]))
+        line(accuracy_sentence(bundle["quantization"]["accuracy"], bundle["quantization"]["error_by_accuracy"]))
     for name, reason in bundle["parity"]["canary"]["not_replayed"].items():
         line(f"the canary of {name} was not replayed: {reason}")
 

@@ -38,7 +38,7 @@ def command(source: str, out: str, scheme: str, accuracy: str | None, head: str 
         return
     line(f"quantized {source} to {out}: {size(before)} became {size(after['bytes'])}")
     report = dict(after["quantization"])
-    errors = report.pop("relative_error") if "accuracy" in report else None
+    errors = report.pop("error_by_accuracy") if "accuracy" in report else None
     facts(report)
     if errors is not None:
         line(accuracy_sentence(report["accuracy"], errors))
@@ -49,9 +49,9 @@ def accuracy_sentence(accuracy: str, errors: Mapping[str, float]) -> str:
 
     Example:
         >>> accuracy_sentence("exact", {"exact": 0.04, "fast": 0.08})
-        'exact products: outputs move by 4% (root mean square); --accuracy fast: by 8%, with products several times as fast'
+        'exact products: outputs move by 4% (root mean square); --accuracy fast: by 8%, with products much faster'
     """
     other = next(name for name in errors if name != accuracy)
-    speed = "several times as fast" if accuracy == "exact" else "slower"
+    speed = "much faster" if accuracy == "exact" else "slower"
     return (f"{accuracy} products: outputs move by {100 * errors[accuracy]:.3g}% (root mean square); --accuracy {other}: "
             f"by {100 * errors[other]:.3g}%, with products {speed}")

@@ -80,7 +80,7 @@ def quantize_in_place(folder: Path, wanted: Quantization) -> None:
         for path, graph in zip(graphs, exact_graphs, strict=True):
             path.write_bytes(graph)
     report = {"scheme": wanted.scheme, "block_size": scheme.block_size, "quantized": count, "accuracy": accuracy, "head": wanted.head,
-              "relative_error": dict(zip(ACCURACIES, errors, strict=True)), **measure.report(before, after)}
+              "error_by_accuracy": dict(zip(ACCURACIES, errors, strict=True)), **measure.report(before, after)}
     shift = replay.drift(float_canaries, canaries)
     parity = {**moved.parity, "canary": {**replay.judge(session, canaries, shift), "moved": shift}}
     dataclasses.replace(moved, quantization=report, parity=parity).write(folder)
