@@ -7,7 +7,7 @@ import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, NotRequired, TypedDict
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
@@ -21,6 +21,7 @@ from ..manifest.parts import Base, FileEntry
 from ..pack.pack import SIGNATURE
 from ..tasks.task import MAIN, task_named
 from . import FILE_NAME as FILE_NAME  # noqa: PLC0414 - a name of this module too
+from .reports import CanaryReport, QuantizationReport
 from .signature import Signature
 
 GRAPH = f"{MAIN}.onnx"
@@ -39,7 +40,6 @@ PartName = Annotated[str, Meta(pattern=r"^[a-z][a-z_]{0,31}\Z")]
 FilePath = Annotated[str, Meta(max_length=255, pattern=rf"^{_NAME}(/{_NAME}){{0,3}}\Z")]
 FloatType = Annotated[str, Meta(pattern=r"^float(32|16)\Z")]
 Labels = Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=200)], ...], Meta(min_length=1, max_length=10_000)]
-Errors = Mapping[str, Annotated[float, Meta(ge=0)]]
 Field = Annotated[str, Meta(pattern=(
     r"^(down|up|scale|shift|delta|pre|turn|turn_down|turn_up|head|head_bias|mix|attended_(keys|values|absent|gate)"
     r"|(output|input)_(identity|relu|tanh|silu|gelu|gelu_tanh)(_normed)?_(norm_weight|norm_bias|down|down_bias|up|up_bias)"
@@ -132,46 +132,6 @@ class BundleFile(FileEntry, frozen=True):
 
     path: FilePath
     role: Annotated[str, Meta(pattern=r"^(graph|adapter|carried)\Z")]
-
-
-class GraphChange(TypedDict):
-    """How far quantization moved the outputs of one graph, by adapter."""
-
-    max_error: Errors
-    max_relative: Errors
-
-
-class QuantizationReport(TypedDict):
-    """How the graphs were quantized, and how far that moved their outputs, by adapter; ``graphs`` where there are several.
-
-    ``error_by_accuracy`` is that of both accuracies, root mean square as a share of the outputs'; the other errors are those of
-    ``accuracy``. Bundles without these fields are exact, and their ``head`` has the scheme or is float.
-    """
-
-    scheme: Literal["int8", "int4"]
-    block_size: Annotated[int, Meta(ge=1)]
-    quantized: Annotated[int, Meta(ge=0)]
-    max_error: Errors
-    label_agreement: Mapping[str, Annotated[float, Meta(ge=0, le=1)]]
-    graphs: NotRequired[Mapping[str, GraphChange]]
-    accuracy: NotRequired[Literal["exact", "fast"]]
-    head: NotRequired[Literal["int8", "int4", "float"]]
-    error_by_accuracy: NotRequired[Mapping[Literal["exact", "fast"], Annotated[float, Meta(ge=0)]]]
-
-
-class ReplayedCanary(TypedDict):
-    """The largest error of a canary, and the one that was allowed."""
-
-    max_abs: Annotated[float, Meta(ge=0)]
-    tolerance: Annotated[float, Meta(ge=0)]
-
-
-class CanaryReport(TypedDict):
-    """The canaries by the names of their packs: what they gave, why they were not replayed, and how far quantization moved them."""
-
-    replayed: Mapping[str, ReplayedCanary]
-    not_replayed: Mapping[str, Annotated[str, Meta(max_length=400)]]
-    moved: NotRequired[Errors]
 
 
 @dataclass(frozen=True)

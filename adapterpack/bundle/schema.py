@@ -10,7 +10,8 @@ import sys
 from typing import Any
 
 from ..io.typed_json import schema_of
-from .manifest import OPTIONAL, Bundle, CanaryReport, QuantizationReport
+from .manifest import OPTIONAL, Bundle
+from .reports import CanaryReport, QuantizationReport
 
 
 def schema() -> dict[str, Any]:

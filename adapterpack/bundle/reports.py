@@ -1,0 +1,50 @@
+"""What a bundle's manifest reports of quantization and of replayed canaries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal, NotRequired, TypedDict
+
+from msgspec import Meta
+
+Errors = Mapping[str, Annotated[float, Meta(ge=0)]]
+
+
+class GraphChange(TypedDict):
+    """How far quantization moved the outputs of one graph, by adapter."""
+
+    max_error: Errors
+    max_relative: Errors
+
+
+class QuantizationReport(TypedDict):
+    """How the graphs were quantized, and how far that moved their outputs, by adapter; ``graphs`` where there are several.
+
+    ``error_by_accuracy`` is that of both accuracies, root mean square as a share of the outputs'; the other errors are those of
+    ``accuracy``. Bundles without these fields are exact, and their ``head`` has the scheme or is float.
+    """
+
+    scheme: Literal["int8", "int4"]
+    block_size: Annotated[int, Meta(ge=1)]
+    quantized: Annotated[int, Meta(ge=0)]
+    max_error: Errors
+    label_agreement: Mapping[str, Annotated[float, Meta(ge=0, le=1)]]
+    graphs: NotRequired[Mapping[str, GraphChange]]
+    accuracy: NotRequired[Literal["exact", "fast"]]
+    head: NotRequired[Literal["int8", "int4", "float"]]
+    error_by_accuracy: NotRequired[Mapping[Literal["exact", "fast"], Annotated[float, Meta(ge=0)]]]
+
+
+class ReplayedCanary(TypedDict):
+    """The largest error of a canary, and the one that was allowed."""
+
+    max_abs: Annotated[float, Meta(ge=0)]
+    tolerance: Annotated[float, Meta(ge=0)]
+
+
+class CanaryReport(TypedDict):
+    """The canaries by the names of their packs: what they gave, why they were not replayed, and how far quantization moved them."""
+
+    replayed: Mapping[str, ReplayedCanary]
+    not_replayed: Mapping[str, Annotated[str, Meta(max_length=400)]]
+    moved: NotRequired[Errors]
