@@ -129,7 +129,12 @@ def test_a_row_at_fault_ends_alone(engine: Engine) -> None:
         engine.step()
     requests[1].token = 10**6
     ends = finished(engine)
-    assert [ends[request.number].finish_reason for request in requests] == ["length", "error", "length"]
+    assert ends[requests[1].number].finish_reason == "error"
+    session = Session(engine.bundle.folder, "cpu")
+    for request in (requests[0], requests[2]):
+        (alone,) = session.generate([list(request.prompt)], ["beta"], max_new_tokens=9)
+        assert (ends[request.number].text, ends[request.number].finish_reason, tuple(request.stream.ids)) == \
+            (alone.text, alone.finish_reason, alone.ids)
 
 
 def test_what_is_refused_before_a_row_begins(engine: Engine, bundle_of: Make) -> None:

@@ -33,7 +33,7 @@ class ResidentAdapter:
     """Rows that run with it: it stays in memory as long."""
     feeds: Feeds | None = field(default=None, repr=False)
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         """The size of its values in bytes."""
         return sum(array.nbytes for array in self.values.values()) + (0 if self.prompt is None else self.prompt.nbytes)

@@ -234,7 +234,7 @@ class Engine:
         if row in self._waiting:
             self._waiting.remove(row)
         else:
-            self.rows.remove(row)
+            self.rows.remove(row, keep=error is None)
         if row.adapter is not None:
             self.adapters.released(row.adapter)
         row.reason = reason

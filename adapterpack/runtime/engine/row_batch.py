@@ -76,7 +76,7 @@ class RowBatch(Generic[AnyRow]):
         self.prefilled = self.reused = 0
         self.running: list[AnyRow] = []
         self.reading: list[AnyRow] = []
-        self._composition: tuple[ResidentAdapter | None, ...] = ()
+        self._composition: tuple[int, Sequence[ResidentAdapter | None]] = (0, ())
         self._pass: BoundPass | None = None
 
     def __len__(self) -> int:
@@ -144,14 +144,16 @@ class RowBatch(Generic[AnyRow]):
         row = self.running[place]
         logits: np.ndarray = self._decoded([row], place)[0].copy()
         _advance(row)
-        self._pass = None
         return logits
 
-    def remove(self, row: AnyRow) -> None:
-        """Takes a row out. The last running row takes the place of one that ran; prompts that are being read keep their order."""
+    def remove(self, row: AnyRow, keep: bool = True) -> None:
+        """Takes a row out. The last running row takes the place of one that ran; prompts that are being read keep their order. ``keep``
+        what it has read for others that begin as it did.
+        """
         if row in self.running:
             place, last = self.running.index(row), len(self.running) - 1
-            self._keep(row, place)
+            if keep:
+                self._keep(row, place)
             if place != last:
                 self.running[place] = self.running[last]
                 self._pool.move(last, place, self.running[place].length)
@@ -165,12 +167,12 @@ class RowBatch(Generic[AnyRow]):
             self._pool.move(first + offset + 1, first + offset, other.length)
         if not len(self):
             self._feeds.forget()
-            self._pass, self._composition = None, ()
+            self._pass = None
 
     def _decoded(self, rows: Sequence[Row], first: int) -> np.ndarray:
-        composition = tuple(row.adapter for row in rows)
+        composition = first, [row.adapter for row in rows]
         if self._pass is None or composition != self._composition:
-            self._pass = BoundPass(self.graph, self._pool, first, len(rows), self._feeds.of(composition),
+            self._pass = BoundPass(self.graph, self._pool, first, len(rows), self._feeds.of(composition[1]),
                                    features=self._no_features(len(rows)))
             self._composition = composition
         one = self._pass
