@@ -59,7 +59,8 @@ def _decoder_differences(bundle: Bundle, sites: Mapping[str, MappedSite], graph:
     for name in ("input_ids", CACHE_LENGTHS, LONGEST, LOGITS_POSITIONS):
         yield from _switch(graph, name, True)
     yield from _switch(graph, ADAPTER_POSITIONS, any(site.positional for site in sites.values()))
-    if "logits" not in graph.results or len(graph.results["logits"].shape) != 3:
+    logits = graph.results.get("logits")
+    if logits is None or logits.type not in TYPES or len(logits.shape) != 3 or not isinstance(logits.shape[2], int):
         yield "its output 'logits'", "[batch, positions, vocabulary]", ", ".join(graph.results)[:200]
     for name, value in graph.inputs.items():
         if name.startswith(PAST) and (len(value.shape) != 4 or value.type not in TYPES or not all(isinstance(value.shape[axis], int)

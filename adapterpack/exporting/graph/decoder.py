@@ -142,7 +142,8 @@ def _rows_as_inputs(model: Any, sites: Mapping[str, MappedSite]) -> None:
     """Makes every slot an input that has the values of the batch's rows, or one set for all."""
     graph = model.graph
     numbers = {path: number for number, path in enumerate(sites)}
-    for value in [value for value in graph.inputs if value.name in graph.initializers]:
+    slots = {f"{path}.{field}" for path, site in sites.items() for field in site.fields}
+    for value in [value for value in graph.inputs if value.name in slots]:
         path, _, field = value.name.rpartition(".")
         site, dtype = sites[path], value.dtype
         shape = extents(field, site, lambda axis, number=numbers[path]: f"{axis}_{number}")  # type: ignore[misc]

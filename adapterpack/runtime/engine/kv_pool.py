@@ -9,6 +9,7 @@ import numpy as np
 import onnxruntime as ort
 
 from ...bundle.manifest import PAST
+from ...errors import ConfigError
 from ..ort_model import TYPES, OrtModel
 
 
@@ -24,6 +25,9 @@ class KVPool:
 
     Rows lie at the beginning of their buffers, so the graph reads and writes any run of consecutive rows where they are. Memory of the CPU
     is taken from the system when a position is first written.
+
+    Raises:
+        ConfigError: there is no memory for so many rows of so many positions.
     """
 
     def __init__(self, graph: OrtModel, rows: int, length: int) -> None:
@@ -33,7 +37,7 @@ class KVPool:
             if name.startswith(PAST):
                 dtype = np.dtype(TYPES[value.type])
                 shape = (rows, value.shape[1], length, value.shape[3])
-                buffer: Any = np.zeros(shape, dtype)
+                buffer: Any = _zeros(shape, dtype)
                 if self.device != "cpu":
                     buffer = ort.OrtValue.ortvalue_from_numpy(buffer, self.device, 0)
                 self._buffers[name] = buffer, dtype
@@ -89,6 +93,14 @@ class KVPool:
     def _address(self, name: str) -> int:
         buffer = self._buffers[name][0]
         return int(buffer.ctypes.data if isinstance(buffer, np.ndarray) else buffer.data_ptr())
+
+
+def _zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+    try:
+        return np.zeros(shape, dtype)
+    except (MemoryError, ValueError) as error:
+        raise ConfigError("there is no memory for the keys and values of so many rows", found=f"{shape} {dtype} for one of a layer's two",
+                          remedy="open the engine with fewer max_rows or a smaller max_length") from error
 
 
 class _Mover:
