@@ -58,7 +58,7 @@ from adapterpack.manifest import manifest as m
 from adapterpack.manifest.parts import Canary, Features, Pixels
 from adapterpack.manifest.synthetic_inputs import made
 from adapterpack.pack import canary
-from adapterpack.runtime.canary import _not_replayable
+from adapterpack.runtime.canary_reasons import not_replayable
 from adapterpack.training.active import adapter_names
 from adapterpack.training.canaries.canary import verify_canary
 from adapterpack.training.canaries.inputs import misfit
@@ -353,7 +353,7 @@ def test_a_graph_leaves_them_out_by_name(bundle_of: Callable[..., Path]) -> None
     """A graph of another task does not replay them; the reason is said."""
     bundle = read_bundle(bundle_of("bert", "bank"))
     for kind in ("vit", "t5"):
-        assert _not_replayable(bundle, packed(kind)) == "it has inputs that a graph for text-classification does not take"
+        assert not_replayable(bundle, packed(kind)) == "it has inputs that a graph for text-classification does not take"
 
 
 @pytest.mark.fast
