@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,10 +15,13 @@ from architecture_proofs import make_base, make_pack
 from architectures import ARCHITECTURES, KINDS
 
 from adapterpack import Session, export
+from adapterpack.bundle.decoder_graph import DECODER
+from adapterpack.bundle.manifest import PAST
 from adapterpack.errors import AdapterpackError, BaseMismatch, ConfigError, UnknownAdapter, Unsupported
 from adapterpack.runtime.engine.adapter_feeds import ResidentAdapter
 from adapterpack.runtime.engine.adapter_table import AdapterTable
 from adapterpack.runtime.engine.engine import Engine
+from adapterpack.runtime.engine.kv_pool import KVPool
 from adapterpack.runtime.engine.requests import Event
 from adapterpack.runtime.generation.sampling import Sampling
 
@@ -169,6 +173,18 @@ def test_prompts_are_read_in_pieces_between_steps(bundle: Path) -> None:
     for _ in range(10):
         assert [event.request for event in engine.step()] == [running]
     assert {event.request for event in engine.step()} == {running, running + 1}
+
+
+def test_rows_take_the_memory_of_what_is_written(bundle: Path) -> None:
+    """A pool of 190 MB, of which a row of a few tokens takes a page for each of its heads."""
+    pool = KVPool(Engine(bundle, "cpu").bundle.graph(DECODER), 8, 1 << 18)
+    assert pool.nbytes > 150 << 20
+    pages = Path("/proc/self/statm")
+    before = int(pages.read_text().split()[1])
+    for name, window in pool.windows(0, 1):
+        assert name.startswith(PAST) and window.shape[0] == 1
+    pool.write(0, [array + 1 for array in pool.read(0, 0, 20)])
+    assert (int(pages.read_text().split()[1]) - before) * resource.getpagesize() < 8 << 20
 
 
 def test_every_kind_of_slot_has_its_place(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import mmap
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -96,11 +98,13 @@ class KVPool:
 
 
 def _zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+    """Zeros that take memory a page at a time: numpy asks for huge pages, of which a few written positions would take all."""
     try:
-        return np.zeros(shape, dtype)
-    except (MemoryError, ValueError) as error:
+        memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
+    except (OSError, OverflowError, ValueError) as error:
         raise ConfigError("there is no memory for the keys and values of so many rows", found=f"{shape} {dtype} for one of a layer's two",
                           remedy="open the engine with fewer max_rows or a smaller max_length") from error
+    return np.frombuffer(memory, dtype).reshape(shape)
 
 
 class _Mover:
