@@ -55,6 +55,18 @@ def test_tokens_are_those_of_the_ordinary_graph(mode: str, names: Any, placed: M
     assert {MAIN, DECODER} & session._opened.keys() == {DECODER}  # the weights are in memory once
 
 
+def test_a_batch_that_is_broken_off_leaves_nothing(placed: Make) -> None:
+    """An error of the caller's in the middle ends the rows; a call out of the middle of another answers as it would alone."""
+    session = Session(placed("bank"), "cpu")
+    alone, inner = session.generate(PROMPTS, "alpha", max_new_tokens=6), list[Any]()
+    with pytest.raises(ZeroDivisionError):
+        session.generate(PROMPTS, "beta", max_new_tokens=6, emit=lambda row, token, text: 1 // 0)
+    outer = session.generate(PROMPTS, "beta", max_new_tokens=3,
+                             emit=lambda row, token, text: inner.append(session.generate(PROMPTS, "alpha", max_new_tokens=6)))
+    assert inner and all(answers == alone for answers in inner)
+    assert outer == session.generate(PROMPTS, "beta", max_new_tokens=3)
+
+
 def test_a_pack_is_loaded_and_rows_run_with_it(placed: Make, bundle_of: Make, pack_of: Make) -> None:
     ordinary, session = Session(bundle_of("llama", "bank"), "cpu"), Session(placed("bank"), "cpu")
     for each in (ordinary, session):

@@ -158,14 +158,14 @@ def _rows_as_inputs(model: Any, sites: Mapping[str, MappedSite]) -> None:
     nodes = {node.name: node for node in graph}
     for path, site in sites.items():
         parts = nodes.get(f"{PREFIX}{path}/parts")
-        if parts is not None and not _one_product(graph, site, sites, nodes, parts):  # ONNX Runtime refuses to split nothing evenly
+        if parts is not None and not _one_product(graph, site, nodes, parts):  # ONNX Runtime refuses to split nothing evenly
             parts.attributes.pop("num_outputs")
             parts.resize_inputs(2)
             parts.replace_input_with(1, _input(graph, part_ranks(path), [len(site.members)], ir.DataType.INT64))
     graph.sort()
 
 
-def _one_product(graph: Any, group: MappedSite, sites: Mapping[str, MappedSite], nodes: Mapping[str, Any], parts: Any) -> bool:
+def _one_product(graph: Any, group: MappedSite, nodes: Mapping[str, Any], parts: Any) -> bool:
     """Makes one product of the ``up`` products of siblings, added to all of their packed product at once, where they stand on it directly:
     its matrix is block-diagonal. Fewer operators cost less than the zeros.
     """

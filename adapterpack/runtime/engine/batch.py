@@ -30,44 +30,56 @@ class SessionEngine:
     """The engine of a session: made when it is first needed, and made anew when a batch needs more rows or longer ones."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._engine: Engine | None = None
+        self._running = False
 
     def run(self, session: OpenBundle, prompts: Sequence[Sequence[int]], packs: Sequence[Pack | None], sampling: Sampling,
             emit: Callable[[int, int, str], None] | None, features: Sequence[Mapping[str, np.ndarray]]) -> list[Request]:
-        """The rows of the prompts once all have ended; ``features`` are what each has besides its prompt. One call at a time.
+        """The rows of the prompts once all have ended; ``features`` are what each has besides its prompt. One call at a time; a call out of
+        ``emit`` has an engine of its own.
 
         Raises:
             RowError: the model has no positions for a prompt.
             AdapterpackError: a row failed on the way.
         """
         with self._lock:
-            engine = self._for(session, prompts, packs, sampling)
-            rows: list[Request] = []
-            mask = grammar_mask(session.tokenizer, sampling)
+            if self._running:
+                return SessionEngine().run(session, prompts, packs, sampling, emit, features)
+            self._running = True
             try:
-                for number, (ids, pack, extra) in enumerate(zip(prompts, packs, features, strict=True)):
-                    try:
-                        rows.append(engine.row(ids, pack, sampling, extra, number, mask and mask.copy()))
-                    except RowError as error:
-                        raise error.moved(number + 1) from error
-            except BaseException:
-                for row in rows:
-                    engine.discard(row)
-                raise
-            places = {row.number: place for place, row in enumerate(rows)}
-            for row in rows:
-                engine.submit(row)
-            try:
-                while engine.busy:
-                    for event in sorted(engine.step(), key=lambda event: places[event.request]):
-                        if event.error is not None:
-                            with row_errors(places[event.request] + 1):
-                                raise event.error
-                        if emit is not None and event.token is not None:
-                            emit(places[event.request], event.token, event.text)
+                return self._run(self._for(session, prompts, packs, sampling), session, prompts, packs, sampling, emit, features)
             finally:
-                self._empty(engine, rows)
+                self._running = False
+
+    def _run(self, engine: Engine, session: OpenBundle, prompts: Sequence[Sequence[int]], packs: Sequence[Pack | None],
+             sampling: Sampling, emit: Callable[[int, int, str], None] | None,
+             features: Sequence[Mapping[str, np.ndarray]]) -> list[Request]:
+        rows: list[Request] = []
+        mask = grammar_mask(session.tokenizer, sampling)
+        try:
+            for number, (ids, pack, extra) in enumerate(zip(prompts, packs, features, strict=True)):
+                try:
+                    rows.append(engine.row(ids, pack, sampling, extra, number, mask and mask.copy()))
+                except RowError as error:
+                    raise error.moved(number + 1) from error
+        except BaseException:
+            for row in rows:
+                engine.discard(row)
+            raise
+        places = {row.number: place for place, row in enumerate(rows)}
+        for row in rows:
+            engine.submit(row)
+        try:
+            while engine.busy:
+                for event in sorted(engine.step(), key=lambda event: places[event.request]):
+                    if event.error is not None:
+                        with row_errors(places[event.request] + 1):
+                            raise event.error
+                    if emit is not None and event.token is not None:
+                        emit(places[event.request], event.token, event.text)
+        finally:
+            self._empty(engine, rows)
         return rows
 
     def _for(self, session: OpenBundle, prompts: Sequence[Sequence[int]], packs: Sequence[Pack | None], sampling: Sampling) -> Engine:
