@@ -137,7 +137,7 @@ def test_a_row_at_fault_ends_alone(engine: Engine) -> None:
     session = Session(engine.bundle.folder, "cpu")
     for request in (requests[0], requests[2]):
         (alone,) = session.generate([list(request.prompt)], ["beta"], max_new_tokens=9)
-        assert (ends[request.number].text, ends[request.number].finish_reason, tuple(request.stream.ids)) == \
+        assert (ends[request.number].text, ends[request.number].finish_reason, request.answer.ids) == \
             (alone.text, alone.finish_reason, alone.ids)
 
 

@@ -25,7 +25,7 @@ class Finding(NamedTuple):
     offset: int | None = None
 
     def as_error(self, kind: str, path: object) -> AdapterpackError:
-        """The error of whoever cannot use the artifact at ``path``, a pack or a bundle, because of this."""
+        """The error to raise where this finding makes the artifact at ``path``, a pack or a bundle, unusable."""
         return self.error(f"the {kind} is not valid, {self.rule}: {self.message}".rstrip("."), where=f"{path}, {self.where}",
                           remedy=self.fix or None)
 

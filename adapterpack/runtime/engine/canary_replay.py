@@ -1,4 +1,4 @@
-"""Replays the canary of a pack that is loaded while the engine runs, on rows of its own beside those of the engine."""
+"""Replays the canary of a pack that is loaded while the engine runs, in a batch of its own."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from .row_batch import Row, RowBatch
 
 
 def require_canary(bundle: OpenBundle, reader: AdapterReader, pack: Pack, adapter: ResidentAdapter) -> None:
-    """Checks that base and adapter give what the pack's canary recorded. A pack without one passes, and so does one on a quantized graph,
-    of which nobody knows by how much it moves these logits.
+    """Checks that base and adapter give what the pack's canary recorded. A pack without one passes. So does every pack on a quantized
+    graph: nothing says by how much quantization moves these logits.
 
     Raises:
         BaseMismatch, NothingToDo, ParityError: see :func:`adapterpack.pack.canary.check`.

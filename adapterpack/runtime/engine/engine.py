@@ -19,13 +19,13 @@ import numpy as np
 from ...errors import AdapterpackError, ConfigError, Unsupported
 from ...pack.pack import Pack
 from ..adapters.slot_values import SlotValues
+from ..generation.answer import Answer
 from ..generation.prompts import Prompt, prompt_ids
 from ..generation.sampling import Sampling, sampling_of
 from ..generation.structured import grammar_mask
-from ..generation.token_chooser import Choice, TokenChooser, TokenMask, choose
+from ..generation.token_chooser import Choice, TokenMask, choose
 from ..open_bundle import OpenBundle
 from ..text.context_length import context_of, require_context
-from ..text.text_stream import TextStream
 from .adapter_feeds import ResidentAdapter
 from .adapter_reader import AdapterReader
 from .adapter_table import AdapterTable
@@ -155,10 +155,8 @@ class Engine:
                               remedy="open the engine with a larger max_length")
         room = min(sampling.max_new_tokens, self.max_length - total + 1)  # the last token needs no position
         tokenizer = self.bundle.tokenizer
-        ends = sampling.end_ids(tokenizer.eos_ids)
-        chooser = TokenChooser(sampling, ids, ends, mask or grammar_mask(tokenizer, sampling), place)
-        return Request(number=next(self._numbers), prompt=ids, adapter=adapter, features=features, chooser=chooser, ends=ends, room=room,
-                       stream=TextStream(tokenizer, sampling.stop))
+        answer = Answer(tokenizer, sampling, ids, room, place, mask or grammar_mask(tokenizer, sampling))
+        return Request(number=next(self._numbers), prompt=ids, adapter=adapter, features=features, answer=answer)
 
     def _take_messages(self, events: list[Event]) -> None:
         while self._messages:
@@ -207,27 +205,16 @@ class Engine:
 
     def _take(self, row: Request, logits: np.ndarray, events: list[Event]) -> None:
         """Gives a row its next token, and ends it where that says so."""
-        (choice,) = choose(logits[None], [row.chooser])
+        (choice,) = choose(logits[None], [row.answer.chooser])
         if choice.error is not None:
             self._end(row, "error", events, choice.error)
             return
-        stream, before = row.stream, row.stream.text
-        row.choices.append(choice)
         row.token = choice.token
-        at_end = choice.token in row.ends
-        if not at_end:
-            stream.push(choice.token)
-        stops, reason = at_end or row.chooser.finished, None
-        if stops or len(stream.ids) == row.room:
-            stream.finish()
-            reason = "stop" if stops else "length"
-        if stream.stopped:
-            reason = "stop"
-        told = choice if not at_end or stream.text != before else None
-        if reason is None:
-            events.append(Event(row.number, row.digest, choice.token, told, stream.text))
+        passed_on = choice if row.answer.take(choice) else None
+        if row.answer.reason is None:
+            events.append(Event(row.number, row.digest, choice.token, passed_on, row.answer.text))
         else:
-            self._end(row, reason, events, choice=told)
+            self._end(row, row.answer.reason, events, choice=passed_on)
 
     def _end(self, row: Request, reason: str, events: list[Event], error: AdapterpackError | None = None,
              choice: Choice | None = None) -> None:
@@ -237,5 +224,5 @@ class Engine:
             self.rows.remove(row, keep=error is None)
         if row.adapter is not None:
             self.adapters.released(row.adapter)
-        row.reason = reason
-        events.append(Event(row.number, row.digest, None if choice is None else choice.token, choice, row.stream.text, reason, error))
+        row.answer.reason = reason
+        events.append(Event(row.number, row.digest, None if choice is None else choice.token, choice, row.answer.text, reason, error))

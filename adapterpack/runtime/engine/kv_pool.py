@@ -13,6 +13,7 @@ import onnxruntime as ort
 from ...bundle.manifest import PAST
 from ...errors import ConfigError
 from ..ort_model import TYPES, OrtModel
+from ..providers import PROVIDERS
 
 
 class Window(NamedTuple):
@@ -98,7 +99,7 @@ class KVPool:
 
 
 def _zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
-    """Zeros that take memory a page at a time: numpy asks for huge pages, of which a few written positions would take all."""
+    """Zeros that take memory a page at a time. numpy asks for huge pages, and a few positions of each row would take all of them."""
     try:
         memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
     except (OSError, OverflowError, ValueError) as error:
@@ -133,5 +134,4 @@ def _identity(dtype: np.dtype[Any], device: str) -> ort.InferenceSession:
     node = ir.node("Identity", [value])
     node.outputs[0].name, node.outputs[0].type, node.outputs[0].shape = "to", kind, value.shape
     model = ir.Model(ir.Graph([value], node.outputs, nodes=[node], opset_imports={"": 21}, name="copy"), ir_version=10)
-    providers = ["CUDAExecutionProvider"] if device == "cuda" else ["CPUExecutionProvider"]
-    return ort.InferenceSession(ir.to_proto(model).SerializeToString(), providers=providers)
+    return ort.InferenceSession(ir.to_proto(model).SerializeToString(), providers=[PROVIDERS[device]])

@@ -1,12 +1,12 @@
-"""What is asked of the engine, and what it tells of every row."""
+"""The requests of an engine, and the events that its steps give of them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ...errors import AdapterpackError
-from ..generation.token_chooser import Choice, TokenChooser
-from ..text.text_stream import TextStream
+from ..generation.answer import Answer
+from ..generation.token_chooser import Choice
 from .row_batch import Row
 
 
@@ -35,14 +35,7 @@ class Event:
 
 @dataclass(eq=False, kw_only=True)
 class Request(Row):
-    """A row with what the engine knows of it: ``room`` is how many tokens its answer may have, ``ends`` are those that end it, ``choices``
-    how its tokens were chosen, and ``reason`` why it has ended.
-    """
+    """A row with its number and its answer so far."""
 
     number: int
-    chooser: TokenChooser
-    ends: frozenset[int]
-    room: int
-    stream: TextStream
-    choices: list[Choice] = field(default_factory=list)
-    reason: str | None = None
+    answer: Answer

@@ -22,8 +22,8 @@ from .prefix_reuse import PrefixReuse
 class Row:
     """One row. What it needs is held here, and never looked up again by a name.
 
-    ``prompt`` are its tokens, of which ``done`` have been read; ``features`` are inputs of its pass besides them. ``length`` counts the
-    positions that it has in the cache, and ``token`` is the one that comes next.
+    ``prompt`` are its tokens, and ``done`` is how many of them have been read; ``features`` are other inputs of its pass. ``length`` counts
+    the positions that it has in the cache, and ``token`` is the one that comes next.
     """
 
     prompt: Sequence[int]
@@ -81,11 +81,6 @@ class RowBatch(Generic[AnyRow]):
 
     def __len__(self) -> int:
         return len(self.running) + len(self.reading)
-
-    @property
-    def nbytes(self) -> int:
-        """The size of the pool in bytes; on the CPU of what is written of it."""
-        return self._pool.nbytes
 
     def admit(self, row: AnyRow) -> None:
         """Puts a row behind the others, with what its adapter's prompt puts into its cache."""

@@ -18,12 +18,12 @@ from ..model_inputs import pad
 from ..open_bundle import OpenBundle
 from ..pipeline import run_parts
 from ..text.context_length import context_of, require_context
-from ..text.text_stream import TextStream
+from .answer import Answer
 from .decoder import decoder_of
 from .prompts import Prompt, prompt_ids
 from .sampling import Sampling
 from .structured import grammar_mask
-from .token_chooser import Choice, TokenChooser, choose
+from .token_chooser import Choice, choose
 
 Emit = Callable[[int, int, str], None]
 """Called with (row, token id, text so far) for every new token. The text is final: the next one begins with it, and the last one is the
@@ -74,21 +74,22 @@ def generate(
         return _by_engine(session, rows, names, options, emit, others)
     decoder = decoder_of(session)(session, rows, names, others)
     require_context(session, decoder.lengths, decoder.virtual)
-    ends = options.end_ids(session.tokenizer.eos_ids)
     mask = grammar_mask(session.tokenizer, options)
-    choosers = [TokenChooser(options, prompt, ends, mask and mask.copy(), row)  # a row's draws do not depend on the others
-                for row, prompt in enumerate(decoder.prompts)]
-    batch = _Batch(session, choosers, ends, emit, _room(session, decoder.lengths, options.max_new_tokens))
+    answers = [Answer(session.tokenizer, options, prompt, room, row, mask and mask.copy())
+               for row, (prompt, room) in enumerate(zip(decoder.prompts, _room(session, decoder.lengths, options.max_new_tokens),
+                                                        strict=True))]
     outputs, last = decoder.prefill(), decoder.last
     while True:
-        tokens = batch.take(outputs["logits"].numpy()[range(count), last])
-        if batch.finished:
+        tokens = _taken(answers, outputs["logits"].numpy()[range(count), last], emit)
+        if all(answer.reason for answer in answers):
             break
         outputs, last = decoder.step(tokens, outputs), np.zeros_like(last)
-    lengths = [len(row) for row in rows] or [0] * count
-    return [Generation(stream.text, tuple(stream.ids), reason or "length", name, length,
-                       None if options.logprobs is None else tuple(choices[: len(stream.ids)]))
-            for stream, reason, choices, name, length in zip(batch.streams, batch.reasons, batch.choices, names, lengths, strict=True)]
+    return _generations(answers, names, [len(row) for row in rows] or [0] * count)
+
+
+def _generations(answers: Sequence[Answer], names: Sequence[str | None], lengths: Sequence[int]) -> list[Generation]:
+    return [Generation(answer.text, answer.ids, answer.reason or "length", name, length, answer.logprobs)
+            for answer, name, length in zip(answers, names, lengths, strict=True)]
 
 
 def _by_engine(session: OpenBundle, rows: Sequence[Sequence[int]], names: Sequence[str | None], options: Sampling, emit: Emit | None,
@@ -100,9 +101,7 @@ def _by_engine(session: OpenBundle, rows: Sequence[Sequence[int]], names: Sequen
         images = run_parts(session, {**given, **batch}, names, parts=session.task.parts[:-1])
         features = [{name: array[row : row + 1] for name, array in images.items()} for row in range(len(rows))]
     ended = session.once("engine", SessionEngine).run(session, rows, packs, options, emit, features)
-    return [Generation(row.stream.text, tuple(row.stream.ids), row.reason or "length", name, len(row.prompt),
-                       None if options.logprobs is None else tuple(row.choices[: len(row.stream.ids)]))
-            for row, name in zip(ended, names, strict=True)]
+    return _generations([row.answer for row in ended], names, [len(row) for row in rows])
 
 
 def _room(session: OpenBundle, lengths: np.ndarray, most: int) -> list[int]:
@@ -111,43 +110,16 @@ def _room(session: OpenBundle, lengths: np.ndarray, most: int) -> list[int]:
     return [most if context is None else min(most, context - int(length) + 1) for length in lengths]
 
 
-class _Batch:
-    """The answers of a batch so far; that of row ``i`` has at most ``room[i]`` tokens."""
-
-    def __init__(self, session: OpenBundle, choosers: Sequence[TokenChooser], ends: frozenset[int], emit: Emit | None, room: Sequence[int]
-                 ) -> None:
-        self.choosers, self.ends, self.emit, self.room = choosers, ends, emit, room
-        self.streams = [TextStream(session.tokenizer, chooser.options.stop) for chooser in choosers]
-        self.reasons: list[str | None] = [None] * len(room)
-        self.choices: list[list[Choice]] = [[] for _ in room]
-
-    @property
-    def finished(self) -> bool:
-        return all(self.reasons)
-
-    def take(self, logits: np.ndarray) -> np.ndarray:
-        """Chooses one new token for every row that has not ended, from ``logits`` ``[rows, vocabulary]``; ``[rows]``."""
-        tokens = np.zeros(len(logits), np.int64)  # a row that has ended is fed, too, and needs some token
-        going = [row for row, reason in enumerate(self.reasons) if not reason]
-        for row, choice in zip(going, choose(logits[going], [self.choosers[row] for row in going]), strict=True):
-            if choice.error is not None:
-                with row_errors(row + 1):
-                    raise choice.error
-            self._take(row, choice)
-            tokens[row] = choice.token
-        return tokens
-
-    def _take(self, row: int, choice: Choice) -> None:
-        stream, text_before = self.streams[row], self.streams[row].text
-        self.choices[row].append(choice)
-        ends = choice.token in self.ends
-        if not ends:
-            stream.push(choice.token)
-        finished = ends or self.choosers[row].finished
-        if finished or len(stream.ids) == self.room[row]:
-            stream.finish()
-            self.reasons[row] = "stop" if finished else "length"
-        if stream.stopped:
-            self.reasons[row] = "stop"
-        if self.emit and (not ends or stream.text != text_before):
-            self.emit(row, choice.token, stream.text)
+def _taken(answers: Sequence[Answer], logits: np.ndarray, emit: Emit | None) -> np.ndarray:
+    """Chooses one new token for every row that has not ended, from ``logits`` ``[rows, vocabulary]``; ``[rows]``."""
+    tokens = np.zeros(len(answers), np.int64)  # a row that has ended is fed, too, and needs some token
+    going = [row for row, answer in enumerate(answers) if not answer.reason]
+    for row, choice in zip(going, choose(logits[going], [answers[row].chooser for row in going]), strict=True):
+        if choice.error is not None:
+            with row_errors(row + 1):
+                raise choice.error
+        passed_on = answers[row].take(choice)
+        if emit and passed_on:
+            emit(row, choice.token, answers[row].text)
+        tokens[row] = choice.token
+    return tokens

@@ -151,7 +151,7 @@ def choose(logits: np.ndarray, rows: Sequence[TokenChooser]) -> list[Choice]:
 
 
 def candidates(logits: np.ndarray, options: Sampling) -> tuple[np.ndarray, np.ndarray]:
-    """The tokens of which one is drawn, in order, from logits float32; and weights in proportion to their probabilities."""
+    """The tokens to draw from, in order, by float32 logits; and weights in proportion to their probabilities."""
     places, top = np.arange(len(logits)), logits.max()
     if 0 < options.top_k < len(logits):
         places = np.flatnonzero(logits >= _largest(logits, options.top_k))

@@ -1,0 +1,54 @@
+"""The answer of one row, token by token: its text, how its tokens were chosen, and why it ended."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..text.text_stream import TextStream
+from ..text.tokenizer import Tokenizer
+from .sampling import Sampling
+from .token_chooser import Choice, TokenChooser, TokenMask
+
+
+class Answer:
+    """What a row says to ``prompt``, its tokens, in at most ``room`` tokens. Rows of one seed draw different numbers at different places.
+
+    ``chooser`` chooses its next token, ``choices`` are those so far, and ``reason`` says why it ended; None while it goes on.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, sampling: Sampling, prompt: Sequence[int], room: int, place: int = 0,
+                 mask: TokenMask | None = None) -> None:
+        self._ends = sampling.end_ids(tokenizer.eos_ids)
+        self._room, self._stream = room, TextStream(tokenizer, sampling.stop)
+        self.chooser = TokenChooser(sampling, prompt, self._ends, mask, place)
+        self.choices: list[Choice] = []
+        self.reason: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The text so far, which is final: later tokens only add to it."""
+        return self._stream.text
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """The tokens so far, without the one at which it ended."""
+        return tuple(self._stream.ids)
+
+    @property
+    def logprobs(self) -> tuple[Choice, ...] | None:
+        """The choice of each of its tokens, if the row asks for log-probabilities."""
+        return None if self.chooser.options.logprobs is None else tuple(self.choices[: len(self._stream.ids)])
+
+    def take(self, choice: Choice) -> bool:
+        """Adds the next token. False of an end token behind which no text was kept back: there is nothing to pass on."""
+        before, at_end = self.text, choice.token in self._ends
+        self.choices.append(choice)
+        if not at_end:
+            self._stream.push(choice.token)
+        stops = at_end or self.chooser.finished
+        if stops or len(self._stream.ids) == self._room:
+            self._stream.finish()
+            self.reason = "stop" if stops else "length"
+        if self._stream.stopped:
+            self.reason = "stop"
+        return not at_end or self.text != before
