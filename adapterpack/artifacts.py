@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from .errors import StorageError
+from .errors import ConfigError, StorageError
 from .hub.resolve import folder_of, is_remote
 from .io import strict_json
 from .manifest import manifest as m
@@ -41,12 +41,14 @@ def kind_of(path: str | os.PathLike[str]) -> str:
 
 
 def validate(path: str | os.PathLike[str], base: str | os.PathLike[str] | None = None, *, full: bool = False,
-             budget: Budget | None = None, allow_structural: bool = False) -> Report:
+             budget: Budget | None = None, allow_structural: bool = False, provider: str | None = None) -> Report:
     """Every check that applies to a pack, a PEFT adapter, a bundle or another tool's adapter; with ``base``, also that it belongs to it.
 
     ``full`` adds the costly checks, and a report of a check that could not be made is then ``not fully checked``; so is one whose
     ``budget`` of time or memory ran out. With ``allow_structural`` a base of the same names, dtypes and shapes, whatever its weights, is a
     warning. Of ``hf://org/name@rev`` only the headers are read, unless ``full``; of its base, by default the one that it names, no more.
+
+    Of a bundle with ``provider`` (``cuda``) also that each node of its graphs has a kernel there, which needs no card.
 
     Returns:
         A report: ``report.state``, ``report.findings``, ``report.not_checked``, ``report.base`` (the verdict on the base).
@@ -59,6 +61,9 @@ def validate(path: str | os.PathLike[str], base: str | os.PathLike[str] | None =
         >>> validate("packs/tickets").valid  # doctest: +SKIP
         True
     """
+    if provider is not None and (is_remote(path) or kind_of(folder_of(path)) != "bundle"):
+        raise ConfigError("only a bundle on this machine has graphs for a provider", where=path, found=provider,
+                          remedy="leave --provider out")
     if is_remote(path):
         from .hub.remote import validate_remote  # noqa: PLC0415 - as below
 
@@ -74,7 +79,8 @@ def validate(path: str | os.PathLike[str], base: str | os.PathLike[str] | None =
     if kind == "bundle":
         from .runtime.validation import validate_bundle  # noqa: PLC0415 - packs do not need what bundles need
 
-        return validate_bundle(folder, known, full=full, budget=budget, allow_structural=allow_structural)
+        return validate_bundle(folder, known, full=full, budget=budget, allow_structural=allow_structural,
+                               provider=provider)
     return validate_pack(folder, known, full=full, budget=budget, allow_structural=allow_structural)
 
 

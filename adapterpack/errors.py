@@ -136,7 +136,7 @@ class StorageError(AdapterpackError):
 
 
 class ProviderError(AdapterpackError):
-    """An ONNX Runtime execution provider that is unknown or did not start."""
+    """An ONNX Runtime execution provider that is unknown, did not start, or does not run every node of a graph."""
 
     code = "provider"
 

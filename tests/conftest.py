@@ -20,11 +20,14 @@ VOCABULARY = 96
 
 
 _COLLECTED = pytest.StashKey[list[str]]()
+_WITHOUT_GPU = pytest.StashKey[int]()
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests of a GPU are left out, not skipped, where there is none; of tests that are ``sampled``, what is not in the sample is long."""
+    """Tests of a GPU are left out where there is none, and the summary says so; of tests that are ``sampled``, what is not in the sample is
+    long.
+    """
     config.stash[_COLLECTED] = [item.nodeid for item in items]
     counts: Counter[str] = Counter()
     for item in items:
@@ -33,13 +36,35 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             if counts[name] % sampled.args[0]:
                 item.add_marker(pytest.mark.long)
             counts[name] += 1
-    if any(item.get_closest_marker("gpu") for item in items):
-        from adapterpack.runtime.providers import has_device
+    left = [item for item in items if item.get_closest_marker("gpu")]
+    if left:
+        from adapterpack.runtime.providers.builtin import has_device
 
         if not has_device():
-            left = [item for item in items if item.get_closest_marker("gpu")]
+            config.stash[_WITHOUT_GPU] = len(left)
             config.hook.pytest_deselected(items=left)
             items[:] = [item for item in items if item not in left]
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A process of pytest-xdist tells the first one how many tests it left out; all of them leave out the same."""
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["without_gpu"] = session.config.stash.get(_WITHOUT_GPU, 0)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """The first process takes that number."""
+    node.config.stash[_WITHOUT_GPU] = getattr(node, "workeroutput", {}).get("without_gpu", 0)
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """One line about what was left out."""
+    count = config.stash.get(_WITHOUT_GPU, 0)
+    if count:
+        text = f"GPU: {count} tests were NOT run, since this machine has no CUDA device (pytest -m gpu runs them on one)"
+        terminalreporter.write_line(text, yellow=True)
 
 
 @pytest.fixture(scope="session")

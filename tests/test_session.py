@@ -41,8 +41,8 @@ from adapterpack.io import file_hashes, hashing
 from adapterpack.manifest import manifest as m
 from adapterpack.pack.pack import Pack, build
 from adapterpack.pack.validate.budget import Budget
-from adapterpack.runtime import providers
 from adapterpack.runtime.model_inputs import pad
+from adapterpack.runtime.providers import builtin
 from adapterpack.slots.precision import ABSENT
 from adapterpack.slots.values import pack_values
 
@@ -283,11 +283,11 @@ def test_providers_are_chosen_and_checked(bundle_of: Make) -> None:
 @pytest.mark.parametrize("believed", [False, True])
 def test_cuda_never_becomes_cpu_silently(believed: bool, bundle_of: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where there is no device, asking for CUDA is an error: at once, or, were a device believed in, by what the session really runs on."""
-    if providers.has_device():
+    if builtin.has_device():
         assert Session(bundle_of("llama", "bank"), "cuda").provider == "CUDAExecutionProvider"
         return
     if believed:
-        monkeypatch.setattr(providers, "has_device", lambda: True)
+        monkeypatch.setattr(builtin, "has_device", lambda: True)
     with pytest.raises(ProviderError, match="cpu"):
         Session(bundle_of("llama", "bank"), "cuda")
     if not believed:

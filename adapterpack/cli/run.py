@@ -20,6 +20,7 @@ from ..io.atomic import output_file, refuse_existing
 from ..io.strict_json import require_few_parts
 from ..library_errors import library_errors
 from ..tasks.rows import RowError
+from .device_options import device_of, device_options
 from .options import shared
 from .output import emit, finite, line
 from .progress import apart
@@ -40,15 +41,14 @@ MAX_DEPTH = 100
 @click.option("--audio", "sounds", multiple=True, metavar="F.wav|F.npy", help="Speech to run, or its features; may be repeated.")
 @click.option("--input", "source", metavar="F.jsonl",
               help='Rows with text, prompt, messages, question and context, image or audio, and adapter if they like; "-" reads stdin.')
-@click.option("--provider", metavar="cuda|cpu", help="Where to run; by default CUDA where there is one.")
 @click.option("--output", "out", metavar="F.jsonl", help="A new file for the rows, in place of stdout.")
+@device_options
 @sampling_options
 @click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True, metavar="N", help="Rows that run together.")
 @shared
 def command(
     *, bundle: str, adapters: tuple[str, ...], prompts: tuple[str, ...], contexts: tuple[str, ...], images: tuple[str, ...],
-    sounds: tuple[str, ...], source: str | None, provider: str | None, out: str | None,
-    batch_size: int, as_json: bool, **sampling: Any,
+    sounds: tuple[str, ...], source: str | None, out: str | None, batch_size: int, as_json: bool, **parameters: Any,
 ) -> None:
     """Runs rows through a bundle and yields one result for each, in order.
 
@@ -67,8 +67,8 @@ def command(
         refuse_existing(Path(out))
     lines: list[int] = []
     rows = _rows(source, lines, reserved=as_json and out is None) if source is not None else iter(typed)
-    running = adapterpack.run(folder_of(bundle), rows, adapters=adapters, provider=provider, batch_size=batch_size,
-                              **sampling_parameters(sampling))
+    running = adapterpack.run(folder_of(bundle), rows, adapters=adapters, provider=device_of(parameters), batch_size=batch_size,
+                              **sampling_parameters(parameters))
     results = _apart(running if source is None else _placed(running, _name(source), lines))
     if out is None:
         _print(results, source, as_json)

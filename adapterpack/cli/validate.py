@@ -27,11 +27,12 @@ _EXIT = {"valid": 0, "invalid": EXIT_FAILED, "not fully checked": EXIT_INCOMPLET
 @click.option("--sarif", "sarif_file", metavar="F", help="Also write the findings as SARIF 2.1.0 to F; it must not exist.")
 @click.option("--max-seconds", type=click.FloatRange(min=0), metavar="S", help="Stop checking after S seconds, with exit code 3 [600].")
 @click.option("--max-bytes", type=click.IntRange(min=0), metavar="B", help="Hold at most B bytes of a pack, else exit code 3 [8 GiB].")
+@click.option("--provider", metavar="cuda", help="Of a bundle: find nodes that this provider has no kernel for; it needs no card.")
 @structural_option
 @shared
 @click.pass_context
 def command(ctx: click.Context, /, *, path: str, base: str | None, full: bool, sarif_file: str | None, max_seconds: float | None,
-            max_bytes: int | None, allow_structural: bool, as_json: bool) -> None:
+            max_bytes: int | None, provider: str | None, allow_structural: bool, as_json: bool) -> None:
     """Every check that applies to a pack, a PEFT adapter, a bundle or another tool's adapter; with BASE, also that it belongs to it.
 
     Exit code 0: valid; 1: invalid; 3: not fully checked.
@@ -42,7 +43,7 @@ def command(ctx: click.Context, /, *, path: str, base: str | None, full: bool, s
     """
     limits = {"seconds": max_seconds, "memory": max_bytes}
     budget = Budget(**{key: value for key, value in limits.items() if value is not None})  # type: ignore[arg-type]
-    report = adapterpack.validate(path, base, full=full, budget=budget, allow_structural=allow_structural)
+    report = adapterpack.validate(path, base, full=full, budget=budget, allow_structural=allow_structural, provider=provider)
     if sarif_file is not None:
         with output_file(Path(sarif_file), renews=b"sarif") as file:
             file.write_bytes(strict_json.canonical(sarif(report, VERSION)))

@@ -21,8 +21,8 @@ _SECONDS, _BYTES_A_SECOND = 120.0, 10 << 20
 """Processor time that every replay may take, and how many bytes of the bundle's files add another second."""
 
 
-def replay_apart(folder: Path, verify: str = "cached") -> dict[str, Any]:
-    """What :func:`.canary.verify` says of a bundle; all canaries that were replayed passed. ``verify`` is that of a session.
+def replay_apart(folder: Path, verify: str = "cached", provider: str = "cpu") -> dict[str, Any]:
+    """What :func:`.canary.verify` says of a bundle on a provider; all canaries that were replayed passed. ``verify`` is that of a session.
 
     Raises:
         AdapterpackError: the bundle cannot be opened or run, or a canary fails; the same error as in this process.
@@ -31,7 +31,7 @@ def replay_apart(folder: Path, verify: str = "cached") -> dict[str, Any]:
     total = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     limits = Limits(_MEMORY + _COPIES * total, _SECONDS + total / _BYTES_A_SECOND)
     sandbox = Sandbox(f"{__name__}:replayed", limits, kept=0)
-    request = json.dumps([str(folder.resolve()), verify])
+    request = json.dumps([str(folder.resolve()), verify, provider])
     answer: dict[str, Any] = json.loads(sandbox.run(request.encode(), "the graph cannot be run", where=GRAPH))
     if "error" in answer:
         kind = next((kind for kind in _kinds(AdapterpackError) if kind.__name__ == answer["kind"]), errors.FormatError)
@@ -46,8 +46,8 @@ def replayed(request: bytes) -> bytes:
 
     try:
         with library_errors("onnxruntime", "the graph cannot be run", where=GRAPH):
-            folder, verify = json.loads(request)
-            report = canary.verify(Session(folder, provider="cpu", verify=verify))
+            folder, verify, provider = json.loads(request)
+            report = canary.verify(Session(folder, provider, verify=verify))
     except AdapterpackError as error:
         return json.dumps({"kind": type(error).__name__, "error": error.to_json()}).encode()
     return json.dumps(report).encode()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import threading
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -23,12 +24,15 @@ from ..onnx_graph.graph_file import GraphFile, Stored
 from ..pack.pack import Pack
 from ..pack.validate.validation import load
 from ..tasks.task import MAIN, task_named
-from . import providers
 from .adapters.modes import ADAPTER_MODES
 from .adapters.pinned import Adapters, Names, Pinned
 from .adapters.prefix_cache import prompt_kv
 from .graph_contract import require_contract
 from .ort_model import OrtModel
+from .providers.device import Device
+from .providers.kernels import listed
+from .providers.placement import CpuNodesWarning
+from .providers.starting import start
 from .text.context_length import most_characters
 from .text.model_files import read_object
 from .text.tokenizer import Tokenizer
@@ -40,16 +44,16 @@ class OpenBundle:
     See :class:`~.session.Session` for the arguments and errors.
     """
 
-    def __init__(self, bundle: str | os.PathLike[str], provider: str | None = None, threads: int | None = None,
+    def __init__(self, bundle: str | os.PathLike[str], provider: str | Device | None = None, threads: int | None = None,
                  mapped: bool = False, verify: str = "cached") -> None:
         self.folder, self._verify = Path(bundle), verify
         manifest = manifest_bytes(bundle)
         self.bundle: Bundle = parse_bundle(manifest, self.folder / FILE_NAME)
         proved = verify == "cached" and is_proved(manifest)
         self.task = task_named(self.bundle.task)
-        wanted = providers.choose(provider)
+        self._started = start(Device.of(provider, threads))
         compared = require_files(self.folder, self.bundle, verify)
-        self._run_time = partial(OrtModel, self.folder, wanted=wanted, threads=threads, mapped=mapped)
+        self._run_time = partial(OrtModel, self.folder, mapped=mapped)
         self._opened: dict[str, Any] = {}
         """What is opened when it is first used, by name."""
         self._opening = threading.RLock()
@@ -63,7 +67,7 @@ class OpenBundle:
         decodes = self.bundle.decoder and len(self.bundle.parts) == 1  # then the ordinary graph may never be needed
         self._opened |= {part: self._open(part) for part in ((DECODER,) if decodes else self.bundle.parts)}
         first: OrtModel = self._opened[DECODER if decodes else MAIN]
-        self.provider, self.device, self._cache_inputs = first.provider, first.device, first.inputs
+        self.provider, self.memory, self._cache_inputs = first.provider, first.memory, first.inputs
         packs, self._mode = _packs(self.folder, self.bundle), ADAPTER_MODES[self.bundle.mode](self)
         prompts = {name: cache for name, pack in packs.items() if (cache := self._prompt(pack)) is not None}
         self._adapters = Adapters(packs, prompts, self._mode.opened({} if proved or verify == "off" else packs))
@@ -80,8 +84,10 @@ class OpenBundle:
         return copy.copy(self)
 
     def _open(self, part: str) -> OrtModel:
-        graph = self._run_time(part)
+        graph = self._run_time(part, self._started if part == DECODER else self._started.without_capture())
         require_contract(self.bundle, part, graph)
+        if graph.cpu_nodes:
+            warnings.warn(f"{len(graph.cpu_nodes)} nodes of {graph.path} run on the CPU: {listed(graph.cpu_nodes)}", CpuNodesWarning, 2)
         return graph
 
     def stored(self, part: str) -> Mapping[str, Stored]:

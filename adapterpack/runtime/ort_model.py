@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ import onnxruntime as ort
 from ..bundle.manifest import graph_file
 from ..errors import AdapterpackError
 from ..library_errors import library_errors
-from . import providers
+from .providers.placement import require_placed
+from .providers.starting import Started
 
 TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64)": "int64", "tensor(int32)": "int32",
          "tensor(bool)": "bool"}
@@ -29,21 +30,20 @@ class OrtModel:
 
     Raises:
         FormatError: ONNX Runtime refuses the graph.
-        ProviderError: none of the wanted providers started.
+        ProviderError: the device's provider did not start, or leaves nodes to the CPU that the device does not allow there.
     """
 
-    def __init__(self, folder: Path, part: str, wanted: Sequence[Any], threads: int | None = None, mapped: bool = False) -> None:
+    def __init__(self, folder: Path, part: str, started: Started, mapped: bool = False) -> None:
         self.path = folder / graph_file(part)
-        options = ort.SessionOptions()
-        options.log_severity_level = 4  # what it says of errors is raised, too; its log shows names of strangers as they are
-        options.intra_op_num_threads = threads or 0
+        options = started.session_options()
         if mapped:
             options.add_session_config_entry("session.disable_prepacking", "1")
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # between a few runs others need the cores
         with library_errors("onnxruntime", "ONNX Runtime cannot open the graph", where=self.path, remedy="export the bundle again"):
-            self._ort = ort.InferenceSession(self.path, options, providers=list(wanted))
-        self.provider = providers.require(self._ort, list(wanted))
-        self.device = "cuda" if self.provider.startswith("CUDA") else "cpu"
+            self._ort = ort.InferenceSession(self.path, options, providers=list(started.providers), enable_fallback=0)
+        self.provider = started.require(self._ort)
+        self.cpu_nodes = require_placed(self._ort, started, self.path)
+        self.started, self.memory = started, started.memory
         self.inputs: dict[str, Any] = {value.name: value for value in self._ort.get_inputs()}
         self.slots: dict[str, Any] = {value.name: value for value in self._ort.get_overridable_initializers()}
         self.results: dict[str, Any] = {value.name: value for value in self._ort.get_outputs()}
@@ -62,7 +62,7 @@ class OrtModel:
             AdapterpackError: ONNX Runtime refuses, for instance because of a shape or an id that the graph cannot take.
         """
         with self._errors():
-            values = self._ort.run_with_ort_values(self.outputs, dict(feeds)) if self.device == "cpu" else self._bound(feeds)
+            values = self._ort.run_with_ort_values(self.outputs, dict(feeds)) if self.memory[0] == "cpu" else self._bound(feeds)
         return dict(zip(self.outputs, values, strict=True))
 
     def _bound(self, feeds: Mapping[str, Any]) -> list[Any]:
@@ -70,7 +70,7 @@ class OrtModel:
         for name, value in feeds.items():
             binding.bind_ortvalue_input(name, value)
         for name in self.outputs:
-            binding.bind_output(name, self.device if name.startswith(("present.", "encoder.")) else "cpu")
+            binding.bind_output(name, *(self.memory if name.startswith(("present.", "encoder.")) else ("cpu", 0)))
         self._ort.run_with_iobinding(binding)
         return list(binding.get_outputs())
 

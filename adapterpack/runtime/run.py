@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..tasks.rows import COLUMNS, Row, RowError, among
+from .providers.device import Device
 from .session import Session
 
 
@@ -16,7 +17,7 @@ def run(
     rows: Iterable[Row],
     *,
     adapters: Sequence[str] = (),
-    provider: str | None = None,
+    provider: str | Device | None = None,
     batch_size: int = 16,
     **sampling: Any,
 ) -> Iterator[dict[str, Any]]:

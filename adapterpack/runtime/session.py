@@ -22,7 +22,8 @@ from .pipeline import run_parts
 
 
 class Session(OpenBundle):
-    """A running bundle. ``provider`` is ``cuda``, ``cpu`` or None for the best there is; ``session.provider`` says which runs.
+    """A running bundle. ``provider`` is the name of a provider, a :class:`.Device` with its settings, or None for CUDA where there is a
+    card and the CPU elsewhere; ``session.provider`` says which runs. ``threads`` are those of each operator on the CPU.
 
     ``mapped`` is for a few runs on the CPU: weights are read from the bundle's files as they are, and not laid out anew in memory, without
     which a run on a quantized graph takes many times longer. ``verify``: graphs, weights, adapters, tokenizer and templates are
@@ -31,7 +32,7 @@ class Session(OpenBundle):
 
     Raises:
         FormatError: the folder is no bundle, its graph reads files outside of it, or a file in it was altered or exchanged.
-        ProviderError: the provider is unknown or did not start.
+        ProviderError: the provider is unknown or did not start, or leaves nodes of a graph to the CPU.
 
     Example:
         >>> session = Session("bundle")  # doctest: +SKIP

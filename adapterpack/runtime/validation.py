@@ -11,24 +11,31 @@ from ..base.checkpoint import Checkpoint
 from ..base.compatibility import Verdict
 from ..bundle.files import differences, needed, require_listed
 from ..bundle.manifest import FILE_NAME, GRAPH, Bundle, graph_file, read_bundle
-from ..errors import AdapterpackError, BaseMismatch
+from ..errors import AdapterpackError, BaseMismatch, ProviderError
 from ..pack.pack import SIGNATURE
 from ..pack.validate.budget import Budget, Spent
 from ..pack.validate.checks.folder import entries
 from ..pack.validate.open_questions import NO_BASE
 from ..pack.validate.validation import Finding, Report, examine
 from .canary_process import replay_apart
+from .providers.kernels import Kernels, kernels_of, listed, nodes_without_kernel, remedy_of
+from .providers.provider import require_known
 
 _NOT_RUN = "graph and canaries: replayed with full, where there is no error"
 
 
 def validate_bundle(
-    folder: Path, base: Path | Checkpoint | None = None, *, full: bool = False, budget: Budget | None = None, allow_structural: bool = False
+    folder: Path, base: Path | Checkpoint | None = None, *, full: bool = False, budget: Budget | None = None,
+    allow_structural: bool = False, provider: str | None = None,
 ) -> Report:
     """The report on a bundle: files, digests, packs, and with ``base`` that it was made from that base; within ``budget``.
 
     ``full`` also runs the graph: the canaries of its packs are replayed, and with ``base`` every matrix of it is looked for in the graphs.
-    A bundle with an error is not run.
+    A bundle with an error is not run. With ``provider`` the nodes of its graphs are compared with the table of what that provider
+    implements, which needs no card, and the canaries are replayed on it.
+
+    Raises:
+        ProviderError: there is no provider of that name, or no table of what it implements.
 
     A valid bundle is whole and agrees with itself: its files are the listed ones, its graphs take and give what the manifest says, and its
     slots hold the packs that it names. With ``base`` and ``full`` its matrices are the base's, and the canaries' logits are right. That its
@@ -37,8 +44,9 @@ def validate_bundle(
     findings: list[Finding] = []
     left_open: list[str] = []
     verdict: Verdict | None = None
+    table = None if provider is None else _table(provider)
     try:
-        for result in _findings(folder, base, budget or Budget(), allow_structural, full):
+        for result in _findings(folder, base, budget or Budget(), allow_structural, full, table):
             if isinstance(result, Finding):
                 findings.append(result)
             elif isinstance(result, Verdict):
@@ -52,7 +60,7 @@ def validate_bundle(
         return Report("bundle", str(folder), None, tuple(findings))
     incomplete = bool(left_open) or (full and base is None)
     sound = not left_open and not any(finding.severity == "error" for finding in findings)
-    broken, about_graph = _replayed(folder) if full and sound else ([], (_NOT_RUN,))
+    broken, about_graph = _replayed(folder, provider or "cpu") if full and sound else ([], (_NOT_RUN,))
     open_questions = (*left_open, *([] if base else [NO_BASE]), *about_graph, _signature(folder))
     return Report("bundle", str(folder), None, (*findings, *broken), open_questions, incomplete, verdict)
 
@@ -63,8 +71,8 @@ def _signature(folder: Path) -> str:
     return f"who made the graphs, and that they compute nothing else than the base and its adapters: {named} (adapterpack verify --key)"
 
 
-def _findings(folder: Path, base: Path | Checkpoint | None, budget: Budget, allow_structural: bool, full: bool
-              ) -> Iterator[Finding | Verdict | str]:
+def _findings(folder: Path, base: Path | Checkpoint | None, budget: Budget, allow_structural: bool, full: bool,
+              table: Kernels | None) -> Iterator[Finding | Verdict | str]:
     """Findings, the verdict on the base, and as texts what the budget was too small for."""
     bundle = read_bundle(folder)
     irregular = False
@@ -78,7 +86,10 @@ def _findings(folder: Path, base: Path | Checkpoint | None, budget: Budget, allo
         whole &= finding.rule != "AB103"
         yield finding
     if whole:
-        yield from _safe(folder, bundle)
+        unsafe = list(_safe(folder, bundle))
+        yield from unsafe
+        if table is not None and not unsafe:
+            yield from _kernels(folder, table)
     for adapter in bundle.adapters:
         budget.require_time(f"the adapter {adapter.name}")
         report, pack = examine(folder / adapter.path, budget=budget)
@@ -133,10 +144,31 @@ def _weights(folder: Path, bundle: Bundle, checkpoint: Checkpoint) -> Iterator[F
                       "do not use this bundle; export it again")
 
 
-def _replayed(folder: Path) -> tuple[list[Finding], tuple[str, ...]]:
+def _table(provider: str) -> Kernels | None:
+    """What a provider implements; None for the CPU, for which every graph was proved."""
+    require_known(provider)
+    table = kernels_of(provider)
+    if table is None and provider != "cpu":
+        raise ProviderError("there is no table of what this provider implements", found=provider, expected="cpu, cuda",
+                            remedy="open a session on it: that names the nodes which it leaves to the CPU")
+    return table
+
+
+def _kernels(folder: Path, table: Kernels) -> Iterator[Finding]:
+    """AB501: nodes for which a provider has no kernel."""
+    from ..onnx_graph.graph_file import GraphFile  # noqa: PLC0415 - onnx, and packs have no graph
+
+    for path in sorted(folder.glob("*.onnx")):
+        nodes = list(nodes_without_kernel(GraphFile(path).model, table))
+        if nodes:
+            yield Finding("AB501", "error", path.name, f"nodes without a kernel in {table.provider} of ONNX Runtime {table.onnxruntime}: "
+                          f"{listed(nodes)}", remedy_of(nodes), ProviderError)
+
+
+def _replayed(folder: Path, provider: str) -> tuple[list[Finding], tuple[str, ...]]:
     """AB401, and which canaries say nothing of this graph."""
     try:
-        not_replayed = replay_apart(folder)["not_replayed"]
+        not_replayed = replay_apart(folder, provider=provider)["not_replayed"]
     except AdapterpackError as error:
         where = (error.where or GRAPH).removeprefix(f"{folder.resolve()}{os.sep}")
         return [Finding("AB401", "error", where, error.sentence, error.remedy or "export again", type(error))], ()

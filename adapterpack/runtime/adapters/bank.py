@@ -42,8 +42,8 @@ class AdapterBank:
     Until a slot is filled the graph uses what it was exported with; from then on the whole bank is fed.
     """
 
-    def __init__(self, bundle: Bundle, folder: Path, device: str, stored: Callable[[str], Mapping[str, Stored]]) -> None:
-        self.bundle, self.folder, self.device = bundle, folder, device
+    def __init__(self, bundle: Bundle, folder: Path, memory: tuple[str, int], stored: Callable[[str], Mapping[str, Stored]]) -> None:
+        self.bundle, self.folder, self.memory = bundle, folder, memory
         self.values = SlotValues(bundle, folder, stored)
 
     def opened(self, packs: Mapping[str, Pack]) -> BankState:
@@ -86,7 +86,7 @@ class AdapterBank:
         overrides: dict[str, dict[str, Any]] = {}
         for name, array in filled.items():
             part = self.bundle.sites[name.rpartition(".")[0]].part
-            overrides.setdefault(part, {})[name] = ort.OrtValue.ortvalue_from_numpy(array, self.device, 0)
+            overrides.setdefault(part, {})[name] = ort.OrtValue.ortvalue_from_numpy(array, *self.memory)
         return BankState({**slots, pack.name: free}, filled, overrides)
 
 

@@ -28,7 +28,7 @@ class OpenGraphs(Protocol):
 
     folder: Path
     bundle: Bundle
-    device: str
+    memory: tuple[str, int]
 
     def graph(self, part: str) -> OrtModel:
         """The graph of that part."""
@@ -101,7 +101,7 @@ class InputsMode:
 
     def opened(self, packs: Mapping[str, Pack]) -> dict[str, Slots]:
         """See :class:`AdapterMode`. What the files hold is copied: nothing that is written into them later is in an answer."""
-        bundle, device = self.session.bundle, self.session.device
+        bundle, memory = self.session.bundle, self.session.memory
         slotted = {site.part for site in bundle.sites.values() if site.fields} | {MAIN}
         attached: dict[str, Slots] = {}
         for adapter in bundle.adapters:
@@ -109,7 +109,7 @@ class InputsMode:
             arrays = {part: read_adapter_file(path) for part, path in files.items()}
             if adapter.name in packs:
                 self._require_pack(packs[adapter.name], files, arrays)
-            attached[adapter.name] = {part: {slot: _owning(array, device) for slot, array in one.items()} for part, one in arrays.items()}
+            attached[adapter.name] = {part: {slot: _owning(array, memory) for slot, array in one.items()} for part, one in arrays.items()}
         return attached
 
     def _require_pack(self, pack: Pack, files: Mapping[str, Path], arrays: Mapping[str, Mapping[str, np.ndarray]]) -> None:
@@ -159,7 +159,7 @@ class BankMode:
 
     def __init__(self, session: OpenGraphs) -> None:
         self.session = session
-        self.bank = AdapterBank(session.bundle, session.folder, session.device, session.stored)
+        self.bank = AdapterBank(session.bundle, session.folder, session.memory, session.stored)
 
     def opened(self, packs: Mapping[str, Pack]) -> BankState:
         """See :class:`AdapterMode`."""
@@ -174,7 +174,7 @@ class BankMode:
             graph = self.session.graph(part)
             if ADAPTER_IDS not in graph.inputs:  # no adapter reaches this graph
                 return graph.call(feeds)
-            batch_ids = ort.OrtValue.ortvalue_from_numpy(ids if rows is None else ids[list(rows)], graph.device, 0)
+            batch_ids = ort.OrtValue.ortvalue_from_numpy(ids if rows is None else ids[list(rows)], *graph.memory)
             return graph.call({**feeds, ADAPTER_IDS: batch_ids, **overrides.get(part, {})})
 
         return run
@@ -207,9 +207,9 @@ def _joined(pieces: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
     return joined
 
 
-def _owning(array: np.ndarray, device: str = "cpu") -> Any:
+def _owning(array: np.ndarray, memory: tuple[str, int] = ("cpu", 0)) -> Any:
     """An ``OrtValue`` with memory of its own: one made from an array only borrows it, and so do the arrays that are taken from it."""
-    value = ort.OrtValue.ortvalue_from_shape_and_type(array.shape, array.dtype, device, 0)
+    value = ort.OrtValue.ortvalue_from_shape_and_type(array.shape, array.dtype, *memory)
     value.update_inplace(array)
     return value
 

@@ -51,8 +51,8 @@ class AdapterFeeds:
     memory has room for the widest adapter that was in a mixed batch, until :meth:`forget`.
     """
 
-    def __init__(self, layout: SlotLayout, rows: int, device: str) -> None:
-        self.layout, self.rows, self.device = layout, rows, device
+    def __init__(self, layout: SlotLayout, rows: int, memory: tuple[str, int]) -> None:
+        self.layout, self.rows, self.memory = layout, rows, memory
         self._buffers: dict[str, np.ndarray] = {}
         self._extents: dict[Axis, int] = {}
         self._filled: dict[int, ResidentAdapter | None] = {}
@@ -127,4 +127,4 @@ class AdapterFeeds:
 
     def _value(self, array: np.ndarray) -> Any:
         """An array as a feed: on the CPU the memory is the array's own, which the value keeps alive."""
-        return ort.OrtValue.ortvalue_from_numpy(array, self.device, 0)
+        return ort.OrtValue.ortvalue_from_numpy(array, *self.memory)

@@ -35,11 +35,11 @@ class BoundPass:
         for name, value in feeds.items():
             self._binding.bind_ortvalue_input(name, value)
         for name, array in (features or {}).items():
-            value = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), graph.device, 0)
+            value = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), *graph.memory)
             self._alive.append(value)
             self._binding.bind_ortvalue_input(name, value)
         for name, window in pool.windows(first, rows):
-            place = (pool.device, 0, pool.dtype(name), window.shape, window.address)
+            place = (*pool.memory, pool.dtype(name), window.shape, window.address)
             self._binding.bind_input(name, *place)
             self._binding.bind_output(PRESENT + name.removeprefix(PAST), *place)
         self._alive.append(pool)
@@ -62,8 +62,8 @@ class BoundPass:
         value = self.graph.inputs.get(name)
         array = np.zeros(shape, TYPES[value.type] if value is not None else np.int64)
         if value is not None:
-            near = name == LONGEST or self.graph.device == "cpu"  # the longest row's length is read by the host
-            bound = ort.OrtValue.ortvalue_from_numpy(array, "cpu" if near else self.graph.device, 0)
+            near = name == LONGEST or self.graph.memory[0] == "cpu"  # the longest row's length is read by the host
+            bound = ort.OrtValue.ortvalue_from_numpy(array, *(("cpu", 0) if near else self.graph.memory))
             self._binding.bind_ortvalue_input(name, bound)
             self._inputs[name] = array, None if near else bound
             self._alive.append(bound)

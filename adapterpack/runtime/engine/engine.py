@@ -25,6 +25,7 @@ from ..generation.sampling import Sampling, sampling_of
 from ..generation.structured import grammar_mask
 from ..generation.token_chooser import Choice, TokenMask, choose
 from ..open_bundle import OpenBundle
+from ..providers.device import Device
 from ..text.context_length import context_of, require_context
 from .adapter_feeds import ResidentAdapter
 from .adapter_reader import AdapterReader
@@ -54,7 +55,7 @@ class Engine:
         ...         print(event.request, event.text, event.finish_reason)
     """
 
-    def __init__(self, bundle: str | os.PathLike[str] | OpenBundle, provider: str | None = None, *, threads: int | None = None,
+    def __init__(self, bundle: str | os.PathLike[str] | OpenBundle, provider: str | Device | None = None, *, threads: int | None = None,
                  max_rows: int = 8, max_length: int | None = None, prefill_budget: int = 256, adapter_budget: int = 1 << 30,
                  prefix_budget: int = 256 << 20, verify: str = "cached") -> None:
         self.bundle = bundle if isinstance(bundle, OpenBundle) else OpenBundle(bundle, provider, threads, verify=verify)
@@ -68,7 +69,7 @@ class Engine:
         self.max_length = min(max_length or LONGEST_POOL, context or max_length or LONGEST_POOL)
         reader = AdapterReader(self.bundle, SlotValues(self.bundle.bundle, self.bundle.folder, self.bundle.stored))
         self.adapters = AdapterTable(self.bundle, reader.read, partial(require_canary, self.bundle, reader), adapter_budget)
-        on_cpu = self.bundle.device == "cpu"
+        on_cpu = self.bundle.memory[0] == "cpu"
         self.rows = RowBatch[Request](self.bundle, reader, max_rows, self.max_length, prefix_budget if on_cpu else 0)
         self._numbers, self._messages, self._waiting = count(1), deque[tuple[str, Any]](), deque[Request]()
         self._stepping = threading.Lock()

@@ -13,7 +13,7 @@ import onnxruntime as ort
 from ...bundle.manifest import PAST
 from ...errors import ConfigError
 from ..ort_model import TYPES, OrtModel
-from ..providers import PROVIDERS
+from ..providers.starting import Started
 
 
 class Window(NamedTuple):
@@ -34,17 +34,17 @@ class KVPool:
     """
 
     def __init__(self, graph: OrtModel, rows: int, length: int) -> None:
-        self.rows, self.length, self.device = rows, length, graph.device
+        self.rows, self.length, self.memory = rows, length, graph.memory
         self._buffers: dict[str, tuple[Any, np.dtype[Any]]] = {}
         for name, value in graph.inputs.items():
             if name.startswith(PAST):
                 dtype = np.dtype(TYPES[value.type])
                 shape = (rows, value.shape[1], length, value.shape[3])
                 buffer: Any = _zeros(shape, dtype)
-                if self.device != "cpu":
-                    buffer = ort.OrtValue.ortvalue_from_numpy(buffer, self.device, 0)
+                if self.memory[0] != "cpu":
+                    buffer = ort.OrtValue.ortvalue_from_numpy(buffer, *self.memory)
                 self._buffers[name] = buffer, dtype
-        self._mover = None if self.device == "cpu" else _Mover(self.device)
+        self._mover = None if self.memory[0] == "cpu" else _Mover(graph)
 
     @property
     def nbytes(self) -> int:
@@ -69,7 +69,7 @@ class KVPool:
             else:
                 whole = buffer.numpy()[row]
                 whole[:, start : start + array.shape[1]] = array
-                self._copy(name, ort.OrtValue.ortvalue_from_numpy(whole, self.device, 0).data_ptr(), row)
+                self._copy(name, ort.OrtValue.ortvalue_from_numpy(whole, *self.memory).data_ptr(), row)
 
     def read(self, row: int, start: int, stop: int) -> list[np.ndarray]:
         """A copy of positions of a row, as :meth:`write` takes it."""
@@ -111,22 +111,22 @@ def _zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
 class _Mover:
     """Copies memory of a device to memory of the same device, by a graph of one node: ONNX Runtime has no other way in Python."""
 
-    def __init__(self, device: str) -> None:
-        self.device = device
+    def __init__(self, graph: OrtModel) -> None:
+        self._like = graph
         self._graphs: dict[Any, ort.InferenceSession] = {}
 
     def copy(self, source: int, target: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         """Copies ``shape`` numbers between two addresses."""
         graph = self._graphs.get(dtype)
         if graph is None:
-            graph = self._graphs[dtype] = _identity(dtype, self.device)
+            graph = self._graphs[dtype] = _identity(dtype, self._like.started)
         binding = graph.io_binding()
-        binding.bind_input("from", self.device, 0, dtype, shape, source)
-        binding.bind_output("to", self.device, 0, dtype, shape, target)
+        binding.bind_input("from", *self._like.memory, dtype, shape, source)
+        binding.bind_output("to", *self._like.memory, dtype, shape, target)
         graph.run_with_iobinding(binding)
 
 
-def _identity(dtype: np.dtype[Any], device: str) -> ort.InferenceSession:
+def _identity(dtype: np.dtype[Any], started: Started) -> ort.InferenceSession:
     import onnx_ir as ir  # noqa: PLC0415 - no CPU session needs it
 
     kind = ir.TensorType(ir.DataType.from_numpy(dtype))
@@ -134,4 +134,4 @@ def _identity(dtype: np.dtype[Any], device: str) -> ort.InferenceSession:
     node = ir.node("Identity", [value])
     node.outputs[0].name, node.outputs[0].type, node.outputs[0].shape = "to", kind, value.shape
     model = ir.Model(ir.Graph([value], node.outputs, nodes=[node], opset_imports={"": 21}, name="copy"), ir_version=10)
-    return ort.InferenceSession(ir.to_proto(model).SerializeToString(), providers=[PROVIDERS[device]])
+    return ort.InferenceSession(ir.to_proto(model).SerializeToString(), started.session_options(), providers=list(started.providers))

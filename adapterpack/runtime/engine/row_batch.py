@@ -71,7 +71,7 @@ class RowBatch(Generic[AnyRow]):
     def __init__(self, bundle: OpenBundle, reader: AdapterReader, max_rows: int, max_length: int, prefix_budget: int = 0) -> None:
         self.max_rows, self.graph, self._reader = max_rows, bundle.graph(DECODER), reader
         self._pool = KVPool(self.graph, max_rows, max_length)
-        self._feeds = AdapterFeeds(reader.layout, max_rows, self.graph.device)
+        self._feeds = AdapterFeeds(reader.layout, max_rows, self.graph.memory)
         self.prefixes = PrefixReuse(prefix_budget)
         self.prefilled = self.reused = 0
         self.running: list[AnyRow] = []

@@ -1,0 +1,113 @@
+"""Of what types the nodes of a graph are: which version of its operator a node has, and what each type parameter of that is here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+from .graph_file import nodes_of
+
+Domain = str
+_ONNX = ("", "ai.onnx")
+
+
+class TypedNode(NamedTuple):
+    """A node: ``since`` is the version of its operator, None for an operator that ONNX Runtime does not know; ``types`` are those of the
+    operator's type parameters and, by their formal names, of its inputs and outputs, as far as they are known."""
+
+    name: str
+    domain: str
+    operator: str
+    since: int | None
+    types: Mapping[str, str]
+
+    @property
+    def of(self) -> str:
+        """The operator's name, with its domain where that is not ONNX's."""
+        return f"{self.domain}.{self.operator}" if self.domain else self.operator
+
+
+def typed_nodes(model: Any) -> Iterator[TypedNode]:
+    """The nodes of a model's proto in order, those of inner graphs too."""
+    import onnx  # noqa: PLC0415 - only what looks into a graph pays for it
+
+    versions = {_domain(entry.domain): entry.version for entry in model.opset_import}
+    known: dict[str, str] = {}
+    for graph in _graphs(model.graph):
+        known |= {tensor.name: _tensor(onnx, tensor.data_type) for tensor in graph.initializer}
+        for value in (*graph.input, *graph.value_info, *graph.output):
+            if value.type.HasField("tensor_type") and value.type.tensor_type.elem_type:
+                known[value.name] = _tensor(onnx, value.type.tensor_type.elem_type)
+    for node in nodes_of(model.graph):
+        domain = _domain(node.domain)
+        schema = _schema(domain, node.op_type, versions.get(domain, 1))
+        types: dict[str, str] = {}
+        if schema is not None:
+            _bind(types, schema.inputs, node.input, known)
+            _bind(types, schema.outputs, node.output, known)
+            for name, formal in zip(node.output, _formals(schema.outputs, len(node.output)), strict=True):
+                kind = known.get(name) or types.get(formal.typeStr) or _literal(formal.typeStr) or _said(onnx, node, schema, formal)
+                if name and kind:
+                    known[name] = kind
+            _bind(types, schema.outputs, node.output, known)
+        yield TypedNode(node.name, domain, node.op_type, None if schema is None else schema.since_version, types)
+
+
+def _domain(name: str) -> str:
+    return "" if name in _ONNX else name
+
+
+def _graphs(graph: Any) -> Iterator[Any]:
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                yield from _graphs(inner)
+
+
+@cache
+def _schemas() -> Mapping[tuple[str, str], Sequence[Any]]:
+    """The versions of every operator that the installed ONNX Runtime knows, the newest first."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as runtime  # noqa: PLC0415 - as above
+
+    found: dict[tuple[str, str], list[Any]] = {}
+    for schema in runtime.get_all_operator_schema():
+        found.setdefault((_domain(schema.domain), schema.name), []).append(schema)
+    return {key: sorted(versions, key=lambda schema: -schema.since_version) for key, versions in found.items()}
+
+
+def _schema(domain: str, operator: str, version: int) -> Any:
+    return next((schema for schema in _schemas().get((domain, operator), ()) if schema.since_version <= version), None)
+
+
+def _formals(formals: Sequence[Any], count: int) -> list[Any]:
+    """One formal a value: the last may stand for several."""
+    return [formals[min(place, len(formals) - 1)] for place in range(count)] if formals else []
+
+
+def _bind(types: dict[str, str], formals: Sequence[Any], names: Sequence[str], known: Mapping[str, str]) -> None:
+    for name, formal in zip(names, _formals(formals, len(names)), strict=False):
+        if name in known:
+            types.setdefault(formal.typeStr, known[name])
+            types.setdefault(formal.name, known[name])
+
+
+def _literal(text: str) -> str | None:
+    return text if text.startswith("tensor(") else None
+
+
+def _said(onnx: Any, node: Any, schema: Any, formal: Any) -> str | None:
+    """What an attribute says, or the only type that there is."""
+    for attribute in node.attribute:
+        if attribute.name in ("to", "dtype", "output_dtype") and attribute.i:
+            return _tensor(onnx, attribute.i)
+        if attribute.name == "value" and attribute.HasField("t"):
+            return _tensor(onnx, attribute.t.data_type)
+    allowed: Sequence[str] = next((one.allowed_type_strs for one in schema.type_constraints if one.type_param_str == formal.typeStr), [])
+    return str(allowed[0]) if len(allowed) == 1 else None
+
+
+def _tensor(onnx: Any, code: int) -> str:
+    name = onnx.TensorProto.DataType.Name(code).lower()
+    return f"tensor({name})"

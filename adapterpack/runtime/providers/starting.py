@@ -1,0 +1,105 @@
+"""ONNX Runtime's providers and session options that a device stands for, and whether the provider is there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+
+import onnxruntime as ort
+
+from ...errors import ConfigError, ProviderError
+from .builtin import has_device
+from .device import Device
+from .provider import CPU, PROVIDERS, Provider, require_known
+
+_OURS = {"provider", "allow_cpu_nodes", "options", "threads", "spinning"}
+"""Fields of a device that every provider has."""
+_SETTINGS = tuple(one.name for one in fields(Device) if one.name not in _OURS)
+
+
+@dataclass(frozen=True)
+class Started:
+    """A device whose provider is there: ``providers`` are ONNX Runtime's, in the order in which they take nodes, with their options."""
+
+    device: Device
+    provider: Provider
+    providers: tuple[tuple[str, Mapping[str, str]], ...]
+
+    @property
+    def memory(self) -> tuple[str, int]:
+        """Where arrays stay between runs: the name and the number of a memory, as ``OrtValue`` takes them."""
+        return self.provider.memory, (self.device.device_id or 0) if self.provider.memory != "cpu" else 0
+
+    @property
+    def captures(self) -> bool:
+        """Whether the steps of the engine are captured."""
+        return bool(self.device.capture)
+
+    def without_capture(self) -> Started:
+        """The same for graphs whose runs differ in shape from one to the next."""
+        return start(replace(self.device, capture=None)) if self.captures else self
+
+    def session_options(self) -> ort.SessionOptions:
+        """Options of a session on this device."""
+        options = ort.SessionOptions()
+        options.log_severity_level = 4  # what it says of errors is raised, too; its log shows names of strangers as they are
+        options.intra_op_num_threads = self.device.threads or 0
+        for name, value in self.provider.session.items():
+            setattr(options, name, value)
+        if self.device.spinning is not None:
+            options.add_session_config_entry("session.intra_op.allow_spinning", str(int(self.device.spinning)))
+        if self.provider.runtime_name != CPU:
+            options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        return options
+
+    def require(self, session: ort.InferenceSession) -> str:
+        """The provider that runs; ONNX Runtime falls back to the CPU without an error, so this looks.
+
+        Raises:
+            ProviderError: another one runs.
+        """
+        running, wanted = str(session.get_providers()[0]), self.provider.runtime_name
+        if running != wanted:
+            raise ProviderError("the provider did not start", expected=wanted, found=running,
+                                remedy="check its driver and its libraries, or choose --provider cpu")
+        return running
+
+
+def start(device: Device) -> Started:
+    """A device with its provider; without a name that is CUDA where there is a card, and the CPU elsewhere.
+
+    Raises:
+        ProviderError: an unknown name, no card, or a provider that this build of ONNX Runtime does not have.
+        ConfigError: the provider has no such setting.
+
+    Example:
+        >>> start(Device(provider="cpu")).providers
+        (('CPUExecutionProvider', {}),)
+    """
+    available = ort.get_available_providers()
+    name = device.provider or ("cuda" if PROVIDERS["cuda"].runtime_name in available and has_device() else "cpu")
+    provider = require_known(name)
+    if (absent := provider.absent()) is not None:
+        raise ProviderError(absent, expected=provider.runtime_name, remedy="check its driver, or choose --provider cpu")
+    if provider.runtime_name not in available:
+        raise ProviderError("this build of ONNX Runtime does not have the provider", expected=provider.runtime_name,
+                            found=", ".join(available),
+                            remedy=f"it comes with {provider.source}; install it alone, since builds of ONNX Runtime overwrite each other")
+    if provider.memory == "cuda":
+        ort.preload_dlls()
+    first = provider.runtime_name, _options(device, provider)
+    others = [(PROVIDERS[other].runtime_name, _options(Device(device_id=device.device_id), PROVIDERS[other])) for other in provider.behind]
+    return Started(device, provider, (first, *others, *([] if provider.runtime_name == CPU else [(CPU, {})])))
+
+
+def _options(device: Device, provider: Provider) -> dict[str, str]:
+    options = dict(provider.options)
+    for name in (*_SETTINGS, "threads"):
+        value = getattr(device, name)
+        if value is None or (name == "threads" and name not in provider.settings):
+            continue
+        if name not in provider.settings:
+            raise ConfigError(f"the provider {provider.name} has no setting {name}", found=repr(value),
+                              expected=", ".join(sorted(provider.settings)) or "none", remedy="leave it out")
+        options |= provider.settings[name](value)
+    return options | dict(device.options)

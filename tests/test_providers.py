@@ -1,0 +1,173 @@
+"""Execution providers: names and settings, the table of CUDA's kernels, where nodes run, and what a session and an engine do on a device.
+
+Where there is no card, ONNX Runtime's own CUDA provider runs on the hollow CUDA of ``tests/hollow``, in a process of its own: everything of
+it is real but what kernels compute.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+from architecture_proofs import make_base, make_pack
+from architectures import ARCHITECTURES, KINDS
+from hollow import cuda
+
+from adapterpack import export, validate
+from adapterpack.errors import ConfigError, ProviderError
+from adapterpack.runtime.providers import builtin
+from adapterpack.runtime.providers.device import Device
+from adapterpack.runtime.providers.kernels import kernels_of, nodes_without_kernel
+from adapterpack.runtime.providers.provider import PROVIDERS
+from adapterpack.runtime.providers.starting import start
+
+Make = Callable[..., Any]
+BY_NAME = {one.name: one for one in ARCHITECTURES}
+on_hollow = pytest.mark.skipif(not cuda.provider_libraries(), reason="this build of ONNX Runtime has no CUDA provider")
+
+
+@pytest.fixture(scope="session")
+def hollow(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """Runs a script with a JSON argument on the hollow CUDA; the JSON of the last line that it prints."""
+    folder = cuda.build(tmp_path_factory.mktemp("hollow"))
+
+    def run(script: str, *given: Any) -> Any:
+        command = [sys.executable, "-c", script, json.dumps(given)]
+        done = subprocess.run(command, env=cuda.environment(folder), capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return json.loads(done.stdout.splitlines()[-1])
+
+    return run
+
+
+# Names and settings.
+
+
+@pytest.mark.fast
+def test_a_provider_that_is_not_here_is_named_with_its_wheel() -> None:
+    with pytest.raises(ProviderError, match=r"'tpu'.*coreml, cpu, cuda, dml"):
+        start(Device(provider="tpu"))
+    for name in set(PROVIDERS) - {"cpu"}:
+        if PROVIDERS[name].runtime_name not in ort.get_available_providers():
+            with pytest.raises(ProviderError, match="no CUDA device" if name in ("cuda", "tensorrt") else "it comes with"):
+                start(Device(provider=name))
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("settings", [{"memory_limit": 1 << 30}, {"tf32": True}, {"capture": True}, {"arena": "exact"}, {"device_id": 1}])
+def test_a_setting_that_the_provider_does_not_have_is_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="the provider cpu has no setting"):
+        start(Device(provider="cpu", **settings))
+    for name in ("memory_limit", "threads"):
+        with pytest.raises(ConfigError, match=f"{name} is a number from 1 on"):
+            Device(**{name: 0})
+
+
+@pytest.mark.fast
+def test_threads_and_spinning_reach_the_session_options() -> None:
+    options = start(Device(provider="cpu", threads=3, spinning=False)).session_options()
+    assert (options.intra_op_num_threads, options.get_session_config_entry("session.intra_op.allow_spinning")) == (3, "0")
+    assert Device.of("cpu", 2) == Device(provider="cpu", threads=2)
+    assert Device.of(Device(provider="cpu", threads=4)).threads == 4
+
+
+# The table of kernels.
+
+
+@on_hollow
+def test_the_table_is_what_the_installed_build_implements(hollow: Make, tmp_path: Path) -> None:
+    """Where the installed ONNX Runtime is the table's, the script writes the same file from its registry; else it still writes one."""
+    table = kernels_of("cuda")
+    assert table is not None
+    script = Path(__file__).parent.parent / "benchmarks" / "kernels.py"
+    run = "import json, runpy, sys; script, *sys.argv[1:] = json.loads(sys.argv[1]); runpy.run_path(script, run_name='__main__'); print(0)"
+    hollow(run, str(script), str(tmp_path / "table.json"))
+    again = json.loads((tmp_path / "table.json").read_text("utf-8"))
+    assert again["onnxruntime"] == ort.__version__
+    assert len(again["kernels"]) > 300
+    if table.onnxruntime == ort.__version__:
+        shipped = Path(builtin.__file__).parent / "cuda_kernels.json"
+        assert (tmp_path / "table.json").read_bytes() == shipped.read_bytes()
+
+
+def graph_with(operator: str, kind: Any, version: int = 21) -> Any:
+    """A model of a product and, on it, one node of that operator and type."""
+    values = [ir.Value(name=name, shape=ir.Shape([4, 4]), type=ir.TensorType(kind)) for name in ("x", "y")]
+    nodes = [ir.node("MatMul", values, name="product")]
+    nodes.append(ir.node(operator, nodes[0].outputs, name="planted"))
+    for node in nodes:
+        node.outputs[0].name, node.outputs[0].type = f"{node.name}:0", ir.TensorType(kind)
+    graph = ir.Graph(values, nodes[1].outputs, nodes=nodes, opset_imports={"": version}, name="planted")
+    return ir.to_proto(ir.Model(graph, ir_version=10))
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(("operator", "kind", "reason"), [
+    ("Erf", ir.DataType.FLOAT, None), ("Erf", ir.DataType.FLOAT16, None), ("Det", ir.DataType.FLOAT, "Det has no kernel"),
+    ("Acos", ir.DataType.FLOAT, "Acos has no kernel"), ("Erf", ir.DataType.INT8, "Erf has no kernel for int8 as T, only for bfloat16, ")])
+def test_a_planted_node_without_a_kernel_is_named(operator: str, kind: Any, reason: str | None) -> None:
+    """Types are followed through the graph, also where nothing says them."""
+    model, table = graph_with(operator, kind), kernels_of("cuda")
+    del model.graph.value_info[:]
+    found = {node.name: why for node, why in nodes_without_kernel(model, table)}
+    found.pop("product", None)  # of int8 there is none, either
+    assert (found.get("planted") or "").startswith(reason or "") and bool(found) == (reason is not None)
+
+
+PLACED = """
+import json, sys
+from pathlib import Path
+import onnxruntime as ort
+from adapterpack.runtime.providers.device import Device
+from adapterpack.runtime.providers.placement import nodes_by_provider, nodes_on_cpu
+from adapterpack.runtime.providers.starting import start
+started, found = start(Device(provider="cuda")), {}
+for name in json.loads(sys.argv[1]):
+    session = ort.InferenceSession(name, started.session_options(), providers=list(started.providers), enable_fallback=0)
+    placed = nodes_by_provider(session)
+    found[name] = {"unfit": sorted(node.name for node, _ in nodes_on_cpu(session, started, Path(name))),
+                   **{key: len(nodes) for key, nodes in placed.items()}}
+print(json.dumps(found))
+"""
+FAMILIES = ("llama", "gpt2", "bert", "whisper", "vit")
+FORMS = ("float32", "float16", "int8", "int4")
+
+
+def exported(family: str, form: str, folder: Path) -> Path:
+    """A bundle of a tiny model with a LoRA, for the engine where the family has its graph."""
+    architecture = BY_NAME[family]
+    base = make_base(architecture, folder / "base")
+    pack = make_pack(architecture, base, next(kind for kind in KINDS if kind.name == "low-rank"))
+    scheme = {"quantize": form} if form.startswith("int") else {"dtype": form}
+    export(base, [pack], folder / "bundle", task=architecture.task, in_place=family in ("llama", "gpt2"), **scheme)
+    return folder / "bundle"
+
+
+@on_hollow
+@pytest.mark.sampled(6)
+@pytest.mark.parametrize(("family", "form"), [(family, form) for family in FAMILIES for form in FORMS])
+def test_the_table_says_where_onnx_runtime_puts_every_node(family: str, form: str, hollow: Make, tmp_path: Path) -> None:
+    """Of every graph of a bundle: what the table names is what ONNX Runtime itself leaves to the CPU, beside shapes."""
+    bundle, table = exported(family, form, tmp_path), kernels_of("cuda")
+    graphs = sorted(bundle.glob("*.onnx"))
+    expected = {str(path): sorted(node.name for node, _ in nodes_without_kernel(onnx.load(path, load_external_data=False), table))
+                for path in graphs}
+    placed = hollow(PLACED, *map(str, graphs))
+    assert {path: found["unfit"] for path, found in placed.items()} == expected
+    assert all(found["CUDAExecutionProvider"] > 10 for found in placed.values())
+    unfit = [name for names in expected.values() for name in names]
+    report = validate(bundle, provider="cuda")
+    assert [finding.rule for finding in report.findings] == ["AB501"] * sum(map(bool, expected.values()))
+    if family in ("llama", "gpt2") and form != "float16":
+        assert unfit and all("attention" in name for name in unfit)
+        assert "only for bfloat16, float16" in report.findings[0].message and "--dtype float16" in report.findings[0].fix
+    elif form in ("float32", "float16"):
+        assert not unfit
