@@ -67,7 +67,7 @@ def test_the_wheel_has_every_file_that_the_package_reads(tmp_path: Path) -> None
     subprocess.run([sys.executable, "-c", "import sys; from hatchling.build import build_wheel; build_wheel(sys.argv[1])", str(tmp_path)],
                    cwd=root, env={**os.environ, "HATCH_BUILD_NO_HOOKS": "true"}, check=True, capture_output=True)
     names = set(zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist())
-    suffixes = {".py", ".jinja", ".typed"}
+    suffixes = {".py", ".jinja", ".typed", ".json"}
     package = {str(path.relative_to(root)) for path in (root / "adapterpack").rglob("*") if path.suffix in suffixes}
     shipped = {f"adapterpack/{path.relative_to(root)}" for path in (root / "schemas").glob("*.json")}
     assert "adapterpack/report/templates/page.html.jinja" in package

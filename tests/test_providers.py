@@ -92,7 +92,7 @@ def test_the_table_is_what_the_installed_build_implements(hollow: Make, tmp_path
     hollow(run, str(script), str(tmp_path / "table.json"))
     again = json.loads((tmp_path / "table.json").read_text("utf-8"))
     assert again["onnxruntime"] == ort.__version__
-    assert len(again["kernels"]) > 300
+    assert len(again["kernels"]) > 200
     if table.onnxruntime == ort.__version__:
         shipped = Path(builtin.__file__).parent / "cuda_kernels.json"
         assert (tmp_path / "table.json").read_bytes() == shipped.read_bytes()
@@ -137,7 +137,7 @@ for name in json.loads(sys.argv[1]):
                    **{key: len(nodes) for key, nodes in placed.items()}}
 print(json.dumps(found))
 """
-FAMILIES = ("llama", "gpt2", "bert", "whisper", "vit")
+FAMILIES = ("llama", "vit", "bert", "gpt2", "whisper")
 FORMS = ("float32", "float16", "int8", "int4")
 
 
@@ -152,7 +152,7 @@ def exported(family: str, form: str, folder: Path) -> Path:
 
 
 @on_hollow
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize(("family", "form"), [(family, form) for family in FAMILIES for form in FORMS])
 def test_the_table_says_where_onnx_runtime_puts_every_node(family: str, form: str, hollow: Make, tmp_path: Path) -> None:
     """Of every graph of a bundle: what the table names is what ONNX Runtime itself leaves to the CPU, beside shapes."""
