@@ -66,7 +66,7 @@ from .pack.pack import Pack as Pack
 from .pack.store import Store as Store
 from .pack.validate.validation import load as load
 from .quantizing.pipeline import quantize as quantize
-from .runtime.engine.engine import Engine as Engine
+from .runtime.engine.base import Engine as Engine
 from .runtime.run import run as run
 from .runtime.session import Session as Session
 from .training.active import active as active

@@ -4,25 +4,27 @@ Its models are sequence classifiers with one output. A package of yours brings i
 [project.entry-points."adapterpack.tasks"] text-ranking = "new_task:ranking"; then `adapterpack train`, `export` and `run` know it.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from adapterpack.errors import ConfigError
-from adapterpack.tasks.rows import Row, map_rows
+from adapterpack.tasks.one_pass import NoOptions, OnePass, Prepared
+from adapterpack.tasks.rows import Row
 from adapterpack.tasks.scores import no_head
-from adapterpack.tasks.session import Session
+from adapterpack.tasks.session import Arrays, Head, Session
 from adapterpack.tasks.task import HEADS, MAIN, TASKS, TEXT, Part, Task, Training
 
 
-def answer(session: Session, rows: Sequence[Row], adapters: Sequence[str | None], sampling: Mapping[str, Any]) -> list[dict[str, Any]]:
+def prepare(session: Session, row: Row, options: NoOptions) -> Prepared:
+    """The query and the document of a row, in one text."""
+    inputs, _ = session.encode_pairs([pair(row)])
+    return Prepared(inputs)
+
+
+def result(session: Session, row: Prepared, outputs: Arrays, head: Head, options: NoOptions) -> dict[str, Any]:
     """``score``, from 0 to 1."""
-    inputs, _ = session.encode_pairs(map_rows(rows, pair))
-    logits = session.run(inputs, adapters)["logits"][:, 0]
-    scores = 1 / (1 + np.exp(-logits.astype(np.float64)))
-    return [{"score": float(score)} if session.head_trained(adapter) else no_head("score")
-            for score, adapter in zip(scores, adapters, strict=True)]
+    return {"score": 1 / (1 + math.exp(-float(outputs["logits"][0, 0])))} if head.trained else no_head("score")
 
 
 def pair(row: Row) -> tuple[str, str]:
@@ -41,7 +43,7 @@ def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: Se
 
 
 ranking = TASKS.register(Task(
-    "text-ranking", "AutoModelForSequenceClassification", answer, ("ForSequenceClassification",),
+    "text-ranking", "AutoModelForSequenceClassification", OnePass(prepare, result), ("ForSequenceClassification",),
     recognizes=lambda config: len(config.get("id2label") or {}) == 1,
     parts=(Part(MAIN, "plain", (*TEXT, "token_type_ids")),), heads=HEADS,
     config={"num_labels": 1, "problem_type": "multi_label_classification"},  # one output, and the loss of a yes or no

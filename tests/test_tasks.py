@@ -33,7 +33,7 @@ from adapterpack.manifest.parts import Pixels
 from adapterpack.runtime import canary as replay
 from adapterpack.runtime.media.image_rows import features_of_rows, rows_of_images
 from adapterpack.runtime.media.inputs import array_of, speech_of
-from adapterpack.tasks.feature_extraction import POOLING
+from adapterpack.tasks.embeddings import POOLING
 from adapterpack.tasks.task import TASKS, Part, Task, task_named, task_of
 from adapterpack.training.loading import load_model
 

@@ -16,7 +16,7 @@ from ..pack.pack import Pack
 from ..pack.validate.validation import load
 from ..slots.precision import precision
 from ..slots.values import require_slots
-from ..tasks.feature_extraction import POOLING
+from ..tasks.embeddings import POOLING
 from ..tasks.task import NO_TASK, Task, require_encoder, task_named, task_of
 from .modes import MODES
 from .quantization.schemes import Quantization, quantization, require_no_options

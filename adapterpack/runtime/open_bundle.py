@@ -23,6 +23,7 @@ from ..onnx_graph.confine import require_safe
 from ..onnx_graph.graph_file import GraphFile, Stored
 from ..pack.pack import Pack
 from ..pack.validate.validation import load
+from ..tasks.session import Head
 from ..tasks.task import MAIN, task_named
 from .adapters.modes import ADAPTER_MODES
 from .adapters.pinned import Adapters, Names, Pinned
@@ -269,14 +270,19 @@ class OpenBundle:
         """The labels of a row's logits, in order, or None for a task without labels; an adapter without a head has the base's."""
         return (None if adapter is None else self.pack(adapter).manifest.task.labels) or self.bundle.base_labels
 
+    def head(self, pack: Pack | None) -> Head:
+        """The head of rows with a pack, None for the base: a pack without one has the base's."""
+        named = None if pack is None else pack.manifest.task.labels
+        by_base = self.bundle.base_head_trained
+        return Head(by_base or (pack is not None and bool(pack.full())), named or (self.bundle.base_labels if by_base else None))
+
     def head_trained(self, adapter: str | None) -> bool:
         """Whether a row's head was trained, by its adapter or with the base."""
-        return self.bundle.base_head_trained or (adapter is not None and bool(self.pack(adapter).full()))
+        return self.head(None if adapter is None else self.pack(adapter)).trained
 
-    def trained_labels(self, adapter: str | None) -> tuple[str, ...] | None:
+    def trained_labels(self, adapter: str | None) -> Sequence[str] | None:
         """The labels of a row's logits, in order; None where nobody trained its head."""
-        known = self.bundle.base_head_trained or (adapter is not None and self.pack(adapter).manifest.task.labels)
-        return self.labels(adapter) if known else None
+        return self.head(None if adapter is None else self.pack(adapter)).labels
 
     def shape(self, name: str) -> list[Any]:
         """The shape of one row of an input, whichever graph has it; an extent that is not fixed has a name."""

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
-from ..errors import ConfigError
-from ..tasks.rows import COLUMNS, Row, RowError, among
+from ..errors import AdapterpackError, ConfigError
+from ..tasks.one_pass import OnePass
+from ..tasks.rows import COLUMNS, Row, RowError, among, row_errors
+from ..tasks.task import Answer
+from .engine.encoder_engine import EncoderEngine
+from .engine.requests import Event
 from .providers.device import Device
 from .session import Session
+
+_AHEAD = 8
+"""How many batches of rows are read ahead, where rows of about one length run together."""
 
 
 def run(
@@ -45,14 +54,12 @@ def run(
                           where=session.bundle.task)
     for name in adapters:
         session.require_adapter(name)
-    batch: list[tuple[int, Row]] = []
-    for numbered in _expanded(rows, adapters or [session.default], {**COLUMNS, **session.task.columns}):
-        batch.append(numbered)
-        if len(batch) == batch_size:
-            yield from _run_batch(session, batch, sampling)
-            batch = []
-    if batch:
-        yield from _run_batch(session, batch, sampling)
+    numbered = _expanded(rows, adapters or [session.default], {**COLUMNS, **session.task.columns})
+    if isinstance(session.task.answer, OnePass):
+        yield from _run_one_by_one(EncoderEngine(session, max_rows=batch_size), numbered, 1 + _AHEAD * (batch_size - 1))
+        return
+    while batch := list(islice(numbered, batch_size)):
+        yield from _run_batch(session, session.task.answer, batch, sampling)
 
 
 def _expanded(rows: Iterable[Row], adapters: Sequence[str | None], columns: Mapping[str, Any]) -> Iterator[tuple[int, Row]]:
@@ -69,10 +76,43 @@ def _expanded(rows: Iterable[Row], adapters: Sequence[str | None], columns: Mapp
             yield from ((number, {**row, "adapter": name}) for name in adapters)
 
 
-def _run_batch(session: Session, numbered: list[tuple[int, Row]], sampling: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def _run_batch(session: Session, answer: Answer, numbered: list[tuple[int, Row]], sampling: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     rows, session = [row for _, row in numbered], session.frozen()
     names = session.names([row["adapter"] for row in rows], len(rows))
     with among([number for number, _ in numbered]):
-        results = session.task.answer(session, rows, names, sampling)
+        results = answer(session, rows, names, sampling)
     for row, name, result in zip(rows, names, results, strict=True):
         yield {**row, "adapter": name, "pack": None if name is None else session.packs[name].id, **result}
+
+
+def _run_one_by_one(engine: EncoderEngine, numbered: Iterator[tuple[int, Row]], ahead: int) -> Iterator[dict[str, Any]]:
+    """The results of rows of which up to ``ahead`` are read before the first of them is answered, so that rows of about one length can
+    run together. What stops the reading of rows is raised behind the results of those before.
+    """
+    requests, ended, failure = deque[tuple[int, int, Row]](), dict[int, Event](), None
+    while True:
+        while failure is None and len(requests) < ahead:
+            try:
+                number, row = next(numbered)
+                requests.append((_request(engine, number, row), number, row))
+            except (StopIteration, AdapterpackError) as reason:
+                failure = reason
+        if not requests:
+            break
+        ended |= {event.request: event for event in engine.step()}
+        while requests and requests[0][0] in ended:
+            request, number, row = requests.popleft()
+            event = ended.pop(request)
+            if event.error is not None:
+                with row_errors(number):
+                    raise event.error
+            yield {**row, "pack": event.adapter, **(event.result or {})}
+    if isinstance(failure, AdapterpackError):
+        raise failure
+
+
+def _request(engine: EncoderEngine, number: int, row: Row) -> int:
+    (name,) = engine.bundle.names([row["adapter"]], 1)
+    engine.bundle.pin([name])  # a row that names the base has it, or an error: a request without an adapter has what is folded in
+    with among([number]), row_errors(1):
+        return engine.add(row, name)

@@ -2,35 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from .rows import Row, RowError, map_rows, text_of
+from ..errors import ConfigError
+from .one_pass import NoOptions, OnePass, Prepared, text_inputs
+from .rows import Row
 from .scores import probabilities
-from .session import Session
+from .session import Arrays, Head, Session
 from .task import TASKS, Task
 
 BEST = 5
 """How many words are given."""
 
 
-def answer(session: Session, rows: Sequence[Row], adapters: Sequence[str | None], sampling: Mapping[str, Any]) -> list[dict[str, Any]]:
+def prepare(session: Session, row: Row, options: NoOptions) -> Prepared:
+    """A text with a mask, whose place is noted."""
+    inputs, tokenizer = text_inputs(session, row), session.tokenizer
+    places = np.flatnonzero(inputs["input_ids"][0] == tokenizer.mask_id)
+    if tokenizer.mask_id is None or not len(places):
+        raise ConfigError("a row of this task needs a mask", found=repr(row.get("text", row.get("prompt")))[:80],
+                          expected=tokenizer.mask_token or "a tokenizer with a mask token")
+    return Prepared(inputs, int(places[0]))
+
+
+def result(session: Session, row: Prepared, outputs: Arrays, head: Head, options: NoOptions) -> dict[str, Any]:
     """``words``: text and probability of each, in the place of the first mask."""
-    texts, tokenizer = map_rows(rows, text_of), session.tokenizer
-    inputs = session.encode(texts)
-    logits = session.run(inputs, adapters)["logits"]
-    results = []
-    for number, (text, ids, scores) in enumerate(zip(texts, inputs["input_ids"], logits, strict=True), 1):
-        places = np.flatnonzero(ids == tokenizer.mask_id)
-        if tokenizer.mask_id is None or not len(places):
-            raise RowError("a row of this task needs a mask", row=number, found=text[:80],
-                           expected=tokenizer.mask_token or "a tokenizer with a mask token")
-        chances = probabilities(scores[places[0]])
-        best = np.argsort(-chances, kind="stable")[:BEST]
-        results.append({"words": [{"text": tokenizer.decode([int(i)]), "score": round(float(chances[i]), 6)} for i in best]})
-    return results
+    chances = probabilities(outputs["logits"][0, row.notes])
+    best = np.argsort(-chances, kind="stable")[:BEST]
+    return {"words": [{"text": session.tokenizer.decode([int(i)]), "score": round(float(chances[i]), 6)} for i in best]}
 
 
-TASKS.register(Task("fill-mask", "AutoModelForMaskedLM", answer, ("ForMaskedLM",)))
+TASKS.register(Task("fill-mask", "AutoModelForMaskedLM", OnePass(prepare, result), ("ForMaskedLM",)))

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .rows import Row, file_of, map_rows
-from .scores import label_answers
-from .session import Session
+from .one_pass import NoOptions, OnePass, Prepared
+from .rows import Row, file_of
+from .scores import labelled
+from .session import Arrays, Head, Session
 from .task import MAIN, TASKS, Part, Task
 
 
-def answer(session: Session, rows: Sequence[Row], adapters: Sequence[str | None], sampling: Mapping[str, Any]) -> list[dict[str, Any]]:
+def prepare(session: Session, row: Row, options: NoOptions) -> Prepared:
+    """An image."""
+    return Prepared({"pixel_values": session.pixels([file_of(row, "image")])})
+
+
+def result(session: Session, row: Prepared, outputs: Arrays, head: Head, options: NoOptions) -> dict[str, Any]:
     """``label`` and ``scores``."""
-    return label_answers(session, {"pixel_values": session.pixels(map_rows(rows, lambda row: file_of(row, "image")))}, adapters)
+    return labelled(outputs, head)
 
 
 TASKS.register(Task(
-    "image-classification", "AutoModelForImageClassification", answer, ("ForImageClassification",),
+    "image-classification", "AutoModelForImageClassification", OnePass(prepare, result), ("ForImageClassification",),
     parts=(Part(MAIN, "plain", ("pixel_values",)),), heads=("classifier",), labelled=True,
 ))

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from .feature_extraction import embedded
-from .rows import Row, file_of, map_rows
-from .session import Session
+from .embeddings import EmbeddingOptions, pooled, width_of
+from .one_pass import OnePass, Prepared
+from .rows import Row, file_of
+from .session import Arrays, Head, Session
 from .task import MAIN, TASKS, Part, Task
 
 
-def answer(session: Session, rows: Sequence[Row], adapters: Sequence[str | None], sampling: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """``embedding``."""
-    return embedded(session, {"pixel_values": session.pixels(map_rows(rows, lambda row: file_of(row, "image")))}, adapters)
+def prepare(session: Session, row: Row, options: EmbeddingOptions) -> Prepared:
+    """An image."""
+    options.require_fit(width_of(session))
+    return Prepared({"pixel_values": session.pixels([file_of(row, "image")])})
+
+
+def result(session: Session, row: Prepared, outputs: Arrays, head: Head, options: EmbeddingOptions) -> dict[str, Any]:
+    """``embedding``: the hidden states of the image, pooled as the bundle says."""
+    return pooled(session, next(iter(outputs.values())), None, options)
 
 
 def _recognizes(config: Mapping[str, Any]) -> bool:
@@ -21,5 +28,6 @@ def _recognizes(config: Mapping[str, Any]) -> bool:
 
 
 TASKS.register(Task(
-    "image-feature-extraction", "AutoModel", answer, ("Model",), _recognizes, parts=(Part(MAIN, "plain", ("pixel_values",)),),
+    "image-feature-extraction", "AutoModel", OnePass(prepare, result, EmbeddingOptions), ("Model",), _recognizes,
+    parts=(Part(MAIN, "plain", ("pixel_values",)),),
 ))

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from ..errors import ConfigError
-from .rows import Row, map_rows
+from .one_pass import NoOptions, OnePass, Prepared
+from .rows import Row
 from .scores import no_head, probabilities
-from .session import Session
+from .session import Arrays, Head, Session
 from .task import MAIN, SPANS, TASKS, TEXT, Part, Task, Training
 
 log = logging.getLogger(__name__)
@@ -20,21 +21,22 @@ LONGEST = 30
 """Tokens that an answer has at most."""
 
 
-def answer(session: Session, rows: Sequence[Row], adapters: Sequence[str | None], sampling: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The likeliest span of each row's context, and where its characters are; an empty one where no answer is likelier."""
-    pairs = map_rows(rows, _question)
-    inputs, places = session.encode_pairs(pairs)
-    outputs = session.run(inputs, adapters)
-    results: list[dict[str, Any]] = []
-    for number, (adapter, (_, context), spans) in enumerate(zip(adapters, pairs, places, strict=True)):
-        if not session.head_trained(adapter):
-            results.append(no_head("answer"))
-            continue
-        starts, ends = (outputs[side][number][: len(spans)] for side in SPANS)
-        start, end, score = best_span(starts, ends, [span is not None for span in spans])
-        (first, _), (_, last) = (spans[at] or (0, 0) for at in (start, end))
-        results.append({"answer": context[first:last], "start": first, "end": last, "score": round(score, 6)})
-    return results
+def prepare(session: Session, row: Row, options: NoOptions) -> Prepared:
+    """A question and its context; of each token is noted where in the context its characters are."""
+    question, context = _question(row)
+    inputs, (spans,) = session.encode_pairs([(question, context)])
+    return Prepared(inputs, (context, spans))
+
+
+def result(session: Session, row: Prepared, outputs: Arrays, head: Head, options: NoOptions) -> dict[str, Any]:
+    """The likeliest span of the context, and where its characters are; an empty one where no answer is likelier."""
+    if not head.trained:
+        return no_head("answer")
+    context, spans = row.notes
+    starts, ends = (outputs[side][0][: len(spans)] for side in SPANS)
+    start, end, score = best_span(starts, ends, [span is not None for span in spans])
+    (first, _), (_, last) = (spans[at] or (0, 0) for at in (start, end))
+    return {"answer": context[first:last], "start": first, "end": last, "score": round(score, 6)}
 
 
 def _question(row: Row) -> tuple[str, str]:
@@ -122,7 +124,7 @@ def accuracy(outputs: Any, labels: Any) -> float:
 
 
 TASKS.register(Task(
-    "question-answering", "AutoModelForQuestionAnswering", answer, ("ForQuestionAnswering",),
+    "question-answering", "AutoModelForQuestionAnswering", OnePass(prepare, result), ("ForQuestionAnswering",),
     parts=(Part(MAIN, "plain", (*TEXT, "token_type_ids")),), heads=("qa_outputs",),
     training=Training(encode, ("start_positions", "end_positions"), accuracy), peft_type="QUESTION_ANS",
 ))

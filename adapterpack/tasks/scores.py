@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .session import Session
+from .session import Arrays, Head
 
 
 def probabilities(logits: np.ndarray) -> np.ndarray:
@@ -18,8 +18,15 @@ def probabilities(logits: np.ndarray) -> np.ndarray:
 
 
 def scored(logits: np.ndarray, labels: Sequence[str]) -> dict[str, Any]:
-    """The likeliest label, and the probability of each."""
-    chances = probabilities(logits[: len(labels)])
+    """The likeliest label, and the probability of each. The one label of a head that ranks has the logistic of its logit, as
+    transformers' pipelines give it: of one label alone the softmax is always 1.
+
+    Example:
+        >>> scored(np.array([0.0, -1e9]), ["relevant"])
+        {'label': 'relevant', 'scores': {'relevant': 0.5}}
+    """
+    own = logits[: len(labels)]
+    chances = probabilities(own) if len(labels) > 1 else probabilities(np.array([own[0], 0.0], own.dtype))[:1]
     return {"label": labels[int(chances.argmax())],
             "scores": {label: round(float(score), 6) for label, score in zip(labels, chances, strict=True)}}
 
@@ -29,13 +36,6 @@ def no_head(what: str) -> dict[str, Any]:
     return {what: None, "note": "the base has no trained head for this task"}
 
 
-def label_answers(session: Session, inputs: dict[str, np.ndarray], adapters: Sequence[str | None]) -> list[dict[str, Any]]:
-    """The label of each row, by the labels of its own adapter."""
-    logits = session.run(inputs, adapters)["logits"]
-    return [no_head("label") if (labels := session.trained_labels(adapter)) is None else scored(row, labels)
-            for row, adapter in zip(logits, adapters, strict=True)]
-
-
-def embedding(vector: np.ndarray) -> dict[str, Any]:
-    """A vector as the answer of a row."""
-    return {"embedding": [float(value) for value in vector]}
+def labelled(outputs: Arrays, head: Head) -> dict[str, Any]:
+    """The label of a row of logits ``[1, labels]``, by its own head's labels: logits beyond these are other adapters'."""
+    return no_head("label") if head.labels is None else scored(outputs["logits"][0], head.labels)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -12,6 +12,15 @@ from .rows import Picture
 
 Arrays = dict[str, np.ndarray]
 Span = tuple[int, int]
+
+
+class Head(NamedTuple):
+    """The head that a row's outputs come from: whether it was ``trained``, and the ``labels`` of its logits, in order; None where nobody
+    trained it, or where the task has none.
+    """
+
+    trained: bool
+    labels: Sequence[str] | None
 
 
 class Session(Protocol):

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..errors import UnknownName, Unsupported, nearest
 from ..registry import Registry
+from .one_pass import OnePass
 from .rows import Row
 from .session import Arrays, Session
 
@@ -89,7 +90,7 @@ class Task:
     Args:
         name: as the Hugging Face Hub calls it, or another name of that form.
         auto_class: the class of transformers that loads its models.
-        answer: makes results of rows.
+        answer: makes results of rows; a :class:`.OnePass` where a row takes one pass by itself.
         suffixes: how the names of its model classes end; a task without any is used where it is named.
         recognizes: tells by a model's config whether a class with such a name is the task's; None: any is that no narrower task takes.
         parts: its graphs in the order in which they run; the last one gives the answer.
@@ -105,7 +106,7 @@ class Task:
 
     name: str
     auto_class: str
-    answer: Answer
+    answer: Answer | OnePass
     suffixes: tuple[str, ...] = ()
     recognizes: Callable[[Mapping[str, Any]], bool] | None = None
     parts: tuple[Part, ...] = (Part(MAIN, "plain", TEXT),)

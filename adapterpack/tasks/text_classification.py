@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from ..errors import ConfigError
-from .rows import Row, map_rows, text_of
-from .scores import label_answers
-from .session import Session
+from .one_pass import NoOptions, OnePass, Prepared, text_inputs
+from .rows import Row
+from .scores import labelled
+from .session import Arrays, Head, Session
 from .task import HEADS, TASKS, Task, Training
 
 
-def answer(session: Session, rows: Sequence[Row], adapters: Sequence[str | None], sampling: Mapping[str, Any]) -> list[dict[str, Any]]:
+def prepare(session: Session, row: Row, options: NoOptions) -> Prepared:
+    """A text, a pair of texts, or token ids."""
+    return Prepared(text_inputs(session, row))
+
+
+def result(session: Session, row: Prepared, outputs: Arrays, head: Head, options: NoOptions) -> dict[str, Any]:
     """``label`` and ``scores``."""
-    return label_answers(session, session.encode(map_rows(rows, text_of)), adapters)
+    return labelled(outputs, head)
 
 
 def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: Sequence[str]) -> list[dict[str, Any]]:
@@ -49,6 +55,6 @@ def accuracy(outputs: Any, labels: np.ndarray) -> float:
 
 
 TASKS.register(Task(
-    "text-classification", "AutoModelForSequenceClassification", answer, ("ForSequenceClassification",), heads=HEADS, labelled=True,
-    training=Training(encode, accuracy=accuracy), peft_type="SEQ_CLS",
+    "text-classification", "AutoModelForSequenceClassification", OnePass(prepare, result), ("ForSequenceClassification",),
+    heads=HEADS, labelled=True, training=Training(encode, accuracy=accuracy), peft_type="SEQ_CLS",
 ))

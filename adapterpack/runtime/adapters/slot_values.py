@@ -39,6 +39,11 @@ class SlotValues:
         return {name: mapped(self._stored(site.part)[name]) for path, site in self.bundle.sites.items()
                 for name in (f"{path}.{field}" for field in site.fields)}
 
+    def exported_of(self, pack: Pack) -> Values | None:
+        """The values that a pack has in the bank with which the graphs were exported, padded; None where it is not among them."""
+        slot = next((adapter.slot for adapter in self.bundle.adapters if adapter.pack == pack.id), None)
+        return None if slot is None else {name: np.array(array[slot]) for name, array in self.exported().items()}
+
     def _weights(self, adapter: Adapter) -> tuple[np.ndarray, np.ndarray | None]:
         """The base's own weight and bias at a site, out of the graph."""
         site = self.bundle.sites.get(adapter.site.path)

@@ -1,1 +1,1 @@
-"""The engine: rows of many requests decode in one batch, each with its own adapter, and come and go between steps."""
+"""Engines: rows of many requests run in one batch, each with its own adapter, and come and go between steps."""

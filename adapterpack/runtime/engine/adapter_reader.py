@@ -42,11 +42,11 @@ class AdapterReader:
 
     def _exported(self, pack: Pack) -> Values:
         """The values that a pack has in the bank, where those of the base that they were made of are quantized away."""
-        slot = next((adapter.slot for adapter in self.bundle.bundle.adapters if adapter.pack == pack.id), None)
-        if slot is None:
+        values = self._values.exported_of(pack)
+        if values is None:
             raise Unsupported("this method needs the base's own weights, which this graph does not hold", where=pack.name,
                               remedy="export the bundle again with this adapter among the packs")
-        return {name: np.array(array[slot]) for name, array in self._values.exported().items()}
+        return values
 
     def _base_heads(self) -> Values:
         heads = ("head", "head_bias")

@@ -15,7 +15,7 @@ from ..generation.sampling import Sampling
 from ..generation.structured import grammar_mask
 from ..open_bundle import OpenBundle
 from ..text.context_length import context_of
-from .engine import Engine
+from .engine import DecoderEngine
 from .requests import Request
 
 _MOST_ROWS = 64
@@ -31,7 +31,7 @@ class SessionEngine:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        self._engine: Engine | None = None
+        self._engine: DecoderEngine | None = None
         self._running = False
 
     def run(self, session: OpenBundle, prompts: Sequence[Sequence[int]], packs: Sequence[Pack | None], sampling: Sampling,
@@ -52,7 +52,7 @@ class SessionEngine:
             finally:
                 self._running = False
 
-    def _run(self, engine: Engine, session: OpenBundle, prompts: Sequence[Sequence[int]], packs: Sequence[Pack | None],
+    def _run(self, engine: DecoderEngine, session: OpenBundle, prompts: Sequence[Sequence[int]], packs: Sequence[Pack | None],
              sampling: Sampling, emit: Callable[[int, int, str], None] | None,
              features: Sequence[Mapping[str, np.ndarray]]) -> list[Request]:
         rows: list[Request] = []
@@ -82,7 +82,8 @@ class SessionEngine:
             self._empty(engine, rows)
         return rows
 
-    def _for(self, session: OpenBundle, prompts: Sequence[Sequence[int]], packs: Sequence[Pack | None], sampling: Sampling) -> Engine:
+    def _for(self, session: OpenBundle, prompts: Sequence[Sequence[int]], packs: Sequence[Pack | None],
+             sampling: Sampling) -> DecoderEngine:
         count = min(len(prompts), _MOST_ROWS)
         virtual = max(0 if pack is None or (prompt := session.prompt(pack)) is None else prompt.shape[3] for pack in packs)
         length = -(-(max(map(len, prompts)) + virtual + sampling.max_new_tokens) // _STEP) * _STEP
@@ -91,11 +92,11 @@ class SessionEngine:
             self._engine = None  # its memory goes first
             if engine is not None:
                 count, length = max(count, engine.max_rows), max(length, engine.max_length)
-            engine = self._engine = Engine(session, max_rows=count, max_length=length, prefix_budget=0)
+            engine = self._engine = DecoderEngine(session, max_rows=count, max_length=length, prefix_budget=0)
         return engine
 
     @staticmethod
-    def _empty(engine: Engine, rows: Sequence[Request]) -> None:
+    def _empty(engine: DecoderEngine, rows: Sequence[Request]) -> None:
         """Ends what is left of a batch that was broken off."""
         if engine.busy:
             for row in rows:

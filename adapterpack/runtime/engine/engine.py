@@ -1,17 +1,14 @@
-"""The engine: a decode loop in which rows with different adapters come and go.
+"""The engine of decoders: a decode loop in which rows with different adapters come and go.
 
-One thread calls :meth:`Engine.step`; any thread may add and cancel requests, load and unload adapters. Each step reads waiting prompts,
-up to a budget of tokens, and makes one token for every row whose prompt has been read.
+Each step reads waiting prompts, up to a budget of tokens, and makes one token for every row whose prompt has been read.
 """
 
 from __future__ import annotations
 
 import os
-import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
 from functools import partial
-from itertools import count
 from typing import Any
 
 import numpy as np
@@ -30,6 +27,7 @@ from ..text.context_length import context_of, require_context
 from .adapter_feeds import ResidentAdapter
 from .adapter_reader import AdapterReader
 from .adapter_table import AdapterTable
+from .base import ENGINES, Engine, EngineKind
 from .canary_replay import require_canary
 from .requests import Event, Request
 from .row_batch import RowBatch
@@ -38,7 +36,7 @@ LONGEST_POOL = 4096
 """Positions of a row of the pool, where the model has more and nobody asks for them."""
 
 
-class Engine:
+class DecoderEngine(Engine):
     """Runs a bundle that was exported with ``static_cache``: up to ``max_rows`` requests at a time, of up to ``max_length`` positions each.
 
     ``prefill_budget`` is the most tokens of prompts that a step reads, ``adapter_budget`` the bytes of adapters that stay in memory without
@@ -46,13 +44,6 @@ class Engine:
 
     Raises:
         Unsupported: the bundle has no graph for the engine.
-
-    Example:
-        >>> engine = Engine("bundle")  # doctest: +SKIP
-        >>> request = engine.add("Order 12 mugs for Lisbon", adapter="orders", max_new_tokens=40)  # doctest: +SKIP
-        >>> while engine.busy:  # doctest: +SKIP
-        ...     for event in engine.step():
-        ...         print(event.request, event.text, event.finish_reason)
     """
 
     def __init__(self, bundle: str | os.PathLike[str] | OpenBundle, provider: str | Device | None = None, *, threads: int | None = None,
@@ -71,8 +62,7 @@ class Engine:
         self.adapters = AdapterTable(self.bundle, reader.read, partial(require_canary, self.bundle, reader), adapter_budget)
         on_cpu = self.bundle.memory[0] == "cpu"
         self.rows = RowBatch[Request](self.bundle, reader, max_rows, self.max_length, prefix_budget if on_cpu else 0)
-        self._numbers, self._messages, self._waiting = count(1), deque[tuple[str, Any]](), deque[Request]()
-        self._stepping = threading.Lock()
+        self._waiting = deque[Request]()
 
     @property
     def busy(self) -> bool:
@@ -121,30 +111,15 @@ class Engine:
         if row.adapter is not None:
             self.adapters.released(row.adapter)
 
-    def cancel(self, request: int) -> None:
-        """Ends a request at the next step, wherever it is; one that has ended stays as it is. Any thread may."""
-        self._messages.append(("cancel", request))
-
-    def step(self) -> list[Event]:
-        """One step: takes messages in, reads prompts up to the budget, and makes a token for every row that is ready.
-
-        An error of one row ends that row alone, with an event of the reason ``error``.
-
-        Raises:
-            ConfigError: another thread is in a step.
-        """
-        if not self._stepping.acquire(blocking=False):
-            raise ConfigError("one thread at a time may take steps", remedy="let one thread call step, and others add and cancel")
-        try:
-            events: list[Event] = []
-            self._take_messages(events)
-            while self._waiting and len(self.rows) < self.max_rows:
-                self.rows.admit(self._waiting.popleft())
-            self._decode(events)
-            self._read_prompts(events)
-            return events
-        finally:
-            self._stepping.release()
+    def _step(self) -> list[Event]:
+        """Takes messages in, reads prompts up to the budget, and makes a token for every row that is ready."""
+        events: list[Event] = []
+        self._take_messages(events)
+        while self._waiting and len(self.rows) < self.max_rows:
+            self.rows.admit(self._waiting.popleft())
+        self._decode(events)
+        self._read_prompts(events)
+        return events
 
     def _row(self, ids: Sequence[int], adapter: ResidentAdapter | None, sampling: Sampling, features: Mapping[str, np.ndarray],
              place: int, mask: TokenMask | None) -> Request:
@@ -227,3 +202,6 @@ class Engine:
             self.adapters.released(row.adapter)
         row.answer.reason = reason
         events.append(Event(row.number, row.digest, None if choice is None else choice.token, choice, row.answer.text, reason, error))
+
+
+ENGINES.register(EngineKind("decoder", lambda task: task.generates, DecoderEngine))

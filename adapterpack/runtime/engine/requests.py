@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ...errors import AdapterpackError
 from ..generation.answer import Answer
@@ -15,13 +17,15 @@ class Event:
     """What happened to a request in a step.
 
     Attributes:
-        request: the number that :meth:`~.engine.Engine.add` gave.
+        request: the number that :meth:`~.base.Engine.add` gave.
         adapter: the digest of the pack that the row runs with, None for the base.
         token: the id of the row's new token; None where it ended otherwise.
         choice: how it was chosen, with its log-probability if the request asks for it.
         text: the answer so far. It is final: the next one begins with it.
         finish_reason: why the row ended: ``stop``, ``length``, ``cancelled`` or ``error``; None while it goes on.
         error: what went wrong, of a row that ended by ``error``.
+        result: what the row's one pass says, of a task that makes no text: the keys that ``adapterpack run`` adds to such a row.
+        prompt_tokens: how many tokens were read for that.
     """
 
     request: int
@@ -31,6 +35,8 @@ class Event:
     text: str = ""
     finish_reason: str | None = None
     error: AdapterpackError | None = None
+    result: Mapping[str, Any] | None = None
+    prompt_tokens: int | None = None
 
 
 @dataclass(eq=False, kw_only=True)

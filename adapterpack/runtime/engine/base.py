@@ -1,0 +1,110 @@
+"""What every engine is: requests come and go one by one, each with its own adapter, and steps work on them together."""
+
+from __future__ import annotations
+
+import os
+import threading
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+from ...bundle.manifest import read_bundle
+from ...errors import ConfigError, Unsupported
+from ...pack.pack import Pack
+from ...registry import Registry
+from ...tasks.task import Task, task_named
+from ..open_bundle import OpenBundle
+from .adapter_table import AdapterTable
+from .requests import Event
+
+
+class Engine(ABC):
+    """Runs a bundle for requests that come one by one. ``Engine(bundle, ...)`` is an engine of the kind that runs the bundle's task:
+    :class:`~.engine.DecoderEngine` for one that makes text, :class:`~.encoder_engine.EncoderEngine` for one that takes one pass a row.
+    Options are that kind's.
+
+    One thread calls :meth:`step`; any thread may add and cancel requests, load and unload adapters.
+
+    Raises:
+        Unsupported: no kind of engine runs the bundle.
+
+    Example:
+        >>> engine = Engine("bundle")  # doctest: +SKIP
+        >>> request = engine.add("Order 12 mugs for Lisbon", adapter="orders", max_new_tokens=40)  # doctest: +SKIP
+        >>> while engine.busy:  # doctest: +SKIP
+        ...     for event in engine.step():
+        ...         print(event.request, event.text or event.result, event.finish_reason)
+    """
+
+    bundle: OpenBundle
+    adapters: AdapterTable
+    """The adapters that requests may name; they are loaded and unloaded here while rows run."""
+
+    def __new__(cls, bundle: str | os.PathLike[str] | OpenBundle, provider: str | None = None, **options: Any) -> Engine:
+        """An engine, of the kind that runs the bundle's task where none is named."""
+        engine = object.__new__(_kind_for(bundle) if cls is Engine else cls)
+        engine._numbers, engine._messages, engine._stepping = count(1), deque(), threading.Lock()
+        return engine
+
+    _numbers: count[int]
+    _messages: deque[tuple[str, Any]]
+    """What other threads left for the next step: rows to add, and numbers of requests to cancel."""
+    _stepping: threading.Lock
+
+    @property
+    @abstractmethod
+    def busy(self) -> bool:
+        """Whether a request is waiting or running."""
+
+    @abstractmethod
+    def add(self, prompt: Any, adapter: str | Pack | None = None, **options: Any) -> int:
+        """Adds a request, and returns its number; any thread may. What is wrong with it is said here, before its row begins.
+
+        The adapter is read here, and the row keeps it, whatever is loaded and unloaded meanwhile.
+        """
+
+    def cancel(self, request: int) -> None:
+        """Ends a request at the next step, wherever it is; one that has ended stays as it is. Any thread may."""
+        self._messages.append(("cancel", request))
+
+    def step(self) -> list[Event]:
+        """Takes messages in and does one step's work; what happened to requests. An error of one row ends that row alone, with an event
+        of the reason ``error``.
+
+        Raises:
+            ConfigError: another thread is in a step.
+        """
+        if not self._stepping.acquire(blocking=False):
+            raise ConfigError("one thread at a time may take steps", remedy="let one thread call step, and others add and cancel")
+        try:
+            return self._step()
+        finally:
+            self._stepping.release()
+
+    @abstractmethod
+    def _step(self) -> list[Event]:
+        """One step's work."""
+
+
+@dataclass(frozen=True)
+class EngineKind:
+    """One kind of engine: its ``engine`` takes the bundles of the tasks that it ``runs``."""
+
+    name: str
+    runs: Callable[[Task], bool]
+    engine: type[Engine]
+
+
+ENGINES: Registry[EngineKind] = Registry("engine", EngineKind, "adapterpack.engines", "adapterpack.runtime.engine")
+"""Name -> the kind. A module of this folder registers the one that it defines."""
+
+
+def _kind_for(bundle: str | os.PathLike[str] | OpenBundle) -> type[Engine]:
+    task = bundle.task if isinstance(bundle, OpenBundle) else task_named(read_bundle(bundle).task)
+    kind = next((kind for kind in ENGINES.values() if kind.runs(task)), None)
+    if kind is None:
+        raise Unsupported("no engine runs this task", found=task.name, remedy="use adapterpack.Session")
+    return kind.engine

@@ -1,0 +1,160 @@
+"""How the rows of a batch of encoder requests get their adapters, one class a mode of bundles: from a bank, from files, in the weights."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import onnxruntime as ort
+
+from ...errors import Unsupported
+from ...pack import canary
+from ...pack.pack import Pack
+from ...slots.precision import DEFAULT, precision
+from ...slots.values import Values, head_values, in_slots, padded
+from ...tasks.session import Arrays
+from ..adapters.bank import BankState
+from ..adapters.modes import BankMode
+from ..adapters.pinned import Adapters, Pinned
+from ..adapters.positions import require_positions
+from ..canary_reasons import not_replayable
+from ..open_bundle import OpenBundle
+from ..pipeline import run_parts
+from .adapter_feeds import ResidentAdapter
+
+
+class BatchAdapters(Protocol):
+    """How batches of a bundle run with the adapters of their rows."""
+
+    def read(self, pack: Pack) -> ResidentAdapter:
+        """A pack as rows hold it.
+
+        Raises:
+            Unsupported: the bundle cannot run rows with it.
+            BaseMismatch: the adapter was made for layers of other widths.
+        """
+        ...
+
+    def fit(self, adapters: Collection[ResidentAdapter | None]) -> bool:
+        """Whether one batch can have rows with all of these."""
+        ...
+
+    def run(self, inputs: Mapping[str, np.ndarray], adapters: Sequence[ResidentAdapter | None], packs: Sequence[Pack | None]) -> Arrays:
+        """One pass of a batch that fits; an adapter and its pack a row, None for the base."""
+        ...
+
+    def require_canary(self, pack: Pack, adapter: ResidentAdapter) -> None:
+        """Checks that the base and an adapter that was loaded give what its pack recorded."""
+        ...
+
+
+class BankedAdapters:
+    """Any number of adapters on a bank of a few slots: a batch has as many as there are slots, and those that are not in one take the
+    slots that rows have not used for the longest time. Only their own arrays are written.
+    """
+
+    def __init__(self, bundle: OpenBundle) -> None:
+        self._bundle, self._mode = bundle, BankMode(bundle)
+        self._values = self._mode.bank.values
+        self._slots = {adapter.pack: int(adapter.slot or 0) for adapter in bundle.bundle.adapters}
+        """Digest -> slot, the least recently used first."""
+        self._state = BankState(self._slots, {}, {})
+        self._running = threading.Lock()
+        """Taken for every pass: slots are written in place between passes."""
+
+    def read(self, pack: Pack) -> ResidentAdapter:
+        """See :class:`BatchAdapters`. Values as wide as the bank's slots."""
+        require_positions(pack, self._bundle.bundle.sites)
+        return ResidentAdapter(pack.name, pack.id, self._values.exported_of(pack) or self._wide(self._values.of(pack)), {})
+
+    def _wide(self, values: Values) -> Values:
+        heads = {name: array[0] for name, array in self._values.exported().items() if name.endswith((".head", ".head_bias"))}
+        return padded(values, self._bundle.bundle.sites, self._bundle.bundle.max_rank, heads)
+
+    def fit(self, adapters: Collection[ResidentAdapter | None]) -> bool:
+        """See :class:`BatchAdapters`. The base has a slot of its own."""
+        return len({*adapters} - {None}) < self._bundle.bundle.slots
+
+    def run(self, inputs: Mapping[str, np.ndarray], adapters: Sequence[ResidentAdapter | None], packs: Sequence[Pack | None]) -> Arrays:
+        """See :class:`BatchAdapters`."""
+        digests = [None if adapter is None else adapter.digest for adapter in adapters]
+        named = {digest: pack for digest, pack in zip(digests, packs, strict=True) if digest is not None and pack is not None}
+        with self._running:
+            self._place({adapter.digest: adapter for adapter in adapters if adapter is not None})
+            attached = Adapters(named, {}, self._state)
+            return run_parts(self._bundle, inputs, pinned=Pinned(digests, attached, self._mode.run(attached, digests)))
+
+    def _place(self, wanted: Mapping[str, ResidentAdapter]) -> None:
+        """Puts every one of these into a slot."""
+        missing = [adapter for digest, adapter in wanted.items() if digest not in self._slots]
+        for digest in wanted.keys() & self._slots.keys():
+            self._slots[digest] = self._slots.pop(digest)
+        if not missing:
+            return
+        arrays = self._state.arrays or {name: np.array(array) for name, array in self._values.exported().items()}
+        for adapter in missing:
+            slot = self._free(wanted)
+            for name, value in adapter.values.items():
+                arrays[name][slot] = value  # type: ignore[index]
+            self._slots[adapter.digest] = slot
+        overrides: dict[str, dict[str, Any]] = {}
+        for name, array in arrays.items():
+            part = self._bundle.bundle.sites[name.rpartition(".")[0]].part
+            overrides.setdefault(part, {})[name] = ort.OrtValue.ortvalue_from_numpy(array, self._bundle.device, 0)  # no copy on the CPU
+        self._state = BankState(self._slots, arrays, overrides)
+
+    def _free(self, wanted: Mapping[str, ResidentAdapter]) -> int:
+        """A slot that no row of the batch needs: an empty one, or the one that was not used for the longest time."""
+        empty = min(set(range(1, self._bundle.bundle.slots)) - set(self._slots.values()), default=None)
+        return empty if empty is not None else self._slots.pop(next(digest for digest in self._slots if digest not in wanted))
+
+    def require_canary(self, pack: Pack, adapter: ResidentAdapter) -> None:
+        """See :class:`BatchAdapters`. A pack without a canary passes. So does every pack on a quantized graph: nothing says by how much
+        quantization moves these outputs.
+
+        Raises:
+            BaseMismatch, NothingToDo, ParityError: see :func:`adapterpack.pack.canary.check`.
+        """
+        recorded, bundle = pack.manifest.canary, self._bundle.bundle
+        if recorded is None or bundle.quantization is not None or not_replayable(bundle, pack) is not None:
+            return
+        trained = {name: array for path, params in pack.full().items() for name, array in head_values(path, params).items()}
+        bare = ResidentAdapter(pack.name, f"{pack.id}, its trained modules alone", self._wide(in_slots(trained, bundle.sites)), {})
+        base, adapted = ([canary.row_of(self.run(inputs, [one], [pack])) for inputs in canary.feeds(recorded)] for one in (bare, adapter))
+        coarse = 0.0 if bundle.dtype == DEFAULT else precision(bundle.dtype).tolerance
+        canary.check(canary.widened(recorded, coarse=coarse), base, adapted, where=pack.name)
+
+
+class ExportedAdapters:
+    """The adapters with which the bundle was exported, and no others; they were proved then."""
+
+    def __init__(self, bundle: OpenBundle) -> None:
+        self._bundle = bundle.frozen()
+        self._names = {pack.id: name for name, pack in bundle.packs.items()}
+
+    def read(self, pack: Pack) -> ResidentAdapter:
+        """See :class:`BatchAdapters`."""
+        name = self._names.get(pack.id)
+        if name is None:
+            raise Unsupported("this bundle takes its adapters at export", found=pack.name, remedy="export with --mode bank")
+        self._bundle.pin([name])
+        return ResidentAdapter(name, pack.id, {}, {})
+
+    def fit(self, adapters: Collection[ResidentAdapter | None]) -> bool:
+        """See :class:`BatchAdapters`. A graph runs with one adapter at a time."""
+        return len({*adapters}) == 1
+
+    def run(self, inputs: Mapping[str, np.ndarray], adapters: Sequence[ResidentAdapter | None], packs: Sequence[Pack | None]) -> Arrays:
+        """See :class:`BatchAdapters`."""
+        return run_parts(self._bundle, inputs, [None if adapter is None else adapter.name for adapter in adapters])
+
+    def require_canary(self, pack: Pack, adapter: ResidentAdapter) -> None:
+        """See :class:`BatchAdapters`."""
+
+
+BATCH_ADAPTERS: dict[str, Callable[[OpenBundle], BatchAdapters]] = {
+    "bank": BankedAdapters, "inputs": ExportedAdapters, "folded": ExportedAdapters,
+}
+"""Mode of a bundle -> how batches run with adapters."""

@@ -1,0 +1,150 @@
+"""The engine of encoders: requests come one by one, and each step runs one batch of those that wait."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ...errors import AdapterpackError, ConfigError, Unsupported
+from ...pack.pack import Pack
+from ...tasks.one_pass import OnePass
+from ..open_bundle import OpenBundle
+from ..session import Session
+from ..text.context_length import require_context
+from .adapter_table import AdapterTable
+from .base import ENGINES, Engine, EngineKind
+from .encoder_adapters import BATCH_ADAPTERS
+from .encoder_batch import Bounds, EncoderRow, Padding, collated, next_batch
+from .requests import Event
+
+
+class EncoderEngine(Engine):
+    """Runs a bundle whose rows take one pass each: classifiers, embeddings, answers in a text ...
+
+    A step runs one batch: the request that has waited longest, and others of about its length, with any adapters. It has at most
+    ``max_rows`` rows and ``max_tokens`` positions, of which at most the share ``max_padding`` is padding; a longer row runs by itself.
+    ``adapter_budget`` is the most bytes of adapters that stay in memory without a request. ``padding`` counts what passes were spent on.
+
+    Raises:
+        Unsupported: the rows of the bundle's task do not take one pass each.
+
+    Example:
+        >>> engine = Engine("bundle")  # doctest: +SKIP
+        >>> requests = [engine.add("Where is my parcel?", "tickets"), engine.add("I love this kettle", "reviews")]  # doctest: +SKIP
+        >>> [event.result["label"] for event in engine.step()]  # doctest: +SKIP
+        ['delivery', 'positive']
+    """
+
+    def __init__(self, bundle: str | os.PathLike[str] | OpenBundle, provider: str | None = None, *, threads: int | None = None,
+                 max_rows: int = 16, max_tokens: int = 8192, max_padding: float = 0.25, adapter_budget: int = 1 << 30,
+                 verify: str = "cached") -> None:
+        self.bundle: Session = _session(bundle, provider, threads, verify)
+        answer = self.bundle.task.answer
+        if not isinstance(answer, OnePass):
+            raise Unsupported("the rows of this task do not take one pass each", where=self.bundle.folder, found=self.bundle.task.name)
+        if max_rows < 1 or max_tokens < 1 or not 0 <= max_padding < 1:
+            raise ConfigError("a batch has at least one row and one token, and less padding than tokens and padding together",
+                              found=f"max_rows {max_rows}, max_tokens {max_tokens}, max_padding {max_padding}")
+        self._answer, self._bounds = answer, Bounds(max_rows, max_tokens, max_padding)
+        self._batches = BATCH_ADAPTERS[self.bundle.bundle.mode](self.bundle)
+        self.adapters = AdapterTable(self.bundle, self._batches.read, self._batches.require_canary, adapter_budget)
+        self.padding = Padding()
+        self._waiting = deque[EncoderRow]()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is waiting."""
+        return bool(self._messages or self._waiting)
+
+    def add(self, prompt: str | Sequence[int] | Mapping[str, Any], adapter: str | Pack | None = None, **options: Any) -> int:
+        """Adds a request, and returns its number; any thread may.
+
+        ``prompt`` is a text, token ids, or a row with the columns of the task: ``text`` and ``text_pair``, ``question`` and ``context``,
+        ``image`` ... ``options`` are the task's: ``normalize`` and ``dimensions`` of an embedding. Without an adapter it is a row of the
+        base, or of what is folded into the bundle. The adapter is read here, and the row keeps it, whatever is loaded and unloaded
+        meanwhile.
+
+        Raises:
+            UnknownAdapter: there is none of that name.
+            ConfigError: the row is not one of this task, or longer than the model's context, or an option is out of range.
+        """
+        name = self.bundle.default if adapter is None else adapter
+        pack = self.adapters.pack(name) if isinstance(name, str) else name
+        chosen = self._answer.options_of(options)
+        prepared = self._answer.prepare(self.bundle, _row(prompt), chosen)
+        if "input_ids" in prepared.inputs:
+            require_context(self.bundle, np.array([prepared.length]))
+        head = self.bundle.head(pack)
+        held = None if pack is None else self.adapters.taken(pack)
+        row = EncoderRow(next(self._numbers), prepared, chosen, head, pack, held)
+        self._messages.append(("add", row))
+        return row.number
+
+    def _step(self) -> list[Event]:
+        """Takes messages in, and runs one batch."""
+        events: list[Event] = []
+        self._take_messages(events)
+        if self._waiting:
+            rows = next_batch(self._waiting, self._bounds, self._batches.fit)
+            chosen = {row.number for row in rows}
+            self._waiting = deque(row for row in self._waiting if row.number not in chosen)
+            self._run(rows, events)
+        return events
+
+    def _take_messages(self, events: list[Event]) -> None:
+        while self._messages:
+            kind, what = self._messages.popleft()
+            if kind == "add":
+                self._waiting.append(what)
+                continue
+            for row in [row for row in self._waiting if row.number == what]:
+                self._waiting.remove(row)
+                events.append(self._ended(row, "cancelled"))
+
+    def _run(self, rows: Sequence[EncoderRow], events: list[Event]) -> None:
+        """One pass. Where it fails each row goes by itself: the one at fault ends with its error, and the others have their results."""
+        inputs = collated([row.prepared.inputs for row in rows], self.bundle.pad_id)
+        try:
+            outputs = self._batches.run(inputs, [row.adapter for row in rows], [row.pack for row in rows])
+        except AdapterpackError as error:
+            if len(rows) == 1:
+                events.append(self._ended(rows[0], "error", error=error))
+            else:
+                for row in rows:
+                    self._run([row], events)
+            return
+        self.padding.count(rows)
+        for place, row in enumerate(rows):
+            own = {name: array[place : place + 1] for name, array in outputs.items()}
+            try:
+                result = self._answer.result(self.bundle, row.prepared, own, row.head, row.options)
+            except AdapterpackError as error:
+                events.append(self._ended(row, "error", error=error))
+            else:
+                events.append(self._ended(row, "stop", result=result))
+
+    def _ended(self, row: EncoderRow, reason: str, *, result: Mapping[str, Any] | None = None,
+               error: AdapterpackError | None = None) -> Event:
+        if row.adapter is not None:
+            self.adapters.released(row.adapter)
+        return Event(row.number, row.digest, finish_reason=reason, error=error, result=result, prompt_tokens=row.length)
+
+
+def _session(bundle: str | os.PathLike[str] | OpenBundle, provider: str | None, threads: int | None, verify: str) -> Session:
+    """A session, which tasks prepare rows with."""
+    if isinstance(bundle, Session):
+        return bundle
+    return Session(bundle.folder if isinstance(bundle, OpenBundle) else bundle, provider, threads, verify=verify)
+
+
+def _row(prompt: str | Sequence[int] | Mapping[str, Any]) -> Mapping[str, Any]:
+    if isinstance(prompt, Mapping):
+        return prompt
+    return {"text": prompt} if isinstance(prompt, str) else {"input_ids": prompt}
+
+
+ENGINES.register(EngineKind("encoder", lambda task: isinstance(task.answer, OnePass), EncoderEngine))

@@ -1,0 +1,87 @@
+"""Embeddings: how hidden states become one vector a row, and what a request may want of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..errors import ConfigError
+from .session import Session
+
+
+def _mean(hidden: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    pooled: np.ndarray = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdims=True)
+    return pooled
+
+
+def _last(hidden: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    pooled: np.ndarray = hidden[np.arange(len(hidden)), mask.shape[1] - 1 - np.argmax(mask[:, ::-1], axis=1)]
+    return pooled
+
+
+def _first(hidden: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    pooled: np.ndarray = hidden[np.arange(len(hidden)), np.argmax(mask, axis=1)]
+    return pooled
+
+
+POOLING: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {"mean": _mean, "cls": _first, "last": _last}
+"""How hidden states ``[rows, positions, n]`` become one vector a row: over real positions ``[rows, positions]``."""
+
+
+@dataclass(frozen=True)
+class EmbeddingOptions:
+    """``normalize``: the vector has the length 1. ``dimensions``: its first so many numbers, of the length 1 again, for models that were
+    trained to be cut (Kusupati et al. 2022, https://arxiv.org/abs/2205.13147).
+
+    Raises:
+        ConfigError: a value that cannot be.
+    """
+
+    normalize: bool = False
+    dimensions: int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.normalize, bool):
+            raise ConfigError("this is neither true nor false", where="normalize", found=repr(self.normalize)[:80])
+        if self.dimensions is not None and (type(self.dimensions) is not int or self.dimensions < 1):
+            raise ConfigError("this is no number of dimensions", where="dimensions", expected="a number from 1",
+                              found=repr(self.dimensions)[:80])
+
+    def require_fit(self, width: object) -> None:
+        """Checks that a vector of this width can be cut to the dimensions; a width that is no number is not known.
+
+        Raises:
+            ConfigError: it has fewer.
+        """
+        if self.dimensions is not None and isinstance(width, int) and width < self.dimensions:
+            raise ConfigError("an embedding of this model has fewer numbers", where="dimensions", expected=f"at most {width}",
+                              found=self.dimensions)
+
+
+def width_of(session: Session) -> object:
+    """The width of the first output of the graph that answers, as far as the bundle says it."""
+    outputs = session.bundle.io.outputs
+    return outputs[0].shape[-1] if outputs and outputs[0].shape else None
+
+
+def embedding(vector: np.ndarray, options: EmbeddingOptions) -> dict[str, Any]:
+    """A vector as the answer of a row.
+
+    Example:
+        >>> embedding(np.array([3.0, 4.0, 12.0]), EmbeddingOptions(dimensions=2))
+        {'embedding': [0.6, 0.8]}
+    """
+    options.require_fit(len(vector))
+    vector = vector[: options.dimensions]
+    if options.normalize or options.dimensions is not None:
+        vector = vector / max(float(np.linalg.norm(vector)), float(np.finfo(np.float32).tiny))
+    return {"embedding": [float(value) for value in vector]}
+
+
+def pooled(session: Session, hidden: np.ndarray, mask: np.ndarray | None, options: EmbeddingOptions) -> dict[str, Any]:
+    """The answer of a row with hidden states ``[1, positions, n]``, pooled as the bundle says over the positions of its mask."""
+    real = np.ones(hidden.shape[:2], np.int64) if mask is None else mask
+    return embedding(POOLING[session.bundle.pooling](hidden[:, : real.shape[1]], real)[0], options)

@@ -1,0 +1,86 @@
+"""Tasks whose rows take one pass of a graph: how one row becomes inputs, and how its outputs become a result.
+
+Rows are prepared and answered one by one, so that whoever runs them may put any rows into a batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..errors import ConfigError, nearest
+from .rows import Row, text_of
+from .session import Arrays, Head, Session
+
+
+class Prepared(NamedTuple):
+    """A row that can run: its ``inputs``, arrays ``[1, ...]`` without padding, and the ``notes`` that its result needs."""
+
+    inputs: Arrays
+    notes: Any = None
+
+    @property
+    def length(self) -> int:
+        """How many tokens it has; 1 where it has none, as an image."""
+        ids = self.inputs.get("input_ids")
+        return 1 if ids is None else int(ids.shape[1])
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """The options of a task that has none."""
+
+
+@dataclass(frozen=True)
+class OnePass:
+    """How the rows of a task are answered.
+
+    Args:
+        prepare: (session, row, options) -> the row's inputs. What is wrong with a row is found here, before it runs.
+        result: (session, prepared row, its outputs ``[1, ...]``, its head, options) -> what a result says of it. Outputs along tokens may
+            be longer than the row: padding follows its tokens.
+        options: the class of a request's options, which checks them.
+    """
+
+    prepare: Callable[[Session, Row, Any], Prepared]
+    result: Callable[[Session, Prepared, Arrays, Head, Any], dict[str, Any]]
+    options: type[Any] = NoOptions
+
+    def options_of(self, given: Mapping[str, Any]) -> Any:
+        """The options of a request.
+
+        Raises:
+            ConfigError: an option that the task does not have, or a value that cannot be.
+        """
+        known = [field.name for field in dataclasses.fields(self.options)]
+        for name in given:
+            if name not in known:
+                raise ConfigError("this task has no such option", found=repr(name),
+                                  remedy=nearest(name, known) if known else "leave it out")
+        return self.options(**given)
+
+
+def text_inputs(session: Session, row: Row) -> Arrays:
+    """The inputs of a row with a text, a pair of texts (``text`` and ``text_pair``) or, in place of both, token ids (``input_ids``).
+
+    Raises:
+        ConfigError: the row has none of these, or a text without a token.
+    """
+    if "input_ids" in row and not {"text", "prompt"} & row.keys():
+        return _ids(row["input_ids"])
+    if row.get("text_pair") is None:
+        return session.encode([text_of(row)])
+    if not isinstance(row["text_pair"], str):
+        raise ConfigError("the second text of a pair is no text", where="text_pair", found=type(row["text_pair"]).__name__)
+    return session.encode_pairs([(text_of(row), row["text_pair"])])[0]
+
+
+def _ids(ids: Any) -> Arrays:
+    if not isinstance(ids, Sequence) or not ids or not all(type(token) is int and token >= 0 for token in ids):
+        raise ConfigError("these are no token ids", where="input_ids", expected="a list of numbers from 0", found=repr(ids)[:80])
+    array = np.array([ids], np.int64)
+    return {"input_ids": array, "attention_mask": np.ones_like(array)}
