@@ -40,6 +40,16 @@ def streamed(prompt: str) -> dict[int, str]:
     return texts
 
 
+def labelled(rows: list[str]) -> list[object]:
+    """The labels of texts, which come as their rows end."""
+    engine, labels = Engine("bundle"), list[object]()
+    for row in rows:
+        engine.add({"text": row}, engine.adapters.names[0])
+    while engine.busy:
+        labels += [event.result["label"] for event in engine.step() if event.result is not None]
+    return labels
+
+
 def configured() -> LoRA:
     """A configuration whose fields the checker knows."""
     config = LoRA(r=16, alpha=32, targets="all-linear")

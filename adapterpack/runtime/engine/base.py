@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import threading
-from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
-from typing import Any
+from typing import Any, Protocol
 
 from ...bundle.manifest import read_bundle
 from ...errors import ConfigError, Unsupported
@@ -17,11 +16,19 @@ from ...pack.pack import Pack
 from ...registry import Registry
 from ...tasks.task import Task, task_named
 from ..open_bundle import OpenBundle
+from .adapter_feeds import ResidentAdapter
 from .adapter_table import AdapterTable
 from .requests import Event
 
 
-class Engine(ABC):
+class EngineRow(Protocol):
+    """A row of any kind of engine."""
+
+    number: int
+    adapter: ResidentAdapter | None
+
+
+class Engine:
     """Runs a bundle for requests that come one by one. ``Engine(bundle, ...)`` is an engine of the kind that runs the bundle's task:
     :class:`~.engine.DecoderEngine` for one that makes text, :class:`~.encoder_engine.EncoderEngine` for one that takes one pass a row.
     Options are that kind's.
@@ -40,6 +47,8 @@ class Engine(ABC):
     """
 
     bundle: OpenBundle
+    max_rows: int
+    """How many rows run at once, at most."""
     adapters: AdapterTable
     """The adapters that requests may name; they are loaded and unloaded here while rows run."""
 
@@ -55,16 +64,25 @@ class Engine(ABC):
     _stepping: threading.Lock
 
     @property
-    @abstractmethod
     def busy(self) -> bool:
         """Whether a request is waiting or running."""
+        raise NotImplementedError
 
-    @abstractmethod
     def add(self, prompt: Any, adapter: str | Pack | None = None, **options: Any) -> int:
         """Adds a request, and returns its number; any thread may. What is wrong with it is said here, before its row begins.
 
         The adapter is read here, and the row keeps it, whatever is loaded and unloaded meanwhile.
         """
+        raise NotImplementedError
+
+    def submit(self, row: EngineRow) -> None:
+        """Adds a row that the engine's ``row`` made: :meth:`add` in two steps, for those who have their own order of requests."""
+        self._messages.append(("add", row))
+
+    def discard(self, row: EngineRow) -> None:
+        """Gives up a row that the engine's ``row`` made and that was not submitted."""
+        if row.adapter is not None:
+            self.adapters.released(row.adapter)
 
     def cancel(self, request: int) -> None:
         """Ends a request at the next step, wherever it is; one that has ended stays as it is. Any thread may."""
@@ -84,9 +102,9 @@ class Engine(ABC):
         finally:
             self._stepping.release()
 
-    @abstractmethod
     def _step(self) -> list[Event]:
         """One step's work."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)

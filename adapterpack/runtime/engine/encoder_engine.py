@@ -49,7 +49,7 @@ class EncoderEngine(Engine):
         if max_rows < 1 or max_tokens < 1 or not 0 <= max_padding < 1:
             raise ConfigError("a batch has at least one row and one token, and less padding than tokens and padding together",
                               found=f"max_rows {max_rows}, max_tokens {max_tokens}, max_padding {max_padding}")
-        self._answer, self._bounds = answer, Bounds(max_rows, max_tokens, max_padding)
+        self.max_rows, self._answer, self._bounds = max_rows, answer, Bounds(max_rows, max_tokens, max_padding)
         self._batches = BATCH_ADAPTERS[self.bundle.bundle.mode](self.bundle)
         self.adapters = AdapterTable(self.bundle, self._batches.read, self._batches.require_canary, adapter_budget)
         self.padding = Padding()
@@ -72,6 +72,16 @@ class EncoderEngine(Engine):
             UnknownAdapter: there is none of that name.
             ConfigError: the row is not one of this task, or longer than the model's context, or an option is out of range.
         """
+        row = self.row(prompt, adapter, **options)
+        self.submit(row)
+        return row.number
+
+    def row(self, prompt: str | Sequence[int] | Mapping[str, Any], adapter: str | Pack | None = None, **options: Any) -> EncoderRow:
+        """A request that :meth:`submit` adds, or :meth:`discard` gives up. Its adapter is in memory from now on.
+
+        Raises:
+            UnknownAdapter, ConfigError: as :meth:`add`.
+        """
         name = self.bundle.default if adapter is None else adapter
         pack = self.adapters.pack(name) if isinstance(name, str) else name
         chosen = self._answer.options_of(options)
@@ -80,9 +90,7 @@ class EncoderEngine(Engine):
             require_context(self.bundle, np.array([prepared.length]))
         head = self.bundle.head(pack)
         held = None if pack is None else self.adapters.taken(pack)
-        row = EncoderRow(next(self._numbers), prepared, chosen, head, pack, held)
-        self._messages.append(("add", row))
-        return row.number
+        return EncoderRow(next(self._numbers), prepared, chosen, head, pack, held)
 
     def _step(self) -> list[Event]:
         """Takes messages in, and runs one batch."""

@@ -102,15 +102,6 @@ class DecoderEngine(Engine):
                 self.adapters.released(adapter)
             raise
 
-    def submit(self, row: Request) -> None:
-        """Adds a request that was made by :meth:`row`."""
-        self._messages.append(("add", row))
-
-    def discard(self, row: Request) -> None:
-        """Gives up a request that was made by :meth:`row` and not submitted."""
-        if row.adapter is not None:
-            self.adapters.released(row.adapter)
-
     def _step(self) -> list[Event]:
         """Takes messages in, reads prompts up to the budget, and makes a token for every row that is ready."""
         events: list[Event] = []
