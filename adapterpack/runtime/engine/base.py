@@ -16,6 +16,7 @@ from ...pack.pack import Pack
 from ...registry import Registry
 from ...tasks.task import Task, task_named
 from ..open_bundle import OpenBundle
+from ..providers.device import Device
 from .adapter_feeds import ResidentAdapter
 from .adapter_table import AdapterTable
 from .requests import Event
@@ -52,7 +53,7 @@ class Engine:
     adapters: AdapterTable
     """The adapters that requests may name; they are loaded and unloaded here while rows run."""
 
-    def __new__(cls, bundle: str | os.PathLike[str] | OpenBundle, provider: str | None = None, **options: Any) -> Engine:
+    def __new__(cls, bundle: str | os.PathLike[str] | OpenBundle, provider: str | Device | None = None, **options: Any) -> Engine:
         """An engine, of the kind that runs the bundle's task where none is named."""
         engine = object.__new__(_kind_for(bundle) if cls is Engine else cls)
         engine._numbers, engine._messages, engine._stepping = count(1), deque(), threading.Lock()

@@ -102,7 +102,7 @@ class BankedAdapters:
         overrides: dict[str, dict[str, Any]] = {}
         for name, array in arrays.items():
             part = self._bundle.bundle.sites[name.rpartition(".")[0]].part
-            overrides.setdefault(part, {})[name] = ort.OrtValue.ortvalue_from_numpy(array, self._bundle.device, 0)  # no copy on the CPU
+            overrides.setdefault(part, {})[name] = ort.OrtValue.ortvalue_from_numpy(array, *self._bundle.memory)  # no copy on the CPU
         self._state = BankState(self._slots, arrays, overrides)
 
     def _free(self, wanted: Mapping[str, ResidentAdapter]) -> int:

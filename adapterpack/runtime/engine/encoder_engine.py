@@ -13,6 +13,7 @@ from ...errors import AdapterpackError, ConfigError, Unsupported
 from ...pack.pack import Pack
 from ...tasks.one_pass import OnePass
 from ..open_bundle import OpenBundle
+from ..providers.device import Device
 from ..session import Session
 from ..text.context_length import require_context
 from .adapter_table import AdapterTable
@@ -39,7 +40,7 @@ class EncoderEngine(Engine):
         ['delivery', 'positive']
     """
 
-    def __init__(self, bundle: str | os.PathLike[str] | OpenBundle, provider: str | None = None, *, threads: int | None = None,
+    def __init__(self, bundle: str | os.PathLike[str] | OpenBundle, provider: str | Device | None = None, *, threads: int | None = None,
                  max_rows: int = 16, max_tokens: int = 8192, max_padding: float = 0.25, adapter_budget: int = 1 << 30,
                  verify: str = "cached") -> None:
         self.bundle: Session = _session(bundle, provider, threads, verify)
@@ -142,7 +143,7 @@ class EncoderEngine(Engine):
         return Event(row.number, row.digest, finish_reason=reason, error=error, result=result, prompt_tokens=row.length)
 
 
-def _session(bundle: str | os.PathLike[str] | OpenBundle, provider: str | None, threads: int | None, verify: str) -> Session:
+def _session(bundle: str | os.PathLike[str] | OpenBundle, provider: str | Device | None, threads: int | None, verify: str) -> Session:
     """A session, which tasks prepare rows with."""
     if isinstance(bundle, Session):
         return bundle
