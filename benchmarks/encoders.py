@@ -115,11 +115,11 @@ def padding(batches: Sequence[Sequence[int]], rows: Sequence[list[int]]) -> floa
     return 1 - sum(map(sum, lengths)) / sum(max(batch) * len(batch) for batch in lengths)
 
 
-def measure(base: Path, folders: list[Path], work: Path, count: int, runs: int, bounds: Bounds) -> dict[str, Any]:
+def measure(base: Path, folders: list[Path], work: Path, count: int, runs: int, bounds: Bounds, threads: int | None) -> dict[str, Any]:
     """One bundle of these adapters, and all contestants."""
     bundle = work / f"bundle-{len(folders)}"
     export(base, [load(folder) for folder in folders], bundle, mode="bank", task="feature-extraction")
-    session = Session(bundle, "cpu")
+    session = Session(bundle, "cpu", threads)
     engine = EncoderEngine(session, max_rows=bounds.rows, max_tokens=bounds.tokens, max_padding=bounds.padding)
     model = PeftModel.from_pretrained(AutoModel.from_pretrained(base), folders[0], adapter_name=folders[0].name).eval()
     for folder in folders[1:]:
@@ -157,7 +157,7 @@ def main() -> None:
     parser.add_argument("--adapters", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--texts", type=int, default=320)
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--threads", type=int, help="of PyTorch; ONNX Runtime takes a thread a core")
+    parser.add_argument("--threads", type=int, help="of both; by default a thread a core")
     parser.add_argument("--max-padding", type=float, default=0.25)
     parser.add_argument("--max-tokens", type=int, default=8192)
     parser.add_argument("--json", action="store_true")
@@ -167,9 +167,9 @@ def main() -> None:
     base, bounds = fetch(MINILM), Bounds(ROWS, args.max_tokens, args.max_padding)
     with tempfile.TemporaryDirectory() as scratch:
         folders = adapters(base, Path(scratch), max(args.adapters))
-        results = [measure(base, folders[:count], Path(scratch), args.texts, args.runs, bounds) for count in args.adapters]
-    report = {"benchmark": "encoders", "base": base.name, "runs": args.runs, "rows": ROWS, "max_padding": args.max_padding,
-              "results": results}
+        results = [measure(base, folders[:count], Path(scratch), args.texts, args.runs, bounds, args.threads) for count in args.adapters]
+    report = {"benchmark": "encoders", "base": base.name, "runs": args.runs, "rows": ROWS, "threads": args.threads,
+              "max_padding": args.max_padding, "results": results}
     if args.json:
         print(json.dumps(report, indent=2))
         return

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import random
+import shutil
+import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +15,9 @@ import numpy as np
 import pytest
 import torch
 
-from adapterpack import Engine, LoRA, Session, adapt, export, run, save
-from adapterpack.errors import AdapterpackError, BaseMismatch, ConfigError, UnknownAdapter, Unsupported
+from adapterpack import Engine, LoRA, Session, adapt, export, load, run, save
+from adapterpack.bundle.manifest import GRAPH
+from adapterpack.errors import AdapterpackError, BaseMismatch, ConfigError, FormatError, UnknownAdapter, Unsupported
 from adapterpack.runtime.engine.encoder_batch import Bounds, EncoderRow, Padding, next_batch
 from adapterpack.runtime.engine.encoder_engine import EncoderEngine
 from adapterpack.runtime.engine.requests import Event
@@ -151,6 +155,39 @@ def test_every_request_is_what_it_is_alone(bank: Path, pack_of: Make, tiny_bert:
     assert engine.padding.rows == len(added) - cancelled
 
 
+def test_threads_add_and_load_while_one_steps(bank: Path, pack_of: Make) -> None:
+    """Two threads add requests, a third loads, replays the canary of, and unloads a pack that takes slots from those of running rows."""
+    engine, session = Engine(bank, "cpu", max_rows=4), Session(bank, "cpu")
+    gamma, ended, rows = load(pack_of("bert", "gamma")), dict[int, Event](), dict[int, tuple[str, str]]()
+    assert gamma.manifest.canary is not None
+
+    def add(seed: int) -> None:
+        dice = random.Random(seed)
+        for _ in range(60):
+            text, name = words(dice), dice.choice(["alpha", "beta"])
+            rows[engine.add(text, name)] = text, name
+
+    def change() -> None:
+        for number in range(20):
+            engine.adapters.load(gamma, f"g{number}")
+            engine.add("w1 w2", f"g{number}")
+            engine.adapters.unload(f"g{number}")
+
+    threads = [threading.Thread(target=add, args=(1,)), threading.Thread(target=add, args=(2,)), threading.Thread(target=change)]
+    for thread in threads:
+        thread.start()
+    until = time.monotonic() + 120
+    while (engine.busy or any(thread.is_alive() for thread in threads)) and time.monotonic() < until:
+        ended |= {event.request: event for event in engine.step()}
+    assert len(ended) == 140
+    assert sum(event.adapter == gamma.id for event in ended.values()) == 20
+    for number, (text, name) in rows.items():
+        shares = probabilities(session.run(session.encode([text]), name)["logits"][0, : len(session.labels(name) or ())])
+        np.testing.assert_allclose(list(ended[number].result["scores"].values()), shares, rtol=0, atol=1e-5)
+        assert ended[number].adapter == session.pack(name).id
+    assert gamma.id not in engine.adapters.digests
+
+
 def test_embeddings_are_pooled_cut_and_normalized(features: Path, tiny_bert: Path, tmp_path: Path) -> None:
     """On adapters as inputs: the mean over a row's own tokens, as the row has it alone, of the length 1 where that is wanted."""
     engine, session, dice = Engine(features, "cpu"), Session(features, "cpu"), random.Random(4)
@@ -232,8 +269,9 @@ def test_rows_in_files_of_any_length_come_back_in_order(bank: Path) -> None:
         next(broken)
 
 
-def test_what_is_refused(bank: Path, pack_of: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kind of engine follows the task's answer; adapters of other bases and names that are taken get no name."""
+def test_what_is_refused(bank: Path, pack_of: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kind of engine follows the task's answer; adapters of other bases and names that are taken get no name; a file of the bundle that
+    is written after it was opened is not read."""
     engine = Engine(bank, "cpu")
     assert isinstance(engine, EncoderEngine)
     for options in ({"max_rows": 0}, {"max_tokens": 0}, {"max_padding": 1.0}):
@@ -249,3 +287,8 @@ def test_what_is_refused(bank: Path, pack_of: Make, monkeypatch: pytest.MonkeyPa
         Engine(engine.bundle)
     with pytest.raises(Unsupported, match="one pass"):
         EncoderEngine(engine.bundle)
+    altered = Engine(shutil.copytree(bank, tmp_path / "altered"), "cpu")
+    with (tmp_path / "altered" / GRAPH).open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(FormatError):
+        altered.add("w1", "alpha")

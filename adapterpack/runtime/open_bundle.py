@@ -98,7 +98,7 @@ class OpenBundle:
         return self._stored[part]
 
     @contextmanager
-    def _compared(self) -> Iterator[None]:
+    def compared(self) -> Iterator[None]:
         """What the block reads by the names of files are the files that the manifest lists."""
         compared = require_files(self.folder, self.bundle, "off" if self._verify == "off" else "cached")
         yield
@@ -109,7 +109,7 @@ class OpenBundle:
         if name not in self._opened:
             with self._opening:
                 if name not in self._opened:
-                    with self._compared():
+                    with self.compared():
                         made = make()
                     self._opened[name] = made
         return self._opened[name]
@@ -204,7 +204,7 @@ class OpenBundle:
     @property
     def tokenizer(self) -> Tokenizer:
         """The bundle's tokenizer."""
-        tokenizer: Tokenizer = self.once("tokenizer", lambda: Tokenizer(self.folder, most_characters(self), self._compared))
+        tokenizer: Tokenizer = self.once("tokenizer", lambda: Tokenizer(self.folder, most_characters(self), self.compared))
         return tokenizer
 
     def load(self, pack: Pack | str | os.PathLike[str], name: str | None = None, *, allow_structural: bool = False) -> str:
@@ -220,7 +220,7 @@ class OpenBundle:
         loaded = loaded if name is None else loaded.called(name)
         with self._changing:
             before = self._adapters
-            with self._compared():  # the base's own weights may be read
+            with self.compared():  # the base's own weights may be read
                 attached, prompt = self._mode.load(before.attached, loaded, allow_structural), self._prompt(loaded)
             prompts = before.prompts if prompt is None else {**before.prompts, loaded.name: prompt}
             self._adapters = Adapters({**before.packs, loaded.name: loaded}, prompts, attached)

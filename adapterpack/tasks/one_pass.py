@@ -24,10 +24,10 @@ class Prepared(NamedTuple):
     notes: Any = None
 
     @property
-    def length(self) -> int:
-        """How many tokens it has; 1 where it has none, as an image."""
+    def tokens(self) -> int:
+        """How many tokens it has; an image has none."""
         ids = self.inputs.get("input_ids")
-        return 1 if ids is None else int(ids.shape[1])
+        return 0 if ids is None else int(ids.shape[1])
 
 
 @dataclass(frozen=True)

@@ -66,8 +66,13 @@ class BankedAdapters:
 
     def read(self, pack: Pack) -> ResidentAdapter:
         """See :class:`BatchAdapters`. Values as wide as the bank's slots."""
+        if self._bundle.bundle.slots < 2:
+            raise Unsupported("the bundle's bank has room for the base alone", where=self._bundle.folder, found=pack.name,
+                              remedy="export with more --slots")
         require_positions(pack, self._bundle.bundle.sites)
-        return ResidentAdapter(pack.name, pack.id, self._values.exported_of(pack) or self._wide(self._values.of(pack)), {})
+        with self._bundle.compared():
+            values = self._values.exported_of(pack) or self._wide(self._values.of(pack))
+        return ResidentAdapter(pack.name, pack.id, values, {})
 
     def _wide(self, values: Values) -> Values:
         heads = {name: array[0] for name, array in self._values.exported().items() if name.endswith((".head", ".head_bias"))}

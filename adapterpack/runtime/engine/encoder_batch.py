@@ -38,8 +38,8 @@ class EncoderRow:
 
     @cached_property
     def length(self) -> int:
-        """How many tokens it has."""
-        return self.prepared.length
+        """How many positions it takes in a pass; an image counts as one."""
+        return max(1, self.prepared.tokens)
 
     @cached_property
     def form(self) -> tuple[Any, ...]:

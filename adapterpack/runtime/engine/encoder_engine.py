@@ -88,7 +88,7 @@ class EncoderEngine(Engine):
         chosen = self._answer.options_of(options)
         prepared = self._answer.prepare(self.bundle, _row(prompt), chosen)
         if "input_ids" in prepared.inputs:
-            require_context(self.bundle, np.array([prepared.length]))
+            require_context(self.bundle, np.array([prepared.tokens]))
         head = self.bundle.head(pack)
         held = None if pack is None else self.adapters.taken(pack)
         return EncoderRow(next(self._numbers), prepared, chosen, head, pack, held)
@@ -140,7 +140,7 @@ class EncoderEngine(Engine):
                error: AdapterpackError | None = None) -> Event:
         if row.adapter is not None:
             self.adapters.released(row.adapter)
-        return Event(row.number, row.digest, finish_reason=reason, error=error, result=result, prompt_tokens=row.length)
+        return Event(row.number, row.digest, finish_reason=reason, error=error, result=result, prompt_tokens=row.prepared.tokens)
 
 
 def _session(bundle: str | os.PathLike[str] | OpenBundle, provider: str | Device | None, threads: int | None, verify: str) -> Session:
