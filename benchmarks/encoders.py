@@ -4,7 +4,8 @@ The texts are the paragraphs of this repository's documentation, in a random ord
 linear layers, in turn. ``engine`` adds them one by one and steps until all have ended. ``arrival`` is ``Session.run`` of the same bundle
 on every 16 texts in the order in which they come. PEFT runs the batches that the engine forms and those in arrival order, by
 ``adapter_names`` where there are several adapters. All give means over real tokens, of ids that are made before. The contestants run in
-turn after a warm-up; medians of ``--runs``. ``difference`` is the largest between an embedding of the engine and PEFT's.
+turn after a warm-up; medians of ``--runs``, by the clock and of processor time, which other programs of a busy machine disturb less and
+which says something with ``--threads 1``. ``difference`` is the largest between an embedding of the engine and PEFT's.
 
     python benchmarks/encoders.py
     python benchmarks/encoders.py --adapters 1 --texts 500 --json
@@ -136,19 +137,19 @@ def measure(base: Path, folders: list[Path], work: Path, count: int, runs: int, 
         "peft, arrival": lambda: in_batches(other, arrival, rows, names),
     }
     warm = {name: go() for name, go in contestants.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in contestants}
     for _ in range(runs):
         for name, go in contestants.items():
-            started = time.perf_counter()
+            started = time.perf_counter(), time.process_time()
             go()
-            seconds[name].append(time.perf_counter() - started)
-    tokens, middle = sum(map(len, rows)), {name: median(times) for name, times in seconds.items()}
+            times[name].append((time.perf_counter() - started[0], time.process_time() - started[1]))
+    middle = {name: tuple(map(median, zip(*every, strict=True))) for name, every in times.items()}
     return {
-        "adapters": len(folders), "texts": len(rows), "tokens": tokens, "passes": len(buckets),
+        "adapters": len(folders), "texts": len(rows), "tokens": sum(map(len, rows)), "passes": len(buckets),
         "padding": {"engine": padding(buckets, rows), "arrival": padding(arrival, rows)},
         "difference": float(np.abs(warm["engine"] - warm["peft, arrival"]).max()),
-        "contestants": {name: {"seconds": time, "tokens_per_second": tokens / time, "engine_is_faster": time / middle["engine"]}
-                        for name, time in middle.items()},
+        "contestants": {name: {"seconds": wall, "processor_seconds": processor, "engine_is_faster": wall / middle["engine"][0],
+                               "engine_takes_less": processor / middle["engine"][1]} for name, (wall, processor) in middle.items()},
     }
 
 
@@ -178,7 +179,8 @@ def main() -> None:
         print(f"{result['adapters']} adapters, {result['texts']} texts, {result['tokens']} tokens; padding {share['engine']:.1%} in "
               f"{result['passes']} passes, {share['arrival']:.1%} in arrival order; difference {result['difference']:.1e}")
         for name, one in result["contestants"].items():
-            print(f"  {name:28} {one['seconds']:7.2f} s  {one['tokens_per_second']:8.0f} tokens/s  engine {one['engine_is_faster']:.2f} x")
+            print(f"  {name:28} {one['seconds']:7.2f} s ({one['engine_is_faster']:.2f} x the engine's), of processors "
+                  f"{one['processor_seconds']:7.2f} s ({one['engine_takes_less']:.2f} x)")
 
 
 if __name__ == "__main__":

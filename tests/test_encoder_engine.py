@@ -279,6 +279,8 @@ def test_what_is_refused(bank: Path, pack_of: Make, tmp_path: Path, monkeypatch:
             Engine(engine.bundle, **options)
     with pytest.raises(BaseMismatch):
         engine.adapters.load(pack_of("llama", "alpha"))
+    with pytest.raises(BaseMismatch, match="another base"):
+        engine.add("w1", load(pack_of("llama", "alpha")))
     with pytest.raises(AdapterpackError, match="already has an adapter"):
         engine.adapters.load(pack_of("bert", "alpha"))
     assert engine.adapters.names == ["alpha", "beta"]

@@ -64,9 +64,7 @@ class AdapterTable:
         """
         loaded = pack if isinstance(pack, Pack) else load(pack)
         loaded = loaded if name is None else loaded.called(name)
-        base = self._bundle.bundle.base
-        loaded.require_levels(compatibility.recorded_fingerprint(base), name=base.name, where=self._bundle.folder,
-                              allow_structural=allow_structural)
+        self.require_base(loaded, allow_structural)
         self._require_free(loaded, replace)
         adapter = self.taken(loaded)
         try:
@@ -82,6 +80,16 @@ class AdapterTable:
         if before is not None and before.id != loaded.id:
             self._drop(before.id)
         return loaded.id
+
+    def require_base(self, pack: Pack, allow_structural: bool = False) -> None:
+        """Checks that a pack belongs to the bundle's base; ``allow_structural``: to one of the same names, dtypes and shapes.
+
+        Raises:
+            BaseMismatch: it does not.
+        """
+        base = self._bundle.bundle.base
+        pack.require_levels(compatibility.recorded_fingerprint(base), name=base.name, where=self._bundle.folder,
+                            allow_structural=allow_structural)
 
     def load_soon(self, pack: Pack | str | os.PathLike[str], name: str | None = None, *, replace: bool = False, pin: bool = False,
                   allow_structural: bool = False) -> Future[str]:

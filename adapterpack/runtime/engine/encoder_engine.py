@@ -71,6 +71,7 @@ class EncoderEngine(Engine):
 
         Raises:
             UnknownAdapter: there is none of that name.
+            BaseMismatch: a pack that belongs to another base.
             ConfigError: the row is not one of this task, or longer than the model's context, or an option is out of range.
         """
         row = self.row(prompt, adapter, **options)
@@ -81,17 +82,19 @@ class EncoderEngine(Engine):
         """A request that :meth:`submit` adds, or :meth:`discard` gives up. Its adapter is in memory from now on.
 
         Raises:
-            UnknownAdapter, ConfigError: as :meth:`add`.
+            UnknownAdapter, BaseMismatch, ConfigError: as :meth:`add`.
         """
         name = self.bundle.default if adapter is None else adapter
         pack = self.adapters.pack(name) if isinstance(name, str) else name
+        if isinstance(adapter, Pack):
+            self.adapters.require_base(adapter)
         chosen = self._answer.options_of(options)
         prepared = self._answer.prepare(self.bundle, _row(prompt), chosen)
         if "input_ids" in prepared.inputs:
             require_context(self.bundle, np.array([prepared.tokens]))
         head = self.bundle.head(pack)
-        held = None if pack is None else self.adapters.taken(pack)
-        return EncoderRow(next(self._numbers), prepared, chosen, head, pack, held)
+        resident = None if pack is None else self.adapters.taken(pack)
+        return EncoderRow(next(self._numbers), prepared, chosen, head, pack, resident)
 
     def _step(self) -> list[Event]:
         """Takes messages in, and runs one batch."""
