@@ -249,3 +249,33 @@ def dense_of(base_of: Callable[[str], Path], pack_of: Callable[[str, str], Path]
         return model
 
     return make
+
+
+@pytest.fixture(scope="session")
+def encoder_decoder_of(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Path, Path]]:
+    """Architecture -> its base, a bank of three adapters (low-rank, diagonal, rotation) with the engine's graph, and this bundle without
+    that graph."""
+    import dataclasses
+    import shutil
+
+    from architecture_proofs import make_base, make_pack
+    from architectures import ARCHITECTURES, KINDS
+
+    from adapterpack import export
+    from adapterpack.bundle.decoder_graph import DECODER
+    from adapterpack.bundle.manifest import graph_file
+
+    @cache
+    def make(name: str) -> tuple[Path, Path, Path]:
+        folder, architecture = tmp_path_factory.mktemp(name), next(one for one in ARCHITECTURES if one.name == name)
+        base = make_base(architecture, folder / "base")
+        for path in tiny_bert.glob("*token*"):
+            shutil.copyfile(path, base / path.name)
+        packs = [make_pack(architecture, base, kind) for kind in KINDS if kind.name in {"low-rank", "diagonal", "rotation"}]
+        bundle = export(base, packs, folder / "bundle", mode="bank", in_place=True)
+        ordinary = Path(shutil.copytree(folder / "bundle", folder / "ordinary"))
+        (ordinary / graph_file(DECODER)).unlink()
+        dataclasses.replace(bundle, decoder=False).write(ordinary)
+        return base, folder / "bundle", ordinary
+
+    return make

@@ -8,6 +8,8 @@ CACHE_LENGTHS, LONGEST, LOGITS_POSITIONS = "seqlens_k", "total_sequence_length",
 """Inputs of that graph: the last position of each row's cache after a pass ``[batch]``, the length of the longest row, and the positions of
 a pass whose logits it gives ``[batch, n]``.
 """
+SOURCE_LENGTHS = "source_lengths"
+"""Its input that says how many positions each row of an encoder has ``[batch]``, where they may differ."""
 
 
 def part_ranks(path: str) -> str:

@@ -27,6 +27,8 @@ from .signature import Signature
 GRAPH = f"{MAIN}.onnx"
 PAST, PRESENT = "past_key_values.", "present."
 """What the names of a cache begin with, as a pass takes and as it gives it; ``<layer>.key`` or ``<layer>.value`` follows."""
+ENCODED = "encoder."
+"""What the names of an encoder's keys and values begin with; the same follows."""
 MODES = ("folded", "inputs", "bank")
 ADAPTER_IDS = "adapter_ids"
 ADAPTER_POSITIONS = "adapter_positions"

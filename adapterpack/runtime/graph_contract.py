@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ..bundle.decoder_graph import CACHE_LENGTHS, DECODER, LOGITS_POSITIONS, LONGEST
-from ..bundle.manifest import ADAPTER_IDS, ADAPTER_POSITIONS, PAST, Bundle, MappedSite
+from ..bundle.manifest import ADAPTER_IDS, ADAPTER_POSITIONS, ENCODED, PAST, Bundle, MappedSite
 from ..bundle.signature import Port, Signature
 from ..errors import FormatError
 from ..slots.fields import FIELDS, extents
@@ -63,8 +63,8 @@ def _decoder_differences(bundle: Bundle, sites: Mapping[str, MappedSite], graph:
     if logits is None or logits.type not in TYPES or len(logits.shape) != 3 or not isinstance(logits.shape[2], int):
         yield "its output 'logits'", "[batch, positions, vocabulary]", ", ".join(graph.results)[:200]
     for name, value in graph.inputs.items():
-        if name.startswith(PAST) and (len(value.shape) != 4 or value.type not in TYPES or not all(isinstance(value.shape[axis], int)
-                                                                                                  for axis in (1, 3))):
+        if name.startswith((PAST, ENCODED)) and (len(value.shape) != 4 or value.type not in TYPES
+                                                 or not all(isinstance(value.shape[axis], int) for axis in (1, 3))):
             yield f"its cache {name!r}", "[rows, heads, length, width]", value.shape
     joined = {member for path, site in sites.items() if f"{path}.up" in graph.inputs for member in site.members}
     for path, site in sites.items():

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ..bundle.manifest import ADAPTER_IDS, ADAPTER_POSITIONS, PAST
+from ..bundle.manifest import ADAPTER_IDS, ADAPTER_POSITIONS, ENCODED, PAST
 from ..errors import ConfigError
 from ..tasks.session import Arrays
 from ..tasks.task import Part
@@ -15,9 +15,6 @@ from .adapters.prefix_cache import PrefixCache
 from .open_bundle import OpenBundle
 from .ort_model import OrtModel
 from .text.context_length import require_context
-
-ENCODED = "encoder."
-"""What the names of an encoder's keys and values begin with; ``<layer>.key`` or ``<layer>.value`` follows."""
 
 
 def positions(mask: np.ndarray) -> np.ndarray:

@@ -65,9 +65,9 @@ class OpenBundle:
             if verify != "off":
                 require_listed(self.folder, self.bundle, data)
         self._stored = {part: file.stored for part, file in files.items()}
-        decodes = self.bundle.decoder and len(self.bundle.parts) == 1  # then the ordinary graph may never be needed
-        self._opened |= {part: self._open(part) for part in ((DECODER,) if decodes else self.bundle.parts)}
-        first: OrtModel = self._opened[DECODER if decodes else MAIN]
+        main = DECODER if self.bundle.decoder else MAIN  # then the ordinary graph may never be needed
+        self._opened |= {part: self._open(part) for part in (*self.bundle.parts[:-1], main)}
+        first: OrtModel = self._opened[main]
         self.provider, self.memory, self._cache_inputs = first.provider, first.memory, first.inputs
         packs, self._mode = _packs(self.folder, self.bundle), ADAPTER_MODES[self.bundle.mode](self)
         prompts = {name: cache for name, pack in packs.items() if (cache := self._prompt(pack)) is not None}

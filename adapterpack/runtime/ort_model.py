@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from ..bundle.manifest import graph_file
+from ..bundle.manifest import ENCODED, PRESENT, graph_file
 from ..errors import AdapterpackError
 from ..library_errors import library_errors
 from .providers.placement import require_placed
@@ -70,7 +70,7 @@ class OrtModel:
         for name, value in feeds.items():
             binding.bind_ortvalue_input(name, value)
         for name in self.outputs:
-            binding.bind_output(name, *(self.memory if name.startswith(("present.", "encoder.")) else ("cpu", 0)))
+            binding.bind_output(name, *(self.memory if name.startswith((PRESENT, ENCODED)) else ("cpu", 0)))
         self._ort.run_with_iobinding(binding)
         return list(binding.get_outputs())
 

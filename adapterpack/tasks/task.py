@@ -135,6 +135,11 @@ class Task:
         return "past_key_values" in self.main.inputs
 
     @property
+    def has_encoder(self) -> bool:
+        """Whether its decoder looks at what an encoder makes of a row."""
+        return "encoder" in self.main.inputs
+
+    @property
     def pads_left(self) -> bool:
         """Whether ragged rows are filled up on the left: what follows a row must follow its last token."""
         return self.generates and "input_ids" in self.main.inputs

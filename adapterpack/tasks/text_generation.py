@@ -24,12 +24,19 @@ def answer(session: Session, rows: Sequence[Row], adapters: Sequence[str | None]
 def completions(
     session: Session, prompts: Sequence[Any], adapters: Sequence[str | None], sampling: Mapping[str, Any], inputs: Arrays | None = None
 ) -> list[dict[str, Any]]:
-    """The answers to prompts, to ``inputs`` such as audio features in their place, or to both; with the tokens' log-probabilities if
-    ``sampling`` asks for them.
+    """The answers to prompts, to ``inputs`` such as audio features in their place, or to both; with the tokens' log-probabilities, or
+    several sequences of a beam search and their scores, if ``sampling`` asks for them.
     """
     return [{"completion": completion.text, "finish_reason": completion.finish_reason, "prompt_tokens": completion.prompt_tokens,
-             "completion_tokens": len(completion.ids), **_logprobs(completion.logprobs, session)}
+             "completion_tokens": len(completion.ids), **_logprobs(completion.logprobs, session), **_sequences(completion.sequences)}
             for completion in session.generate(prompts, adapters, given=inputs, **sampling)]
+
+
+def _sequences(sequences: Sequence[Any]) -> dict[str, Any]:
+    """The best sequences of a beam search, where there are several."""
+    if len(sequences) < 2:
+        return {}
+    return {"sequences": [{"completion": one.text, "score": one.score, "finish_reason": one.finish_reason} for one in sequences]}
 
 
 def _logprobs(choices: Sequence[Any] | None, session: Session) -> dict[str, Any]:

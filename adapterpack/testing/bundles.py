@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..bundle.manifest import ENCODED
 from ..slots.precision import PRECISIONS
 from ..tasks.task import Task
 from .case import require
@@ -98,7 +99,6 @@ def _close(session: Any, found: np.ndarray, right: np.ndarray, what: str) -> Non
 def _in_pieces(session: Any, batch: Arrays, names: Sequence[str | None], whole: Sequence[np.ndarray]) -> None:
     """The same tokens three, one and then all the others at a time, each piece on the cache of those before."""
     from ..runtime.generation.decoder import grown  # noqa: PLC0415 - see above
-    from ..runtime.model_inputs import ENCODED  # noqa: PLC0415
 
     ids = "decoder_input_ids" if "decoder_input_ids" in batch else "input_ids"
     length, carried = batch[ids].shape[1], Arrays()

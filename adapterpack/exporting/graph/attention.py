@@ -83,6 +83,19 @@ def _of_softmax(node: Any) -> AttentionInputs | None:
     return AttentionInputs(queries, keys, scale * on_queries * on_keys, shape[1], shape[-1])
 
 
+def added_to_scores(softmax: Any) -> list[Any]:
+    """What is added to the products that a softmax is over: masks, biases."""
+    added, node = [], softmax.inputs[0].producer()
+    while node is not None and node.op_type == "Add":
+        sides = node.inputs, node.inputs[::-1]
+        product, other = next((side for side in sides if next(_products(side[0]), None) is not None), (None, None))
+        if product is None:
+            break
+        added.append(other)
+        node = product.producer()
+    return added
+
+
 def _products(value: Any) -> Iterator[tuple[Any, float]]:
     """The products that a value is made of, each with the factors on the way to it."""
     node = value.producer()

@@ -8,12 +8,14 @@ It is made from the ordinary graph and reads the same weights. Three things diff
   all of them, which broadcasts; ranks are free, and a set of rank 0 costs next to nothing.
 - Logits are those of the positions ``logits_positions`` ``[batch, n]`` alone.
 
+A decoder behind an encoder has ``source_lengths`` for a mask, too, and ``position_ids`` where it counted positions by its cache.
+
 Operator: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.microsoft.GroupQueryAttention.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,10 +29,13 @@ from ...bundle.manifest import ADAPTER_IDS, PAST, PRESENT, Bundle, MappedSite, g
 from ...errors import Unsupported
 from ...slots.fields import extents
 from ...tasks.task import MAIN
-from .attention import attention_inputs
+from .attention import added_to_scores, attention_inputs
+from .constants import PREFIX as _PREFIX
+from .constants import constant as _constant
 from .emit import PREFIX
+from .position_inputs import PositionInputs
+from .source_rows import read_sources
 
-_PREFIX = "decoder/"
 _THROUGH = frozenset({"Reshape", "Expand", "Unsqueeze", "Transpose", "Mul", "Cast"})
 """What may be between a cache and the product with it: heads are repeated, keys are turned and scaled."""
 _ELEMENTWISE = frozenset({"Add", "Mul", "Div", "Sub", "Tanh", "Cast", "Clip", "Squeeze", "Unsqueeze"})
@@ -38,7 +43,7 @@ _ELEMENTWISE = frozenset({"Add", "Mul", "Div", "Sub", "Tanh", "Cast", "Clip", "S
 
 
 class _Attention(NamedTuple):
-    """One attention of the graph: what goes in, the node that gives ``output``, and how it scores."""
+    """One attention of the graph: what goes in, the node that gives ``output``, and how it scores; ``added`` are masks and biases."""
 
     queries: Any
     keys: Any
@@ -48,6 +53,7 @@ class _Attention(NamedTuple):
     heads: int
     scale: float
     softcap: float = 0.0
+    added: Sequence[Any] = ()
 
 
 def write_decoder(folder: Path) -> None:
@@ -68,22 +74,30 @@ def make_decoder(model: Any, config: Mapping[str, Any], bundle: Bundle) -> None:
         Unsupported: an attention of the graph is of no known build.
     """
     graph = model.graph
+    ids = next(value for value in graph.inputs if value.name in {"input_ids", "decoder_input_ids"})
+    ids.name = "input_ids"
     caches = {value.name: value for value in graph.inputs if value.name.startswith(PAST)}
     attentions = sorted(_attentions(model), key=lambda attention: attention.layer)
     if not attentions or [attention.layer for attention in attentions] != list(range(len(caches) // 2)):
         raise Unsupported("no attention of a known build writes into each cache of this graph", expected=f"{len(caches) // 2} of them",
                           found=len(attentions), remedy="leave --static-cache out")
-    batch = next(value for value in graph.inputs if value.name == "input_ids").shape[0]
+    batch = ids.shape[0]
     lengths, total = _input(graph, CACHE_LENGTHS, [batch], ir.DataType.INT32), _input(graph, LONGEST, [], ir.DataType.INT32)
     windows, cap = _windows(config, len(attentions)), config.get("attn_logit_softcapping") or 0.0
+    places = PositionInputs(model, ids, list(caches.values()), total)
     for attention in attentions:
-        _replace(model, attention._replace(softcap=attention.softcap or float(cap)), lengths, total, windows[attention.layer])
+        bias = places.bias(attention.added, attention.output.producer())
+        _replace(model, attention._replace(softcap=attention.softcap or float(cap), added=bias), lengths, total, windows[attention.layer])
+    read_sources(model)
+    RemoveUnusedNodesPass()(model)
+    places.index_tables()
     _keep_positions(model, bundle, batch)
     if bundle.mode == "bank":
         _rows_as_inputs(model, bundle.sites)
     RemoveUnusedNodesPass()(model)
+    mask = _input_named(graph, "attention_mask")
     wrong = sorted(name for name, value in caches.items() if not all(map(_knows_rows, (use.node for use in value.uses()))))
-    if wrong or (mask := _input_named(graph, "attention_mask")) is None or list(mask.uses()):
+    if wrong or (mask is not None and list(mask.uses())):
         raise Unsupported("more than its attention reads a cache or the mask of this graph", found=", ".join(wrong[:4]) or "attention_mask",
                           remedy="leave --static-cache out")
     for name in ("attention_mask", ADAPTER_IDS):
@@ -211,7 +225,7 @@ def _attentions(model: Any) -> Iterator[_Attention]:
             inputs = attention_inputs(node)
             if inputs is not None:
                 yield _Attention(queries, keys, values, node.outputs[0], layers[node.outputs[1].name], inputs.heads, inputs.scale,
-                                 node.attributes.get_float("softcap", 0.0))
+                                 node.attributes.get_float("softcap", 0.0), [value for value in node.inputs[3:4] if value is not None])
         elif node.op_type == "Softmax":
             yield from _of_softmax(node, layers)
 
@@ -224,7 +238,7 @@ def _of_softmax(node: Any, layers: Mapping[str, int]) -> Iterator[_Attention]:
     values, keys = (_cached(value, layers) for value in (product.inputs[1], inputs.keys))
     if values is not None and keys is not None and layers[values.name] == layers[keys.name]:
         yield _Attention(inputs.queries, keys.producer().inputs[1], values.producer().inputs[1], _after_mask(product.outputs[0]),
-                         layers[values.name], inputs.heads, inputs.scale)
+                         layers[values.name], inputs.heads, inputs.scale, added=added_to_scores(node))
 
 
 def _after_mask(value: Any) -> Any:
@@ -277,7 +291,8 @@ def _replace(model: Any, attention: _Attention, lengths: Any, total: Any, window
         flat.append(added("Reshape", name, by_token, shape))
     attributes: dict[str, Any] = {"num_heads": attention.heads, "kv_num_heads": key_heads, "scale": attention.scale,
                                   "local_window_size": window, "do_rotary": 0, "softcap": attention.softcap}
-    node = ir.node("GroupQueryAttention", [*flat, *caches, lengths, total], attributes, domain="com.microsoft",
+    bias = (None, None, None, *attention.added) if attention.added else ()  # behind tables and positions of rotations
+    node = ir.node("GroupQueryAttention", [*flat, *caches, lengths, total, *bias], attributes, domain="com.microsoft",
                    name=f"{_PREFIX}{attention.layer}/attention", num_outputs=3)
     nodes.append(node)
     result = node.outputs[0]
@@ -294,9 +309,3 @@ def _replace(model: Any, attention: _Attention, lengths: Any, total: Any, window
         old.name, value.name = f"{old.name}/grown", old.name
         graph.outputs[place] = value
 
-
-def _constant(model: Any, name: str, array: np.ndarray) -> Any:
-    tensor = ir.tensor(array, name=f"{_PREFIX}{name}")
-    value = ir.Value(name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
-    model.graph.register_initializer(value)
-    return value

@@ -16,9 +16,11 @@ from ...runtime.adapters.slot_values import SlotValues
 from ...runtime.engine.adapter_feeds import ResidentAdapter
 from ...runtime.engine.adapter_reader import AdapterReader
 from ...runtime.engine.row_batch import Row, RowBatch
-from ...runtime.generation.decoder import DecoderOnly
+from ...runtime.generation.decoder import DecoderOnly, EncoderDecoder
+from ...runtime.generation.start import start_ids
 from ...runtime.session import Session
 from ...slots.precision import precision
+from ...tasks.session import Arrays
 from ..example_inputs import LENGTHS
 from ..graph.decoder import write_decoder
 
@@ -42,14 +44,15 @@ def with_decoder(folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
     session = Session(folder, provider="cpu", verify="off")  # its weights laid out as users have them, since speeds are reported
     tolerance, rng = precision(session.bundle.dtype).tolerance, np.random.default_rng(11)
     rows = [[int(token) for token in rng.integers(1, _VOCABULARY, length)] for length in LENGTHS]
+    prompts, sources = _behind(session, rows, rng) if session.task.has_encoder else (rows, None)
     tokens = rng.integers(1, _VOCABULARY, (_STEPS, len(rows)))
     reader = AdapterReader(session, SlotValues(session.bundle, folder, session.stored))
     batch = RowBatch[Row](session, reader, len(rows), max(LENGTHS) + _STEPS + _ROOM)
     adapters = {name: reader.read(pack) for name, pack in session.packs.items() if session.bundle.mode == "bank"}
     worst, seconds = 0.0, [0.0, 0.0]
     for names in _names(session):
-        grown = _ordinary(session, rows, names, tokens)
-        placed = _by_engine(batch, rows, [adapters.get(name or "") for name in names], tokens)
+        grown = _ordinary(session, prompts, sources, names, tokens)
+        placed = _by_engine(batch, prompts, sources, [adapters.get(name or "") for name in names], tokens)
         error, size = float(np.abs(grown[0] - placed[0]).max()), max(1.0, float(np.abs(grown[0]).max()))
         if not error <= tolerance * size:
             raise ParityError("the graph for the engine disagrees with the ordinary one", where=f"{folder.name}/{graph_file(DECODER)}",
@@ -70,9 +73,28 @@ def _names(session: Session) -> list[list[str | None]]:
     return [[name] * count for name in dict.fromkeys(choices)]
 
 
-def _ordinary(session: Session, rows: Sequence[Sequence[int]], names: list[str | None], tokens: np.ndarray) -> tuple[np.ndarray, float]:
+def _behind(session: Session, rows: Sequence[Sequence[int]], rng: np.random.Generator) -> tuple[list[list[int]], list[Arrays]]:
+    """What a decoder and its encoder read of each row: the encoder rows of different lengths, if it reads tokens, and the decoder as many
+    for each, which the ordinary graph knows no other way.
+    """
+    sources: list[Arrays] = [{"input_ids": np.array([ids], np.int64)} for ids in rows]
+    if "input_ids" not in session.task.inputs:
+        (name,) = session.task.parts[0].inputs
+        sources = [{name: rng.standard_normal((1, *session.shape(name))).astype(np.float32)} for _ in rows]
+    start = [*start_ids(session), *(int(token) for token in rng.integers(1, _VOCABULARY, _PIECE))]
+    return [start] * len(rows), sources
+
+
+def _ordinary(session: Session, rows: Sequence[Sequence[int]], sources: Sequence[Arrays] | None, names: list[str | None],
+              tokens: np.ndarray) -> tuple[np.ndarray, float]:
     """The logits after each prompt and each step ``[1 + steps, rows, vocabulary]``, and the seconds that the steps took."""
-    going = DecoderOnly(session, rows, names, {})
+    going: DecoderOnly | EncoderDecoder
+    if sources is None:
+        going = DecoderOnly(session, rows, names, {})
+    else:
+        texts = "input_ids" in sources[0]
+        given = {} if texts else {name: np.concatenate([source[name] for source in sources]) for name in sources[0]}
+        going = EncoderDecoder(session, [source["input_ids"][0].tolist() for source in sources] if texts else [], names, given, rows[0])
     outputs = going.prefill()
     logits = [outputs["logits"].numpy()[range(len(rows)), going.last]]
     started = time.perf_counter()
@@ -82,10 +104,11 @@ def _ordinary(session: Session, rows: Sequence[Sequence[int]], names: list[str |
     return np.stack(logits).astype(np.float32), time.perf_counter() - started
 
 
-def _by_engine(batch: RowBatch[Row], prompts: Sequence[Sequence[int]], adapters: Sequence[ResidentAdapter | None],
-               tokens: np.ndarray) -> tuple[np.ndarray, float]:
+def _by_engine(batch: RowBatch[Row], prompts: Sequence[Sequence[int]], sources: Sequence[Arrays] | None,
+               adapters: Sequence[ResidentAdapter | None], tokens: np.ndarray) -> tuple[np.ndarray, float]:
     """The same by the engine's graph."""
-    rows, first = [Row(prompt=ids, adapter=adapter) for ids, adapter in zip(prompts, adapters, strict=True)], []
+    rows, first = [Row(prompt=ids, adapter=adapter, source=source)
+                   for ids, adapter, source in zip(prompts, adapters, sources or [{}] * len(prompts), strict=True)], []
     for row in rows:
         batch.admit(row)
     for row in rows:

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...adapter_methods.core.token_positions import acted
-from ...bundle.manifest import ADAPTER_POSITIONS
+from ...bundle.manifest import ADAPTER_POSITIONS, ENCODED
 from ...pack.pack import Pack
 from ...runtime.generation.decoder import grown
-from ...runtime.model_inputs import ENCODED, positions
+from ...runtime.model_inputs import positions
 from ...runtime.session import Session
 from ...tasks.session import Arrays
 from ...tasks.task import Task

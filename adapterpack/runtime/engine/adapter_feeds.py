@@ -32,11 +32,22 @@ class ResidentAdapter:
     users: int = 0
     """Rows that run with it: it stays in memory as long."""
     feeds: Feeds | None = field(default=None, repr=False)
+    source: Values = field(default_factory=dict, repr=False)
+    """What an encoder's graph has in its bank for this adapter, in the base's place, by slot ``[slots, ...]``."""
+    _source_feeds: Feeds | None = field(default=None, init=False, repr=False)
 
     @cached_property
     def nbytes(self) -> int:
         """The size of its values in bytes."""
-        return sum(array.nbytes for array in self.values.values()) + (0 if self.prompt is None else self.prompt.nbytes)
+        prompt = [] if self.prompt is None else [self.prompt]
+        first = (array[0] for array in self.source.values())  # the other slots are never written
+        return sum(int(array.nbytes) for array in (*self.values.values(), *prompt, *first))
+
+    def source_feeds(self, memory: tuple[str, int]) -> Feeds:
+        """The same as feeds."""
+        if self._source_feeds is None:
+            self._source_feeds = {name: ort.OrtValue.ortvalue_from_numpy(array, *memory) for name, array in self.source.items()}
+        return self._source_feeds
 
     @property
     def virtual(self) -> int:

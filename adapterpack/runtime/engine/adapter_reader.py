@@ -8,7 +8,8 @@ from ...bundle.decoder_graph import DECODER
 from ...bundle.manifest import PAST
 from ...errors import Unsupported
 from ...pack.pack import Pack
-from ...slots.values import Values
+from ...slots.values import Values, padded
+from ...tasks.task import MAIN
 from ..adapters.positions import require_positions
 from ..adapters.prefix_cache import layer_and_side
 from ..adapters.slot_values import SlotValues
@@ -22,6 +23,7 @@ class AdapterReader:
 
     def __init__(self, bundle: OpenBundle, values: SlotValues) -> None:
         self.bundle, self._values = bundle, values
+        self._encoder = {path: site for path, site in bundle.bundle.sites.items() if site.part != MAIN} if bundle.task.has_encoder else {}
         self.layout = SlotLayout(bundle.bundle, bundle.graph(DECODER).inputs, self._base_heads())
 
     def read(self, pack: Pack) -> ResidentAdapter:
@@ -32,13 +34,24 @@ class AdapterReader:
             BaseMismatch: the adapter was made for layers of other widths.
         """
         require_positions(pack, self.bundle.bundle.sites)
-        values = self.layout.own(self._exported(pack) if self._values.reads_lost_weights(pack) else self._values.of(pack))
-        prompt = self.bundle.prompt(pack)
-        return ResidentAdapter(pack.name, pack.id, values, self.layout.extents(values), pack.acts, prompt)
+        every = self._exported(pack) if self._values.reads_lost_weights(pack) else self._values.of(pack)
+        source = {name: array for name, array in every.items() if name.rpartition(".")[0] in self._encoder}
+        values = self.layout.own({name: array for name, array in every.items() if name not in source})
+        return ResidentAdapter(pack.name, pack.id, values, self.layout.extents(values), pack.acts, self.bundle.prompt(pack),
+                               source=self._in_bank(source) if source else {})
 
     def caches(self, prompt: np.ndarray) -> list[np.ndarray]:
         """What a prompt ``[layers, 2, heads, n, head_dim]`` puts into a row's cache, in the order of the graph's inputs."""
         return [prompt[layer_and_side(name)] for name in self.bundle.graph(DECODER).inputs if name.startswith(PAST)]
+
+    def _in_bank(self, values: Values) -> Values:
+        """The encoder's slots with an adapter in the base's place: its graph is the ordinary one, and a row runs through it alone."""
+        filled = padded(values, {path: site for path, site in self._encoder.items() if site.fields or site.members},
+                        self.bundle.bundle.max_rank, {})
+        banks = {name: np.zeros((self.bundle.bundle.slots, *array.shape), array.dtype) for name, array in filled.items()}
+        for name, array in filled.items():
+            banks[name][0] = array
+        return banks
 
     def _exported(self, pack: Pack) -> Values:
         """The values that a pack has in the bank, where those of the base that they were made of are quantized away."""

@@ -12,6 +12,7 @@ from ...errors import AdapterpackError
 from ...pack.pack import Pack
 from ...tasks.rows import RowError, row_errors
 from ..generation.sampling import Sampling
+from ..generation.start import start_ids
 from ..generation.structured import grammar_mask
 from ..open_bundle import OpenBundle
 from ..text.context_length import context_of
@@ -84,10 +85,11 @@ class SessionEngine:
 
     def _for(self, session: OpenBundle, prompts: Sequence[Sequence[int]], packs: Sequence[Pack | None],
              sampling: Sampling) -> DecoderEngine:
-        count = min(len(prompts), _MOST_ROWS)
+        count = max(min(len(prompts) * sampling.num_beams, _MOST_ROWS), sampling.num_beams)
         virtual = max(0 if pack is None or (prompt := session.prompt(pack)) is None else prompt.shape[3] for pack in packs)
-        length = -(-(max(map(len, prompts)) + virtual + sampling.max_new_tokens) // _STEP) * _STEP
-        length, engine = min(length, context_of(session) or max(_UNBOUNDED, max(map(len, prompts)) + virtual)), self._engine
+        longest = len(start_ids(session)) if session.task.has_encoder else max(map(len, prompts))
+        length = -(-(longest + virtual + sampling.max_new_tokens) // _STEP) * _STEP
+        length, engine = min(length, context_of(session) or max(_UNBOUNDED, longest + virtual)), self._engine
         if engine is None or engine.max_rows < count or engine.max_length < length:
             self._engine = None  # its memory goes first
             if engine is not None:

@@ -8,21 +8,22 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from ...bundle.decoder_graph import CACHE_LENGTHS, LOGITS_POSITIONS, LONGEST
+from ...bundle.decoder_graph import CACHE_LENGTHS, LOGITS_POSITIONS, LONGEST, SOURCE_LENGTHS
 from ...bundle.manifest import ADAPTER_POSITIONS, PAST, PRESENT
 from ..ort_model import TYPES, OrtModel
 from .adapter_feeds import Feeds
 from .kv_pool import KVPool
+from .sources import Sources
 
 
 class BoundPass:
     """Passes over ``tokens`` tokens of each of ``rows`` consecutive rows of the pool, from ``first``, with these adapters' ``feeds``.
 
-    ``kept`` logits are given of each row; ``features`` are other inputs of the graph.
+    ``kept`` logits are given of each row; ``sources`` are what an encoder made of the rows, and ``features`` other inputs of the graph.
     """
 
-    def __init__(self, graph: OrtModel, pool: KVPool, first: int, rows: int, feeds: Feeds, *, tokens: int = 1, kept: int = 1,
-                 features: Mapping[str, np.ndarray] | None = None) -> None:
+    def __init__(self, graph: OrtModel, pool: KVPool, first: int, rows: int, feeds: Feeds, sources: Sources, *, tokens: int = 1,
+                 kept: int = 1, features: Mapping[str, np.ndarray] | None = None) -> None:
         self.graph, self._binding = graph, graph.binding()
         self._alive: list[Any] = [feeds]
         self._inputs: dict[str, tuple[np.ndarray, Any]] = {}
@@ -31,6 +32,7 @@ class BoundPass:
         self.last = self._input(CACHE_LENGTHS, (rows,))
         self.longest = self._input(LONGEST, ())
         self.kept = self._input(LOGITS_POSITIONS, (rows, kept))
+        self.read = self._input(SOURCE_LENGTHS, (rows,))
         self.acting = self._input(ADAPTER_POSITIONS, (rows, tokens))
         for name, value in feeds.items():
             self._binding.bind_ortvalue_input(name, value)
@@ -42,7 +44,9 @@ class BoundPass:
             place = (*pool.memory, pool.dtype(name), window.shape, window.address)
             self._binding.bind_input(name, *place)
             self._binding.bind_output(PRESENT + name.removeprefix(PAST), *place)
-        self._alive.append(pool)
+        for name, dtype, window in sources.windows(first, rows):
+            self._binding.bind_input(name, *pool.memory, dtype, window.shape, window.address)
+        self._alive += [pool, sources]
         logits = graph.results["logits"]
         self._logits = np.empty((rows, kept, int(logits.shape[2])), TYPES[logits.type])
         value = ort.OrtValue.ortvalue_from_numpy(self._logits)

@@ -16,11 +16,12 @@ import numpy as np
 from ...errors import AdapterpackError, ConfigError, Unsupported
 from ...pack.pack import Pack
 from ..adapters.slot_values import SlotValues
-from ..generation.answer import Answer
+from ..generation.beam_search import answer_of
 from ..generation.prompts import Prompt, prompt_ids
 from ..generation.sampling import Sampling, sampling_of
+from ..generation.start import start_ids
 from ..generation.structured import grammar_mask
-from ..generation.token_chooser import Choice, TokenMask, choose
+from ..generation.token_chooser import Choice, TokenMask
 from ..open_bundle import OpenBundle
 from ..providers.device import Device
 from ..text.context_length import context_of, require_context
@@ -29,8 +30,9 @@ from .adapter_reader import AdapterReader
 from .adapter_table import AdapterTable
 from .base import ENGINES, Engine, EngineKind
 from .canary_replay import require_canary
-from .requests import Event, Request
+from .requests import Beam, Event, Request
 from .row_batch import RowBatch
+from .sources import source_of
 
 LONGEST_POOL = 4096
 """Positions of a row of the pool, where the model has more and nobody asks for them."""
@@ -61,7 +63,8 @@ class DecoderEngine(Engine):
         reader = AdapterReader(self.bundle, SlotValues(self.bundle.bundle, self.bundle.folder, self.bundle.stored))
         self.adapters = AdapterTable(self.bundle, reader.read, partial(require_canary, self.bundle, reader), adapter_budget)
         on_cpu = self.bundle.memory[0] == "cpu"
-        self.rows = RowBatch[Request](self.bundle, reader, max_rows, self.max_length, prefix_budget if on_cpu else 0)
+        self.rows = RowBatch[Beam](self.bundle, reader, max_rows, self.max_length, prefix_budget if on_cpu else 0)
+        self._start = start_ids(self.bundle) if self.bundle.task.has_encoder else None
         self._waiting = deque[Request]()
 
     @property
@@ -69,12 +72,13 @@ class DecoderEngine(Engine):
         """Whether a request is waiting or running."""
         return bool(self._messages or self._waiting or len(self.rows))
 
-    def add(self, prompt: Prompt, adapter: str | Pack | None = None, *, features: Mapping[str, np.ndarray] | None = None,
+    def add(self, prompt: Prompt = (), adapter: str | Pack | None = None, *, features: Mapping[str, np.ndarray] | None = None,
             **options: Any) -> int:
         """Adds a request, and returns its number; any thread may. The row begins when one is free.
 
-        ``prompt`` is a text (one user message), a list of messages, or token ids. ``options`` are the fields of :class:`.Sampling`. The
-        adapter is read here, and the row keeps it, whatever is loaded and unloaded meanwhile.
+        ``prompt`` is a text (of a decoder: one user message), a list of messages, or token ids; ``features`` are other inputs ``[1, ...]``:
+        ``image_features``, or in place of a prompt ``input_features`` of speech. ``options`` are the fields of :class:`.Sampling`.
+        The adapter is read here, and the row keeps it, whatever is loaded and unloaded meanwhile.
 
         Raises:
             UnknownAdapter: there is none of that name.
@@ -82,7 +86,8 @@ class DecoderEngine(Engine):
         """
         pack = self.adapters.pack(adapter) if isinstance(adapter, str) else adapter
         sampling = sampling_of(options, self.bundle.generation_config, self.bundle.folder)
-        row = self.row(prompt_ids(self.bundle, prompt), pack, sampling, features)
+        ids = [] if self._start is not None and features else prompt_ids(self.bundle, prompt)
+        row = self.row(ids, pack, sampling, features)
         self.submit(row)
         return row.number
 
@@ -106,24 +111,35 @@ class DecoderEngine(Engine):
         """Takes messages in, reads prompts up to the budget, and makes a token for every row that is ready."""
         events: list[Event] = []
         self._take_messages(events)
-        while self._waiting and len(self.rows) < self.max_rows:
+        while self._waiting and self._taken + self._waiting[0].answer.width <= self.max_rows:
             self.rows.admit(self._waiting.popleft())
         self._decode(events)
         self._read_prompts(events)
         return events
 
+    @property
+    def _taken(self) -> int:
+        """The rows that are taken, those included that prompts need once they have been read."""
+        return len(self.rows.running) + sum(row.request.answer.width for row in self.rows.reading)
+
     def _row(self, ids: Sequence[int], adapter: ResidentAdapter | None, sampling: Sampling, features: Mapping[str, np.ndarray],
              place: int, mask: TokenMask | None) -> Request:
+        source: Mapping[str, np.ndarray] = {}
+        if self._start is not None:
+            ids, source, features = self._start, source_of(self.bundle, ids, features), {}
         virtual = 0 if adapter is None else adapter.virtual
         total = virtual + len(ids)
         require_context(self.bundle, np.array([total]), virtual)
         if total > self.max_length:
             raise ConfigError("a prompt is longer than the engine's rows", expected=f"at most {self.max_length} tokens", found=total,
                               remedy="open the engine with a larger max_length")
+        if sampling.num_beams > self.max_rows:
+            raise ConfigError("a beam search needs a row for each beam", where="num_beams", found=sampling.num_beams,
+                              expected=f"at most {self.max_rows} in this engine", remedy="open the engine with more max_rows")
         room = min(sampling.max_new_tokens, self.max_length - total + 1)  # the last token needs no position
         tokenizer = self.bundle.tokenizer
-        answer = Answer(tokenizer, sampling, ids, room, place, mask or grammar_mask(tokenizer, sampling))
-        return Request(number=next(self._numbers), prompt=ids, adapter=adapter, features=features, answer=answer)
+        answer = answer_of(tokenizer, sampling, ids, room, place, mask or grammar_mask(tokenizer, sampling))
+        return Request(number=next(self._numbers), prompt=ids, adapter=adapter, features=features, source=source, answer=answer)
 
     def _take_messages(self, events: list[Event]) -> None:
         while self._messages:
@@ -131,8 +147,9 @@ class DecoderEngine(Engine):
             if kind == "add":
                 self._waiting.append(what)
                 continue
-            for row in [row for rows in (self._waiting, self.rows.reading, self.rows.running) for row in rows if row.number == what]:
-                self._end(row, "cancelled", events)
+            rows = (*self._waiting, *self.rows.reading, *self.rows.running)
+            for request in {row.request for row in rows if row.request.number == what}:
+                self._end(request, "cancelled", events)
 
     def _decode(self, events: list[Event]) -> None:
         """One token for every running row. Where the batch fails each row goes by itself: the one at fault ends, and the others go on."""
@@ -143,11 +160,9 @@ class DecoderEngine(Engine):
             answers: list[np.ndarray | AdapterpackError] = list(self.rows.decode())
         except AdapterpackError as error:
             answers = [error] if len(rows) == 1 else [self._alone(place) for place in range(len(rows))]
-        for row, answer in zip(rows, answers, strict=True):
-            if isinstance(answer, AdapterpackError):
-                self._end(row, "error", events, answer)
-            else:
-                self._take(row, answer, events)
+        by_row = dict(zip(rows, answers, strict=True))
+        for request in dict.fromkeys(row.request for row in rows):
+            self._take(request, [by_row[row] for row in request.beams], events)
 
     def _alone(self, place: int) -> np.ndarray | AdapterpackError:
         try:
@@ -159,40 +174,56 @@ class DecoderEngine(Engine):
         """Reads prompts in the order in which they came, a piece at a time where they are longer than the budget."""
         budget = self.prefill_budget
         while budget > 0 and self.rows.reading:
-            row = self.rows.next_to_read()
-            tokens = len(row.prompt) if row.features else min(budget, len(row.prompt) - row.done)
-            budget -= tokens
+            row = self.rows.next_to_read().request
+            whole = row.features or row.source
+            tokens = len(row.prompt) if whole else min(budget, len(row.prompt) - row.done)
+            budget -= tokens + max((array.shape[-1] for array in row.source.values()), default=0)
             try:
                 logits = self.rows.prefill(tokens)
             except AdapterpackError as error:
                 self._end(row, "error", events, error)
                 continue
             if row.done == len(row.prompt):
-                self._take(row, logits, events)
+                others = [row.another() for _ in range(row.answer.width - 1)]
+                self.rows.add_rows(others)
+                row.beams += others
+                self._take(row, [logits] * row.answer.width, events)
 
-    def _take(self, row: Request, logits: np.ndarray, events: list[Event]) -> None:
-        """Gives a row its next token, and ends it where that says so."""
-        (choice,) = choose(logits[None], [row.answer.chooser])
-        if choice.error is not None:
-            self._end(row, "error", events, choice.error)
+    def _take(self, row: Request, logits: Sequence[np.ndarray | AdapterpackError], events: list[Event]) -> None:
+        """Gives a request the next token in each of its rows, and ends it where that says so."""
+        try:
+            taken = row.answer.advance([_given(one) for one in logits])
+        except AdapterpackError as error:
+            self._end(row, "error", events, error)
             return
-        row.token = choice.token
-        passed_on = choice if row.answer.take(choice) else None
-        if row.answer.reason is None:
-            events.append(Event(row.number, row.digest, choice.token, passed_on, row.answer.text))
-        else:
-            self._end(row, row.answer.reason, events, choice=passed_on)
+        if row.answer.reason is not None:
+            self._end(row, row.answer.reason, events, choice=taken.choice)
+            return
+        row.beams = self.rows.rearrange(row.beams, taken.parents)
+        for beam, token in zip(row.beams, taken.tokens, strict=True):
+            beam.token = token
+        if taken.choice is not None:
+            events.append(Event(row.number, row.digest, taken.choice.token, taken.choice, row.answer.text))
 
     def _end(self, row: Request, reason: str, events: list[Event], error: AdapterpackError | None = None,
              choice: Choice | None = None) -> None:
         if row in self._waiting:
             self._waiting.remove(row)
         else:
-            self.rows.remove(row, keep=error is None)
+            for beam in row.beams:
+                self.rows.remove(beam, keep=error is None and beam is row)
         if row.adapter is not None:
             self.adapters.released(row.adapter)
         row.answer.reason = reason
-        events.append(Event(row.number, row.digest, None if choice is None else choice.token, choice, row.answer.text, reason, error))
+        events.append(Event(row.number, row.digest, None if choice is None else choice.token, choice, row.answer.text, reason, error,
+                            row.answer.sequences))
+
+
+def _given(answer: np.ndarray | AdapterpackError) -> np.ndarray:
+    """The logits of a row, if it has some."""
+    if isinstance(answer, AdapterpackError):
+        raise answer
+    return answer
 
 
 ENGINES.register(EngineKind("decoder", lambda task: task.generates, DecoderEngine))

@@ -24,7 +24,8 @@ class Window(NamedTuple):
 
 
 class KVPool:
-    """A buffer ``[rows, heads, length, head_dim]`` for the keys and one for the values of each layer, allocated once.
+    """A buffer ``[rows, heads, length, head_dim]`` for the keys and one for the values of each layer, allocated once. ``family`` is what
+    the names of the graph's inputs for them begin with.
 
     Rows lie at the beginning of their buffers, so the graph reads and writes any run of consecutive rows where they are. Memory of the CPU
     is taken from the system when a position is first written.
@@ -33,11 +34,11 @@ class KVPool:
         ConfigError: there is no memory for so many rows of so many positions.
     """
 
-    def __init__(self, graph: OrtModel, rows: int, length: int) -> None:
+    def __init__(self, graph: OrtModel, rows: int, length: int, family: str = PAST) -> None:
         self.rows, self.length, self.memory = rows, length, graph.memory
         self._buffers: dict[str, tuple[Any, np.dtype[Any]]] = {}
         for name, value in graph.inputs.items():
-            if name.startswith(PAST):
+            if name.startswith(family):
                 dtype = np.dtype(TYPES[value.type])
                 shape = (rows, value.shape[1], length, value.shape[3])
                 buffer: Any = _zeros(shape, dtype)

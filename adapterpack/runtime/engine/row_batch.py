@@ -16,19 +16,23 @@ from .adapter_reader import AdapterReader
 from .bound_pass import BoundPass
 from .kv_pool import KVPool
 from .prefix_reuse import PrefixReuse
+from .sources import Sources
 
 
 @dataclass(eq=False, kw_only=True)
 class Row:
     """One row. What it needs is held here, and never looked up again by a name.
 
-    ``prompt`` are its tokens, and ``done`` is how many of them have been read; ``features`` are other inputs of its pass. ``length`` counts
-    the positions that it has in the cache, and ``token`` is the one that comes next.
+    ``prompt`` are its tokens, and ``done`` is how many of them have been read; ``features`` are other inputs of its pass, and ``source``
+    those of the encoder's. ``length`` counts the positions that it has in the cache, and ``token`` is the one that comes next.
     """
 
     prompt: Sequence[int]
     adapter: ResidentAdapter | None = None
     features: Mapping[str, np.ndarray] = field(default_factory=dict)
+    source: Mapping[str, np.ndarray] = field(default_factory=dict)
+    source_length: int = field(init=False, default=0)
+    """The positions that the encoder has given it, once it has read the source."""
     done: int = 0
     length: int = 0
     token: int = 0
@@ -40,6 +44,11 @@ class Row:
     """The tokens behind the prompt that are in the cache."""
     begun: bool = field(init=False, default=False)
     """Whether its prompt is being read, or has been."""
+
+    def follow(self, other: Row) -> None:
+        """Makes it a row that is as far as another one of the same prompt."""
+        self.done, self.length, self.source_length = other.done, other.length, other.source_length
+        self.acted, self.begun, self.answered = other.acted, other.begun, list(other.answered)
 
     def __post_init__(self) -> None:
         if self.adapter is not None and self.adapter.acts is not None:
@@ -71,6 +80,7 @@ class RowBatch(Generic[AnyRow]):
     def __init__(self, bundle: OpenBundle, reader: AdapterReader, max_rows: int, max_length: int, prefix_budget: int = 0) -> None:
         self.max_rows, self.graph, self._reader = max_rows, bundle.graph(DECODER), reader
         self._pool = KVPool(self.graph, max_rows, max_length)
+        self._sources = Sources(bundle, self.graph, max_rows)
         self._feeds = AdapterFeeds(reader.layout, max_rows, self.graph.memory)
         self.prefixes = PrefixReuse(prefix_budget)
         self.prefilled = self.reused = 0
@@ -94,7 +104,7 @@ class RowBatch(Generic[AnyRow]):
         admitted with it.
         """
         row = self.reading[0]
-        if self.prefixes.budget and not row.begun and not row.features:
+        if self.prefixes.budget and not row.begun and not (row.features or row.source):
             row.done = self.prefixes.restore(row, self._pool, len(self.running))
             row.length += row.done
             self.reused += row.done
@@ -106,13 +116,16 @@ class RowBatch(Generic[AnyRow]):
         prompt has been read is one that runs.
         """
         row = self.reading[0]
-        once = BoundPass(self.graph, self._pool, len(self.running), 1, self._feeds.of([row.adapter]), tokens=tokens,
+        if row.source and not row.source_length and self._sources.read(row, len(self.running)):
+            self._pass = None
+        once = BoundPass(self.graph, self._pool, len(self.running), 1, self._feeds.of([row.adapter]), self._sources, tokens=tokens,
                          features={**self._no_features(1), **row.features})
         once.ids[0] = row.prompt[row.done : row.done + tokens]
         once.positions[0] = np.arange(row.length, row.length + tokens)
         once.last[0] = row.length + tokens - 1
         once.longest[...] = row.length + tokens
         once.kept[...] = tokens - 1
+        once.read[0] = row.source_length
         once.acting[0] = True if row.acting is None else row.acting[row.done : row.done + tokens]
         logits: np.ndarray = once.run()[0, 0]
         row.done += tokens
@@ -124,7 +137,7 @@ class RowBatch(Generic[AnyRow]):
         return logits
 
     def _keep(self, row: AnyRow, place: int) -> None:
-        if self.prefixes.budget and not row.features:
+        if self.prefixes.budget and not (row.features or row.source):
             self.prefixes.keep(row, self._pool, place)
 
     def decode(self) -> np.ndarray:
@@ -141,6 +154,33 @@ class RowBatch(Generic[AnyRow]):
         _advance(row)
         return logits
 
+    def add_rows(self, rows: Sequence[AnyRow]) -> None:
+        """Makes room for rows behind the running ones, which go on from others: see :meth:`rearrange`."""
+        first = len(self.running)
+        for place, row in reversed(list(enumerate(self.reading, first))):
+            self._move(row, place, place + len(rows))
+        self.running += rows
+
+    def rearrange(self, rows: Sequence[AnyRow], parents: Sequence[int]) -> list[AnyRow]:
+        """These running rows of one prompt in another order: the one at each place goes on from the one that was at the place that
+        ``parents`` has there. A row stays where it is for the first that goes on from it; others take the places of rows from which none
+        does.
+        """
+        free, kept = [row for place, row in enumerate(rows) if place not in parents], set[int]()
+        result = []
+        for place in parents:
+            row = rows[place]
+            if place in kept:
+                row = free.pop()
+                source, target = (self.running.index(one) for one in (rows[place], row))
+                self._pool.move(source, target, rows[place].length)
+                if not row.source_length:  # otherwise it has the same source already
+                    self._sources.move(source, target, rows[place].source_length)
+                row.follow(rows[place])
+            kept.add(place)
+            result.append(row)
+        return result
+
     def remove(self, row: AnyRow, keep: bool = True) -> None:
         """Takes a row out. The last running row takes the place of one that ran; prompts that are being read keep their order. ``keep``
         what it has read for others that begin as it did.
@@ -151,7 +191,7 @@ class RowBatch(Generic[AnyRow]):
                 self._keep(row, place)
             if place != last:
                 self.running[place] = self.running[last]
-                self._pool.move(last, place, self.running[place].length)
+                self._move(self.running[place], last, place)
             self.running.pop()
             behind, first = list(self.reading), last
         else:
@@ -159,21 +199,28 @@ class RowBatch(Generic[AnyRow]):
             self.reading.remove(row)
             behind, first = self.reading[place:], len(self.running) + place
         for offset, other in enumerate(behind):
-            self._pool.move(first + offset + 1, first + offset, other.length)
+            self._move(other, first + offset + 1, first + offset)
         if not len(self):
             self._feeds.forget()
+            self._sources.forget()
             self._pass = None
+
+    def _move(self, row: Row, source: int, target: int) -> None:
+        """Copies what a row has in its place to another place."""
+        self._pool.move(source, target, row.length)
+        self._sources.move(source, target, row.source_length)
 
     def _decoded(self, rows: Sequence[Row], first: int) -> np.ndarray:
         composition = first, [row.adapter for row in rows]
         if self._pass is None or composition != self._composition:
-            self._pass = BoundPass(self.graph, self._pool, first, len(rows), self._feeds.of(composition[1]),
+            self._pass = BoundPass(self.graph, self._pool, first, len(rows), self._feeds.of(composition[1]), self._sources,
                                    features=self._no_features(len(rows)))
             self._composition = composition
         one = self._pass
         one.ids[:, 0] = [row.token for row in rows]
         one.last[:] = one.positions[:, 0] = [row.length for row in rows]
         one.longest[...] = max(row.length for row in rows) + 1
+        one.read[:] = [row.source_length for row in rows]
         one.acting[:, 0] = [_acts(row) for row in rows]
         logits: np.ndarray = one.run()[:, 0]
         return logits

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
 
 from ..text.text_stream import TextStream
 from ..text.tokenizer import Tokenizer
@@ -10,11 +13,34 @@ from .sampling import Sampling
 from .token_chooser import Choice, TokenChooser, TokenMask
 
 
+class Taken(NamedTuple):
+    """What an answer took in a step: for each of its rows from then on the row that it goes on from, and its token; and the choice that is
+    passed on to the caller, if one is.
+    """
+
+    parents: tuple[int, ...]
+    tokens: tuple[int, ...]
+    choice: Choice | None = None
+
+
+class Ending(NamedTuple):
+    """One of the best sequences of a beam search: its tokens without the one at which it ended, its text, its score, and why it ended."""
+
+    ids: tuple[int, ...]
+    text: str
+    score: float
+    finish_reason: str
+
+
 class Answer:
     """What a row says to ``prompt``, its tokens, in at most ``room`` tokens. Rows of one seed draw different numbers at different places.
 
-    ``chooser`` chooses its next token, ``choices`` are those so far, and ``reason`` says why it ended; None while it goes on.
+    ``chooser`` chooses its next token, ``choices`` are those so far, and ``reason`` says why it ended; None while it goes on. ``width`` is
+    how many rows of the pool it needs, and ``sequences`` are the best sequences of a beam search.
     """
+
+    width = 1
+    sequences: tuple[Ending, ...] = ()
 
     def __init__(self, tokenizer: Tokenizer, sampling: Sampling, prompt: Sequence[int], room: int, place: int = 0,
                  mask: TokenMask | None = None) -> None:
@@ -38,6 +64,15 @@ class Answer:
     def logprobs(self) -> tuple[Choice, ...] | None:
         """The choice of each of its tokens, if the row asks for log-probabilities."""
         return None if self.chooser.options.logprobs is None else tuple(self.choices[: len(self._stream.ids)])
+
+    def advance(self, logits: Sequence[np.ndarray]) -> Taken:
+        """Chooses the next token from the logits ``[vocabulary]`` of its rows.
+
+        Raises:
+            AdapterpackError: there is none.
+        """
+        choice = self.chooser.next(logits[0])
+        return Taken((0,), (choice.token,), choice if self.take(choice) else None)
 
     def take(self, choice: Choice) -> bool:
         """Adds the next token. False of an end token behind which no text was kept back: there is nothing to pass on."""

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from ...adapter_methods.core.token_positions import acted
-from ...bundle.manifest import ADAPTER_POSITIONS, PAST, PRESENT
-from ...errors import ConfigError, FormatError
+from ...bundle.manifest import ADAPTER_POSITIONS, ENCODED, PAST, PRESENT
 from ...tasks.session import Arrays
 from ...tasks.task import MAIN
-from ..model_inputs import ENCODED, complete, last_places, pad, positions
+from ..model_inputs import complete, last_places, pad, positions
 from ..open_bundle import OpenBundle
 from ..pipeline import run_parts, values
 from ..text.context_length import context_of
-from ..text.model_files import token_ids
+from .start import start_ids
 
 
 class Decoder(Protocol):
@@ -83,12 +81,13 @@ class DecoderOnly:
 
 
 class EncoderDecoder:
-    """A decoder on the keys and values of an encoder, which reads each row once."""
+    """A decoder on the keys and values of an encoder, which reads each row once. ``start`` are the tokens that its rows begin with."""
 
-    def __init__(self, session: OpenBundle, rows: Sequence[Sequence[int]], names: list[str | None], given: Arrays) -> None:
+    def __init__(self, session: OpenBundle, rows: Sequence[Sequence[int]], names: list[str | None], given: Arrays,
+                 start: Sequence[int] | None = None) -> None:
         self.session, self.names, self.run = session, names, session.pin(names)
-        self.inputs = given or pad(rows, session.tokenizer.pad_id, left=False)
-        self.start = start_ids(session)
+        self.inputs = given or pad(rows, session.pad_id, left=False)
+        self.start = start_ids(session) if start is None else start
         self.prompts = [self.start] * len(names)
         self.last = np.full(len(names), len(self.start) - 1)
         self.lengths, self.virtual = self.last + 1, 0
@@ -108,35 +107,9 @@ class EncoderDecoder:
 
 def decoder_of(session: OpenBundle) -> type[DecoderOnly | EncoderDecoder]:
     """The class of a bundle's decoder."""
-    return EncoderDecoder if "encoder" in session.task.main.inputs else DecoderOnly
+    return EncoderDecoder if session.task.has_encoder else DecoderOnly
 
 
 def grown(outputs: Mapping[str, Any]) -> dict[str, Any]:
     """The cache among a pass's outputs, as the next pass takes it."""
     return {PAST + name.removeprefix(PRESENT): value for name, value in outputs.items() if name.startswith(PRESENT)}
-
-
-def start_ids(session: OpenBundle) -> list[int]:
-    """The tokens that a decoder's rows begin with: the start token, and those that the generation config forces after it.
-
-    Raises:
-        ConfigError: no file of the bundle names a start token.
-        FormatError: one names something else there.
-    """
-    for name, config in (("generation_config.json", session.generation_config), ("config.json", session.config)):
-        path = session.folder / name
-        start = token_ids(config, "decoder_start_token_id", path)
-        if start:
-            return [start[0], *_forced(config.get("forced_decoder_ids"), path)]
-    raise ConfigError("the bundle names no token that its decoder starts with", where=session.folder, expected="decoder_start_token_id",
-                      remedy="add it to the base's generation_config.json and export again")
-
-
-def _forced(pairs: Any, where: Path) -> list[int]:
-    """The tokens after the start, from ``[place, token]``; a place without a token is left to the model."""
-    forced = pairs or []
-    if not isinstance(forced, list) or not all(isinstance(pair, list) and len(pair) == 2 and type(pair[0]) is int for pair in forced):
-        raise FormatError("these are no forced tokens", where=f"{where}#forced_decoder_ids", expected="a list of [place, token]",
-                          found=repr(pairs)[:80])
-    tokens = {place: token_ids({"token": token}, "token", where) for place, token in forced}
-    return [token for place in sorted(tokens) for token in tokens[place]]

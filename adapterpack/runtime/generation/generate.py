@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from ...errors import Unsupported
+from ...errors import ConfigError, Unsupported
 from ...tasks.rows import map_rows, row_errors
 from ...tasks.session import Arrays
 from ...tasks.task import TASKS
@@ -18,7 +18,8 @@ from ..model_inputs import pad
 from ..open_bundle import OpenBundle
 from ..pipeline import run_parts
 from ..text.context_length import context_of, require_context
-from .answer import Answer
+from .answer import Answer, Ending
+from .beam_search import BeamAnswer
 from .decoder import decoder_of
 from .prompts import Prompt, prompt_ids
 from .sampling import Sampling
@@ -33,7 +34,8 @@ answer's. The end token of a row is passed on, too, if there is text that was ke
 @dataclass(frozen=True)
 class Generation:
     """One row's answer: its text, its new token ids, why it ended (``stop`` or ``length``), and which adapter made it; ``logprobs`` has
-    the choice of each id with its log-probabilities, if the call asks for them.
+    the choice of each id with its log-probabilities, if the call asks for them. Of a beam search ``sequences`` are the best ones, as many
+    as the call asks for; the first is the answer.
     """
 
     text: str
@@ -42,6 +44,7 @@ class Generation:
     adapter: str | None
     prompt_tokens: int
     logprobs: tuple[Choice, ...] | None = None
+    sequences: tuple[Ending, ...] = ()
 
 
 def generate(
@@ -54,7 +57,7 @@ def generate(
     ``pixel_values`` of the rows' images, or in place of prompts ``input_features`` of speech.
 
     Raises:
-        Unsupported: the bundle does not generate.
+        Unsupported: the bundle does not generate, or has no graph for a beam search.
         UnknownAdapter: a name that the bundle does not hold.
         ConfigError: a prompt without a token, or for which the model has no positions; the error names the row. Or a row for which no
             token may follow.
@@ -70,8 +73,13 @@ def generate(
         return []
     options = sampling or Sampling()
     names = session.names(adapters, count)
+    if options.num_beams > 1 and emit is not None:
+        raise ConfigError("a beam search has no tokens to pass on before its end", where="emit", remedy="leave it out, or give num_beams=1")
     if session.bundle.decoder:
         return _by_engine(session, rows, names, options, emit, others)
+    if options.num_beams > 1:
+        raise Unsupported("a beam search runs on the engine's graph, which this bundle does not have", where=session.folder,
+                          remedy="export it with --static-cache")
     decoder = decoder_of(session)(session, rows, names, others)
     require_context(session, decoder.lengths, decoder.virtual)
     mask = grammar_mask(session.tokenizer, options)
@@ -87,16 +95,18 @@ def generate(
     return _generations(answers, names, [len(row) for row in rows] or [0] * count)
 
 
-def _generations(answers: Sequence[Answer], names: Sequence[str | None], lengths: Sequence[int]) -> list[Generation]:
-    return [Generation(answer.text, answer.ids, answer.reason or "length", name, length, answer.logprobs)
+def _generations(answers: Sequence[Answer | BeamAnswer], names: Sequence[str | None], lengths: Sequence[int]) -> list[Generation]:
+    return [Generation(answer.text, answer.ids, answer.reason or "length", name, length, answer.logprobs, answer.sequences)
             for answer, name, length in zip(answers, names, lengths, strict=True)]
 
 
 def _by_engine(session: OpenBundle, rows: Sequence[Sequence[int]], names: Sequence[str | None], options: Sampling, emit: Emit | None,
                given: Arrays) -> list[Generation]:
     packs = [None if name is None or session.bundle.mode == "folded" else session.pack(name) for name in names]
-    features: list[dict[str, np.ndarray]] = [{} for _ in rows]
-    if given:
+    features: list[dict[str, np.ndarray]] = [{} for _ in names]
+    if given and session.task.has_encoder:
+        features, rows = [{name: array[row : row + 1] for name, array in given.items()} for row in range(len(names))], [()] * len(names)
+    elif given:
         batch = pad(rows, session.pad_id, left=session.pads_left)
         images = run_parts(session, {**given, **batch}, names, parts=session.task.parts[:-1])
         features = [{name: array[row : row + 1] for name, array in images.items()} for row in range(len(rows))]

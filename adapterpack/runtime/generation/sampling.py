@@ -48,9 +48,14 @@ _RANGES = {
     "frequency_penalty": _Range(float, -2, 2),
     "seed": _Range(int, -(1 << 63), (1 << 64) - 1),
     "logprobs": _Range(int, 0, 20),
+    "num_beams": _Range(int, 1, 1024),
+    "length_penalty": _Range(float, -10, 10),
+    "num_return_sequences": _Range(int, 1, 1024),
 }
 _BIAS, _ID = _Range(float, -100, 100), _Range(int, 0, MAX_ID)
-_MODEL_KEYS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+_BEAM_KEYS = ("length_penalty", "early_stopping", "num_return_sequences")
+"""Parameters that say something of a search with several beams only."""
+_MODEL_KEYS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "num_beams", *_BEAM_KEYS)
 _SAMPLED = {"temperature": 1.0, "top_k": 50}
 """What transformers takes where a ``generation_config.json`` samples and does not say it."""
 
@@ -71,6 +76,11 @@ class Sampling:
     off. Before ``min_new_tokens`` no such token is chosen. ``logprobs`` N gives the log-probability of each token, and the N likeliest in
     its place, by the model's own distribution, before anything above. ``json_schema``, ``regex`` or ``grammar`` (Lark) says which texts
     the answer may be; see :mod:`.structured`.
+
+    ``num_beams`` above 1 is a beam search, as of transformers: so many sequences go on at a time, and ``num_return_sequences`` of those
+    that end are given, best first by the sum of their log-probabilities divided by their length to the power of ``length_penalty``.
+    ``early_stopping``: the search ends when as many sequences have ended as there are beams (True), when it is unlikely that better ones
+    follow (False), or when none can (``"never"``). Tokens are not drawn then, and have no log-probabilities of their own.
 
     Raises:
         ConfigError: a parameter is of a wrong type or out of range, or parameters contradict each other.
@@ -94,6 +104,10 @@ class Sampling:
     json_schema: Mapping[str, Any] | str | None = dataclasses.field(default=None, hash=False)
     regex: str | None = None
     grammar: str | None = None
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool | str = False
+    num_return_sequences: int = 1
 
     def __post_init__(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop  # else each of its characters would be a stop text
@@ -110,6 +124,24 @@ class Sampling:
             raise ConfigError("an answer must have more tokens than it may have", where="min_new_tokens", found=self.min_new_tokens,
                               expected=f"at most max_new_tokens, {self.max_new_tokens}")
         self._require_one_grammar()
+        self._require_beams()
+
+    def _require_beams(self) -> None:
+        if not (isinstance(self.early_stopping, bool) or self.early_stopping == "never"):
+            raise ConfigError("this is no rule of when a beam search ends", where="early_stopping", found=repr(self.early_stopping)[:80],
+                              expected='True, False or "never"')
+        if self.num_return_sequences > self.num_beams:
+            raise ConfigError("a search gives as many sequences as it has beams, at most", where="num_return_sequences",
+                              expected=f"at most num_beams, {self.num_beams}", found=self.num_return_sequences)
+        if self.num_beams == 1:
+            alone = [name for name in ("length_penalty", "early_stopping") if getattr(self, name) != getattr(Sampling, name)]
+            if alone:
+                raise ConfigError("this parameter is one of a beam search", where=alone[0], found="num_beams 1",
+                                  remedy="leave it out, or give num_beams above 1")
+        elif self.temperature or self.logprobs is not None:
+            raise ConfigError("a beam search draws no tokens, and has no log-probabilities of single ones",
+                              found=f"num_beams {self.num_beams}", where="temperature" if self.temperature else "logprobs",
+                              remedy="leave it out, or give num_beams=1")
 
     def _require_one_grammar(self) -> None:
         given = [name for name in GRAMMARS if getattr(self, name) is not None]
@@ -140,22 +172,26 @@ def sampling_of(options: Mapping[str, Any], generation_config: Mapping[str, Any]
     rule = options.get("sampling", "greedy")
     if rule not in ("greedy", "model"):
         raise ConfigError("this is no way to choose tokens", where="sampling", expected="greedy or model", found=repr(rule)[:80])
-    return Sampling(**{**(_of_model(generation_config, folder) if rule == "model" else {}), **given})
+    return _of_model(generation_config, folder, given) if rule == "model" else Sampling(**given)
 
 
-def _of_model(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The parameters of a ``generation_config.json``; without ``do_sample`` only its penalty counts."""
+def _of_model(config: Mapping[str, Any], folder: Path, given: Mapping[str, Any]) -> Sampling:
+    """The parameters of a ``generation_config.json`` where a call says nothing; without ``do_sample`` only its penalty and beams count."""
     said = {name: config[name] for name in _MODEL_KEYS if config.get(name) is not None}
     if config.get("do_sample") is not True:
-        said = {name: value for name, value in said.items() if name == "repetition_penalty"}
+        said = {name: value for name, value in said.items() if name in ("repetition_penalty", "num_beams", *_BEAM_KEYS)}
     else:
         said = {**_SAMPLED, **said}
+    if {**said, **given}.get("num_beams", 1) == 1:
+        said = {name: value for name, value in said.items() if name not in _BEAM_KEYS}
+    left_out = {name: value for name, value in said.items() if name not in given}
     try:
-        Sampling(**said)
+        return Sampling(**{**left_out, **given})
     except ConfigError as error:
+        if error.where not in left_out:
+            raise
         raise FormatError(error.what, where=f"{folder / 'generation_config.json'}#{error.where}", expected=error.expected,
                           found=error.found, remedy="give the parameter, or leave out sampling=\"model\"") from error
-    return said
 
 
 def _bias(bias: Any) -> dict[int, float]:

@@ -6,8 +6,9 @@ sums come out the same in any batch. The vocabulary is never sorted.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 
@@ -44,6 +45,9 @@ class TokenMask(Protocol):
 
     def accept(self, token: int) -> None:
         """Takes the row's next token."""
+
+    def copy(self) -> Self:
+        """The mask of another row that is as far as this one."""
 
 
 class TokenChooser:
@@ -84,7 +88,7 @@ class TokenChooser:
         logprobs = None if self.options.logprobs is None else _log_total(logits, top)
         original = logits if logprobs is None else logits.copy()
         token = self._chosen(self.adjusted(logits))
-        self._accept(token)
+        self.accept(token)
         if logprobs is None:
             return Choice(token)
         return Choice(token, float(original[token]) - logprobs, _top_logprobs(original, self.options.logprobs or 0, logprobs))
@@ -126,7 +130,30 @@ class TokenChooser:
             place = int(places[_at(weights, self._draws.random())])
         return place if ids is None else int(ids[place])
 
-    def _accept(self, token: int) -> None:
+    def log_probs(self, logits: np.ndarray) -> np.ndarray:
+        """The log-probabilities of the row's next token ``[vocabulary]`` float32, with bias and penalties on them, as transformers has
+        them in a beam search; -infinity of tokens that may not follow.
+
+        Raises:
+            NonFinite, ConfigError: as :meth:`next`.
+        """
+        logits = logits.astype(np.float32)
+        top = logits.max()
+        if not np.isfinite(top):
+            raise NonFinite("the model's logits are not finite", found=top)
+        scores = self.adjusted(logits - np.float32(_log_total(logits, top)))
+        if self.mask is not None:
+            scores[~self.mask.allowed(len(scores))] = _NONE
+        return scores
+
+    def fork(self) -> TokenChooser:
+        """The chooser of another row that is as far as this one."""
+        other = copy.copy(self)
+        other.mask, other._counts, other._places = self.mask and self.mask.copy(), self._counts.copy(), dict(self._places)
+        return other
+
+    def accept(self, token: int) -> None:
+        """Takes the row's next token."""
         self._length += 1
         if self.mask is not None and token not in self._ends:
             self.mask.accept(token)

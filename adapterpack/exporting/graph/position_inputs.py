@@ -1,0 +1,159 @@
+"""What a graph makes of positions that it counts by the length of its cache, made of each row's own ``position_ids`` in their place.
+
+Two things are made so: the indexes of tables of positions, and what is added to the scores of an attention by distance (T5's buckets).
+Neither depends on anything but positions, so that it is run by itself to see what it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from ...errors import Unsupported
+from .constants import constant
+
+_FARTHEST = 4096
+"""Distances that are looked at; from some distance on a bias must stay as it is."""
+_TRIALS = ((3, 5), (2, 0), (1, 9))
+"""Tokens, and those in the cache before them."""
+_TOKEN = 5
+"""The first of tokens that are no padding."""
+_MASKED = -1e4
+"""Scores below hide a token; half precision has them at -65504."""
+
+
+class PositionInputs:
+    """Rewires one graph, in place; ``past`` are its caches, ``ids`` its tokens ``[batch, sequence]``."""
+
+    def __init__(self, model: Any, ids: Any, past: Sequence[Any], total: Any) -> None:
+        self.model, self._ids, self._past, self._total = model, ids, past, total
+        self._biases: dict[str, list[Any]] = {}
+
+    def bias(self, added: Sequence[Any], attention: Any) -> list[Any]:
+        """What is ``added`` to the scores of an ``attention`` (its last node), as one value ``[batch, heads, sequence, total]`` of rows of
+        different lengths; nothing where it only hides later tokens. What depends on the tokens that a row has is a mask, and left out.
+
+        Raises:
+            Unsupported: it depends on more than how far tokens are apart.
+        """
+        terms = [value for value in added if self._positional(value)]
+        name = "+".join(value.name for value in terms)
+        if terms and name not in self._biases:
+            value = terms[0]
+            for other in terms[1:]:
+                value = self._added(attention, "Add", f"{value.name}/sum", value, other)
+            table = self._by_distance(value)
+            self._biases[name] = [] if table is None else [self._looked_up(table, value)]
+        return self._biases.get(name, [])
+
+    def index_tables(self) -> None:
+        """Makes tables of positions be read at ``position_ids``.
+
+        Raises:
+            Unsupported: a table is read at other places than the positions of the tokens.
+        """
+        for node in list(self.model.graph):
+            if node.op_type in {"Gather", "GatherND"} and node.inputs[0].const_value is not None and self._positional(node.inputs[1]):
+                offset = self._offset(node.inputs[1])
+                places = self._position_ids
+                if offset:
+                    places = self._added(node, "Add", "offset", places, constant(self.model, f"{node.name}/offset", np.array(offset)))
+                if node.op_type == "GatherND":
+                    places = self._added(node, "Unsqueeze", "places", places, self._last_axis)
+                node.replace_input_with(1, places)
+                node.outputs[0].shape = None
+
+    def _positional(self, value: Any) -> bool:
+        """Whether a value depends on the length of the cache, and on nothing else but the pass's own tokens: some count those that are no
+        padding, of which a row of the engine has none.
+        """
+        todo, reached, counts = [value], set[Any](), False
+        while todo:
+            one = todo.pop()
+            if one is None or one in reached or one.const_value is not None:
+                continue
+            reached.add(one)
+            node = one.producer()
+            if node is None:
+                if one is not self._ids:
+                    return False
+                continue
+            if node.op_type == "Shape":
+                counts |= node.inputs[0] in self._past
+            else:
+                todo += node.inputs
+        return counts
+
+    def _offset(self, index: Any) -> int:
+        """By how much the places in a table are above the positions of the tokens."""
+        offsets = {int(offset) for tokens, before in _TRIALS
+                   for offset in self._run(index, tokens, before).reshape(-1) - np.arange(before, before + tokens)}
+        if len(offsets) != 1:
+            raise Unsupported("a table is read at other places than the positions of the tokens", found=index.name,
+                              remedy="leave --static-cache out")
+        return offsets.pop()
+
+    def _by_distance(self, value: Any) -> np.ndarray | None:
+        """What is added for each distance ``[distances, heads]``, up to the one from which on it stays as it is."""
+        table = self._run(value, 1, _FARTHEST - 1)[0, :, 0, ::-1].T
+        for tokens, before in _TRIALS:
+            scores = self._run(value, tokens, before)[0]
+            far = before + np.arange(tokens)[:, None] - np.arange(before + tokens)
+            if not (np.array_equal(scores[:, far >= 0].T, table[far[far >= 0]]) and (scores[:, far < 0] < _MASKED).all()):
+                raise Unsupported("what is added to the scores of an attention is no matter of distances alone", found=value.name,
+                                  remedy="leave --static-cache out")
+        changes = np.flatnonzero((table[1:] != table[:-1]).any(axis=1))
+        length = int(changes[-1]) + 2 if len(changes) else 1
+        if length == _FARTHEST:
+            raise Unsupported("what is added to the scores of an attention never stays as it is", found=value.name,
+                              expected=f"within {_FARTHEST} tokens", remedy="leave --static-cache out")
+        return np.ascontiguousarray(table[:length]) if table[:length].any() else None
+
+    def _looked_up(self, table: np.ndarray, value: Any) -> Any:
+        node, name = value.producer(), f"bias/{len(self._biases)}"
+        zero, one = (constant(self.model, f"{name}/{number}", np.array(number)) for number in (0, 1))
+        total = self._added(node, "Cast", f"{name}/total", self._total, to=ir.DataType.INT64)
+        keys = self._added(node, "Range", f"{name}/keys", zero, total, one)
+        queries = self._added(node, "Unsqueeze", f"{name}/queries", self._position_ids, self._last_axis)
+        far = self._added(node, "Sub", f"{name}/distances", queries, keys)
+        near = self._added(node, "Clip", f"{name}/places", far, zero, constant(self.model, f"{name}/last", np.array(len(table) - 1)))
+        found = self._added(node, "Gather", f"{name}/found", constant(self.model, f"{name}/table", table), near)
+        return self._added(node, "Transpose", name, found, perm=[0, 3, 1, 2])
+
+    def _run(self, value: Any, tokens: int, before: int) -> np.ndarray:
+        """A value for one row of so many tokens behind so many others."""
+        import onnxruntime as ort  # noqa: PLC0415 - a graph is run only where positions are counted by the cache
+
+        graph = ir.convenience.extract(self.model.graph, [self._ids, *self._past], [value])
+        for held in graph.initializers.values():
+            held.const_value = ir.tensor(np.array(held.const_value.numpy()), name=held.name)
+        proto = ir.to_proto(ir.Model(graph, ir_version=self.model.ir_version))
+        session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+        feeds = {self._ids.name: np.arange(_TOKEN, _TOKEN + tokens)[None]}
+        for cache in self._past:
+            feeds[cache.name] = np.zeros((1, cache.shape[1], before, cache.shape[3]), cache.dtype.numpy())
+        wanted = {one.name for one in session.get_inputs()}
+        result: np.ndarray = session.run(None, {name: array for name, array in feeds.items() if name in wanted})[0]
+        return result
+
+    @property
+    def _position_ids(self) -> Any:
+        """The input that has the position of each token ``[batch, sequence]``."""
+        known = next((one for one in self.model.graph.inputs if one.name == "position_ids"), None)
+        if known is None:
+            known = ir.Value(name="position_ids", shape=self._ids.shape, type=ir.TensorType(ir.DataType.INT64))
+            self.model.graph.inputs.append(known)
+        return known
+
+    @property
+    def _last_axis(self) -> Any:
+        return constant(self.model, "last_axis", np.array([-1]))
+
+    def _added(self, before: Any, op: str, name: str, *inputs: Any, **attributes: Any) -> Any:
+        node = ir.node(op, list(inputs), attributes, name=f"decoder/{before.name}/{name}")
+        node.outputs[0].name = f"{node.name}:0"
+        self.model.graph.insert_before(before, node)
+        return node.outputs[0]

@@ -1,0 +1,71 @@
+"""What a decoder reads of an encoder's rows of different lengths: their lengths in place of a mask, and keys that are turned at no cost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from ...bundle.decoder_graph import SOURCE_LENGTHS
+from ...bundle.manifest import ENCODED
+from .constants import PREFIX, constant
+
+_TURNED = ("Reshape", "Transpose", "Reshape")
+"""How an exporter turns keys of heads, from the product back."""
+
+
+def read_sources(model: Any) -> None:
+    """Changes what a decoder behind an encoder reads of it, in place; nothing of another decoder."""
+    inputs = {value.name: value for value in model.graph.inputs}
+    keys = [value for name, value in inputs.items() if name.startswith(ENCODED) and name.endswith(".key")]
+    if keys and "attention_mask" in inputs:
+        _lengths_for_mask(model, inputs["attention_mask"], keys[0])
+    for value in keys:
+        _turn(model, value)
+
+
+def _lengths_for_mask(model: Any, mask: Any, keys: Any) -> None:
+    """Puts the input ``source_lengths`` ``[batch]`` in the place of the mask ``[batch, source]``."""
+    graph, nodes = model.graph, list[Any]()
+    lengths = ir.Value(name=SOURCE_LENGTHS, shape=ir.Shape([mask.shape[0]]), type=ir.TensorType(ir.DataType.INT64))
+
+    def added(op: str, name: str, *inputs: Any, **attributes: Any) -> Any:
+        nodes.append(ir.node(op, list(inputs), attributes, name=f"{PREFIX}source/{name}"))
+        nodes[-1].outputs[0].name = f"{nodes[-1].name}:0"
+        return nodes[-1].outputs[0]
+
+    zero, one, axis = (constant(model, f"source/{name}", np.array(number)) for name, number in (("zero", 0), ("one", 1), ("axis", [1])))
+    longest = added("Squeeze", "longest", added("Shape", "shape", keys, start=2, end=3))
+    places = added("Range", "places", zero, longest, one)
+    read = added("Less", "read", places, added("Unsqueeze", "column", lengths, axis))
+    result = added("Cast", "mask", read, to=mask.dtype)
+    result.shape, result.type = mask.shape, mask.type
+    mask.replace_all_uses_with(result)
+    graph.insert_before(graph[0], nodes)
+    graph.inputs.remove(mask)
+    graph.inputs.append(lengths)
+
+
+def _turn(model: Any, keys: Any) -> None:
+    """Turns keys in one step, which ONNX Runtime makes part of the product; an exporter's three copy them in every pass."""
+    for node in [use.node for use in keys.uses() if use.idx == 0]:
+        turned = _turned(node)
+        if turned is not None:
+            once = ir.node("Transpose", [keys], {"perm": [0, 1, 3, 2]}, name=f"{PREFIX}{keys.name}/turned")
+            once.outputs[0].name = f"{once.name}:0"
+            model.graph.insert_before(node, once)
+            turned.replace_all_uses_with(once.outputs[0])
+
+
+def _turned(node: Any) -> Any:
+    """The value at the end of the steps that turn keys, of which ``node`` is the first; or None."""
+    for op in _TURNED:
+        if node.op_type != op:
+            return None
+        value = node.outputs[0]
+        uses = list(value.uses())
+        node = uses[0].node if len(uses) == 1 else None
+        if node is None:
+            return None
+    return value if node.op_type == "MatMul" else None

@@ -1,0 +1,118 @@
+"""What an encoder made of the rows of the pool: the keys and values that their decoder looks at, computed once for each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import onnxruntime as ort
+
+from ...bundle.decoder_graph import SOURCE_LENGTHS
+from ...bundle.manifest import ADAPTER_IDS, ADAPTER_POSITIONS, ENCODED
+from ...errors import ConfigError
+from ...tasks.session import Arrays
+from ..open_bundle import OpenBundle
+from ..ort_model import OrtModel
+from ..text.context_length import require_context
+from .adapter_feeds import ResidentAdapter
+from .kv_pool import KVPool, Window
+
+_STEP = 64
+"""Positions by which the memory of all rows grows: a decoder looks at as many for each row as the longest one has."""
+
+
+class SourceRow(Protocol):
+    """What is needed of a row."""
+
+    adapter: ResidentAdapter | None
+    source: Mapping[str, np.ndarray]
+    source_length: int
+
+
+def source_of(bundle: OpenBundle, ids: list[int], given: Mapping[str, np.ndarray]) -> Arrays:
+    """The inputs of one row of the bundle's encoder: token ids, or what is ``given`` in their place, such as ``input_features``.
+
+    Raises:
+        ConfigError: the encoder does not take them.
+        RowError: the model has no positions for them.
+    """
+    arrays = dict(given) if given else {"input_ids": np.array([ids], np.int64)}
+    graph = bundle.graph(bundle.task.parts[0].name)
+    for name, array in arrays.items():
+        wanted = list(graph.inputs[name].shape) if name in graph.inputs else None
+        if wanted is None or len(array) != 1 or len(array.shape) != len(wanted) or 0 in array.shape or \
+                any(isinstance(one, int) and one != two for one, two in zip(wanted[1:], array.shape[1:], strict=True)):
+            raise ConfigError("an encoder does not take this input", where=name, found=array.shape,
+                              expected=wanted or ", ".join(graph.inputs))
+    if bundle.task.parts[0].inputs[0] not in arrays:
+        raise ConfigError("inputs are missing", expected=bundle.task.parts[0].inputs[0], found=", ".join(arrays))
+    if "input_ids" in arrays:
+        require_context(bundle, np.array([arrays["input_ids"].shape[1]]))
+    return arrays
+
+
+class Sources:
+    """The encoder's keys and values of up to ``rows`` rows, side by side as those of the rows themselves; nothing of a decoder alone.
+
+    The memory is as long as the longest row needs it, and given back when no row is left.
+    """
+
+    def __init__(self, bundle: OpenBundle, decoder: OrtModel, rows: int) -> None:
+        self.bundle, self._decoder, self._rows = bundle, decoder, rows
+        self._ragged = SOURCE_LENGTHS in decoder.inputs
+        self._pool: KVPool | None = None
+
+    def read(self, row: SourceRow, place: int) -> bool:
+        """Runs the encoder on a row and puts what it gives into its place, behind those of the rows so far; whether the memory of all rows
+        is another one now.
+        """
+        outputs = self._encoded(row)
+        arrays = [outputs[name][0] for name in self._decoder.inputs if name.startswith(ENCODED)]
+        row.source_length = length = int(arrays[0].shape[1])
+        if self._pool is not None and not self._ragged and self._pool.length != length:
+            raise ConfigError("what the encoder reads is of one length for all rows", found=f"{length} positions",
+                              expected=self._pool.length)
+        moved = self._pool is None or self._pool.length < length
+        if moved:
+            self._grow(length, place)
+        assert self._pool is not None
+        self._pool.write(place, arrays)
+        return moved
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copies what belongs to one row to another."""
+        if self._pool is not None and length:
+            self._pool.move(source, target, length)
+
+    def windows(self, first: int, rows: int) -> Iterator[tuple[str, Any, Window]]:
+        """The memory of ``rows`` rows from ``first`` by the graph's input, each with its float type."""
+        if self._pool is not None:
+            yield from ((name, self._pool.dtype(name), window) for name, window in self._pool.windows(first, rows))
+
+    def forget(self) -> None:
+        """Gives the memory back."""
+        self._pool = None
+
+    def _grow(self, length: int, rows: int) -> None:
+        room = -(-length // _STEP) * _STEP if self._ragged else length
+        old, new = self._pool, KVPool(self._decoder, self._rows, room, ENCODED)
+        for place in range(rows if old is not None else 0):
+            new.write(place, old.read(place, 0, old.length))  # type: ignore[union-attr]
+        self._pool = new
+
+    def _encoded(self, row: SourceRow) -> Arrays:
+        part = self.bundle.task.parts[0].name
+        graph, feeds = self.bundle.graph(part), dict(row.source)
+        ids = feeds.get("input_ids")
+        if "attention_mask" in graph.inputs and ids is not None:
+            feeds.setdefault("attention_mask", np.ones_like(ids))
+        if ADAPTER_POSITIONS in graph.inputs and ids is not None:
+            whole, acts = np.ones(ids.shape, bool), None if row.adapter is None else row.adapter.acts
+            feeds[ADAPTER_POSITIONS] = whole if acts is None else acts.mask(ids, whole, whole, None)
+        if ADAPTER_IDS in graph.inputs:
+            feeds[ADAPTER_IDS] = np.zeros(1, np.int64)
+        values = {name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(graph.fitting(name, array)))
+                  for name, array in feeds.items()}
+        slots = {} if row.adapter is None else row.adapter.source_feeds(graph.memory)
+        return {name: value.numpy() for name, value in graph.call({**values, **slots}).items()}

@@ -1,0 +1,152 @@
+"""Beam search as transformers does it: of all continuations of a row's beams the likeliest go on, and the best that end are its answers.
+
+Scores are sums of log-probabilities, divided by ``length ** length_penalty`` once a sequence has ended.
+Source: ``GenerationMixin._beam_search`` of transformers 5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ...errors import ConfigError
+from ..text.text_stream import TextStream
+from ..text.tokenizer import Tokenizer
+from .answer import Answer, Ending, Taken
+from .sampling import Sampling
+from .token_chooser import TokenChooser, TokenMask
+
+_NEVER = np.float32(-1e9)
+"""The score of what does not count: below that of any real sequence."""
+_DEAD = np.float32(-1e8)
+"""A beam with a lower score is one of those that fill up the number of beams where there are not enough real ones."""
+
+
+class _Beam(NamedTuple):
+    """A sequence that goes on: its tokens so far, and how its next ones are chosen."""
+
+    ids: tuple[int, ...]
+    chooser: TokenChooser
+
+
+class _Finished(NamedTuple):
+    """A sequence that has ended, or with ``done`` False a place for one."""
+
+    score: np.float32 = _NEVER
+    ids: tuple[int, ...] = ()
+    reason: str = "length"
+    done: bool = False
+
+
+class BeamAnswer:
+    """The answers to ``prompt`` of at most ``room`` tokens by ``sampling.num_beams`` beams, each of which is a row of its own. The best
+    are there once all have ended; see :class:`.Answer` for the rest.
+    """
+
+    logprobs = None
+
+    def __init__(self, tokenizer: Tokenizer, sampling: Sampling, prompt: Sequence[int], room: int, place: int = 0,
+                 mask: TokenMask | None = None) -> None:
+        self._tokenizer, self._sampling, self._room = tokenizer, sampling, room
+        self._ends = sampling.end_ids(tokenizer.eos_ids)
+        self.width = sampling.num_beams
+        first = _Beam((), TokenChooser(sampling, prompt, self._ends, mask, place))
+        self._beams = [first] * self.width
+        self._scores = np.full(self.width, _NEVER)
+        self._scores[0] = 0
+        self._finished = [_Finished()] * self.width
+        self.sequences: tuple[Ending, ...] = ()
+        self.reason: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The best text; none before the end."""
+        return self.sequences[0].text if self.sequences else ""
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """Its tokens, without the one at which it ended."""
+        return self.sequences[0].ids if self.sequences else ()
+
+    def advance(self, logits: Sequence[np.ndarray]) -> Taken:
+        """Takes one more token in every beam, from their logits ``[vocabulary]``, which are all the prompt's at first.
+
+        Raises:
+            NonFinite: the logits of a beam are not finite.
+            ConfigError: no token may follow in any beam.
+        """
+        dead = self._scores < _DEAD
+        totals = np.stack([np.full(len(row), -np.inf, np.float32) if out else beam.chooser.log_probs(row) + score
+                           for row, beam, score, out in zip(logits, self._beams, self._scores, dead, strict=True)])
+        places = _largest(totals.ravel(), max(2, 1 + len(self._ends)) * self.width)
+        scores, (parents, tokens) = totals.ravel()[places], np.divmod(places, totals.shape[1])
+        if not np.isfinite(scores[0]):
+            raise ConfigError("no token may follow", where="the row's parameters",
+                              remedy="give fewer of logit_bias, min_new_tokens, json_schema, regex and grammar")
+        candidates = [self._continued(int(parent), int(token), np.isfinite(score))
+                      for parent, token, score in zip(parents, tokens, scores, strict=True)]
+        reasons = [self._reason(beam) for beam in candidates]
+        ended = np.array([reason is not None for reason in reasons])
+        going = np.maximum(scores, _NEVER) + np.where(ended, _NEVER, np.float32(0))
+        chosen = _largest(going, self.width)
+        self._finish(scores, candidates, reasons)
+        self._beams, self._scores = [candidates[place] for place in chosen], going[chosen]
+        self._end_if_done(len(candidates[0].ids), bool(ended.all()))
+        return Taken(tuple(int(parents[place]) for place in chosen), tuple(int(tokens[place]) for place in chosen))
+
+    def _continued(self, parent: int, token: int, real: bool) -> _Beam:
+        """A beam with one more token; ``real`` if that may follow."""
+        beam = self._beams[parent]
+        chooser = beam.chooser.fork()
+        if real:
+            chooser.accept(token)
+        return _Beam((*beam.ids, token), chooser)
+
+    def _reason(self, beam: _Beam) -> str | None:
+        """Why a sequence ends here, if it does."""
+        stops = beam.ids[-1] in self._ends or beam.chooser.finished or \
+            (bool(self._sampling.stop) and any(stop in self._tokenizer.decode(list(beam.ids)) for stop in self._sampling.stop if stop))
+        return "stop" if stops else "length" if len(beam.ids) == self._room else None
+
+    def _finish(self, scores: np.ndarray, candidates: Sequence[_Beam], reasons: Sequence[str | None]) -> None:
+        """Puts those among the best candidates that have ended among the best sequences, as many as there are beams."""
+        ended = [_Finished(score, beam.ids, reason, True) for score, beam, reason in zip(
+            scores / np.float32(len(candidates[0].ids) ** self._sampling.length_penalty), candidates[: self.width], reasons, strict=False)
+            if reason is not None and np.isfinite(score)]
+        self._finished = sorted([*self._finished, *ended], key=lambda one: -one.score)[: self.width]
+
+    def _end_if_done(self, length: int, all_ended: bool) -> None:
+        options, finished = self._sampling, all(one.done for one in self._finished)
+        longest = self._room if options.early_stopping == "never" and options.length_penalty > 0 else length
+        best = self._scores[0] / np.float32(longest**options.length_penalty)
+        worst = min(one.score for one in self._finished)
+        improvable = any(best > (worst if one.done else _NEVER) for one in self._finished)
+        if improvable and not (finished and options.early_stopping is True) and not all_ended:
+            return
+        self.sequences = tuple(self._ending(one) for one in self._finished[: options.num_return_sequences] if one.done)
+        self.reason = self.sequences[0].finish_reason if self.sequences else "length"
+
+    def _ending(self, one: _Finished) -> Ending:
+        stream = TextStream(self._tokenizer, self._sampling.stop)
+        for token in one.ids:
+            if token not in self._ends:
+                stream.push(token)
+        stream.finish()
+        return Ending(tuple(stream.ids), stream.text, float(one.score), one.reason)
+
+
+def answer_of(tokenizer: Tokenizer, sampling: Sampling, prompt: Sequence[int], room: int, place: int = 0,
+              mask: TokenMask | None = None) -> Answer | BeamAnswer:
+    """The answer of a row by these parameters: see :class:`.Answer`."""
+    kind = Answer if sampling.num_beams == 1 else BeamAnswer
+    return kind(tokenizer, sampling, prompt, room, place, mask)
+
+
+def _largest(values: np.ndarray, count: int) -> np.ndarray:
+    """The places of the ``count`` largest values, the largest first."""
+    count = min(count, len(values))
+    places = np.argpartition(values, len(values) - count)[len(values) - count :]
+    order: np.ndarray = places[np.lexsort((places, -values[places]))]
+    return order

@@ -1,0 +1,162 @@
+"""The engine on an encoder and a decoder: rows come and go, and each says what it says alone on the ordinary graphs."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from adapterpack import Session, validate
+from adapterpack.bundle.decoder_graph import DECODER
+from adapterpack.bundle.manifest import graph_file, read_bundle
+from adapterpack.errors import ConfigError, UnknownAdapter
+from adapterpack.runtime.engine.engine import Engine
+from adapterpack.runtime.engine.requests import Event
+from adapterpack.runtime.generation.sampling import Sampling
+from adapterpack.runtime.text.context_length import context_of
+from adapterpack.tasks.task import MAIN
+
+Make = Callable[..., Any]
+FAMILIES = ("t5", "bart", "whisper")
+NAMES: list[str | None] = [None, "low-rank", "diagonal", "rotation"]
+
+
+def inputs(session: Any, seed: int) -> dict[str, Any]:
+    """What a request says: a ragged prompt, or features of speech."""
+    dice = np.random.default_rng(seed)
+    if "input_ids" in session.task.inputs:
+        return {"prompt": [int(token) for token in dice.integers(3, 90, dice.integers(1, (context_of(session) or 150) + 1))]}
+    return {"features": {"input_features": dice.standard_normal((1, *session.shape("input_features"))).astype(np.float32)}}
+
+
+def alone(session: Session, said: dict[str, Any], name: str | None, **options: Any) -> Any:
+    (answer,) = session.generate([said["prompt"]] if "prompt" in said else [], [name], given=said.get("features"), **options)
+    return answer
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_row_says_what_it_says_alone(family: str, encoder_decoder_of: Make) -> None:
+    """Adds, steps and cancellations in any order, on three rows; greedy and drawn: text, tokens, reason and digest are those of a run by
+    itself on the ordinary graphs."""
+    _, bundle, ordinary = encoder_decoder_of(family)
+    engine, session, dice = Engine(bundle, "cpu", max_rows=3, prefill_budget=40), Session(ordinary, "cpu"), random.Random(5)
+    asked: dict[int, tuple[int, str | None, dict[str, Any]]] = {}
+    events: dict[int, list[Event]] = {}
+    cancelled: set[int] = set()
+    while len(asked) < 40 or engine.busy:
+        action = dice.random()
+        if action < 0.3 and len(asked) < 40:
+            seed, name = dice.randrange(10**6), dice.choice(NAMES)
+            options = {"max_new_tokens": dice.randrange(1, 9), **dice.choice([{}, {"temperature": 1.5, "seed": seed, "top_k": 9}])}
+            asked[engine.add(adapter=name, **inputs(session, seed), **options)] = seed, name, options
+        elif action < 0.4 and asked:
+            number = dice.choice([*asked][-3:])
+            engine.cancel(number)
+            cancelled.add(number)
+        else:
+            for event in engine.step():
+                events.setdefault(event.request, []).append(event)
+    assert events.keys() == asked.keys()
+    broken = 0
+    for number, (seed, name, options) in asked.items():
+        expected, last = alone(session, inputs(session, seed), name, **options), events[number][-1]
+        tokens = tuple(event.token for event in events[number] if event.token is not None)
+        assert {event.adapter for event in events[number]} == {None if name is None else session.pack(name).id}
+        if last.finish_reason == "cancelled":
+            assert tokens == expected.ids[: len(tokens)]
+            broken += 1
+        else:
+            assert (tokens, last.text, last.finish_reason) == (expected.ids, expected.text, expected.finish_reason)
+    assert broken and broken <= len(cancelled)
+    assert engine.rows._sources._pool is None
+    assert all(adapter.users == 0 for adapter in engine.adapters._resident.values())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_of_rows_among_others_are_those_of_rows_alone(family: str, encoder_decoder_of: Make) -> None:
+    """1e-5 of the largest logit, rows of different lengths on both sides; the sources of a row follow it when another one leaves."""
+    _, bundle, _ = encoder_decoder_of(family)
+    together, single = (Engine(bundle, "cpu", max_rows=count) for count in (4, 1))
+    packs = [None if name is None else together.bundle.pack(name) for name in NAMES]
+
+    def row(engine: Engine, seed: int) -> Any:
+        said = inputs(Session(bundle, "cpu") if family == "whisper" else engine.bundle, seed)
+        return engine.row(said.get("prompt", []), packs[seed], Sampling(), said.get("features"))
+
+    rows = [row(together, seed) for seed in range(4)]
+    for one in rows:
+        together.rows.admit(one)
+        together.rows.prefill(len(one.prompt))
+        one.token = 7
+        together.rows.decode()
+    together.rows.remove(rows[0])
+    logits = dict(zip(together.rows.running, together.rows.decode(), strict=True))
+    for seed in range(1, 4):
+        one = row(single, seed)
+        single.rows.admit(one)
+        single.rows.prefill(len(one.prompt))
+        one.token = 7
+        for _ in range(4 - seed):
+            single.rows.decode()
+        (expected,) = single.rows.decode()
+        assert np.abs(logits[rows[seed]] - expected).max() <= 1e-5 * np.abs(expected).max()
+        single.rows.remove(one)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_graph_and_a_session_on_it(family: str, encoder_decoder_of: Make) -> None:
+    """The proof is recorded; ``generate`` runs on the engine and says what the ordinary graphs say; the ordinary decoder is not opened."""
+    _, bundle, ordinary = encoder_decoder_of(family)
+    assert 0 < read_bundle(bundle).parity["decoder"]["max_relative"] < 1e-5
+    assert not validate(bundle).findings
+    graph = ir.load(bundle / graph_file(DECODER)).graph
+    assert sum(node.op_type == "GroupQueryAttention" for node in graph) == 1
+    names = {value.name for value in graph.inputs}
+    assert {"input_ids", "position_ids"} <= names and not {"attention_mask", "decoder_input_ids"} & names
+    placed, usual = Session(bundle, "cpu"), Session(ordinary, "cpu")
+    said = [inputs(usual, seed) for seed in range(4)]
+    prompts = [one["prompt"] for one in said if "prompt" in one]
+    given = None if prompts else {"input_features": np.concatenate([one["features"]["input_features"] for one in said])}
+    assert placed.generate(prompts, NAMES, given=given, max_new_tokens=12) == usual.generate(prompts, NAMES, given=given, max_new_tokens=12)
+    assert MAIN not in placed._opened
+
+
+def test_what_is_at_fault_ends_alone(encoder_decoder_of: Make) -> None:
+    """Inputs that an encoder does not take are refused before a row begins; what fails on the way ends its row."""
+    _, bundle, ordinary = encoder_decoder_of("whisper")
+    engine, session = Engine(bundle, "cpu", max_rows=2), Session(ordinary, "cpu")
+    for features in ({"input_features": np.zeros((1, 8, 3), np.float32)}, {"pixel_values": np.zeros((1, 3, 4, 4), np.float32)}):
+        with pytest.raises(ConfigError, match="does not take this input"):
+            engine.add(features=features)
+    with pytest.raises(UnknownAdapter):
+        engine.add(adapter="nobody", **inputs(session, 1))
+    text, usual = (kind(folder, "cpu") for kind, folder in zip((Engine, Session), encoder_decoder_of("bart")[1:], strict=True))
+    with pytest.raises(ConfigError, match="context"):
+        text.add([5] * 100)
+    good = text.add([9, 8, 7], "low-rank", max_new_tokens=5)
+    bad = text.row([5, 10**6], None, Sampling())
+    text.submit(bad)
+    ends = {event.request: event for event in iter_events(text) if event.finish_reason}
+    assert ends[bad.number].finish_reason == "error"
+    assert ends[good].text == alone(usual, {"prompt": [9, 8, 7]}, "low-rank", max_new_tokens=5).text
+
+
+def test_a_pack_is_loaded_while_rows_run(encoder_decoder_of: Make) -> None:
+    """Its encoder's part, too; the canary is replayed through both graphs."""
+    _, bundle, ordinary = encoder_decoder_of("t5")
+    engine, session = Engine(bundle, "cpu"), Session(ordinary, "cpu")
+    engine.adapters.load(session.pack("low-rank"), "again")
+    number = engine.add([9, 8, 7], "again", max_new_tokens=6)
+    (last,) = [event for event in iter_events(engine) if event.request == number and event.finish_reason]
+    assert last.text == alone(session, {"prompt": [9, 8, 7]}, "low-rank", max_new_tokens=6).text
+
+
+def iter_events(engine: Engine) -> list[Event]:
+    events: list[Event] = []
+    while engine.busy:
+        events += engine.step()
+    return events
