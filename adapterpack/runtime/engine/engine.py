@@ -216,7 +216,7 @@ class DecoderEngine(Engine):
             self.adapters.released(row.adapter)
         row.answer.reason = reason
         events.append(Event(row.number, row.digest, None if choice is None else choice.token, choice, row.answer.text, reason, error,
-                            row.answer.sequences))
+                            sequences=row.answer.sequences))
 
 
 def _given(answer: np.ndarray | AdapterpackError) -> np.ndarray:
