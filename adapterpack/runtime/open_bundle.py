@@ -286,7 +286,7 @@ class OpenBundle:
 
     def shape(self, name: str) -> list[Any]:
         """The shape of one row of an input, whichever graph has it; an extent that is not fixed has a name."""
-        return list(next(graph.inputs[name].shape for graph in self.graphs.values() if name in graph.inputs)[1:])
+        return list(next(graph.inputs[name].shape for graph in map(self.graph, self.bundle.parts) if name in graph.inputs)[1:])
 
     def names(self, adapters: Names, rows: int) -> list[str | None]:
         """One name a row, each known to the bundle."""

@@ -1,0 +1,93 @@
+"""What a decoder's graph counts by the length of its cache: known for what it is, or refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from adapterpack.errors import Unsupported
+from adapterpack.exporting.graph.position_inputs import PositionInputs
+
+pytestmark = pytest.mark.fast
+_BASE = """<ir_version: 10, opset_import: ["" : 21]>
+counted (int64[batch,sequence] input_ids, float[batch,2,past,4] cache)
+=> (float[batch,heads,sequence,total] bias, float[batch,sequence,3] placed)
+<int64 zero = {0}, int64 one = {1}, int64[1] first = {0}, int64[1] second = {1}, float least = {-1e9}, int64 near = {3}, int64 two = {2}>
+{
+    tokens = Shape <start=1, end=2> (input_ids)
+    before = Shape <start=2, end=3> (cache)
+    both = Add (tokens, before)
+    n = Squeeze (tokens)
+    t = Squeeze (both)
+    steps = Range (zero, n, one)
+    places = Add (steps, before)
+    keys = Range (zero, t, one)
+    queries = Unsqueeze (places, second)
+    far = Sub (queries, keys)
+    later = Less (far, zero)
+    SCORE
+    numbers = Cast <to=1> (score)
+    hidden = Where (later, least, numbers)
+    one_head = Unsqueeze (hidden, first)
+    bias = Unsqueeze (one_head, first)
+    INDEX
+    placed = Gather (table, index)
+}"""
+
+
+def graph(score: str = "score = Min (far, near)", index: str = "index = Add (places, two)") -> tuple[Any, PositionInputs]:
+    """The graph with these scores and this index, and what rewires it."""
+    model = ir.from_onnx_text(_BASE.replace("SCORE", score).replace("INDEX", index))
+    ids, cache = model.graph.inputs
+    total = ir.Value(name="total", shape=ir.Shape([]), type=ir.TensorType(ir.DataType.INT32))
+    model.graph.inputs.append(total)
+    tensor = ir.tensor(np.arange(60, dtype=np.float32).reshape(20, 3), name="table")
+    table = ir.Value(name="table", shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+    node = model.graph.outputs[1].producer()
+    model.graph.register_initializer(table)
+    node.replace_input_with(0, table)
+    return model, PositionInputs(model, ids, [cache], total)
+
+
+def test_rows_of_different_lengths_have_what_each_had_alone() -> None:
+    model, places = graph()
+    bias, placed = model.graph.outputs
+    (rows,) = places.bias([bias], placed.producer())
+    places.index_tables()
+    rows.name, bias.name = "rows", "old"
+    rows.type, rows.shape = bias.type, None
+    model.graph.outputs[0] = rows
+    RemoveUnusedNodesPass()(model)
+    model.graph.sort()
+    assert "cache" not in {use.name for node in model.graph for use in node.inputs if use is not None}
+    session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
+    lengths, tokens = np.array([0, 7, 3]), 2
+    positions = lengths[:, None] + np.arange(tokens)
+    feeds = {"input_ids": np.full((3, tokens), 5), "position_ids": positions, "total": np.array(9, np.int32),
+             "cache": np.zeros((3, 2, 0, 4), np.float32)}
+    found, looked_up = session.run(["rows", "placed"], feeds)
+    for row, length in enumerate(lengths):
+        for token in range(tokens):
+            distances = length + token - np.arange(length + token + 1)
+            assert found[row, 0, token, : length + token + 1].tolist() == np.minimum(distances, 3).tolist()
+            assert (looked_up[row, token] == np.arange(60).reshape(20, 3)[length + token + 2]).all()
+
+
+def test_a_mask_alone_adds_nothing() -> None:
+    model, places = graph("score = Mul (far, zero)")
+    assert places.bias([model.graph.outputs[0]], model.graph.outputs[1].producer()) == []
+
+
+@pytest.mark.parametrize(("changed", "reason"), [
+    ({"score": "score = Mul (far, keys)"}, "no matter of distances alone"), ({"score": "score = Mul (far, two)"}, "never stays as it is"),
+    ({"index": "index = Mul (places, two)"}, "at other places than the positions")])
+def test_anything_else_is_refused(changed: dict[str, str], reason: str) -> None:
+    model, places = graph(**changed)
+    with pytest.raises(Unsupported, match=reason):
+        places.bias([model.graph.outputs[0]], model.graph.outputs[1].producer())
+        places.index_tables()
