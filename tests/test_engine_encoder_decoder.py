@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import pytest
+import transformers
 
-from adapterpack import Session, validate
+from adapterpack import Session, export, validate
 from adapterpack.bundle.decoder_graph import DECODER
 from adapterpack.bundle.manifest import graph_file, read_bundle
 from adapterpack.errors import ConfigError, UnknownAdapter
@@ -160,3 +162,17 @@ def iter_events(engine: Engine) -> list[Event]:
     while engine.busy:
         events += engine.step()
     return events
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("family", ["m2m_100", "longt5", "umt5", "pegasus"])
+def test_other_builds_of_positions(family: str, tmp_path: Path) -> None:
+    """Positions that leave padding out, a bias and a mask added one after the other, a bias for each layer, sines in a table."""
+    sizes = {"vocab_size": 96, "d_model": 32, "decoder_start_token_id": 2, "pad_token_id": 0, "eos_token_id": 1}
+    pair = {**sizes, **{f"{side}_{what}": count for side in ("encoder", "decoder")
+                        for what, count in (("layers", 1), ("attention_heads", 4), ("ffn_dim", 48))}, "max_position_embeddings": 64}
+    relative = {**sizes, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+    config = transformers.AutoConfig.for_model(family, **(relative if "t5" in family else pair))
+    transformers.AutoModelForSeq2SeqLM.from_config(config).save_pretrained(tmp_path / "base")
+    bundle = export(tmp_path / "base", [], tmp_path / "bundle", mode="bank", slots=2, max_rank=2, in_place=True)
+    assert 0 < bundle.parity["decoder"]["max_relative"] < 1e-5
