@@ -192,7 +192,7 @@ def test_parameters_of_a_search(tmp_path: Path) -> None:
     assert sampling_of({}, config, tmp_path) == Sampling()
     assert sampling_of({"sampling": "model"}, config, tmp_path) == Sampling(**config)
     assert sampling_of({"sampling": "model", "num_beams": 1}, config, tmp_path) == Sampling()
-    with pytest.raises(FormatError, match="generation_config.json#temperature"):
+    with pytest.raises(FormatError, match=r"generation_config\.json#temperature"):
         sampling_of({"sampling": "model"}, {**config, "do_sample": True}, tmp_path)
 
 
