@@ -39,6 +39,7 @@ COMMANDS = {
     "convert": "a pack or an adapter of another tool in another format",
     "export": "base and packs into a bundle for ONNX Runtime",
     "run": "inference from the terminal, an adapter for every row",
+    "serve": "a bundle over HTTP, an adapter for every request",
     "push": "a pack or a bundle into a repository of a hub",
     "pull": "a pack or a bundle from a repository of a hub",
     "hub": "a hub of your own; adapters on a hub looked through",

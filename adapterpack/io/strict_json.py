@@ -19,11 +19,11 @@ MAX_PARTS = {"{": 200_000, "[": 200_000, ":": 400_000, ",": 1_000_000}
 """How often these may be in 16 MiB, in the texts that it holds, too: what they stand for takes many times their bytes in memory."""
 
 
-def loads(data: bytes, where: object, limit: int, max_integer: float = MAX_INTEGER) -> Any:
+def loads(data: bytes, where: object, limit: int, max_integer: float = MAX_INTEGER, max_depth: int = MAX_DEPTH) -> Any:
     """The value in ``data``, parsed strictly.
 
     Raises:
-        FormatError: larger than ``limit`` bytes, of too many parts, not UTF-8, duplicate keys, NaN or Infinity, integers beyond 2^53,
+        FormatError: larger than ``limit`` bytes, of too many parts, not UTF-8, duplicate keys, NaN or Infinity, larger integers,
             ``-0``, half of a surrogate pair, or too deep.
     """
     if len(data) > limit:
@@ -33,7 +33,7 @@ def loads(data: bytes, where: object, limit: int, max_integer: float = MAX_INTEG
         text = data.decode("utf-8")
         value = json.loads(text, object_pairs_hook=_unique(where), parse_constant=_no_constant(where),
                            parse_int=_integer(where) if "-0" in text else None)
-    _check(value, where, MAX_DEPTH, max_integer, escaped="\\u" in text)
+    _check(value, where, max_depth, max_integer, "\\u" in text, max_depth)
     return value
 
 
@@ -122,7 +122,7 @@ def _integer(where: object) -> Any:
 _HARMLESS = frozenset({str, bool, type(None)})
 
 
-def _check(value: Any, where: object, depth: int, max_integer: float, escaped: bool) -> None:
+def _check(value: Any, where: object, depth: int, max_integer: float, escaped: bool, levels: int) -> None:
     """``escaped``: whether there is an escape at all, without which UTF-8 holds no half of a surrogate pair."""
     kind = type(value)
     if kind is str:
@@ -130,14 +130,14 @@ def _check(value: Any, where: object, depth: int, max_integer: float, escaped: b
             raise FormatError("half of a surrogate pair, which is no character", where=where, found=repr(value)[:200])
     elif kind is dict or kind is list:
         if depth <= 0:
-            raise FormatError("the JSON is nested too deeply", where=where, expected=f"at most {MAX_DEPTH} levels")
+            raise FormatError("the JSON is nested too deeply", where=where, expected=f"at most {levels} levels")
         if kind is dict and escaped:
             for key in value:
-                _check(key, where, depth, max_integer, escaped)
+                _check(key, where, depth, max_integer, escaped, levels)
         for item in value.values() if kind is dict else value:
             if escaped or type(item) not in _HARMLESS:
-                _check(item, where, depth - 1, max_integer, escaped)
+                _check(item, where, depth - 1, max_integer, escaped, levels)
     elif kind is int and abs(value) > max_integer:
-        raise FormatError("an integer beyond 2^53", where=where, found=str(value)[:40])
+        raise FormatError("an integer is too large", where=where, expected=f"at most {max_integer}", found=str(value)[:40])
     elif kind is float and value in (float("inf"), float("-inf")):
         raise FormatError("a number too large for a double", where=where)

@@ -20,7 +20,8 @@ WRITE, READ = "hf_writerwriterwriterwriter", "hf_readerreaderreaderreader"
 MIB = 1 << 20
 PROGRAM = """
 import sys
-from adapterpack.hub.server import bodies, protocol, serve
+from adapterpack.hub.server import serve
+from adapterpack.http import bodies, protocol
 protocol.HEAD_SECONDS = bodies.PAUSE_SECONDS = 1.0
 serve.serve(sys.argv[1], port=0, tokens=sys.argv[2], ready=lambda address: print(address, flush=True))
 """

@@ -20,10 +20,11 @@ from msgspec.structs import replace
 
 import adapterpack
 from adapterpack.errors import ConfigError, FormatError, HubConflict, HubError, HubOffline, OutputExists, RepoNotFound, RevisionNotFound
+from adapterpack.http.refused import Refused
 from adapterpack.hub import names
 from adapterpack.hub.auditing import audit, audit_sarif
 from adapterpack.hub.lockfile import Lockfile
-from adapterpack.hub.server.storage import Refused, Storage
+from adapterpack.hub.server.storage import Storage
 from adapterpack.hub.transport import client, transfer
 from adapterpack.pack.store import Store
 from adapterpack.resources import schema

@@ -23,9 +23,10 @@ import pytest
 from hubs import READ, WRITE, Hub
 
 from adapterpack.errors import StorageError
+from adapterpack.http.refused import Refused
 from adapterpack.hub.server.front_matter import problem
 from adapterpack.hub.server.parts import Parts
-from adapterpack.hub.server.storage import Refused, Storage
+from adapterpack.hub.server.storage import Storage
 from adapterpack.hub.server.trees import MAX_FILES, Entry, Tree
 from adapterpack.hub.transport import client
 from adapterpack.io import strict_json
@@ -373,7 +374,8 @@ def test_an_altered_commit_is_not_served(tmp_path: Path) -> None:
 
 IMPATIENT = """
 import resource, sys
-from adapterpack.hub.server import bodies, protocol, serve
+from adapterpack.hub.server import serve
+from adapterpack.http import bodies, protocol
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 protocol.HEAD_SECONDS = bodies.PAUSE_SECONDS = 0.1
 serve.serve(sys.argv[1], port=0, ready=lambda address: print(address, flush=True))

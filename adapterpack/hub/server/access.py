@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...errors import ConfigError, storage_errors
-from .storage import Refused, Settings
+from ...http.refused import Refused
+from .storage import Settings
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 NAME = re.compile(_NAME)

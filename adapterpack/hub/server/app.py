@@ -18,12 +18,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ...errors import AdapterpackError, FormatError
+from ...http.bodies import require_size
+from ...http.refused import Refused
 from . import large, reading, writing
 from .access import Access
-from .bodies import require_size
 from .collecting import Collector
 from .parts import PART, Parts
-from .storage import Refused, Storage
+from .storage import Storage
 
 Handler = Callable[[Request], Awaitable[Response]]
 _CONTROL = re.compile(rb"[\x00-\x1f\x7f]")

@@ -11,10 +11,12 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from .bodies import chunks_of, json_of
+from ...http.bodies import chunks_of
+from ...http.refused import Refused
+from .bodies import json_of
 from .parts import Parts, part_sizes
 from .reading import origin_of, storage_of
-from .storage import SPARE, Refused
+from .storage import SPARE
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MAX_OBJECT = 1 << 40

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ...errors import storage_errors
+from ...http.refused import Refused
 from ...io.atomic import own_folder
-from .storage import Refused, Storage
+from .storage import Storage
 
 PART = 64 << 20
 _MOST = 1000

@@ -12,9 +12,10 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 
+from ...http.refused import Refused
 from ..transport.client import MAX_LISTED
 from .bodies import form_of
-from .storage import Commit, Refused, Storage
+from .storage import Commit, Storage
 from .trees import Entry
 
 PAGE = 1000

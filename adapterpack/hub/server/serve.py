@@ -33,8 +33,8 @@ def serve(folder: str | os.PathLike[str], *, host: str = LOOPBACK, port: int = 8
     with needed_by("serving a hub"):
         import uvicorn  # noqa: PLC0415 - an extra
 
-        from .app import build  # noqa: PLC0415 - needs the same extra
-        from .protocol import Protocol  # noqa: PLC0415
+        from ...http.protocol import Protocol  # noqa: PLC0415 - needs the same extra
+        from .app import build  # noqa: PLC0415
     access = Access() if tokens is None else Access.from_file(Path(tokens))
     app = build(folder, access)
     with storage_errors(f"{host}:{port}"), socket.create_server((host, port)) as listening:

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
-from ...errors import AdapterpackError, OutputExists, StorageError, storage_errors
+from ...errors import OutputExists, StorageError, storage_errors
+from ...http.refused import Refused
 from ...io import blobs, strict_json
 from ...io.atomic import output_file, output_folder, own_folder
 from ...io.locks import locked
@@ -32,16 +33,6 @@ KINDS = ("heads", "tags", "pr")
 MAX_REFS = 1000
 SPARE = 64 << 20
 """Bytes of the disk that the hub leaves free."""
-
-
-class Refused(AdapterpackError):
-    """What a hub answers instead: an HTTP status, the name that clients know the error by, and ``more`` fields of the answer."""
-
-    code = "refused"
-
-    def __init__(self, status: int, name: str, what: str, **more: Any) -> None:
-        super().__init__(what)
-        self.status, self.name, self.more = status, name, more
 
 
 @dataclass(frozen=True)

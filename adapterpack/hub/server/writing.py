@@ -12,13 +12,14 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from ...http.refused import Refused
 from .. import names
 from ..transport.client import MAX_LISTED
 from .access import NAME
 from .bodies import json_object, json_of, parsed
 from .front_matter import problem
 from .reading import author_of, origin_of, repo_of, revision_of, storage_of
-from .storage import Refused, Settings
+from .storage import Settings
 from .trees import Entry
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")

@@ -74,7 +74,7 @@ class KVPool:
 
     def read(self, row: int, start: int, stop: int) -> list[np.ndarray]:
         """A copy of positions of a row, as :meth:`write` takes it."""
-        return [np.ascontiguousarray((buffer if isinstance(buffer, np.ndarray) else buffer.numpy())[row, :, start:stop])
+        return [(buffer if isinstance(buffer, np.ndarray) else buffer.numpy())[row, :, start:stop].copy()
                 for buffer, _ in self._buffers.values()]
 
     def move(self, source: int, target: int, length: int) -> None:

@@ -1,0 +1,69 @@
+"""``adapterpack serve``."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import click
+
+import adapterpack
+
+from ..serving.keys import new_key
+from ..serving.serve import Serving
+from .options import pack_at, shared
+from .output import emit, line
+
+
+def _print_key(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    if value is None or ctx.resilient_parsing:
+        return
+    key, entry = new_key(value)
+    click.echo(f"# the key, which is shown once and is in no file: {key}\n{entry}")
+    ctx.exit()
+
+
+@click.command("serve")
+@click.argument("bundle", metavar="BUNDLE")
+@click.option("--adapters", multiple=True, metavar="DIR",
+              help="A pack, NAME=PACK, or a folder of packs to load besides those of the bundle; may be repeated.")
+@click.option("--host", default="127.0.0.1", show_default=True, metavar="H", help="The address to listen at.")
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), metavar="P", help="The port; 0 takes a free one.")
+@click.option("--name", metavar="NAME", help="What requests call the base; by default what the bundle calls it.")
+@click.option("--keys", metavar="FILE", help="Who may ask for which adapters: see docs/serve.md. It is read again when it changes.")
+@click.option("--api-key", metavar="KEY", envvar="ADAPTERPACK_API_KEY", help="One key for all; better in ADAPTERPACK_API_KEY.")
+@click.option("--new-key", metavar="ID", is_eager=True, expose_value=False, callback=_print_key,
+              help="Print a new key, and its entry for --keys, and end.")
+@click.option("--insecure", is_flag=True, help="Serve everybody who can reach the address, without keys.")
+@click.option("--audit", default="-", show_default=True, metavar="FILE",
+              help='A file for one line of JSON a request; "-" is standard error, "" nowhere.')
+@click.option("--sampling", type=click.Choice(["model", "greedy"]), default="model", show_default=True,
+              help="What counts where a request says nothing: the model's generation_config.json, or the likeliest token.")
+@click.option("--provider", metavar="cuda|cpu", help="Where to run; by default CUDA where there is one.")
+@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Threads of ONNX Runtime; by default one a core.")
+@click.option("--max-rows", type=click.IntRange(min=1), default=8, show_default=True, metavar="N", help="Answers that run at a time.")
+@click.option("--max-length", type=click.IntRange(min=1), metavar="N",
+              help="Tokens of a prompt and its answer together; by default the model's context, at most 4096.")
+@shared
+def command(*, bundle: str, adapters: tuple[str, ...], audit: str, as_json: bool, **options: Any) -> None:
+    """Serves a bundle and its adapters over HTTP by OpenAI's routes until it is interrupted.
+
+    A request's model is the name of an adapter, or of the base. The bundle was exported with --static-cache. Only this machine may ask
+    unless there are keys. SIGTERM and Ctrl-C let answers end first.
+
+    \b
+    Example:
+      adapterpack serve bundle
+      adapterpack serve bundle --adapters packs --keys keys.yaml --host 0.0.0.0 --port 8000
+    """
+    def ready(serving: Serving) -> None:
+        if as_json:
+            emit({"command": "serve", **serving._asdict()}, compact=True)
+            return
+        line(f"{serving.address} serves {serving.base} and {len(serving.adapters)} adapters: {', '.join(serving.adapters) or 'none'}")
+        first = next(iter(serving.adapters), serving.base)
+        line(f"curl {serving.address}/v1/chat/completions -H 'Content-Type: application/json' "
+             f'-d \'{{"model": "{first}", "messages": [{{"role": "user", "content": "Hello"}}]}}\'')
+
+    packs = [path if os.path.exists(path) or "=" not in path else pack_at(path) for path in adapters]  # noqa: PTH110 - also hf://
+    adapterpack.serve(bundle, adapters=packs, audit=audit or None, ready=ready, **options)

@@ -1,0 +1,71 @@
+"""Reads the bodies of requests: never more than the route takes, and only from clients that go on sending."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+
+from starlette.requests import ClientDisconnect, Request
+
+from .refused import Refused
+
+PAUSE_SECONDS = 60.0
+"""Between two pieces of a body, and of grace for the whole of it."""
+_MIN_RATE = 16 << 10
+"""Bytes a second, after the grace, below which a body is given up: else a client could send one for ever."""
+
+
+def require_size(request: Request, max_bytes: int) -> None:
+    """Notes how large the body may be, and looks at what is announced before a byte of it is read.
+
+    Raises:
+        Refused: a larger one is announced.
+    """
+    request.scope["max_bytes"] = max_bytes
+    length = request.headers.get("content-length", "0")
+    if not (length.isascii() and length.isdecimal() and len(length) < 16):
+        raise Refused(400, "BadRequest", "Content-Length is a number of bytes")
+    if int(length) > max_bytes:
+        raise _too_large(max_bytes)
+
+
+async def chunks_of(request: Request, seconds: float | None = None) -> AsyncIterator[bytes]:
+    """The body as it arrives. ``seconds`` are those of a pause, and of grace for the whole, by default :data:`PAUSE_SECONDS`.
+
+    Raises:
+        Refused: it does not go on, or too slowly.
+    """
+    stream, started, count, pause = request.stream(), time.monotonic(), 0, PAUSE_SECONDS if seconds is None else seconds
+    while True:
+        left = started + pause + count / _MIN_RATE - time.monotonic()
+        try:
+            async with asyncio.timeout(min(pause, left)):
+                chunk = await anext(stream)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            raise Refused(408, "Timeout", f"The request is slower than {_MIN_RATE} bytes a second, or paused") from None
+        except ClientDisconnect:
+            raise Refused(400, "BadRequest", "The request was broken off") from None
+        count += len(chunk)
+        yield chunk
+
+
+async def body_of(request: Request, seconds: float | None = None) -> bytes:
+    """The whole body.
+
+    Raises:
+        Refused: it is larger than its route takes.
+    """
+    parts, size, max_bytes = [], 0, int(request.scope["max_bytes"])
+    async for chunk in chunks_of(request, seconds):
+        size += len(chunk)
+        if size > max_bytes:
+            raise _too_large(max_bytes)
+        parts.append(chunk)
+    return b"".join(parts)
+
+
+def _too_large(max_bytes: int) -> Refused:
+    return Refused(413, "TooLarge", f"The request is too large: this one may have {max_bytes} bytes")

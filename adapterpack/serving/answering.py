@@ -1,0 +1,220 @@
+"""Answers a request for text: its rows go to the engine, and what they say becomes one object, or a stream of chunks."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import msgspec
+from msgspec import UNSET
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ..http.refused import Refused
+from . import parsing, sse
+from .answers import Provenance, Usage
+from .audit import Record
+from .catalogue import Model
+from .engine_thread import EngineStopped
+from .forms import ChatForm, CompletionForm, Form
+from .keys import Key
+from .prepare import Prepared, copied
+from .refusals import details, refused_of
+from .requests import ChatRequest, CompletionRequest, Sampled
+from .rows import Outbox, Row
+from .state import State
+
+ALIVE_SECONDS = 15.0
+"""After which a stream says that it is alive."""
+
+
+async def chat(state: State, request: Request, key: Key, record: Record) -> Response:
+    """``POST /v1/chat/completions``."""
+    return await _answered(state, request, key, record, await parsing.body(request, ChatRequest, state.limits))
+
+
+async def completions(state: State, request: Request, key: Key, record: Record) -> Response:
+    """``POST /v1/completions``."""
+    return await _answered(state, request, key, record, await parsing.body(request, CompletionRequest, state.limits))
+
+
+async def _answered(state: State, request: Request, key: Key, record: Record, body: ChatRequest | CompletionRequest) -> Response:
+    model = state.catalogue.named(body.model, key)
+    record.adapter, record.digest, record.stream = model.adapter, model.digest, bool(body.stream)
+    count = (body.n or 1) * (1 if isinstance(body, ChatRequest) else len(body.prompts))
+    if count > state.limits.rows:
+        raise Refused(400, "invalid_request", f"a request may have {state.limits.rows} answers", param="n")
+    with ExitStack() as stack:
+        stack.enter_context(state.gate.entered(key, count))
+        prepared = await state.preparer.prepared(body, key.id)
+        outbox = Outbox(count)
+        rows = _rows(body, prepared, model, key, outbox)
+        record.rows, record.prompt_tokens = count, sum(map(len, prepared.prompts))
+        stack.enter_context(_recorded(state, record, outbox))
+        stack.callback(state.engine.cancel, rows)
+        stack.enter_context(_watched(request, outbox))
+        state.engine.add(rows)
+        answer = Answer(state, body, record, outbox, model, _form(state, body, model, prepared))
+        if not body.stream:
+            return await answer.whole()
+        await answer.begun()
+        return Stream(answer, stack.pop_all())
+
+
+def _rows(body: Sampled, prepared: Prepared, model: Model, key: Key, outbox: Outbox) -> list[Row]:
+    count = body.n or 1
+    return [Row(ids=ids, pack=model.pack, sampling=sampling, mask=copied(prepared.mask), place=number * count + draw, draw=draw,
+                outbox=outbox, tenant=key.id, share=key.share, rank=key.rank, priority=body.priority or 0)
+            for number, (ids, sampling) in enumerate(zip(prepared.prompts, prepared.samplings, strict=True)) for draw in range(count)]
+
+
+def _form(state: State, body: ChatRequest | CompletionRequest, model: Model, prepared: Prepared) -> Form:
+    provenance = Provenance(model.adapter, model.digest, state.catalogue.base)
+    if isinstance(body, ChatRequest):
+        return ChatForm(body.model, provenance, state.tokens)
+    echoes = []
+    if body.echo:
+        decode = state.preparer.text
+        echoes = [prompt if isinstance(prompt, str) else decode(prompt) for prompt in body.prompts for _ in range(body.n or 1)]
+    return CompletionForm(body.model, provenance, state.tokens, echoes)
+
+
+@contextmanager
+def _recorded(state: State, record: Record, outbox: Outbox) -> Iterator[None]:
+    """Writes down at the end what the rows took."""
+    try:
+        yield
+    finally:
+        record.completion_tokens, record.first, record.last = outbox.tokens, outbox.first, outbox.last
+        if outbox.left:
+            record.outcome = "disconnected"
+        elif not record.outcome:
+            record.outcome = ",".join(dict.fromkeys(str(row.reason) for row in outbox.said))
+        state.gate.took(time.monotonic() - record.started)
+
+
+@contextmanager
+def _watched(request: Request, outbox: Outbox) -> Iterator[None]:
+    """While the block lasts, somebody waits for the client to go."""
+    async def wait() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        outbox.leave()
+
+    task = asyncio.create_task(wait())
+    try:
+        yield
+    finally:
+        task.cancel()
+
+
+class Answer:
+    """The answer of one request, which its rows are writing."""
+
+    def __init__(self, state: State, body: Sampled, record: Record, outbox: Outbox, model: Model, form: Form) -> None:
+        self.state, self.record, self.outbox, self.form = state, record, outbox, form
+        self._until = record.started + state.limits.request_seconds
+        options = body.stream_options
+        self._counted = bool(options and options.include_usage)
+        self.headers = {"X-Adapterpack-Adapter": model.adapter or "", "X-Adapterpack-Digest": model.digest}
+
+    @property
+    def usage(self) -> Usage:
+        """The tokens so far."""
+        prompt, answered = self.record.prompt_tokens, self.outbox.tokens
+        return Usage(prompt, answered, prompt + answered)
+
+    async def whole(self) -> Response:
+        """The answer once all rows have ended.
+
+        Raises:
+            Refused: a row failed, or time is over.
+        """
+        while not self.outbox.ended:
+            await self._changed(None)
+        self._require_well()
+        self.record.status = 200
+        return Response(msgspec.json.encode(self.form.whole(self.outbox.said, self.usage)), 200, self.headers, "application/json")
+
+    async def begun(self) -> None:
+        """Waits for the first token: an error before it is an answer of its own. A row that waits long in the queue begins without."""
+        await self._changed(self.state.limits.first_seconds)
+        self._require_well()
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The events of the stream, those of one step of the engine together."""
+        unknown = None if self._counted else UNSET
+        openings = [self.form.opening(place, unknown) for place in range(len(self.outbox.said))]
+        pieces = [sse.event(chunk) for chunk in openings if chunk is not None]
+        sent = [(0, 0)] * len(openings)
+        going = set(range(len(openings)))
+        while going:
+            for place in sorted(going):
+                row, (characters, choices) = self.outbox.said[place], sent[place]
+                reason = row.reason
+                chunks = self.form.piece(place, row.text[characters:], row.choices[choices:], reason, unknown)
+                sent[place] = len(row.text), len(row.choices)
+                pieces += map(sse.event, chunks)
+                if reason is not None:
+                    going.discard(place)
+            if pieces:
+                yield b"".join(pieces)
+            if going:
+                pieces = [] if await self._changed(ALIVE_SECONDS) else [sse.ALIVE]
+                self._require_well()
+        if self._counted:
+            yield sse.event(self.form.total(self.usage)) + sse.DONE
+        else:
+            yield sse.DONE
+
+    async def _changed(self, seconds: float | None) -> bool:
+        """Waits until a row has said something, at most so long.
+
+        Raises:
+            Refused: the request's time is over.
+        """
+        left = self._until - time.monotonic()
+        changed = await self.outbox.changed(left if seconds is None else min(seconds, left))
+        if not changed and time.monotonic() >= self._until:
+            raise Refused(504, "deadline_exceeded", f"the answer takes longer than {self.state.limits.request_seconds:g} s")
+        return changed
+
+    def _require_well(self) -> None:
+        """Checks that no row has failed, and that the client is there.
+
+        Raises:
+            Refused: one has, or the client is not.
+        """
+        if self.outbox.left:
+            raise Refused(499, "disconnected", "the client has gone")
+        error = self.outbox.error
+        if error is not None:
+            raise Refused(503, error.code, error.what, retry_after=10) if isinstance(error, EngineStopped) else refused_of(error)
+        if any(row.reason == "cancelled" for row in self.outbox.said):
+            raise Refused(503, "cancelled", "the server ended before the answer did", retry_after=10)
+
+
+class Stream(Response):
+    """An answer in server-sent events; what ``stack`` holds is given up when it ends, however it does."""
+
+    def __init__(self, answer: Answer, stack: ExitStack) -> None:
+        self._answer, self._stack, self.status_code, self.background = answer, stack, 200, None
+        self.init_headers({**sse.HEADERS, **answer.headers, "content-type": sse.TYPE})
+
+    async def __call__(self, scope: Any, receive: Any, send: Callable[[Any], Any]) -> None:
+        """Sends the events; an error after the first one is an event, too, and the last."""
+        record = self._answer.record
+        with self._stack:
+            record.status = 200
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            try:
+                async for data in self._answer.chunks():
+                    await send({"type": "http.response.body", "body": data, "more_body": True})
+            except Refused as refused:
+                record.outcome = refused.name
+                if refused.status != 499:
+                    await send({"type": "http.response.body", "body": sse.event(details(refused)), "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -1,0 +1,106 @@
+"""The server as an ASGI application: before each handler who asks, and that the request is one; behind it errors, metrics, audit."""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from ..errors import AdapterpackError
+from ..http.refused import Refused
+from .audit import Record
+from .keys import EVERYBODY, Key
+from .refusals import refused_of, response
+from .routes import ROUTES, RouteSpec, require_access
+from .state import State
+
+_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_CODES = {404: ("not_found", "there is no such route"), 405: ("method_not_allowed", "the route has another method")}
+_LOG = logging.getLogger("adapterpack.serving")
+
+
+def build(state: State, routes: tuple[RouteSpec, ...] = ROUTES) -> Starlette:
+    """The application of a server."""
+    app = Starlette(routes=[Route(route.path, Endpoint(state, route), methods=[route.method]) for route in routes],
+                    exception_handlers={HTTPException: _no_route})
+    app.router.redirect_slashes = False  # a redirect repeats what a stranger sent
+    return app
+
+
+async def _no_route(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    code, what = _CODES.get(error.status_code, ("invalid_request", str(error.detail)))
+    return response(Refused(error.status_code, code, what, close=True))  # its body, if any, was not read
+
+
+class Endpoint:
+    """One route."""
+
+    def __init__(self, state: State, route: RouteSpec) -> None:
+        self._state, self._route = state, route
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answers one request; whatever happens is counted and written down once."""
+        request = Request(scope, receive)
+        given = request.headers.get("x-request-id", "")
+        record = Record(given if _ID.fullmatch(given) else secrets.token_hex(12), f"{self._route.method} {self._route.path}")
+        try:
+            answer = await self._answer(request, record)
+            answer.headers["X-Request-Id"] = record.id
+            record.status = answer.status_code
+            await answer(scope, receive, send)
+        finally:
+            if self._route.access != "open":
+                self._state.metrics.ended(record)
+                self._state.audit.write(record)
+
+    async def _answer(self, request: Request, record: Record) -> Response:
+        try:
+            key = self._admitted(request, record)
+            return await self._route.handler(self._state, request, key, record)
+        except AdapterpackError as error:
+            refused = refused_of(error)
+            if refused.status >= 500 and error is not refused:
+                _LOG.error("request %s: %s", record.id, error)
+            record.outcome = refused.name
+            return response(refused)
+        except ClientDisconnect:
+            record.outcome = "disconnected"
+            return response(Refused(499, "disconnected", "the client has gone"))
+        except Exception:
+            _LOG.exception("request %s", record.id)
+            record.outcome = "bug"
+            return response(Refused(500, "bug", "this is a bug in adapterpack: the server's log says more"))
+
+    def _admitted(self, request: Request, record: Record) -> Key:
+        """Whose request it is, if it is one that may be looked at.
+
+        Raises:
+            Refused: its head is too large, it came by a foreign page, has no key, or not the right one; or the server is about to end.
+        """
+        state = self._state
+        if len(request.scope["headers"]) > state.limits.headers:
+            raise Refused(431, "too_many_headers", f"a request may have {state.limits.headers} headers", close=True)
+        hosts = request.headers.getlist("host")
+        if len(hosts) > 1 or (state.hosts is not None and not {_name(host) for host in hosts} <= state.hosts):
+            raise Refused(400, "wrong_host", "this server is not called that", param="Host", close=True)
+        if self._route.access == "open":
+            return EVERYBODY
+        key = state.keys.of(request.headers.get("authorization"))
+        record.key = key.id
+        require_access(self._route, key)
+        if self._route.method == "POST":
+            state.gate.require_open()
+        return key
+
+
+def _name(host: str) -> str:
+    """The name in a Host header, without its port."""
+    return re.sub(r":[0-9]{1,5}\Z", "", host).lower()

@@ -1,0 +1,67 @@
+"""One line a request, as JSON: who asked, what answered, how many tokens and how long it took. Never what was said."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ..errors import storage_errors
+
+
+@dataclass
+class Record:
+    """What becomes known of a request on its way. Times are of the monotonic clock.
+
+    ``outcome`` is the reason why its answers ended, or the code of its error, or ``disconnected``.
+    """
+
+    id: str
+    route: str
+    started: float = field(default_factory=time.monotonic)
+    key: str | None = None
+    adapter: str | None = None
+    digest: str | None = None
+    rows: int = 0
+    stream: bool = False
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    first: float = 0.0
+    last: float = 0.0
+    status: int = 0
+    outcome: str = ""
+
+
+class Audit:
+    """Writes records to a file, behind those that are there; ``-`` is standard error, None nowhere.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+
+    def __init__(self, path: str | None) -> None:
+        self._file: Any = None
+        if path == "-":
+            self._file = sys.stderr.buffer
+        elif path is not None:
+            with storage_errors(path):
+                self._file = Path(path).open("ab", buffering=0)  # noqa: SIM115 - it is open as long as the server runs
+
+    def write(self, record: Record) -> None:
+        """Adds a line."""
+        if self._file is None:
+            return
+        now = time.monotonic()
+        line: dict[str, Any] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "request": record.id, "route": record.route, "key": record.key,
+            "adapter": record.adapter, "digest": record.digest, "rows": record.rows, "stream": record.stream,
+            "prompt_tokens": record.prompt_tokens, "completion_tokens": record.completion_tokens,
+            "first_token_seconds": round(record.first - record.started, 6) if record.first else None,
+            "seconds": round(now - record.started, 6), "status": record.status, "outcome": record.outcome,
+        }
+        self._file.write(msgspec.json.encode(line) + b"\n")
+        self._file.flush()

@@ -1,0 +1,200 @@
+"""The one thread that takes the engine's steps. Others leave messages, and hear of what rows say in the loop that serves them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import NamedTuple
+
+from ..errors import AdapterpackError
+from ..runtime.engine.engine import Engine
+from ..runtime.engine.requests import Event, Request
+from .fair_queue import FairQueue
+from .rows import Row
+
+AHEAD = 2
+"""Rows that are made ready while all of the engine's run: their adapters are read, and they begin as soon as one ends."""
+_LOG = logging.getLogger("adapterpack.serving")
+
+
+class Activity(NamedTuple):
+    """What the thread does, and since when."""
+
+    what: str
+    since: float
+
+
+class EngineStopped(AdapterpackError):
+    """The engine's thread has ended: no row runs any more."""
+
+    code = "engine-stopped"
+
+
+class EngineThread:
+    """Runs rows on an engine, in the order of a :class:`.FairQueue`, and puts what they say into their outboxes.
+
+    ``stepped`` is called in the thread, with the seconds of each step and the tokens that it made.
+    """
+
+    def __init__(self, engine: Engine, loop: asyncio.AbstractEventLoop, stepped: Callable[[float, int], None]) -> None:
+        self.engine, self._loop, self._stepped = engine, loop, stepped
+        self._queue: FairQueue[Row] = FairQueue()
+        self._messages: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._ready: set[Row] = set()
+        """Rows that have left the queue and not ended."""
+        self._running: dict[int, Row] = {}
+        self._loader = ThreadPoolExecutor(2, thread_name_prefix="adapterpack-rows")
+        self._thread = threading.Thread(target=self._run, name="adapterpack-engine", daemon=True)
+        self._closing = False
+        self.activity: Activity | None = None
+        self.failure: BaseException | None = None
+
+    def start(self) -> None:
+        """Begins to take steps."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Ends the thread after the step that it is in; rows that are left are ended with an error."""
+        self._closing = True
+        self._messages.put(lambda: None)
+        self._thread.join()
+        self._loader.shutdown()
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """Adds the rows of a request; any thread may."""
+        self._messages.put(partial(self._add, rows))
+        if self.failure is not None:  # the thread may have ended before it saw the message
+            self._fail(rows)
+
+    def cancel(self, rows: Sequence[Row]) -> None:
+        """Ends rows wherever they are; those that have ended stay as they are. Any thread may."""
+        self._messages.put(partial(self._cancel, rows))
+
+    @property
+    def waiting(self) -> int:
+        """Rows in the queue."""
+        return len(self._queue)
+
+    @property
+    def running(self) -> int:
+        """Rows that are in the engine."""
+        return len(self._running)
+
+    def stuck(self, seconds: float) -> str | None:
+        """What the thread has been doing for longer than that."""
+        activity = self.activity
+        if activity is None or time.monotonic() - activity.since < seconds:
+            return None
+        return f"{activity.what} since {time.monotonic() - activity.since:.0f} s"
+
+    def _run(self) -> None:
+        try:
+            while not self._closing:
+                self._take_messages(wait=not self.engine.busy)
+                self._make_ready()
+                if self.engine.busy:
+                    self._step()
+        except BaseException as error:
+            self.failure = error
+            _LOG.critical("the engine's thread has ended: %r", error, exc_info=error)
+        finally:
+            self.failure = self.failure or RuntimeError("closed")
+            self.activity = None
+            self._take_messages(wait=False)
+            left = [*self._ready]
+            while (row := self._queue.pop()) is not None:
+                left.append(row)
+            self._fail(left)
+
+    def _take_messages(self, wait: bool) -> None:
+        with suppress(Empty):
+            while True:
+                self._messages.get(wait)()
+                wait = False
+
+    def _add(self, rows: Sequence[Row]) -> None:
+        for row in rows:
+            if not row.ended:
+                self._queue.put(row)
+
+    def _cancel(self, rows: Sequence[Row]) -> None:
+        for row in rows:
+            if self._queue.remove(row):
+                self._tell([(row, Event(0, None, finish_reason="cancelled"))])
+            elif not row.ended and row.request is not None:
+                self.engine.cancel(row.request.number)
+            row.ended = True
+
+    def _make_ready(self) -> None:
+        """Makes as many rows ready as can begin soon, on threads of their own: reading an adapter takes time."""
+        while len(self._ready) < self.engine.max_rows + AHEAD and (row := self._queue.pop()) is not None:
+            self._ready.add(row)
+            self._loader.submit(self._make, row)
+
+    def _make(self, row: Row) -> None:
+        try:
+            request = self.engine.row(row.ids, row.pack, row.sampling, None, row.draw, row.mask)
+        except AdapterpackError as error:
+            self._messages.put(partial(self._leave, row, error))
+        except BaseException as error:
+            _LOG.exception("a row could not be made ready")
+            self._messages.put(partial(self._leave, row, AdapterpackError(f"{type(error).__name__}: {error}")))
+        else:
+            self._messages.put(partial(self._begin, row, request))
+
+    def _begin(self, row: Row, request: Request) -> None:
+        if row.ended:
+            self.engine.discard(request)
+            self._leave(row, None)
+            return
+        row.request = request
+        self._running[request.number] = row
+        self.engine.submit(request)
+
+    def _leave(self, row: Row, error: AdapterpackError | None) -> None:
+        """A row that never began."""
+        self._ended(row)
+        self._tell([(row, Event(0, None, finish_reason="cancelled" if error is None else "error", error=error))])
+
+    def _ended(self, row: Row) -> None:
+        row.ended = True
+        self._ready.discard(row)
+        self._queue.ended(row)
+
+    def _step(self) -> None:
+        start = time.monotonic()
+        adapters = sorted({row.pack.name for row in self._running.values() if row.pack is not None})
+        self.activity = Activity(f"a step of {len(self._running)} rows with the adapters {', '.join(adapters) or 'none'}", start)
+        events = self.engine.step()
+        self.activity = None
+        told = []
+        for event in events:
+            row = self._running[event.request]
+            if event.choice is not None:
+                self._queue.charge(row)
+            if event.finish_reason is not None:
+                del self._running[event.request]
+                self._ended(row)
+            told.append((row, event))
+        self._stepped(time.monotonic() - start, sum(event.choice is not None for event in events))
+        self._tell(told)
+
+    def _tell(self, told: Sequence[tuple[Row, Event]]) -> None:
+        with suppress(RuntimeError):  # the loop is closed: nobody listens
+            self._loop.call_soon_threadsafe(_take, told, time.monotonic())
+
+    def _fail(self, rows: Sequence[Row]) -> None:
+        error = EngineStopped("the engine has stopped", remedy="start the server again; its log says why")
+        self._tell([(row, Event(0, None, finish_reason="error", error=error)) for row in rows])
+
+
+def _take(told: Sequence[tuple[Row, Event]], at: float) -> None:
+    for row, event in told:
+        row.outbox.take(row.place, event, at)

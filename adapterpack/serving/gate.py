@@ -1,0 +1,66 @@
+"""Lets requests in, as long as there is room for their rows and the server is not about to end."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ..http.refused import Refused
+from .keys import Key
+from .limits import Limits
+
+_SMOOTHING = 0.1
+
+
+class Gate:
+    """Counts the rows that are in, of all keys and of each. ``draining``: nobody is let in any more."""
+
+    def __init__(self, limits: Limits, running: int) -> None:
+        self._limits, self._running = limits, running
+        self._rows: Counter[str] = Counter()
+        self._seconds = 1.0
+        self.draining = False
+
+    @property
+    def rows(self) -> int:
+        """Rows that are in."""
+        return self._rows.total()
+
+    @contextmanager
+    def entered(self, key: Key, rows: int) -> Iterator[None]:
+        """A request with so many rows is in, for as long as the block lasts.
+
+        Raises:
+            Refused: there are too many (429), or the server is about to end (503).
+        """
+        self.require_open()
+        if self._rows[key.id] + rows > (key.max_rows or self._limits.open_rows_a_key):
+            raise self._busy("this key has too many requests at a time")
+        if self.rows + rows > self._limits.open_rows:
+            raise self._busy("too many requests wait")
+        self._rows[key.id] += rows
+        try:
+            yield
+        finally:
+            self._rows[key.id] -= rows
+            if not self._rows[key.id]:
+                del self._rows[key.id]
+
+    def require_open(self) -> None:
+        """Checks that the server is not about to end.
+
+        Raises:
+            Refused: it is.
+        """
+        if self.draining:
+            raise Refused(503, "draining", "the server is about to end", retry_after=self._limits.drain_seconds)
+
+    def took(self, seconds: float) -> None:
+        """A request took so long; what is told to those who are not let in follows from it."""
+        self._seconds += _SMOOTHING * (seconds - self._seconds)
+
+    def _busy(self, what: str) -> Refused:
+        turns = max(1.0, self.rows / self._running)
+        return Refused(429, "rate_limit_exceeded", what, retry_after=min(60, max(1, math.ceil(turns * self._seconds))))

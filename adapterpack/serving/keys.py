@@ -1,0 +1,174 @@
+"""Who asks, and what a key may have: keys are kept as digests in a file that is read again when it changes."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import secrets
+import stat
+import time
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from ..errors import AdapterpackError, ConfigError, storage_errors
+from ..http.refused import Refused
+from ..io import plain_yaml, typed_json
+from ..io.typed_json import Misfit, Part
+
+LOOK_SECONDS = 1.0
+"""How often the file of keys is looked at."""
+_LOG = logging.getLogger("adapterpack.serving")
+
+
+class Key(Part, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One entry of a file of keys.
+
+    Attributes:
+        id: the name of who has the key, in logs and for fairness.
+        sha256: of the key, as hex. The key itself is in no file.
+        adapters: the names that it may name, or ``"*"`` for all.
+        base: whether it may name the base.
+        expires: when it ends, RFC 3339.
+        rank: keys of a smaller rank go first, always.
+        share: of the engine's tokens, beside other keys of its rank.
+        max_rows: that wait or run at a time.
+        admin: whether it may see what concerns all keys: metrics.
+    """
+
+    id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]
+    sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+    adapters: tuple[str, ...] | Literal["*"] = "*"
+    base: bool = True
+    expires: datetime | None = None
+    rank: Annotated[int, Meta(ge=-100, le=100)] = 0
+    share: Annotated[float, Meta(gt=0, le=1000)] = 1.0
+    max_rows: Annotated[int, Meta(ge=1, le=100_000)] | None = None
+    admin: bool = False
+
+    def breaches(self) -> Iterator[Misfit]:
+        """A time without its zone."""
+        if self.expires is not None and self.expires.tzinfo is None:
+            yield Misfit("/expires", "a time needs its zone, as in 2027-01-31T00:00:00Z")
+
+    def may(self, adapter: str | None) -> bool:
+        """Whether it may have an adapter, or the base."""
+        return self.base if adapter is None else self.adapters == "*" or adapter in self.adapters
+
+    @property
+    def expired(self) -> bool:
+        """Whether its time is over."""
+        return self.expires is not None and self.expires.timestamp() <= time.time()
+
+
+class _File(Part, frozen=True, forbid_unknown_fields=True):
+    keys: Annotated[tuple[Key, ...], Meta(max_length=100_000)]
+
+
+EVERYBODY = Key(id="everybody", sha256="0" * 64, admin=True)
+"""Who asks a server that has no keys."""
+
+
+class Keys:
+    """The keys of a server: none, one, or those of a file, which is looked at again and again."""
+
+    def __init__(self, keys: Sequence[Key] = (), path: Path | None = None) -> None:
+        self._keys, self._path = tuple(keys), path
+        self._state: tuple[int, ...] = ()
+        self._looked = 0.0
+        if path is not None:
+            self._state = _state(path)
+            self._keys = read_keys(path)
+
+    @classmethod
+    def one(cls, key: str) -> Keys:
+        """One key for all."""
+        return cls([Key(id="api-key", sha256=_digest(key), admin=True)])
+
+    @property
+    def needed(self) -> bool:
+        """Whether a request needs a key."""
+        return self._path is not None or bool(self._keys)
+
+    def of(self, authorization: str | None) -> Key:
+        """Whose header this is. Every key is compared, each in constant time.
+
+        Raises:
+            Refused: nobody's, or one whose time is over.
+        """
+        if not self.needed:
+            return EVERYBODY
+        self._look()
+        scheme, _, given = (authorization or "").partition(" ")
+        digest, match = _digest(given.strip()), None
+        for key in self._keys:
+            if hmac.compare_digest(key.sha256, digest):
+                match = key
+        if match is None or match.expired or scheme.lower() != "bearer":
+            what = "this server needs a key: Authorization: Bearer KEY" if not given else "this key is not known, or its time is over"
+            raise Refused(401, "invalid_api_key", what)
+        return match
+
+    def _look(self) -> None:
+        """Reads the file again where it has changed; one that cannot be read changes nothing, and is logged once."""
+        now = time.monotonic()
+        if self._path is None or now - self._looked < LOOK_SECONDS:
+            return
+        self._looked = now
+        try:
+            state = _state(self._path)
+            if state == self._state:
+                return
+            self._state = state
+            self._keys = read_keys(self._path)
+            _LOG.warning("read %d keys from %s", len(self._keys), self._path)
+        except AdapterpackError as error:
+            _LOG.error("the keys stay as they were: %s", error)
+
+
+def read_keys(path: Path) -> tuple[Key, ...]:
+    """The keys of a file of YAML or JSON.
+
+    Raises:
+        ConfigError: it is something else, two entries have one id or one digest, or others may read it.
+        StorageError: it cannot be read.
+    """
+    with storage_errors(path):
+        if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+            raise ConfigError("others may read the file of keys", where=path, remedy=f"chmod 600 {path}")
+        data = path.read_bytes()
+    value = plain_yaml.loads(data, path)
+    try:
+        keys = msgspec.convert(value, _File).keys
+    except msgspec.ValidationError as error:
+        pointer, message = typed_json.misfit(value, _File) or Misfit("", str(error))
+        raise ConfigError(f"this is no file of keys: {message}", where=f"{path}#{pointer}",
+                          expected="keys: a list of id, sha256, ...") from error
+    for key in keys:
+        for pointer, message in key.breaches():
+            raise ConfigError(message, where=f"{path}, {key.id}{pointer}")
+    for name, values in (("id", [key.id for key in keys]), ("sha256", [key.sha256 for key in keys])):
+        if len(set(values)) < len(values):
+            raise ConfigError(f"two keys have the same {name}", where=path)
+    return keys
+
+
+def new_key(name: str) -> tuple[str, str]:
+    """A new key, and the entry of a file for it."""
+    key = f"ap-{secrets.token_urlsafe(32)}"
+    return key, f"- {{id: {name}, sha256: {_digest(key)}, adapters: \"*\"}}"
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    with storage_errors(path):
+        found = path.stat()
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def _digest(key: str) -> str:
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()

@@ -1,0 +1,77 @@
+"""What Prometheus reads of a server: counters by adapter, times, and what is in memory.
+
+The names of adapters are the engine's own: what a request makes up never becomes a series.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from .audit import Record
+
+MOST_ADAPTERS = 100
+"""Adapters with series of their own; further ones are counted together."""
+OTHERS = "(others)"
+BASE = "(base)"
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+
+
+class Metrics:
+    """The series of one server."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._adapters: set[str] = set()
+        self._requests = self._counter("requests", "Requests by what answered and how they ended.", "adapter", "status")
+        self._prompt = self._counter("prompt_tokens", "Tokens of prompts.", "adapter")
+        self._answered = self._counter("generation_tokens", "Tokens of answers.", "adapter")
+        self._refused = self._counter("refused", "Requests that were not worked on, by reason.", "code")
+        self._first = self._histogram("time_to_first_token_seconds", "From a request's arrival to its first token.")
+        self._each = self._histogram("time_per_output_token_seconds", "Between the tokens of a row, on average over a request.")
+        self._whole = self._histogram("request_seconds", "From a request's arrival to its end.")
+        self._steps = self._histogram("engine_step_seconds", "Steps of the engine.")
+
+    def gauge(self, name: str, what: str, value: Callable[[], float]) -> None:
+        """Adds a number that is looked up whenever it is read."""
+        Gauge(f"adapterpack_{name}", what, registry=self._registry).set_function(value)
+
+    def stepped(self, seconds: float, tokens: int) -> None:
+        """The engine has taken a step."""
+        self._steps.observe(seconds)
+
+    def ended(self, record: Record) -> None:
+        """A request has ended."""
+        if record.rows == 0:
+            if record.status >= 400:
+                self._refused.labels(record.outcome).inc()
+            return
+        adapter = self._label(record.adapter)
+        self._requests.labels(adapter, str(record.status)).inc()
+        self._prompt.labels(adapter).inc(record.prompt_tokens)
+        self._answered.labels(adapter).inc(record.completion_tokens)
+        if record.first:
+            self._first.observe(record.first - record.started)
+            self._whole.observe(record.last - record.started)
+            more = record.completion_tokens / record.rows - 1
+            if more > 0:
+                self._each.observe((record.last - record.first) / more)
+
+    def text(self) -> bytes:
+        """All series in Prometheus's text form."""
+        text: bytes = generate_latest(self._registry)
+        return text
+
+    def _label(self, adapter: str | None) -> str:
+        if adapter is None:
+            return BASE
+        if len(self._adapters) < MOST_ADAPTERS:
+            self._adapters.add(adapter)
+        return adapter if adapter in self._adapters else OTHERS
+
+    def _counter(self, name: str, what: str, *labels: str) -> Counter:
+        return Counter(f"adapterpack_{name}", what, labels, registry=self._registry)
+
+    def _histogram(self, name: str, what: str) -> Histogram:
+        return Histogram(f"adapterpack_{name}", what, buckets=_SECONDS, registry=self._registry)

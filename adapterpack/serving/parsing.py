@@ -1,0 +1,69 @@
+"""The body of a request as the struct of its route, or a refusal that names the field at fault."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.requests import Request
+
+from ..errors import FormatError, nearest
+from ..http.bodies import body_of, require_size
+from ..http.refused import Refused
+from ..io import strict_json, typed_json
+from ..io.typed_json import Part
+from .limits import Limits
+
+T = TypeVar("T", bound=Part)
+_LARGEST = 1 << 64
+"""Of an integer: seeds have 64 bits."""
+
+
+async def body(request: Request, kind: type[T], limits: Limits) -> T:
+    """The struct in the body of a request.
+
+    Raises:
+        Refused: it is no JSON object (400), too large (413), too slow (408), something else by its type (415), or does not fit (400).
+    """
+    kind_of_body = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind_of_body != "application/json":
+        raise Refused(415, "unsupported_media_type", "the body is application/json", param="Content-Type")
+    require_size(request, limits.body_bytes)
+    return parsed(await body_of(request, limits.body_seconds), kind, limits)
+
+
+def parsed(data: bytes, kind: type[T], limits: Limits) -> T:
+    """The struct that some bytes of JSON are.
+
+    Raises:
+        Refused: they are none.
+    """
+    try:
+        value = strict_json.loads(data, None, limits.body_bytes, _LARGEST, limits.depth)
+    except FormatError as error:
+        raise Refused(400, "invalid_json", error.sentence) from error
+    if not isinstance(value, dict):
+        raise Refused(400, "invalid_json", "the body is a JSON object")
+    given = {name: item for name, item in value.items() if item is not None}
+    _require_known(given, kind)
+    try:
+        struct: T = msgspec.convert(given, kind)
+    except msgspec.ValidationError as error:
+        pointer, message = typed_json.misfit(given, kind) or ("", str(error))
+        raise _misfit(pointer, message) from error
+    for pointer, message in struct.breaches():
+        raise _misfit(pointer, message)
+    return struct
+
+
+def _require_known(given: dict[str, Any], kind: type[Part]) -> None:
+    known = kind.__struct_encode_fields__
+    for name in given:
+        if name not in known:
+            raise Refused(400, "unknown_parameter", f"this server has no such field: {name[:100]!r}; {nearest(name[:100], known)}",
+                          param=name[:100])
+
+
+def _misfit(pointer: str, message: str) -> Refused:
+    place = pointer.removeprefix("/").replace("/", ".")
+    return Refused(400, "invalid_request", f"{place}: {message}" if place else message, param=place or None)

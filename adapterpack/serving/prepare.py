@@ -1,0 +1,112 @@
+"""Makes rows of a request: prompts as tokens, parameters, and the mask of the form that an answer is to have. In threads, with bounds."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
+
+from ..errors import ConfigError
+from ..http.refused import Refused
+from ..runtime.engine.engine import Engine
+from ..runtime.generation.prompts import prompt_ids
+from ..runtime.generation.sampling import GRAMMARS, Sampling, sampling_of
+from ..runtime.generation.structured import grammar_mask
+from ..runtime.generation.token_chooser import TokenMask
+from .limits import Limits
+from .requests import ChatRequest, CompletionRequest, Sampled
+
+
+class Prepared(NamedTuple):
+    """The prompts of a request, and what all of its rows have in common. The mask is copied for each row."""
+
+    prompts: list[list[int]]
+    samplings: list[Sampling]
+    mask: Any
+
+
+class Preparer:
+    """Prepares requests for an engine; what they leave out of the sampling parameters is by the rule ``sampling``.
+
+    Forms of answers may take seconds to compile. They have threads of their own, and each tenant compiles one at a time: whoever has
+    none is not kept waiting.
+    """
+
+    def __init__(self, engine: Engine, limits: Limits, sampling: str) -> None:
+        self._engine, self._limits, self._rule = engine, limits, sampling
+        self._tokens, self._forms = (ThreadPoolExecutor(count, thread_name_prefix=f"adapterpack-{name}")
+                                     for count, name in ((4, "prompts"), (4, "forms")))
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        sampling_of({"sampling": sampling}, engine.bundle.generation_config, engine.bundle.folder)  # an error now, and not in each request
+
+    def close(self) -> None:
+        """Ends the threads."""
+        self._tokens.shutdown(wait=False)
+        self._forms.shutdown(wait=False)
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of token ids, for who wants to see a prompt again."""
+        return self._engine.bundle.tokenizer.decode(ids)
+
+    async def prepared(self, body: Sampled, tenant: str) -> Prepared:
+        """What a request's rows are made of.
+
+        Raises:
+            Refused: it asks for too much, or the context is too short for a prompt.
+            AdapterpackError: a prompt, a parameter or a form that cannot be.
+        """
+        loop = asyncio.get_running_loop()
+        given = body.parameters(self._limits)
+        prompts = await loop.run_in_executor(self._tokens, self._prompts, body)
+        samplings = self._samplings(body, prompts, given)
+        mask = None
+        if any(name in given for name in GRAMMARS):
+            turn = self._turns.setdefault(tenant, asyncio.Lock())
+            async with turn:
+                mask = await loop.run_in_executor(self._forms, partial(grammar_mask, self._engine.bundle.tokenizer, samplings[0]))
+        return Prepared(prompts, samplings, mask)
+
+    def _prompts(self, body: Sampled) -> list[list[int]]:
+        if isinstance(body, ChatRequest):
+            return [self._conversation(body)]
+        assert isinstance(body, CompletionRequest)
+        return [self._text(prompt) for prompt in body.prompts]
+
+    def _conversation(self, body: ChatRequest) -> list[int]:
+        if len(body.messages) > self._limits.messages:
+            raise Refused(400, "invalid_request", f"a conversation may have {self._limits.messages} messages", param="messages")
+        if self._engine.bundle.tokenizer.template is None:
+            raise Refused(400, "no_chat_template", "this model has no chat template: use /v1/completions", param="messages")
+        return prompt_ids(self._engine.bundle, [message.rendered() for message in body.messages])
+
+    def _text(self, prompt: str | Sequence[int]) -> list[int]:
+        if not isinstance(prompt, str):
+            return prompt_ids(self._engine.bundle, prompt)
+        ids = self._engine.bundle.tokenizer.encode(prompt)
+        if not ids:
+            raise ConfigError("a prompt has no tokens", where="prompt")
+        return ids
+
+    def _samplings(self, body: Sampled, prompts: Sequence[Sequence[int]], given: dict[str, Any]) -> list[Sampling]:
+        """The parameters of each prompt's rows; they differ by the room that a prompt leaves for an answer."""
+        most, count = self._engine.max_length, body.n or 1
+        if (longest := max(map(len, prompts))) > most:
+            raise Refused(400, "context_length_exceeded", f"a prompt has {longest} tokens, and {most} are the most here",
+                          param="messages" if isinstance(body, ChatRequest) else "prompt")
+        rooms = [min(body.most_tokens or most, most - len(prompt) + 1) for prompt in prompts]
+        if sum(rooms) * count > self._limits.answer_tokens:
+            raise Refused(400, "invalid_request", f"the answers of a request may have {self._limits.answer_tokens} tokens in all: ask for "
+                          "fewer or shorter ones", param="max_tokens")
+        given = {"seed": secrets.randbits(63), **given, "sampling": self._rule}
+        bundle = self._engine.bundle
+        return [sampling_of({**given, "max_new_tokens": room}, bundle.generation_config, bundle.folder) for room in rooms]
+
+
+def copied(mask: Any) -> TokenMask | None:
+    """The mask of one row."""
+    copy: Callable[[], TokenMask] | None = None if mask is None else mask.copy
+    return None if copy is None else copy()

@@ -1,0 +1,246 @@
+"""The requests of OpenAI's routes, as this server takes them: the structs that parse a body, and that its OpenAPI document shows.
+
+A field that is ``null`` is as if it were not there. One that is not listed here is an error, as it might change what the client expects;
+those of :class:`Sampled` that are listed without an effect cannot change an answer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, field
+
+from ..http.refused import Refused
+from ..io.typed_json import Misfit, Part
+from .limits import Limits
+
+
+class StreamOptions(Part, frozen=True, forbid_unknown_fields=True):
+    """What a stream has besides its chunks: the count of tokens at the end, or in each chunk so far."""
+
+    include_usage: bool | None = None
+    continuous_usage_stats: Literal[False] | None = None
+    include_obfuscation: bool | None = None
+
+
+class PlainText(Part, frozen=True, tag="text", tag_field="type", forbid_unknown_fields=True):
+    """An answer of any form."""
+
+
+class JsonObject(Part, frozen=True, tag="json_object", tag_field="type", forbid_unknown_fields=True):
+    """An answer that is a JSON object."""
+
+
+class Schema(Part, frozen=True, forbid_unknown_fields=True):
+    """A JSON schema; it is always kept, whatever ``strict`` says."""
+
+    name: str
+    schema_: dict[str, Any] = field(name="schema", default_factory=dict)
+    strict: bool | None = None
+    description: str | None = None
+
+
+class JsonSchema(Part, frozen=True, tag="json_schema", tag_field="type", forbid_unknown_fields=True):
+    """An answer that fits a JSON schema."""
+
+    json_schema: Schema
+
+
+class Structured(Part, frozen=True, forbid_unknown_fields=True):
+    """An answer of a given form, as vLLM has it: one of these."""
+
+    json: dict[str, Any] | str | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+
+
+class Sampled(Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What requests of text have in common. Ranges are those of :class:`adapterpack.runtime.generation.sampling.Sampling`; what is left
+    out is what the server's ``--sampling`` says.
+    """
+
+    model: str
+    max_tokens: Annotated[int, Meta(ge=1)] | None = None
+    n: Annotated[int, Meta(ge=1)] | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    min_tokens: int | None = None
+    ignore_eos: bool | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    response_format: PlainText | JsonObject | JsonSchema | None = None
+    structured_outputs: Structured | None = None
+    guided_json: dict[str, Any] | str | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    priority: Annotated[int, Meta(ge=-1000, le=1000)] | None = None
+    # without an effect:
+    user: str | None = None
+    metadata: dict[str, str] | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+
+    @property
+    def most_tokens(self) -> int | None:
+        """The most tokens of an answer, if the request says it."""
+        return self.max_tokens
+
+    @property
+    def wanted_logprobs(self) -> int | None:
+        """How many likely tokens are listed in the place of each, None for no log-probabilities."""
+        raise NotImplementedError
+
+    def parameters(self, limits: Limits) -> dict[str, Any]:
+        """The sampling parameters that it gives, by their names here.
+
+        Raises:
+            Refused: they are more or larger than a request's may be, or contradict each other.
+        """
+        given: dict[str, Any] = {
+            "temperature": self.temperature, "top_p": self.top_p, "top_k": 0 if self.top_k == -1 else self.top_k, "min_p": self.min_p,
+            "presence_penalty": self.presence_penalty, "frequency_penalty": self.frequency_penalty,
+            "repetition_penalty": self.repetition_penalty, "logit_bias": self.logit_bias, "seed": self.seed,
+            "stop": _stop(self.stop, limits), "stop_token_ids": self.stop_token_ids, "min_new_tokens": self.min_tokens,
+            "ignore_eos": self.ignore_eos, "logprobs": self.wanted_logprobs,
+        }
+        forms = list(self._forms())
+        if len(forms) > 1:
+            raise Refused(400, "invalid_request", f"an answer has one form, and the request gives {len(forms)}", param=forms[1][0])
+        for param, name, form in forms:
+            text = form if isinstance(form, str) else json.dumps(form)
+            if len(text) > limits.form_characters:
+                raise Refused(400, "invalid_request", f"the form of an answer may have {limits.form_characters} characters", param=param)
+            given[name] = form
+        return {name: value for name, value in given.items() if value is not None}
+
+    def _forms(self) -> Iterator[tuple[str, str, Any]]:
+        """Field, sampling parameter and value of each form that the answer is to have."""
+        match self.response_format:
+            case JsonObject():
+                yield "response_format", "json_schema", {"type": "object"}
+            case JsonSchema(json_schema=schema):
+                yield "response_format", "json_schema", schema.schema_
+        given = self.structured_outputs or Structured()
+        if given.json_object:
+            yield "structured_outputs", "json_schema", {"type": "object"}
+        for source, name, value in (("structured_outputs", "json_schema", given.json), ("structured_outputs", "regex", given.regex),
+                                    ("structured_outputs", "grammar", given.grammar), ("guided_json", "json_schema", self.guided_json),
+                                   ("guided_regex", "regex", self.guided_regex), ("guided_grammar", "grammar", self.guided_grammar)):
+            if value is not None:
+                yield source, name, value
+        for source, choices in (("structured_outputs", given.choice), ("guided_choice", self.guided_choice)):
+            if choices is not None:
+                yield source, "grammar", f"start: {' | '.join(map(json.dumps, choices))}"
+
+
+class TextPart(Part, frozen=True, tag="text", tag_field="type", forbid_unknown_fields=True):
+    """A piece of text of a message."""
+
+    text: str
+
+
+class Message(Part, frozen=True, forbid_unknown_fields=True):
+    """One message of a conversation."""
+
+    role: Annotated[str, Meta(min_length=1, max_length=64)]
+    content: str | list[TextPart] | None = None
+    name: str | None = None
+    tool_call_id: str | None = None
+
+    def rendered(self) -> dict[str, str]:
+        """As chat templates take it."""
+        content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content or ())
+        named = {"name": self.name, "tool_call_id": self.tool_call_id}
+        return {"role": self.role, "content": content, **{key: value for key, value in named.items() if value is not None}}
+
+
+class ChatRequest(Sampled, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``POST /v1/chat/completions``."""
+
+    messages: Annotated[list[Message], Meta(min_length=1)]
+    max_completion_tokens: Annotated[int, Meta(ge=1)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    # only as far as they ask for nothing that is not there:
+    tools: Annotated[list[dict[str, Any]], Meta(max_length=0)] | None = None
+    tool_choice: Literal["none", "auto"] | None = None
+    parallel_tool_calls: bool | None = None
+    modalities: list[Literal["text"]] | None = None
+
+    def breaches(self) -> Iterator[Misfit]:
+        """Two numbers of tokens; the likeliest tokens without log-probabilities."""
+        if self.max_tokens is not None and self.max_completion_tokens is not None:
+            yield Misfit("/max_completion_tokens", "max_tokens is the former name of max_completion_tokens: give one of them")
+        if self.top_logprobs is not None and not self.logprobs:
+            yield Misfit("/top_logprobs", "top_logprobs goes with logprobs: true")
+
+    @property
+    def most_tokens(self) -> int | None:
+        """The most tokens of an answer; without them it may go on to the end of the context."""
+        return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def wanted_logprobs(self) -> int | None:
+        """See :class:`Sampled`."""
+        return self.top_logprobs or 0 if self.logprobs else None
+
+
+class CompletionRequest(Sampled, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``POST /v1/completions``. A prompt is a text or token ids, or several of one kind; a text is taken as it is."""
+
+    prompt: str | Annotated[list[str | int | list[int]], Meta(min_length=1)]
+    logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    echo: bool | None = None
+
+    def breaches(self) -> Iterator[Misfit]:
+        """Prompts of several kinds; log-probabilities of a prompt."""
+        if not isinstance(self.prompt, str) and len({type(item) for item in self.prompt}) > 1:
+            yield Misfit("/prompt", "prompts are all texts, or all lists of token ids")
+        if self.echo and self.logprobs is not None:
+            yield Misfit("/echo", "the log-probabilities of a prompt are not known here: leave out echo or logprobs")
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """The prompts, one an answer (or ``n``)."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if isinstance(self.prompt[0], int):
+            return [self.prompt]  # type: ignore[list-item]
+        return self.prompt  # type: ignore[return-value]
+
+    @property
+    def most_tokens(self) -> int | None:
+        """The most tokens of an answer; 16, as OpenAI has it, if the request does not say it."""
+        return self.max_tokens or 16
+
+    @property
+    def wanted_logprobs(self) -> int | None:
+        """See :class:`Sampled`."""
+        return self.logprobs
+
+
+def _stop(stop: str | list[str] | None, limits: Limits) -> tuple[str, ...] | None:
+    if stop is None:
+        return None
+    texts = (stop,) if isinstance(stop, str) else tuple(stop)
+    if len(texts) > limits.stop or any(len(text) > limits.stop_characters for text in texts):
+        raise Refused(400, "invalid_request", f"a request may have {limits.stop} stop texts of {limits.stop_characters} characters",
+                      param="stop")
+    return texts

@@ -1,0 +1,111 @@
+"""What a client can ask: one table, from which the application is built and the OpenAPI document written."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ..http.refused import Refused
+from ..version import VERSION
+from . import answering
+from .answers import ChatCompletion, Completion, ModelCard, ModelList
+from .audit import Record
+from .catalogue import Model
+from .keys import Key
+from .requests import ChatRequest, CompletionRequest
+from .state import State
+
+Handler = Callable[[State, Request, Key, Record], Awaitable[Response]]
+
+
+class RouteSpec(NamedTuple):
+    """A method at a path, who may ask (anybody, who has a key, an admin), and the structs of the body and of the answer."""
+
+    method: str
+    path: str
+    handler: Handler
+    access: Literal["open", "key", "admin"]
+    summary: str
+    body: type[Any] | None = None
+    answer: type[Any] | None = None
+    streams: bool = False
+
+
+async def health(state: State, request: Request, key: Key, record: Record) -> Response:
+    """Whether the process works: 503 where a step of the engine is stuck, or its thread has ended."""
+    stuck = state.engine.stuck(state.limits.stuck_seconds)
+    if state.engine.failure is not None:
+        return _json({"status": "stopped"}, 503)
+    return _json({"status": "ok"} if stuck is None else {"status": "stuck", "step": stuck}, 200 if stuck is None else 503)
+
+
+async def ready(state: State, request: Request, key: Key, record: Record) -> Response:
+    """Whether it takes requests: 503 once it is about to end."""
+    well = state.engine.failure is None and not state.gate.draining
+    return _json({"ready": well}, 200 if well else 503)
+
+
+async def version(state: State, request: Request, key: Key, record: Record) -> Response:
+    """The version of adapterpack."""
+    return _json({"version": VERSION})
+
+
+async def metrics(state: State, request: Request, key: Key, record: Record) -> Response:
+    """All series in Prometheus's text form."""
+    return Response(state.metrics.text(), media_type="text/plain; version=0.0.4")
+
+
+async def models(state: State, request: Request, key: Key, record: Record) -> Response:
+    """The base and the adapters that the key may name."""
+    return _json(ModelList([_card(state, model) for model in state.catalogue.visible(key)]))
+
+
+async def model(state: State, request: Request, key: Key, record: Record) -> Response:
+    """One of them."""
+    return _json(_card(state, state.catalogue.named(request.path_params["model"], key)))
+
+
+async def openapi(state: State, request: Request, key: Key, record: Record) -> Response:
+    """This table as an OpenAPI document."""
+    from .openapi import document  # noqa: PLC0415 - it is written from this table
+
+    return _json(document(ROUTES))
+
+
+ROUTES: tuple[RouteSpec, ...] = (
+    RouteSpec("GET", "/health", health, "open", "whether the process works"),
+    RouteSpec("GET", "/ready", ready, "open", "whether it takes requests"),
+    RouteSpec("GET", "/version", version, "key", "the version of adapterpack"),
+    RouteSpec("GET", "/metrics", metrics, "admin", "counters and times for Prometheus"),
+    RouteSpec("GET", "/openapi.json", openapi, "key", "this document"),
+    RouteSpec("GET", "/v1/models", models, "key", "the base and the adapters", None, ModelList),
+    RouteSpec("GET", "/v1/models/{model}", model, "key", "one of them", None, ModelCard),
+    RouteSpec("POST", "/v1/completions", answering.completions, "key", "texts that go on", CompletionRequest, Completion, True),
+    RouteSpec("POST", "/v1/chat/completions", answering.chat, "key", "the next message of a conversation", ChatRequest, ChatCompletion,
+              True),
+)
+"""All routes."""
+
+
+def require_access(route: RouteSpec, key: Key) -> None:
+    """Lets by who may ask for what concerns all keys.
+
+    Raises:
+        Refused: a key that is not an admin's.
+    """
+    if route.access == "admin" and not key.admin:
+        raise Refused(403, "admin_only", "this key may not see what concerns all keys")
+
+
+def _card(state: State, model: Model) -> ModelCard:
+    parent = None if model.pack is None else state.catalogue.base
+    return ModelCard(id=model.name, created=state.catalogue.created, root=model.digest, parent=parent,
+                     max_model_len=state.engine.engine.max_length)
+
+
+def _json(value: Any, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(value), status, media_type="application/json")

@@ -1,0 +1,18 @@
+"""Server-sent events as OpenAI's clients expect them, byte for byte."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+DONE = b"data: [DONE]\n\n"
+ALIVE = b": still working\n\n"
+"""A comment, for what stands between and closes connections on which nothing moves."""
+HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+TYPE = "text/event-stream"
+
+
+def event(value: Any) -> bytes:
+    """One event."""
+    return b"data: " + msgspec.json.encode(value) + b"\n\n"

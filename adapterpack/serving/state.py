@@ -1,0 +1,34 @@
+"""What the routes of a server share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .audit import Audit
+from .catalogue import Catalogue
+from .engine_thread import EngineThread
+from .gate import Gate
+from .keys import Keys
+from .limits import Limits
+from .metrics import Metrics
+from .prepare import Preparer
+from .token_texts import TokenTexts
+
+
+@dataclass(frozen=True)
+class State:
+    """One server: its engine and models, who may ask, and what it counts and writes down.
+
+    ``hosts`` are the names by which browsers may call it, where there are no keys; None for any.
+    """
+
+    engine: EngineThread
+    catalogue: Catalogue
+    preparer: Preparer
+    tokens: TokenTexts
+    gate: Gate
+    keys: Keys
+    limits: Limits
+    metrics: Metrics
+    audit: Audit
+    hosts: frozenset[str] | None = None

@@ -1,0 +1,64 @@
+"""A server of a test: its process, what it is asked and what it wrote down; its keys."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+ANN, BOB, OLD = "ap-ann-ann-ann-ann-ann", "ap-bob-bob-bob-bob-bob", "ap-old-old-old-old-old"
+"""Keys: of one who may have everything, of one who may have alpha alone, and one whose time is over."""
+
+
+@dataclass
+class Served:
+    """A server that runs: its process, address, and what it wrote to standard error."""
+
+    process: subprocess.Popen[str]
+    address: str
+    base: str
+    adapters: dict[str, str]
+    log: Path
+    audit: Path
+    headers: dict[str, str] = field(default_factory=lambda: {"Authorization": f"Bearer {ANN}"})
+
+    @property
+    def port(self) -> int:
+        return int(self.address.rpartition(":")[2])
+
+    def get(self, path: str, **options: Any) -> httpx.Response:
+        return httpx.get(self.address + path, **{"headers": self.headers, "timeout": 20.0, **options})
+
+    def post(self, path: str, body: Any, **options: Any) -> httpx.Response:
+        return httpx.post(self.address + path, json=body, **{"headers": self.headers, "timeout": 30.0, **options})
+
+    def audited(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.audit.read_text().splitlines()]
+
+    def ended(self, sign: int, seconds: float = 20.0) -> int:
+        self.process.send_signal(sign)
+        return self.process.wait(seconds)
+
+
+PROGRAM = """
+import json, sys
+from adapterpack.serving.limits import Limits
+from adapterpack.serving.serve import serve
+bundle, options = sys.argv[1], json.loads(sys.argv[2])
+limits = Limits(**options.pop("limits"))
+serve(bundle, port=0, limits=limits, ready=lambda served: print(json.dumps(served._asdict()), flush=True), **options)
+"""
+
+
+def entry(name: str, key: str, **more: Any) -> dict[str, Any]:
+    return {"id": name, "sha256": hashlib.sha256(key.encode()).hexdigest(), **more}
+
+
+def write_keys(path: Path, *entries: dict[str, Any]) -> None:
+    path.touch(0o600)
+    path.write_text(json.dumps({"keys": entries}))

@@ -1,0 +1,156 @@
+"""Requests that are made to break a server: each has the right answer in less than a second, and a stream that runs meanwhile goes on."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from servers import ANN, BOB, Served
+
+HEAD = f"Host: localhost\r\nAuthorization: Bearer {ANN}\r\nContent-Type: application/json\r\n"
+
+
+def post(body: Any, path: str = "/v1/chat/completions", lines: str = "", head: str = HEAD) -> bytes:
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return f"POST {path} HTTP/1.1\r\n{head}Content-Length: {len(data)}\r\n{lines}\r\n".encode() + data
+
+
+def chat(**more: Any) -> dict[str, Any]:
+    return {"model": "alpha", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2, **more}
+
+
+def deep(levels: int) -> Any:
+    value: Any = "x"
+    for _ in range(levels):
+        value = {"a": value}
+    return value
+
+
+RECURSION = {"$ref": "#/$defs/a", "$defs": {"a": {"anyOf": [{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/a"}]}}}
+SLASHES = "%2f..%2f..%2fetc%2fpasswd"
+CASES: dict[str, tuple[bytes, int, str | None]] = {
+    "no JSON": (post(b"{"), 400, "invalid_json"),
+    "no UTF-8": (post(b'{"model": "\xff"}'), 400, "invalid_json"),
+    "a byte order mark": (post(b"\xef\xbb\xbf{}"), 400, "invalid_json"),
+    "an array": (post([1]), 400, "invalid_json"),
+    "nothing": (post(b""), 400, "invalid_json"),
+    "a key twice": (post(b'{"model": "alpha", "model": "gamma", "messages": []}'), 400, "invalid_json"),
+    "NaN": (post(b'{"model": "alpha", "temperature": NaN}'), 400, "invalid_json"),
+    "a number of 5,000 digits": (post(b'{"model": "alpha", "n": ' + b"9" * 5000 + b"}"), 400, "invalid_json"),
+    "an infinite number": (post(b'{"model": "alpha", "temperature": 1e999}'), 400, "invalid_json"),
+    "100,000 levels": (post(b"[" * 100_000), 400, "invalid_json"),
+    "70 levels": (post(chat(guided_json=deep(70))), 400, "invalid_json"),
+    "half of a character": (post(b'{"model": "alpha", "messages": [{"role": "user", "content": "\\ud800"}]}'), 400, "invalid_json"),
+    "a million messages": (post(b'{"model": "alpha", "messages": [' + b"{}," * 1_000_000 + b"{}]}"), 400, "invalid_json"),
+    "2,000 messages": (post(chat(messages=[{"role": "user", "content": "x"}] * 2000)), 400, "invalid_request"),
+    "a body of 100 MB": (post(b"", lines="").replace(b"Content-Length: 0", b"Content-Length: 100000000"), 413, "TooLarge"),
+    "a length that is none": (post(b"").replace(b"Content-Length: 0", b"Content-Length: -1"), 400, None),
+    "two lengths": (post(b"{}", lines="Content-Length: 7\r\n"), 400, None),
+    "length and chunks": (post(b"{}", lines="Transfer-Encoding: chunked\r\n"), 408, None),
+    "chunks that are none": (f"POST /v1/completions HTTP/1.1\r\n{HEAD}Transfer-Encoding: chunked\r\n\r\nzz\r\n".encode(), 400, None),
+    "a body that stops": (post(b"{}").replace(b"Content-Length: 2", b"Content-Length: 20"), 408, "Timeout"),
+    "200 headers": (post(chat(), lines="".join(f"X-{number}: x\r\n" for number in range(200))), 431, "too_many_headers"),
+    "a head of 100 kB": (post(chat(), lines=f"X: {'x' * 100_000}\r\n"), 400, None),
+    "two hosts": (post(chat(), lines="Host: other\r\n"), 400, None),
+    "a form": (post(b"model=alpha", head=HEAD.replace("application/json", "application/x-www-form-urlencoded")), 415, None),
+    "plain text of a foreign page": (post(chat(), head=HEAD.replace("application/json", "text/plain")), 415, "unsupported_media_type"),
+    "a path": (post(chat(model="../../etc/passwd")), 404, "model_not_found"),
+    "a hub id": (post(chat(model="hf://org/name")), 404, "model_not_found"),
+    "a model with control characters": (post(chat(model="alpha\r\nX-Evil: 1\x00")), 404, "model_not_found"),
+    "a model of a megabyte": (post(chat(model="a" * (1 << 20))), 404, "model_not_found"),
+    "no model": (post({"messages": [{"role": "user", "content": "x"}]}), 400, "invalid_request"),
+    "a path of a model's address": (f"GET /v1/models/{SLASHES} HTTP/1.1\r\n{HEAD}\r\n".encode(), 404, None),
+    "another method": (f"DELETE /v1/chat/completions HTTP/1.1\r\n{HEAD}\r\n".encode(), 405, "method_not_allowed"),
+    "another version": (b"POST /v1/chat/completions HTTP/x\r\nHost: localhost\r\n\r\n", 400, None),
+    "no HTTP": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x00" * 50 + b"\r\n\r\n", 400, None),
+    "a header in a header": (post(chat(), lines="X-Request-Id: a\r\n b\r\n"), 400, None),
+    "a wrong key": (post(chat(), head="Host: localhost\r\nAuthorization: Bearer x\r\n"), 401, "invalid_api_key"),
+    "a key of a megabyte": (post(chat(), head=f"Host: localhost\r\nAuthorization: Bearer {'x' * 30_000}\r\n"), 401, "invalid_api_key"),
+    "a billion answers": (post(chat(n=10**9)), 400, "invalid_request"),
+    "many long answers": (post(chat(n=64, max_tokens=10**9), head=HEAD.replace(ANN, BOB)), 429, "rate_limit_exceeded"),
+    "a long prompt": (post(chat(messages=[{"role": "user", "content": "x " * 400_000}])), 400, None),
+    "token ids out of range": (post({"model": "alpha", "prompt": [10**12]}, "/v1/completions"), 400, "invalid_request"),
+    "prompts of two kinds": (post({"model": "alpha", "prompt": [1, "x"]}, "/v1/completions"), 400, "invalid_request"),
+    "1,000 prompts": (post({"model": "alpha", "prompt": ["x"] * 1000}, "/v1/completions"), 400, "invalid_request"),
+    "100 stop texts": (post(chat(stop=["x"] * 100)), 400, "invalid_request"),
+    "a long stop text": (post(chat(stop="x" * 10_000)), 400, "invalid_request"),
+    "a bias of all tokens": (post(chat(logit_bias={str(number): 1 for number in range(20_000)})), 400, "invalid_request"),
+    "a temperature of minus one": (post(chat(temperature=-1)), 400, "invalid_request"),
+    "a field of another server": (post(chat(lora_path="/etc")), 400, "unknown_parameter"),
+    "a picture by its address": (post(chat(messages=[{"role": "user", "content": [
+        {"type": "image_url", "image_url": {"url": "http://169.254.169.254/"}}]}])), 400, "invalid_request"),
+    "a schema without end": (post(chat(guided_json=RECURSION)), 400, None),
+    "a large schema": (post(chat(guided_json={"enum": ["x" * 100_000]})), 400, "invalid_request"),
+    "no expression": (post(chat(guided_regex="(")), 400, "invalid_request"),
+    "an expression that counts": (post(chat(guided_regex="(((a{1,1000}){1,1000}){1,1000}){1,1000}")), 400, "invalid_request"),
+    "no grammar": (post(chat(guided_grammar="start: [")), 400, "invalid_request"),
+}
+
+
+def answered(server: Served, data: bytes) -> tuple[int, str, float]:
+    """Status, body and seconds of the first answer on a connection of its own."""
+    start = time.monotonic()
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        connection.sendall(data)
+        answer = b""
+        while part := connection.recv(1 << 16):
+            answer += part
+            head, found, body = answer.partition(b"\r\n\r\n")
+            length = re.search(rb"(?i)content-length: ([0-9]+)", head)
+            if found and length and len(body) >= int(length[1]):
+                break
+    return int(answer.split(b" ", 2)[1]), answer.partition(b"\r\n\r\n")[2].decode(), time.monotonic() - start
+
+
+@pytest.fixture(scope="module")
+def stream(server: Served) -> Iterator[list[float]]:
+    """The times at which the chunks of streams arrive that somebody else reads all the while."""
+    times: list[float] = []
+    ending = threading.Event()
+
+    def read() -> None:
+        body = {"model": "gamma", "prompt": "x", "max_tokens": 400, "min_tokens": 400, "stream": True}
+        while not ending.is_set():
+            with httpx.stream("POST", f"{server.address}/v1/completions", json=body, headers=server.headers, timeout=20) as answer:
+                assert answer.status_code == 200
+                lines = [line for line in answer.iter_lines() if line and not times.append(time.monotonic())]
+                assert lines[-1] == "data: [DONE]"
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    yield times
+    ending.set()
+    thread.join(30)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_each_is_refused_at_once(name: str, server: Served, stream: list[float]) -> None:
+    """The status and the code that clients know it by, in OpenAI's shape, in a second; no path of this machine in it."""
+    data, status, code = CASES[name]
+    before = len(stream)
+    found, body, seconds = answered(server, data)
+    assert found == status, body
+    assert seconds < 1.0
+    assert "/tmp" not in body and "site-packages" not in body
+    if code is not None:
+        error = json.loads(body)["error"]
+        assert error["code"] == code
+        assert error["message"] and error["type"]
+    until = time.monotonic() + 5
+    while len(stream) == before:
+        assert time.monotonic() < until, "the stream of another client stands still"
+        time.sleep(0.005)
+
+
+def test_the_server_is_well_afterwards(server: Served) -> None:
+    """No step failed, and nothing was a bug."""
+    assert server.get("/health").json() == {"status": "ok"}
+    assert "bug" not in server.log.read_text()
+    assert "Traceback" not in server.log.read_text()

@@ -1,0 +1,143 @@
+"""A server as a process: how it starts, which it refuses to be, how its keys change, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import jsonschema
+import pytest
+from servers import ANN, BOB, Served, entry, write_keys
+
+from adapterpack.errors import ConfigError, NothingToDo, Unsupported
+from adapterpack.serving.keys import new_key, read_keys
+from adapterpack.serving.serve import serve
+
+LONG = {"model": "alpha", "prompt": "x", "max_tokens": 300, "min_tokens": 300}
+
+
+def streamed(server: Served, body: Any) -> Any:
+    """The answer to a request, event by event."""
+    return httpx.stream("POST", f"{server.address}/v1/completions", json={**body, "stream": True}, headers=server.headers, timeout=30)
+
+
+def test_the_command(bundle: Path, packs: Path, tmp_path: Path) -> None:
+    """``adapterpack serve`` says in one object where it is; Ctrl-C ends it with 130, and with nothing but the audit on standard error."""
+    args = ["serve", str(bundle), "--adapters", str(packs / "gamma"), "--adapters", f"delta={packs / 'alpha'}", "--port", "0", "--provider",
+            "cpu", "--json"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen([sys.executable, "-m", "adapterpack", *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                          env=environment) as process:
+        assert process.stdout is not None
+        said = json.loads(process.stdout.readline())
+        jsonschema.validate(said, json.loads((Path(__file__).parents[2] / "schemas/report.v1.json").read_text("utf-8")))
+        assert sorted(said["adapters"]) == ["alpha", "beta", "delta", "gamma"]
+        assert said["adapters"]["delta"] == said["adapters"]["alpha"]
+        body = {"model": "delta", "prompt": "x", "max_tokens": 2}
+        assert httpx.post(f"{said['address']}/v1/completions", json=body, timeout=20).status_code == 200
+        rebound = httpx.post(f"{said['address']}/v1/completions", json=body, headers={"Host": "evil.example"}, timeout=20)
+        assert (rebound.status_code, rebound.json()["error"]["code"]) == (400, "wrong_host")
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=20)
+    assert process.returncode == 130
+    *audited, last = errors.splitlines()
+    assert last.startswith("interrupted")
+    assert [json.loads(line)["status"] for line in audited] == [200, 400]
+
+
+def test_what_is_refused_before_it_starts(bundle: Path, packs: Path, bundle_of: Callable[[str, str], Path], tmp_path: Path) -> None:
+    """Others without a key; a file of keys that others may read, or that is none; a folder without adapters; a bundle without the graph."""
+    with pytest.raises(ConfigError, match="without a key"):
+        serve(bundle, host="0.0.0.0", port=0)
+    keys = tmp_path / "keys"
+    for text, match in (("keys: {}", "expected"), ("keys: [{id: a, sha256: x}]", "regex|pattern"), ("keys: [{id: a}]", "sha256"),
+                        (json.dumps({"keys": [entry("a", "k"), entry("b", "k")]}), "same sha256"),
+                        (json.dumps({"keys": [entry("a", "k", adaptors=["x"])]}), "adaptors"),
+                        (json.dumps({"keys": [entry("a", "k", expires="2020-01-01T00:00:00")]}), "zone")):
+        keys.touch(0o600)
+        keys.write_text(text)
+        with pytest.raises(ConfigError, match=match):
+            serve(bundle, keys=keys, port=0)
+    keys.chmod(0o644)
+    with pytest.raises(ConfigError, match="others may read"):
+        serve(bundle, keys=keys, port=0)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(NothingToDo, match="no adapter"):
+        serve(bundle, adapters=[tmp_path / "empty"], port=0)
+    with pytest.raises(Unsupported, match="no graph for the engine"):
+        serve(bundle_of("llama", "bank"), port=0)
+    key, line = new_key("team-a")
+    keys.chmod(0o600)
+    keys.write_text(f"keys:\n{line}\n")
+    assert [(one.id, one.may("anything")) for one in read_keys(keys)] == [("team-a", True)]
+    assert key not in line
+
+
+def test_keys_change_and_the_server_ends_gently(start: Callable[..., Served], tmp_path: Path) -> None:
+    """A key that leaves the file ends, one that comes begins, a file that is none changes nothing. On SIGTERM answers that were begun end
+    as they would, whoever comes is told to come again, and the process ends with 0."""
+    keys = tmp_path / "keys"
+    write_keys(keys, entry("ann", ANN, admin=True))
+    server = start(keys=str(keys))
+
+    def status(key: str) -> int:
+        return server.get("/v1/models", headers={"Authorization": f"Bearer {key}"}).status_code
+
+    assert (status(ANN), status(BOB)) == (200, 401)
+    write_keys(keys, entry("bob", BOB), entry("ann", ANN))
+    until = time.monotonic() + 10
+    while status(BOB) != 200:
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    keys.write_text("keys: 5")
+    time.sleep(1.2)
+    assert status(ANN) == 200
+    assert "the keys stay as they were" in server.log.read_text()
+    answers: list[Any] = []
+    with streamed(server, LONG) as stream, httpx.Client(base_url=server.address, headers=server.headers, timeout=30) as kept:
+        lines = stream.iter_lines()
+        next(lines)
+        assert kept.get("/ready").status_code == 200
+        thread = threading.Thread(target=lambda: answers.append(server.post("/v1/completions", LONG)))
+        thread.start()
+        time.sleep(0.2)
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.1)
+        refused = kept.post("/v1/completions", json=LONG)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
+        assert int(refused.headers["retry-after"]) > 0
+        assert kept.get("/ready").status_code == 503
+        assert [line for line in lines if line][-1] == "data: [DONE]"
+    thread.join(30)
+    assert answers[0].json()["usage"]["completion_tokens"] == 300
+    assert server.process.wait(20) == 0
+    assert "Traceback" not in server.log.read_text()
+
+
+def test_who_takes_too_long_is_broken_off(start: Callable[..., Served]) -> None:
+    """An answer that takes longer than a request may is 504, or an error in the stream; what is left when the drain's time is over ends
+    with an error that names it; a stuck step is seen from outside."""
+    server = start(limits={"request_seconds": 0.3, "drain_seconds": 0.2, "stuck_seconds": 0.0}, max_rows=64)
+    body = {**LONG, "n": 64, "max_tokens": 400, "min_tokens": 400}
+    late = server.post("/v1/completions", body)
+    assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline_exceeded")
+    with streamed(server, body) as stream:
+        last = [line for line in stream.iter_lines() if line][-1]
+    assert json.loads(last.removeprefix("data: "))["error"]["code"] == "deadline_exceeded"
+    with streamed(server, body) as stream:
+        next(stream.iter_lines())
+        health = server.get("/health")
+        server.process.send_signal(signal.SIGTERM)
+        assert "error" in [line for line in stream.iter_lines() if line][-1]
+    assert (health.status_code, health.json()["status"]) == (503, "stuck")
+    assert "a step of 64 rows with the adapters alpha" in health.json()["step"]
+    assert server.process.wait(20) == 0

@@ -1,0 +1,184 @@
+"""What goes over the wire: the bytes of a stream, what ends a request, and what a server writes down of it."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+from servers import ANN, BOB, OLD, Served
+
+
+def request(path: str, body: Any, key: str = ANN, *lines: str) -> bytes:
+    data = json.dumps(body).encode()
+    head = [f"POST {path} HTTP/1.1", "Host: localhost", f"Authorization: Bearer {key}", "Content-Type: application/json",
+            f"Content-Length: {len(data)}", *lines]
+    return "\r\n".join(head).encode() + b"\r\n\r\n" + data
+
+
+def sent(server: Served, data: bytes, seconds: float = 20.0) -> bytes:
+    """All that a server answers on a connection of its own."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=seconds) as connection:
+        connection.sendall(data)
+        answer = b""
+        while part := connection.recv(1 << 16):
+            answer += part
+        return answer
+
+
+def dechunked(answer: bytes) -> tuple[bytes, bytes]:
+    """Head and body of an answer in chunks."""
+    head, _, rest = answer.partition(b"\r\n\r\n")
+    body = b""
+    while rest:
+        size, _, rest = rest.partition(b"\r\n")
+        body, rest = body + rest[: int(size, 16)], rest[int(size, 16) + 2 :]
+    return head, body
+
+
+def chat(**more: Any) -> dict[str, Any]:
+    return {"model": "alpha", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 5, "temperature": 0, **more}
+
+
+def waited(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
+    until = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < until, "it does not happen"
+        time.sleep(0.02)
+    return value
+
+
+def running(server: Served) -> float:
+    text = server.get("/metrics").text
+    return sum(float(value) for value in re.findall(r"^adapterpack_(?:running|waiting)_rows (\S+)", text, re.MULTILINE))
+
+
+def test_the_bytes_of_a_chat(server: Served) -> None:
+    """Role first, then content, a chunk with the reason, one with the usage, and the end; the digest in the head and in every chunk."""
+    head, body = dechunked(sent(server, request("/v1/chat/completions", chat(stream=True, stream_options={"include_usage": True}), ANN,
+                                                "Connection: close", "X-Request-Id: my-own.id_1")))
+    assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+    lines = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:])
+    digest = server.adapters["alpha"].encode()
+    assert lines[b"content-type"] == b"text/event-stream"
+    assert (lines[b"x-adapterpack-adapter"], lines[b"x-adapterpack-digest"], lines[b"x-request-id"]) == (b"alpha", digest, b"my-own.id_1")
+    events = body.split(b"\n\n")
+    assert events.pop() == b""
+    assert events.pop() == b"data: [DONE]"
+    assert all(event.startswith(b'data: {"id":"chatcmpl-') and b"\n" not in event for event in events)
+    chunks = [json.loads(event.removeprefix(b"data: ")) for event in events]
+    assert {(chunk["object"], chunk["model"], chunk["system_fingerprint"].encode()) for chunk in chunks} == {
+        ("chat.completion.chunk", "alpha", digest)}
+    assert chunks[0]["choices"] == [{"index": 0, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}]
+    assert chunks[0]["adapterpack"] == {"adapter": "alpha", "digest": server.adapters["alpha"], "base": "base"}
+    assert all(chunk["choices"][0]["delta"].keys() == {"content"} for chunk in chunks[1:-2])
+    assert chunks[-2]["choices"] == [{"index": 0, "delta": {}, "logprobs": None, "finish_reason": "length"}]
+    assert chunks[-1]["choices"] == []
+    assert chunks[-1]["usage"]["completion_tokens"] == 5
+    assert all(chunk["usage"] is None for chunk in chunks[:-1])
+
+
+def test_the_bytes_of_a_text_with_two_answers(server: Served) -> None:
+    """Every answer has its index, its prompt if it is wanted, and one reason; whole and streamed are the same."""
+    body = {"model": "beta", "prompt": ["One", "Two"], "max_tokens": 6, "temperature": 0, "echo": True}
+    whole = server.post("/v1/completions", body)
+    assert whole.headers["x-adapterpack-digest"] == whole.json()["adapterpack"]["digest"] == server.adapters["beta"]
+    with httpx.stream("POST", f"{server.address}/v1/completions", json={**body, "stream": True}, headers=server.headers) as stream:
+        events = [line.removeprefix("data: ") for line in stream.iter_lines() if line]
+    assert events.pop() == "[DONE]"
+    texts, reasons = ["", ""], dict[int, str]()
+    for event in events:
+        [choice] = json.loads(event)["choices"]
+        assert "usage" not in json.loads(event)
+        assert choice["index"] not in reasons
+        texts[choice["index"]] += choice["text"]
+        if choice["finish_reason"]:
+            reasons[choice["index"]] = choice["finish_reason"]
+    assert [(choice["text"], choice["finish_reason"]) for choice in whole.json()["choices"]] == [
+        (text, reasons[place]) for place, text in enumerate(texts)]
+    assert texts[0].startswith("One") and texts[1].startswith("Two")
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_goes_ends_its_rows(server: Served, stream: bool) -> None:
+    """The engine stops working for it at once, and the audit says so."""
+    before = len(server.audited())
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        connection.sendall(request("/v1/chat/completions", chat(max_tokens=400, min_tokens=400, n=3, stream=stream)))
+        waited(lambda: running(server))
+    waited(lambda: not running(server), 3.0)
+    [line] = waited(lambda: [line for line in server.audited()[before:] if line["route"].startswith("POST")])
+    assert line["outcome"] == "disconnected"
+    assert line["completion_tokens"] < 3 * 400
+
+
+def test_what_is_written_down(server: Served) -> None:
+    """One line a request, with key, digest and counts, and nothing of what was said; metrics by adapter, which a tenant may not see."""
+    before = len(server.audited())
+    secret = "Xylophone"
+    for name, key in (("alpha", BOB), ("gamma", BOB), ("gamma", ANN)):
+        server.post("/v1/completions", {"model": name, "prompt": secret, "max_tokens": 3}, headers={"Authorization": f"Bearer {key}"})
+    lines = server.audited()[before:]
+    digests = server.adapters
+    assert [(line["key"], line["digest"], line["status"], line["outcome"]) for line in lines] == [
+        ("bob", digests["alpha"], 200, "length"), ("bob", None, 404, "model_not_found"), ("ann", digests["gamma"], 200, "length")]
+    assert all(line["completion_tokens"] == 3 and 0 < line["first_token_seconds"] <= line["seconds"] for line in lines if line["digest"])
+    assert not any(word in server.audit.read_text() + server.log.read_text() for word in (secret, ANN, BOB))
+    text = server.get("/metrics").text
+    assert re.search(r'^adapterpack_generation_tokens_total\{adapter="gamma"\} [1-9]', text, re.MULTILINE)
+    assert "nobody" not in text
+    assert server.get("/metrics", headers={"Authorization": f"Bearer {BOB}"}).status_code == 403
+
+
+def test_keys(server: Served) -> None:
+    """Without a key, with an unknown one, another scheme, or one whose time is over nobody is let in; probes need none."""
+    for given in ("", "Bearer nope", f"Basic {ANN}", f"Bearer {OLD}", f"Bearer {ANN}x", "Bearer"):
+        answer = server.get("/v1/models", headers={"Authorization": given})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
+    assert [server.get(path, headers={}).status_code for path in ("/health", "/ready", "/version")] == [200, 200, 401]
+
+
+def test_fairness_between_keys(server: Served) -> None:
+    """Ann fills the engine and the queue; Bob's short request ends long before hers do."""
+    ends: dict[str, float] = {}
+
+    def ask(name: str, key: str, **body: Any) -> None:
+        answer = server.post("/v1/chat/completions", chat(**body), headers={"Authorization": f"Bearer {key}"}, timeout=60.0)
+        assert answer.status_code == 200, answer.text
+        ends[name] = time.monotonic()
+
+    threads = [threading.Thread(target=ask, args=(f"ann{number}", ANN), kwargs={"n": 4, "max_tokens": 100, "min_tokens": 100})
+               for number in range(6)]
+    for thread in threads:
+        thread.start()
+    waited(lambda: running(server) >= 20)
+    ask("bob", BOB, max_tokens=4)
+    for thread in threads:
+        thread.join(60)
+    assert sum(when > ends["bob"] for name, when in ends.items() if name != "bob") >= 4
+
+
+def test_too_many_at_a_time(server: Served) -> None:
+    """Bob may have four rows: a fifth is 429 with the seconds to wait, and Ann is let in meanwhile."""
+    statuses: list[tuple[int, str | None]] = []
+
+    def ask() -> None:
+        answer = server.post("/v1/chat/completions", chat(n=3, max_tokens=150, min_tokens=150), headers={"Authorization": f"Bearer {BOB}"})
+        statuses.append((answer.status_code, answer.headers.get("retry-after")))
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    waited(lambda: len(statuses) == 2)
+    assert {status for status, _ in statuses} == {429}
+    assert all(after and 1 <= int(after) <= 60 for _, after in statuses)
+    assert server.post("/v1/chat/completions", chat()).status_code == 200
+    for thread in threads:
+        thread.join(30)
+    assert (200, None) in statuses
