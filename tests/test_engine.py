@@ -187,6 +187,17 @@ def test_rows_take_the_memory_of_what_is_written(bundle: Path) -> None:
     assert (int(pages.read_text().split()[1]) - before) * resource.getpagesize() < 8 << 20
 
 
+@pytest.mark.parametrize("heads", [1, 2])
+def test_what_is_read_of_a_pool_stays_as_it_was(heads: int) -> None:
+    """Blocks of keys and values that are kept for later rows do not change with the row that they were read of."""
+    value = SimpleNamespace(type="tensor(float)", shape=["rows", heads, "length", 8])
+    pool = KVPool(SimpleNamespace(memory=("cpu", 0), inputs={f"{PAST}0.key": value}), 2, 64)
+    pool.write(1, [np.ones((heads, 32, 8), np.float32)])
+    [block] = pool.read(1, 16, 32)
+    pool.write(1, [np.zeros((heads, 32, 8), np.float32)])
+    assert block.shape == (heads, 16, 8) and (block == 1).all()
+
+
 def test_every_kind_of_slot_has_its_place(tmp_path: Path) -> None:
     """Rows with prompts, blocks, scales, rotations, routers ... in one batch, beside the ordinary graph's answers."""
     base = make_base(next(one for one in ARCHITECTURES if one.name == "llama"), tmp_path / "base")

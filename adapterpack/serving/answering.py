@@ -29,6 +29,8 @@ from .state import State
 
 ALIVE_SECONDS = 15.0
 """After which a stream says that it is alive."""
+GONE = 499
+"""The status in the audit of a request whose client has gone: nobody gets it."""
 
 
 async def chat(state: State, request: Request, key: Key, record: Record) -> Response:
@@ -174,22 +176,22 @@ class Answer:
         """Waits until a row has said something, at most so long.
 
         Raises:
-            Refused: the request's time is over.
+            Refused: the request's time is over, or the client has gone.
         """
         left = self._until - time.monotonic()
         changed = await self.outbox.changed(left if seconds is None else min(seconds, left))
+        if self.outbox.left:
+            raise Refused(GONE, "disconnected", "the client has gone")
         if not changed and time.monotonic() >= self._until:
             raise Refused(504, "deadline_exceeded", f"the answer takes longer than {self.state.limits.request_seconds:g} s")
         return changed
 
     def _require_well(self) -> None:
-        """Checks that no row has failed, and that the client is there.
+        """Checks that no row has failed.
 
         Raises:
-            Refused: one has, or the client is not.
+            Refused: one has.
         """
-        if self.outbox.left:
-            raise Refused(499, "disconnected", "the client has gone")
         error = self.outbox.error
         if error is not None:
             raise Refused(503, error.code, error.what, retry_after=10) if isinstance(error, EngineStopped) else refused_of(error)
@@ -215,6 +217,6 @@ class Stream(Response):
                     await send({"type": "http.response.body", "body": data, "more_body": True})
             except Refused as refused:
                 record.outcome = refused.name
-                if refused.status != 499:
+                if refused.status != GONE:
                     await send({"type": "http.response.body", "body": sse.event(details(refused)), "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -15,6 +15,7 @@ from starlette.routing import Route
 
 from ..errors import AdapterpackError
 from ..http.refused import Refused
+from .answering import GONE
 from .audit import Record
 from .keys import EVERYBODY, Key
 from .refusals import refused_of, response
@@ -73,7 +74,7 @@ class Endpoint:
             return response(refused)
         except ClientDisconnect:
             record.outcome = "disconnected"
-            return response(Refused(499, "disconnected", "the client has gone"))
+            return response(Refused(GONE, "disconnected", "the client has gone"))
         except Exception:
             _LOG.exception("request %s", record.id)
             record.outcome = "bug"
@@ -86,8 +87,10 @@ class Endpoint:
             Refused: its head is too large, it came by a foreign page, has no key, or not the right one; or the server is about to end.
         """
         state = self._state
-        if len(request.scope["headers"]) > state.limits.headers:
-            raise Refused(431, "too_many_headers", f"a request may have {state.limits.headers} headers", close=True)
+        headers = request.scope["headers"]
+        if len(headers) > state.limits.headers or sum(len(name) + len(value) for name, value in headers) > state.limits.header_bytes:
+            raise Refused(431, "large_headers", f"a request may have {state.limits.headers} headers of {state.limits.header_bytes} bytes "
+                          "in all", close=True)
         hosts = request.headers.getlist("host")
         if len(hosts) > 1 or (state.hosts is not None and not {_name(host) for host in hosts} <= state.hosts):
             raise Refused(400, "wrong_host", "this server is not called that", param="Host", close=True)

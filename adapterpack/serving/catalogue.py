@@ -10,7 +10,7 @@ from ..bundle.manifest import manifest_bytes
 from ..errors import ConfigError, UnknownAdapter
 from ..http.refused import Refused
 from ..pack.pack import Pack
-from ..runtime.engine.engine import Engine
+from ..runtime.engine.engine import DecoderEngine
 from .keys import Key
 
 
@@ -30,7 +30,7 @@ class Model(NamedTuple):
 class Catalogue:
     """The names of an engine's models; the base's is ``base``, by default what its bundle calls it, or ``base``."""
 
-    def __init__(self, engine: Engine, base: str | None = None) -> None:
+    def __init__(self, engine: DecoderEngine, base: str | None = None) -> None:
         self._engine, self.created = engine, int(time.time())
         self.base: str = base or engine.bundle.bundle.base.name or "base"
         self.digest = f"sha256:{hashlib.sha256(manifest_bytes(engine.bundle.folder)).hexdigest()}"

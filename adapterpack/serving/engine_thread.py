@@ -14,7 +14,7 @@ from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
 from ..errors import AdapterpackError
-from ..runtime.engine.engine import Engine
+from ..runtime.engine.engine import DecoderEngine
 from ..runtime.engine.requests import Event, Request
 from .fair_queue import FairQueue
 from .rows import Row
@@ -43,7 +43,7 @@ class EngineThread:
     ``stepped`` is called in the thread, with the seconds of each step and the tokens that it made.
     """
 
-    def __init__(self, engine: Engine, loop: asyncio.AbstractEventLoop, stepped: Callable[[float, int], None]) -> None:
+    def __init__(self, engine: DecoderEngine, loop: asyncio.AbstractEventLoop, stepped: Callable[[float, int], None]) -> None:
         self.engine, self._loop, self._stepped = engine, loop, stepped
         self._queue: FairQueue[Row] = FairQueue()
         self._messages: SimpleQueue[Callable[[], None]] = SimpleQueue()

@@ -13,6 +13,7 @@ class Limits:
         body_bytes: of a request.
         body_seconds: in which a body arrives, and a second more for each 16 KiB.
         headers: lines of a request's head.
+        header_bytes: of these lines.
         depth: levels of a request's JSON.
         messages: of a conversation.
         rows: answers that one request asks for, prompts times ``n``.
@@ -31,6 +32,7 @@ class Limits:
     body_bytes: int = 4 << 20
     body_seconds: float = 10.0
     headers: int = 100
+    header_bytes: int = 32 << 10
     depth: int = 64
     messages: int = 1024
     rows: int = 64

@@ -6,13 +6,14 @@ import asyncio
 import secrets
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
-from ..errors import ConfigError
+from ..errors import AdapterpackError, ConfigError
 from ..http.refused import Refused
-from ..runtime.engine.engine import Engine
+from ..runtime.engine.engine import DecoderEngine
 from ..runtime.generation.prompts import prompt_ids
 from ..runtime.generation.sampling import GRAMMARS, Sampling, sampling_of
 from ..runtime.generation.structured import grammar_mask
@@ -36,12 +37,13 @@ class Preparer:
     none is not kept waiting.
     """
 
-    def __init__(self, engine: Engine, limits: Limits, sampling: str) -> None:
+    def __init__(self, engine: DecoderEngine, limits: Limits, sampling: str) -> None:
         self._engine, self._limits, self._rule = engine, limits, sampling
         self._tokens, self._forms = (ThreadPoolExecutor(count, thread_name_prefix=f"adapterpack-{name}")
                                      for count, name in ((4, "prompts"), (4, "forms")))
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         sampling_of({"sampling": sampling}, engine.bundle.generation_config, engine.bundle.folder)  # an error now, and not in each request
+        self._forms.submit(self._warm)
 
     def close(self) -> None:
         """Ends the threads."""
@@ -69,6 +71,11 @@ class Preparer:
             async with turn:
                 mask = await loop.run_in_executor(self._forms, partial(grammar_mask, self._engine.bundle.tokenizer, samplings[0]))
         return Prepared(prompts, samplings, mask)
+
+    def _warm(self) -> None:
+        """Has ready what the first form would wait for: the tokens as llguidance reads them, and a process to compile in."""
+        with suppress(AdapterpackError):  # without the extra, or with tokens that cannot be used, each form is refused
+            grammar_mask(self._engine.bundle.tokenizer, Sampling(regex="a"))
 
     def _prompts(self, body: Sampled) -> list[list[int]]:
         if isinstance(body, ChatRequest):

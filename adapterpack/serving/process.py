@@ -13,7 +13,7 @@ from types import FrameType
 import uvicorn
 
 from ..http.protocol import Protocol
-from ..runtime.engine.engine import Engine
+from ..runtime.engine.engine import DecoderEngine
 from .app import build
 from .audit import Audit
 from .catalogue import Catalogue
@@ -26,14 +26,12 @@ from .prepare import Preparer
 from .state import State
 from .token_texts import TokenTexts
 
-_MAX_HEAD = 32 << 10
-"""Bytes of the head of a request."""
 _LAST_SECONDS = 5
 """That answers have to be sent once their rows have ended."""
 _LOG = logging.getLogger("adapterpack.serving")
 
 
-def run(listening: socket.socket, engine: Engine, catalogue: Catalogue, keys: Keys, audit: Audit, limits: Limits, sampling: str,
+def run(listening: socket.socket, engine: DecoderEngine, catalogue: Catalogue, keys: Keys, audit: Audit, limits: Limits, sampling: str,
         hosts: frozenset[str] | None, ready: Callable[[], None]) -> None:
     """Serves until SIGTERM or Ctrl-C, and then until the answers that were begun have ended.
 
@@ -45,8 +43,8 @@ def run(listening: socket.socket, engine: Engine, catalogue: Catalogue, keys: Ke
         raise KeyboardInterrupt
 
 
-async def _run(listening: socket.socket, engine: Engine, catalogue: Catalogue, keys: Keys, audit: Audit, limits: Limits, sampling: str,
-               hosts: frozenset[str] | None, ready: Callable[[], None]) -> bool:
+async def _run(listening: socket.socket, engine: DecoderEngine, catalogue: Catalogue, keys: Keys, audit: Audit, limits: Limits,
+               sampling: str, hosts: frozenset[str] | None, ready: Callable[[], None]) -> bool:
     metrics = Metrics()
     preparer = Preparer(engine, limits, sampling)
     thread = EngineThread(engine, asyncio.get_running_loop(), metrics.stepped)
@@ -54,7 +52,7 @@ async def _run(listening: socket.socket, engine: Engine, catalogue: Catalogue, k
                   audit, hosts)
     _gauges(metrics, thread)
     config = uvicorn.Config(build(state), http=Protocol, ws="none", lifespan="off", log_level="warning", access_log=False,
-                            server_header=False, h11_max_incomplete_event_size=_MAX_HEAD, timeout_graceful_shutdown=_LAST_SECONDS)
+                            server_header=False, h11_max_incomplete_event_size=limits.header_bytes + 4096, timeout_graceful_shutdown=_LAST_SECONDS)
     server = Server(config, state, ready)
     watchdog = asyncio.create_task(_watch(state))
     thread.start()

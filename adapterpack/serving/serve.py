@@ -17,7 +17,7 @@ from ..manifest.manifest import FILE_NAME
 from ..pack.pack import Pack
 from ..pack.validate.validation import load
 from ..peft.layout import CONFIG
-from ..runtime.engine.engine import Engine
+from ..runtime.engine.engine import DecoderEngine
 from .audit import Audit
 from .catalogue import Catalogue
 from .keys import Keys
@@ -58,7 +58,7 @@ def serve(bundle: str | os.PathLike[str], *, adapters: Sequence[Pack | str | os.
         from .process import run  # noqa: PLC0415 - needs an extra
     known = Keys.one(api_key) if api_key is not None else Keys(path=None if keys is None else Path(keys))
     _require_keys(host, known.needed, insecure)
-    engine = Engine(folder_of(bundle), provider, threads=threads, max_rows=max_rows, max_length=max_length)
+    engine = DecoderEngine(folder_of(bundle), provider, threads=threads, max_rows=max_rows, max_length=max_length)
     for pack in _packs(adapters):
         engine.adapters.load(pack)
     catalogue = Catalogue(engine, name)

@@ -134,10 +134,11 @@ def test_who_takes_too_long_is_broken_off(start: Callable[..., Served]) -> None:
         last = [line for line in stream.iter_lines() if line][-1]
     assert json.loads(last.removeprefix("data: "))["error"]["code"] == "deadline_exceeded"
     with streamed(server, body) as stream:
-        next(stream.iter_lines())
+        lines = stream.iter_lines()
+        next(lines)
         health = server.get("/health")
         server.process.send_signal(signal.SIGTERM)
-        assert "error" in [line for line in stream.iter_lines() if line][-1]
+        assert "error" in [line for line in lines if line][-1]
     assert (health.status_code, health.json()["status"]) == (503, "stuck")
     assert "a step of 64 rows with the adapters alpha" in health.json()["step"]
     assert server.process.wait(20) == 0
