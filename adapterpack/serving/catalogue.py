@@ -7,7 +7,7 @@ import time
 from typing import NamedTuple
 
 from ..bundle.manifest import manifest_bytes
-from ..errors import ConfigError, UnknownAdapter
+from ..errors import ConfigError, UnknownAdapter, Unsupported
 from ..http.refused import Refused
 from ..pack.pack import Pack
 from ..runtime.engine.engine import DecoderEngine
@@ -31,6 +31,9 @@ class Catalogue:
     """The names of an engine's models; the base's is ``base``, by default what its bundle calls it, or ``base``."""
 
     def __init__(self, engine: DecoderEngine, base: str | None = None) -> None:
+        if engine.bundle.bundle.mode == "folded" and engine.adapters.names:
+            raise Unsupported("the adapter is a part of this bundle's weights, and no name for requests", where=engine.bundle.folder,
+                              remedy="export the bundle with --mode bank")
         self._engine, self.created = engine, int(time.time())
         self.base: str = base or engine.bundle.bundle.base.name or "base"
         self.digest = f"sha256:{hashlib.sha256(manifest_bytes(engine.bundle.folder)).hexdigest()}"

@@ -126,11 +126,13 @@ class EngineThread:
 
     def _cancel(self, rows: Sequence[Row]) -> None:
         for row in rows:
+            if row.ended:
+                continue
+            row.ended = True
             if self._queue.remove(row):
                 self._tell([(row, Event(0, None, finish_reason="cancelled"))])
-            elif not row.ended and row.request is not None:
+            elif row.request is not None:
                 self.engine.cancel(row.request.number)
-            row.ended = True
 
     def _make_ready(self) -> None:
         """Makes as many rows ready as can begin soon, on threads of their own: reading an adapter takes time."""

@@ -53,10 +53,10 @@ class FairQueue(Generic[AnyRow]):
 
     def __init__(self) -> None:
         self._tenants: dict[str, _Tenant[AnyRow]] = {}
-        self._level, self._numbers, self._most = 0.0, count(), _FEW
+        self._level, self._numbers, self._most, self._waiting = 0.0, count(), _FEW, 0
 
     def __len__(self) -> int:
-        return sum(len(tenant.rows) for tenant in self._tenants.values())
+        return self._waiting  # other threads ask
 
     def put(self, row: AnyRow) -> None:
         """Adds a row behind those of its tenant with the same priority."""
@@ -66,6 +66,7 @@ class FairQueue(Generic[AnyRow]):
         if not tenant.busy:
             tenant.used = max(tenant.used, self._level)
         heapq.heappush(tenant.rows, (row.priority, next(self._numbers), row))
+        self._waiting += 1
 
     def pop(self) -> AnyRow | None:
         """The next row, which runs until :meth:`ended`; its prompt is charged."""
@@ -75,6 +76,7 @@ class FairQueue(Generic[AnyRow]):
         _, self._level, name = min(waiting)
         tenant = self._tenants[name]
         row = heapq.heappop(tenant.rows)[2]
+        self._waiting -= 1
         tenant.running += 1
         tenant.used += row.cost / row.share
         return row
@@ -96,6 +98,7 @@ class FairQueue(Generic[AnyRow]):
             return False
         heapq.heapify(left)
         tenant.rows = left
+        self._waiting -= 1
         self._rest()
         return True
 

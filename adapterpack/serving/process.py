@@ -52,7 +52,8 @@ async def _run(listening: socket.socket, engine: DecoderEngine, catalogue: Catal
                   audit, hosts)
     _gauges(metrics, thread)
     config = uvicorn.Config(build(state), http=Protocol, ws="none", lifespan="off", log_level="warning", access_log=False,
-                            server_header=False, h11_max_incomplete_event_size=limits.header_bytes + 4096, timeout_graceful_shutdown=_LAST_SECONDS)
+                            server_header=False, h11_max_incomplete_event_size=limits.header_bytes + 4096,
+                            timeout_graceful_shutdown=_LAST_SECONDS)
     server = Server(config, state, ready)
     watchdog = asyncio.create_task(_watch(state))
     thread.start()
