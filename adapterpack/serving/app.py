@@ -19,7 +19,8 @@ from .answering import GONE
 from .audit import Record
 from .keys import EVERYBODY, Key
 from .refusals import refused_of, response
-from .routes import ROUTES, RouteSpec, require_access
+from .route import RouteSpec, require_access
+from .routes import ROUTES
 from .state import State
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,128}")

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
 from ..version import VERSION
 from .refusals import ErrorAnswer
-
-if TYPE_CHECKING:
-    from .routes import RouteSpec
+from .route import RouteSpec
 
 _PLACE = "#/components/schemas/{name}"
 

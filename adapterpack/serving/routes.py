@@ -2,38 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ..http.refused import Refused
 from ..version import VERSION
 from . import answering
 from .answers import ChatCompletion, Completion, ModelCard, ModelList
 from .audit import Record
 from .catalogue import Model
 from .keys import Key
+from .openapi import document
 from .requests import ChatRequest, CompletionRequest
+from .route import RouteSpec
 from .state import State
-
-Handler = Callable[[State, Request, Key, Record], Awaitable[Response]]
-
-
-class RouteSpec(NamedTuple):
-    """A method at a path, who may ask (anybody, who has a key, an admin), and the structs of the body and of the answer."""
-
-    method: str
-    path: str
-    handler: Handler
-    access: Literal["open", "key", "admin"]
-    summary: str
-    body: type[Any] | None = None
-    answer: type[Any] | None = None
-    streams: bool = False
-
 
 async def health(state: State, request: Request, key: Key, record: Record) -> Response:
     """Whether the process works: 503 where a step of the engine is stuck, or its thread has ended."""
@@ -71,8 +55,6 @@ async def model(state: State, request: Request, key: Key, record: Record) -> Res
 
 async def openapi(state: State, request: Request, key: Key, record: Record) -> Response:
     """This table as an OpenAPI document."""
-    from .openapi import document  # noqa: PLC0415 - it is written from this table
-
     return _json(document(ROUTES))
 
 
@@ -89,16 +71,6 @@ ROUTES: tuple[RouteSpec, ...] = (
               True),
 )
 """All routes."""
-
-
-def require_access(route: RouteSpec, key: Key) -> None:
-    """Lets by who may ask for what concerns all keys.
-
-    Raises:
-        Refused: a key that is not an admin's.
-    """
-    if route.access == "admin" and not key.admin:
-        raise Refused(403, "admin_only", "this key may not see what concerns all keys")
 
 
 def _card(state: State, model: Model) -> ModelCard:

@@ -1,0 +1,39 @@
+"""What a route is: who may ask what, and by which struct."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Literal, NamedTuple
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ..http.refused import Refused
+from .audit import Record
+from .keys import Key
+from .state import State
+
+Handler = Callable[[State, Request, Key, Record], Awaitable[Response]]
+
+
+class RouteSpec(NamedTuple):
+    """A method at a path, who may ask (anybody, who has a key, an admin), and the structs of the body and of the answer."""
+
+    method: str
+    path: str
+    handler: Handler
+    access: Literal["open", "key", "admin"]
+    summary: str
+    body: type[Any] | None = None
+    answer: type[Any] | None = None
+    streams: bool = False
+
+
+def require_access(route: RouteSpec, key: Key) -> None:
+    """Lets by who may ask for what concerns all keys.
+
+    Raises:
+        Refused: a key that is not an admin's.
+    """
+    if route.access == "admin" and not key.admin:
+        raise Refused(403, "admin_only", "this key may not see what concerns all keys")
