@@ -19,6 +19,7 @@ from .requests import ChatRequest, CompletionRequest
 from .route import RouteSpec
 from .state import State
 
+
 async def health(state: State, request: Request, key: Key, record: Record) -> Response:
     """Whether the process works: 503 where a step of the engine is stuck, or its thread has ended."""
     stuck = state.engine.stuck(state.limits.stuck_seconds)
