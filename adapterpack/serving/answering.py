@@ -14,17 +14,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ..http.refused import Refused
-from . import parsing, sse
-from .answers import Provenance, Usage
+from . import parsing
 from .audit import Record
 from .catalogue import Model
-from .engine_thread import EngineStopped
-from .forms import ChatForm, CompletionForm, Form
 from .keys import Key
-from .prepare import Prepared, copied
-from .refusals import details, refused_of
-from .requests import ChatRequest, CompletionRequest, Sampled
-from .rows import Outbox, Row
+from .openai import sse
+from .openai.answers import Provenance, Usage
+from .openai.forms import ChatForm, CompletionForm, Form
+from .openai.refusals import details, refused_of
+from .openai.requests import ChatRequest, CompletionRequest, Sampled
+from .scheduling.engine_thread import EngineStopped
+from .scheduling.prepare import Prepared, copied
+from .scheduling.rows import Outbox, Row
 from .state import State
 
 ALIVE_SECONDS = 15.0

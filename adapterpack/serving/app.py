@@ -18,7 +18,7 @@ from ..http.refused import Refused
 from .answering import GONE
 from .audit import Record
 from .keys import EVERYBODY, Key
-from .refusals import refused_of, response
+from .openai.refusals import refused_of, response
 from .route import RouteSpec, require_access
 from .routes import ROUTES
 from .state import State

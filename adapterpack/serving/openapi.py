@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from ..version import VERSION
-from .refusals import ErrorAnswer
+from .openai.refusals import ErrorAnswer
 from .route import RouteSpec
 
 _PLACE = "#/components/schemas/{name}"

@@ -17,14 +17,14 @@ from ..runtime.engine.engine import DecoderEngine
 from .app import build
 from .audit import Audit
 from .catalogue import Catalogue
-from .engine_thread import EngineThread
-from .gate import Gate
 from .keys import Keys
 from .limits import Limits
 from .metrics import Metrics
-from .prepare import Preparer
+from .openai.token_texts import TokenTexts
+from .scheduling.engine_thread import EngineThread
+from .scheduling.gate import Gate
+from .scheduling.prepare import Preparer
 from .state import State
-from .token_texts import TokenTexts
 
 _LAST_SECONDS = 5
 """That answers have to be sent once their rows have ended."""

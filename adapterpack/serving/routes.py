@@ -10,12 +10,12 @@ from starlette.responses import Response
 
 from ..version import VERSION
 from . import answering
-from .answers import ChatCompletion, Completion, ModelCard, ModelList
 from .audit import Record
 from .catalogue import Model
 from .keys import Key
+from .openai.answers import ChatCompletion, Completion, ModelCard, ModelList
+from .openai.requests import ChatRequest, CompletionRequest
 from .openapi import document
-from .requests import ChatRequest, CompletionRequest
 from .route import RouteSpec
 from .state import State
 

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 from .audit import Audit
 from .catalogue import Catalogue
-from .engine_thread import EngineThread
-from .gate import Gate
 from .keys import Keys
 from .limits import Limits
 from .metrics import Metrics
-from .prepare import Preparer
-from .token_texts import TokenTexts
+from .openai.token_texts import TokenTexts
+from .scheduling.engine_thread import EngineThread
+from .scheduling.gate import Gate
+from .scheduling.prepare import Preparer
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from adapterpack.serving.fair_queue import ANSWERED, FairQueue
+from adapterpack.serving.scheduling.fair_queue import ANSWERED, FairQueue
 
 pytestmark = pytest.mark.fast
 

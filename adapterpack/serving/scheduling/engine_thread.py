@@ -13,9 +13,9 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
-from ..errors import AdapterpackError
-from ..runtime.engine.engine import DecoderEngine
-from ..runtime.engine.requests import Event, Request
+from ...errors import AdapterpackError
+from ...runtime.engine.engine import DecoderEngine
+from ...runtime.engine.requests import Event, Request
 from .fair_queue import FairQueue
 from .rows import Row
 

@@ -7,11 +7,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ..errors import AdapterpackError
-from ..pack.pack import Pack
-from ..runtime.engine.requests import Event, Request
-from ..runtime.generation.sampling import Sampling
-from ..runtime.generation.token_chooser import Choice, TokenMask
+from ...errors import AdapterpackError
+from ...pack.pack import Pack
+from ...runtime.engine.requests import Event, Request
+from ...runtime.generation.sampling import Sampling
+from ...runtime.generation.token_chooser import Choice, TokenMask
 
 
 class Said:

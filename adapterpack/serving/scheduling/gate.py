@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ..http.refused import Refused
-from .keys import Key
-from .limits import Limits
+from ...http.refused import Refused
+from ..keys import Key
+from ..limits import Limits
 
 _SMOOTHING = 0.1
 

@@ -12,9 +12,9 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, field
 
-from ..http.refused import Refused
-from ..io.typed_json import Misfit, Part
-from .limits import Limits
+from ...http.refused import Refused
+from ...io.typed_json import Misfit, Part
+from ..limits import Limits
 
 
 class StreamOptions(Part, frozen=True, forbid_unknown_fields=True):

@@ -11,15 +11,15 @@ from functools import partial
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
-from ..errors import AdapterpackError, ConfigError
-from ..http.refused import Refused
-from ..runtime.engine.engine import DecoderEngine
-from ..runtime.generation.prompts import prompt_ids
-from ..runtime.generation.sampling import GRAMMARS, Sampling, sampling_of
-from ..runtime.generation.structured import grammar_mask
-from ..runtime.generation.token_chooser import TokenMask
-from .limits import Limits
-from .requests import ChatRequest, CompletionRequest, Sampled
+from ...errors import AdapterpackError, ConfigError
+from ...http.refused import Refused
+from ...runtime.engine.engine import DecoderEngine
+from ...runtime.generation.prompts import prompt_ids
+from ...runtime.generation.sampling import GRAMMARS, Sampling, sampling_of
+from ...runtime.generation.structured import grammar_mask
+from ...runtime.generation.token_chooser import TokenMask
+from ..limits import Limits
+from ..openai.requests import ChatRequest, CompletionRequest, Sampled
 
 
 class Prepared(NamedTuple):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 from starlette.responses import Response
 
-from ..errors import AdapterpackError, ConfigError, FormatError, UnknownAdapter, Unsupported
-from ..http.refused import Refused
+from ...errors import AdapterpackError, ConfigError, FormatError, UnknownAdapter, Unsupported
+from ...http.refused import Refused
 
 TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 """What OpenAI calls the kind of error of a status; others are an invalid request, or the server's own error from 500 on."""

@@ -9,7 +9,8 @@ from typing import Any, Protocol
 
 from msgspec import UNSET, UnsetType
 
-from ..runtime.generation.token_chooser import Choice
+from ...runtime.generation.token_chooser import Choice
+from ..scheduling.rows import Said
 from .answers import (
     AnswerMessage,
     ChatChoice,
@@ -26,7 +27,6 @@ from .answers import (
     TopLogprob,
     Usage,
 )
-from .rows import Said
 from .token_texts import TokenTexts
 
 LEAST = -9999.0

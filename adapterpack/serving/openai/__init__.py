@@ -1,0 +1,1 @@
+"""OpenAI's API as structs: requests, answers, streams, errors."""

@@ -1,0 +1,1 @@
+"""From requests to rows of the engine: preparation, admission, order, and the one thread that steps."""
