@@ -18,6 +18,7 @@ from adapterpack import Session, export
 from adapterpack.cli.run import command
 from adapterpack.errors import ConfigError, MissingExtra, Unsupported
 from adapterpack.runtime.generation import structured
+from adapterpack.runtime.generation.beam_search import answer_of
 from adapterpack.runtime.generation.sampling import Sampling
 from adapterpack.runtime.generation.structured import grammar_mask
 from adapterpack.runtime.generation.token_chooser import TokenChooser, choose
@@ -180,3 +181,17 @@ def test_what_cannot_have_a_form(tiny_llama: Path, tokenizer: Tokenizer, tmp_pat
     monkeypatch.setitem(sys.modules, "llguidance", None)
     with pytest.raises(MissingExtra, match=r"adapterpack\[structured\]"):
         grammar_mask(tokenizer, Sampling(regex="a"))
+
+
+def test_every_beam_of_a_search_has_the_form(tokenizer: Tokenizer) -> None:
+    """Random logits, four beams: each of the best sequences is of the form, with penalties, too, and ends where nothing can follow."""
+    dice = np.random.default_rng(4)
+    for fields in ({"regex": DATE}, {"grammar": GBNF}, {"regex": DATE, "repetition_penalty": 1.5}):
+        options = Sampling(**fields, num_beams=4, num_return_sequences=4, max_new_tokens=30)  # type: ignore[arg-type]
+        answer = answer_of(tokenizer, options, [1, 2, 3], 30, mask=grammar_mask(tokenizer, options))
+        while answer.reason is None:
+            answer.advance([dice.standard_normal(49_280).astype(np.float32)] * 4)
+        form = {name: form for name, form in fields.items() if name != "repetition_penalty"}
+        assert len(answer.sequences) == 4
+        assert all(valid(form, one.text) and one.finish_reason == "stop" for one in answer.sequences)
+        assert len({one.text for one in answer.sequences}) > 1
