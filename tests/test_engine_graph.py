@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
+import torch
 from architecture_proofs import make_base, make_pack
 from architectures import ARCHITECTURES, KINDS
+from transformers import AutoConfig, AutoModelForCausalLM, set_seed
 
-from adapterpack import Session, export, merge, quantize, validate
+from adapterpack import LoRA, Session, adapt, export, merge, quantize, save, validate
 from adapterpack.bundle.decoder_graph import DECODER
 from adapterpack.bundle.manifest import GRAPH, PAST, graph_file, read_bundle
 from adapterpack.errors import ParityError, Unsupported
@@ -144,6 +146,7 @@ def test_the_report_and_the_schema_know_of_it(placed: Make) -> None:
     assert not validate(placed("bank"), full=True).findings
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ["gpt2", "opt", "mistral", "gemma2", "falcon", "mixtral"])
 def test_traced_decoders_and_sliding_windows(name: str, tmp_path: Path) -> None:
     """Graphs by tracing, where a softmax stands for the attention: learned positions, windows that rows outgrow, caps, shared heads."""
@@ -152,6 +155,37 @@ def test_traced_decoders_and_sliding_windows(name: str, tmp_path: Path) -> None:
     bundle = export(base, [pack], tmp_path / "bundle", mode="bank", task="text-generation", in_place=True)
     assert bundle.parity["decoder"]["max_relative"] < 2e-5
     assert bundle.parity["decoder"]["steps"] > 8  # the windows of these models
+
+
+ROTATED = {
+    "llama": ({}, True, True),
+    "qwen3": ({"head_dim": 16}, True, False),  # norms lie between the product and the rotation
+    "phi": ({"partial_rotary_factor": 0.5, "num_key_value_heads": 4}, False, False),  # its tables are narrower than the operator takes them
+}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.long] * (name != "llama")) for name in ROTATED])
+def test_the_attention_rotates_and_takes_its_product_packed(name: str, tmp_path: Path) -> None:
+    """Where the operator can: fewer nodes, equal numbers, as the export proves."""
+    fields, rotated, packed = ROTATED[name]
+    config = AutoConfig.for_model(name, **{"vocab_size": 96, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+                                           "num_key_value_heads": 2, "intermediate_size": 48, "max_position_embeddings": 64, **fields})
+    set_seed(5)
+    model = AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(tmp_path / "base")
+    adapted = adapt(model, LoRA(r=3, targets=("q_proj", "k_proj", "v_proj")), "one")
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.copy_(0.3 * torch.randn_like(parameter))
+    pack = save(adapted, tmp_path / "pack", base=tmp_path / "base")
+    bundle = export(tmp_path / "base", [pack], tmp_path / "bundle", task="text-generation", in_place=True)
+    assert bundle.parity["decoder"]["max_relative"] < 1e-5
+    graph = ir.load(tmp_path / "bundle" / graph_file(DECODER)).graph
+    attentions = [node for node in graph if node.op_type == "GroupQueryAttention"]
+    assert {(bool(node.attributes.get_int("do_rotary")), node.inputs[1] is None) for node in attentions} == {(rotated, packed)}
+    assert rotated != any(node.op_type == "RotaryEmbedding" for node in graph)
+    assert rotated != any(value.name == "position_ids" for value in graph.inputs)
 
 
 def test_prompts_and_adapters_at_positions_go_on_in_place(tmp_path: Path) -> None:

@@ -69,6 +69,7 @@ def test_a_canary_of_images_is_replayed(made: Make) -> None:
     assert not [text for text in report.not_checked if "canary" in text]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("name", "mode"), [
     pytest.param(name, mode, marks=[pytest.mark.long] * (mode == "folded" and name != "clip"))  # traced anew, as its weights are others
     for name in ("whisper", "clip", "llava") for mode in MODES

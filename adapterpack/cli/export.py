@@ -31,7 +31,7 @@ from .quantize import accuracy_sentence
 @click.option("--dtype", default="float32", show_default=True, metavar="D",
               help="What the graph and its slots are made of: float32 or float16.")
 @click.option("--static-cache", is_flag=True,
-              help="Add a decoder's graph for one token a step, whose cache stays where it is; generation uses it.")
+              help="Add the graph that the engine runs: a decoder's, for prompts and steps, on caches that stay where they are.")
 @click.option("--in-place", is_flag=True, hidden=True, help="The former name of --static-cache.")
 @click.option("--slots", type=int, metavar="N", help="Slots of a bank, the base's slot 0 included.")
 @click.option("--max-rank", type=int, metavar="R", help="The largest rank that a slot of a bank can take.")

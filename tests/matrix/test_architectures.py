@@ -23,6 +23,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("architectures")
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.long] * (name in LONG)) for name in BY_NAME])
 def test_bank(name: str, scratch: Path) -> None:
     """Rows of one batch, each with another kind of adapter or the base, equal plain transformers on each row alone."""

@@ -35,6 +35,7 @@ from .constants import constant as _constant
 from .emit import PREFIX
 from .position_inputs import PositionInputs
 from .source_rows import read_sources
+from .rotation import rotate_in_attention
 
 _THROUGH = frozenset({"Reshape", "Expand", "Unsqueeze", "Transpose", "Mul", "Cast"})
 """What may be between a cache and the product with it: heads are repeated, keys are turned and scaled."""
@@ -95,12 +96,14 @@ def make_decoder(model: Any, config: Mapping[str, Any], bundle: Bundle) -> None:
     if bundle.mode == "bank":
         _rows_as_inputs(model, bundle.sites)
     RemoveUnusedNodesPass()(model)
+    if rotate_in_attention(model):
+        RemoveUnusedNodesPass()(model)
     mask = _input_named(graph, "attention_mask")
     wrong = sorted(name for name, value in caches.items() if not all(map(_knows_rows, (use.node for use in value.uses()))))
     if wrong or (mask is not None and list(mask.uses())):
         raise Unsupported("more than its attention reads a cache or the mask of this graph", found=", ".join(wrong[:4]) or "attention_mask",
                           remedy="leave --static-cache out")
-    for name in ("attention_mask", ADAPTER_IDS):
+    for name in ("attention_mask", "position_ids", ADAPTER_IDS):
         value = _input_named(graph, name)
         if value is not None and not list(value.uses()):
             graph.inputs.remove(value)

@@ -1,6 +1,6 @@
 """Weight-only quantization of a bundle's graphs: the base's MatMuls become MatMulNBits, the adapters stay float; the error is measured.
 
-What two accuracies of the products give is measured on the same rows, and the faster one is taken where it errs about as little."""
+What two accuracies of the products give is measured on the same rows, and the faster one is taken where it keeps to the scheme's bound."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ...runtime import canary as replay
 from ...runtime.session import Session
 from ..proof.decoder_parity import with_decoder
 from . import measure
-from .schemes import ACCURACIES, HEADS, MORE_ERROR, SCHEMES, Quantization
+from .schemes import ACCURACIES, HEADS, SCHEMES, Quantization
 from .weights import make_fast, quantize_file
 
 _SUFFIXES = ("_Q4", "_Q8")
@@ -74,7 +74,7 @@ def quantize_in_place(folder: Path, wanted: Quantization) -> None:
         make_fast(path)
     fast, fast_canaries, session = _measured(folder)
     errors = measure.relative(before, exact), measure.relative(before, fast)
-    accuracy = wanted.accuracy or ACCURACIES[errors[1] <= MORE_ERROR * errors[0]]
+    accuracy = wanted.accuracy or ("fast" if measure.worst(before, fast) <= scheme.tolerance else "exact")
     after, canaries = (fast, fast_canaries) if accuracy == "fast" else (exact, exact_canaries)
     if accuracy == "exact":
         for path, graph in zip(graphs, exact_graphs, strict=True):

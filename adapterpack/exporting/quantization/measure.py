@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,19 +84,34 @@ def relative(before: Mapping[str, Answer], after: Mapping[str, Answer]) -> float
     return math.sqrt(change / size) if size else 0.0
 
 
+def worst(before: Mapping[str, Answer], after: Mapping[str, Answer]) -> float:
+    """The largest change of any graph's outputs, as a share of that graph's largest output.
+
+    Example:
+        >>> worst({"base": Answer(np.array([[3.0, 4.0]]), {})}, {"base": Answer(np.array([[3.0, 3.0]]), {})})
+        0.25
+    """
+    return max(change for change, _ in _changes(before, after))
+
+
 def require_small(before: Mapping[str, Answer], after: Mapping[str, Answer], tolerance: float, where: str) -> None:
     """Checks that no graph's outputs moved by more than the share ``tolerance`` of the largest.
 
     Raises:
         ParityError: those of one did.
     """
+    for change, graph in _changes(before, after):
+        if not change <= tolerance:
+            raise ParityError("quantization moves the outputs too far", where=f"{where}, {graph}",
+                              expected=f"at most {tolerance:.2g} of the largest", found=f"{change:.2g}",
+                              remedy="quantize to int8, or keep the float graph")
+
+
+def _changes(before: Mapping[str, Answer], after: Mapping[str, Answer]) -> Iterator[tuple[float, str]]:
+    """By graph and adapter the largest change, as a share of the largest output, and their names."""
     for key, answer in before.items():
         for part, numbers in answer.parts.items():
-            error, allowed = _error(numbers, after[key].parts[part]), tolerance * _largest(numbers)
-            if not error <= allowed:
-                raise ParityError("quantization moves the outputs too far", where=f"{where}, {key}, {part}.onnx",
-                                  expected=f"at most {allowed:.2g}", found=f"{error:.2g}",
-                                  remedy="quantize to int8, or keep the float graph")
+            yield _error(numbers, after[key].parts[part]) / max(_largest(numbers), 1e-30), f"{key}, {part}.onnx"
 
 
 def inputs_of(session: Session) -> dict[str, np.ndarray]:
@@ -117,6 +132,8 @@ def inputs_of(session: Session) -> dict[str, np.ndarray]:
 
 def _texts(session: Session) -> list[tuple[int, ...]]:
     rows = [*canary.inputs(_vocabulary(session.folder))]
+    if isinstance(begin := read_json(session.folder / "config.json").get("bos_token_id"), int):
+        rows = [(begin, *row[1:]) for row in rows]  # activations behind another first token can be unlike those of any text
     if "image_features" not in session.task.main.inputs:
         return rows
     token = session.image_token

@@ -11,8 +11,9 @@ from ...errors import ConfigError, UnknownName, nearest
 class Scheme(NamedTuple):
     """A weight-only scheme of MatMulNBits.
 
-    ``tolerance`` is the largest change of an output, as a share of the largest, with which a graph is still written. That of a wrong graph
-    is larger; four bits may move the outputs of a model as far as that, so their change is recorded and not judged.
+    ``tolerance`` is the largest change of an output, as a share of the largest, with which a graph is still written, and with which fast
+    products are the default. That of a wrong graph is larger; four bits may move the outputs of a model as far as that, so their change is
+    recorded and not judged.
     """
 
     bits: int
@@ -31,8 +32,6 @@ HEAD = "int8"
 ACCURACIES = ("exact", "fast")
 """``exact`` multiplies with the activations as they are; ``fast`` rounds them to int8 in blocks, which is MatMulNBits' accuracy_level 4."""
 FAST_LEVEL = 4
-MORE_ERROR = 1.1
-"""Fast is the default where it makes the error of the scheme at most so many times as large."""
 
 
 class Quantization(NamedTuple):
