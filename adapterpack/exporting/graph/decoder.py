@@ -34,8 +34,8 @@ from .constants import PREFIX as _PREFIX
 from .constants import constant as _constant
 from .emit import PREFIX
 from .position_inputs import PositionInputs
-from .source_rows import read_sources
 from .rotation import rotate_in_attention
+from .source_rows import read_sources
 
 _THROUGH = frozenset({"Reshape", "Expand", "Unsqueeze", "Transpose", "Mul", "Cast"})
 """What may be between a cache and the product with it: heads are repeated, keys are turned and scaled."""
