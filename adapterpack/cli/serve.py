@@ -62,7 +62,8 @@ def command(*, bundle: str, adapters: tuple[str, ...], audit: str, as_json: bool
             return
         line(f"{serving.address} serves {serving.base} and {len(serving.adapters)} adapters: {', '.join(serving.adapters) or 'none'}")
         first = next(iter(serving.adapters), serving.base)
-        line(f"curl {serving.address}/v1/chat/completions -H 'Content-Type: application/json' "
+        key = "-H 'Authorization: Bearer KEY' " if options["keys"] or options["api_key"] else ""
+        line(f"curl {serving.address}/v1/chat/completions {key}-H 'Content-Type: application/json' "
              f'-d \'{{"model": "{first}", "messages": [{{"role": "user", "content": "Hello"}}]}}\'')
 
     packs = [path if os.path.exists(path) or "=" not in path else pack_at(path) for path in adapters]  # noqa: PTH110 - also hf://

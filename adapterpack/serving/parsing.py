@@ -15,6 +15,7 @@ from ..io.typed_json import Part
 from .limits import Limits
 
 T = TypeVar("T", bound=Part)
+_CODES = {400: "invalid_request", 408: "request_too_slow", 413: "request_too_large"}
 _LARGEST = 1 << 64
 """Of an integer: seeds have 64 bits."""
 
@@ -28,8 +29,12 @@ async def body(request: Request, kind: type[T], limits: Limits) -> T:
     kind_of_body = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind_of_body != "application/json":
         raise Refused(415, "unsupported_media_type", "the body is application/json", param="Content-Type")
-    require_size(request, limits.body_bytes)
-    return parsed(await body_of(request, limits.body_seconds), kind, limits)
+    try:
+        require_size(request, limits.body_bytes)
+        data = await body_of(request, limits.body_seconds)
+    except Refused as refused:
+        raise Refused(refused.status, _CODES[refused.status], refused.what, close=True) from refused
+    return parsed(data, kind, limits)
 
 
 def parsed(data: bytes, kind: type[T], limits: Limits) -> T:

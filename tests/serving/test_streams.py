@@ -11,8 +11,11 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx
+import jsonschema
 import pytest
 from servers import ANN, BOB, OLD, Served
+
+from adapterpack.serving.routes import ROUTES
 
 
 def request(path: str, body: Any, key: str = ANN, *lines: str) -> bytes:
@@ -116,6 +119,33 @@ def test_a_client_that_goes_ends_its_rows(server: Served, stream: bool) -> None:
     [line] = waited(lambda: [line for line in server.audited()[before:] if line["route"].startswith("POST")])
     assert line["outcome"] == "disconnected"
     assert line["completion_tokens"] < 3 * 400
+
+
+def test_the_document_is_true(server: Served) -> None:
+    """What the server takes and answers fits the schemas of its OpenAPI document; what it refuses does not."""
+    document = server.get("/openapi.json").json()
+
+    def fits(name: str, value: Any) -> bool:
+        schema = {"$ref": f"#/components/schemas/{name}", "components": document["components"]}
+        return bool(jsonschema.Draft202012Validator(schema).is_valid(value))
+
+    text = {"model": "alpha", "prompt": "x", "max_tokens": 2}
+    routes: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
+        ("/v1/chat/completions", "ChatRequest", "ChatCompletion", chat(logprobs=True, top_logprobs=1)),
+        ("/v1/completions", "CompletionRequest", "Completion", {**text, "logprobs": 1}))
+    for path, request_name, answer_name, good in routes:
+        operation = document["paths"][path]["post"]
+        assert operation["requestBody"]["content"]["application/json"]["schema"]["$ref"].endswith(f"/{request_name}")
+        answer = server.post(path, good)
+        assert fits(request_name, good) and answer.status_code == 200 and fits(answer_name, answer.json())
+        for change in ({"lora_path": "x"}, {"n": 0}, {"model": 5}, {"stop": {}}, {"temperature": "hot"}, {"logit_bias": []},
+                       {"response_format": {"type": "xml"}}, {"stream_options": {"x": 1}}, {"max_tokens": 1.5}):
+            answer = server.post(path, {**good, **change})
+            assert not fits(request_name, {**good, **change}), change
+            assert answer.status_code == 400 and fits("ErrorAnswer", answer.json())
+    assert fits("ModelList", server.get("/v1/models").json())
+    answered = {f"{method.upper()} {path}" for path, methods in document["paths"].items() for method in methods}
+    assert {f"{route.method} {route.path}" for route in ROUTES} == answered
 
 
 def test_what_is_written_down(server: Served) -> None:

@@ -33,10 +33,13 @@ class Gate:
         """A request with so many rows is in, for as long as the block lasts.
 
         Raises:
-            Refused: there are too many (429), or the server is about to end (503).
+            Refused: there are too many now (429), more than the key may ever have (400), or the server is about to end (503).
         """
         self.require_open()
-        if self._rows[key.id] + rows > (key.max_rows or self._limits.open_rows_a_key):
+        most = min(key.max_rows or self._limits.open_rows_a_key, self._limits.open_rows)
+        if rows > most:
+            raise Refused(400, "invalid_request", f"this key may have {most} answers at a time", param="n")
+        if self._rows[key.id] + rows > most:
             raise self._busy("this key has too many requests at a time")
         if self.rows + rows > self._limits.open_rows:
             raise self._busy("too many requests wait")
