@@ -24,6 +24,8 @@ from adapterpack.runtime.engine.engine import Engine
 from adapterpack.runtime.engine.kv_pool import KVPool
 from adapterpack.runtime.engine.requests import Event
 from adapterpack.runtime.generation.sampling import Sampling
+from adapterpack.runtime.providers.device import Device
+from adapterpack.runtime.providers.starting import start
 
 Make = Callable[..., Any]
 NAMES: list[str | None] = [None, "alpha", "beta", "gamma"]
@@ -191,7 +193,8 @@ def test_rows_take_the_memory_of_what_is_written(bundle: Path) -> None:
 def test_what_is_read_of_a_pool_stays_as_it_was(heads: int) -> None:
     """Blocks of keys and values that are kept for later rows do not change with the row that they were read of."""
     value = SimpleNamespace(type="tensor(float)", shape=["rows", heads, "length", 8])
-    pool = KVPool(SimpleNamespace(memory=("cpu", 0), inputs={f"{PAST}0.key": value}), 2, 64)
+    graph = SimpleNamespace(memory=("cpu", 0), started=start(Device(provider="cpu")), inputs={f"{PAST}0.key": value})
+    pool = KVPool(graph, 2, 64)
     pool.write(1, [np.ones((heads, 32, 8), np.float32)])
     [block] = pool.read(1, 16, 32)
     pool.write(1, [np.zeros((heads, 32, 8), np.float32)])

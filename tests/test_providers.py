@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
@@ -21,8 +22,13 @@ from architecture_proofs import make_base, make_pack
 from architectures import ARCHITECTURES, KINDS
 from hollow import cuda
 
-from adapterpack import export, validate
+from adapterpack import Session, export, validate
 from adapterpack.errors import ConfigError, ProviderError
+from adapterpack.runtime import canary
+from adapterpack.runtime.engine import kv_pool
+from adapterpack.runtime.engine.engine import Engine
+from adapterpack.runtime.engine.kv_buffers import DeviceBuffer, HostBuffer
+from adapterpack.runtime.generation.sampling import Sampling
 from adapterpack.runtime.providers import builtin
 from adapterpack.runtime.providers.device import Device
 from adapterpack.runtime.providers.kernels import kernels_of, nodes_without_kernel
@@ -45,6 +51,7 @@ def hollow(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
         assert done.returncode == 0, done.stderr[-3000:]
         return json.loads(done.stdout.splitlines()[-1])
 
+    run.folder = folder  # type: ignore[attr-defined]
     return run
 
 
@@ -171,3 +178,132 @@ def test_the_table_says_where_onnx_runtime_puts_every_node(family: str, form: st
         assert "only for bfloat16, float16" in report.findings[0].message and "--dtype float16" in report.findings[0].fix
     elif form in ("float32", "float16"):
         assert not unfit
+
+
+# The engine on a device.
+
+
+@pytest.fixture(scope="session")
+def half(base_of: Make, pack_of: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle in float16 with the engine's graph."""
+    folder: Path = tmp_path_factory.mktemp("half-engine") / "bundle"
+    export(base_of("llama"), [pack_of("llama", name) for name in ("alpha", "beta")], folder, dtype="float16", in_place=True)
+    return folder
+
+
+def scripted(engine: Engine) -> list[np.ndarray]:
+    """The logits of rows that come and go, with adapters of other ranks, on given tokens; the last row begins as one before."""
+    logits: list[np.ndarray] = []
+    rows = engine.rows
+
+    def admitted(seed: int, name: str | None) -> Any:
+        prompt = np.random.default_rng(seed).integers(3, 60, 37).tolist()
+        row = engine.row(prompt, None if name is None else engine.bundle.pack(name), Sampling())
+        rows.admit(row)
+        rows.next_to_read()
+        logits.append(rows.prefill(len(prompt) - row.done))
+        return row
+
+    def stepped(count: int) -> None:
+        for step in range(count):
+            for place, row in enumerate(rows.running):
+                row.token = 5 + 7 * step + place
+            logits.extend(rows.decode())
+
+    running = [admitted(seed, name) for seed, name in enumerate((None, "alpha", "beta"))]
+    stepped(3)
+    rows.remove(running[0])
+    stepped(2)
+    again = admitted(1, "alpha")
+    assert again.done == len(again.prompt) and rows.reused == 32
+    stepped(2)
+    rows.remove(running[2])
+    stepped(2)
+    return logits
+
+
+def test_a_buffer_on_a_device_is_read_and_written_as_one_of_the_host() -> None:
+    """With the host as the device: the graphs that copy rows are those that run on a card."""
+    rng, shape = np.random.default_rng(3), (3, 2, 11, 4)
+    for dtype in (np.dtype(np.float32), np.dtype(np.float16)):
+        one, two = HostBuffer(shape, dtype), DeviceBuffer(shape, dtype, start(Device(provider="cpu")))
+        for step in range(30):
+            first, last = sorted(rng.choice(12, 2, replace=False).tolist())
+            source, target = rng.choice(3, 2, replace=False).tolist()
+            block = rng.standard_normal((2, last - first, 4)).astype(np.float32)
+            for buffer in (one, two):
+                buffer.write(source, block, first)
+                if step % 5 == 4:
+                    buffer.move(source, target, 11)
+            assert np.array_equal(one.read(target, 0, 11), two.read(target, 0, 11))
+            assert np.array_equal(one.read(source, first, last), two.read(source, first, last))
+
+
+def test_fixed_memory_and_a_device_change_no_logits(half: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a captured step needs, with the host as the device: passes of one shape on one memory, told the pool's length as the longest."""
+    expected = scripted(Engine(half, "cpu", max_length=64))
+    monkeypatch.setattr(kv_pool, "buffer", DeviceBuffer)
+    engine = Engine(half, "cpu", max_length=64)
+    engine.rows.fixed = True
+    found = scripted(engine)
+    assert 3 <= len(engine.rows._captured) <= 5
+    assert len(found) == len(expected)
+    for one, two in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one.astype(np.float32), two.astype(np.float32), rtol=0, atol=2e-3 * np.abs(expected).max())
+
+
+ENGINE = """
+import ctypes, json, sys
+from adapterpack.runtime.engine.engine import Engine
+from adapterpack.runtime.providers.device import Device
+folder, settings, library = json.loads(sys.argv[1])
+engine = Engine(folder, Device(provider="cuda", **settings), max_rows=3, max_length=64)
+for name in (None, "alpha", "beta", None):
+    engine.add(list(range(3, 40)), name, max_new_tokens=6)
+events = []
+while engine.busy:
+    events += engine.step()
+graph, hollow = engine.rows.graph, ctypes.CDLL(library)
+print(json.dumps({"reasons": [event.finish_reason for event in events if event.finish_reason],
+                  "errors": [str(event.error) for event in events if event.error],
+                  "options": graph._ort.get_provider_options()["CUDAExecutionProvider"], "provider": engine.bundle.provider,
+                  "memory": engine.bundle.memory, "captures": hollow.hollow_captures(), "replays": hollow.hollow_replays(),
+                  "pool": {type(one).__name__ for one in engine.rows._pool._buffers.values()}.pop(), "reused": engine.rows.reused}))
+"""
+
+
+@on_hollow
+def test_an_engine_runs_on_the_hollow_card(half: Path, hollow: Make) -> None:
+    """Settings reach ONNX Runtime, every node is the provider's, the pool lies on the device, prefixes are reused, and steps are captured
+    once a shape and replayed; of numbers the hollow card has none.
+    """
+    library = str(hollow.folder / "hollow.so")
+    plain = hollow(ENGINE, str(half), {"memory_limit": 1 << 30, "arena": "exact"}, library)
+    assert (plain["errors"], plain["reasons"]) == ([], ["length"] * 4), plain
+    assert (plain["provider"], plain["memory"], plain["pool"]) == ("CUDAExecutionProvider", ["cuda", 0], "DeviceBuffer")
+    expected = {"use_tf32": "0", "gpu_mem_limit": str(1 << 30), "arena_extend_strategy": "kSameAsRequested", "enable_cuda_graph": "0"}
+    assert {name: plain["options"][name] for name in expected} == expected
+    assert (plain["captures"], plain["replays"], plain["reused"] > 0) == (0, 0, True)
+    captured = hollow(ENGINE, str(half), {"capture": True, "tf32": True}, library)
+    assert (captured["errors"], captured["options"]["use_tf32"], captured["options"]["enable_cuda_graph"]) == ([], "1", "1")
+    assert 1 <= captured["captures"] <= 4
+    assert captured["replays"] > captured["captures"]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("settings", [{}, {"capture": True}], ids=["plain", "captured"])
+def test_an_engine_on_cuda_equals_the_cpus(settings: dict[str, Any], half: Path, pack_of: Make) -> None:
+    """Logits within a hundredth of the largest, with prefixes reused on the device and steps captured; a pack that is loaded there is
+    proved by its canary there."""
+    expected, engine = scripted(Engine(half, "cpu", max_length=64)), Engine(half, Device(provider="cuda", **settings), max_length=64)
+    found = scripted(engine)
+    for one, two in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one.astype(np.float32), two.astype(np.float32), rtol=0, atol=1e-2 * np.abs(expected).max())
+    engine.adapters.load(pack_of("llama", "gamma"))
+
+
+@pytest.mark.gpu
+def test_canaries_are_replayed_on_cuda(half: Path, bundle_of: Make) -> None:
+    for folder in (half, bundle_of("bert", "bank")):
+        assert canary.verify(Session(folder, "cuda"))["replayed"]
+        assert validate(folder, full=True, provider="cuda").findings == ()

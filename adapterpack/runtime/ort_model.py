@@ -16,6 +16,8 @@ from ..library_errors import library_errors
 from .providers.placement import require_placed
 from .providers.starting import Started
 
+_UNCAPTURED = -1
+"""The number of a run that is neither recorded nor replayed: https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html."""
 TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64)": "int64", "tensor(int32)": "int32",
          "tensor(bool)": "bool"}
 """ONNX Runtime's name of a type -> numpy's."""
@@ -78,14 +80,19 @@ class OrtModel:
         """An ``IOBinding`` of the graph, for passes on the same memory one after another: see :meth:`run_bound`."""
         return self._ort.io_binding()
 
-    def run_bound(self, binding: Any) -> None:
-        """One run on what is bound.
+    def run_bound(self, binding: Any, capture: int | None = None) -> None:
+        """One run on what is bound. On a device that captures, the run of a number is recorded once and then replayed, on the same memory;
+        one without a number is run as it is.
 
         Raises:
             AdapterpackError: as :meth:`call`.
         """
+        options = None
+        if self.started.captures:
+            options = ort.RunOptions()
+            options.add_run_config_entry("gpu_graph_id", str(_UNCAPTURED if capture is None else capture))
         with self._errors():
-            self._ort.run_with_iobinding(binding)
+            self._ort.run_with_iobinding(binding, options)
 
     def _errors(self) -> AbstractContextManager[None]:
         return library_errors("onnxruntime", "ONNX Runtime could not run the graph on these inputs", where=self.path.parent,

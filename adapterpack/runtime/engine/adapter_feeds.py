@@ -8,11 +8,11 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 
 from ...adapter_methods.core.token_positions import Acts
 from ...bundle.manifest import ADAPTER_IDS
 from ...slots.values import Values
+from ..ort_values import Memory, value_of
 from .slot_layout import Axis, SlotLayout
 
 Feeds = dict[str, Any]
@@ -62,7 +62,7 @@ class AdapterFeeds:
     memory has room for the widest adapter that was in a mixed batch, until :meth:`forget`.
     """
 
-    def __init__(self, layout: SlotLayout, rows: int, memory: tuple[str, int]) -> None:
+    def __init__(self, layout: SlotLayout, rows: int, memory: Memory) -> None:
         self.layout, self.rows, self.memory = layout, rows, memory
         self._buffers: dict[str, np.ndarray] = {}
         self._extents: dict[Axis, int] = {}
@@ -138,4 +138,4 @@ class AdapterFeeds:
 
     def _value(self, array: np.ndarray) -> Any:
         """An array as a feed: on the CPU the memory is the array's own, which the value keeps alive."""
-        return ort.OrtValue.ortvalue_from_numpy(array, *self.memory)
+        return value_of(array, self.memory)

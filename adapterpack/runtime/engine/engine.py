@@ -42,7 +42,7 @@ class DecoderEngine(Engine):
     """Runs a bundle that was exported with ``static_cache``: up to ``max_rows`` requests at a time, of up to ``max_length`` positions each.
 
     ``prefill_budget`` is the most tokens of prompts that a step reads, ``adapter_budget`` the bytes of adapters that stay in memory without
-    a running row, and ``prefix_budget`` those of keys and values that are kept for prompts that begin as one before; the latter on the CPU.
+    a running row, and ``prefix_budget`` those of keys and values that are kept, in the host's memory, for prompts that begin as one before.
 
     Raises:
         Unsupported: the bundle has no graph for the engine.
@@ -62,8 +62,7 @@ class DecoderEngine(Engine):
         self.max_length = min(max_length or LONGEST_POOL, context or max_length or LONGEST_POOL)
         reader = AdapterReader(self.bundle, SlotValues(self.bundle.bundle, self.bundle.folder, self.bundle.stored))
         self.adapters = AdapterTable(self.bundle, reader.read, partial(require_canary, self.bundle, reader), adapter_budget)
-        on_cpu = self.bundle.memory[0] == "cpu"
-        self.rows = RowBatch[Beam](self.bundle, reader, max_rows, self.max_length, prefix_budget if on_cpu else 0)
+        self.rows = RowBatch[Beam](self.bundle, reader, max_rows, self.max_length, prefix_budget)
         self._start = start_ids(self.bundle) if self.bundle.task.has_encoder else None
         self._waiting = deque[Request]()
 

@@ -11,12 +11,16 @@ import numpy as np
 from ...adapter_methods.core.token_positions import acted
 from ...bundle.decoder_graph import DECODER
 from ..open_bundle import OpenBundle
-from .adapter_feeds import AdapterFeeds, ResidentAdapter
+from ..ort_values import HOST
+from .adapter_feeds import AdapterFeeds, Feeds, ResidentAdapter
 from .adapter_reader import AdapterReader
 from .bound_pass import BoundPass
 from .kv_pool import KVPool
 from .prefix_reuse import PrefixReuse
 from .sources import Sources
+
+MOST_CAPTURED = 64
+"""Shapes of steps that are captured: numbers of rows, and ranks of their adapters. Others run as they are."""
 
 
 @dataclass(eq=False, kw_only=True)
@@ -81,13 +85,16 @@ class RowBatch(Generic[AnyRow]):
         self.max_rows, self.graph, self._reader = max_rows, bundle.graph(DECODER), reader
         self._pool = KVPool(self.graph, max_rows, max_length)
         self._sources = Sources(bundle, self.graph, max_rows)
-        self._feeds = AdapterFeeds(reader.layout, max_rows, self.graph.memory)
+        self._feeds = AdapterFeeds(reader.layout, max_rows, HOST if self.graph.started.captures else self.graph.memory)
         self.prefixes = PrefixReuse(prefix_budget)
         self.prefilled = self.reused = 0
         self.running: list[AnyRow] = []
         self.reading: list[AnyRow] = []
         self._composition: tuple[int, Sequence[ResidentAdapter | None]] = (0, ())
         self._pass: BoundPass | None = None
+        self.fixed = self.graph.started.captures
+        """Whether steps of one shape have one memory for good, which a captured run needs."""
+        self._captured: dict[object, BoundPass] = {}
 
     def __len__(self) -> int:
         return len(self.running) + len(self.reading)
@@ -213,17 +220,34 @@ class RowBatch(Generic[AnyRow]):
     def _decoded(self, rows: Sequence[Row], first: int) -> np.ndarray:
         composition = first, [row.adapter for row in rows]
         if self._pass is None or composition != self._composition:
-            self._pass = BoundPass(self.graph, self._pool, first, len(rows), self._feeds.of(composition[1]), self._sources,
-                                   features=self._no_features(len(rows)))
+            self._pass = self._bound(first, len(rows), self._feeds.of(composition[1]))
             self._composition = composition
         one = self._pass
         one.ids[:, 0] = [row.token for row in rows]
         one.last[:] = one.positions[:, 0] = [row.length for row in rows]
-        one.longest[...] = max(row.length for row in rows) + 1
+        one.longest[...] = self._pool.length if self.fixed else max(row.length for row in rows) + 1
         one.read[:] = [row.source_length for row in rows]
         one.acting[:, 0] = [_acts(row) for row in rows]
         logits: np.ndarray = one.run()[:, 0]
         return logits
+
+    def _bound(self, first: int, rows: int, feeds: Feeds) -> BoundPass:
+        """A step's pass, made anew, or the one of this shape. A host reads the longest row's length when a run is recorded, so a captured
+        pass has the pool's.
+        """
+        if not self.fixed:
+            return BoundPass(self.graph, self._pool, first, rows, feeds, self._sources, features=self._no_features(rows))
+        feed_shapes = tuple((name, tuple(value.shape())) for name, value in feeds.items())
+        shape = first, rows, feed_shapes, tuple(self._sources.windows(first, rows))
+        one = self._captured.get(shape)
+        if one is not None:
+            one.feed(feeds)
+            return one
+        number = len(self._captured) if len(self._captured) < MOST_CAPTURED else None
+        one = BoundPass(self.graph, self._pool, first, rows, feeds, self._sources, features=self._no_features(rows), capture=number)
+        if number is not None:
+            self._captured[shape] = one
+        return one
 
     def _no_features(self, rows: int) -> dict[str, np.ndarray]:
         value = self.graph.inputs.get("image_features")

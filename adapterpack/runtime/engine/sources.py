@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
-import onnxruntime as ort
 
 from ...bundle.decoder_graph import SOURCE_LENGTHS
 from ...bundle.manifest import ADAPTER_IDS, ADAPTER_POSITIONS, ENCODED
@@ -14,6 +13,7 @@ from ...errors import ConfigError
 from ...tasks.session import Arrays
 from ..open_bundle import OpenBundle
 from ..ort_model import OrtModel
+from ..ort_values import array_of, value_of
 from ..text.context_length import require_context
 from .adapter_feeds import ResidentAdapter
 from .kv_pool import KVPool, Window
@@ -112,7 +112,7 @@ class Sources:
             feeds[ADAPTER_POSITIONS] = whole if acts is None else acts.mask(ids, whole, whole, None)
         if ADAPTER_IDS in graph.inputs:
             feeds[ADAPTER_IDS] = np.zeros(1, np.int64)
-        values = {name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(graph.fitting(name, array)))
+        values = {name: value_of(np.ascontiguousarray(graph.fitting(name, array)))
                   for name, array in feeds.items()}
         slots = {} if row.adapter is None else row.adapter.source_feeds(graph.memory)
-        return {name: value.numpy() for name, value in graph.call({**values, **slots}).items()}
+        return {name: array_of(value) for name, value in graph.call({**values, **slots}).items()}

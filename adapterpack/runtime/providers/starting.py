@@ -17,7 +17,7 @@ _OURS = {"provider", "allow_cpu_nodes", "options", "threads", "spinning"}
 _SETTINGS = tuple(one.name for one in fields(Device) if one.name not in _OURS)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Started:
     """A device whose provider is there: ``providers`` are ONNX Runtime's, in the order in which they take nodes, with their options."""
 

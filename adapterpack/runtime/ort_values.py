@@ -1,0 +1,55 @@
+"""Arrays and ONNX Runtime's values, also in bfloat16, which numpy does not have, and in the memory of a device."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnxruntime as ort
+
+Memory = tuple[str, int]
+"""The name and the number of a memory, as ``OrtValue`` takes them."""
+HOST: Memory = ("cpu", 0)
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+_ONNX_BFLOAT16 = 16
+
+
+def element_type(dtype: np.dtype[Any]) -> Any:
+    """A type as a binding takes it: numpy's own, or the number that ONNX has for it."""
+    return _ONNX_BFLOAT16 if dtype == BFLOAT16 else dtype
+
+
+def value_of(array: np.ndarray, memory: Memory = HOST) -> Any:
+    """An array as a value: on the host the memory is the array's own, which the value keeps alive; on a device it is a copy."""
+    array = np.ascontiguousarray(array) if array.ndim else array
+    if memory == HOST and array.dtype == BFLOAT16:
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), _ONNX_BFLOAT16)
+    if array.dtype == BFLOAT16:
+        value = empty(array.shape, array.dtype, memory)
+        fill(value, array)
+        return value
+    return ort.OrtValue.ortvalue_from_numpy(array, *memory)
+
+
+def empty(shape: tuple[int, ...], dtype: np.dtype[Any], memory: Memory = HOST) -> Any:
+    """A value with memory of its own, whose numbers are not set."""
+    return ort.OrtValue.ortvalue_from_shape_and_type(shape, element_type(np.dtype(dtype)), *memory)
+
+
+def fill(value: Any, array: np.ndarray) -> None:
+    """Writes an array of the same shape and type over a value, where it is."""
+    value.update_inplace(array.view(np.uint16) if array.dtype == BFLOAT16 else array)
+
+
+def array_of(value: Any) -> np.ndarray:
+    """The numbers of a value: on the host its own memory, of a device a copy."""
+    if value.element_type() != _ONNX_BFLOAT16:
+        array: np.ndarray = value.numpy()
+        return array
+    shape = tuple(value.shape())
+    numbers = (ctypes.c_uint16 * math.prod(shape)).from_address(value.data_ptr())
+    numbers._value = value  # type: ignore[attr-defined]  # which lives as long as the array
+    return np.frombuffer(numbers, BFLOAT16).reshape(shape)
