@@ -27,15 +27,16 @@ from decode import SIZES, build_base, build_pack
 from adapterpack.exporting.pipeline import export
 from adapterpack.runtime.engine.engine import Engine
 from adapterpack.runtime.engine.row_batch import Row
+from adapterpack.runtime.providers.device import Device
 
 CONTEXT = 64
 """Tokens that every row has before the first step."""
 
 
-def bundles(work: Path, base: Path, packs: list[Path], scheme: str | None) -> dict[str, Path]:
+def bundles(work: Path, base: Path, packs: list[Path], scheme: str | None, dtype: str = "float32") -> dict[str, Path]:
     """The base alone, and with a bank; their engine graphs are what is measured."""
-    export(base, [], work / "slotless", mode="folded", task="text-generation", in_place=True, quantize=scheme)
-    export(base, packs, work / "bank", mode="bank", in_place=True, quantize=scheme)
+    export(base, [], work / "slotless", mode="folded", task="text-generation", in_place=True, quantize=scheme, dtype=dtype)
+    export(base, packs, work / "bank", mode="bank", in_place=True, quantize=scheme, dtype=dtype)
     return {"slotless": work / "slotless", "bank": work / "bank"}
 
 
@@ -84,18 +85,17 @@ def timed(contestants: dict[str, Callable[[], None]], runs: int) -> dict[str, li
     return times
 
 
-def measure(work: Path, base: Path, packs: list[Path], scheme: str | None, rows: list[int], runs: int, prefill: int) -> dict[str, Any]:
-    """Everything, as JSON."""
-    made = bundles(work, base, packs, scheme)
-    names: list[str | None] = [pack.name for pack in packs]
+def measure(base: Path, made: dict[str, Path], names: list[str | None], rows: list[int], runs: int, prefill: int,
+            device: Device | str = "cpu") -> dict[str, Any]:
+    """Everything, as JSON, of these bundles with adapters of these names."""
     times: dict[str, list[float]] = {}
     for count in rows:
         batches = {"none": [None] * count, "one": names[:1] * count, "mixed": (names * count)[:count]}
-        contestants = {f"{count} slotless": stepping(Engine(made["slotless"], "cpu", max_rows=count, prefix_budget=0), [None] * count)}
-        contestants |= {f"{count} {kind}": stepping(Engine(made["bank"], "cpu", max_rows=count, prefix_budget=0), chosen)
+        contestants = {f"{count} slotless": stepping(Engine(made["slotless"], device, max_rows=count, prefix_budget=0), [None] * count)}
+        contestants |= {f"{count} {kind}": stepping(Engine(made["bank"], device, max_rows=count, prefix_budget=0), chosen)
                         for kind, chosen in batches.items() if count > 1 or kind != "mixed"}
         times |= timed(contestants, runs)
-    reader = Engine(made["bank"], "cpu", max_rows=1, prefix_budget=0)
+    reader = Engine(made["bank"], device, max_rows=1, prefix_budget=0)
     times |= timed({f"prefill {prefill} {kind}": prefilling(reader, name, prefill)
                     for kind, name in (("none", None), ("one", names[0]))}, max(5, runs // 5))
     pack = reader.adapters.pack(str(names[0]))
@@ -108,7 +108,7 @@ def measure(work: Path, base: Path, packs: list[Path], scheme: str | None, rows:
         floor = steps.get(f"{count} slotless") if kind in ("none", "one", "mixed") else None
         if floor is not None:
             ratios[name] = {key: found[key] / floor[key] for key in found}
-    return {"benchmark": "engine", "base": base.name, "quantize": scheme, "runs": runs, "context": CONTEXT, "steps": steps,
+    return {"benchmark": "engine", "base": base.name, "provider": reader.bundle.provider, "runs": runs, "context": CONTEXT, "steps": steps,
             "over_slotless": ratios}
 
 
@@ -131,10 +131,16 @@ def main() -> None:
         packs = [work / f"pack{number}" for number in range(max(args.rows))]
         for seed, pack in enumerate(packs):
             build_pack(base, pack, args.rank, seed)
-        result = measure(work, base, packs, args.quantize, args.rows, args.runs, args.prefill)
+        made = bundles(work, base, packs, args.quantize)
+        result = measure(base, made, [pack.name for pack in packs], args.rows, args.runs, args.prefill) | {"quantize": args.quantize}
     if args.json:
         print(json.dumps(result, indent=2))
         return
+    show(result)
+
+
+def show(result: dict[str, Any]) -> None:
+    """The table in words."""
     for name, found in result["steps"].items():
         ratio = result["over_slotless"].get(name)
         says = f"  {ratio['median_ms']:.2f} of slotless ({ratio['min_ms']:.2f} by the minima)" if ratio else ""

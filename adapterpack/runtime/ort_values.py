@@ -45,7 +45,7 @@ def fill(value: Any, array: np.ndarray) -> None:
 
 
 def array_of(value: Any) -> np.ndarray:
-    """The numbers of a value: on the host its own memory, of a device a copy."""
+    """The numbers of a value: of a device a copy, on the host its own memory, which is there only as long as the value."""
     if value.element_type() != _ONNX_BFLOAT16:
         array: np.ndarray = value.numpy()
         return array

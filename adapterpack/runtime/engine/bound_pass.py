@@ -49,7 +49,8 @@ class BoundPass:
             self._binding.bind_input(name, *pool.memory, element_type(dtype), window.shape, window.address)
         logits = graph.results["logits"]
         shape, dtype = (rows, kept, int(logits.shape[2])), np.dtype(TYPES[logits.type])
-        self._logits = value_of(np.empty(shape, dtype)) if graph.memory == HOST else empty(shape, dtype, graph.memory)
+        self._near = np.empty(shape, dtype) if graph.memory == HOST else None
+        self._logits = empty(shape, dtype, graph.memory) if self._near is None else value_of(self._near)
         self._binding.bind_ortvalue_output("logits", self._logits)
 
     def feed(self, feeds: Feeds) -> None:
@@ -62,7 +63,7 @@ class BoundPass:
         for array, value in self._inputs:
             fill(value, array)
         self.graph.run_bound(self._binding, self._capture)
-        return array_of(self._logits)
+        return array_of(self._logits) if self._near is None else self._near
 
     def _input(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         """The memory of an input, zeros at first; of one that the graph does not have, memory that nothing reads."""

@@ -107,7 +107,7 @@ class DeviceBuffer:
         binding, found = self._binding("take", row), empty((self.shape[1], stop - start, self.shape[3]), self.dtype)
         binding.bind_ortvalue_output("to", found)
         self._run("take", binding, None, start=start, stop=stop)
-        return array_of(found)
+        return array_of(found).copy()  # whose memory is the value's
 
     def move(self, source: int, target: int, length: int) -> None:
         """See :class:`Buffer`."""
