@@ -86,13 +86,13 @@ def test_a_step_writes_one_position_of_each_row_and_touches_no_other_byte(placed
     for row in rows:
         engine.rows.prefill(len(row.prompt))
     pool = engine.rows._pool
-    before = {name: buffer.copy() for name, (buffer, _) in pool._buffers.items()}
-    where, lengths = {name: pool._address(name) for name in before}, [row.length for row in rows]
+    before = {name: buffer._array.copy() for name, buffer in pool._buffers.items()}
+    where, lengths = {name: buffer.address for name, buffer in pool._buffers.items()}, [row.length for row in rows]
     engine.rows.decode()
     assert len(before) == 2 * sum(name.startswith(PAST) and name.endswith(".key") for name in before)
-    for name, (buffer, _) in pool._buffers.items():
-        assert pool._address(name) == where[name]
-        changed = (buffer != before[name]).any(axis=(1, 3))
+    for name, buffer in pool._buffers.items():
+        assert buffer.address == where[name]
+        changed = (buffer._array != before[name]).any(axis=(1, 3))
         assert [np.flatnonzero(row).tolist() for row in changed] == [*([length] for length in lengths), [], []]
 
 
