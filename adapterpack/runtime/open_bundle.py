@@ -51,8 +51,11 @@ class OpenBundle:
         manifest = manifest_bytes(bundle)
         self.bundle: Bundle = parse_bundle(manifest, self.folder / FILE_NAME)
         proved = verify == "cached" and is_proved(manifest)
-        self.task = task_named(self.bundle.task)
         self._started = start(Device.of(provider, threads))
+        self.task = task_named(self.bundle.task)
+        if self._started.captures and not self.bundle.decoder:
+            raise Unsupported("only the engine's steps are captured, and the bundle has no graph for them", where=self.folder,
+                              remedy="leave --capture out, or export with --static-cache")
         compared = require_files(self.folder, self.bundle, verify)
         self._run_time = partial(OrtModel, self.folder, mapped=mapped)
         self._opened: dict[str, Any] = {}

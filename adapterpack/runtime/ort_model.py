@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime as ort
 
 from ..bundle.manifest import ENCODED, PRESENT, graph_file
-from ..errors import AdapterpackError
+from ..errors import AdapterpackError, ProviderError
 from ..library_errors import library_errors
 from .providers.placement import require_placed
 from .providers.starting import Started
@@ -41,7 +41,7 @@ class OrtModel:
         if mapped:
             options.add_session_config_entry("session.disable_prepacking", "1")
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # between a few runs others need the cores
-        with library_errors("onnxruntime", "ONNX Runtime cannot open the graph", where=self.path, remedy="export the bundle again"):
+        with self._opening(started):
             self._ort = ort.InferenceSession(self.path, options, providers=list(started.providers), enable_fallback=0)
         self.provider = started.require(self._ort)
         self.cpu_nodes = require_placed(self._ort, started, self.path)
@@ -52,6 +52,14 @@ class OrtModel:
         self.shapes: dict[str, list[Any]] = {name: value.shape for name, value in self.results.items()}
         self.outputs = list(self.shapes)
         self._types = {name: np.dtype(TYPES[value.type]) for name, value in self.inputs.items() if value.type in TYPES}
+
+    def _opening(self, started: Started) -> AbstractContextManager[None]:
+        """A graph that the CPU cannot open is none; of another provider it may be more than it can."""
+        name = started.provider.name
+        if name == "cpu":
+            return library_errors("onnxruntime", "ONNX Runtime cannot open the graph", where=self.path, remedy="export the bundle again")
+        return library_errors("onnxruntime", f"ONNX Runtime cannot open the graph on {name}", where=self.path, kind=ProviderError,
+                              remedy="choose another provider")
 
     def fitting(self, name: str, array: np.ndarray) -> np.ndarray:
         """An array in the type of the input of that name."""
