@@ -50,6 +50,13 @@ def test_every_mode_against_torch_in_float64(name: str, mode: str, tmp_path: Pat
     assert prove(BY_NAME[name], mode, tmp_path, dtype="float16")
 
 
+@pytest.mark.long
+@pytest.mark.parametrize(("name", "mode"), [("llama", "bank"), ("llama", "inputs"), ("llama", "folded"), ("vit", "bank"), ("bert", "inputs")])
+def test_every_mode_in_bfloat16(name: str, mode: str, tmp_path: Path) -> None:
+    """As above, with casts where the CPU provider has no kernel in this type."""
+    assert prove(BY_NAME[name], mode, tmp_path, dtype="bfloat16")
+
+
 @pytest.mark.parametrize(("kind", "mode"), [("llama", "bank"), ("bert", "bank"), ("llama", "inputs")])
 def test_slots_caches_and_weights_are_halves(kind: str, mode: str, half: Make) -> None:
     bundle, graph = read_bundle(half(kind, mode)), ir.load(half(kind, mode) / GRAPH).graph

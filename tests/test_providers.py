@@ -29,11 +29,13 @@ from adapterpack.runtime.engine import kv_pool
 from adapterpack.runtime.engine.engine import Engine
 from adapterpack.runtime.engine.kv_buffers import DeviceBuffer, HostBuffer
 from adapterpack.runtime.generation.sampling import Sampling
+from adapterpack.runtime.ort_values import BFLOAT16
 from adapterpack.runtime.providers import builtin
 from adapterpack.runtime.providers.device import Device
 from adapterpack.runtime.providers.kernels import kernels_of, nodes_without_kernel
 from adapterpack.runtime.providers.provider import PROVIDERS
 from adapterpack.runtime.providers.starting import start
+from adapterpack.slots.precision import PRECISIONS
 
 Make = Callable[..., Any]
 BY_NAME = {one.name: one for one in ARCHITECTURES}
@@ -136,6 +138,7 @@ import onnxruntime as ort
 from adapterpack.runtime.providers.device import Device
 from adapterpack.runtime.providers.placement import nodes_by_provider, nodes_on_cpu
 from adapterpack.runtime.providers.starting import start
+from adapterpack.slots.precision import PRECISIONS
 started, found = start(Device(provider="cuda")), {}
 for name in json.loads(sys.argv[1]):
     session = ort.InferenceSession(name, started.session_options(), providers=list(started.providers), enable_fallback=0)
@@ -145,7 +148,7 @@ for name in json.loads(sys.argv[1]):
 print(json.dumps(found))
 """
 FAMILIES = ("llama", "vit", "bert", "gpt2", "whisper")
-FORMS = ("float32", "float16", "int8", "int4")
+FORMS = ("float32", "float16", "bfloat16", "int8", "int4")
 
 
 def exported(family: str, form: str, folder: Path) -> Path:
@@ -159,7 +162,7 @@ def exported(family: str, form: str, folder: Path) -> Path:
 
 
 @on_hollow
-@pytest.mark.sampled(10)
+@pytest.mark.sampled(13)
 @pytest.mark.parametrize(("family", "form"), [(family, form) for family in FAMILIES for form in FORMS])
 def test_the_table_says_where_onnx_runtime_puts_every_node(family: str, form: str, hollow: Make, tmp_path: Path) -> None:
     """Of every graph of a bundle: what the table names is what ONNX Runtime itself leaves to the CPU, beside shapes."""
@@ -173,7 +176,7 @@ def test_the_table_says_where_onnx_runtime_puts_every_node(family: str, form: st
     unfit = [name for names in expected.values() for name in names]
     report = validate(bundle, provider="cuda")
     assert [finding.rule for finding in report.findings] == ["AB501"] * sum(map(bool, expected.values()))
-    if family in ("llama", "gpt2") and form != "float16":
+    if family in ("llama", "gpt2") and not form.endswith("float16"):
         assert unfit and all("attention" in name for name in unfit)
         assert "only for bfloat16, float16" in report.findings[0].message and "--dtype float16" in report.findings[0].fix
     elif form in ("float32", "float16"):
@@ -183,12 +186,20 @@ def test_the_table_says_where_onnx_runtime_puts_every_node(family: str, form: st
 # The engine on a device.
 
 
+def bundle_in(dtype: str, base_of: Make, pack_of: Make, place: Path) -> Path:
+    """A bundle of that float type with the engine's graph."""
+    export(base_of("llama"), [pack_of("llama", name) for name in ("alpha", "beta")], place / "bundle", dtype=dtype, in_place=True)
+    return place / "bundle"
+
+
 @pytest.fixture(scope="session")
 def half(base_of: Make, pack_of: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle in float16 with the engine's graph."""
-    folder: Path = tmp_path_factory.mktemp("half-engine") / "bundle"
-    export(base_of("llama"), [pack_of("llama", name) for name in ("alpha", "beta")], folder, dtype="float16", in_place=True)
-    return folder
+    return bundle_in("float16", base_of, pack_of, tmp_path_factory.mktemp("float16"))
+
+
+@pytest.fixture(scope="session")
+def brain(base_of: Make, pack_of: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return bundle_in("bfloat16", base_of, pack_of, tmp_path_factory.mktemp("bfloat16"))
 
 
 def scripted(engine: Engine) -> list[np.ndarray]:
@@ -225,7 +236,7 @@ def scripted(engine: Engine) -> list[np.ndarray]:
 def test_a_buffer_on_a_device_is_read_and_written_as_one_of_the_host() -> None:
     """With the host as the device: the graphs that copy rows are those that run on a card."""
     rng, shape = np.random.default_rng(3), (3, 2, 11, 4)
-    for dtype in (np.dtype(np.float32), np.dtype(np.float16)):
+    for dtype in (np.dtype(np.float32), np.dtype(np.float16), BFLOAT16):
         one, two = HostBuffer(shape, dtype), DeviceBuffer(shape, dtype, start(Device(provider="cpu")))
         for step in range(30):
             first, last = sorted(rng.choice(12, 2, replace=False).tolist())
@@ -252,6 +263,20 @@ def test_fixed_memory_and_a_device_change_no_logits(half: Path, monkeypatch: pyt
         np.testing.assert_allclose(one.astype(np.float32), two.astype(np.float32), rtol=0, atol=2e-3 * np.abs(expected).max())
 
 
+def test_a_graph_in_bfloat16_computes_on_the_cpu_what_a_card_computes(half: Path, brain: Path) -> None:
+    """Its operators compute in float32, and results, caches and slots are rounded; the provider of CUDA has a kernel for each."""
+    engine = Engine(brain, "cpu", max_length=64)
+    assert {one.dtype for one in engine.rows._pool._buffers.values()} == {BFLOAT16}
+    exact, found = (scripted(one) for one in (Engine(half, "cpu", max_length=64), engine))
+    errors = [np.abs(one.astype(np.float32) - two.astype(np.float32)).max() for one, two in zip(found, exact, strict=True)]
+    assert 1e-3 * np.abs(exact).max() < max(errors) < PRECISIONS["bfloat16"].tolerance * np.abs(exact).max()
+    assert validate(brain, provider="cuda").findings == ()
+    session = Session(brain, "cpu")
+    ids = np.array([[5, 6, 7, 8]])
+    assert session.run({"input_ids": ids}, ["alpha"])["logits"].dtype == np.float32
+    assert session.generate([[5, 6, 7]], ["beta"], max_new_tokens=3)[0].ids
+
+
 ENGINE = """
 import ctypes, json, sys
 from adapterpack.runtime.engine.engine import Engine
@@ -273,7 +298,7 @@ print(json.dumps({"reasons": [event.finish_reason for event in events if event.f
 
 
 @on_hollow
-def test_an_engine_runs_on_the_hollow_card(half: Path, hollow: Make) -> None:
+def test_an_engine_runs_on_the_hollow_card(half: Path, brain: Path, hollow: Make) -> None:
     """Settings reach ONNX Runtime, every node is the provider's, the pool lies on the device, prefixes are reused, and steps are captured
     once a shape and replayed; of numbers the hollow card has none.
     """
@@ -284,7 +309,7 @@ def test_an_engine_runs_on_the_hollow_card(half: Path, hollow: Make) -> None:
     expected = {"use_tf32": "0", "gpu_mem_limit": str(1 << 30), "arena_extend_strategy": "kSameAsRequested", "enable_cuda_graph": "0"}
     assert {name: plain["options"][name] for name in expected} == expected
     assert (plain["captures"], plain["replays"], plain["reused"] > 0) == (0, 0, True)
-    captured = hollow(ENGINE, str(half), {"capture": True, "tf32": True}, library)
+    captured = hollow(ENGINE, str(brain), {"capture": True, "tf32": True}, library)
     assert (captured["errors"], captured["options"]["use_tf32"], captured["options"]["enable_cuda_graph"]) == ([], "1", "1")
     assert 1 <= captured["captures"] <= 4
     assert captured["replays"] > captured["captures"]

@@ -40,7 +40,7 @@ _MAX_BYTES = 16 << 20
 _NAME = "[A-Za-z0-9_][A-Za-z0-9._-]{0,127}"
 PartName = Annotated[str, Meta(pattern=r"^[a-z][a-z_]{0,31}\Z")]
 FilePath = Annotated[str, Meta(max_length=255, pattern=rf"^{_NAME}(/{_NAME}){{0,3}}\Z")]
-FloatType = Annotated[str, Meta(pattern=r"^float(32|16)\Z")]
+FloatType = Annotated[str, Meta(pattern=r"^(float32|float16|bfloat16)\Z")]
 Labels = Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=200)], ...], Meta(min_length=1, max_length=10_000)]
 Field = Annotated[str, Meta(pattern=(
     r"^(down|up|scale|shift|delta|pre|turn|turn_down|turn_up|head|head_bias|mix|attended_(keys|values|absent|gate)"

@@ -29,7 +29,7 @@ from .quantize import accuracy_sentence
 @click.option("--quantize", metavar="S", help="Quantize the base's weights: int8 or int4.")
 @quantization_options
 @click.option("--dtype", default="float32", show_default=True, metavar="D",
-              help="What the graph and its slots are made of: float32 or float16.")
+              help="What the graph and its slots are made of: float32, float16 or bfloat16, which only a GPU computes in.")
 @click.option("--static-cache", is_flag=True,
               help="Add the graph that the engine runs: a decoder's, for prompts and steps, on caches that stay where they are.")
 @click.option("--in-place", is_flag=True, hidden=True, help="The former name of --static-cache.")

@@ -28,14 +28,25 @@ class TypedNode(NamedTuple):
         return f"{self.domain}.{self.operator}" if self.domain else self.operator
 
 
+def value_types(model: Any) -> Mapping[str, str]:
+    """The types of a model's values by their names."""
+    known: dict[str, str] = {}
+    for _ in _typed(model, known):
+        pass
+    return known
+
+
 def typed_nodes(model: Any) -> Iterator[TypedNode]:
     """The nodes of a model's proto in order, those of inner graphs too."""
+    return _typed(model, {})
+
+
+def _typed(model: Any, known: dict[str, str]) -> Iterator[TypedNode]:
     import onnx  # noqa: PLC0415 - only what looks into a graph pays for it
 
     versions = {_domain(entry.domain): entry.version for entry in model.opset_import}
-    known: dict[str, str] = {}
     for graph in _graphs(model.graph):
-        known |= {tensor.name: _tensor(onnx, tensor.data_type) for tensor in graph.initializer}
+        known.update({tensor.name: _tensor(onnx, tensor.data_type) for tensor in graph.initializer})
         for value in (*graph.input, *graph.value_info, *graph.output):
             if value.type.HasField("tensor_type") and value.type.tensor_type.elem_type:
                 known[value.name] = _tensor(onnx, value.type.tensor_type.elem_type)

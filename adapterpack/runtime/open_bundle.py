@@ -57,7 +57,7 @@ class OpenBundle:
             raise Unsupported("only the engine's steps are captured, and the bundle has no graph for them", where=self.folder,
                               remedy="leave --capture out, or export with --static-cache")
         compared = require_files(self.folder, self.bundle, verify)
-        self._run_time = partial(OrtModel, self.folder, mapped=mapped)
+        self._run_time = partial(OrtModel, self.folder, dtype=self.bundle.dtype, mapped=mapped)
         self._opened: dict[str, Any] = {}
         """What is opened when it is first used, by name."""
         self._opening = threading.RLock()

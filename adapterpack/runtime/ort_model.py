@@ -13,19 +13,22 @@ import onnxruntime as ort
 from ..bundle.manifest import ENCODED, PRESENT, graph_file
 from ..errors import AdapterpackError, ProviderError
 from ..library_errors import library_errors
+from ..onnx_graph.bfloat16 import computing_wide
+from ..slots.precision import DEFAULT
+from .ort_values import BFLOAT16
 from .providers.placement import require_placed
 from .providers.starting import Started
 
 _UNCAPTURED = -1
 """The number of a run that is neither recorded nor replayed: https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html."""
-TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64)": "int64", "tensor(int32)": "int32",
-         "tensor(bool)": "bool"}
+TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(bfloat16)": "bfloat16", "tensor(int64)": "int64",
+         "tensor(int32)": "int32", "tensor(bool)": "bool"}
 """ONNX Runtime's name of a type -> numpy's."""
 
 
 class OrtModel:
-    """A running graph: its inputs (without those that have defaults, its ``slots``) and its outputs, ``results``, by name. What
-    the graph may do is checked before: see :func:`adapterpack.onnx_graph.confine.require_safe`.
+    """A running graph of a bundle that computes in ``dtype``: its inputs (without those that have defaults, its ``slots``) and its outputs,
+    ``results``, by name. What the graph may do is checked before: see :func:`adapterpack.onnx_graph.confine.require_safe`.
 
     ``mapped`` leaves weights in the mapped file, which costs neither time nor memory to open, but makes each run slower: a float product a
     little, one on quantized weights 20 to 80 times.
@@ -35,17 +38,16 @@ class OrtModel:
         ProviderError: the device's provider did not start, or leaves nodes to the CPU that the device does not allow there.
     """
 
-    def __init__(self, folder: Path, part: str, started: Started, mapped: bool = False) -> None:
-        self.path = folder / graph_file(part)
+    def __init__(self, folder: Path, part: str, started: Started, dtype: str = DEFAULT, mapped: bool = False) -> None:
+        self.path, self.started, self.memory, self.dtype = folder / graph_file(part), started, started.memory, dtype
         options = started.session_options()
         if mapped:
             options.add_session_config_entry("session.disable_prepacking", "1")
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # between a few runs others need the cores
         with self._opening(started):
-            self._ort = ort.InferenceSession(self.path, options, providers=list(started.providers), enable_fallback=0)
+            self._ort = ort.InferenceSession(self._form(options), options, providers=list(started.providers), enable_fallback=0)
         self.provider = started.require(self._ort)
         self.cpu_nodes = require_placed(self._ort, started, self.path)
-        self.started, self.memory = started, started.memory
         self.inputs: dict[str, Any] = {value.name: value for value in self._ort.get_inputs()}
         self.slots: dict[str, Any] = {value.name: value for value in self._ort.get_overridable_initializers()}
         self.results: dict[str, Any] = {value.name: value for value in self._ort.get_outputs()}
@@ -60,6 +62,13 @@ class OrtModel:
             return library_errors("onnxruntime", "ONNX Runtime cannot open the graph", where=self.path, remedy="export the bundle again")
         return library_errors("onnxruntime", f"ONNX Runtime cannot open the graph on {name}", where=self.path, kind=ProviderError,
                               remedy="choose another provider")
+
+    def _form(self, options: ort.SessionOptions) -> Path | bytes:
+        """The graph's file; of one in bfloat16, on a provider that cannot compute in it, the same graph with casts."""
+        if self.dtype != BFLOAT16.name or self.started.provider.name != "cpu":
+            return self.path
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(self.path.parent))
+        return computing_wide(self.path)
 
     def fitting(self, name: str, array: np.ndarray) -> np.ndarray:
         """An array in the type of the input of that name."""

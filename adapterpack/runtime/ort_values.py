@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+from functools import cache
 from typing import Any
 
 import ml_dtypes
@@ -49,7 +50,30 @@ def array_of(value: Any) -> np.ndarray:
     if value.element_type() != _ONNX_BFLOAT16:
         array: np.ndarray = value.numpy()
         return array
+    if value.device_name() != "cpu":
+        value = _on_host(value)
     shape = tuple(value.shape())
     numbers = (ctypes.c_uint16 * math.prod(shape)).from_address(value.data_ptr())
     numbers._value = value  # type: ignore[attr-defined]  # which lives as long as the array
     return np.frombuffer(numbers, BFLOAT16).reshape(shape)
+
+
+def _on_host(value: Any) -> Any:
+    """A copy of a bfloat16 value of a card on the host, which numpy's own way does not give."""
+    copy = empty(tuple(value.shape()), BFLOAT16)
+    binding = _identity(value.device_name()).io_binding()
+    binding.bind_ortvalue_input("from", value)
+    binding.bind_ortvalue_output("to", copy)
+    _identity(value.device_name()).run_with_iobinding(binding)
+    return copy
+
+
+@cache
+def _identity(memory: str) -> ort.InferenceSession:
+    import onnx_ir as ir  # noqa: PLC0415 - no session on the CPU needs it
+
+    kind = ir.TensorType(ir.DataType.BFLOAT16)
+    node = ir.node("Identity", [ir.Value(name="from", type=kind)])
+    node.outputs[0].name, node.outputs[0].type = "to", kind
+    model = ir.Model(ir.Graph(list(node.inputs), node.outputs, nodes=[node], opset_imports={"": 21}, name="copy"), ir_version=10)
+    return ort.InferenceSession(ir.to_proto(model).SerializeToString(), providers=[f"{memory.upper()}ExecutionProvider"], enable_fallback=0)

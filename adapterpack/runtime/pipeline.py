@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 
 from ..bundle.manifest import ADAPTER_IDS
 from ..errors import ConfigError
@@ -16,6 +15,7 @@ from .adapters.pinned import Names, Pinned
 from .media.image_rows import features_of_rows, rows_of_images
 from .model_inputs import complete
 from .open_bundle import OpenBundle
+from .ort_values import BFLOAT16, array_of, value_of
 
 
 def run_parts(
@@ -41,7 +41,7 @@ def run_parts(
         rows = _places(session, part, arrays)
         run = batch.of(rows)
         feeds = values(complete(session, part, arrays, run))
-        outputs = {name: wide(value.numpy()) for name, value in run(feeds, part.name).items()}
+        outputs = {name: wide(array_of(value)) for name, value in run(feeds, part.name).items()}
         if "image_features" in outputs:
             outputs = {name: features_of_rows(array, rows, len(batch.names)) for name, array in outputs.items()}
         arrays |= outputs
@@ -51,12 +51,12 @@ def run_parts(
 
 def values(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Arrays as feeds."""
-    return {name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+    return {name: value_of(np.ascontiguousarray(array)) for name, array in arrays.items()}
 
 
 def wide(array: np.ndarray) -> np.ndarray:
-    """What a graph gives in float16, in float32: the same numbers, with room for what is computed of them."""
-    return array.astype(np.float32) if array.dtype == np.float16 else array
+    """What a graph gives in 16 bits, in float32: the same numbers, with room for what is computed of them."""
+    return array.astype(np.float32) if array.dtype in (np.float16, BFLOAT16) else array
 
 
 def _checked(session: OpenBundle, inputs: Mapping[str, np.ndarray]) -> Arrays:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import ml_dtypes
 import numpy as np
 
 from ..errors import UnknownName, Unsupported, nearest
@@ -27,9 +28,11 @@ class Precision(NamedTuple):
     tolerance: float
 
 
-PRECISIONS = {one.name: one for one in (Precision("float32", float(ABSENT), 1e-4), Precision("float16", -3e4, 1e-2))}
+PRECISIONS = {one.name: one for one in (Precision("float32", float(ABSENT), 1e-4), Precision("float16", -3e4, 1e-2),
+                                        Precision("bfloat16", float(ABSENT), 8e-2))}
 """float32 on two runtimes differs by about 1e-6 of the largest logit, and every wrong graph so far by 1e-3 of it or more. float16
-rounds each value by 5e-4 of itself, and a model of many layers by several times that."""
+rounds each value by 5e-4 of itself, and a model of many layers by several times that; bfloat16 has
+three bits fewer, so eight times that."""
 
 
 def precision(name: str) -> Precision:
@@ -63,7 +66,7 @@ def converted(array: np.ndarray, dtype: str, where: str) -> np.ndarray:
         result: np.ndarray = np.where(array <= ABSENT, PRECISIONS[dtype].absent, array).astype(dtype)
     if not np.isfinite(result).all() and np.isfinite(array).all():
         raise Unsupported(f"a number of this adapter is too large for {dtype}", where=where, found=f"{np.abs(array).max():.3g}",
-                          expected=f"at most {np.finfo(dtype).max}", remedy="export with --dtype float32")
+                          expected=f"at most {ml_dtypes.finfo(dtype).max}", remedy="export with --dtype float32")
     return result
 
 

@@ -31,7 +31,7 @@ def _build(source: Source) -> BaseGraph:
     return BaseGraph(model, onnxscript_scope, f"mobius-onnx {version('mobius-onnx')}")
 
 
-_DTYPES = {"float32": "f32", "float16": "f16"}
+_DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 """Float type -> what the builder calls it."""
 
 

@@ -18,6 +18,7 @@ from ...runtime.engine.adapter_reader import AdapterReader
 from ...runtime.engine.row_batch import Row, RowBatch
 from ...runtime.generation.decoder import DecoderOnly, EncoderDecoder
 from ...runtime.generation.start import start_ids
+from ...runtime.ort_values import array_of
 from ...runtime.session import Session
 from ...slots.precision import precision
 from ...tasks.session import Arrays
@@ -96,11 +97,11 @@ def _ordinary(session: Session, rows: Sequence[Sequence[int]], sources: Sequence
         given = {} if texts else {name: np.concatenate([source[name] for source in sources]) for name in sources[0]}
         going = EncoderDecoder(session, [source["input_ids"][0].tolist() for source in sources] if texts else [], names, given, rows[0])
     outputs = going.prefill()
-    logits = [outputs["logits"].numpy()[range(len(rows)), going.last]]
+    logits = [array_of(outputs["logits"])[range(len(rows)), going.last]]
     started = time.perf_counter()
     for step_tokens in tokens:
         outputs = going.step(step_tokens, outputs)
-        logits.append(outputs["logits"].numpy()[:, -1])
+        logits.append(array_of(outputs["logits"])[:, -1])
     return np.stack(logits).astype(np.float32), time.perf_counter() - started
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import onnxruntime as ort
 
 from ...base import compatibility
 from ...bundle.manifest import Bundle
@@ -16,6 +15,7 @@ from ...manifest.manifest import Base
 from ...onnx_graph.graph_file import Stored
 from ...pack.pack import Pack
 from ...slots.values import padded
+from ..ort_values import Memory, value_of
 from .contents import require_contents
 from .positions import require_positions
 from .slot_values import SlotValues
@@ -42,7 +42,7 @@ class AdapterBank:
     Until a slot is filled the graph uses what it was exported with; from then on the whole bank is fed.
     """
 
-    def __init__(self, bundle: Bundle, folder: Path, memory: tuple[str, int], stored: Callable[[str], Mapping[str, Stored]]) -> None:
+    def __init__(self, bundle: Bundle, folder: Path, memory: Memory, stored: Callable[[str], Mapping[str, Stored]]) -> None:
         self.bundle, self.folder, self.memory = bundle, folder, memory
         self.values = SlotValues(bundle, folder, stored)
 
@@ -86,7 +86,7 @@ class AdapterBank:
         overrides: dict[str, dict[str, Any]] = {}
         for name, array in filled.items():
             part = self.bundle.sites[name.rpartition(".")[0]].part
-            overrides.setdefault(part, {})[name] = ort.OrtValue.ortvalue_from_numpy(array, *self.memory)
+            overrides.setdefault(part, {})[name] = value_of(array, self.memory)
         return BankState({**slots, pack.name: free}, filled, overrides)
 
 

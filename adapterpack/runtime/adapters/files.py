@@ -10,6 +10,7 @@ import onnxruntime as ort
 
 from ...errors import FormatError, StorageError
 from ...library_errors import library_errors
+from ..ort_values import array_of, value_of
 
 
 def write_adapter_file(path: Path, values: Mapping[str, np.ndarray]) -> None:
@@ -21,7 +22,7 @@ def write_adapter_file(path: Path, values: Mapping[str, np.ndarray]) -> None:
     adapter = ort.AdapterFormat()
     adapter.set_adapter_version(1)
     adapter.set_model_version(1)
-    adapter.set_parameters({name: ort.OrtValue.ortvalue_from_numpy(value) for name, value in values.items()})
+    adapter.set_parameters({name: value_of(value) for name, value in values.items()})
     try:
         adapter.export_adapter(str(path))
     except RuntimeError as error:  # says in C++ that a byte was not taken, and not why
@@ -39,4 +40,4 @@ def read_adapter_file(path: Path) -> dict[str, np.ndarray]:
         raise FormatError("an adapter file of the bundle is missing", where=path, remedy="export again")
     with library_errors("onnxruntime", "an adapter file of the bundle cannot be read", where=path, remedy="export again"):
         parameters = ort.AdapterFormat.read_adapter(str(path)).get_parameters()
-        return {name: np.array(value.numpy()) for name, value in parameters.items()}
+        return {name: np.array(array_of(value)) for name, value in parameters.items()}

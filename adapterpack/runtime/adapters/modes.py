@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import onnxruntime as ort
 
 from ...bundle.manifest import ADAPTER_IDS, Bundle, adapter_file
 from ...errors import Unsupported
@@ -17,6 +16,7 @@ from ...slots.precision import ABSENT, converted
 from ...slots.values import PEFT_NAMES, grouped, pack_values
 from ...tasks.task import MAIN
 from ..ort_model import OrtModel
+from ..ort_values import HOST, Memory, array_of, empty, fill, value_of
 from .bank import AdapterBank, BankState
 from .contents import require_contents
 from .files import read_adapter_file
@@ -28,7 +28,7 @@ class OpenGraphs(Protocol):
 
     folder: Path
     bundle: Bundle
-    memory: tuple[str, int]
+    memory: Memory
 
     def graph(self, part: str) -> OrtModel:
         """The graph of that part."""
@@ -138,9 +138,9 @@ class InputsMode:
             parts: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
             for name in dict.fromkeys(chosen):
                 mine = np.array([row for row, other in enumerate(chosen) if other == name])
-                some = {key: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value.numpy()[mine])) for key, value in feeds.items()}
+                some = {key: value_of(array_of(value)[mine]) for key, value in feeds.items()}
                 for key, value in graph.call({**some, **slots(name, part)}).items():
-                    parts.setdefault(key, []).append((mine, value.numpy()))
+                    parts.setdefault(key, []).append((mine, array_of(value)))
             return {key: _owning(_joined(pieces)) for key, pieces in parts.items()}
 
         return run
@@ -174,7 +174,7 @@ class BankMode:
             graph = self.session.graph(part)
             if ADAPTER_IDS not in graph.inputs:  # no adapter reaches this graph
                 return graph.call(feeds)
-            batch_ids = ort.OrtValue.ortvalue_from_numpy(ids if rows is None else ids[list(rows)], *graph.memory)
+            batch_ids = value_of(ids if rows is None else ids[list(rows)], graph.memory)
             return graph.call({**feeds, ADAPTER_IDS: batch_ids, **overrides.get(part, {})})
 
         return run
@@ -207,10 +207,10 @@ def _joined(pieces: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
     return joined
 
 
-def _owning(array: np.ndarray, memory: tuple[str, int] = ("cpu", 0)) -> Any:
+def _owning(array: np.ndarray, memory: Memory = HOST) -> Any:
     """An ``OrtValue`` with memory of its own: one made from an array only borrows it, and so do the arrays that are taken from it."""
-    value = ort.OrtValue.ortvalue_from_shape_and_type(array.shape, array.dtype, *memory)
-    value.update_inplace(array)
+    value = empty(array.shape, array.dtype, memory)
+    fill(value, array)
     return value
 
 

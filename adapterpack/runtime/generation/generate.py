@@ -16,6 +16,7 @@ from ..adapters.pinned import Names
 from ..engine.batch import SessionEngine
 from ..model_inputs import pad
 from ..open_bundle import OpenBundle
+from ..ort_values import array_of
 from ..pipeline import run_parts
 from ..text.context_length import context_of, require_context
 from .answer import Answer, Ending
@@ -88,7 +89,7 @@ def generate(
                                                         strict=True))]
     outputs, last = decoder.prefill(), decoder.last
     while True:
-        tokens = _taken(answers, outputs["logits"].numpy()[range(count), last], emit)
+        tokens = _taken(answers, array_of(outputs["logits"])[range(count), last], emit)
         if all(answer.reason for answer in answers):
             break
         outputs, last = decoder.step(tokens, outputs), np.zeros_like(last)

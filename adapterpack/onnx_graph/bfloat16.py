@@ -1,0 +1,52 @@
+"""Graphs in bfloat16 for providers that can only move such numbers: each operator computes in float32 and its results are rounded.
+
+ONNX Runtime's CPU provider has no bfloat16 arithmetic, so without this no graph of that type could be proved where there is no card. What a
+node gives is what a kernel that adds up in float32 gives; weights, caches and slots stay in bfloat16.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from .node_types import value_types
+
+_KIND = "tensor(bfloat16)"
+_MOVERS = frozenset({"Cast", "Concat", "Constant", "ConstantOfShape", "Gather", "GatherElements", "Identity", "Reshape", "Scatter",
+                     "ScatterElements", "ScatterND", "Shape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"})
+"""Operators of which the CPU provider has kernels in bfloat16."""
+
+
+def computing_wide(path: Path) -> bytes:
+    """The model in a file, changed so that only casts and operators that move numbers have bfloat16; its external data stays there."""
+    import onnx  # noqa: PLC0415 - only what opens a graph pays for it
+    from onnx import TensorProto  # noqa: PLC0415 - as above
+
+    model: Any = onnx.load(path, load_external_data=False)
+    types, nodes, wide = value_types(model), [], dict[str, str]()
+
+    def cast(name: str, to: int, result: str) -> None:
+        node = model.graph.node.add(op_type="Cast", input=[name], output=[result], name=f"{result}/cast")
+        node.attribute.add(name="to", i=to, type=2)
+        nodes.append(node)
+
+    for node in list(model.graph.node):
+        if node.op_type in _MOVERS and not node.domain:
+            nodes.append(node)
+            continue
+        for place, name in enumerate(node.input):
+            if types.get(name) == _KIND:
+                if name not in wide:
+                    wide[name] = f"{name}/wide"
+                    cast(name, TensorProto.FLOAT, wide[name])
+                node.input[place] = wide[name]
+        nodes.append(node)
+        for place, name in enumerate(node.output):
+            if types.get(name) == _KIND:
+                node.output[place] = f"{name}/unrounded"
+                cast(node.output[place], TensorProto.BFLOAT16, name)
+    copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
+    del model.graph.node[:]
+    model.graph.node.extend(copies)
+    changed: bytes = model.SerializeToString()
+    return changed
