@@ -51,7 +51,7 @@ def test_every_mode_against_torch_in_float64(name: str, mode: str, tmp_path: Pat
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("name", "mode"), [("llama", "bank"), ("llama", "inputs"), ("llama", "folded"), ("vit", "bank"), ("bert", "inputs")])
+@pytest.mark.parametrize(("name", "mode"), [("llama", "bank"), ("llama", "inputs"), ("llama", "folded"), ("vit", "bank")])
 def test_every_mode_in_bfloat16(name: str, mode: str, tmp_path: Path) -> None:
     """As above, with casts where the CPU provider has no kernel in this type."""
     assert prove(BY_NAME[name], mode, tmp_path, dtype="bfloat16")
