@@ -17,6 +17,8 @@ from ..sandbox.sandbox import Sandbox
 
 _MEMORY, _COPIES = 4 << 30, 4
 """Bytes of address space that every replay may take, and how many times the size of the bundle's files it may take beyond that."""
+_ADDRESSES = 1 << 46
+"""The same on a card, whose driver maps the addresses of all memory that there is, and takes none of it."""
 _SECONDS, _BYTES_A_SECOND = 120.0, 10 << 20
 """Processor time that every replay may take, and how many bytes of the bundle's files add another second."""
 
@@ -29,7 +31,7 @@ def replay_apart(folder: Path, verify: str = "cached", provider: str = "cpu") ->
         OutOfLimits: it takes too much memory or time.
     """
     total = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    limits = Limits(_MEMORY + _COPIES * total, _SECONDS + total / _BYTES_A_SECOND)
+    limits = Limits(_MEMORY + _COPIES * total if provider == "cpu" else _ADDRESSES, _SECONDS + total / _BYTES_A_SECOND)
     sandbox = Sandbox(f"{__name__}:replayed", limits, kept=0)
     request = json.dumps([str(folder.resolve()), verify, provider])
     answer: dict[str, Any] = json.loads(sandbox.run(request.encode(), "the graph cannot be run", where=GRAPH))
