@@ -18,6 +18,7 @@ from ..pack.validate.checks.folder import entries
 from ..pack.validate.open_questions import NO_BASE
 from ..pack.validate.validation import Finding, Report, examine
 from .canary_process import replay_apart
+from .providers.device import Device
 from .providers.kernels import Kernels, kernels_of, listed, nodes_without_kernel, remedy_of
 from .providers.provider import require_known
 
@@ -58,6 +59,8 @@ def validate_bundle(
     except AdapterpackError as error:
         findings.append(Finding("AB001", "error", FILE_NAME, error.sentence, error.remedy or ""))
         return Report("bundle", str(folder), None, tuple(findings))
+    if full and provider is not None:
+        left_open.extend(_not_here(provider))
     incomplete = bool(left_open) or (full and base is None)
     sound = not left_open and not any(finding.severity == "error" for finding in findings)
     broken, about_graph = _replayed(folder, provider or "cpu") if full and sound else ([], (_NOT_RUN,))
@@ -152,6 +155,16 @@ def _table(provider: str) -> Kernels | None:
         raise ProviderError("there is no table of what this provider implements", found=provider, expected="cpu, cuda",
                             remedy="open a session on it: that names the nodes which it leaves to the CPU")
     return table
+
+
+def _not_here(provider: str) -> Iterator[str]:
+    """Why no canary can be replayed on a provider on this machine."""
+    from .providers.starting import start  # noqa: PLC0415 - ONNX Runtime, which a look at files does not need
+
+    try:
+        start(Device(provider=provider))
+    except ProviderError as error:
+        yield f"canaries on {provider}: {error.what}"
 
 
 def _kernels(folder: Path, table: Kernels) -> Iterator[Finding]:
