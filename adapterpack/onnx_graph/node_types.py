@@ -8,8 +8,23 @@ from typing import Any, NamedTuple
 
 from .graph_file import nodes_of
 
-Domain = str
 _ONNX = ("", "ai.onnx")
+
+
+class _Formal(NamedTuple):
+    """An input or output of an operator: its name, and the type parameter or type that it has."""
+
+    name: str
+    kind: str
+
+
+class _Schema(NamedTuple):
+    """A version of an operator; of each type parameter the types that are ``allowed``."""
+
+    since: int
+    inputs: Sequence[_Formal]
+    outputs: Sequence[_Formal]
+    allowed: Mapping[str, Sequence[str]]
 
 
 class TypedNode(NamedTuple):
@@ -58,11 +73,11 @@ def _typed(model: Any, known: dict[str, str]) -> Iterator[TypedNode]:
             _bind(types, schema.inputs, node.input, known)
             _bind(types, schema.outputs, node.output, known)
             for name, formal in zip(node.output, _formals(schema.outputs, len(node.output)), strict=True):
-                kind = known.get(name) or types.get(formal.typeStr) or _literal(formal.typeStr) or _said(onnx, node, schema, formal)
+                kind = known.get(name) or types.get(formal.kind) or _literal(formal.kind) or _said(onnx, node, schema, formal)
                 if name and kind:
                     known[name] = kind
             _bind(types, schema.outputs, node.output, known)
-        yield TypedNode(node.name, domain, node.op_type, None if schema is None else schema.since_version, types)
+        yield TypedNode(node.name, domain, node.op_type, None if schema is None else schema.since, types)
 
 
 def _domain(name: str) -> str:
@@ -88,19 +103,25 @@ def _schemas() -> Mapping[tuple[str, str], Sequence[Any]]:
     return {key: sorted(versions, key=lambda schema: -schema.since_version) for key, versions in found.items()}
 
 
-def _schema(domain: str, operator: str, version: int) -> Any:
-    return next((schema for schema in _schemas().get((domain, operator), ()) if schema.since_version <= version), None)
+@cache
+def _schema(domain: str, operator: str, version: int) -> _Schema | None:
+    for schema in _schemas().get((domain, operator), ()):
+        if schema.since_version <= version:
+            allowed = {one.type_param_str: tuple(one.allowed_type_strs) for one in schema.type_constraints}
+            inputs, outputs = (tuple(_Formal(one.name, one.typeStr) for one in formals) for formals in (schema.inputs, schema.outputs))
+            return _Schema(schema.since_version, inputs, outputs, allowed)
+    return None
 
 
-def _formals(formals: Sequence[Any], count: int) -> list[Any]:
+def _formals(formals: Sequence[_Formal], count: int) -> list[_Formal]:
     """One formal a value: the last may stand for several."""
     return [formals[min(place, len(formals) - 1)] for place in range(count)] if formals else []
 
 
-def _bind(types: dict[str, str], formals: Sequence[Any], names: Sequence[str], known: Mapping[str, str]) -> None:
+def _bind(types: dict[str, str], formals: Sequence[_Formal], names: Sequence[str], known: Mapping[str, str]) -> None:
     for name, formal in zip(names, _formals(formals, len(names)), strict=False):
         if name in known:
-            types.setdefault(formal.typeStr, known[name])
+            types.setdefault(formal.kind, known[name])
             types.setdefault(formal.name, known[name])
 
 
@@ -108,14 +129,14 @@ def _literal(text: str) -> str | None:
     return text if text.startswith("tensor(") else None
 
 
-def _said(onnx: Any, node: Any, schema: Any, formal: Any) -> str | None:
+def _said(onnx: Any, node: Any, schema: _Schema, formal: _Formal) -> str | None:
     """What an attribute says, or the only type that there is."""
     for attribute in node.attribute:
         if attribute.name in ("to", "dtype", "output_dtype") and attribute.i:
             return _tensor(onnx, attribute.i)
         if attribute.name == "value" and attribute.HasField("t"):
             return _tensor(onnx, attribute.t.data_type)
-    allowed: Sequence[str] = next((one.allowed_type_strs for one in schema.type_constraints if one.type_param_str == formal.typeStr), [])
+    allowed = schema.allowed.get(formal.kind, ())
     return str(allowed[0]) if len(allowed) == 1 else None
 
 
