@@ -90,7 +90,7 @@ class OrtModel:
             binding.bind_ortvalue_input(name, value)
         for name in self.outputs:
             binding.bind_output(name, *(self.memory if name.startswith((PRESENT, ENCODED)) else ("cpu", 0)))
-        self._ort.run_with_iobinding(binding)
+        self._ort.run_with_iobinding(binding, self._options(None))
         return list(binding.get_outputs())
 
     def binding(self) -> Any:
@@ -104,12 +104,15 @@ class OrtModel:
         Raises:
             AdapterpackError: as :meth:`call`.
         """
-        options = None
-        if self.started.captures:
-            options = ort.RunOptions()
-            options.add_run_config_entry("gpu_graph_id", str(_UNCAPTURED if capture is None else capture))
         with self._errors():
-            self._ort.run_with_iobinding(binding, options)
+            self._ort.run_with_iobinding(binding, self._options(capture))
+
+    def _options(self, capture: int | None) -> Any:
+        if not self.started.captures:
+            return None
+        options = ort.RunOptions()
+        options.add_run_config_entry("gpu_graph_id", str(_UNCAPTURED if capture is None else capture))
+        return options
 
     def _errors(self) -> AbstractContextManager[None]:
         return library_errors("onnxruntime", "ONNX Runtime could not run the graph on these inputs", where=self.path.parent,
