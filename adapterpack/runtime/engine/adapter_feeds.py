@@ -46,7 +46,7 @@ class ResidentAdapter:
     def source_feeds(self, memory: tuple[str, int]) -> Feeds:
         """The same as feeds."""
         if self._source_feeds is None:
-            self._source_feeds = {name: ort.OrtValue.ortvalue_from_numpy(array, *memory) for name, array in self.source.items()}
+            self._source_feeds = {name: value_of(array, memory) for name, array in self.source.items()}
         return self._source_feeds
 
     @property

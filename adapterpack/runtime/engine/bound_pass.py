@@ -20,8 +20,8 @@ class BoundPass:
     """Passes over ``tokens`` tokens of each of ``rows`` consecutive rows of the pool, from ``first``, with these adapters' ``feeds``.
 
     ``kept`` logits are given of each row; ``sources`` are what an encoder made of the rows, and ``features`` other inputs of the graph. A
-    pass that has a number, ``capture``, is recorded by the provider when it first runs and replayed from then on: its memory is its own, and
-    :meth:`feed` puts other values into it.
+    pass that has a number, ``capture``, is recorded by the provider when it first runs and replayed from then on: its memory is its own,
+    and :meth:`feed` puts other values into it.
     """
 
     def __init__(self, graph: OrtModel, pool: KVPool, first: int, rows: int, feeds: Feeds, sources: Sources, *, tokens: int = 1,

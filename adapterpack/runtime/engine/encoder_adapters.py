@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
-import onnxruntime as ort
 
 from ...errors import Unsupported
 from ...pack import canary
@@ -21,6 +20,7 @@ from ..adapters.pinned import Adapters, Pinned
 from ..adapters.positions import require_positions
 from ..canary_reasons import not_replayable
 from ..open_bundle import OpenBundle
+from ..ort_values import value_of
 from ..pipeline import run_parts
 from .adapter_feeds import ResidentAdapter
 
@@ -107,7 +107,7 @@ class BankedAdapters:
         overrides: dict[str, dict[str, Any]] = {}
         for name, array in arrays.items():
             part = self._bundle.bundle.sites[name.rpartition(".")[0]].part
-            overrides.setdefault(part, {})[name] = ort.OrtValue.ortvalue_from_numpy(array, *self._bundle.memory)  # no copy on the CPU
+            overrides.setdefault(part, {})[name] = value_of(array, self._bundle.memory)  # no copy on the CPU
         self._state = BankState(self._slots, arrays, overrides)
 
     def _free(self, wanted: Mapping[str, ResidentAdapter]) -> int:
