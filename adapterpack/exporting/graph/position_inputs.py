@@ -127,6 +127,9 @@ class PositionInputs:
         """A value for one row of so many tokens behind so many others."""
         import onnxruntime as ort  # noqa: PLC0415 - a graph is run only where positions are counted by the cache
 
+        if any(cache.dtype == ir.DataType.BFLOAT16 for cache in self._past):
+            raise Unsupported("positions that the cache counts are found by running the graph, and the CPU computes nothing in bfloat16",
+                              found=value.name, remedy="export with --dtype float16, or leave --static-cache out")
         graph = ir.convenience.extract(self.model.graph, [self._ids, *self._past], [value])
         for held in graph.initializers.values():
             held.const_value = ir.tensor(np.array(held.const_value.numpy()), name=held.name)
