@@ -11,6 +11,7 @@ import adapterpack
 
 from ..serving.keys import new_key
 from ..serving.serve import Serving
+from .device_options import device_of, device_options
 from .options import pack_at, shared
 from .output import emit, line
 
@@ -39,8 +40,7 @@ def _print_key(ctx: click.Context, param: click.Parameter, value: str | None) ->
               help='A file for one line of JSON a request; "-" is standard error, "" nowhere.')
 @click.option("--sampling", type=click.Choice(["model", "greedy"]), default="model", show_default=True,
               help="What counts where a request says nothing: the model's generation_config.json, or the likeliest token.")
-@click.option("--provider", metavar="cuda|cpu", help="Where to run; by default CUDA where there is one.")
-@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Threads of ONNX Runtime; by default one a core.")
+@device_options
 @click.option("--max-rows", type=click.IntRange(min=1), default=8, show_default=True, metavar="N", help="Answers that run at a time.")
 @click.option("--max-length", type=click.IntRange(min=1), metavar="N",
               help="Tokens of a prompt and its answer together; by default the model's context, at most 4096.")
@@ -67,4 +67,5 @@ def command(*, bundle: str, adapters: tuple[str, ...], audit: str, as_json: bool
              f'-d \'{{"model": "{first}", "messages": [{{"role": "user", "content": "Hello"}}]}}\'')
 
     packs = [path if os.path.exists(path) or "=" not in path else pack_at(path) for path in adapters]  # noqa: PTH110 - also hf://
-    adapterpack.serve(bundle, adapters=packs, audit=audit or None, ready=ready, **options)
+    device = device_of(options)
+    adapterpack.serve(bundle, adapters=packs, audit=audit or None, ready=ready, provider=device, **options)

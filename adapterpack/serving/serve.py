@@ -18,6 +18,7 @@ from ..pack.pack import Pack
 from ..pack.validate.validation import load
 from ..peft.layout import CONFIG
 from ..runtime.engine.engine import DecoderEngine
+from ..runtime.providers.device import Device
 from .audit import Audit
 from .catalogue import Catalogue
 from .keys import Keys
@@ -38,8 +39,9 @@ class Serving(NamedTuple):
 
 def serve(bundle: str | os.PathLike[str], *, adapters: Sequence[Pack | str | os.PathLike[str]] = (), host: str = LOOPBACK, port: int = 8000,
           name: str | None = None, keys: str | os.PathLike[str] | None = None, api_key: str | None = None, insecure: bool = False,
-          audit: str | None = "-", sampling: str = "model", provider: str | None = None, threads: int | None = None, max_rows: int = 8,
-          max_length: int | None = None, limits: Limits | None = None, ready: Callable[[Serving], None] | None = None) -> None:
+          audit: str | None = "-", sampling: str = "model", provider: str | Device | None = None, threads: int | None = None,
+          max_rows: int = 8, max_length: int | None = None, limits: Limits | None = None,
+          ready: Callable[[Serving], None] | None = None) -> None:
     """Serves a bundle and its adapters over HTTP by OpenAI's routes until it is interrupted.
 
     The bundle was exported with ``static_cache``. ``adapters`` are packs, or folders of packs, that are loaded besides its own. ``keys`` is
