@@ -159,18 +159,19 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=320)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--threads", type=int, help="of both; by default a thread a core")
-    parser.add_argument("--max-padding", type=float, default=0.25)
-    parser.add_argument("--max-tokens", type=int, default=8192)
+    parser.add_argument("--max-padding", type=float, default=0.1)
+    parser.add_argument("--max-rows", type=int, default=32)
+    parser.add_argument("--max-tokens", type=int, default=1024)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    base, bounds = fetch(MINILM), Bounds(ROWS, args.max_tokens, args.max_padding)
+    base, bounds = fetch(MINILM), Bounds(args.max_rows, args.max_tokens, args.max_padding)
     with tempfile.TemporaryDirectory() as scratch:
         folders = adapters(base, Path(scratch), max(args.adapters))
         results = [measure(base, folders[:count], Path(scratch), args.texts, args.runs, bounds, args.threads) for count in args.adapters]
     report = {"benchmark": "encoders", "base": base.name, "runs": args.runs, "rows": ROWS, "threads": args.threads,
-              "max_padding": args.max_padding, "results": results}
+              "max_rows": args.max_rows, "max_tokens": args.max_tokens, "max_padding": args.max_padding, "results": results}
     if args.json:
         print(json.dumps(report, indent=2))
         return

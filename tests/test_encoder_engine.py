@@ -151,7 +151,7 @@ def test_every_request_is_what_it_is_alone(bank: Path, pack_of: Make, tiny_bert:
         assert event.result["label"] == labels[int(shares.argmax())]
     assert 5 < cancelled < 100
     assert all(adapter.users == 0 for adapter in engine.adapters._resident.values())
-    assert engine.padding.share < 0.25
+    assert engine.padding.share < 0.1
     assert engine.padding.rows == len(added) - cancelled
 
 
@@ -190,7 +190,7 @@ def test_threads_add_and_load_while_one_steps(bank: Path, pack_of: Make) -> None
 
 def test_embeddings_are_pooled_cut_and_normalized(features: Path, tiny_bert: Path, tmp_path: Path) -> None:
     """On adapters as inputs: the mean over a row's own tokens, as the row has it alone, of the length 1 where that is wanted."""
-    engine, session, dice = Engine(features, "cpu"), Session(features, "cpu"), random.Random(4)
+    engine, session, dice = Engine(features, "cpu", max_padding=0.25), Session(features, "cpu"), random.Random(4)
     wanted = {}
     for _ in range(60):
         text, name = words(dice), dice.choice([None, "one", "another"])

@@ -28,7 +28,8 @@ class EncoderEngine(Engine):
 
     A step runs one batch: the request that has waited longest, and others of about its length, with any adapters. It has at most
     ``max_rows`` rows and ``max_tokens`` positions, of which at most the share ``max_padding`` is padding; a longer row runs by itself.
-    ``adapter_budget`` is the most bytes of adapters that stay in memory without a request. ``padding`` counts what passes were spent on.
+    The defaults suit processors, whose caches larger passes leave; a card runs more at once. ``adapter_budget`` is the most bytes of
+    adapters that stay in memory without a request. ``padding`` counts what passes were spent on.
 
     Raises:
         Unsupported: the rows of the bundle's task do not take one pass each.
@@ -41,7 +42,7 @@ class EncoderEngine(Engine):
     """
 
     def __init__(self, bundle: str | os.PathLike[str] | OpenBundle, provider: str | Device | None = None, *, threads: int | None = None,
-                 max_rows: int = 16, max_tokens: int = 8192, max_padding: float = 0.25, adapter_budget: int = 1 << 30,
+                 max_rows: int = 32, max_tokens: int = 1024, max_padding: float = 0.1, adapter_budget: int = 1 << 30,
                  verify: str = "cached") -> None:
         self.bundle: Session = _session(bundle, provider, threads, verify)
         answer = self.bundle.task.answer
