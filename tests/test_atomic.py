@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
+from processes import child
 
 from adapterpack.errors import OutputExists, StorageError
 from adapterpack.io.atomic import output_file, output_folder
@@ -146,12 +147,12 @@ with getattr(atomic, sys.argv[1])(sys.argv[2]) as place:
 def test_an_interrupt_of_the_system_leaves_nothing(output: Output, tmp_path: Path) -> None:
     """Ctrl-C while it is written, in a process of its own."""
     command = [sys.executable, "-c", CHILD, getattr(output, "__name__", ""), str(tmp_path / "out")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as child:
-        assert child.stdout is not None
-        assert child.stdout.readline() == "begun\n"
+    with child(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
         assert [path.suffix for path in tmp_path.iterdir()] == [".tmp"]
-        child.send_signal(2)
-        child.wait(30)
+        process.send_signal(2)
+        process.wait(30)
     assert [*tmp_path.iterdir()] == []
 
 

@@ -27,6 +27,7 @@ import transformers
 import yaml
 from click.testing import CliRunner, Result
 from jsonschema import Draft202012Validator
+from processes import child
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 import adapterpack
@@ -599,7 +600,7 @@ def test_an_interrupt_leaves_nothing(bank: Path, tmp_path: Path) -> None:
     # A shell that runs the tests in the background has its children ignore SIGINT; a user's terminal does not.
     code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from adapterpack.cli.main import main; main()"
     args = [sys.executable, "-c", code, "run", str(bank), "--input", "-", "--output", str(tmp_path / "out.jsonl")]
-    with subprocess.Popen(args, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+    with child(args, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as running:
         deadline = time.monotonic() + 60
         while not any(tmp_path.iterdir()) and time.monotonic() < deadline:
             time.sleep(0.05)

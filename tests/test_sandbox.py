@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from processes import child
 
 from adapterpack.errors import FormatError, Unsupported
 from adapterpack.sandbox.limits import Limits
@@ -157,7 +158,7 @@ def test_a_process_ends_with_its_parent(ending: int) -> None:
     code = (f"import sys, threading; sys.path.insert(0, {str(Path(__file__).parent)!r}); from test_sandbox import here; "
             "print(here('identity').run(b'', '').decode(), flush=True)\n"
             "s = here('identity'); print(s.run(b'', '').decode(), flush=True); here('misbehave').run(b'spins', '')")
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as parent:
+    with child([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as parent:
         assert parent.stdout is not None
         processes = [int(parent.stdout.readline()) for _ in range(2)]
         parent.send_signal(ending)

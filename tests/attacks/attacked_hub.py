@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from processes import child
 
 WRITE, READ = "hf_writerwriterwriterwriter", "hf_readerreaderreaderreader"
 MIB = 1 << 20
@@ -110,7 +111,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     (folder / "tokens").write_text(f"ann write {WRITE}\nbob read {READ}\n")
     (folder / "tokens").chmod(0o600)
     command = [sys.executable, "-c", PROGRAM, str(folder / "data"), str(folder / "tokens")]
-    with (folder / "log").open("a") as log, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as process:
+    with (folder / "log").open("a") as log, child(command, stdout=subprocess.PIPE, stderr=log) as process:
         assert process.stdout is not None
         host, _, port = process.stdout.readline().strip().removeprefix("http://").partition(":")
         running = Server((host, int(port)), process, folder / "data", folder / "log")
@@ -118,7 +119,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
             assert running.ask("POST", "/api/repos/create", {"name": name, "organization": "org", "private": private}).status == 200
             assert running.ask("POST", f"/api/models/org/{name}/commit/main", commit(file("a.json"), file("b/c.json"))).status == 200
         yield running
-        process.kill()
 
 
 def answered(server: Server, answers: list[tuple[str, Answer]], least: int) -> None:

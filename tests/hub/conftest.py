@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from hubs import READ, WRITE, Hub
+from processes import child
 
 
 @pytest.fixture(scope="session")
@@ -20,10 +21,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     tokens.write_text(f"# who may do what\nann write {WRITE}\nbob read {READ}\n")
     tokens.chmod(0o600)
     command = [sys.executable, str(Path(__file__).with_name("faults.py")), str(folder / "data"), str(tokens)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with child(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         yield Hub(process.stdout.readline().strip(), folder / "data")
-        process.terminate()
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ import yaml
 from hubs import READ, WRITE, Hub, left, make_pack
 from jsonschema import Draft202012Validator
 from msgspec.structs import replace
+from processes import child
 
 import adapterpack
 from adapterpack.errors import ConfigError, FormatError, HubConflict, HubError, HubOffline, OutputExists, RepoNotFound, RevisionNotFound
@@ -438,7 +439,7 @@ def test_the_hub_as_a_command(tmp_path: Path, client_environment: dict[str, str]
     tokens.write_text(f"ann write {WRITE}\n")
     tokens.chmod(0o600)
     args = [sys.executable, "-m", "adapterpack", "hub", "serve", str(tmp_path / "data"), "--port", "0", "--tokens", str(tokens), "--json"]
-    with subprocess.Popen(args, stdout=subprocess.PIPE, text=True) as process:
+    with child(args, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         told = json.loads(process.stdout.readline())
         REPORT.validate(told)

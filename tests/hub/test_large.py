@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hubs import WRITE, Hub, make_pack
+from processes import child
 
 import adapterpack
 from adapterpack.bundle.manifest import FILE_NAME, Bundle, BundledAdapter
@@ -41,7 +42,7 @@ def make_bundle(folder: Path, size: int = SIZE) -> Path:
 
 def killed_at(condition: Callable[[], bool], environment: dict[str, str], folder: Path, *args: str, by: int = signal.SIGKILL) -> str:
     """Runs the command and ends it once the condition holds, by default without a chance to clean up; what it said."""
-    with subprocess.Popen([*PROGRAM, *args], env=environment, cwd=folder, stderr=subprocess.PIPE, text=True) as process:
+    with child([*PROGRAM, *args], env=environment, cwd=folder, stderr=subprocess.PIPE) as process:
         until = time.monotonic() + 60
         try:
             while not condition():

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from hubs import READ, WRITE, Hub, make_pack
+from processes import child
 
 import adapterpack
 from adapterpack.errors import HubError, RepoNotFound, RevisionNotFound
@@ -31,11 +32,9 @@ def started(folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     tokens.write_text(f"ann write {WRITE}\nbob read {READ}\n")
     tokens.chmod(0o600)
     args = ["-m", "adapterpack", "hub", "serve", str(folder / "data"), "--port", "0", "--tokens", str(tokens), "--json"]
-    with (folder / "log").open("w") as log, subprocess.Popen([sys.executable, *args], stdout=subprocess.PIPE, stderr=log,
-                                                               text=True) as process:
+    with (folder / "log").open("w") as log, child([sys.executable, *args], stdout=subprocess.PIPE, stderr=log) as process:
         assert process.stdout is not None
         yield process, json.loads(process.stdout.readline())["address"]
-        process.kill()
     assert not any(token in (folder / "log").read_text() for token in (WRITE, READ))
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import jsonschema
 import pytest
+from processes import child
 from servers import ANN, BOB, Served, entry, write_keys
 
 from adapterpack.errors import ConfigError, NothingToDo, Unsupported
@@ -35,8 +36,8 @@ def test_the_command(bundle: Path, packs: Path, tmp_path: Path) -> None:
     args = ["serve", str(bundle), "--adapters", str(packs / "gamma"), "--adapters", f"delta={packs / 'alpha'}", "--port", "0", "--provider",
             "cpu", "--json"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen([sys.executable, "-m", "adapterpack", *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                          env=environment) as process:
+    command = [sys.executable, "-m", "adapterpack", *args]
+    with child(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
         assert process.stdout is not None
         said = json.loads(process.stdout.readline())
         jsonschema.validate(said, json.loads((Path(__file__).parents[2] / "schemas/report.v1.json").read_text("utf-8")))
