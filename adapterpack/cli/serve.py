@@ -10,7 +10,6 @@ import click
 import adapterpack
 
 from ..serving.keys import new_key
-from ..serving.serve import Serving
 from .device_options import device_of, device_options
 from .options import pack_at, shared
 from .output import emit, line
@@ -56,7 +55,7 @@ def command(*, bundle: str, adapters: tuple[str, ...], audit: str, as_json: bool
       adapterpack serve bundle
       adapterpack serve bundle --adapters packs --keys keys.yaml --host 0.0.0.0 --port 8000
     """
-    def ready(serving: Serving) -> None:
+    def ready(serving: Any) -> None:
         if as_json:
             emit({"command": "serve", **serving._asdict()}, compact=True)
             return

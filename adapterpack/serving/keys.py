@@ -18,7 +18,7 @@ from msgspec import Meta
 
 from ..errors import AdapterpackError, ConfigError, storage_errors
 from ..http.refused import Refused
-from ..io import plain_yaml, typed_json
+from ..io import typed_json
 from ..io.typed_json import Misfit, Part
 
 LOOK_SECONDS = 1.0
@@ -138,6 +138,8 @@ def read_keys(path: Path) -> tuple[Key, ...]:
         ConfigError: it is something else, two entries have one id or one digest, or others may read it.
         StorageError: it cannot be read.
     """
+    from ..io import plain_yaml  # noqa: PLC0415 - the help of the command must not pay for it
+
     with storage_errors(path):
         if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
             raise ConfigError("others may read the file of keys", where=path, remedy=f"chmod 600 {path}")
