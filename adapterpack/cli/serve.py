@@ -43,6 +43,12 @@ def _print_key(ctx: click.Context, param: click.Parameter, value: str | None) ->
 @click.option("--max-rows", type=click.IntRange(min=1), default=8, show_default=True, metavar="N", help="Answers that run at a time.")
 @click.option("--max-length", type=click.IntRange(min=1), metavar="N",
               help="Tokens of a prompt and its answer together; by default the model's context, at most 4096.")
+@click.option("--watch", type=click.FloatRange(min=0.05), metavar="SECONDS",
+              help="Look at the folders of --adapters that often: what is dropped in is loaded, what is removed is unloaded.")
+@click.option("--require-signature", multiple=True, metavar="KEYFILE",
+              help="Load only packs signed with this key (a public one, PEM), or another that is given so; may be repeated.")
+@click.option("--admin", metavar="ADDRESS", help="HOST:PORT or unix:PATH, where an operator loads and unloads adapters while it runs.")
+@click.option("--admin-key-file", metavar="FILE", help="The file with the operator's key; needed with --admin.")
 @shared
 def command(*, bundle: str, adapters: tuple[str, ...], audit: str, as_json: bool, **options: Any) -> None:
     """Serves a bundle and its adapters over HTTP by OpenAI's routes until it is interrupted.
@@ -60,6 +66,8 @@ def command(*, bundle: str, adapters: tuple[str, ...], audit: str, as_json: bool
             emit({"command": "serve", **serving._asdict()}, compact=True)
             return
         line(f"{serving.address} serves {serving.base} and {len(serving.adapters)} adapters: {', '.join(serving.adapters) or 'none'}")
+        if serving.admin is not None:
+            line(f"{serving.admin} is for the operator")
         first = next(iter(serving.adapters), serving.base)
         key = "-H 'Authorization: Bearer KEY' " if options["keys"] or options["api_key"] else ""
         line(f"curl {serving.address}/v1/chat/completions {key}-H 'Content-Type: application/json' "

@@ -23,6 +23,8 @@ from ..io.typed_json import Misfit, Part
 
 LOOK_SECONDS = 1.0
 """How often the file of keys is looked at."""
+LEAST_CHARACTERS = 16
+"""Of a key that an operator chose."""
 _LOG = logging.getLogger("adapterpack.serving")
 
 
@@ -86,9 +88,23 @@ class Keys:
             self._keys = read_keys(path)
 
     @classmethod
-    def one(cls, key: str) -> Keys:
-        """One key for all."""
-        return cls([Key(id="api-key", sha256=_digest(key), admin=True)])
+    def one(cls, key: str, name: str = "api-key") -> Keys:
+        """One key for all, which may see everything."""
+        return cls([Key(id=name, sha256=_digest(key), admin=True)])
+
+    @classmethod
+    def one_in(cls, path: Path, name: str) -> Keys:
+        """The one key that a file holds as it is.
+
+        Raises:
+            ConfigError: others may read the file, or it holds no single word of 16 characters or more.
+            StorageError: it cannot be read.
+        """
+        key = _private_bytes(path).decode("utf-8", "replace").strip()
+        if len(key) < LEAST_CHARACTERS or not key.isascii() or not key.isprintable() or " " in key:
+            raise ConfigError("this file holds no key", where=path, expected=f"one word of {LEAST_CHARACTERS} characters or more",
+                              remedy="write one: openssl rand -hex 32")
+        return cls.one(key, name)
 
     @property
     def needed(self) -> bool:
@@ -140,11 +156,7 @@ def read_keys(path: Path) -> tuple[Key, ...]:
     """
     from ..io import plain_yaml  # noqa: PLC0415 - the help of the command must not pay for it
 
-    with storage_errors(path):
-        if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-            raise ConfigError("others may read the file of keys", where=path, remedy=f"chmod 600 {path}")
-        data = path.read_bytes()
-    value = plain_yaml.loads(data, path)
+    value = plain_yaml.loads(_private_bytes(path), path)
     try:
         keys = msgspec.convert(value, _File).keys
     except msgspec.ValidationError as error:
@@ -158,6 +170,13 @@ def read_keys(path: Path) -> tuple[Key, ...]:
         if len(set(values)) < len(values):
             raise ConfigError(f"two keys have the same {name}", where=path)
     return keys
+
+
+def _private_bytes(path: Path) -> bytes:
+    with storage_errors(path):
+        if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+            raise ConfigError("others may read the file of keys", where=path, remedy=f"chmod 600 {path}")
+        return path.read_bytes()
 
 
 def new_key(name: str) -> tuple[str, str]:

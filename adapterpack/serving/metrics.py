@@ -28,6 +28,7 @@ class Metrics:
         self._prompt = self._counter("prompt_tokens", "Tokens of prompts.", "adapter")
         self._answered = self._counter("generation_tokens", "Tokens of answers.", "adapter")
         self._refused = self._counter("refused", "Requests that were not worked on, by reason.", "code")
+        self._changes = self._counter("adapter_changes", "Adapters that were loaded, replaced, unloaded or refused.", "change", "reason")
         self._first = self._histogram("time_to_first_token_seconds", "From a request's arrival to its first token.")
         self._each = self._histogram("time_per_output_token_seconds", "Between the tokens of a row, on average over a request.")
         self._whole = self._histogram("request_seconds", "From a request's arrival to its end.")
@@ -40,6 +41,10 @@ class Metrics:
     def stepped(self, seconds: float, tokens: int) -> None:
         """The engine has taken a step."""
         self._steps.observe(seconds)
+
+    def adapter_changed(self, change: str, reason: str) -> None:
+        """An adapter was loaded or unloaded, or one was refused for a reason, which is the code of an error."""
+        self._changes.labels(change, reason).inc()
 
     def ended(self, record: Record) -> None:
         """A request has ended."""

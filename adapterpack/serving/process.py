@@ -7,13 +7,20 @@ import logging
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, replace
 from types import FrameType
+from typing import NamedTuple
 
 import uvicorn
+from starlette.applications import Starlette
 
 from ..http.protocol import Protocol
 from ..runtime.engine.engine import DecoderEngine
+from .adapters.adapter_control import AdapterControl
+from .adapters.watch import Watch
+from .admin import ADMIN_ROUTES
 from .app import build
 from .audit import Audit
 from .catalogue import Catalogue
@@ -31,39 +38,90 @@ _LAST_SECONDS = 5
 _LOG = logging.getLogger("adapterpack.serving")
 
 
-def run(listening: socket.socket, engine: DecoderEngine, catalogue: Catalogue, keys: Keys, audit: Audit, limits: Limits, sampling: str,
-        hosts: frozenset[str] | None, ready: Callable[[], None]) -> None:
+class Operator(NamedTuple):
+    """Where an operator may ask, and with which key."""
+
+    listening: socket.socket
+    keys: Keys
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """A server before its loop begins. ``watch`` looks at the folders of adapters every ``watch_seconds``."""
+
+    engine: DecoderEngine
+    catalogue: Catalogue
+    adapters: AdapterControl
+    keys: Keys
+    audit: Audit
+    limits: Limits
+    metrics: Metrics
+    sampling: str
+    hosts: frozenset[str] | None
+    watch: Watch | None
+    watch_seconds: float
+
+
+def run(setup: Setup, listening: socket.socket, operator: Operator | None, ready: Callable[[], None]) -> None:
     """Serves until SIGTERM or Ctrl-C, and then until the answers that were begun have ended.
 
     Raises:
         KeyboardInterrupt: it was Ctrl-C.
     """
-    interrupted = asyncio.run(_run(listening, engine, catalogue, keys, audit, limits, sampling, hosts, ready))
+    interrupted = asyncio.run(_run(setup, listening, operator, ready))
     if interrupted:
         raise KeyboardInterrupt
 
 
-async def _run(listening: socket.socket, engine: DecoderEngine, catalogue: Catalogue, keys: Keys, audit: Audit, limits: Limits,
-               sampling: str, hosts: frozenset[str] | None, ready: Callable[[], None]) -> bool:
-    metrics = Metrics()
-    preparer = Preparer(engine, limits, sampling)
-    thread = EngineThread(engine, asyncio.get_running_loop(), metrics.stepped)
-    state = State(thread, catalogue, preparer, TokenTexts(engine.bundle.tokenizer), Gate(limits, engine.max_rows), keys, limits, metrics,
-                  audit, hosts)
-    _gauges(metrics, thread)
-    config = uvicorn.Config(build(state), http=Protocol, ws="none", lifespan="off", log_level="warning", access_log=False,
-                            server_header=False, h11_max_incomplete_event_size=limits.header_bytes + 4096,
-                            timeout_graceful_shutdown=_LAST_SECONDS)
-    server = Server(config, state, ready)
-    watchdog = asyncio.create_task(_watch(state))
+async def _run(setup: Setup, listening: socket.socket, operator: Operator | None, ready: Callable[[], None]) -> bool:
+    engine, limits = setup.engine, setup.limits
+    preparer = Preparer(engine, limits, setup.sampling)
+    thread = EngineThread(engine, asyncio.get_running_loop(), setup.metrics.stepped)
+    state = State(thread, setup.catalogue, setup.adapters, preparer, TokenTexts(engine.bundle.tokenizer), Gate(limits, engine.max_rows),
+                  setup.keys, limits, setup.metrics, setup.audit, setup.hosts)
+    _gauges(setup.metrics, thread)
+    server = Server(_config(build(state), limits), state, ready)
+    tasks = [asyncio.create_task(_watch(state))]
+    if setup.watch is not None:
+        tasks.append(asyncio.create_task(_look(setup.watch, setup.watch_seconds)))
     thread.start()
     try:
-        await server.serve(sockets=[listening])
+        async with _operated(state, operator):
+            await server.serve(sockets=[listening])
     finally:
-        watchdog.cancel()
+        for task in tasks:
+            task.cancel()
         thread.close()
         preparer.close()
     return server.interrupted
+
+
+@asynccontextmanager
+async def _operated(state: State, operator: Operator | None) -> AsyncIterator[None]:
+    """While the block lasts, an operator may ask at an address of their own."""
+    if operator is None:
+        yield
+        return
+    app = build(replace(state, keys=operator.keys, hosts=None), ADMIN_ROUTES)
+    server = SecondServer(_config(app, state.limits))
+    task = asyncio.create_task(server.serve(sockets=[operator.listening]))
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        await task
+
+
+def _config(app: Starlette, limits: Limits) -> uvicorn.Config:
+    return uvicorn.Config(app, http=Protocol, ws="none", lifespan="off", log_level="warning", access_log=False, server_header=False,
+                          h11_max_incomplete_event_size=limits.header_bytes + 4096, timeout_graceful_shutdown=_LAST_SECONDS)
+
+
+async def _look(watch: Watch, seconds: float) -> None:
+    """Looks at the folders of adapters again and again, on another thread, as packs are read there."""
+    while True:
+        await asyncio.sleep(seconds)
+        await asyncio.to_thread(watch.look)
 
 
 def _gauges(metrics: Metrics, thread: EngineThread) -> None:
@@ -123,3 +181,12 @@ class Server(uvicorn.Server):  # type: ignore[misc]
             await asyncio.sleep(0.02)
         await asyncio.to_thread(self._state.engine.close)
         self.should_exit = True
+
+
+class SecondServer(uvicorn.Server):  # type: ignore[misc]
+    """uvicorn's server, which leaves signals to another one."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Does nothing."""
+        yield

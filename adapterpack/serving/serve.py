@@ -4,44 +4,46 @@ from __future__ import annotations
 
 import ipaddress
 import os
-import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from ..errors import ConfigError, NothingToDo, storage_errors
+from ..errors import ConfigError
 from ..extras import needed_by
 from ..hub.resolve import folder_of
-from ..manifest.manifest import FILE_NAME
 from ..pack.pack import Pack
-from ..pack.validate.validation import load
-from ..peft.layout import CONFIG
 from ..runtime.engine.engine import DecoderEngine
 from ..runtime.providers.device import Device
+from .adapters.adapter_control import AdapterControl
+from .adapters.given import Given
+from .adapters.pack_folders import PackFolders
+from .adapters.signers import Signers
+from .adapters.watch import Watch
 from .audit import Audit
 from .catalogue import Catalogue
 from .keys import Keys
 from .limits import Limits
+from .listen import address_socket, port_socket
 
 LOOPBACK = "127.0.0.1"
-BACKLOG = 256
-"""Connections that wait to be taken."""
 
 
 class Serving(NamedTuple):
-    """A server that takes requests: its address, the base's name, and the digests of adapters by name."""
+    """A server that takes requests: its address, the base's name, the digests of adapters by name, and the operator's address."""
 
     address: str
     base: str
     adapters: Mapping[str, str]
+    admin: str | None = None
 
 
 def serve(bundle: str | os.PathLike[str], *, adapters: Sequence[Pack | str | os.PathLike[str]] = (), host: str = LOOPBACK, port: int = 8000,
           name: str | None = None, keys: str | os.PathLike[str] | None = None, api_key: str | None = None, insecure: bool = False,
           audit: str | None = "-", sampling: str = "model", provider: str | Device | None = None, threads: int | None = None,
-          max_rows: int = 8, max_length: int | None = None, limits: Limits | None = None,
-          ready: Callable[[Serving], None] | None = None) -> None:
+          max_rows: int = 8, max_length: int | None = None, limits: Limits | None = None, watch: float | None = None,
+          require_signature: Sequence[str | os.PathLike[str]] = (), admin: str | None = None,
+          admin_key_file: str | os.PathLike[str] | None = None, ready: Callable[[Serving], None] | None = None) -> None:
     """Serves a bundle and its adapters over HTTP by OpenAI's routes until it is interrupted.
 
     The bundle was exported with ``static_cache``. ``adapters`` are packs, or folders of packs, that are loaded besides its own. ``keys`` is
@@ -49,50 +51,54 @@ def serve(bundle: str | os.PathLike[str], *, adapters: Sequence[Pack | str | os.
     line a request, ``"-"`` standard error. ``sampling`` says what counts where a request says nothing: ``model`` or ``greedy``. ``ready``
     is called once requests are taken; ``port`` 0 takes a free one. SIGTERM and Ctrl-C let answers end first.
 
+    With ``watch`` the folders of packs are looked at every so many seconds, and what changes there is loaded, exchanged or unloaded. A pack
+    needs a signature of one of the keys ``require_signature``, which are files. ``admin`` is an address (``HOST:PORT``, ``unix:PATH``) at
+    which the one who has the key in ``admin_key_file`` loads and unloads adapters.
+
     Raises:
         Unsupported: the bundle has no graph for the engine.
-        ConfigError: others could ask without a key; a file of keys that is none; two adapters of one name.
+        ConfigError: others could ask without a key; a file of keys that is none; two adapters of one name; no folder to watch.
         BaseMismatch: an adapter belongs to another base.
+        TrustError: an adapter has not the signature that it needs.
         StorageError: a file or the address cannot be used.
         MissingExtra: the extra ``serve`` is not installed.
     """
     with needed_by("serving"):
-        from .process import run  # noqa: PLC0415 - needs an extra
+        from .metrics import Metrics  # noqa: PLC0415 - needs an extra
+        from .process import Operator, Setup, run  # noqa: PLC0415 - needs an extra
     known = Keys.one(api_key) if api_key is not None else Keys(path=None if keys is None else Path(keys))
     _require_keys(host, known.needed, insecure)
+    admin_keys = _admin_keys(admin, admin_key_file)
+    signers = Signers([Path(key) for key in require_signature])
     engine = DecoderEngine(folder_of(bundle), provider, threads=threads, max_rows=max_rows, max_length=max_length)
-    for pack in _packs(adapters):
-        engine.adapters.load(pack)
-    catalogue = Catalogue(engine, name)
+    catalogue, metrics, given = Catalogue(engine, name), Metrics(), Given.of(adapters)
+    control = AdapterControl(engine.adapters, catalogue.base, PackFolders(given.folders), signers, metrics.adapter_changed)
+    given.load(control, changing=watch is not None or admin is not None, watched=watch is not None)
+    watcher = None if watch is None else Watch(control)
+    if watcher is not None:
+        watcher.look(at_once=True)
     hosts = None if known.needed or insecure else frozenset({"localhost", "127.0.0.1", "[::1]", host.lower()})
-    with storage_errors(f"{host}:{port}"), socket.create_server((host, port), backlog=BACKLOG, family=_family(host)) as listening:
-        shown = f"[{host}]" if ":" in host else host
-        serving = Serving(f"http://{shown}:{listening.getsockname()[1]}", catalogue.base,
-                          {adapter: engine.adapters.pack(adapter).id for adapter in engine.adapters.names})
-        run(listening, engine, catalogue, known, Audit(audit), limits or Limits(), sampling, hosts,
-            lambda: None if ready is None else ready(serving))
+    setup = Setup(engine=engine, catalogue=catalogue, adapters=control, keys=known, audit=Audit(audit), limits=limits or Limits(),
+                  metrics=metrics, sampling=sampling, hosts=hosts, watch=watcher, watch_seconds=watch or 0.0)
+    with ExitStack() as stack:
+        listening, address = stack.enter_context(port_socket(host, port))
+        operator = None
+        if admin is not None and admin_keys is not None:
+            second, admin = stack.enter_context(address_socket(admin))
+            operator = Operator(second, admin_keys)
+        serving = Serving(address, catalogue.base, {one.name: one.digest for one in control.adapters}, admin)
+        run(setup, listening, operator, lambda: None if ready is None else ready(serving))
 
 
-def _packs(adapters: Sequence[Pack | str | os.PathLike[str]]) -> Iterator[Pack]:
-    """The packs of all these; a folder of packs is all that are in it.
+def _admin_keys(admin: str | None, key_file: str | os.PathLike[str] | None) -> Keys | None:
+    """The operator's key.
 
     Raises:
-        NothingToDo: there is no pack in a folder.
+        ConfigError: an address without a key, or a key without an address.
     """
-    for adapter in adapters:
-        if isinstance(adapter, Pack):
-            yield adapter
-            continue
-        folder = folder_of(adapter)
-        with storage_errors(folder):
-            inside = [folder] if _is_pack(folder) else sorted(filter(_is_pack, folder.iterdir()))
-        if not inside:
-            raise NothingToDo("there is no adapter in this folder", where=folder, expected="a pack, or a folder of packs")
-        yield from map(load, inside)
-
-
-def _is_pack(folder: Path) -> bool:
-    return (folder / FILE_NAME).is_file() or (folder / CONFIG).is_file()
+    if (admin is None) != (key_file is None):
+        raise ConfigError("an operator needs an address and a key", remedy="give both --admin and --admin-key-file")
+    return None if key_file is None else Keys.one_in(Path(key_file), "admin")
 
 
 def _require_keys(host: str, known: bool, insecure: bool) -> None:
@@ -108,6 +114,3 @@ def _require_keys(host: str, known: bool, insecure: bool) -> None:
         raise ConfigError("others could use this server without a key", where=host,
                           remedy="give --keys FILE or --api-key, or listen at 127.0.0.1; --insecure serves everybody")
 
-
-def _family(host: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in host else socket.AF_INET

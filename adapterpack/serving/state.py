@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .adapters.adapter_control import AdapterControl
 from .audit import Audit
 from .catalogue import Catalogue
 from .keys import Keys
@@ -24,6 +25,7 @@ class State:
 
     engine: EngineThread
     catalogue: Catalogue
+    adapters: AdapterControl
     preparer: Preparer
     tokens: TokenTexts
     gate: Gate

@@ -82,8 +82,8 @@ def start(bundle: Path, packs: Path, tmp_path_factory: pytest.TempPathFactory) -
         assert process.stdout is not None
         line = process.stdout.readline()
         assert line, (folder / "log").read_text()
-        address, base, adapters = json.loads(line).values()
-        return Served(process, address, base, adapters, folder / "log", folder / "audit")
+        address, base, adapters, admin = json.loads(line).values()
+        return Served(process, address, base, adapters, folder / "log", folder / "audit", admin)
 
     yield started
     for process in running:

@@ -25,6 +25,7 @@ class Served:
     adapters: dict[str, str]
     log: Path
     audit: Path
+    admin: str | None = None
     headers: dict[str, str] = field(default_factory=lambda: {"Authorization": f"Bearer {ANN}"})
 
     @property

@@ -1,0 +1,188 @@
+"""Loads, exchanges and unloads the adapters of a server, and remembers which packs it refused."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from ...errors import AdapterpackError, ConfigError
+from ...pack.pack import Pack
+from ...runtime.engine.adapter_table import AdapterTable
+from .pack_folders import PackFolders, regular_pack
+from .signers import Signers
+
+MOST_REFUSED = 100
+"""Refused packs that are remembered, the oldest forgotten first."""
+Change = Literal["loaded", "replaced", "unloaded", "refused"]
+_LOG = logging.getLogger("adapterpack.serving")
+
+
+class NameTaken(ConfigError):
+    """Another adapter, or the base, has the name already."""
+
+    code = "name-taken"
+
+
+class Adapter(NamedTuple):
+    """An adapter that requests may name. ``generation`` counts the packs that have had its name; ``own_name`` is what its pack calls
+    itself, and ``folder`` where that lies.
+    """
+
+    name: str
+    digest: str
+    generation: int
+    own_name: str
+    folder: Path | None
+    loaded: float
+
+
+class Refusal(NamedTuple):
+    """Why the pack in a folder was not loaded: the code of the error, and the error."""
+
+    folder: Path
+    reason: str
+    message: str
+    time: float
+
+
+class AdapterControl:
+    """The one that changes an engine's adapters while it runs. Any thread may call it; one change is made at a time.
+
+    A request keeps the pack that it was bound to when it arrived, so an exchange concerns those that arrive later. ``base`` is the name
+    that no adapter may have. ``changed`` hears of every change, with the code of the error where a pack was refused.
+    """
+
+    def __init__(self, table: AdapterTable, base: str, folders: PackFolders, signers: Signers,
+                 changed: Callable[[Change, str], None]) -> None:
+        self._table, self._base, self.folders, self._signers, self._changed = table, base, folders, signers, changed
+        self._lock = threading.Lock()
+        self._generations: Counter[str] = Counter()
+        self._adapters: dict[str, Adapter] = {}
+        self._refused: OrderedDict[Path, Refusal] = OrderedDict()
+        for name in table.names:  # those of the bundle
+            self._note(table.pack(name))
+
+    @property
+    def adapters(self) -> list[Adapter]:
+        """Those that requests may name."""
+        with self._lock:
+            return sorted(self._adapters.values())
+
+    @property
+    def refused(self) -> list[Refusal]:
+        """The packs that lie in the watched folders and were not loaded, the newest last."""
+        with self._lock:
+            return list(self._refused.values())
+
+    def add(self, pack: Pack, *, replace: bool = False) -> Adapter:
+        """Loads a pack under the name that it has.
+
+        Raises:
+            NameTaken: another has it, and ``replace`` does not say that it may be exchanged; the base's can never be.
+            TrustError: a signature is needed, and it has none of the right ones.
+            AdapterpackError: as :meth:`.AdapterTable.load`.
+        """
+        with self._lock:
+            return self._add(pack, replace)
+
+    def load(self, source: str, name: str, *, replace: bool = False) -> Adapter:
+        """Loads the pack whose folder is called ``source`` under a name.
+
+        Raises:
+            UnknownAdapter: there is none among the folders of adapters.
+            AdapterpackError: as :meth:`add`, and for what is wrong with the pack.
+        """
+        with self._lock:
+            try:
+                return self._add(regular_pack(self.folders.named(source)).called(name), replace)
+            except AdapterpackError as error:
+                self._changed("refused", error.code)
+                raise
+
+    def unload(self, name: str) -> Adapter:
+        """Takes a name away.
+
+        Raises:
+            UnknownAdapter: no adapter has it.
+        """
+        with self._lock:
+            return self._remove(name)
+
+    def follow(self, folder: Path) -> None:
+        """The pack in a folder is new, or has changed: loads it under its name, and under those that an operator gave it. One that is
+        refused is remembered, and what was loaded of the folder before goes on."""
+        with self._lock:
+            try:
+                self._follow(folder)
+            except AdapterpackError as error:
+                self._refuse(folder, error.code, error.sentence)
+            except Exception as error:
+                _LOG.exception("a bug in adapterpack: the pack %s could not be looked at", folder)
+                self._refuse(folder, "bug", repr(error))
+            else:
+                self._refused.pop(folder, None)
+
+    def leave(self, folder: Path) -> None:
+        """The pack in a folder has gone: unloads what was loaded of it."""
+        with self._lock:
+            self._refused.pop(folder, None)
+            for one in self._of(folder):
+                self._remove(one.name)
+
+    def _follow(self, folder: Path) -> None:
+        pack, before, faults = regular_pack(folder), self._of(folder), list[AdapterpackError]()
+        given = {one.name for one in before if one.name != one.own_name}
+        for name in (pack.name, *sorted(given - {pack.name})):
+            try:
+                self._add(pack if name == pack.name else pack.called(name), replace=any(one.name == name for one in before))
+            except AdapterpackError as error:
+                faults.append(error)
+        if faults:
+            raise faults[0]
+        for one in before:
+            if one.name not in {pack.name, *given}:
+                self._remove(one.name)
+
+    def _add(self, pack: Pack, replace: bool) -> Adapter:
+        if pack.name == self._base or (pack.name in self._adapters and not replace):
+            raise NameTaken("the base or another adapter has this name already", where=pack.path, found=pack.name,
+                            remedy="choose another name, or unload that one first")
+        self._signers.require(pack)
+        self._table.load(pack, replace=True)
+        before = self._adapters.get(pack.name)
+        after = self._note(pack)
+        if before is None or before.generation != after.generation:
+            self._changed("loaded" if before is None else "replaced", "")
+            _LOG.info("loaded the adapter %s, generation %d, %s", after.name, after.generation, after.digest)
+        return after
+
+    def _note(self, pack: Pack) -> Adapter:
+        before = self._adapters.get(pack.name)
+        if before is None or before.digest != pack.id:
+            self._generations[pack.name] += 1
+        adapter = Adapter(pack.name, pack.id, self._generations[pack.name], pack.manifest.pack.name, pack.path, time.time())
+        self._adapters[pack.name] = adapter
+        return adapter
+
+    def _remove(self, name: str) -> Adapter:
+        self._table.unload(name)
+        adapter = self._adapters.pop(name)
+        self._changed("unloaded", "")
+        _LOG.info("unloaded the adapter %s, generation %d", name, adapter.generation)
+        return adapter
+
+    def _of(self, folder: Path) -> list[Adapter]:
+        return [one for one in self._adapters.values() if one.folder == folder]
+
+    def _refuse(self, folder: Path, reason: str, message: str) -> None:
+        self._refused.pop(folder, None)
+        self._refused[folder] = Refusal(folder, reason, message, time.time())
+        while len(self._refused) > MOST_REFUSED:
+            self._refused.popitem(last=False)
+        self._changed("refused", reason)
+        _LOG.error("refused the pack %s (%s): %s", folder, reason, message)

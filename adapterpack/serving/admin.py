@@ -1,0 +1,141 @@
+"""What an operator can ask at an address of its own: which adapters there are, and to load and unload them, by vLLM's routes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Annotated, TypeVar
+
+import msgspec
+from msgspec import Meta
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ..errors import AdapterpackError, StorageError, UnknownName
+from ..http.refused import Refused
+from ..io.typed_json import Part
+from . import parsing
+from .adapters.adapter_control import Adapter, Refusal
+from .audit import Record
+from .keys import Key
+from .openapi import document
+from .route import RouteSpec
+from .routes import health, metrics, ready
+from .state import State
+
+T = TypeVar("T")
+_Name = Annotated[str, Meta(min_length=1, max_length=128)]
+
+
+class LoadRequest(Part, frozen=True, forbid_unknown_fields=True):
+    """Which pack to load, and under which name.
+
+    Attributes:
+        lora_name: what requests call it.
+        lora_path: the name of the pack's folder among the folders of adapters, and never a path; by default the same.
+        load_inplace: whether it may take the place of the adapter that has the name now.
+    """
+
+    lora_name: _Name
+    lora_path: Annotated[str, Meta(min_length=1, max_length=255)] | None = None
+    load_inplace: bool = False
+
+
+class UnloadRequest(Part, frozen=True, forbid_unknown_fields=True):
+    """Which adapter to unload."""
+
+    lora_name: _Name
+
+
+class AdapterCard(msgspec.Struct, frozen=True):
+    """An adapter: its digest, the how manieth pack of its name it is, the name of its folder, and when it was loaded."""
+
+    name: str
+    digest: str
+    generation: int
+    source: str | None
+    loaded: datetime
+
+
+class RefusalCard(msgspec.Struct, frozen=True):
+    """A pack in a watched folder that was not loaded: the name of its folder, the kind of reason, the reason, and when."""
+
+    source: str
+    reason: str
+    message: str
+    time: datetime
+
+
+class AdapterList(msgspec.Struct, frozen=True):
+    """The adapters that requests may name, and the packs that were refused."""
+
+    adapters: list[AdapterCard]
+    refused: list[RefusalCard]
+
+
+async def adapters(state: State, request: Request, key: Key, record: Record) -> Response:
+    """The adapters, and the packs that were refused."""
+    return _json(AdapterList([_card(one) for one in state.adapters.adapters], [_refusal(one) for one in state.adapters.refused]))
+
+
+async def load_adapter(state: State, request: Request, key: Key, record: Record) -> Response:
+    """``POST /v1/load_lora_adapter``."""
+    body = await parsing.body(request, LoadRequest, state.limits)
+    source, name = body.lora_path or body.lora_name, body.lora_name
+    return await _changed(record, lambda: state.adapters.load(source, name, replace=body.load_inplace))
+
+
+async def unload_adapter(state: State, request: Request, key: Key, record: Record) -> Response:
+    """``POST /v1/unload_lora_adapter``."""
+    body = await parsing.body(request, UnloadRequest, state.limits)
+    return await _changed(record, lambda: state.adapters.unload(body.lora_name))
+
+
+async def openapi(state: State, request: Request, key: Key, record: Record) -> Response:
+    """These routes as an OpenAPI document."""
+    return _json(document(ADMIN_ROUTES))
+
+
+ADMIN_ROUTES: tuple[RouteSpec, ...] = (
+    RouteSpec("GET", "/health", health, "open", "whether the process works"),
+    RouteSpec("GET", "/ready", ready, "open", "whether it takes requests"),
+    RouteSpec("GET", "/metrics", metrics, "admin", "counters and times for Prometheus"),
+    RouteSpec("GET", "/openapi.json", openapi, "admin", "this document"),
+    RouteSpec("GET", "/v1/adapters", adapters, "admin", "the adapters, and the packs that were refused", None, AdapterList),
+    RouteSpec("POST", "/v1/load_lora_adapter", load_adapter, "admin", "load an adapter, or exchange one", LoadRequest, AdapterCard),
+    RouteSpec("POST", "/v1/unload_lora_adapter", unload_adapter, "admin", "unload an adapter", UnloadRequest, AdapterCard),
+)
+"""All routes of the operator's address."""
+
+
+async def _changed(record: Record, change: Callable[[], Adapter]) -> Response:
+    """Makes a change on another thread, as it reads files. The operator hears the whole error, which tenants never do.
+
+    Raises:
+        Refused: it was not made.
+    """
+    try:
+        adapter = await asyncio.to_thread(change)
+    except AdapterpackError as error:
+        status = 404 if isinstance(error, UnknownName) else 500 if isinstance(error, StorageError) else 400
+        raise Refused(status, error.code, error.sentence) from error
+    record.adapter, record.digest = adapter.name, adapter.digest
+    return _json(_card(adapter))
+
+
+def _card(adapter: Adapter) -> AdapterCard:
+    source = None if adapter.folder is None else adapter.folder.name
+    return AdapterCard(adapter.name, adapter.digest, adapter.generation, source, _time(adapter.loaded))
+
+
+def _refusal(refusal: Refusal) -> RefusalCard:
+    return RefusalCard(refusal.folder.name, refusal.reason, refusal.message, _time(refusal.time))
+
+
+def _time(seconds: float) -> datetime:
+    return datetime.fromtimestamp(int(seconds), UTC)
+
+
+def _json(value: object) -> Response:
+    return Response(msgspec.json.encode(value), media_type="application/json")
