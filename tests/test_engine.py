@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import resource
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,10 +15,10 @@ import pytest
 from architecture_proofs import make_base, make_pack
 from architectures import ARCHITECTURES, KINDS
 
-from adapterpack import Session, export
+from adapterpack import Session, export, load
 from adapterpack.bundle.decoder_graph import DECODER
-from adapterpack.bundle.manifest import PAST
-from adapterpack.errors import AdapterpackError, BaseMismatch, ConfigError, UnknownAdapter, Unsupported
+from adapterpack.bundle.manifest import GRAPH, PAST
+from adapterpack.errors import AdapterpackError, BaseMismatch, ConfigError, FormatError, UnknownAdapter, Unsupported
 from adapterpack.runtime.engine.adapter_feeds import ResidentAdapter
 from adapterpack.runtime.engine.adapter_table import AdapterTable
 from adapterpack.runtime.engine.engine import Engine
@@ -143,9 +144,16 @@ def test_a_row_at_fault_ends_alone(engine: Engine) -> None:
             (alone.text, alone.finish_reason, alone.ids)
 
 
-def test_what_is_refused_before_a_row_begins(engine: Engine, bundle_of: Make) -> None:
+def test_what_is_refused_before_a_row_begins(engine: Engine, bundle_of: Make, pack_of: Make, tmp_path: Path) -> None:
     with pytest.raises(UnknownAdapter):
         engine.add("hello", "nobody")
+    with pytest.raises(BaseMismatch):
+        engine.add("hello", load(pack_of("bert", "alpha")))
+    altered = Engine(shutil.copytree(engine.bundle.folder, tmp_path / "altered"), "cpu")
+    with (tmp_path / "altered" / GRAPH).open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(FormatError):
+        altered.add([5], "alpha")
     with pytest.raises(ConfigError, match="context"):
         engine.add([5] * 1000)
     with pytest.raises(ConfigError, match="no tokens"):

@@ -34,7 +34,8 @@ class AdapterReader:
             BaseMismatch: the adapter was made for layers of other widths.
         """
         require_positions(pack, self.bundle.bundle.sites)
-        every = self._exported(pack) if self._values.reads_lost_weights(pack) else self._values.of(pack)
+        with self.bundle.compared():  # the base's own weights may be read
+            every = self._exported(pack) if self._values.reads_lost_weights(pack) else self._values.of(pack)
         source = {name: array for name, array in every.items() if name.rpartition(".")[0] in self._encoder}
         values = self.layout.own({name: array for name, array in every.items() if name not in source})
         return ResidentAdapter(pack.name, pack.id, values, self.layout.extents(values), pack.acts, self.bundle.prompt(pack),

@@ -81,8 +81,11 @@ class DecoderEngine(Engine):
 
         Raises:
             UnknownAdapter: there is none of that name.
+            BaseMismatch: the pack belongs to another base.
             ConfigError: the prompt has no tokens or more than the model or the engine has positions for, or an option is out of range.
         """
+        if isinstance(adapter, Pack):
+            self.adapters.require_base(adapter)
         pack = self.adapters.pack(adapter) if isinstance(adapter, str) else adapter
         sampling = sampling_of(options, self.bundle.generation_config, self.bundle.folder)
         ids = [] if self._start is not None and features else prompt_ids(self.bundle, prompt)
