@@ -7,8 +7,10 @@ import json
 import shutil
 import signal
 import stat
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +24,8 @@ from servers import ANN, Served
 import adapterpack
 from adapterpack import load
 from adapterpack.errors import AdapterpackError, ConfigError, StorageError, Unsigned
+from adapterpack.serving.adapters.pack_folders import PackFolders
+from adapterpack.serving.adapters.watch import Watch
 from adapterpack.serving.serve import serve
 
 OPERATOR = "operator-operator-operator"
@@ -120,6 +124,85 @@ def test_an_operator_loads_exchanges_and_unloads(watched: Watched, packs: Path) 
     shutil.rmtree(watched.folder / "beta-again")
     audited = [line for line in watched.server.audited() if line["route"] == "POST /v1/load_lora_adapter" and line["status"] == 200]
     assert {(line["key"], line["adapter"]) for line in audited} == {("admin", "mine")}
+
+
+def test_exchanges_under_load(watched: Watched, packs: Path) -> None:
+    """While a name goes to and fro between two packs, six clients ask for it: each answer is word for word that of the digest it names."""
+    def answer(model: str, number: int) -> tuple[str, str]:
+        body = {"model": model, "prompt": f"Order {number} mugs", "max_tokens": 5, "temperature": 0, "ignore_eos": True}
+        said = watched.server.post("/v1/completions", body)
+        assert said.status_code == 200, said.text
+        return said.headers["x-adapterpack-digest"], said.json()["choices"][0]["text"]
+
+    right = {(number, *answer(name, number)) for number in range(6) for name in ("beta", "gamma")}
+    assert len({(number, text) for number, _, text in right}) == 12
+    shutil.copytree(packs / "beta", watched.folder / "beta-again")
+    assert watched.change("load", lora_name="swapped", lora_path="gamma").status_code == 200
+    done = threading.Event()
+
+    def ask(number: int) -> set[tuple[int, str, str]]:
+        said = set()
+        while not done.is_set():
+            said.add((number, *answer("swapped", number)))
+        return said
+
+    with ThreadPoolExecutor(6) as clients:
+        said = [clients.submit(ask, number) for number in range(6)]
+        try:
+            for generation in range(2, 14):
+                source = ("gamma", "beta-again")[generation % 2 == 0]
+                swapped = watched.change("load", lora_name="swapped", lora_path=source, load_inplace=True)
+                assert swapped.json()["generation"] == generation
+                time.sleep(0.1)
+        finally:
+            done.set()
+        heard = set().union(*(one.result(30) for one in said))
+    assert heard <= right
+    assert len({digest for _, digest, _ in heard}) == 2
+    assert watched.change("unload", lora_name="swapped").status_code == 200
+    shutil.rmtree(watched.folder / "beta-again")
+
+
+@pytest.mark.fast
+def test_a_pack_is_taken_up_when_it_is_still(tmp_path: Path) -> None:
+    """A pack is looked at once after two looks saw the same of it, and again after each change; one that has gone, or is hidden, is none; a
+    folder that cannot be listed changes nothing."""
+    root, pack = tmp_path / "root", tmp_path / "root" / "pack"
+    calls: list[str] = []
+
+    class Recorder:
+        folders = PackFolders([root])
+
+        def follow(self, folder: Path) -> None:
+            calls.append(f"follow {folder.name}")
+
+        def leave(self, folder: Path) -> None:
+            calls.append(f"leave {folder.name}")
+
+    def looks(count: int = 1) -> list[str]:
+        calls.clear()
+        for _ in range(count):
+            watch.look()
+        return list(calls)
+
+    watch = Watch(Recorder())  # type: ignore[arg-type]
+    pack.mkdir(parents=True)
+    assert looks(3) == []
+    (pack / "adapterpack.json").write_text("{}")
+    for size in range(5):
+        (pack / "tensors").write_text("x" * size)
+        assert looks() == []
+    assert looks() == ["follow pack"]
+    assert looks(3) == []
+    (pack / "tensors").write_text("yyyy")
+    assert (looks(), looks(), looks(2)) == ([], ["follow pack"], [])
+    (root / ".copying").mkdir()
+    (root / ".copying" / "adapterpack.json").write_text("{}")
+    root.rename(tmp_path / "away")
+    assert looks(4) == []
+    (tmp_path / "away").rename(root)
+    shutil.rmtree(pack)
+    assert (looks(), looks(), looks(2)) == ([], ["leave pack"], [])
 
 
 def test_only_the_operator_is_heard_and_only_there(watched: Watched) -> None:

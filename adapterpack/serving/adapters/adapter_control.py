@@ -99,7 +99,7 @@ class AdapterControl:
         """
         with self._lock:
             try:
-                return self._add(regular_pack(self.folders.named(source)).called(name), replace)
+                return self._exchange(regular_pack(self.folders.named(source)).called(name), replace)
             except AdapterpackError as error:
                 self._changed("refused", error.code)
                 raise
@@ -139,7 +139,7 @@ class AdapterControl:
         given = {one.name for one in before if one.name != one.own_name}
         for name in (pack.name, *sorted(given - {pack.name})):
             try:
-                self._add(pack if name == pack.name else pack.called(name), replace=any(one.name == name for one in before))
+                self._exchange(pack if name == pack.name else pack.called(name), any(one.name == name for one in before))
             except AdapterpackError as error:
                 faults.append(error)
         if faults:
@@ -158,7 +158,13 @@ class AdapterControl:
         after = self._note(pack)
         if before is None or before.generation != after.generation:
             self._changed("loaded" if before is None else "replaced", "")
-            _LOG.info("loaded the adapter %s, generation %d, %s", after.name, after.generation, after.digest)
+        return after
+
+    def _exchange(self, pack: Pack, replace: bool) -> Adapter:
+        """As :meth:`_add`, and says so in the log: from now on another pack answers."""
+        before, after = self._adapters.get(pack.name), self._add(pack, replace)
+        if before is None or before.generation != after.generation:
+            _LOG.warning("loaded the adapter %s, generation %d, %s", after.name, after.generation, after.digest)
         return after
 
     def _note(self, pack: Pack) -> Adapter:
@@ -173,7 +179,7 @@ class AdapterControl:
         self._table.unload(name)
         adapter = self._adapters.pop(name)
         self._changed("unloaded", "")
-        _LOG.info("unloaded the adapter %s, generation %d", name, adapter.generation)
+        _LOG.warning("unloaded the adapter %s, generation %d", name, adapter.generation)
         return adapter
 
     def _of(self, folder: Path) -> list[Adapter]:

@@ -62,7 +62,7 @@ def packs_in(folder: Path) -> Iterator[Path]:
     """
     with storage_errors(folder):
         inside = sorted(folder.iterdir())
-    return (path for path in inside if not path.name.startswith(".") and is_pack(path))
+    return (path for path in inside if not path.name.startswith(".") and _may_be_pack(path))
 
 
 def regular_pack(folder: Path) -> Pack:
@@ -70,10 +70,19 @@ def regular_pack(folder: Path) -> Pack:
 
     Raises:
         FormatError: it is a link; or as for :func:`adapterpack.load`.
+        StorageError: it cannot be read.
     """
     if folder.is_symlink():
         raise FormatError("a link is not followed", where=folder, expected="a folder", remedy="move or copy the pack into this place")
-    return load(folder)
+    with storage_errors(folder):
+        return load(folder)
+
+
+def _may_be_pack(folder: Path) -> bool:
+    try:
+        return is_pack(folder)
+    except OSError:
+        return True  # reading it says what is wrong
 
 
 def _fingerprint(folder: Path) -> Fingerprint:
