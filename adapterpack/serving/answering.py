@@ -45,6 +45,7 @@ async def completions(state: State, request: Request, key: Key, record: Record) 
 
 
 async def _answered(state: State, request: Request, key: Key, record: Record, body: ChatRequest | CompletionRequest) -> Response:
+    state.quotas.ask(key)
     model = state.catalogue.named(body.model, key)
     record.adapter, record.digest, record.stream = model.adapter, model.digest, bool(body.stream)
     count = (body.n or 1) * (1 if isinstance(body, ChatRequest) else len(body.prompts))
@@ -53,10 +54,12 @@ async def _answered(state: State, request: Request, key: Key, record: Record, bo
     with ExitStack() as stack:
         stack.enter_context(state.gate.entered(key, count))
         prepared = await state.preparer.prepared(body, key.id)
+        prompt_tokens = sum(map(len, prepared.prompts))
+        state.quotas.read(key, prompt_tokens)
         outbox = Outbox(count)
         rows = _rows(body, prepared, model, key, outbox)
-        record.rows, record.prompt_tokens = count, sum(map(len, prepared.prompts))
-        stack.enter_context(_recorded(state, record, outbox))
+        record.rows, record.prompt_tokens = count, prompt_tokens
+        stack.enter_context(_recorded(state, key, record, outbox))
         stack.callback(state.engine.cancel, rows)
         stack.enter_context(_watched(request, outbox))
         state.engine.add(rows)
@@ -86,7 +89,7 @@ def _form(state: State, body: ChatRequest | CompletionRequest, model: Model, pre
 
 
 @contextmanager
-def _recorded(state: State, record: Record, outbox: Outbox) -> Iterator[None]:
+def _recorded(state: State, key: Key, record: Record, outbox: Outbox) -> Iterator[None]:
     """Writes down at the end what the rows took."""
     try:
         yield
@@ -96,6 +99,7 @@ def _recorded(state: State, record: Record, outbox: Outbox) -> Iterator[None]:
             record.outcome = "disconnected"
         elif not record.outcome:
             record.outcome = ",".join(dict.fromkeys(str(row.reason) for row in outbox.said))
+        state.quotas.wrote(key, outbox.tokens)
         state.gate.took(time.monotonic() - record.started)
 
 

@@ -64,22 +64,25 @@ class Endpoint:
                 self._state.audit.write(record)
 
     async def _answer(self, request: Request, record: Record) -> Response:
+        key = EVERYBODY
         try:
             key = self._admitted(request, record)
-            return await self._route.handler(self._state, request, key, record)
+            answer = await self._route.handler(self._state, request, key, record)
         except AdapterpackError as error:
             refused = refused_of(error)
             if refused.status >= 500 and error is not refused:
                 _LOG.error("request %s: %s", record.id, error)
             record.outcome = refused.name
-            return response(refused)
+            answer = response(refused)
         except ClientDisconnect:
             record.outcome = "disconnected"
-            return response(Refused(GONE, "disconnected", "the client has gone"))
+            answer = response(Refused(GONE, "disconnected", "the client has gone"))
         except Exception:
             _LOG.exception("request %s", record.id)
             record.outcome = "bug"
-            return response(Refused(500, "bug", "this is a bug in adapterpack: the server's log says more"))
+            answer = response(Refused(500, "bug", "this is a bug in adapterpack: the server's log says more"))
+        answer.headers.update(self._state.quotas.headers(key))
+        return answer
 
     def _admitted(self, request: Request, record: Record) -> Key:
         """Whose request it is, if it is one that may be looked at.

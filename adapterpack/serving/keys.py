@@ -25,6 +25,7 @@ LOOK_SECONDS = 1.0
 """How often the file of keys is looked at."""
 LEAST_CHARACTERS = 16
 """Of a key that an operator chose."""
+_MOST = 10**12
 _LOG = logging.getLogger("adapterpack.serving")
 
 
@@ -40,6 +41,9 @@ class Key(Part, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
         rank: keys of a smaller rank go first, always.
         share: of the engine's tokens, beside other keys of its rank.
         max_rows: that wait or run at a time.
+        requests_per_minute: that it may make; after a pause as many at once.
+        tokens_per_minute: of prompts and answers; after a pause as many at once.
+        tokens_per_day: the same from midnight to midnight, UTC.
         admin: whether it may see what concerns all keys: metrics.
     """
 
@@ -51,6 +55,9 @@ class Key(Part, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     rank: Annotated[int, Meta(ge=-100, le=100)] = 0
     share: Annotated[float, Meta(gt=0, le=1000)] = 1.0
     max_rows: Annotated[int, Meta(ge=1, le=100_000)] | None = None
+    requests_per_minute: Annotated[int, Meta(ge=1, le=_MOST)] | None = None
+    tokens_per_minute: Annotated[int, Meta(ge=1, le=_MOST)] | None = None
+    tokens_per_day: Annotated[int, Meta(ge=1, le=_MOST)] | None = None
     admin: bool = False
 
     def breaches(self) -> Iterator[Misfit]:

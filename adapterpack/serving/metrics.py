@@ -5,14 +5,19 @@ The names of adapters are the engine's own: what a request makes up never become
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from .audit import Record
+from .quotas import Quotas
 
 MOST_ADAPTERS = 100
 """Adapters with series of their own; further ones are counted together."""
+MOST_QUOTAS = 1000
+"""Quotas of keys with series of their own: those of which most is used."""
 OTHERS = "(others)"
 BASE = "(base)"
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
@@ -37,6 +42,10 @@ class Metrics:
     def gauge(self, name: str, what: str, value: Callable[[], float]) -> None:
         """Adds a number that is looked up whenever it is read."""
         Gauge(f"adapterpack_{name}", what, registry=self._registry).set_function(value)
+
+    def add_quotas(self, quotas: Quotas) -> None:
+        """Adds what keys have used of their quotas."""
+        self._registry.register(_QuotaSeries(quotas))
 
     def stepped(self, seconds: float, tokens: int) -> None:
         """The engine has taken a step."""
@@ -80,3 +89,21 @@ class Metrics:
 
     def _histogram(self, name: str, what: str) -> Histogram:
         return Histogram(f"adapterpack_{name}", what, buckets=_SECONDS, registry=self._registry)
+
+
+class _QuotaSeries(Collector):
+    """What keys have used of their quotas, looked up whenever it is read."""
+
+    def __init__(self, quotas: Quotas) -> None:
+        self._quotas = quotas
+
+    def collect(self) -> Iterator[Metric]:
+        """The series of the quotas of which most is used."""
+        labels = ("key", "quota")
+        limit = GaugeMetricFamily("adapterpack_quota_limit", "What a key may have.", labels=labels)
+        used = GaugeMetricFamily("adapterpack_quota_used", "What a key has used of it.", labels=labels)
+        refused = CounterMetricFamily("adapterpack_quota_refused", "Requests that were refused for it.", labels=labels)
+        for usage in self._quotas.usage()[:MOST_QUOTAS]:
+            for family, value in ((limit, usage.limit), (used, usage.used), (refused, usage.refused)):
+                family.add_metric((usage.key, usage.quota), value)
+        yield from (limit, used, refused)

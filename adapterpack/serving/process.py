@@ -28,6 +28,7 @@ from .keys import Keys
 from .limits import Limits
 from .metrics import Metrics
 from .openai.token_texts import TokenTexts
+from .quotas import Quotas
 from .scheduling.engine_thread import EngineThread
 from .scheduling.gate import Gate
 from .scheduling.prepare import Preparer
@@ -75,10 +76,12 @@ def run(setup: Setup, listening: socket.socket, operator: Operator | None, ready
 
 async def _run(setup: Setup, listening: socket.socket, operator: Operator | None, ready: Callable[[], None]) -> bool:
     engine, limits = setup.engine, setup.limits
+    quotas = Quotas()
+    setup.metrics.add_quotas(quotas)
     preparer = Preparer(engine, limits, setup.sampling)
     thread = EngineThread(engine, asyncio.get_running_loop(), setup.metrics.stepped)
     state = State(thread, setup.catalogue, setup.adapters, preparer, TokenTexts(engine.bundle.tokenizer), Gate(limits, engine.max_rows),
-                  setup.keys, limits, setup.metrics, setup.audit, setup.hosts)
+                  setup.keys, quotas, limits, setup.metrics, setup.audit, setup.hosts)
     _gauges(setup.metrics, thread)
     server = Server(_config(build(state), limits), state, ready)
     tasks = [asyncio.create_task(_watch(state))]

@@ -11,6 +11,7 @@ from .keys import Keys
 from .limits import Limits
 from .metrics import Metrics
 from .openai.token_texts import TokenTexts
+from .quotas import Quotas
 from .scheduling.engine_thread import EngineThread
 from .scheduling.gate import Gate
 from .scheduling.prepare import Preparer
@@ -30,6 +31,7 @@ class State:
     tokens: TokenTexts
     gate: Gate
     keys: Keys
+    quotas: Quotas
     limits: Limits
     metrics: Metrics
     audit: Audit
