@@ -33,8 +33,12 @@ def streamed(server: Served, body: Any) -> Any:
 
 def test_the_command(bundle: Path, packs: Path, tmp_path: Path) -> None:
     """``adapterpack serve`` says in one object where it is; Ctrl-C ends it with 130, and with nothing but the audit on standard error."""
+    folder, key = tmp_path / "watched", tmp_path / "key"
+    folder.mkdir()
+    key.touch(0o600)
+    key.write_text(ANN)
     args = ["serve", str(bundle), "--adapters", str(packs / "gamma"), "--adapters", f"delta={packs / 'alpha'}", "--port", "0", "--provider",
-            "cpu", "--json"]
+            "cpu", "--json", "--adapters", str(folder), "--watch", "0.5", "--admin", "127.0.0.1:0", "--admin-key-file", str(key)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "adapterpack", *args]
     with child(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
@@ -43,6 +47,7 @@ def test_the_command(bundle: Path, packs: Path, tmp_path: Path) -> None:
         jsonschema.validate(said, json.loads((Path(__file__).parents[2] / "schemas/report.v1.json").read_text("utf-8")))
         assert sorted(said["adapters"]) == ["alpha", "beta", "delta", "gamma"]
         assert said["adapters"]["delta"] == said["adapters"]["alpha"]
+        assert httpx.get(f"{said['admin']}/v1/adapters", headers={"Authorization": f"Bearer {ANN}"}, timeout=20).status_code == 200
         body = {"model": "delta", "prompt": "x", "max_tokens": 2}
         assert httpx.post(f"{said['address']}/v1/completions", json=body, timeout=20).status_code == 200
         rebound = httpx.post(f"{said['address']}/v1/completions", json=body, headers={"Host": "evil.example"}, timeout=20)
@@ -52,7 +57,7 @@ def test_the_command(bundle: Path, packs: Path, tmp_path: Path) -> None:
     assert process.returncode == 130
     *audited, last = errors.splitlines()
     assert last.startswith("interrupted")
-    assert [json.loads(line)["status"] for line in audited] == [200, 400]
+    assert [json.loads(line)["status"] for line in audited] == [200, 200, 400]
 
 
 def test_what_is_refused_before_it_starts(bundle: Path, packs: Path, bundle_of: Callable[[str, str], Path], tmp_path: Path) -> None:
