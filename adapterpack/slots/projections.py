@@ -11,6 +11,7 @@ import onnxruntime as ort
 
 from ..bundle.manifest import Heads, MappedSite
 from ..errors import FormatError, Unsupported
+from ..onnx_graph.float32_form import in_float32
 from .prompt_kv import PROJECTION
 
 _PRODUCTS = frozenset({"MatMul", "Gemm", "MatMulNBits"})
@@ -61,11 +62,11 @@ def _read(product: Any) -> Any:
 
 def _between(model: Any, start: Any, end: Any, array: np.ndarray, dtype: str) -> np.ndarray:
     """The value of ``end`` where that of ``start`` is ``array``; in float32, whatever the graph computes in."""
-    array = array.astype(dtype if start.dtype is None else start.dtype.numpy())
-    graph = ir.convenience.extract(model.graph, [start], [end])
+    graph = in_float32(ir.Model(ir.convenience.extract(model.graph, [start], [end]), ir_version=model.ir_version)).graph
     for value in (*graph.inputs, *graph.outputs, *(output for node in graph for output in node.outputs)):
         value.shape = None
     (entry,) = graph.inputs
+    array = array.astype(dtype if entry.dtype is None else entry.dtype.numpy())
     entry.shape, entry.type = ir.Shape(array.shape), ir.TensorType(ir.DataType.from_numpy(array.dtype))
     for value in graph.initializers.values():  # a model of bytes alone has no file of weights
         if isinstance(value.const_value, ir.ExternalTensor):

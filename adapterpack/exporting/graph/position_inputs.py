@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ...errors import Unsupported
+from ...onnx_graph.float32_form import in_float32
 from .constants import constant
 
 _FARTHEST = 4096
@@ -127,17 +128,15 @@ class PositionInputs:
         """A value for one row of so many tokens behind so many others."""
         import onnxruntime as ort  # noqa: PLC0415 - a graph is run only where positions are counted by the cache
 
-        if any(cache.dtype == ir.DataType.BFLOAT16 for cache in self._past):
-            raise Unsupported("positions that the cache counts are found by running the graph, and the CPU computes nothing in bfloat16",
-                              found=value.name, remedy="export with --dtype float16, or leave --static-cache out")
         graph = ir.convenience.extract(self.model.graph, [self._ids, *self._past], [value])
         for held in graph.initializers.values():
             held.const_value = ir.tensor(np.array(held.const_value.numpy()), name=held.name)
-        proto = ir.to_proto(ir.Model(graph, ir_version=self.model.ir_version))
+        proto = ir.to_proto(in_float32(ir.Model(graph, ir_version=self.model.ir_version)))
         session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
         feeds = {self._ids.name: np.arange(_TOKEN, _TOKEN + tokens)[None]}
         for cache in self._past:
-            feeds[cache.name] = np.zeros((1, cache.shape[1], before, cache.shape[3]), cache.dtype.numpy())
+            dtype = np.float32 if cache.dtype == ir.DataType.BFLOAT16 else cache.dtype.numpy()
+            feeds[cache.name] = np.zeros((1, cache.shape[1], before, cache.shape[3]), dtype)
         wanted = {one.name for one in session.get_inputs()}
         result: np.ndarray = session.run(None, {name: array for name, array in feeds.items() if name in wanted})[0]
         return result

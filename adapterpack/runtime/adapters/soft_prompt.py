@@ -15,6 +15,7 @@ import onnxruntime as ort
 
 from ...bundle.manifest import ADAPTER_IDS, ADAPTER_POSITIONS, GRAPH, PAST, PRESENT
 from ...errors import BaseMismatch, Unsupported
+from ...onnx_graph.float32_form import in_float32
 from ..ort_model import TYPES
 
 _LOOKUPS = frozenset({"Gather", "GatherBlockQuantized"})
@@ -31,6 +32,7 @@ def prefill(folder: Path, inputs: Mapping[str, Any], embeds: np.ndarray) -> np.n
     """
     model = ir.load(folder / GRAPH)
     _cut(model, embeds.shape[1], folder)
+    in_float32(model)
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # it runs once
