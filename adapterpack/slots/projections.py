@@ -12,6 +12,7 @@ import onnxruntime as ort
 from ..bundle.manifest import Heads, MappedSite
 from ..errors import FormatError, Unsupported
 from ..onnx_graph.float32_form import in_float32
+from .precision import DEFAULT
 from .prompt_kv import PROJECTION
 
 _PRODUCTS = frozenset({"MatMul", "Gemm", "MatMulNBits"})
@@ -66,7 +67,9 @@ def _between(model: Any, start: Any, end: Any, array: np.ndarray, dtype: str) ->
     for value in (*graph.inputs, *graph.outputs, *(output for node in graph for output in node.outputs)):
         value.shape = None
     (entry,) = graph.inputs
-    array = array.astype(dtype if entry.dtype is None else entry.dtype.numpy())
+    if entry.dtype is not None:
+        dtype = entry.dtype.numpy().name
+    array = array.astype(DEFAULT if dtype == "bfloat16" else dtype)
     entry.shape, entry.type = ir.Shape(array.shape), ir.TensorType(ir.DataType.from_numpy(array.dtype))
     for value in graph.initializers.values():  # a model of bytes alone has no file of weights
         if isinstance(value.const_value, ir.ExternalTensor):
