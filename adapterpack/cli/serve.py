@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from typing import Any
 
@@ -37,12 +38,13 @@ def _print_key(ctx: click.Context, param: click.Parameter, value: str | None) ->
 @click.option("--insecure", is_flag=True, help="Serve everybody who can reach the address, without keys.")
 @click.option("--audit", default="-", show_default=True, metavar="FILE",
               help='A file for one line of JSON a request; "-" is standard error, "" nowhere.')
-@click.option("--sampling", type=click.Choice(["model", "greedy"]), default="model", show_default=True,
-              help="What counts where a request says nothing: the model's generation_config.json, or the likeliest token.")
+@click.option("--sampling", type=click.Choice(["model", "greedy"]), help="What counts where a request for text says "
+              "nothing: the model's generation_config.json (the default), or the likeliest token.")
 @device_options
-@click.option("--max-rows", type=click.IntRange(min=1), default=8, show_default=True, metavar="N", help="Answers that run at a time.")
+@click.option("--max-rows", type=click.IntRange(min=1), metavar="N",
+              help="Answers that run at a time; by default 8 texts, or 32 rows of an encoder.")
 @click.option("--max-length", type=click.IntRange(min=1), metavar="N",
-              help="Tokens of a prompt and its answer together; by default the model's context, at most 4096.")
+              help="Tokens of a prompt and its answer together; by default the model's context, of texts at most 4096.")
 @click.option("--watch", type=click.FloatRange(min=0.05), metavar="SECONDS",
               help="Look at the folders of --adapters that often: what is dropped in is loaded, what is removed is unloaded.")
 @click.option("--require-signature", multiple=True, metavar="KEYFILE",
@@ -51,10 +53,11 @@ def _print_key(ctx: click.Context, param: click.Parameter, value: str | None) ->
 @click.option("--admin-key-file", metavar="FILE", help="The file with the operator's key; needed with --admin.")
 @shared
 def command(*, bundle: str, adapters: tuple[str, ...], audit: str, as_json: bool, **options: Any) -> None:
-    """Serves a bundle and its adapters over HTTP by OpenAI's routes until it is interrupted.
+    """Serves a bundle and its adapters over HTTP until it is interrupted.
 
-    A request's model is the name of an adapter, or of the base. The bundle was exported with --static-cache. Only this machine may ask
-    unless there are keys. SIGTERM and Ctrl-C let answers end first.
+    A request's model is the name of an adapter, or of the base. A bundle that was exported with --static-cache has OpenAI's routes for
+    text; one of an encoder those for embeddings or labels, and the Open Inference Protocol. Only this machine may ask unless there are
+    keys. SIGTERM and Ctrl-C let answers end first.
 
     \b
     Example:
@@ -63,15 +66,16 @@ def command(*, bundle: str, adapters: tuple[str, ...], audit: str, as_json: bool
     """
     def ready(serving: Any) -> None:
         if as_json:
-            emit({"command": "serve", **serving._asdict()}, compact=True)
+            emit({"command": "serve", "address": serving.address, "base": serving.base, "adapters": serving.adapters,
+                  "admin": serving.admin}, compact=True)
             return
         line(f"{serving.address} serves {serving.base} and {len(serving.adapters)} adapters: {', '.join(serving.adapters) or 'none'}")
         if serving.admin is not None:
             line(f"{serving.admin} is for the operator")
         first = next(iter(serving.adapters), serving.base)
         key = "-H 'Authorization: Bearer KEY' " if options["keys"] or options["api_key"] else ""
-        line(f"curl {serving.address}/v1/chat/completions {key}-H 'Content-Type: application/json' "
-             f'-d \'{{"model": "{first}", "messages": [{{"role": "user", "content": "Hello"}}]}}\'')
+        for path, body in serving.examples.items():
+            line(f"curl {serving.address}{path} {key}-H 'Content-Type: application/json' -d '{json.dumps({'model': first, **body})}'")
 
     packs = [path if os.path.exists(path) or "=" not in path else pack_at(path) for path in adapters]  # noqa: PTH110 - also hf://
     device = device_of(options)

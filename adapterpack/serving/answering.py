@@ -1,10 +1,10 @@
-"""Answers a request for text: its rows go to the engine, and what they say becomes one object, or a stream of chunks."""
+"""Answers a request: its rows go to the engine, and what they say becomes one object, or a stream of chunks."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -14,17 +14,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ..http.refused import Refused
-from . import parsing
 from .audit import Record
 from .catalogue import Model
 from .keys import Key
 from .openai import sse
-from .openai.answers import Provenance, Usage
-from .openai.forms import ChatForm, CompletionForm, Form
+from .openai.answers import Usage
+from .openai.forms import Form
 from .openai.refusals import details, refused_of
-from .openai.requests import ChatRequest, CompletionRequest, Sampled
+from .openai.requests import Sampled
 from .scheduling.engine_thread import EngineStopped
-from .scheduling.prepare import Prepared, copied
 from .scheduling.rows import Outbox, Row
 from .state import State
 
@@ -34,58 +32,26 @@ GONE = 499
 """The status in the audit of a request whose client has gone: nobody gets it."""
 
 
-async def chat(state: State, request: Request, key: Key, record: Record) -> Response:
-    """``POST /v1/chat/completions``."""
-    return await _answered(state, request, key, record, await parsing.body(request, ChatRequest, state.limits))
+def headers_of(model: Model) -> dict[str, str]:
+    """What answers a request, as headers say it."""
+    return {"X-Adapterpack-Adapter": model.adapter or "", "X-Adapterpack-Digest": model.digest}
 
 
-async def completions(state: State, request: Request, key: Key, record: Record) -> Response:
-    """``POST /v1/completions``."""
-    return await _answered(state, request, key, record, await parsing.body(request, CompletionRequest, state.limits))
+@contextmanager
+def running(state: State, request: Request, key: Key, record: Record, rows: Sequence[Row], prompt_tokens: int,
+            outbox: Outbox) -> Iterator[None]:
+    """The rows of a request run, for as long as the block lasts and the client is there.
 
-
-async def _answered(state: State, request: Request, key: Key, record: Record, body: ChatRequest | CompletionRequest) -> Response:
-    state.quotas.ask(key)
-    model = state.catalogue.named(body.model, key)
-    record.adapter, record.digest, record.stream = model.adapter, model.digest, bool(body.stream)
-    count = (body.n or 1) * (1 if isinstance(body, ChatRequest) else len(body.prompts))
-    if count > state.limits.rows:
-        raise Refused(400, "invalid_request", f"a request may have {state.limits.rows} answers", param="n")
-    with ExitStack() as stack:
-        stack.enter_context(state.gate.entered(key, count))
-        prepared = await state.preparer.prepared(body, key.id)
-        prompt_tokens = sum(map(len, prepared.prompts))
-        state.quotas.read(key, prompt_tokens)
-        outbox = Outbox(count)
-        rows = _rows(body, prepared, model, key, outbox)
-        record.rows, record.prompt_tokens = count, prompt_tokens
-        stack.enter_context(_recorded(state, key, record, outbox))
+    Raises:
+        Refused: the key has not so many tokens left.
+    """
+    state.quotas.read(key, prompt_tokens)
+    record.rows, record.prompt_tokens = len(rows), prompt_tokens
+    with _recorded(state, key, record, outbox), ExitStack() as stack:
         stack.callback(state.engine.cancel, rows)
         stack.enter_context(_watched(request, outbox))
         state.engine.add(rows)
-        answer = Answer(state, body, record, outbox, model, _form(state, body, model, prepared))
-        if not body.stream:
-            return await answer.whole()
-        await answer.begun()
-        return Stream(answer, stack.pop_all())
-
-
-def _rows(body: Sampled, prepared: Prepared, model: Model, key: Key, outbox: Outbox) -> list[Row]:
-    count = body.n or 1
-    return [Row(ids=ids, pack=model.pack, sampling=sampling, mask=copied(prepared.mask), place=number * count + draw, draw=draw,
-                outbox=outbox, tenant=key.id, share=key.share, rank=key.rank, priority=body.priority or 0)
-            for number, (ids, sampling) in enumerate(zip(prepared.prompts, prepared.samplings, strict=True)) for draw in range(count)]
-
-
-def _form(state: State, body: ChatRequest | CompletionRequest, model: Model, prepared: Prepared) -> Form:
-    provenance = Provenance(model.adapter, model.digest, state.catalogue.base)
-    if isinstance(body, ChatRequest):
-        return ChatForm(body.model, provenance, state.tokens)
-    echoes = []
-    if body.echo:
-        decode = state.preparer.text
-        echoes = [prompt if isinstance(prompt, str) else decode(prompt) for prompt in body.prompts for _ in range(body.n or 1)]
-    return CompletionForm(body.model, provenance, state.tokens, echoes)
+        yield
 
 
 @contextmanager
@@ -118,15 +84,58 @@ def _watched(request: Request, outbox: Outbox) -> Iterator[None]:
         task.cancel()
 
 
-class Answer:
-    """The answer of one request, which its rows are writing."""
+class Awaited:
+    """The rows of one request, which somebody waits for."""
+
+    def __init__(self, state: State, record: Record, outbox: Outbox) -> None:
+        self.state, self.record, self.outbox = state, record, outbox
+        self._until = record.started + state.limits.request_seconds
+
+    async def ended(self) -> None:
+        """Waits until all rows have ended.
+
+        Raises:
+            Refused: a row failed, or time is over.
+        """
+        while not self.outbox.ended:
+            await self.changed(None)
+        self.require_well()
+
+    async def changed(self, seconds: float | None) -> bool:
+        """Waits until a row has said something, at most so long.
+
+        Raises:
+            Refused: the request's time is over, or the client has gone.
+        """
+        left = self._until - time.monotonic()
+        changed = await self.outbox.changed(left if seconds is None else min(seconds, left))
+        if self.outbox.left:
+            raise Refused(GONE, "disconnected", "the client has gone")
+        if not changed and time.monotonic() >= self._until:
+            raise Refused(504, "deadline_exceeded", f"the answer takes longer than {self.state.limits.request_seconds:g} s")
+        return changed
+
+    def require_well(self) -> None:
+        """Checks that no row has failed.
+
+        Raises:
+            Refused: one has.
+        """
+        error = self.outbox.error
+        if error is not None:
+            raise Refused(503, error.code, error.what, retry_after=10) if isinstance(error, EngineStopped) else refused_of(error)
+        if any(row.reason == "cancelled" for row in self.outbox.said):
+            raise Refused(503, "cancelled", "the server ended before the answer did", retry_after=10)
+
+
+class Answer(Awaited):
+    """The text that answers one request, which its rows are writing."""
 
     def __init__(self, state: State, body: Sampled, record: Record, outbox: Outbox, model: Model, form: Form) -> None:
-        self.state, self.record, self.outbox, self.form = state, record, outbox, form
-        self._until = record.started + state.limits.request_seconds
+        super().__init__(state, record, outbox)
+        self.form, self.headers = form, headers_of(model)
         options = body.stream_options
         self._counted = bool(options and options.include_usage)
-        self.headers = {"X-Adapterpack-Adapter": model.adapter or "", "X-Adapterpack-Digest": model.digest}
 
     @property
     def usage(self) -> Usage:
@@ -140,16 +149,14 @@ class Answer:
         Raises:
             Refused: a row failed, or time is over.
         """
-        while not self.outbox.ended:
-            await self._changed(None)
-        self._require_well()
+        await self.ended()
         self.record.status = 200
         return Response(msgspec.json.encode(self.form.whole(self.outbox.said, self.usage)), 200, self.headers, "application/json")
 
     async def begun(self) -> None:
         """Waits for the first token: an error before it is an answer of its own. A row that waits long in the queue begins without."""
-        await self._changed(self.state.limits.first_seconds)
-        self._require_well()
+        await self.changed(self.state.limits.first_seconds)
+        self.require_well()
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """The events of the stream, those of one step of the engine together."""
@@ -170,38 +177,12 @@ class Answer:
             if pieces:
                 yield b"".join(pieces)
             if going:
-                pieces = [] if await self._changed(ALIVE_SECONDS) else [sse.ALIVE]
-                self._require_well()
+                pieces = [] if await self.changed(ALIVE_SECONDS) else [sse.ALIVE]
+                self.require_well()
         if self._counted:
             yield sse.event(self.form.total(self.usage)) + sse.DONE
         else:
             yield sse.DONE
-
-    async def _changed(self, seconds: float | None) -> bool:
-        """Waits until a row has said something, at most so long.
-
-        Raises:
-            Refused: the request's time is over, or the client has gone.
-        """
-        left = self._until - time.monotonic()
-        changed = await self.outbox.changed(left if seconds is None else min(seconds, left))
-        if self.outbox.left:
-            raise Refused(GONE, "disconnected", "the client has gone")
-        if not changed and time.monotonic() >= self._until:
-            raise Refused(504, "deadline_exceeded", f"the answer takes longer than {self.state.limits.request_seconds:g} s")
-        return changed
-
-    def _require_well(self) -> None:
-        """Checks that no row has failed.
-
-        Raises:
-            Refused: one has.
-        """
-        error = self.outbox.error
-        if error is not None:
-            raise Refused(503, error.code, error.what, retry_after=10) if isinstance(error, EngineStopped) else refused_of(error)
-        if any(row.reason == "cancelled" for row in self.outbox.said):
-            raise Refused(503, "cancelled", "the server ended before the answer did", retry_after=10)
 
 
 class Stream(Response):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import secrets
+from collections.abc import Sequence
 from typing import Any
 
 from starlette.applications import Starlette
@@ -20,7 +21,6 @@ from .audit import Record
 from .keys import EVERYBODY, Key
 from .openai.refusals import refused_of, response
 from .route import RouteSpec, require_access
-from .routes import ROUTES
 from .state import State
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -28,7 +28,7 @@ _CODES = {404: ("not_found", "there is no such route"), 405: ("method_not_allowe
 _LOG = logging.getLogger("adapterpack.serving")
 
 
-def build(state: State, routes: tuple[RouteSpec, ...] = ROUTES) -> Starlette:
+def build(state: State, routes: Sequence[RouteSpec]) -> Starlette:
     """The application of a server."""
     app = Starlette(routes=[Route(route.path, Endpoint(state, route), methods=[route.method]) for route in routes],
                     exception_handlers={HTTPException: _no_route})
@@ -73,14 +73,14 @@ class Endpoint:
             if refused.status >= 500 and error is not refused:
                 _LOG.error("request %s: %s", record.id, error)
             record.outcome = refused.name
-            answer = response(refused)
+            answer = response(refused, self._route.errors)
         except ClientDisconnect:
             record.outcome = "disconnected"
             answer = response(Refused(GONE, "disconnected", "the client has gone"))
         except Exception:
             _LOG.exception("request %s", record.id)
             record.outcome = "bug"
-            answer = response(Refused(500, "bug", "this is a bug in adapterpack: the server's log says more"))
+            answer = response(Refused(500, "bug", "this is a bug in adapterpack: the server's log says more"), self._route.errors)
         answer.headers.update(self._state.quotas.headers(key))
         return answer
 

@@ -10,8 +10,9 @@ from ..bundle.manifest import manifest_bytes
 from ..errors import ConfigError, UnknownAdapter, Unsupported
 from ..http.refused import Refused
 from ..pack.pack import Pack
-from ..runtime.engine.engine import DecoderEngine
+from ..runtime.engine.base import Engine
 from .keys import Key
+from .openai.answers import Provenance
 
 
 class Model(NamedTuple):
@@ -30,7 +31,7 @@ class Model(NamedTuple):
 class Catalogue:
     """The names of an engine's models; the base's is ``base``, by default what its bundle calls it, or ``base``."""
 
-    def __init__(self, engine: DecoderEngine, base: str | None = None) -> None:
+    def __init__(self, engine: Engine, base: str | None = None) -> None:
         if engine.bundle.bundle.mode == "folded" and engine.adapters.names:
             raise Unsupported("the adapter is a part of this bundle's weights, and no name for requests", where=engine.bundle.folder,
                               remedy="export the bundle with --mode bank")
@@ -56,6 +57,10 @@ class Catalogue:
         if model is None:
             raise Refused(404, "model_not_found", f"there is no model {name[:200]!r}", param="model")
         return model
+
+    def provenance(self, model: Model) -> Provenance:
+        """What answers, as answers say it."""
+        return Provenance(model.adapter, model.digest, self.base)
 
     def _model(self, adapter: str | None) -> Model | None:
         if adapter is None:

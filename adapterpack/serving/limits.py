@@ -17,6 +17,7 @@ class Limits:
         depth: levels of a request's JSON.
         messages: of a conversation.
         rows: answers that one request asks for, prompts times ``n``.
+        inputs: of a request for embeddings or labels, each of which takes one pass.
         answer_tokens: of all answers of a request together.
         stop: stop texts of a request.
         stop_characters: of each of them.
@@ -36,6 +37,7 @@ class Limits:
     depth: int = 64
     messages: int = 1024
     rows: int = 64
+    inputs: int = 1024
     answer_tokens: int = 1 << 17
     stop: int = 16
     stop_characters: int = 256

@@ -8,7 +8,6 @@ from typing import Any
 import msgspec
 
 from ..version import VERSION
-from .openai.refusals import ErrorAnswer
 from .route import RouteSpec
 
 _PLACE = "#/components/schemas/{name}"
@@ -16,9 +15,9 @@ _PLACE = "#/components/schemas/{name}"
 
 def document(routes: Sequence[RouteSpec]) -> dict[str, Any]:
     """OpenAPI 3.1 of these routes."""
-    structs = [kind for route in routes for kind in (route.body, route.answer) if kind is not None]
-    references, components = msgspec.json.schema_components([*structs, ErrorAnswer], ref_template=_PLACE)
-    by_struct = dict(zip([*structs, ErrorAnswer], references, strict=True))
+    structs = [kind for route in routes for kind in (route.body, route.answer, route.errors.struct) if kind is not None]
+    references, components = msgspec.json.schema_components(structs, ref_template=_PLACE)
+    by_struct = dict(zip(structs, references, strict=True))
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, by_struct)
@@ -36,7 +35,7 @@ def _operation(route: RouteSpec, by_struct: dict[Any, Any]) -> dict[str, Any]:
         content["text/event-stream"] = {"schema": {"type": "string"}}
     answers: dict[str, Any] = {"200": {"description": route.summary, "content": content}}
     if route.access != "open":
-        answers["default"] = {"description": "an error", "content": {"application/json": {"schema": by_struct[ErrorAnswer]}}}
+        answers["default"] = {"description": "an error", "content": {"application/json": {"schema": by_struct[route.errors.struct]}}}
     operation: dict[str, Any] = {"summary": route.summary, "responses": answers,
                                  "security": [] if route.access == "open" else [{"key": []}]}
     if "{" in route.path:

@@ -7,7 +7,7 @@ import logging
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from types import FrameType
@@ -17,21 +17,21 @@ import uvicorn
 from starlette.applications import Starlette
 
 from ..http.protocol import Protocol
-from ..runtime.engine.engine import DecoderEngine
+from ..runtime.engine.base import Engine
 from .adapters.adapter_control import AdapterControl
 from .adapters.watch import Watch
 from .admin import ADMIN_ROUTES
+from .api import Api, Figure
 from .app import build
 from .audit import Audit
 from .catalogue import Catalogue
 from .keys import Keys
 from .limits import Limits
 from .metrics import Metrics
-from .openai.token_texts import TokenTexts
 from .quotas import Quotas
+from .routes import table
 from .scheduling.engine_thread import EngineThread
 from .scheduling.gate import Gate
-from .scheduling.prepare import Preparer
 from .state import State
 
 _LAST_SECONDS = 5
@@ -50,14 +50,14 @@ class Operator(NamedTuple):
 class Setup:
     """A server before its loop begins. ``watch`` looks at the folders of adapters every ``watch_seconds``."""
 
-    engine: DecoderEngine
+    engine: Engine
+    apis: Sequence[Api]
     catalogue: Catalogue
     adapters: AdapterControl
     keys: Keys
     audit: Audit
     limits: Limits
     metrics: Metrics
-    sampling: str
     hosts: frozenset[str] | None
     watch: Watch | None
     watch_seconds: float
@@ -75,15 +75,15 @@ def run(setup: Setup, listening: socket.socket, operator: Operator | None, ready
 
 
 async def _run(setup: Setup, listening: socket.socket, operator: Operator | None, ready: Callable[[], None]) -> bool:
-    engine, limits = setup.engine, setup.limits
+    engine, limits, apis = setup.engine, setup.limits, setup.apis
     quotas = Quotas()
     setup.metrics.add_quotas(quotas)
-    preparer = Preparer(engine, limits, setup.sampling)
     thread = EngineThread(engine, asyncio.get_running_loop(), setup.metrics.stepped)
-    state = State(thread, setup.catalogue, setup.adapters, preparer, TokenTexts(engine.bundle.tokenizer), Gate(limits, engine.max_rows),
-                  setup.keys, quotas, limits, setup.metrics, setup.audit, setup.hosts)
-    _gauges(setup.metrics, thread)
-    server = Server(_config(build(state), limits), state, ready)
+    state = State(thread, setup.catalogue, setup.adapters, Gate(limits, engine.max_rows), setup.keys, quotas, limits,
+                  setup.metrics, setup.audit, setup.hosts)
+    _gauges(setup.metrics, thread, [figure for api in apis for figure in api.figures])
+    routes = table(route for api in apis for route in api.routes)
+    server = Server(_config(build(state, routes), limits), state, ready)
     tasks = [asyncio.create_task(_watch(state))]
     if setup.watch is not None:
         tasks.append(asyncio.create_task(_look(setup.watch, setup.watch_seconds)))
@@ -95,7 +95,6 @@ async def _run(setup: Setup, listening: socket.socket, operator: Operator | None
         for task in tasks:
             task.cancel()
         thread.close()
-        preparer.close()
     return server.interrupted
 
 
@@ -127,15 +126,14 @@ async def _look(watch: Watch, seconds: float) -> None:
         await asyncio.to_thread(watch.look)
 
 
-def _gauges(metrics: Metrics, thread: EngineThread) -> None:
+def _gauges(metrics: Metrics, thread: EngineThread, more: Sequence[Figure]) -> None:
     engine = thread.engine
     for name, what, value in (
         ("waiting_rows", "Rows that wait for the engine.", lambda: thread.waiting),
         ("running_rows", "Rows that the engine runs.", lambda: thread.running),
         ("resident_adapters", "Adapters in memory.", lambda: len(engine.adapters.digests)),
         ("resident_bytes", "The size of all adapters in memory.", lambda: engine.adapters.nbytes),
-        ("prompt_tokens_read", "Tokens of prompts that the engine has read.", lambda: engine.rows.prefilled),
-        ("prompt_tokens_reused", "Tokens of prompts that were known from rows before.", lambda: engine.rows.reused),
+        *more,
     ):
         metrics.gauge(name, what, value)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 from starlette.requests import Request
@@ -11,13 +11,17 @@ from starlette.responses import Response
 from ..http.refused import Refused
 from .audit import Record
 from .keys import Key
+from .openai.refusals import OPENAI, ErrorForm
 from .state import State
 
 Handler = Callable[[State, Request, Key, Record], Awaitable[Response]]
 
 
 class RouteSpec(NamedTuple):
-    """A method at a path, who may ask (anybody, who has a key, an admin), and the structs of the body and of the answer."""
+    """A method at a path, who may ask (anybody, who has a key, an admin), and the structs of the body and of the answer.
+
+    ``errors`` is how errors are written; ``example`` are a body's fields besides ``model``, for who wants to try the server.
+    """
 
     method: str
     path: str
@@ -27,6 +31,8 @@ class RouteSpec(NamedTuple):
     body: type[Any] | None = None
     answer: type[Any] | None = None
     streams: bool = False
+    errors: ErrorForm = OPENAI
+    example: Mapping[str, Any] | None = None
 
 
 def require_access(route: RouteSpec, key: Key) -> None:

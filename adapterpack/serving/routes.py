@@ -1,7 +1,8 @@
-"""What a client can ask: one table, from which the application is built and the OpenAPI document written."""
+"""What a client can ask of every server, and the table of all routes, from which application and OpenAPI document are made."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -9,12 +10,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ..version import VERSION
-from . import answering
 from .audit import Record
 from .catalogue import Model
 from .keys import Key
-from .openai.answers import ChatCompletion, Completion, ModelCard, ModelList
-from .openai.requests import ChatRequest, CompletionRequest
+from .openai.answers import ModelCard, ModelList
 from .openapi import document
 from .route import RouteSpec
 from .state import State
@@ -54,24 +53,24 @@ async def model(state: State, request: Request, key: Key, record: Record) -> Res
     return _json(_card(state, state.catalogue.named(request.path_params["model"], key)))
 
 
-async def openapi(state: State, request: Request, key: Key, record: Record) -> Response:
-    """This table as an OpenAPI document."""
-    return _json(document(ROUTES))
-
-
 ROUTES: tuple[RouteSpec, ...] = (
     RouteSpec("GET", "/health", health, "open", "whether the process works"),
     RouteSpec("GET", "/ready", ready, "open", "whether it takes requests"),
     RouteSpec("GET", "/version", version, "key", "the version of adapterpack"),
     RouteSpec("GET", "/metrics", metrics, "admin", "counters and times for Prometheus"),
-    RouteSpec("GET", "/openapi.json", openapi, "key", "this document"),
     RouteSpec("GET", "/v1/models", models, "key", "the base and the adapters", None, ModelList),
     RouteSpec("GET", "/v1/models/{model}", model, "key", "one of them", None, ModelCard),
-    RouteSpec("POST", "/v1/completions", answering.completions, "key", "texts that go on", CompletionRequest, Completion, True),
-    RouteSpec("POST", "/v1/chat/completions", answering.chat, "key", "the next message of a conversation", ChatRequest, ChatCompletion,
-              True),
 )
-"""All routes."""
+"""The routes that do not depend on the engine."""
+
+
+def table(more: Iterable[RouteSpec]) -> tuple[RouteSpec, ...]:
+    """These, ``more``, and the document of all of them."""
+    async def openapi(state: State, request: Request, key: Key, record: Record) -> Response:
+        return _json(document(routes))
+
+    routes = (*ROUTES, *more, RouteSpec("GET", "/openapi.json", openapi, "key", "this document"))
+    return routes
 
 
 def _card(state: State, model: Model) -> ModelCard:

@@ -7,13 +7,13 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..errors import ConfigError
 from ..extras import needed_by
 from ..hub.resolve import folder_of
 from ..pack.pack import Pack
-from ..runtime.engine.engine import DecoderEngine
+from ..runtime.engine.base import Engine
 from ..runtime.providers.device import Device
 from .adapters.adapter_control import AdapterControl
 from .adapters.given import Given
@@ -30,47 +30,56 @@ LOOPBACK = "127.0.0.1"
 
 
 class Serving(NamedTuple):
-    """A server that takes requests: its address, the base's name, the digests of adapters by name, and the operator's address."""
+    """A server that takes requests: its address, the base's name, the digests of adapters by name, the operator's address, and by path the
+    body of a request to try it with.
+    """
 
     address: str
     base: str
     adapters: Mapping[str, str]
-    admin: str | None = None
+    admin: str | None
+    examples: Mapping[str, Any]
 
 
 def serve(bundle: str | os.PathLike[str], *, adapters: Sequence[Pack | str | os.PathLike[str]] = (), host: str = LOOPBACK, port: int = 8000,
           name: str | None = None, keys: str | os.PathLike[str] | None = None, api_key: str | None = None, insecure: bool = False,
-          audit: str | None = "-", sampling: str = "model", provider: str | Device | None = None, threads: int | None = None,
-          max_rows: int = 8, max_length: int | None = None, limits: Limits | None = None, watch: float | None = None,
+          audit: str | None = "-", sampling: str | None = None, provider: str | Device | None = None, threads: int | None = None,
+          max_rows: int | None = None, max_length: int | None = None, limits: Limits | None = None, watch: float | None = None,
           require_signature: Sequence[str | os.PathLike[str]] = (), admin: str | None = None,
           admin_key_file: str | os.PathLike[str] | None = None, ready: Callable[[Serving], None] | None = None) -> None:
-    """Serves a bundle and its adapters over HTTP by OpenAI's routes until it is interrupted.
+    """Serves a bundle and its adapters over HTTP until it is interrupted: text by OpenAI's routes for a bundle that was exported with
+    ``static_cache``; embeddings, labels and the Open Inference Protocol for one of an encoder.
 
-    The bundle was exported with ``static_cache``. ``adapters`` are packs, or folders of packs, that are loaded besides its own. ``keys`` is
-    a file of keys, ``api_key`` one for all; without either only this machine may ask, unless ``insecure``. ``audit`` is a file for one
-    line a request, ``"-"`` standard error. ``sampling`` says what counts where a request says nothing: ``model`` or ``greedy``. ``ready``
-    is called once requests are taken; ``port`` 0 takes a free one. SIGTERM and Ctrl-C let answers end first.
+    ``adapters`` are packs, or folders of packs, that are loaded besides its own. ``keys`` is a file of keys, ``api_key`` one for all;
+    without either only this machine may ask, unless ``insecure``. ``audit`` is a file for one line a request, ``"-"`` standard error.
+    ``sampling`` says what counts where a request for text says nothing: ``model`` (the default) or ``greedy``. ``max_rows`` and
+    ``max_length`` are the engine's. ``ready`` is called once requests are taken; ``port`` 0 takes a free one. SIGTERM and Ctrl-C let
+    answers end first.
 
     With ``watch`` the folders of packs are looked at every so many seconds, and what changes there is loaded, exchanged or unloaded. A pack
     needs a signature of one of the keys ``require_signature``, which are files. ``admin`` is an address (``HOST:PORT``, ``unix:PATH``) at
     which the one who has the key in ``admin_key_file`` loads and unloads adapters.
 
     Raises:
-        Unsupported: the bundle has no graph for the engine.
-        ConfigError: others could ask without a key; a file of keys that is none; two adapters of one name; no folder to watch.
+        Unsupported: no engine runs the bundle.
+        ConfigError: others could ask without a key; a file of keys that is none; two adapters of one name; no folder to watch; an option
+            that means nothing here.
         BaseMismatch: an adapter belongs to another base.
         TrustError: an adapter has not the signature that it needs.
         StorageError: a file or the address cannot be used.
         MissingExtra: the extra ``serve`` is not installed.
     """
     with needed_by("serving"):
+        from .api import apis_of  # noqa: PLC0415 - needs an extra
         from .metrics import Metrics  # noqa: PLC0415 - needs an extra
         from .process import Operator, Setup, run  # noqa: PLC0415 - needs an extra
     known = Keys.one(api_key) if api_key is not None else Keys(path=None if keys is None else Path(keys))
     _require_keys(host, known.needed, insecure)
     admin_keys = _admin_keys(admin, admin_key_file)
     signers = Signers([Path(key) for key in require_signature])
-    engine = DecoderEngine(folder_of(bundle), provider, threads=threads, max_rows=max_rows, max_length=max_length)
+    size = {"max_rows": max_rows, "max_length": max_length}
+    engine = Engine(folder_of(bundle), provider, threads=threads, **{name: value for name, value in size.items() if value is not None})
+    bounds = limits or Limits()
     catalogue, metrics, given = Catalogue(engine, name), Metrics(), Given.of(adapters)
     control = AdapterControl(engine.adapters, catalogue.base, PackFolders(given.folders), signers, metrics.adapter_changed)
     given.load(control, changing=watch is not None or admin is not None, watched=watch is not None)
@@ -78,15 +87,19 @@ def serve(bundle: str | os.PathLike[str], *, adapters: Sequence[Pack | str | os.
     if watcher is not None:
         watcher.look(at_once=True)
     hosts = None if known.needed or insecure else frozenset({"localhost", "127.0.0.1", "[::1]", host.lower()})
-    setup = Setup(engine=engine, catalogue=catalogue, adapters=control, keys=known, audit=Audit(audit), limits=limits or Limits(),
-                  metrics=metrics, sampling=sampling, hosts=hosts, watch=watcher, watch_seconds=watch or 0.0)
     with ExitStack() as stack:
+        apis = apis_of(engine, bounds, {} if sampling is None else {"sampling": sampling})
+        for api in apis:
+            stack.callback(api.close)
+        setup = Setup(engine=engine, apis=apis, catalogue=catalogue, adapters=control, keys=known, audit=Audit(audit), limits=bounds,
+                      metrics=metrics, hosts=hosts, watch=watcher, watch_seconds=watch or 0.0)
         listening, address = stack.enter_context(port_socket(host, port))
         operator = None
         if admin is not None and admin_keys is not None:
             second, admin = stack.enter_context(address_socket(admin))
             operator = Operator(second, admin_keys)
-        serving = Serving(address, catalogue.base, {one.name: one.digest for one in control.adapters}, admin)
+        serving = Serving(address, catalogue.base, {one.name: one.digest for one in control.adapters}, admin,
+                          {route.path: route.example for api in apis for route in api.routes if route.example is not None})
         run(setup, listening, operator, lambda: None if ready is None else ready(serving))
 
 

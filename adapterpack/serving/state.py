@@ -10,11 +10,9 @@ from .catalogue import Catalogue
 from .keys import Keys
 from .limits import Limits
 from .metrics import Metrics
-from .openai.token_texts import TokenTexts
 from .quotas import Quotas
 from .scheduling.engine_thread import EngineThread
 from .scheduling.gate import Gate
-from .scheduling.prepare import Preparer
 
 
 @dataclass(frozen=True)
@@ -27,8 +25,6 @@ class State:
     engine: EngineThread
     catalogue: Catalogue
     adapters: AdapterControl
-    preparer: Preparer
-    tokens: TokenTexts
     gate: Gate
     keys: Keys
     quotas: Quotas

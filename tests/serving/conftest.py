@@ -63,16 +63,16 @@ def bundle(model: Path, packs: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture(scope="session")
-def start(bundle: Path, packs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Served]]:
-    """Starts a server with three adapters and with keys; those that still run at the end are ended."""
+def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Served]]:
+    """Starts a server of a bundle with keys; those that still run at the end are ended."""
     running: list[subprocess.Popen[str]] = []
 
-    def started(**options: Any) -> Served:
+    def started(bundle: Path, **options: Any) -> Served:
         folder = tmp_path_factory.mktemp("server")
         if "keys" not in options:
             write_keys(folder / "keys", entry("ann", ANN, admin=True), entry("bob", BOB, adapters=["alpha"], base=False, max_rows=4),
                        entry("old", OLD, expires="2020-01-01T00:00:00Z"))
-        given = {"adapters": [str(packs / "gamma")], "keys": str(folder / "keys"), "audit": str(folder / "audit"), "provider": "cpu",
+        given = {"keys": str(folder / "keys"), "audit": str(folder / "audit"), "provider": "cpu",
                  "name": "base", "max_rows": 4, "limits": {}, **options}
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         with (folder / "log").open("w") as log:
@@ -82,7 +82,7 @@ def start(bundle: Path, packs: Path, tmp_path_factory: pytest.TempPathFactory) -
         assert process.stdout is not None
         line = process.stdout.readline()
         assert line, (folder / "log").read_text()
-        address, base, adapters, admin = json.loads(line).values()
+        address, base, adapters, admin = json.loads(line)
         return Served(process, address, base, adapters, folder / "log", folder / "audit", admin)
 
     yield started
@@ -90,6 +90,12 @@ def start(bundle: Path, packs: Path, tmp_path_factory: pytest.TempPathFactory) -
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)
             process.wait(10)
+
+
+@pytest.fixture(scope="session")
+def start(bundle: Path, packs: Path, launch: Callable[..., Served]) -> Callable[..., Served]:
+    """Starts a server with three adapters and with keys."""
+    return lambda **options: launch(bundle, **{"adapters": [str(packs / "gamma")], **options})
 
 
 @pytest.fixture(scope="session")

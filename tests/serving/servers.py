@@ -52,7 +52,7 @@ from adapterpack.serving.limits import Limits
 from adapterpack.serving.serve import serve
 bundle, options = sys.argv[1], json.loads(sys.argv[2])
 limits = Limits(**options.pop("limits"))
-serve(bundle, port=0, limits=limits, ready=lambda served: print(json.dumps(served._asdict()), flush=True), **options)
+serve(bundle, port=0, limits=limits, ready=lambda served: print(json.dumps(served[:4]), flush=True), **options)
 """
 
 

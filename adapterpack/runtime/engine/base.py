@@ -50,6 +50,10 @@ class Engine:
     bundle: OpenBundle
     max_rows: int
     """How many rows run at once, at most."""
+    max_length: int | None
+    """How many tokens a row may have, an answer included; None where nothing bounds them."""
+    ahead: int
+    """How many rows besides are worth having ready, for who has an order of requests of its own."""
     adapters: AdapterTable
     """The adapters that requests may name; they are loaded and unloaded here while rows run."""
 

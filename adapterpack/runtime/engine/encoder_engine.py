@@ -11,11 +11,11 @@ import numpy as np
 
 from ...errors import AdapterpackError, ConfigError, Unsupported
 from ...pack.pack import Pack
-from ...tasks.one_pass import OnePass
+from ...tasks.one_pass import OnePass, Prepared
 from ..open_bundle import OpenBundle
 from ..providers.device import Device
 from ..session import Session
-from ..text.context_length import require_context
+from ..text.context_length import context_of, require_context
 from .adapter_table import AdapterTable
 from .base import ENGINES, Engine, EngineKind
 from .encoder_adapters import BATCH_ADAPTERS
@@ -28,8 +28,9 @@ class EncoderEngine(Engine):
 
     A step runs one batch: the request that has waited longest, and others of about its length, with any adapters. It has at most
     ``max_rows`` rows and ``max_tokens`` positions, of which at most the share ``max_padding`` is padding; a longer row runs by itself.
-    The defaults suit processors, whose caches larger passes leave; a card runs more at once. ``adapter_budget`` is the most bytes of
-    adapters that stay in memory without a request. ``padding`` counts what passes were spent on.
+    The defaults suit processors, whose caches larger passes leave; a card runs more at once. ``max_length`` is the most tokens of a row, by
+    default those of the model's context. ``adapter_budget`` is the most bytes of adapters that stay in memory without a request.
+    ``padding`` counts what passes were spent on.
 
     Raises:
         Unsupported: the rows of the bundle's task do not take one pass each.
@@ -42,15 +43,17 @@ class EncoderEngine(Engine):
     """
 
     def __init__(self, bundle: str | os.PathLike[str] | OpenBundle, provider: str | Device | None = None, *, threads: int | None = None,
-                 max_rows: int = 32, max_tokens: int = 1024, max_padding: float = 0.1, adapter_budget: int = 1 << 30,
-                 verify: str = "cached") -> None:
+                 max_rows: int = 32, max_length: int | None = None, max_tokens: int = 1024, max_padding: float = 0.1,
+                 adapter_budget: int = 1 << 30, verify: str = "cached") -> None:
         self.bundle: Session = _session(bundle, provider, threads, verify)
         answer = self.bundle.task.answer
         if not isinstance(answer, OnePass):
             raise Unsupported("the rows of this task do not take one pass each", where=self.bundle.folder, found=self.bundle.task.name)
-        if max_rows < 1 or max_tokens < 1 or not 0 <= max_padding < 1:
+        if max_rows < 1 or max_tokens < 1 or (max_length is not None and max_length < 1) or not 0 <= max_padding < 1:
             raise ConfigError("a batch has at least one row and one token, and less padding than tokens and padding together",
-                              found=f"max_rows {max_rows}, max_tokens {max_tokens}, max_padding {max_padding}")
+                              found=f"max_rows {max_rows}, max_length {max_length}, max_tokens {max_tokens}, max_padding {max_padding}")
+        self.max_length = min((length for length in (max_length, context_of(self.bundle)) if length is not None), default=None)
+        self.ahead = 3 * max_rows  # a row has one step, and batches are chosen among those that wait
         self.max_rows, self._answer, self._bounds = max_rows, answer, Bounds(max_rows, max_tokens, max_padding)
         self._batches = BATCH_ADAPTERS[self.bundle.bundle.mode](self.bundle)
         self.adapters = AdapterTable(self.bundle, self._batches.read, self._batches.require_canary, adapter_budget)
@@ -89,13 +92,28 @@ class EncoderEngine(Engine):
         pack = self.adapters.pack(name) if isinstance(name, str) else name
         if isinstance(adapter, Pack):
             self.adapters.require_base(adapter)
+        return self.bound(*self.prepared(prompt, **options), pack)
+
+    def prepared(self, prompt: str | Sequence[int] | Mapping[str, Any], **options: Any) -> tuple[Prepared, Any]:
+        """A row's inputs and its options, for :meth:`bound`: the part of :meth:`row` that no adapter changes.
+
+        Raises:
+            ConfigError: as :meth:`add`.
+        """
         chosen = self._answer.options_of(options)
         prepared = self._answer.prepare(self.bundle, _row(prompt), chosen)
         if "input_ids" in prepared.inputs:
             require_context(self.bundle, np.array([prepared.tokens]))
+            if self.max_length is not None and prepared.tokens > self.max_length:
+                raise ConfigError("a row is longer than the engine's rows", expected=f"at most {self.max_length} tokens",
+                                  found=prepared.tokens, remedy="open the engine with a larger max_length")
+        return prepared, chosen
+
+    def bound(self, prepared: Prepared, options: Any, pack: Pack | None) -> EncoderRow:
+        """The request that a prepared row is with a pack, or with the base (None); see :meth:`row`."""
         head = self.bundle.head(pack)
         resident = None if pack is None else self.adapters.taken(pack)
-        return EncoderRow(next(self._numbers), prepared, chosen, head, pack, resident)
+        return EncoderRow(next(self._numbers), prepared, options, head, pack, resident)
 
     def _step(self) -> list[Event]:
         """Takes messages in, and runs one batch."""

@@ -48,6 +48,9 @@ class DecoderEngine(Engine):
         Unsupported: the bundle has no graph for the engine.
     """
 
+    max_length: int
+    ahead = 2  # a row has many steps: these begin when the first ends
+
     def __init__(self, bundle: str | os.PathLike[str] | OpenBundle, provider: str | Device | None = None, *, threads: int | None = None,
                  max_rows: int = 8, max_length: int | None = None, prefill_budget: int = 256, adapter_budget: int = 1 << 30,
                  prefix_budget: int = 256 << 20, verify: str = "cached") -> None:

@@ -20,6 +20,18 @@ class Usage(msgspec.Struct, frozen=True):
     total_tokens: int
 
 
+class PassUsage(msgspec.Struct, frozen=True):
+    """Counts of tokens where nothing but inputs has some."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+    @classmethod
+    def of(cls, tokens: int) -> PassUsage:
+        """Of so many tokens."""
+        return cls(tokens, tokens)
+
+
 class Provenance(msgspec.Struct, frozen=True):
     """What answered: the adapter's name (null: none) and digest, and the base. ``digest`` is the bundle's where there is no adapter."""
 
@@ -151,7 +163,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     owned_by: Literal["adapterpack"] = "adapterpack"
     root: str
     parent: str | None
-    max_model_len: int
+    max_model_len: int | None
 
 
 class ModelList(msgspec.Struct, frozen=True):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 import msgspec
 from starlette.responses import Response
 
@@ -52,11 +55,21 @@ def details(refused: Refused) -> ErrorAnswer:
     return ErrorAnswer(ErrorDetails(refused.what, kind, refused.more.get("param"), refused.name))
 
 
-def response(refused: Refused) -> Response:
+class ErrorForm(NamedTuple):
+    """How an API writes errors: the struct of a body, and that of a refusal."""
+
+    struct: type[Any]
+    of: Callable[[Refused], Any]
+
+
+OPENAI = ErrorForm(ErrorAnswer, details)
+
+
+def response(refused: Refused, form: ErrorForm = OPENAI) -> Response:
     """The whole answer of a refusal."""
     headers = {"Retry-After": str(max(1, round(refused.more["retry_after"])))} if "retry_after" in refused.more else {}
     if refused.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     if refused.more.get("close"):
         headers["Connection"] = "close"
-    return Response(msgspec.json.encode(details(refused)), refused.status, headers, "application/json")
+    return Response(msgspec.json.encode(form.of(refused)), refused.status, headers, "application/json")

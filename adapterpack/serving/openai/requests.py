@@ -211,19 +211,14 @@ class CompletionRequest(Sampled, frozen=True, kw_only=True, forbid_unknown_field
 
     def breaches(self) -> Iterator[Misfit]:
         """Prompts of several kinds; log-probabilities of a prompt."""
-        if not isinstance(self.prompt, str) and len({type(item) for item in self.prompt}) > 1:
-            yield Misfit("/prompt", "prompts are all texts, or all lists of token ids")
+        yield from one_kind("prompt", self.prompt)
         if self.echo and self.logprobs is not None:
             yield Misfit("/echo", "the log-probabilities of a prompt are not known here: leave out echo or logprobs")
 
     @property
     def prompts(self) -> list[str | list[int]]:
         """The prompts, one an answer (or ``n``)."""
-        if isinstance(self.prompt, str):
-            return [self.prompt]
-        if isinstance(self.prompt[0], int):
-            return [self.prompt]  # type: ignore[list-item]
-        return self.prompt  # type: ignore[return-value]
+        return listed(self.prompt)
 
     @property
     def most_tokens(self) -> int | None:
@@ -234,6 +229,22 @@ class CompletionRequest(Sampled, frozen=True, kw_only=True, forbid_unknown_field
     def wanted_logprobs(self) -> int | None:
         """See :class:`Sampled`."""
         return self.logprobs
+
+
+def one_kind(field_name: str, given: Any) -> Iterator[Misfit]:
+    """A field with values of several kinds."""
+    if isinstance(given, list) and len({type(item) for item in given}) > 1:
+        yield Misfit(f"/{field_name}", "these are all texts, or all lists of token ids")
+
+
+def listed(given: Any) -> list[Any]:
+    """The values of a field that takes one or several; a list of numbers is one.
+
+    Example:
+        >>> listed("a"), listed([1, 2]), listed([[1], [2]])
+        (['a'], [[1, 2]], [[1], [2]])
+    """
+    return given if isinstance(given, list) and not isinstance(given[0], int) else [given]
 
 
 def _stop(stop: str | list[str] | None, limits: Limits) -> tuple[str, ...] | None:

@@ -14,13 +14,11 @@ from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
 from ...errors import AdapterpackError
-from ...runtime.engine.engine import DecoderEngine
-from ...runtime.engine.requests import Event, Request
+from ...runtime.engine.base import Engine, EngineRow
+from ...runtime.engine.requests import Event
 from .fair_queue import FairQueue
 from .rows import Row
 
-AHEAD = 2
-"""Rows that are made ready while all of the engine's run: their adapters are read, and they begin as soon as one ends."""
 _LOG = logging.getLogger("adapterpack.serving")
 
 
@@ -43,7 +41,7 @@ class EngineThread:
     ``stepped`` is called in the thread, with the seconds of each step and the tokens that it made.
     """
 
-    def __init__(self, engine: DecoderEngine, loop: asyncio.AbstractEventLoop, stepped: Callable[[float, int], None]) -> None:
+    def __init__(self, engine: Engine, loop: asyncio.AbstractEventLoop, stepped: Callable[[float, int], None]) -> None:
         self.engine, self._loop, self._stepped = engine, loop, stepped
         self._queue: FairQueue[Row] = FairQueue()
         self._messages: SimpleQueue[Callable[[], None]] = SimpleQueue()
@@ -135,23 +133,29 @@ class EngineThread:
                 self.engine.cancel(row.request.number)
 
     def _make_ready(self) -> None:
-        """Makes as many rows ready as can begin soon, on threads of their own: reading an adapter takes time."""
-        while len(self._ready) < self.engine.max_rows + AHEAD and (row := self._queue.pop()) is not None:
+        """Makes as many rows ready as can begin soon, on threads of their own, as reading an adapter takes time. Those of one pack begin
+        together: of a request with many rows no step runs with a few.
+        """
+        by_pack: dict[str | None, list[Row]] = {}
+        while len(self._ready) < self.engine.max_rows + self.engine.ahead and (row := self._queue.pop()) is not None:
             self._ready.add(row)
-            self._loader.submit(self._make, row)
+            by_pack.setdefault(None if row.pack is None else row.pack.id, []).append(row)
+        for rows in by_pack.values():
+            self._loader.submit(self._make, rows)
 
-    def _make(self, row: Row) -> None:
-        try:
-            request = self.engine.row(row.ids, row.pack, row.sampling, None, row.draw, row.mask)
-        except AdapterpackError as error:
-            self._messages.put(partial(self._leave, row, error))
-        except BaseException as error:
-            _LOG.exception("a row could not be made ready")
-            self._messages.put(partial(self._leave, row, AdapterpackError(f"{type(error).__name__}: {error}")))
-        else:
-            self._messages.put(partial(self._begin, row, request))
+    def _make(self, rows: Sequence[Row]) -> None:
+        messages: list[Callable[[], None]] = []
+        for row in rows:
+            try:
+                messages.append(partial(self._begin, row, row.make()))
+            except AdapterpackError as error:
+                messages.append(partial(self._leave, row, error))
+            except BaseException as error:
+                _LOG.exception("a row could not be made ready")
+                messages.append(partial(self._leave, row, AdapterpackError(f"{type(error).__name__}: {error}")))
+        self._messages.put(partial(_all, messages))
 
-    def _begin(self, row: Row, request: Request) -> None:
+    def _begin(self, row: Row, request: EngineRow) -> None:
         if row.ended:
             self.engine.discard(request)
             self._leave(row, None)
@@ -200,3 +204,8 @@ class EngineThread:
 def _take(told: Sequence[tuple[Row, Event]], at: float) -> None:
     for row, event in told:
         row.outbox.take(row.place, event, at)
+
+
+def _all(messages: Sequence[Callable[[], None]]) -> None:
+    for message in messages:
+        message()

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from ...errors import AdapterpackError
 from ...pack.pack import Pack
-from ...runtime.engine.requests import Event, Request
-from ...runtime.generation.sampling import Sampling
-from ...runtime.generation.token_chooser import Choice, TokenMask
+from ...runtime.engine.base import EngineRow
+from ...runtime.engine.requests import Event
+from ...runtime.generation.token_chooser import Choice
 
 
 class Said:
-    """What one row has said: ``text`` so far, its ``choices`` if it asks for log-probabilities, and how it ended."""
+    """What one row has said: ``text`` so far, its ``choices`` if it asks for log-probabilities, and how it ended; or the ``result`` of its
+    one pass.
+    """
 
     def __init__(self) -> None:
         self.text, self.tokens, self.choices = "", 0, list[Choice]()
+        self.result: Mapping[str, Any] = {}
         self.reason: str | None = None
         self.error: AdapterpackError | None = None
 
@@ -26,7 +30,7 @@ class Said:
 class Outbox:
     """What the rows of a request have said, for the one who answers it. All of it happens in the server's loop.
 
-    Whoever is slow to take it finds several tokens at once: nothing piles up. ``first`` and ``last`` are the times of tokens.
+    Whoever is slow to take it finds several tokens at once: nothing piles up. ``first`` and ``last`` are the times of tokens or results.
     """
 
     def __init__(self, rows: int) -> None:
@@ -47,14 +51,14 @@ class Outbox:
         return next((row.error for row in self.said if row.error is not None), None)
 
     def take(self, place: int, event: Event, at: float) -> None:
-        """A step of the engine gave a row a token, or ended it."""
+        """A step of the engine gave a row a token or its result, or ended it."""
         row = self.said[place]
         if row.reason is not None:
             return
         if event.finish_reason in (None, "stop", "length"):
-            row.tokens += 1
+            row.tokens += event.result is None
             self.first, self.last = self.first or at, at
-        row.text, row.reason, row.error = event.text, event.finish_reason, event.error
+        row.text, row.reason, row.error, row.result = event.text, event.finish_reason, event.error, event.result or {}
         if event.choice is not None and event.choice.logprob is not None:
             row.choices.append(event.choice)
         self._changed.set()
@@ -82,27 +86,21 @@ class Outbox:
 
 @dataclass(eq=False, kw_only=True)
 class Row:
-    """A row that the engine is to run: its tokens, its adapter's pack, parameters, and whose it is.
+    """A row that the engine is to run: how it is made, its adapter's pack, and whose it is.
 
-    ``place`` is the row's among those of its request: in ``outbox``, and for the seed. ``request`` is the engine's, once it has it.
+    ``make`` reads the adapter, which takes time. ``cost`` is the number of its prompt's tokens, and ``place`` the row's among those of its
+    request, in ``outbox``. ``request`` is the engine's, once it has it.
     """
 
-    ids: Sequence[int]
+    make: Callable[[], EngineRow]
     pack: Pack | None
-    sampling: Sampling
-    mask: TokenMask | None
+    cost: int
     place: int
-    draw: int
     outbox: Outbox
     tenant: str
     share: float = 1.0
     rank: int = 0
     priority: int = 0
-    request: Request | None = None
+    request: EngineRow | None = None
     ended: bool = False
     added: float = field(default_factory=time.monotonic)
-
-    @property
-    def cost(self) -> int:
-        """The tokens of its prompt."""
-        return len(self.ids)

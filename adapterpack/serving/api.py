@@ -1,0 +1,58 @@
+"""Which routes a server has: those of every API that its engine can answer. A module of ``apis`` registers each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from ..errors import ConfigError
+from ..registry import Registry
+from ..runtime.engine.base import Engine
+from .limits import Limits
+from .route import RouteSpec
+
+
+class Figure(NamedTuple):
+    """A number of an API for the metrics, looked up whenever they are read."""
+
+    name: str
+    what: str
+    value: Callable[[], float]
+
+
+@dataclass(frozen=True)
+class Api:
+    """An API on one engine: its routes, figures of that engine, and how what it has opened is closed."""
+
+    routes: tuple[RouteSpec, ...]
+    figures: tuple[Figure, ...] = ()
+    close: Callable[[], None] = lambda: None
+
+
+@dataclass(frozen=True)
+class ApiKind:
+    """One API. ``open`` makes it of an engine that it ``serves``; ``options`` are the keyword arguments that ``open`` takes besides."""
+
+    name: str
+    serves: Callable[[Engine], bool]
+    open: Callable[..., Api]
+    options: tuple[str, ...] = ()
+
+
+APIS: Registry[ApiKind] = Registry("API of a server", ApiKind, "adapterpack.apis", "adapterpack.serving.apis")
+"""Name -> the kind."""
+
+
+def apis_of(engine: Engine, limits: Limits, options: Mapping[str, Any]) -> list[Api]:
+    """All APIs that an engine can answer.
+
+    Raises:
+        ConfigError: an option that none of them has.
+    """
+    kinds = [kind for kind in APIS.values() if kind.serves(engine)]
+    for name in options:
+        if not any(name in kind.options for kind in kinds):
+            raise ConfigError("no route of this bundle has such an option", where=engine.bundle.folder, found=name,
+                              remedy="leave it out")
+    return [kind.open(engine, limits, **{name: options[name] for name in kind.options if name in options}) for kind in kinds]

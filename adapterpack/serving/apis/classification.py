@@ -1,0 +1,151 @@
+"""Labels of texts: ``/v1/classify``, and ``/v1/rerank`` by heads of one label, of bundles for text classification."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ...http.refused import Refused
+from ...io.typed_json import Misfit, Part
+from ...runtime.engine.base import Engine
+from .. import parsing
+from ..answering import headers_of
+from ..api import APIS, Api, ApiKind
+from ..audit import Record
+from ..keys import Key
+from ..limits import Limits
+from ..one_pass.rows import asked, labels_of, results, runs_task
+from ..openai.answers import PassUsage, Provenance
+from ..openai.requests import listed, one_kind
+from ..route import RouteSpec
+from ..state import State
+
+
+class Pair(Part, frozen=True, forbid_unknown_fields=True):
+    """Two texts that are one input, such as a claim and what it is said of."""
+
+    text: str
+    text_pair: str
+
+
+class ClassifyRequest(Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``POST /v1/classify``. An input is a text, a pair of texts, or token ids, or several of one kind."""
+
+    model: str
+    input: str | Pair | Annotated[list[str | int | list[int] | Pair], Meta(min_length=1)]
+    priority: Annotated[int, Meta(ge=-1000, le=1000)] | None = None
+    user: str | None = None  # without an effect
+
+    def breaches(self) -> Iterator[Misfit]:
+        """Inputs of several kinds."""
+        yield from one_kind("input", self.input)
+
+
+class Classified(msgspec.Struct, frozen=True):
+    """The likeliest label of one input, and the probability of each label of the adapter."""
+
+    index: int
+    label: str
+    scores: dict[str, float]
+
+
+class ClassifyAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer of ``/v1/classify``, in the order of the inputs."""
+
+    object: Literal["list"] = "list"
+    data: list[Classified]
+    model: str
+    usage: PassUsage
+    system_fingerprint: str
+    adapterpack: Provenance
+
+
+class RerankRequest(Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``POST /v1/rerank``, as Cohere and Jina have it: how well each document fits the query, by a head with one label."""
+
+    model: str
+    query: str
+    documents: Annotated[list[str], Meta(min_length=1)]
+    top_n: Annotated[int, Meta(ge=1)] | None = None
+    return_documents: bool | None = None
+    priority: Annotated[int, Meta(ge=-1000, le=1000)] | None = None
+
+
+class Document(msgspec.Struct, frozen=True):
+    """A document's text."""
+
+    text: str
+
+
+class Ranked(msgspec.Struct, frozen=True):
+    """One document: its place in the request, and its score between 0 and 1."""
+
+    index: int
+    relevance_score: float
+    document: Document | UnsetType = UNSET
+
+
+class RerankAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer of ``/v1/rerank``, the best document first."""
+
+    results: list[Ranked]
+    model: str
+    usage: PassUsage
+    system_fingerprint: str
+    adapterpack: Provenance
+
+
+async def classify(state: State, request: Request, key: Key, record: Record) -> Response:
+    """``POST /v1/classify``."""
+    body = await parsing.body(request, ClassifyRequest, state.limits)
+    model = asked(state, key, record, body.model)
+    labels_of(state, model)
+    rows = await results(state, request, key, record, model, [_row(item) for item in listed(body.input)], param="input",
+                         priority=body.priority)
+    answer = ClassifyAnswer(data=[Classified(place, row["label"], row["scores"]) for place, row in enumerate(rows)], model=body.model,
+                            usage=PassUsage.of(record.prompt_tokens), system_fingerprint=model.digest,
+                            adapterpack=state.catalogue.provenance(model))
+    return Response(msgspec.json.encode(answer), 200, headers_of(model), "application/json")
+
+
+async def rerank(state: State, request: Request, key: Key, record: Record) -> Response:
+    """``POST /v1/rerank``."""
+    body = await parsing.body(request, RerankRequest, state.limits)
+    model = asked(state, key, record, body.model)
+    labels = labels_of(state, model)
+    if len(labels) != 1:
+        raise Refused(400, "no_ranking_head", f"a head that ranks has one label, and this one has {len(labels)}: use /v1/classify",
+                      param="model")
+    pairs: list[Mapping[str, Any]] = [{"text": body.query, "text_pair": text} for text in body.documents]
+    rows = await results(state, request, key, record, model, pairs, param="documents", priority=body.priority)
+    scores = [row["scores"][labels[0]] for row in rows]
+    best = sorted(range(len(rows)), key=lambda place: (-scores[place], place))[: body.top_n]
+    answer = RerankAnswer(results=[Ranked(place, scores[place], Document(body.documents[place]) if body.return_documents else UNSET)
+                                   for place in best],
+                          model=body.model, usage=PassUsage.of(record.prompt_tokens), system_fingerprint=model.digest,
+                          adapterpack=state.catalogue.provenance(model))
+    return Response(msgspec.json.encode(answer), 200, headers_of(model), "application/json")
+
+
+def _row(given: Any) -> Any:
+    return {"text": given.text, "text_pair": given.text_pair} if isinstance(given, Pair) else given
+
+
+def opened(engine: Engine, limits: Limits) -> Api:
+    """The API on an engine."""
+    return Api((
+        RouteSpec("POST", "/v1/classify", classify, "key", "labels of texts", ClassifyRequest, ClassifyAnswer, example={"input": "Hello"}),
+        RouteSpec("POST", "/v1/rerank", rerank, "key", "documents by how well they fit a query", RerankRequest, RerankAnswer),
+    ))
+
+
+def _serves(engine: Engine) -> bool:
+    return runs_task(engine, "text-classification")
+
+
+APIS.register(ApiKind("classification", _serves, opened))

@@ -1,0 +1,94 @@
+"""Vectors of texts: OpenAI's ``/v1/embeddings``, of bundles for feature extraction."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+import msgspec
+import numpy as np
+from msgspec import Meta
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ...io.typed_json import Misfit, Part
+from ...runtime.engine.base import Engine
+from .. import parsing
+from ..answering import headers_of
+from ..api import APIS, Api, ApiKind
+from ..audit import Record
+from ..keys import Key
+from ..limits import Limits
+from ..one_pass.rows import asked, results, runs_task
+from ..openai.answers import PassUsage, Provenance
+from ..openai.requests import listed, one_kind
+from ..route import RouteSpec
+from ..state import State
+
+
+class EmbeddingRequest(Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``POST /v1/embeddings``. An input is a text or token ids, or several of one kind; token ids are taken as they are. Vectors have the
+    length 1 unless ``normalize`` is false.
+    """
+
+    model: str
+    input: str | Annotated[list[str | int | list[int]], Meta(min_length=1)]
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Annotated[int, Meta(ge=1)] | None = None
+    normalize: bool | None = None
+    priority: Annotated[int, Meta(ge=-1000, le=1000)] | None = None
+    user: str | None = None  # without an effect
+
+    def breaches(self) -> Iterator[Misfit]:
+        """Inputs of several kinds."""
+        yield from one_kind("input", self.input)
+
+
+class Embedding(msgspec.Struct, frozen=True, kw_only=True):
+    """The vector of one input, as numbers, or as base64 of its bytes: float32, little-endian."""
+
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer of ``/v1/embeddings``, in the order of the inputs."""
+
+    object: Literal["list"] = "list"
+    data: list[Embedding]
+    model: str
+    usage: PassUsage
+    system_fingerprint: str
+    adapterpack: Provenance
+
+
+async def embeddings(state: State, request: Request, key: Key, record: Record) -> Response:
+    """``POST /v1/embeddings``."""
+    body = await parsing.body(request, EmbeddingRequest, state.limits)
+    model = asked(state, key, record, body.model)
+    options: dict[str, Any] = {"normalize": body.normalize is not False, "dimensions": body.dimensions}
+    rows = await results(state, request, key, record, model, listed(body.input), param="input", options=options, priority=body.priority)
+    write = _base64 if body.encoding_format == "base64" else list[float]
+    answer = EmbeddingAnswer(data=[Embedding(index=place, embedding=write(row["embedding"])) for place, row in enumerate(rows)],
+                             model=body.model, usage=PassUsage.of(record.prompt_tokens), system_fingerprint=model.digest,
+                             adapterpack=state.catalogue.provenance(model))
+    return Response(msgspec.json.encode(answer), 200, headers_of(model), "application/json")
+
+
+def _base64(vector: list[float]) -> str:
+    return base64.b64encode(np.array(vector, "<f4").tobytes()).decode()
+
+
+def opened(engine: Engine, limits: Limits) -> Api:
+    """The API on an engine."""
+    return Api((RouteSpec("POST", "/v1/embeddings", embeddings, "key", "vectors of texts", EmbeddingRequest, EmbeddingAnswer,
+                          example={"input": "Hello"}),))
+
+
+def _serves(engine: Engine) -> bool:
+    return runs_task(engine, "feature-extraction")
+
+
+APIS.register(ApiKind("embeddings", _serves, opened))

@@ -1,0 +1,222 @@
+"""The Open Inference Protocol, version 2 (https://github.com/kserve/open-inference-protocol), in JSON: texts in, tensors out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ...http.refused import Refused
+from ...io.typed_json import Misfit, Part
+from ...runtime.engine.base import Engine
+from ...version import VERSION
+from .. import parsing, routes
+from ..answering import headers_of
+from ..api import APIS, Api, ApiKind
+from ..audit import Record
+from ..keys import Key
+from ..limits import Limits
+from ..one_pass.rows import asked, engine_of, labels_of, named, results, runs_task
+from ..one_pass.tensors import OUTPUTS, extents_of, flat
+from ..openai.answers import Provenance
+from ..openai.refusals import ErrorForm
+from ..route import RouteSpec
+from ..state import State
+
+COLUMNS = ("text", "text_pair")
+"""Inputs: the texts of rows, and the second texts of pairs."""
+
+
+class PlainJson(Part, frozen=True, forbid_unknown_fields=True):
+    """Parameters of a tensor: its data are JSON, and never bytes behind it."""
+
+    binary_data: Literal[False] | None = None
+
+
+class InputTensor(Part, frozen=True, forbid_unknown_fields=True):
+    """One column of the rows: as many texts as its shape ``[rows]`` or ``[rows, 1]`` says."""
+
+    name: Literal["text", "text_pair"]
+    shape: Annotated[list[Annotated[int, Meta(ge=1)]], Meta(min_length=1, max_length=2)]
+    datatype: Literal["BYTES"]
+    data: list[str | list[str]]
+    parameters: PlainJson | None = None
+
+    @property
+    def texts(self) -> list[str]:
+        """The texts, one a row."""
+        return [text for item in self.data for text in ([item] if isinstance(item, str) else item)]
+
+    def breaches(self) -> Iterator[Misfit]:
+        """A shape that the data do not have."""
+        if self.shape[1:] not in ([], [1]) or len(self.texts) != self.shape[0]:
+            yield Misfit("/shape", f"there are {len(self.texts)} texts, and the shape is {self.shape}")
+
+
+class WantedTensor(Part, frozen=True, forbid_unknown_fields=True):
+    """An output that the answer is to have."""
+
+    name: str
+    parameters: PlainJson | None = None
+
+
+class InferRequest(Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``POST /v2/models/{model}/infer``. ``parameters`` are the task's options; without ``outputs`` the answer has all of them."""
+
+    inputs: Annotated[list[InputTensor], Meta(min_length=1, max_length=2)]
+    outputs: Annotated[list[WantedTensor], Meta(max_length=16)] | None = None
+    id: Annotated[str, Meta(max_length=256)] | None = None
+    parameters: dict[str, Any] | None = None
+
+    def breaches(self) -> Iterator[Misfit]:
+        """No texts; a column twice; columns of different lengths."""
+        names = [tensor.name for tensor in self.inputs]
+        if "text" not in names or len(set(names)) < len(names):
+            yield Misfit("/inputs", "there is text once, and text_pair at most once")
+        for place, tensor in enumerate(self.inputs):
+            for pointer, message in tensor.breaches():
+                yield Misfit(f"/inputs/{place}{pointer}", message)
+        if len({len(tensor.texts) for tensor in self.inputs}) > 1:
+            yield Misfit("/inputs", "text and text_pair have one length")
+
+
+class TensorAnswer(msgspec.Struct, frozen=True):
+    """One output, its data row by row."""
+
+    name: str
+    shape: list[int]
+    datatype: str
+    data: list[Any]
+
+
+class InferAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer of an inference. ``model_version`` is the digest of what answered."""
+
+    model_name: str
+    model_version: str
+    id: str | UnsetType = UNSET
+    outputs: list[TensorAnswer]
+    parameters: Provenance
+
+
+class TensorCard(msgspec.Struct, frozen=True):
+    """An input or an output; an extent of -1 is that of a request."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+
+
+class ModelMetadata(msgspec.Struct, frozen=True, kw_only=True):
+    """What a model takes and gives; its version is its digest."""
+
+    name: str
+    versions: list[str]
+    platform: str = "onnxruntime_onnx"
+    inputs: list[TensorCard]
+    outputs: list[TensorCard]
+
+
+class ServerMetadata(msgspec.Struct, frozen=True):
+    """The server."""
+
+    name: str
+    version: str
+    extensions: list[str]
+
+
+class ProtocolError(msgspec.Struct, frozen=True):
+    """The body of an answer that is an error."""
+
+    error: str
+
+
+ERRORS = ErrorForm(ProtocolError, lambda refused: ProtocolError(refused.what))
+
+
+async def server(state: State, request: Request, key: Key, record: Record) -> Response:
+    """``GET /v2``."""
+    return _json(ServerMetadata("adapterpack", VERSION, []))
+
+
+async def live(state: State, request: Request, key: Key, record: Record) -> Response:
+    """``GET /v2/health/live``: as ``/health``."""
+    status = (await routes.health(state, request, key, record)).status_code
+    return _json({"live": status == 200}, status)
+
+
+async def ready(state: State, request: Request, key: Key, record: Record) -> Response:
+    """``GET /v2/health/ready``: as ``/ready``."""
+    return await routes.ready(state, request, key, record)
+
+
+async def model_ready(state: State, request: Request, key: Key, record: Record) -> Response:
+    """``GET /v2/models/{model}/ready``: the adapter is read when a row needs it, so a model is ready while the server is."""
+    model = named(state, key, record, request.path_params["model"])
+    status = (await routes.ready(state, request, key, record)).status_code
+    return _json({"name": model.name, "ready": status == 200}, status)
+
+
+async def metadata(state: State, request: Request, key: Key, record: Record) -> Response:
+    """``GET /v2/models/{model}``."""
+    model = named(state, key, record, request.path_params["model"])
+    bundle = engine_of(state).bundle
+    inputs = [TensorCard(name, "BYTES", [-1]) for name in COLUMNS[: 2 if OUTPUTS[bundle.task.name].pairs else 1]]
+    outputs = [TensorCard(column.name, column.datatype, column.extents(bundle, bundle.head(model.pack).labels))
+               for column in OUTPUTS[bundle.task.name].columns]
+    return _json(ModelMetadata(name=model.name, versions=[model.digest], inputs=inputs, outputs=outputs))
+
+
+async def infer(state: State, request: Request, key: Key, record: Record) -> Response:
+    """``POST /v2/models/{model}/infer``."""
+    body = await parsing.body(request, InferRequest, state.limits)
+    model = asked(state, key, record, request.path_params["model"])
+    task = engine_of(state).bundle.task
+    wanted = OUTPUTS[task.name]
+    columns = {column.name: column for column in wanted.columns}
+    chosen = list(columns) if body.outputs is None else [tensor.name for tensor in body.outputs]
+    if unknown := [name for name in chosen if name not in columns]:
+        raise Refused(400, "invalid_request", f"there is no output {unknown[0][:100]!r}: there are {', '.join(columns)}", param="outputs")
+    if task.labelled:
+        labels_of(state, model)
+    texts = {tensor.name: tensor.texts for tensor in body.inputs}
+    if "text_pair" in texts and not wanted.pairs:
+        raise Refused(400, "invalid_request", "this task takes one text a row", param="inputs")
+    rows = [dict(zip(texts, row, strict=True)) for row in zip(*texts.values(), strict=True)]
+    said = await results(state, request, key, record, model, rows, param="inputs", options=body.parameters)
+    outputs = []
+    for name in dict.fromkeys(chosen):
+        values = columns[name].values(said)
+        shape = extents_of(values)
+        outputs.append(TensorAnswer(name, shape, columns[name].datatype, flat(values) if math.prod(shape) else []))
+    answer = InferAnswer(model_name=request.path_params["model"], model_version=model.digest, id=UNSET if body.id is None else body.id,
+                         outputs=outputs, parameters=state.catalogue.provenance(model))
+    return Response(msgspec.json.encode(answer), 200, headers_of(model), "application/json")
+
+
+def _json(value: Any, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(value), status, media_type="application/json")
+
+
+def opened(engine: Engine, limits: Limits) -> Api:
+    """The API on an engine."""
+    return Api((
+        RouteSpec("GET", "/v2", server, "key", "the server", None, ServerMetadata, errors=ERRORS),
+        RouteSpec("GET", "/v2/health/live", live, "open", "whether the process works", errors=ERRORS),
+        RouteSpec("GET", "/v2/health/ready", ready, "open", "whether it takes requests", errors=ERRORS),
+        RouteSpec("GET", "/v2/models/{model}", metadata, "key", "what a model takes and gives", None, ModelMetadata, errors=ERRORS),
+        RouteSpec("GET", "/v2/models/{model}/ready", model_ready, "key", "whether a model takes requests", errors=ERRORS),
+        RouteSpec("POST", "/v2/models/{model}/infer", infer, "key", "tensors of texts", InferRequest, InferAnswer, errors=ERRORS),
+    ))
+
+
+def _serves(engine: Engine) -> bool:
+    return runs_task(engine, *OUTPUTS)
+
+
+APIS.register(ApiKind("inference-protocol", _serves, opened))

@@ -1,0 +1,26 @@
+"""Figures of engines whose rows take one pass, for the metrics; there are no routes to them."""
+
+from __future__ import annotations
+
+from ...runtime.engine.base import Engine
+from ...runtime.engine.encoder_engine import EncoderEngine
+from ..api import APIS, Api, ApiKind, Figure
+from ..limits import Limits
+
+
+def opened(engine: EncoderEngine, limits: Limits) -> Api:
+    """What the passes of an engine were spent on."""
+    spent = engine.padding
+    return Api((), (
+        Figure("passes", "Passes of the engine.", lambda: spent.passes),
+        Figure("passed_rows", "Rows of these passes.", lambda: spent.rows),
+        Figure("passed_tokens", "Tokens of these rows.", lambda: spent.tokens),
+        Figure("passed_padding", "Positions of padding in these passes.", lambda: spent.padding),
+    ))
+
+
+def _serves(engine: Engine) -> bool:
+    return isinstance(engine, EncoderEngine)
+
+
+APIS.register(ApiKind("passes", _serves, opened))

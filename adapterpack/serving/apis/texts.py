@@ -1,0 +1,99 @@
+"""Texts, token by token: ``/v1/completions`` and ``/v1/chat/completions``, of every engine that decodes."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from functools import partial
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ...http.refused import Refused
+from ...runtime.engine.base import Engine
+from ...runtime.engine.engine import DecoderEngine
+from .. import parsing
+from ..answering import Answer, Stream, running
+from ..api import APIS, Api, ApiKind, Figure
+from ..audit import Record
+from ..catalogue import Model
+from ..keys import Key
+from ..limits import Limits
+from ..openai.answers import ChatCompletion, Completion
+from ..openai.forms import ChatForm, CompletionForm, Form
+from ..openai.requests import ChatRequest, CompletionRequest, Sampled
+from ..openai.token_texts import TokenTexts
+from ..route import RouteSpec
+from ..scheduling.prepare import Prepared, Preparer, copied
+from ..scheduling.rows import Outbox, Row
+from ..state import State
+
+
+class Texts:
+    """Answers requests for text on one engine; what they leave out of the sampling parameters is by the rule ``sampling``."""
+
+    def __init__(self, engine: DecoderEngine, limits: Limits, sampling: str) -> None:
+        self._engine, self.preparer, self._tokens = engine, Preparer(engine, limits, sampling), TokenTexts(engine.bundle.tokenizer)
+
+    async def chat(self, state: State, request: Request, key: Key, record: Record) -> Response:
+        """``POST /v1/chat/completions``."""
+        return await self._answered(state, request, key, record, await parsing.body(request, ChatRequest, state.limits))
+
+    async def completions(self, state: State, request: Request, key: Key, record: Record) -> Response:
+        """``POST /v1/completions``."""
+        return await self._answered(state, request, key, record, await parsing.body(request, CompletionRequest, state.limits))
+
+    async def _answered(self, state: State, request: Request, key: Key, record: Record, body: ChatRequest | CompletionRequest) -> Response:
+        state.quotas.ask(key)
+        model = state.catalogue.named(body.model, key)
+        record.adapter, record.digest, record.stream = model.adapter, model.digest, bool(body.stream)
+        count = (body.n or 1) * (1 if isinstance(body, ChatRequest) else len(body.prompts))
+        if count > state.limits.rows:
+            raise Refused(400, "invalid_request", f"a request may have {state.limits.rows} answers", param="n")
+        with ExitStack() as stack:
+            stack.enter_context(state.gate.entered(key, count))
+            prepared = await self.preparer.prepared(body, key.id)
+            outbox = Outbox(count)
+            rows = self._rows(body, prepared, model, key, outbox)
+            stack.enter_context(running(state, request, key, record, rows, sum(map(len, prepared.prompts)), outbox))
+            answer = Answer(state, body, record, outbox, model, self._form(state, body, model))
+            if not body.stream:
+                return await answer.whole()
+            await answer.begun()
+            return Stream(answer, stack.pop_all())
+
+    def _rows(self, body: Sampled, prepared: Prepared, model: Model, key: Key, outbox: Outbox) -> list[Row]:
+        count = body.n or 1
+        return [Row(make=partial(self._engine.row, ids, model.pack, sampling, None, draw, copied(prepared.mask)), pack=model.pack,
+                    cost=len(ids), place=number * count + draw, outbox=outbox, tenant=key.id, share=key.share, rank=key.rank,
+                    priority=body.priority or 0)
+                for number, (ids, sampling) in enumerate(zip(prepared.prompts, prepared.samplings, strict=True)) for draw in range(count)]
+
+    def _form(self, state: State, body: ChatRequest | CompletionRequest, model: Model) -> Form:
+        provenance = state.catalogue.provenance(model)
+        if isinstance(body, ChatRequest):
+            return ChatForm(body.model, provenance, self._tokens)
+        echoes = []
+        if body.echo:
+            decode = self.preparer.text
+            echoes = [prompt if isinstance(prompt, str) else decode(prompt) for prompt in body.prompts for _ in range(body.n or 1)]
+        return CompletionForm(body.model, provenance, self._tokens, echoes)
+
+
+def opened(engine: DecoderEngine, limits: Limits, sampling: str = "model") -> Api:
+    """The API on an engine."""
+    texts, rows = Texts(engine, limits, sampling), engine.rows
+    return Api((
+        RouteSpec("POST", "/v1/completions", texts.completions, "key", "texts that go on", CompletionRequest, Completion, True),
+        RouteSpec("POST", "/v1/chat/completions", texts.chat, "key", "the next message of a conversation", ChatRequest, ChatCompletion,
+                  True, example={"messages": [{"role": "user", "content": "Hello"}]}),
+    ), (
+        Figure("prompt_tokens_read", "Tokens of prompts that the engine has read.", lambda: rows.prefilled),
+        Figure("prompt_tokens_reused", "Tokens of prompts that were known from rows before.", lambda: rows.reused),
+    ), texts.preparer.close)
+
+
+def _serves(engine: Engine) -> bool:
+    return isinstance(engine, DecoderEngine)
+
+
+APIS.register(ApiKind("texts", _serves, opened, ("sampling",)))

@@ -1,0 +1,109 @@
+"""Rows that take one pass each: prepared in a thread, run in the engine's order, and answered once all have ended."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+from starlette.requests import Request
+
+from ...errors import ConfigError
+from ...http.refused import Refused
+from ...runtime.engine.base import Engine
+from ...runtime.engine.encoder_engine import EncoderEngine
+from ...runtime.generation.prompts import prompt_ids
+from ...tasks.one_pass import Prepared
+from ..answering import Awaited, running
+from ..audit import Record
+from ..catalogue import Model
+from ..keys import Key
+from ..openai.refusals import refused_of
+from ..scheduling.rows import Outbox, Row
+from ..state import State
+
+Given = str | Sequence[int] | Mapping[str, Any]
+"""A text, token ids, or a row with the columns of its task."""
+
+
+def runs_task(engine: Engine, *names: str) -> bool:
+    """Whether rows of an engine take one pass, by one of these tasks."""
+    return isinstance(engine, EncoderEngine) and engine.bundle.task.name in names
+
+
+def engine_of(state: State) -> EncoderEngine:
+    """The engine of a server whose routes are for such rows."""
+    engine = state.engine.engine
+    assert isinstance(engine, EncoderEngine)
+    return engine
+
+
+def named(state: State, key: Key, record: Record, name: str) -> Model:
+    """The model that a request names, which is written down.
+
+    Raises:
+        Refused: there is none.
+    """
+    model = state.catalogue.named(name, key)
+    record.adapter, record.digest = model.adapter, model.digest
+    return model
+
+
+def asked(state: State, key: Key, record: Record, name: str) -> Model:
+    """The model that a request for rows names; the request counts.
+
+    Raises:
+        Refused: there is none, or the key has no request left.
+    """
+    state.quotas.ask(key)
+    return named(state, key, record, name)
+
+
+def labels_of(state: State, model: Model) -> Sequence[str]:
+    """The labels of a model's head.
+
+    Raises:
+        Refused: nobody has trained it.
+    """
+    labels = engine_of(state).bundle.head(model.pack).labels
+    if labels is None:
+        raise Refused(400, "no_head", "this model has no trained head: name an adapter that has one", param="model")
+    return labels
+
+
+async def results(state: State, request: Request, key: Key, record: Record, model: Model, rows: Sequence[Given], *, param: str,
+                  options: Mapping[str, Any] | None = None, priority: int | None = None) -> list[Mapping[str, Any]]:
+    """What the task says of each row; ``param`` is the field that they come from.
+
+    Raises:
+        Refused: there are too many rows, or one is none of this task; the server is busy; time is over.
+    """
+    engine = engine_of(state)
+    if len(rows) > state.limits.inputs:
+        raise Refused(400, "invalid_request", f"a request may have {state.limits.inputs} inputs", param=param)
+    with ExitStack() as stack:
+        stack.enter_context(state.gate.entered(key, -(-len(rows) // engine.max_rows)))  # rows of one pass take the room of one answer
+        prepared = await asyncio.to_thread(_prepared, engine, rows, options or {}, param)
+        outbox = Outbox(len(rows))
+        queued = [Row(make=partial(engine.bound, one, chosen, model.pack), pack=model.pack, cost=one.tokens, place=place, outbox=outbox,
+                      tenant=key.id, share=key.share, rank=key.rank, priority=priority or 0)
+                  for place, (one, chosen) in enumerate(prepared)]
+        stack.enter_context(running(state, request, key, record, queued, sum(row.cost for row in queued), outbox))
+        await Awaited(state, record, outbox).ended()
+        return [said.result for said in outbox.said]
+
+
+def _prepared(engine: EncoderEngine, rows: Sequence[Given], options: Mapping[str, Any], param: str) -> list[tuple[Prepared, Any]]:
+    prepared = []
+    for number, row in enumerate(rows):
+        try:
+            prepared.append(engine.prepared(prompt_ids(engine.bundle, row) if isinstance(row, list) else row, **options))
+        except ConfigError as error:
+            refused = refused_of(error)
+            if error.where in options:
+                raise refused from error
+            place = f"{param}.{number}: " if len(rows) > 1 else ""
+            raise Refused(refused.status, refused.name, f"{place}{refused.what}", param=param) from error
+    return prepared

@@ -1,0 +1,84 @@
+"""Results of rows as tensors: for each task the columns that its results become."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ...tasks.embeddings import width_of
+from ...tasks.session import Session
+
+Results = Sequence[Mapping[str, Any]]
+Labels = Sequence[str] | None
+
+
+class Column(NamedTuple):
+    """One tensor: ``values`` makes it of the results of all rows, as lists in lists; ``extents`` are its shape, -1 where rows decide it."""
+
+    name: str
+    datatype: str
+    values: Callable[[Results], list[Any]]
+    extents: Callable[[Session, Labels], list[int]]
+
+
+class Outputs(NamedTuple):
+    """The tensors of a task, and whether a row of it may have two texts."""
+
+    columns: tuple[Column, ...]
+    pairs: bool = False
+
+
+def _by_row(session: Session, labels: Labels) -> list[int]:
+    return [-1]
+
+
+def _by_label(session: Session, labels: Labels) -> list[int]:
+    return [-1 if labels is None else len(labels)]
+
+
+def _by_width(session: Session, labels: Labels) -> list[int]:
+    width = width_of(session)
+    return [-1, width if isinstance(width, int) else -1]
+
+
+def _of_tokens(name: str, datatype: str) -> Column:
+    return Column(name, datatype, lambda results: [token[name] for row in results for token in row["tokens"]], _by_row)
+
+
+OUTPUTS: dict[str, Outputs] = {
+    "text-classification": Outputs((
+        Column("label", "BYTES", lambda results: [row["label"] for row in results], _by_row),
+        Column("scores", "FP32", lambda results: [list(row["scores"].values()) for row in results],
+               lambda session, labels: [-1, *_by_label(session, labels)]),
+        Column("labels", "BYTES", lambda results: list(results[0]["scores"]), _by_label),
+    ), True),
+    "feature-extraction": Outputs((Column("embedding", "FP32", lambda results: [row["embedding"] for row in results], _by_width),), True),
+    "token-classification": Outputs((
+        Column("row", "INT64", lambda results: [place for place, row in enumerate(results) for _ in row["tokens"]], _by_row),
+        *(_of_tokens(name, datatype) for name, datatype in (("start", "INT64"), ("end", "INT64"), ("label", "BYTES"), ("score", "FP32"))),
+    )),
+}
+"""Task -> its tensors. ``labels`` are the names of the columns of ``scores``. Of token classification each tensor has one value a token of
+all rows, with the place of its ``row`` and of its characters there.
+"""
+
+
+def extents_of(values: Sequence[Any]) -> list[int]:
+    """The shape of lists in lists.
+
+    Example:
+        >>> extents_of([[1.0, 2.0]]), extents_of([])
+        ([1, 2], [0])
+    """
+    inner = extents_of(values[0]) if values and isinstance(values[0], list) else []
+    return [len(values), *inner]
+
+
+def flat(values: Sequence[Any]) -> list[Any]:
+    """The values of lists in lists, row by row.
+
+    Example:
+        >>> flat([[1, 2], [3, 4]])
+        [1, 2, 3, 4]
+    """
+    return [value for item in values for value in (item if isinstance(item, list) else [item])]
