@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from ..errors import ConfigError
+from ..errors import ConfigError, Unsupported
 from ..registry import Registry
 from ..runtime.engine.base import Engine
 from .limits import Limits
@@ -49,10 +49,15 @@ def apis_of(engine: Engine, limits: Limits, options: Mapping[str, Any]) -> list[
 
     Raises:
         ConfigError: an option that none of them has.
+        Unsupported: no route answers the bundle's task.
     """
     kinds = [kind for kind in APIS.values() if kind.serves(engine)]
     for name in options:
         if not any(name in kind.options for kind in kinds):
             raise ConfigError("no route of this bundle has such an option", where=engine.bundle.folder, found=name,
                               remedy="leave it out")
-    return [kind.open(engine, limits, **{name: options[name] for name in kind.options if name in options}) for kind in kinds]
+    apis = [kind.open(engine, limits, **{name: options[name] for name in kind.options if name in options}) for kind in kinds]
+    if not any(api.routes for api in apis):
+        raise Unsupported("no route answers this task", where=engine.bundle.folder, found=engine.bundle.task.name,
+                          remedy="use adapterpack.Engine or adapterpack run")
+    return apis

@@ -61,7 +61,7 @@ def serve(bundle: str | os.PathLike[str], *, adapters: Sequence[Pack | str | os.
     which the one who has the key in ``admin_key_file`` loads and unloads adapters.
 
     Raises:
-        Unsupported: no engine runs the bundle.
+        Unsupported: no engine runs the bundle, or no route answers its task.
         ConfigError: others could ask without a key; a file of keys that is none; two adapters of one name; no folder to watch; an option
             that means nothing here.
         BaseMismatch: an adapter belongs to another base.

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ import openai
 import pytest
 from servers import ANN, BOB, Served
 
-from adapterpack import LoRA, Session, adapt, export, save
-from adapterpack.errors import ConfigError
+from adapterpack import Engine, LoRA, Session, adapt, export, save
+from adapterpack.errors import ConfigError, Unsupported
+from adapterpack.serving.api import apis_of
+from adapterpack.serving.limits import Limits
 from adapterpack.serving.serve import serve
 from adapterpack.tasks.task import task_named
 from adapterpack.training.loading import load_model
@@ -263,6 +266,11 @@ def test_what_is_refused(embedder: Served, classifier: Served) -> None:
     assert (line["route"], line["completion_tokens"], line["outcome"]) == ("POST /v1/embeddings", 0, "stop")
 
 
-def test_an_option_for_text_means_nothing_to_an_encoder(features: Path) -> None:
+def test_what_a_server_does_not_begin_with(features: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An option for text; a task that no route answers."""
     with pytest.raises(ConfigError, match=r"no route of this bundle has such an option.*sampling"):
         serve(features, port=0, sampling="greedy", provider="cpu", ready=lambda served: None)
+    engine = Engine(features, "cpu")
+    monkeypatch.setattr(engine.bundle, "task", replace(engine.bundle.task, name="question-answering"))
+    with pytest.raises(Unsupported, match="no route answers this task"):
+        apis_of(engine, Limits(), {})
