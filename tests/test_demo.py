@@ -12,7 +12,7 @@ from shipped_schemas import fits
 
 from adapterpack.base.checkpoint import Checkpoint
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.timeout(2400)]  # it trains, on whatever machine this is
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 from demo_command import demo
 from shipped_schemas import fits
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.timeout(2400)]  # it trains, on whatever machine this is
 
 
 @pytest.fixture(scope="module")
