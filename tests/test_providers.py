@@ -7,6 +7,7 @@ it is real but what kernels compute.
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -39,7 +40,8 @@ from adapterpack.slots.precision import PRECISIONS
 
 Make = Callable[..., Any]
 BY_NAME = {one.name: one for one in ARCHITECTURES}
-on_hollow = pytest.mark.skipif(not cuda.provider_libraries(), reason="this build of ONNX Runtime has no CUDA provider")
+on_hollow = pytest.mark.skipif(not cuda.provider_libraries() or not all(map(shutil.which, cuda.TOOLS)),
+                               reason="this build of ONNX Runtime has no CUDA provider, or there is no compiler")
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 PROVIDERS = ("cuda", "tensorrt")
+TOOLS = ("cc", "readelf")
+"""What it takes to build it."""
 LIBRARIES = ("libcuda.so.1", "libcudart.so.13", "libcublas.so.13", "libcublasLt.so.13", "libcurand.so.10", "libcudnn.so.9",
              "libnvinfer.so.10", "libnvonnxparser.so.10")
 
