@@ -111,7 +111,8 @@ def results(folder: str, one: str, two: str) -> None:
     from adapterpack.runtime.run import _run_batch
 
     def answer(session: Any) -> Any:
-        (result,) = _run_batch(session, [(1, {"prompt": "w1 w2 w3", "adapter": "name"})], {"max_new_tokens": 3})
+        row = {"prompt": "w1 w2 w3", "adapter": "name"}
+        (result,) = _run_batch(session, session.task.answer, [(1, row)], {"max_new_tokens": 3})
         return result["pack"], result["completion"]
 
     exchanged(Session(folder, "cpu"), load(one), load(two), answer, lambda a, b: a == b)
@@ -120,10 +121,11 @@ def results(folder: str, one: str, two: str) -> None:
 def labels(folder: str, one: str, two: str) -> None:
     """The labels of a row are those of the adapter that answered."""
     from adapterpack import Session, load
-    from adapterpack.runtime.run import _run_batch
+    from adapterpack.runtime.engine.encoder_engine import EncoderEngine
+    from adapterpack.runtime.run import _run_one_by_one
 
     def answer(session: Any) -> Any:
-        (result,) = _run_batch(session, [(1, {"text": "w1 w2 w3", "adapter": "name"})], {})
+        (result,) = _run_one_by_one(EncoderEngine(session), iter([(1, {"text": "w1 w2 w3", "adapter": "name"})]), 1)
         return result["pack"], result["label"], sorted(result["scores"])
 
     exchanged(Session(folder, "cpu"), load(one), load(two), answer, lambda a, b: a == b)
