@@ -20,6 +20,8 @@ from adapterpack.errors import ConfigError, UnknownName
 from adapterpack.exporting.quantization.schemes import SCHEMES
 from adapterpack.exporting.quantization.weights import make_fast, quantize_file
 from adapterpack.runtime.ort_model import OrtModel
+from adapterpack.runtime.providers.device import Device
+from adapterpack.runtime.providers.starting import start
 from adapterpack.tasks.task import task_named
 from adapterpack.training.loading import load_model
 
@@ -214,7 +216,7 @@ def test_quantized_graphs_are_opened_prepacked(fast: Path, monkeypatch: pytest.M
     assert {name for name, _ in entries} >= {graph_file(DECODER)}
     assert {entry for _, entry in entries} <= {None, "0"}
     entries.clear()
-    OrtModel(fast, DECODER, ["CPUExecutionProvider"], mapped=True)
+    OrtModel(fast, DECODER, start(Device(provider="cpu")), mapped=True)
     assert entries == [(graph_file(DECODER), "1")]
 
 

@@ -47,8 +47,10 @@ def serve(bundle: str | os.PathLike[str], *, adapters: Sequence[Pack | str | os.
           max_rows: int | None = None, max_length: int | None = None, limits: Limits | None = None, watch: float | None = None,
           require_signature: Sequence[str | os.PathLike[str]] = (), admin: str | None = None,
           admin_key_file: str | os.PathLike[str] | None = None, ready: Callable[[Serving], None] | None = None) -> None:
-    """Serves a bundle and its adapters over HTTP until it is interrupted: text by OpenAI's routes for a bundle that was exported with
-    ``static_cache``; embeddings, labels and the Open Inference Protocol for one of an encoder.
+    """Serves a bundle and its adapters over HTTP until it is interrupted.
+
+    A bundle that was exported with ``static_cache`` has OpenAI's routes for text; one of an encoder those for embeddings or labels, and the
+    Open Inference Protocol.
 
     ``adapters`` are packs, or folders of packs, that are loaded besides its own. ``keys`` is a file of keys, ``api_key`` one for all;
     without either only this machine may ask, unless ``insecure``. ``audit`` is a file for one line a request, ``"-"`` standard error.
