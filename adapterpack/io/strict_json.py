@@ -15,7 +15,6 @@ from ..library_errors import library_errors
 
 MAX_DEPTH = 16
 MAX_INTEGER = 2**53
-_EXACT = {MAX_INTEGER: "2^53"}  # in words that people know
 MAX_PARTS = {"{": 200_000, "[": 200_000, ":": 400_000, ",": 1_000_000}
 """How often these may be in 16 MiB, in the texts that it holds, too: what they stand for takes many times their bytes in memory."""
 
@@ -139,6 +138,7 @@ def _check(value: Any, where: object, depth: int, max_integer: float, escaped: b
             if escaped or type(item) not in _HARMLESS:
                 _check(item, where, depth - 1, max_integer, escaped, levels)
     elif kind is int and abs(value) > max_integer:
-        raise FormatError("an integer is too large", where=where, expected=f"at most {_EXACT.get(max_integer, max_integer)}", found=str(value)[:40])
+        most = "2^53" if max_integer == MAX_INTEGER else max_integer
+        raise FormatError("an integer is too large", where=where, expected=f"at most {most}", found=str(value)[:40])
     elif kind is float and value in (float("inf"), float("-inf")):
         raise FormatError("a number too large for a double", where=where)
