@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from encoder_packs import LONG, packed, words
 
-from adapterpack import Engine, LoRA, Session, adapt, export, load, run, save
+from adapterpack import Engine, Session, export, load, run
 from adapterpack.bundle.manifest import GRAPH
 from adapterpack.errors import AdapterpackError, BaseMismatch, ConfigError, FormatError, UnknownAdapter, Unsupported
 from adapterpack.runtime.engine.encoder_batch import Bounds, EncoderRow, Padding, next_batch
@@ -23,29 +23,8 @@ from adapterpack.runtime.engine.encoder_engine import EncoderEngine
 from adapterpack.runtime.engine.requests import Event
 from adapterpack.tasks.one_pass import Prepared
 from adapterpack.tasks.session import Head
-from adapterpack.tasks.task import task_named
-from adapterpack.training.loading import load_model
 
 Make = Callable[..., Any]
-LONG = 64
-"""Positions of the tiny base."""
-
-
-def words(dice: random.Random, most: int = LONG) -> str:
-    return " ".join(f"w{dice.randrange(40)}" for _ in range(dice.randrange(1, most + 1)))
-
-
-def packed(base: Path, folder: Path, task: str, name: str, labels: list[str] | None = None, **fields: Any) -> Path:
-    """A random LoRA on the base's model of a task."""
-    model = adapt(load_model(task_named(task), base, labels), LoRA(**fields), name)
-    generator = torch.Generator().manual_seed(len(name))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
-    save(model, folder / name, base=base)
-    return folder / name
-
 
 def finished(engine: Engine) -> dict[int, Event]:
     return {event.request: event for event in drained(engine)}

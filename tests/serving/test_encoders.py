@@ -14,38 +14,17 @@ import httpx
 import numpy as np
 import openai
 import pytest
+from encoder_packs import packed, words
 from servers import ANN, BOB, Served
 
-from adapterpack import Engine, LoRA, Session, adapt, export, save
+from adapterpack import Engine, Session, export
 from adapterpack.errors import ConfigError, Unsupported
 from adapterpack.serving.api import apis_of
 from adapterpack.serving.limits import Limits
 from adapterpack.serving.serve import serve
-from adapterpack.tasks.task import task_named
-from adapterpack.training.loading import load_model
 
 Make = Callable[..., Any]
-LONG = 64
-"""Positions of the tiny base."""
 COUNT = 30
-
-
-def words(dice: random.Random, most: int = LONG) -> str:
-    return " ".join(f"w{dice.randrange(40)}" for _ in range(dice.randrange(1, most + 1)))
-
-
-def packed(base: Path, folder: Path, task: str, name: str, labels: list[str] | None = None, **fields: Any) -> Path:
-    """A random LoRA on the base's model of a task."""
-    import torch
-
-    model = adapt(load_model(task_named(task), base, labels), LoRA(**fields), name)
-    generator = torch.Generator().manual_seed(len(name))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
-    save(model, folder / name, base=base)
-    return folder / name
 
 
 @pytest.fixture(scope="module")

@@ -96,8 +96,8 @@ def make_decoder(model: Any, config: Mapping[str, Any], bundle: Bundle) -> None:
     if bundle.mode == "bank":
         _rows_as_inputs(model, bundle.sites)
     RemoveUnusedNodesPass()(model)
-    if rotate_in_attention(model):
-        RemoveUnusedNodesPass()(model)
+    rotate_in_attention(model)
+    RemoveUnusedNodesPass()(model)
     mask = _input_named(graph, "attention_mask")
     wrong = sorted(name for name, value in caches.items() if not all(map(_knows_rows, (use.node for use in value.uses()))))
     if wrong or (mask is not None and list(mask.uses())):

@@ -15,16 +15,15 @@ _TURNED = frozenset({"Reshape", "Transpose"})
 """What may be between a rotation and its attention."""
 
 
-def rotate_in_attention(model: Any) -> bool:
-    """Changes the attentions of a decoder's graph, in place, where rotations by a table of positions or a packed product come before them;
-    whether it left nodes without a use. Nodes without one must have been removed.
+def rotate_in_attention(model: Any) -> None:
+    """Changes the attentions of a decoder's graph, in place, where rotations by a table of positions or a packed product come before them.
+
+    Nodes without a use must have been removed, and what gave the rotations their tables is left without one.
     """
     positions = next((value for value in model.graph.inputs if value.name == "position_ids"), None)
-    attentions = [node for node in model.graph if node.op_type == "GroupQueryAttention"]
-    for node in attentions:
+    for node in [node for node in model.graph if node.op_type == "GroupQueryAttention"]:
         _rotate(node, positions)
         _pack(node)
-    return any(node.attributes.get_int("do_rotary", 0) or node.inputs[1] is None for node in attentions)
 
 
 def _rotate(node: Any, positions: Any) -> None:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from ...onnx_graph.node_types import TypedNode, typed_nodes
 
 _SHOWN = 5
-"""Reasons that are told."""
+"""How many reasons an error lists."""
 Kernel = tuple[int, int | None, Mapping[str, Sequence[str]]]
 """The first version of an operator that a kernel implements, the last unless it is open, and the types that its parameters may have."""
 
