@@ -85,6 +85,7 @@ def ends_of(engine: Engine, steps: int | None = None) -> dict[int, Event]:
     return ends
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("family", ["llama", "t5", pytest.param("bart", marks=pytest.mark.long)])
 def test_sequences_and_scores_are_those_of_transformers(family: str, models: Make) -> None:
     """Random searches beside each other and beside greedy rows in one pool, each with an adapter of its own: as transformers finds them

@@ -340,6 +340,7 @@ def bundles(base_of: Make, made: Make, tmp_path_factory: pytest.TempPathFactory)
     return make
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("mode", ["inputs", "bank"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_graphs_equal_the_formula(kind: str, mode: str, bundles: Make, plain: Make, made: Make) -> None:

@@ -341,6 +341,7 @@ def error_of_canary(folder: Path) -> AdapterpackError:
     return caught.value
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("kind", "mode"), BUNDLES)
 def test_every_bundle_replays_the_canaries_of_its_packs(kind: str, mode: str, bundle_at: Make) -> None:
     """What export wrote down is what a fresh session gives: every pack, within float32 of what torch recorded; so says the validator."""
@@ -369,6 +370,7 @@ def test_the_base_of_a_canary_has_the_pack_s_head_on(kind: str, mode: str, bundl
             np.testing.assert_allclose(row[recorded["ids"]], recorded["logits"], atol=SAME)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("kind", "mode"), BUNDLES)
 def test_a_graph_with_one_other_base_weight(kind: str, mode: str, copied: Make) -> None:
     """One entry of one weight: BaseMismatch; where the adapter is folded in there is no base to tell it from: ParityError."""
@@ -386,6 +388,7 @@ def test_a_graph_with_one_other_base_weight(kind: str, mode: str, copied: Make) 
     assert type(failure(rewritten(folder, other))) is (ParityError if mode == "folded" else BaseMismatch)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("kind", "mode"), RUNNING)
 def test_a_graph_with_another_adapter(kind: str, mode: str, copied: Make) -> None:
     """All ``up`` of an adapter zero: NothingToDo; a tenth larger: ParityError."""

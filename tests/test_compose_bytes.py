@@ -68,6 +68,7 @@ def hashes() -> dict[str, dict[str, str]]:
     return {rule: composed(rule, *packs_of(rule)) for rule in rules()}
 
 
+@pytest.mark.long
 def test_threads_do_not_show() -> None:
     """In processes with one thread and with two, on one core, and here with what there is, every rule makes the same tensors."""
     found = [hashes()]

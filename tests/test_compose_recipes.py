@@ -345,7 +345,7 @@ def test_statistics_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 # The search for weights.
 
 
-@fast
+@pytest.mark.long
 def test_the_search_finds_what_scores_best(tmp_path: Path) -> None:
     """On a target that is a sum of the packs, the weights of that sum, beyond equal weights; penalty and bound are kept; the recipe holds
     the weights, so that no score is needed to repeat it."""

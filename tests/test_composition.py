@@ -344,6 +344,7 @@ def outputs(model: Any, batch: dict[str, np.ndarray]) -> np.ndarray:
     return found
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("kind", ["bert", "llama"])
 def test_torch_merge_and_onnx_agree(kind: str, base_of: Make, parts_of_base: Make, tmp_path: Path) -> None:
     """A bank, and of Llama an ``inputs`` bundle, with every tree, a plain LoRA and the base: each equals
@@ -505,6 +506,7 @@ def _losses(model: Any, data: list[dict[str, Any]], folder: Path) -> list[float]
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
+@pytest.mark.long
 def test_xlora_learns_and_comes_back(tmp_path: Path) -> None:
     """Trained by the Trainer: only the classifier moves, the loss falls, the pack says its logits, and another model has them too."""
     base, folders = peft_loras(tmp_path, 3)
@@ -533,6 +535,7 @@ def test_xlora_learns_and_comes_back(tmp_path: Path) -> None:
         assert torch.equal(again(ids).logits, LlamaForCausalLM.from_pretrained(base).eval()(ids).logits)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("tree", "own"), [("fuse(x0, x1, x2, size=16)", {"query", "key"}), ("gate(x0, x1, x2)", {"weight", "bias"})])
 def test_routers_of_layers_learn_and_come_back(tree: str, own: set[str], tmp_path: Path) -> None:
     """Trained by the Trainer: what is the node's own moves at every layer, nothing else does; the loss falls; another model answers so."""

@@ -72,6 +72,7 @@ def test_each_row_ends_at_its_last_position(mode: str, bundle_of: Make) -> None:
         [session.generate([prompt], [name], max_new_tokens=20)[0] for prompt, name in zip(prompts, names, strict=True)]
 
 
+@pytest.mark.long
 def test_learned_positions_on_both_graphs(tiny_llama: Path, tmp_path: Path) -> None:
     """A table of positions, in the ordinary graph and in that for steps in place: a row at its end does not end the others."""
     (gpt2,) = (one for one in ARCHITECTURES if one.name == "gpt2")

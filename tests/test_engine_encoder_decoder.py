@@ -40,6 +40,7 @@ def alone(session: Session, said: dict[str, Any], name: str | None, **options: A
     return answer
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_row_says_what_it_says_alone(family: str, encoder_decoder_of: Make) -> None:
     """Adds, steps and cancellations in any order, on three rows; greedy and drawn: text, tokens, reason and digest are those of a run by

@@ -194,6 +194,7 @@ def test_a_pack_without_a_head_has_the_heads_of_the_base(
     assert session.labels("gamma") == session.labels(None) == ("LABEL_0", "LABEL_1")
 
 
+@pytest.mark.long
 def test_a_head_of_several_layers(tmp_path: Path) -> None:
     """RoBERTa's classifier is two layers, of which only the last is as wide as the labels: both are replaced, at their own widths."""
     torch.manual_seed(2)

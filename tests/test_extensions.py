@@ -148,6 +148,7 @@ except adapterpack.errors.ConfigError as error:
 """
 
 
+@pytest.mark.long
 def test_a_task_of_another_package_is_trained_exported_and_run(installed: dict[str, str], tiny_bert: Path, tmp_path: Path) -> None:
     """Ranking, the whole line: a pack of that task, a bundle whose graph was proved, and scores that are the sigmoid of torch's logits.
 

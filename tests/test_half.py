@@ -42,6 +42,7 @@ def half(base_of: Make, pack_of: Make, tmp_path_factory: pytest.TempPathFactory)
     return get
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("name", "mode"), [("llama", "bank"), ("llama", "inputs"), ("llama", "folded"), ("vit", "bank"),
                        pytest.param("bert", "inputs", marks=pytest.mark.long)])
@@ -57,6 +58,7 @@ def test_every_mode_in_bfloat16(name: str, mode: str, tmp_path: Path) -> None:
     assert prove(BY_NAME[name], mode, tmp_path, dtype="bfloat16")
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("kind", "mode"), [("llama", "bank"), ("bert", "bank"), ("llama", "inputs")])
 def test_slots_caches_and_weights_are_halves(kind: str, mode: str, half: Make) -> None:
     bundle, graph = read_bundle(half(kind, mode)), ir.load(half(kind, mode) / GRAPH).graph

@@ -717,6 +717,7 @@ def exported(architecture: str, base: Path, targets: tuple[str, ...], out: Path,
     return export(base, [pack], out / "bundle", mode=mode)
 
 
+@pytest.mark.long
 def test_a_bank_of_gpt2s_transposed_layers(gpt2_base: Path, tmp_path: Path) -> None:
     """Slots at every kind of GPT-2's linear layers, each row with its own adapter: within the export's own tolerance of torch."""
     bundle = exported("GPT2Model", gpt2_base, ("c_attn", "attn.c_proj", "c_fc", "mlp.c_proj"), tmp_path, "bank")
@@ -725,6 +726,7 @@ def test_a_bank_of_gpt2s_transposed_layers(gpt2_base: Path, tmp_path: Path) -> N
     assert bundle.parity["max_abs"]["pack"] < 1e-4
 
 
+@pytest.mark.long
 def test_an_embedding_in_a_graph(gpt2_base: Path, tmp_path: Path) -> None:
     """Folded and in a bank, the embedding and fused projections of a language model with a tied head: the graph agrees with torch."""
     for mode in ("folded", "bank"):

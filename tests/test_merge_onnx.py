@@ -63,6 +63,7 @@ def torch_export(base: Path, out: Path) -> None:
     program.save(out)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("exporter", ["torch", "transformers", "mobius"])
 def test_exported_graphs(exporter: str, base_of: Make, pack_of: Make, tmp_path: Path) -> None:
     """Bytes as in the merged checkpoint; ONNX Runtime within 1e-5 of the largest output from torch on that checkpoint."""
@@ -90,6 +91,7 @@ def test_exported_graphs(exporter: str, base_of: Make, pack_of: Make, tmp_path: 
     assert np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("name", "targets", "kinds"), [
     ("vit", ("patch_embeddings.projection",), {"conv"}),
     ("convnext", ("patch_embeddings", "dwconv"), {"conv", "grouped_conv"}),
@@ -252,6 +254,7 @@ def test_kinds(kind: str, shape: tuple[int, ...], tmp_path: Path) -> None:
 FOLDABLE = [method for method in methods().values() if method.kind == "weight" and not method.traits.positional]
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("method", FOLDABLE, ids=lambda method: method.name)
 def test_every_method(method: Any, tmp_path: Path) -> None:
     """Each foldable method, weight and bias, into a transposed initializer: the bytes of the merged checkpoint."""

@@ -78,6 +78,7 @@ def test_a_method_of_another_package_stands_in_the_catalogue(tmp_path: Path) -> 
     assert "scaling" not in methods(), "it left nothing behind in this process"
 
 
+@pytest.mark.long
 def test_the_example_runs() -> None:
     """`python examples/new_method.py` proves the method and says how many promises hold."""
     without = {"additive", "low_rank", "peft"}

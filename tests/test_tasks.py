@@ -321,6 +321,7 @@ def test_a_task_is_whole() -> None:
     assert Part("model", "plain", ("bbox",), {"bbox": ("batch", "sequence", None)}).axes_of("bbox") == ("batch", "sequence", None)
 
 
+@pytest.mark.long
 def test_a_task_with_an_input_of_its_own(tmp_path: Path) -> None:
     """LayoutLM reads where each token is on a page: axes and example of that input are the task's; graph and torch agree on other boxes."""
     def boxes(config: Any, batch: Any, rng: np.random.Generator) -> dict[str, np.ndarray]:

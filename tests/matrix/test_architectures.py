@@ -10,8 +10,11 @@ from architectures import ARCHITECTURES, render
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "architectures.md"
 BY_NAME = {one.name: one for one in ARCHITECTURES}
-LONG = {"gemma2", "phi3", "opt", "bloom", "falcon", "roberta", "electra", "deberta-v2", "modernbert", "bart"}
-"""Slow to trace, and each of a kind of which another is left: decoders by tracing, encoders, an encoder beside a decoder."""
+LONG = {
+    "gemma2", "phi3", "opt", "bloom", "falcon", "roberta", "electra", "deberta-v2", "distilbert", "modernbert", "bart", "t5", "whisper",
+    "clip",
+}
+"""Slow to trace; of each kind another is left, and those of two parts have tests of their own too."""
 
 
 @pytest.fixture(scope="module")
@@ -30,18 +33,21 @@ def test_bank(name: str, scratch: Path) -> None:
     assert len(prove(BY_NAME[name], "bank", scratch / name)) >= 3
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", ["llama", "whisper", "clip"])
 def test_inputs(name: str, scratch: Path) -> None:
     """The same through ONNX Runtime's own adapters: a decoder, an encoder beside a decoder, two towers."""
     prove(BY_NAME[name], "inputs", scratch / name)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", ["qwen3", "vit", "distilbert"])
 def test_folded(name: str, scratch: Path) -> None:
     """And in the weights: a decoder, images, an encoder."""
     prove(BY_NAME[name], "folded", scratch / f"{name}-folded", only=["low-rank"])
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("mode", ["bank", "inputs"])
 @pytest.mark.parametrize(("name", "targets"), [("vit", ("projection", "q_proj")), ("distilbert", ("word_embeddings", "q_lin"))])
 def test_low_rank_at_patches_and_embeddings(name: str, targets: tuple[str, ...], mode: str, scratch: Path, tmp_path: Path) -> None:

@@ -10,8 +10,6 @@ from method_catalogue import page
 from adapterpack.adapter_methods import INITS, methods
 from adapterpack.testing import INVARIANTS, SUBJECTS, Case, Invariant, cases, render
 
-pytestmark = pytest.mark.fast
-
 GOLDEN = Path(__file__).parent.parent / "golden" / "matrix.md"
 CATALOGUE = Path(__file__).parents[2] / "docs" / "methods.md"
 CELLS: dict[str, tuple[Invariant, list[Case]]] = {}
@@ -23,8 +21,9 @@ for case in (case for method in methods().values() for case in cases(method)):
 
 
 def _marks(cell: str) -> list[pytest.MarkDecorator]:
-    """Compiling takes seconds for each method: one method's is proved with the rest."""
-    return [pytest.mark.long] if "-compiled_" in cell and not cell.startswith("lora[") else []
+    """One config of each method is proved with the rest; compiling takes seconds for each, so of that one method's is."""
+    slow = "-compiled_" in cell and not cell.startswith("lora[")
+    return [pytest.mark.long if slow or "[0]" not in cell else pytest.mark.fast]
 
 
 @pytest.mark.parametrize(("invariant", "on"), [pytest.param(*CELLS[cell], id=cell, marks=_marks(cell)) for cell in CELLS])
@@ -38,11 +37,13 @@ def test_invariant(invariant: Invariant, on: list[Case]) -> None:
             raise
 
 
+@pytest.mark.fast
 def test_the_table_of_promises_is_the_recorded_one() -> None:
     """A promise, a config or a layer that is dropped shows as a changed line; `make golden` records what was meant."""
     assert render(methods().values()) == GOLDEN.read_text("utf-8"), "the matrix changed: run `make golden` and look at the difference"
 
 
+@pytest.mark.fast
 def test_the_catalogue_is_made_from_the_registry() -> None:
     """The page in the documentation is what the registry gives; every method and init says its formula or summary and its source."""
     assert page(methods().values()) == CATALOGUE.read_text("utf-8"), "the catalogue changed: run `make golden`"
@@ -51,6 +52,7 @@ def test_the_catalogue_is_made_from_the_registry() -> None:
     assert all(init.summary and init.paper.startswith("https://") for init in INITS.values())
 
 
+@pytest.mark.fast
 def test_every_method_is_proved_on_several_configs() -> None:
     """Each method has at least two example configs, all different, and every layer (or model) that is wide enough is used with each."""
     for method in methods().values():
@@ -62,6 +64,7 @@ def test_every_method_is_proved_on_several_configs() -> None:
         assert len(list(cases(method))) == len(method.examples) * (len(subjects) - len(left_out))
 
 
+@pytest.mark.fast
 def test_every_invariant_says_its_equation() -> None:
     """The docstring of an invariant is its contract; names are unique and are the functions' own."""
     assert len({invariant.name for invariant in INVARIANTS}) == len(INVARIANTS)
