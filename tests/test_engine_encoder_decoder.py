@@ -23,7 +23,7 @@ from adapterpack.runtime.text.context_length import context_of
 from adapterpack.tasks.task import MAIN
 
 Make = Callable[..., Any]
-FAMILIES = ("t5", pytest.param("bart", marks=pytest.mark.long), "whisper")
+FAMILIES = ("whisper", *(pytest.param(name, marks=pytest.mark.long) for name in ("t5", "bart")))
 NAMES: list[str | None] = [None, "low-rank", "diagonal", "rotation"]
 
 
@@ -40,7 +40,7 @@ def alone(session: Session, said: dict[str, Any], name: str | None, **options: A
     return answer
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.long
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_row_says_what_it_says_alone(family: str, encoder_decoder_of: Make) -> None:
     """Adds, steps and cancellations in any order, on three rows; greedy and drawn: text, tokens, reason and digest are those of a run by

@@ -146,7 +146,7 @@ def test_the_report_and_the_schema_know_of_it(placed: Make) -> None:
     assert not validate(placed("bank"), full=True).findings
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("name", ["gpt2", "opt", "mistral", "gemma2", "falcon", "mixtral"])
 def test_traced_decoders_and_sliding_windows(name: str, tmp_path: Path) -> None:
     """Graphs by tracing, where a softmax stands for the attention: learned positions, windows that rows outgrow, caps, shared heads."""

@@ -154,6 +154,7 @@ def test_plain_onnxruntime_takes_the_adapter_files(half: Make) -> None:
     assert {value.data_type() for value in parameters.values()} == {"tensor(float16)"}
 
 
+@pytest.mark.long
 def test_labels_that_a_row_has_not_stay_absent(tiny_bert: Path, pack_of: Make, half: Make) -> None:
     """Heads of different widths in one batch, in a type that has no -1e9."""
     session = Session(half("bert", "bank"), "cpu")

@@ -133,6 +133,7 @@ def looked(folder: Path) -> list[str]:
     return said
 
 
+@pytest.mark.long
 def test_a_wheel_holds_its_own_kernels_and_leaves_the_source_tree_alone(source: Path, tmp_path: Path) -> None:
     """Nothing is written or changed in the tree, and nothing that lay there compiled gets into the wheel. Kernels of other sources than
     those beside them are not used, which a warning says, with what to do; and doing that mends it."""

@@ -275,6 +275,7 @@ def test_a_picture_in_any_form_gives_what_torch_makes_of_it(seeing: Callable[[st
         list(run(bundle, [{"image": 7, "text": "no"}]))
 
 
+@pytest.mark.long
 def test_processors_are_carried_into_bundles_and_pictures_go_with_prompts(
     seeing: Callable[[str], tuple[Path, Path]], tmp_path: Path
 ) -> None:

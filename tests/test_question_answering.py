@@ -107,7 +107,7 @@ def asked_of_torch(model: torch.nn.Module, tokenizer: Any, question: str, contex
     return context[start:end], start, end, spans[first, last]
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.long
 @pytest.mark.parametrize("mode", ["bank", "inputs", "folded"])
 def test_answers_are_those_of_transformers(mode: str, base: Path, packs: tuple[Path, Path], bundles: Make) -> None:
     """Rows of a batch with other adapters beside them, against the logits of the same model in torch, one row at a time."""

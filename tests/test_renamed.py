@@ -68,7 +68,7 @@ for model, target, out in zip(models, ("query", "q_proj"), sys.argv[3:]):
 """
 
 
-@pytest.mark.fast
+@pytest.mark.long
 def test_packs_are_saved_where_transformers_has_other_internals(tmp_path: Path) -> None:
     """In a process whose transformers lacks the names that are not public: a checkpoint with the model's own names is as ever, and of
     another one a warning says what the pack lacks, so that nobody's training is lost: PEFT loads it."""

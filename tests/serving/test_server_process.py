@@ -113,7 +113,7 @@ def test_keys_change_and_the_server_ends_gently(start: Callable[..., Served], tm
         lines = stream.iter_lines()
         next(lines)
         assert kept.get("/ready").status_code == 200
-        thread = threading.Thread(target=lambda: answers.append(server.post("/v1/completions", LONG)))
+        thread = threading.Thread(target=lambda: answers.append(server.post("/v1/completions", {**LONG, "n": 16})))
         thread.start()
         time.sleep(0.2)
         server.process.send_signal(signal.SIGTERM)
@@ -124,7 +124,7 @@ def test_keys_change_and_the_server_ends_gently(start: Callable[..., Served], tm
         assert kept.get("/ready").status_code == 503
         assert [line for line in lines if line][-1] == "data: [DONE]"
     thread.join(30)
-    assert answers[0].json()["usage"]["completion_tokens"] == 300
+    assert answers[0].json()["usage"]["completion_tokens"] == 16 * 300
     assert server.process.wait(20) == 0
     assert "Traceback" not in server.log.read_text()
 
