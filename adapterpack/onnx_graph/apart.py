@@ -1,4 +1,4 @@
-"""Opens strangers' graphs with ONNX and ONNX Runtime in a process of its own, before this one does: it may take what it takes, or die."""
+"""Tries a stranger's graph with ONNX and ONNX Runtime in a sandbox first, so that a crash or a huge allocation cannot hurt this process."""
 
 from __future__ import annotations
 

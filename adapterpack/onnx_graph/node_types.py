@@ -1,4 +1,4 @@
-"""Of what types the nodes of a graph are: which version of its operator a node has, and what each type parameter of that is here."""
+"""The types of a graph's nodes: the version of each node's operator, and the type that each of its type parameters stands for."""
 
 from __future__ import annotations
 

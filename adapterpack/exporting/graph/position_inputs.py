@@ -1,7 +1,7 @@
-"""What a graph makes of positions that it counts by the length of its cache, made of each row's own ``position_ids`` in their place.
+"""Replaces positions that a graph counts by the length of its cache with each row's own ``position_ids``.
 
-Two things are made so: the indexes of tables of positions, and what is added to the scores of an attention by distance (T5's buckets).
-Neither depends on anything but positions, so that it is run by itself to see what it is.
+Graphs use positions in two places: as indexes into tables of positions, and in biases of attention scores by distance (T5's buckets).
+Both depend on positions alone, so these parts of a graph are run by themselves to find out what they compute.
 """
 
 from __future__ import annotations

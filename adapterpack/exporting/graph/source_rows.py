@@ -1,4 +1,4 @@
-"""What a decoder reads of an encoder's rows of different lengths: their lengths in place of a mask, and keys that are turned at no cost."""
+"""Rewrites cross-attention for a pool of encoder rows: each row's length in place of a mask, and keys stored as the pool holds them."""
 
 from __future__ import annotations
 

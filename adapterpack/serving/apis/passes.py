@@ -1,4 +1,4 @@
-"""Figures of engines whose rows take one pass, for the metrics; there are no routes to them."""
+"""Metrics of engines that run each row in one pass (encoders). It adds no routes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows that take one pass each: prepared in a thread, run in the engine's order, and answered once all have ended."""
+"""The rows of a request to an encoder: prepared in a thread, run in the engine's order, and answered once all have ended."""
 
 from __future__ import annotations
 
