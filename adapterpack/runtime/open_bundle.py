@@ -25,6 +25,7 @@ from ..pack.pack import Pack
 from ..pack.validate.validation import load
 from ..tasks.session import Head
 from ..tasks.task import MAIN, task_named
+from .adapters.mix import Mix
 from .adapters.modes import ADAPTER_MODES
 from .adapters.pinned import Adapters, Names, Pinned
 from .adapters.prefix_cache import prompt_kv
@@ -273,8 +274,9 @@ class OpenBundle:
         """The labels of a row's logits, in order, or None for a task without labels; an adapter without a head has the base's."""
         return (None if adapter is None else self.pack(adapter).manifest.task.labels) or self.bundle.base_labels
 
-    def head(self, pack: Pack | None) -> Head:
-        """The head of rows with a pack, None for the base: a pack without one has the base's."""
+    def head(self, pack: Pack | Mix | None) -> Head:
+        """The head of rows with a pack, None for the base: a pack without one has the base's, and so has a mix, as no sum has a head."""
+        pack = None if isinstance(pack, Mix) else pack
         named = None if pack is None else pack.manifest.task.labels
         by_base = self.bundle.base_head_trained
         return Head(by_base or (pack is not None and bool(pack.full())), named or (self.bundle.base_labels if by_base else None))
@@ -319,8 +321,10 @@ class OpenBundle:
         """At which positions the adapter of each row acts in a pass: see :meth:`.Pinned.acting`."""
         return self.pin(names).acting(inputs, before)
 
-    def prompt(self, pack: Pack) -> np.ndarray | None:
-        """What the caches of rows with a pack begin with, ``[layers, 2, heads, n, head_dim]``; None for a pack without a prompt."""
+    def prompt(self, pack: Pack | Mix) -> np.ndarray | None:
+        """What the caches of rows with a pack begin with, ``[layers, 2, heads, n, head_dim]``; None without a prompt, as of a mix."""
+        if isinstance(pack, Mix):
+            return None
         packs, prompts, _ = self._adapters
         return prompts.get(pack.name) if packs.get(pack.name) is pack else self._prompt(pack)
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..tasks.rows import Picture, map_rows
 from ..tasks.session import Arrays
+from .adapters.mix import Mixes
 from .adapters.pinned import Names
 from .generation.generate import generate
 from .generation.sampling import sampling_of
@@ -96,10 +97,12 @@ class Session(OpenBundle):
         return run_parts(self.frozen(), inputs, adapters)
 
     def generate(
-        self, prompts: Sequence[Any] = (), adapters: Names = None, *, given: Mapping[str, np.ndarray] | None = None, **sampling: Any
+        self, prompts: Sequence[Any] = (), adapters: Mixes = None, *, given: Mapping[str, np.ndarray] | None = None, **sampling: Any
     ) -> list[Any]:
         """Answers to ``prompts``, one batch, each row with its own adapter; ``sampling`` are ``emit`` and the fields of ``Sampling``, which
         are greedy by default; with ``sampling="model"`` the base's ``generation_config.json`` has what is left out.
+
+        An adapter is a name, or names with weights, whose changes are added for that row: ``{"orders": 0.7, "formal": 0.3}``.
 
         ``given`` are inputs besides prompts, or in their place: ``pixel_values`` of images, ``input_features`` of speech.
 

@@ -26,6 +26,7 @@ class Record:
     key: str | None = None
     adapter: str | None = None
     digest: str | None = None
+    mixed: bool = False
     rows: int = 0
     stream: bool = False
     prompt_tokens: int = 0
@@ -34,6 +35,10 @@ class Record:
     last: float = 0.0
     status: int = 0
     outcome: str = ""
+
+    def answers(self, adapter: str | None, digest: str, mixed: bool) -> None:
+        """Notes what answers; ``mixed``: several adapters, as the request has put them together."""
+        self.adapter, self.digest, self.mixed = adapter, digest, mixed
 
 
 class Audit:

@@ -4,28 +4,37 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from ..bundle.manifest import manifest_bytes
-from ..errors import ConfigError, UnknownAdapter, Unsupported
+from ..errors import AdapterpackError, ConfigError, UnknownAdapter, Unsupported
 from ..http.refused import Refused
 from ..pack.pack import Pack
+from ..runtime.adapters.mix import Mix, mixed
 from ..runtime.engine.base import Engine
 from .keys import Key
-from .openai.answers import Provenance
+from .openai.answers import Provenance, Share
+from .openai.refusals import refused_of
+from .openai.requests import NamedWeight
 
 
 class Model(NamedTuple):
-    """A name that requests may name, and what answers them: a pack on the base, or the base alone (None)."""
+    """A name that requests may name, and what answers them: a pack on the base, several with weights, or the base alone (None)."""
 
     name: str
-    pack: Pack | None
+    pack: Pack | Mix | None
     digest: str
 
     @property
     def adapter(self) -> str | None:
-        """The adapter's name."""
+        """The adapter's name; of several their names with their weights."""
         return None if self.pack is None else self.pack.name
+
+    @property
+    def mixed(self) -> bool:
+        """Whether a request has made it of several adapters."""
+        return isinstance(self.pack, Mix)
 
 
 class Catalogue:
@@ -58,9 +67,35 @@ class Catalogue:
             raise Refused(404, "model_not_found", f"there is no model {name[:200]!r}", param="model")
         return model
 
+    def asked(self, name: str, adapters: Sequence[NamedWeight] | None, key: Key) -> Model:
+        """The model that a request names; with ``adapters`` the base with the sum of their changes.
+
+        Raises:
+            Refused: there is none, or the key may not have it or one of the adapters; or these have no sum.
+        """
+        model = self.named(name, key)
+        if adapters is None:
+            return model
+        if model.pack is not None:
+            raise Refused(400, "invalid_request", f"adapters are added to the base: the model is {self.base!r}", param="model")
+        packs = [self._part(one.name, key) for one in adapters]
+        try:
+            both = mixed((pack, one.weight) for pack, one in zip(packs, adapters, strict=True))
+        except AdapterpackError as error:
+            raise refused_of(error) from error
+        return Model(name, both, both.id)
+
+    def _part(self, name: str, key: Key) -> Pack:
+        pack = self.named(name, key).pack
+        if not isinstance(pack, Pack):
+            raise Refused(404, "model_not_found", f"there is no adapter {name[:200]!r}", param="adapters")
+        return pack
+
     def provenance(self, model: Model) -> Provenance:
         """What answers, as answers say it."""
-        return Provenance(model.adapter, model.digest, self.base)
+        if not isinstance(model.pack, Mix):
+            return Provenance(model.adapter, model.digest, self.base)
+        return Provenance(model.adapter, model.digest, self.base, [Share(pack.name, pack.id, weight) for pack, weight in model.pack.parts])
 
     def _model(self, adapter: str | None) -> Model | None:
         if adapter is None:

@@ -20,6 +20,7 @@ MOST_QUOTAS = 1000
 """Quotas of keys with series of their own: those of which most is used."""
 OTHERS = "(others)"
 BASE = "(base)"
+MIXED = "(mixed)"
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 
 
@@ -61,7 +62,7 @@ class Metrics:
             if record.status >= 400:
                 self._refused.labels(record.outcome).inc()
             return
-        adapter = self._label(record.adapter)
+        adapter = MIXED if record.mixed else self._label(record.adapter)
         self._requests.labels(adapter, str(record.status)).inc()
         self._prompt.labels(adapter).inc(record.prompt_tokens)
         self._answered.labels(adapter).inc(record.completion_tokens)

@@ -168,3 +168,43 @@ def test_forms(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         said(response_format=schema, extra_body={"guided_regex": "x"})
     assert caught.value.param == "guided_regex"
+
+
+def test_mixes(server: Served, client: openai.OpenAI, session: Session) -> None:
+    """Several adapters with weights among other requests: the text of the engine's own sum, and names, digests and weights in header and
+    body. What a key may not have, and what is no mix, is an error with a code."""
+    mix = {"beta": -0.5, "alpha": 1.5}
+    extra = {"adapters": [{"name": name, "weight": weight} for name, weight in mix.items()]}
+    digest = "+".join(f"{server.adapters[name]}*{mix[name]}" for name in sorted(mix))
+
+    async def every() -> list[Any]:
+        async with openai.AsyncOpenAI(base_url=f"{server.address}/v1", api_key=ANN, max_retries=0, timeout=60) as other:
+            return await asyncio.gather(*(
+                other.completions.with_raw_response.create(model=model, prompt="The parcel is", max_tokens=TOKENS, temperature=0,
+                                                           extra_body=body)
+                for model, body in (("alpha", {}), ("base", extra), ("base", {}), ("beta", {}))))
+
+    answers = asyncio.run(every())
+    said = [raw.parse().choices[0].text for raw in answers]
+    prompt = session.tokenizer.encode("The parcel is")
+    assert said == [row.text for row in session.generate([prompt] * 4, ["alpha", mix, None, "beta"], max_new_tokens=TOKENS)]
+    mixed = answers[1]
+    assert mixed.headers["X-Adapterpack-Adapter"] == "alpha*1.5+beta*-0.5"
+    assert mixed.headers["X-Adapterpack-Digest"] == digest == mixed.parse().system_fingerprint
+    assert [part["name"] for part in mixed.parse().adapterpack["adapters"]] == ["alpha", "beta"]
+    assert {chunk.system_fingerprint for chunk in client.chat.completions.create(
+        model="base", messages=chat("x"), max_tokens=2, stream=True, extra_body=extra)} == {digest}
+    bob = client.with_options(api_key=BOB)
+    for who, model, parts, status, code in (
+        (client, "base", [{"name": "alpha"}, {"name": "nobody"}], 404, "model_not_found"),
+        (client, "base", [{"name": "base"}], 404, "model_not_found"), (client, "alpha", [{"name": "beta"}], 400, "invalid_request"),
+        (bob, "base", [{"name": "alpha"}], 404, "model_not_found"), (client, "base", [], 400, "invalid_request"),
+        (client, "base", [{"name": "alpha"}] * 2, 400, "invalid_request"),
+        (client, "base", [{"name": "alpha"}] * 9, 400, "invalid_request"),
+        (client, "base", [{"name": "alpha", "weight": 11}], 400, "invalid_request"),
+    ):
+        with pytest.raises(openai.APIStatusError) as caught:
+            who.completions.create(model=model, prompt="x", max_tokens=1, extra_body={"adapters": parts})
+        assert (caught.value.status_code, caught.value.code) == (status, code), parts
+    metrics = server.get("/metrics").text
+    assert 'adapter="(mixed)"' in metrics and "*" not in "".join(line for line in metrics.splitlines() if line[:1] != "#")

@@ -15,7 +15,9 @@ from ...onnx_graph.graph_file import Stored, mapped
 from ...pack.pack import Adapter, Pack
 from ...slots.projections import heads_at, projected
 from ...slots.prompt_kv import PROJECTION
+from ...slots.sums import Part, summed
 from ...slots.values import Values, pack_values
+from .mix import Mix
 
 
 class SlotValues:
@@ -25,8 +27,17 @@ class SlotValues:
         self.bundle, self.folder, self._stored = bundle, folder, stored
         self._parsed: dict[str, Any] = {}
 
-    def of(self, pack: Pack) -> Values:
-        """Every slot value of one pack, by slot name, unpadded: see :func:`adapterpack.slots.values.pack_values`."""
+    def of(self, adapter: Pack | Mix) -> Values:
+        """Every slot value of a pack or of a mix, by slot name, unpadded: see :func:`adapterpack.slots.values.pack_values`.
+
+        Raises:
+            NotASum: of a mix, if the changes of its packs cannot be added.
+        """
+        if isinstance(adapter, Mix):
+            return summed([Part(pack.name, self._of(pack), weight) for pack, weight in adapter.parts], self.bundle.sites)
+        return self._of(adapter)
+
+    def _of(self, pack: Pack) -> Values:
         return pack_values(pack, self._weights if self.bundle.quantization is None else None, self.bundle.sites, self._projected)
 
     def reads_lost_weights(self, pack: Pack) -> bool:

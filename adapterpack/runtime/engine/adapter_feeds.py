@@ -34,7 +34,12 @@ class ResidentAdapter:
     feeds: Feeds | None = field(default=None, repr=False)
     source: Values = field(default_factory=dict, repr=False)
     """What an encoder's graph has in its bank for this adapter, in the base's place, by slot ``[slots, ...]``."""
+    packs: frozenset[str] = frozenset()
+    """The digests of the packs that it is made of, where these are several."""
     _source_feeds: Feeds | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.packs = self.packs or frozenset({self.digest})
 
     @cached_property
     def nbytes(self) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from ...bundle.decoder_graph import DECODER
@@ -10,6 +12,7 @@ from ...errors import Unsupported
 from ...pack.pack import Pack
 from ...slots.values import Values, padded
 from ...tasks.task import MAIN
+from ..adapters.mix import Mix, parts_of
 from ..adapters.positions import require_positions
 from ..adapters.prefix_cache import layer_and_side
 from ..adapters.slot_values import SlotValues
@@ -26,20 +29,23 @@ class AdapterReader:
         self._encoder = {path: site for path, site in bundle.bundle.sites.items() if site.part != MAIN} if bundle.task.has_encoder else {}
         self.layout = SlotLayout(bundle.bundle, bundle.graph(DECODER).inputs, self._base_heads())
 
-    def read(self, pack: Pack) -> ResidentAdapter:
-        """A pack's values, and what its rows' caches begin with.
+    def read(self, adapter: Pack | Mix) -> ResidentAdapter:
+        """The values of a pack or of a mix, and what its rows' caches begin with.
 
         Raises:
             Unsupported: the graph has no slots for a part of the adapter.
             BaseMismatch: the adapter was made for layers of other widths.
         """
-        require_positions(pack, self.bundle.bundle.sites)
+        packs = [pack for pack, _ in parts_of(adapter)]
+        for pack in packs:
+            require_positions(pack, self.bundle.bundle.sites)
         with self.bundle.compared():  # the base's own weights may be read
-            every = self._exported(pack) if self._values.reads_lost_weights(pack) else self._values.of(pack)
+            lost = [pack for pack in packs if self._values.reads_lost_weights(pack)]
+            every = self._exported(lost, adapter) if lost else self._values.of(adapter)
         source = {name: array for name, array in every.items() if name.rpartition(".")[0] in self._encoder}
         values = self.layout.own({name: array for name, array in every.items() if name not in source})
-        return ResidentAdapter(pack.name, pack.id, values, self.layout.extents(values), pack.acts, self.bundle.prompt(pack),
-                               source=self._in_bank(source) if source else {})
+        return ResidentAdapter(adapter.name, adapter.id, values, self.layout.extents(values), adapter.acts, self.bundle.prompt(adapter),
+                               source=self._in_bank(source) if source else {}, packs=frozenset(pack.id for pack in packs))
 
     def caches(self, prompt: np.ndarray) -> list[np.ndarray]:
         """What a prompt ``[layers, 2, heads, n, head_dim]`` puts into a row's cache, in the order of the graph's inputs."""
@@ -54,11 +60,11 @@ class AdapterReader:
             banks[name][0] = array
         return banks
 
-    def _exported(self, pack: Pack) -> Values:
+    def _exported(self, lost: Sequence[Pack], adapter: Pack | Mix) -> Values:
         """The values that a pack has in the bank, where those of the base that they were made of are quantized away."""
-        values = self._values.exported_of(pack)
+        values = None if isinstance(adapter, Mix) else self._values.exported_of(adapter)
         if values is None:
-            raise Unsupported("this method needs the base's own weights, which this graph does not hold", where=pack.name,
+            raise Unsupported("this method needs the base's own weights, which this graph does not hold", where=lost[0].name,
                               remedy="export the bundle again with this adapter among the packs")
         return values
 

@@ -9,15 +9,19 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from ...base import compatibility
 from ...errors import AdapterpackError, UnknownAdapter, nearest
 from ...pack.pack import Pack
 from ...pack.validate.validation import load
+from ..adapters.mix import Mix, mixed, parts_of
 from ..open_bundle import OpenBundle
 from .adapter_feeds import ResidentAdapter
+
+Named = str | Pack | Mix | Mapping[str, float] | None
+"""How a row's adapter is named: see :meth:`AdapterTable.of_row`."""
 
 
 class AdapterTable:
@@ -25,7 +29,7 @@ class AdapterTable:
     ones, always stay. Any thread may call it. ``read`` makes a pack resident, and ``require_canary`` replays its canary.
     """
 
-    def __init__(self, bundle: OpenBundle, read: Callable[[Pack], ResidentAdapter],
+    def __init__(self, bundle: OpenBundle, read: Callable[[Pack | Mix], ResidentAdapter],
                  require_canary: Callable[[Pack, ResidentAdapter], None], budget: int) -> None:
         self._bundle, self._read, self._require_canary, self.budget = bundle, read, require_canary, budget
         self._packs = dict(bundle.packs)
@@ -51,6 +55,23 @@ class AdapterTable:
             raise UnknownAdapter("the engine has no such adapter", where=self._bundle.folder, found=repr(name),
                                  remedy=nearest(name, self._packs))
         return pack
+
+    def of_row(self, adapter: Named) -> Pack | Mix | None:
+        """What a row runs with: a pack by its name, or one that need have none here; several by their names and weights, whose changes are
+        added; or None, the base.
+
+        Raises:
+            UnknownAdapter: there is none of that name.
+            BaseMismatch: the pack belongs to another base.
+            ConfigError, NotASum: see :class:`.Mix`.
+        """
+        if isinstance(adapter, str):
+            return self.pack(adapter)
+        if isinstance(adapter, Mapping):
+            return mixed((self.pack(name), weight) for name, weight in adapter.items())
+        for pack, _ in parts_of(adapter) if adapter is not None else ():
+            self.require_base(pack)
+        return adapter
 
     def load(self, pack: Pack | str | os.PathLike[str], name: str | None = None, *, replace: bool = False, pin: bool = False,
              allow_structural: bool = False) -> str:
@@ -114,13 +135,18 @@ class AdapterTable:
 
     def _drop(self, digest: str) -> None:
         with self._lock:
-            if all(pack.id != digest for pack in self._packs.values()):  # another name may have it, too
-                self._pinned.discard(digest)
-                adapter = self._resident.get(digest)
-                if adapter is not None and not adapter.users:
-                    del self._resident[digest]
+            if digest in self._named:  # another name may have it, too
+                return
+            self._pinned.discard(digest)
+            for adapter in [one for one in self._resident.values() if digest in one.packs and not one.users]:
+                del self._resident[adapter.digest]
 
-    def taken(self, pack: Pack) -> ResidentAdapter:
+    @property
+    def _named(self) -> set[str]:
+        """The digests of the packs that have a name."""
+        return {pack.id for pack in self._packs.values()}
+
+    def taken(self, pack: Pack | Mix) -> ResidentAdapter:
         """The adapter for one more row; it is in memory until :meth:`released`."""
         with self._lock:
             turn = self._reading.setdefault(pack.id, threading.Lock())
@@ -143,8 +169,7 @@ class AdapterTable:
         """A row has ended."""
         with self._lock:
             adapter.users -= 1
-            named = any(pack.id == adapter.digest for pack in self._packs.values())
-            if not adapter.users and not named and self._resident.get(adapter.digest) is adapter:
+            if not adapter.users and not adapter.packs <= self._named and self._resident.get(adapter.digest) is adapter:
                 del self._resident[adapter.digest]
             self._evict()
 

@@ -12,13 +12,12 @@ from typing import Any, Protocol
 
 from ...bundle.manifest import read_bundle
 from ...errors import ConfigError, Unsupported
-from ...pack.pack import Pack
 from ...registry import Registry
 from ...tasks.task import Task, task_named
 from ..open_bundle import OpenBundle
 from ..providers.device import Device
 from .adapter_feeds import ResidentAdapter
-from .adapter_table import AdapterTable
+from .adapter_table import AdapterTable, Named
 from .requests import Event
 
 
@@ -73,7 +72,7 @@ class Engine:
         """Whether a request is waiting or running."""
         raise NotImplementedError
 
-    def add(self, prompt: Any, adapter: str | Pack | None = None, **options: Any) -> int:
+    def add(self, prompt: Any, adapter: Named = None, **options: Any) -> int:
         """Adds a request, and returns its number; any thread may. What is wrong with it is said here, before its row begins.
 
         The adapter is read here, and the row keeps it, whatever is loaded and unloaded meanwhile.

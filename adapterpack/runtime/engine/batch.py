@@ -11,6 +11,7 @@ import numpy as np
 from ...errors import AdapterpackError
 from ...pack.pack import Pack
 from ...tasks.rows import RowError, row_errors
+from ..adapters.mix import Mix
 from ..generation.sampling import Sampling
 from ..generation.start import start_ids
 from ..generation.structured import grammar_mask
@@ -35,7 +36,7 @@ class SessionEngine:
         self._engine: DecoderEngine | None = None
         self._running = False
 
-    def run(self, session: OpenBundle, prompts: Sequence[Sequence[int]], packs: Sequence[Pack | None], sampling: Sampling,
+    def run(self, session: OpenBundle, prompts: Sequence[Sequence[int]], packs: Sequence[Pack | Mix | None], sampling: Sampling,
             emit: Callable[[int, int, str], None] | None, features: Sequence[Mapping[str, np.ndarray]]) -> list[Request]:
         """The rows of the prompts once all have ended; ``features`` are what each has besides its prompt. One call at a time; a call out of
         ``emit`` has an engine of its own.
@@ -53,7 +54,7 @@ class SessionEngine:
             finally:
                 self._running = False
 
-    def _run(self, engine: DecoderEngine, session: OpenBundle, prompts: Sequence[Sequence[int]], packs: Sequence[Pack | None],
+    def _run(self, engine: DecoderEngine, session: OpenBundle, prompts: Sequence[Sequence[int]], packs: Sequence[Pack | Mix | None],
              sampling: Sampling, emit: Callable[[int, int, str], None] | None,
              features: Sequence[Mapping[str, np.ndarray]]) -> list[Request]:
         rows: list[Request] = []
@@ -83,7 +84,7 @@ class SessionEngine:
             self._empty(engine, rows)
         return rows
 
-    def _for(self, session: OpenBundle, prompts: Sequence[Sequence[int]], packs: Sequence[Pack | None],
+    def _for(self, session: OpenBundle, prompts: Sequence[Sequence[int]], packs: Sequence[Pack | Mix | None],
              sampling: Sampling) -> DecoderEngine:
         count = max(min(len(prompts) * sampling.num_beams, _MOST_ROWS), sampling.num_beams)
         virtual = max(0 if pack is None or (prompt := session.prompt(pack)) is None else prompt.shape[3] for pack in packs)

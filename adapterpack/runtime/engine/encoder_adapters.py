@@ -15,6 +15,7 @@ from ...slots.precision import DEFAULT, precision
 from ...slots.values import Values, head_values, in_slots, padded
 from ...tasks.session import Arrays
 from ..adapters.bank import BankState
+from ..adapters.mix import Mix, parts_of
 from ..adapters.modes import BankMode
 from ..adapters.pinned import Adapters, Pinned
 from ..adapters.positions import require_positions
@@ -24,11 +25,14 @@ from ..ort_values import value_of
 from ..pipeline import run_parts
 from .adapter_feeds import ResidentAdapter
 
+Packs = Sequence[Pack | Mix | None]
+"""What each row's adapter was read from."""
+
 
 class BatchAdapters(Protocol):
     """How batches of a bundle run with the adapters of their rows."""
 
-    def read(self, pack: Pack) -> ResidentAdapter:
+    def read(self, pack: Pack | Mix) -> ResidentAdapter:
         """A pack as rows hold it.
 
         Raises:
@@ -41,7 +45,7 @@ class BatchAdapters(Protocol):
         """Whether one batch can have rows with all of these."""
         ...
 
-    def run(self, inputs: Mapping[str, np.ndarray], adapters: Sequence[ResidentAdapter | None], packs: Sequence[Pack | None]) -> Arrays:
+    def run(self, inputs: Mapping[str, np.ndarray], adapters: Sequence[ResidentAdapter | None], packs: Packs) -> Arrays:
         """One pass of a batch that fits; an adapter and its pack a row, None for the base."""
         ...
 
@@ -64,15 +68,17 @@ class BankedAdapters:
         self._running = threading.Lock()
         """Taken for every pass: slots are written in place between passes."""
 
-    def read(self, pack: Pack) -> ResidentAdapter:
+    def read(self, pack: Pack | Mix) -> ResidentAdapter:
         """See :class:`BatchAdapters`. Values as wide as the bank's slots."""
         if self._bundle.bundle.slots < 2:
             raise Unsupported("the bundle's bank has room for the base alone", where=self._bundle.folder, found=pack.name,
                               remedy="export with more --slots")
-        require_positions(pack, self._bundle.bundle.sites)
+        packs = [one for one, _ in parts_of(pack)]
+        for one in packs:
+            require_positions(one, self._bundle.bundle.sites)
         with self._bundle.compared():
-            values = self._values.exported_of(pack) or self._wide(self._values.of(pack))
-        return ResidentAdapter(pack.name, pack.id, values, {})
+            values = (None if isinstance(pack, Mix) else self._values.exported_of(pack)) or self._wide(self._values.of(pack))
+        return ResidentAdapter(pack.name, pack.id, values, {}, packs=frozenset(one.id for one in packs))
 
     def _wide(self, values: Values) -> Values:
         heads = {name: array[0] for name, array in self._values.exported().items() if name.endswith((".head", ".head_bias"))}
@@ -82,10 +88,11 @@ class BankedAdapters:
         """See :class:`BatchAdapters`. The base has a slot of its own."""
         return len({*adapters} - {None}) < self._bundle.bundle.slots
 
-    def run(self, inputs: Mapping[str, np.ndarray], adapters: Sequence[ResidentAdapter | None], packs: Sequence[Pack | None]) -> Arrays:
+    def run(self, inputs: Mapping[str, np.ndarray], adapters: Sequence[ResidentAdapter | None], packs: Packs) -> Arrays:
         """See :class:`BatchAdapters`."""
         digests = [None if adapter is None else adapter.digest for adapter in adapters]
-        named = {digest: pack for digest, pack in zip(digests, packs, strict=True) if digest is not None and pack is not None}
+        named = {digest: parts_of(pack)[0].pack  # which says where all parts act
+                 for digest, pack in zip(digests, packs, strict=True) if digest is not None and pack is not None}
         with self._running:
             self._place({adapter.digest: adapter for adapter in adapters if adapter is not None})
             attached = Adapters(named, {}, self._state)
@@ -139,7 +146,7 @@ class ExportedAdapters:
         self._bundle = bundle.frozen()
         self._names = {pack.id: name for name, pack in bundle.packs.items()}
 
-    def read(self, pack: Pack) -> ResidentAdapter:
+    def read(self, pack: Pack | Mix) -> ResidentAdapter:
         """See :class:`BatchAdapters`."""
         name = self._names.get(pack.id)
         if name is None:
@@ -151,7 +158,7 @@ class ExportedAdapters:
         """See :class:`BatchAdapters`. A graph runs with one adapter at a time."""
         return len({*adapters}) == 1
 
-    def run(self, inputs: Mapping[str, np.ndarray], adapters: Sequence[ResidentAdapter | None], packs: Sequence[Pack | None]) -> Arrays:
+    def run(self, inputs: Mapping[str, np.ndarray], adapters: Sequence[ResidentAdapter | None], packs: Packs) -> Arrays:
         """See :class:`BatchAdapters`."""
         return run_parts(self._bundle, inputs, [None if adapter is None else adapter.name for adapter in adapters])
 

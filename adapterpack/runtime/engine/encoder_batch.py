@@ -14,6 +14,7 @@ from ...pack.pack import Pack
 from ...tasks.one_pass import Prepared
 from ...tasks.session import Arrays, Head
 from ...tasks.task import AXES
+from ..adapters.mix import Mix
 from .adapter_feeds import ResidentAdapter
 
 LOOK_AHEAD = 1024
@@ -28,7 +29,7 @@ class EncoderRow:
     prepared: Prepared
     options: Any
     head: Head
-    pack: Pack | None
+    pack: Pack | Mix | None
     adapter: ResidentAdapter | None
 
     @property

@@ -12,11 +12,12 @@ import numpy as np
 from ...errors import AdapterpackError, ConfigError, Unsupported
 from ...pack.pack import Pack
 from ...tasks.one_pass import OnePass, Prepared
+from ..adapters.mix import Mix
 from ..open_bundle import OpenBundle
 from ..providers.device import Device
 from ..session import Session
 from ..text.context_length import context_of, require_context
-from .adapter_table import AdapterTable
+from .adapter_table import AdapterTable, Named
 from .base import ENGINES, Engine, EngineKind
 from .encoder_adapters import BATCH_ADAPTERS
 from .encoder_batch import Bounds, EncoderRow, Padding, collated, next_batch
@@ -65,7 +66,7 @@ class EncoderEngine(Engine):
         """Whether a request is waiting."""
         return bool(self._messages or self._waiting)
 
-    def add(self, prompt: str | Sequence[int] | Mapping[str, Any], adapter: str | Pack | None = None, **options: Any) -> int:
+    def add(self, prompt: str | Sequence[int] | Mapping[str, Any], adapter: Named = None, **options: Any) -> int:
         """Adds a request, and returns its number; any thread may.
 
         ``prompt`` is a text, token ids, or a row with the columns of the task: ``text`` and ``text_pair``, ``question`` and ``context``,
@@ -82,16 +83,13 @@ class EncoderEngine(Engine):
         self.submit(row)
         return row.number
 
-    def row(self, prompt: str | Sequence[int] | Mapping[str, Any], adapter: str | Pack | None = None, **options: Any) -> EncoderRow:
+    def row(self, prompt: str | Sequence[int] | Mapping[str, Any], adapter: Named = None, **options: Any) -> EncoderRow:
         """A request that :meth:`submit` adds, or :meth:`discard` gives up. Its adapter is in memory from now on.
 
         Raises:
             UnknownAdapter, BaseMismatch, ConfigError: as :meth:`add`.
         """
-        name = self.bundle.default if adapter is None else adapter
-        pack = self.adapters.pack(name) if isinstance(name, str) else name
-        if isinstance(adapter, Pack):
-            self.adapters.require_base(adapter)
+        pack = self.adapters.of_row(self.bundle.default if adapter is None else adapter)
         return self.bound(*self.prepared(prompt, **options), pack)
 
     def prepared(self, prompt: str | Sequence[int] | Mapping[str, Any], **options: Any) -> tuple[Prepared, Any]:
@@ -109,8 +107,8 @@ class EncoderEngine(Engine):
                                   found=prepared.tokens, remedy="open the engine with a larger max_length")
         return prepared, chosen
 
-    def bound(self, prepared: Prepared, options: Any, pack: Pack | None) -> EncoderRow:
-        """The request that a prepared row is with a pack, or with the base (None); see :meth:`row`."""
+    def bound(self, prepared: Prepared, options: Any, pack: Pack | Mix | None) -> EncoderRow:
+        """The request that a prepared row is with a pack, a mix, or the base (None); see :meth:`row`."""
         head = self.bundle.head(pack)
         resident = None if pack is None else self.adapters.taken(pack)
         return EncoderRow(next(self._numbers), prepared, options, head, pack, resident)

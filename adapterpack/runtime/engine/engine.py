@@ -15,6 +15,7 @@ import numpy as np
 
 from ...errors import AdapterpackError, ConfigError, Unsupported
 from ...pack.pack import Pack
+from ..adapters.mix import Mix
 from ..adapters.slot_values import SlotValues
 from ..generation.beam_search import answer_of
 from ..generation.prompts import Prompt, prompt_ids
@@ -27,7 +28,7 @@ from ..providers.device import Device
 from ..text.context_length import context_of, require_context
 from .adapter_feeds import ResidentAdapter
 from .adapter_reader import AdapterReader
-from .adapter_table import AdapterTable
+from .adapter_table import AdapterTable, Named
 from .base import ENGINES, Engine, EngineKind
 from .canary_replay import require_canary
 from .requests import Beam, Event, Request
@@ -74,11 +75,12 @@ class DecoderEngine(Engine):
         """Whether a request is waiting or running."""
         return bool(self._messages or self._waiting or len(self.rows))
 
-    def add(self, prompt: Prompt = (), adapter: str | Pack | None = None, *, features: Mapping[str, np.ndarray] | None = None,
+    def add(self, prompt: Prompt = (), adapter: Named = None, *, features: Mapping[str, np.ndarray] | None = None,
             **options: Any) -> int:
         """Adds a request, and returns its number; any thread may. The row begins when one is free.
 
-        ``prompt`` is a text (of a decoder: one user message), a list of messages, or token ids; ``features`` are other inputs ``[1, ...]``:
+        ``prompt`` is a text (of a decoder: one user message), a list of messages, or token ids; ``adapter`` a name, a pack, or names with
+        weights (``{"orders": 0.7, "formal": 0.3}``), whose changes are added for this row. ``features`` are other inputs ``[1, ...]``:
         ``image_features``, or in place of a prompt ``input_features`` of speech. ``options`` are the fields of :class:`.Sampling`.
         The adapter is read here, and the row keeps it, whatever is loaded and unloaded meanwhile.
 
@@ -86,17 +88,16 @@ class DecoderEngine(Engine):
             UnknownAdapter: there is none of that name.
             BaseMismatch: the pack belongs to another base.
             ConfigError: the prompt has no tokens or more than the model or the engine has positions for, or an option is out of range.
+            NotASum: the changes of several adapters cannot be added.
         """
-        if isinstance(adapter, Pack):
-            self.adapters.require_base(adapter)
-        pack = self.adapters.pack(adapter) if isinstance(adapter, str) else adapter
+        pack = self.adapters.of_row(adapter)
         sampling = sampling_of(options, self.bundle.generation_config, self.bundle.folder)
         ids = [] if self._start is not None and features else prompt_ids(self.bundle, prompt)
         row = self.row(ids, pack, sampling, features)
         self.submit(row)
         return row.number
 
-    def row(self, ids: Sequence[int], pack: Pack | None, sampling: Sampling, features: Mapping[str, np.ndarray] | None = None,
+    def row(self, ids: Sequence[int], pack: Pack | Mix | None, sampling: Sampling, features: Mapping[str, np.ndarray] | None = None,
             place: int = 0, mask: TokenMask | None = None) -> Request:
         """A request that :meth:`submit` adds, or :meth:`discard` gives up. Its adapter is in memory from now on. Rows of one seed draw
         different numbers at different places of a batch. ``mask`` is that of the parameters' grammar, where it is compiled already.

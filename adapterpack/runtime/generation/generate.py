@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
 from ...errors import ConfigError, Unsupported
+from ...pack.pack import Pack
 from ...tasks.rows import map_rows, row_errors
 from ...tasks.session import Arrays
 from ...tasks.task import TASKS
-from ..adapters.pinned import Names
+from ..adapters.mix import Mix, Mixes, mixed
 from ..engine.batch import SessionEngine
 from ..model_inputs import pad
 from ..open_bundle import OpenBundle
@@ -49,16 +50,17 @@ class Generation:
 
 
 def generate(
-    session: OpenBundle, prompts: Sequence[Prompt], adapters: Names = None, sampling: Sampling | None = None, emit: Emit | None = None,
+    session: OpenBundle, prompts: Sequence[Prompt], adapters: Mixes = None, sampling: Sampling | None = None, emit: Emit | None = None,
     given: Arrays | None = None,
 ) -> list[Generation]:
-    """Answers to ``prompts``, all in one batch, each row with its own adapter.
+    """Answers to ``prompts``, all in one batch, each row with its own adapter, or with the sum of several times their weights.
 
     A prompt is a text (of a decoder: one user message), a list of messages, or a list of token ids. ``given`` are other inputs:
     ``pixel_values`` of the rows' images, or in place of prompts ``input_features`` of speech.
 
     Raises:
-        Unsupported: the bundle does not generate, or has no graph for a beam search.
+        Unsupported: the bundle does not generate, or has no graph for a beam search or for sums of adapters.
+        NotASum: the changes of several adapters cannot be added.
         UnknownAdapter: a name that the bundle does not hold.
         ConfigError: a prompt without a token, or for which the model has no positions; the error names the row. Or a row for which no
             token may follow.
@@ -73,11 +75,15 @@ def generate(
     if not count:
         return []
     options = sampling or Sampling()
-    names = session.names(adapters, count)
+    chosen, sums = _chosen(session, adapters, count)
+    names = [None if adapter is None else adapter if isinstance(adapter, str) else adapter.name for adapter in chosen]
     if options.num_beams > 1 and emit is not None:
         raise ConfigError("a beam search has no tokens to pass on before its end", where="emit", remedy="leave it out, or give num_beams=1")
     if session.bundle.decoder:
-        return _by_engine(session, rows, names, options, emit, others)
+        return _by_engine(session, rows, chosen, names, options, emit, others)
+    if sums:
+        raise Unsupported("adapters are added on the engine's graph, which this bundle does not have", where=session.folder,
+                          remedy="export it with --static-cache")
     if options.num_beams > 1:
         raise Unsupported("a beam search runs on the engine's graph, which this bundle does not have", where=session.folder,
                           remedy="export it with --static-cache")
@@ -101,13 +107,26 @@ def _generations(answers: Sequence[Answer | BeamAnswer], names: Sequence[str | N
             for answer, name, length in zip(answers, names, lengths, strict=True)]
 
 
-def _by_engine(session: OpenBundle, rows: Sequence[Sequence[int]], names: Sequence[str | None], options: Sampling, emit: Emit | None,
-               given: Arrays) -> list[Generation]:
-    packs = [None if name is None or session.bundle.mode == "folded" else session.pack(name) for name in names]
+def _chosen(session: OpenBundle, adapters: Mixes, count: int) -> tuple[list[str | Pack | Mix | None], bool]:
+    """The adapter of each row, by its name or as a sum; and whether there are sums."""
+    rows = [adapters] * count if isinstance(adapters, Mapping) else [] if adapters is None or isinstance(adapters, str) else list(adapters)
+    if not any(isinstance(row, Mapping) for row in rows):
+        return list(session.names(adapters, count)), False  # type: ignore[arg-type]
+    names = session.names([None if isinstance(row, Mapping) else row for row in rows], count)
+    return [mixed((session.pack(part), weight) for part, weight in row.items()) if isinstance(row, Mapping) else name
+            for row, name in zip(rows, names, strict=True)], True
+
+
+def _by_engine(session: OpenBundle, rows: Sequence[Sequence[int]], chosen: Sequence[str | Pack | Mix | None], names: Sequence[str | None],
+               options: Sampling, emit: Emit | None, given: Arrays) -> list[Generation]:
+    packs = [adapter if not isinstance(adapter, str) else None if session.bundle.mode == "folded" else session.pack(adapter)
+             for adapter in chosen]
     features: list[dict[str, np.ndarray]] = [{} for _ in names]
     if given and session.task.has_encoder:
         features, rows = [{name: array[row : row + 1] for name, array in given.items()} for row in range(len(names))], [()] * len(names)
     elif given:
+        if any(isinstance(adapter, Mix) for adapter in chosen):
+            raise Unsupported("adapters cannot be added in rows with images", where=session.folder, remedy="name one a row")
         batch = pad(rows, session.pad_id, left=session.pads_left)
         images = run_parts(session, {**given, **batch}, names, parts=session.task.parts[:-1])
         features = [{name: array[row : row + 1] for name, array in images.items()} for row in range(len(rows))]

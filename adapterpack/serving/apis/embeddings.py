@@ -22,7 +22,7 @@ from ..keys import Key
 from ..limits import Limits
 from ..one_pass.rows import asked, results, runs_task
 from ..openai.answers import PassUsage, Provenance
-from ..openai.requests import listed, one_kind
+from ..openai.requests import Mixed, listed, one_kind
 from ..route import RouteSpec
 from ..state import State
 
@@ -33,6 +33,7 @@ class EmbeddingRequest(Part, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """
 
     model: str
+    adapters: Mixed | None = None
     input: str | Annotated[list[str | int | list[int]], Meta(min_length=1)]
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Meta(ge=1)] | None = None
@@ -67,7 +68,7 @@ class EmbeddingAnswer(msgspec.Struct, frozen=True, kw_only=True):
 async def embeddings(state: State, request: Request, key: Key, record: Record) -> Response:
     """``POST /v1/embeddings``."""
     body = await parsing.body(request, EmbeddingRequest, state.limits)
-    model = asked(state, key, record, body.model)
+    model = asked(state, key, record, body.model, body.adapters)
     options: dict[str, Any] = {"normalize": body.normalize is not False, "dimensions": body.dimensions}
     rows = await results(state, request, key, record, model, listed(body.input), param="input", options=options, priority=body.priority)
     write = _base64 if body.encoding_format == "base64" else list[float]

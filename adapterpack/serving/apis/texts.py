@@ -44,8 +44,9 @@ class Texts:
 
     async def _answered(self, state: State, request: Request, key: Key, record: Record, body: ChatRequest | CompletionRequest) -> Response:
         state.quotas.ask(key)
-        model = state.catalogue.named(body.model, key)
-        record.adapter, record.digest, record.stream = model.adapter, model.digest, bool(body.stream)
+        model = state.catalogue.asked(body.model, body.adapters, key)
+        record.answers(model.adapter, model.digest, model.mixed)
+        record.stream = bool(body.stream)
         count = (body.n or 1) * (1 if isinstance(body, ChatRequest) else len(body.prompts))
         if count > state.limits.rows:
             raise Refused(400, "invalid_request", f"a request may have {state.limits.rows} answers", param="n")

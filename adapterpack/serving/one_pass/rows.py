@@ -21,6 +21,7 @@ from ..audit import Record
 from ..catalogue import Model
 from ..keys import Key
 from ..openai.refusals import refused_of
+from ..openai.requests import NamedWeight
 from ..scheduling.rows import Outbox, Row
 from ..state import State
 
@@ -40,25 +41,25 @@ def engine_of(state: State) -> EncoderEngine:
     return engine
 
 
-def named(state: State, key: Key, record: Record, name: str) -> Model:
-    """The model that a request names, which is written down.
+def named(state: State, key: Key, record: Record, name: str, adapters: Sequence[NamedWeight] | None = None) -> Model:
+    """The model that a request names, which is written down; see :meth:`.Catalogue.asked`.
 
     Raises:
         Refused: there is none.
     """
-    model = state.catalogue.named(name, key)
-    record.adapter, record.digest = model.adapter, model.digest
+    model = state.catalogue.asked(name, adapters, key)
+    record.answers(model.adapter, model.digest, model.mixed)
     return model
 
 
-def asked(state: State, key: Key, record: Record, name: str) -> Model:
+def asked(state: State, key: Key, record: Record, name: str, adapters: Sequence[NamedWeight] | None = None) -> Model:
     """The model that a request for rows names; the request counts.
 
     Raises:
         Refused: there is none, or the key has no request left.
     """
     state.quotas.ask(key)
-    return named(state, key, record, name)
+    return named(state, key, record, name, adapters)
 
 
 def labels_of(state: State, model: Model) -> Sequence[str]:

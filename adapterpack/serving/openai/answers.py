@@ -32,12 +32,23 @@ class PassUsage(msgspec.Struct, frozen=True):
         return cls(tokens, tokens)
 
 
+class Share(msgspec.Struct, frozen=True):
+    """One of several adapters whose changes were added, and its weight."""
+
+    name: str
+    digest: str
+    weight: float
+
+
 class Provenance(msgspec.Struct, frozen=True):
-    """What answered: the adapter's name (null: none) and digest, and the base. ``digest`` is the bundle's where there is no adapter."""
+    """What answered: the adapter's name (null: none) and digest, and the base. ``digest`` is the bundle's where there is no adapter. Of
+    several ``adapter`` and ``digest`` have all of them with their weights, as ``adapters`` lists them.
+    """
 
     adapter: str | None
     digest: str
     base: str
+    adapters: list[Share] | UnsetType = UNSET
 
 
 class TopLogprob(msgspec.Struct, frozen=True):

@@ -14,6 +14,7 @@ from msgspec import Meta, field
 
 from ...http.refused import Refused
 from ...io.typed_json import Misfit, Part
+from ...runtime.adapters.mix import LARGEST, MOST
 from ..limits import Limits
 
 
@@ -58,12 +59,24 @@ class Structured(Part, frozen=True, forbid_unknown_fields=True):
     json_object: bool | None = None
 
 
+class NamedWeight(Part, frozen=True, forbid_unknown_fields=True):
+    """An adapter of several whose changes are added, each times its weight."""
+
+    name: str
+    weight: Annotated[float, Meta(ge=-LARGEST, le=LARGEST)] = 1.0
+
+
+Mixed = Annotated[list[NamedWeight], Meta(min_length=1, max_length=MOST)]
+"""The adapters of a request, for the base as its model."""
+
+
 class Sampled(Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What requests of text have in common. Ranges are those of :class:`adapterpack.runtime.generation.sampling.Sampling`; what is left
     out is what the server's ``--sampling`` says.
     """
 
     model: str
+    adapters: Mixed | None = None
     max_tokens: Annotated[int, Meta(ge=1)] | None = None
     n: Annotated[int, Meta(ge=1)] | None = None
     temperature: float | None = None

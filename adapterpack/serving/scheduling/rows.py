@@ -10,6 +10,7 @@ from typing import Any
 
 from ...errors import AdapterpackError
 from ...pack.pack import Pack
+from ...runtime.adapters.mix import Mix
 from ...runtime.engine.base import EngineRow
 from ...runtime.engine.requests import Event
 from ...runtime.generation.token_chooser import Choice
@@ -93,7 +94,7 @@ class Row:
     """
 
     make: Callable[[], EngineRow]
-    pack: Pack | None
+    pack: Pack | Mix | None
     cost: int
     place: int
     outbox: Outbox

@@ -1,0 +1,101 @@
+"""Adds the changes of several adapters, each times a weight, where a sum is defined: the values of one adapter that is all of them.
+
+Factors of low rank lie side by side, ``[down_1 down_2]`` and ``[w_1 up_1; w_2 up_2]``, so that the product is the sum of the products,
+exactly; what is a number for each input or output is added as it deviates from what changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ..bundle.manifest import MappedSite
+from ..errors import Unsupported
+from . import blocks
+from .fields import FIELDS
+from .values import Values, in_slots
+
+
+class NotASum(Unsupported):
+    """The changes of several adapters have no sum that the graph could compute."""
+
+    code = "not-a-sum"
+
+
+class Part(NamedTuple):
+    """One adapter of a sum: its name, its values by slot, and its weight."""
+
+    name: str
+    values: Values
+    weight: float
+
+
+class Rule(NamedTuple):
+    """How one field of several adapters becomes one: they ``lie`` one after another along the axis of that number, or are added (None).
+    Only one of two factors of a product is ``weighted``.
+    """
+
+    lie: int | None = None
+    weighted: bool = True
+
+
+_FIRST, _SECOND = Rule(1, weighted=False), Rule(0)
+RULES: dict[str, Rule] = {
+    "down": _FIRST, "up": _SECOND, "turn_down": _FIRST, "turn_up": _SECOND,
+    **dict.fromkeys(("delta", "pre", "turn", "scale", "mix", "shift"), Rule()),
+    **{field: rule for field, (branch, leaf) in blocks.FIELDS.items() if not branch.normed
+       for rule in [{"down": _FIRST, "down_bias": Rule(0, weighted=False), "up": _SECOND, "up_bias": Rule()}.get(leaf)] if rule},
+}
+"""Field -> its rule. Others have no sum: a head stands in the place of the base's, and a softmax or a norm is none of a sum."""
+
+_STAGES: tuple[frozenset[str], ...] = tuple(map(frozenset, (
+    {"pre"}, {"turn", "turn_down", "turn_up"}, {"scale"}, {"mix"})))
+"""What a site multiplies one after another; the change is a sum in the values of one of them alone."""
+_AFTER, _ADDED = frozenset({"scale", "mix"}), frozenset({"down", "up", "delta"})
+"""What multiplies the output of a layer, and what is added to that output before."""
+
+
+def summed(parts: Sequence[Part], sites: Mapping[str, MappedSite]) -> Values:
+    """The values of the weighted sum of the changes, in the types of the sites' slots.
+
+    Raises:
+        NotASum: the changes of one site multiply each other, or have no sum.
+        Unsupported: a number is too large for its slot.
+
+    Example:
+        >>> one, two = ({"q.down": np.full((2, 1), number), "q.up": np.ones((1, 2))} for number in (1.0, 2.0))
+        >>> both = summed([Part("a", one, 0.5), Part("b", two, -1.0)], {})
+        >>> (both["q.down"] @ both["q.up"]).tolist()
+        [[-1.5, -1.5], [-1.5, -1.5]]
+    """
+    names = dict.fromkeys(name for part in parts for name in part.values)
+    by_site: dict[str, set[str]] = {}
+    for name in names:
+        path, _, field = name.rpartition(".")
+        by_site.setdefault(path, set()).add(field)
+    for path, fields in by_site.items():
+        _require_sum(path, fields, parts)
+    return in_slots({name: _sum(name.rpartition(".")[2], [(part.values[name], part.weight) for part in parts if name in part.values])
+                     for name in names}, sites)
+
+
+def _require_sum(path: str, fields: set[str], parts: Sequence[Part]) -> None:
+    stages = [stage & fields for stage in _STAGES if stage & fields]
+    unknown = sorted(field for field in fields if field not in RULES)
+    if unknown or len(stages) > 1 or (fields & _AFTER and fields & _ADDED):
+        names = [part.name for part in parts if any(f"{path}.{field}" in part.values for field in fields)]
+        raise NotASum("the changes of these adapters cannot be added", where="adapters",
+                      found=f"{', '.join(unknown or sorted(fields))} of {', '.join(names)} at {path}",
+                      remedy="name adapters of plain low rank, or one of these alone")
+
+
+def _sum(field: str, given: Sequence[tuple[np.ndarray, float]]) -> np.ndarray:
+    rule = RULES[field]
+    if rule.lie is not None:
+        arrays = [array.astype(np.float32) * (np.float32(weight) if rule.weighted else 1) for array, weight in given]
+        return np.concatenate(arrays, axis=rule.lie)
+    neutral = np.float32(FIELDS[field].neutral)
+    total = sum((weight * (array.astype(np.float64) - neutral) for array, weight in given), np.float64(neutral))
+    return np.asarray(total, np.float32)
