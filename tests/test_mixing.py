@@ -19,8 +19,8 @@ from adapterpack.slots.sums import NotASum
 
 Make = Callable[..., Any]
 KINDS: dict[str, Any] = {
-    "lora": ap.LoRA(r=3, alpha=5), "loha": ap.LoHa(r=2), "lokr": ap.LoKr(r=2), "ia3": ap.IA3(), "oft": ap.OFT(oft_block_size=4),
-    "bottleneck": ap.Bottleneck(reduction_factor=8), "activated": ap.ALoRA(r=3, alpha=5, alora_invocation_tokens=(7, 8)),
+    "lora": ap.LoRA(r=3, alpha=5), "loha": ap.LoHa(r=2), "lokr": ap.LoKr(r=2), "ia3": ap.IA3(), "oft": ap.OFT(block_size=4),
+    "bottleneck": ap.Bottleneck(targets="all-blocks", reduction=8), "activated": ap.ALoRA(r=3, alpha=5, alora_invocation_tokens=(7, 8)),
     "dora": ap.DoRA(r=2), "soft": ap.PromptTuning(num_virtual_tokens=3), "attention": ap.LLaMAAdapter(adapter_len=3),
 }
 REFUSED = {"dora", "soft", "attention"}

@@ -45,7 +45,7 @@ _FIRST, _SECOND = Rule(1, weighted=False), Rule(0)
 RULES: dict[str, Rule] = {
     "down": _FIRST, "up": _SECOND, "turn_down": _FIRST, "turn_up": _SECOND,
     **dict.fromkeys(("delta", "pre", "turn", "scale", "mix", "shift"), Rule()),
-    **{field: rule for field, (branch, leaf) in blocks.FIELDS.items() if not branch.normed
+    **{field: rule for field, (branch, leaf) in blocks.FIELDS.items() if not blocks.BRANCHES[branch].normed
        for rule in [{"down": _FIRST, "down_bias": Rule(0, weighted=False), "up": _SECOND, "up_bias": Rule()}.get(leaf)] if rule},
 }
 """Field -> its rule. Others have no sum: a head stands in the place of the base's, and a softmax or a norm is none of a sum."""
