@@ -21,6 +21,7 @@ LIBRARIES = {
     "cryptography": "sign",
     "gguf": "gguf",
     "llguidance": "structured",
+    "opentelemetry": "otel",
 }
 """Library -> the extra that installs it."""
 STAGES = {"export": "export", "demo": "demo"}

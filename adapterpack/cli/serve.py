@@ -27,7 +27,8 @@ def _print_key(ctx: click.Context, param: click.Parameter, value: str | None) ->
 @click.command("serve")
 @click.argument("bundle", metavar="BUNDLE")
 @click.option("--adapters", multiple=True, metavar="DIR",
-              help="A pack, NAME=PACK, or a folder of packs to load besides those of the bundle; may be repeated.")
+              help="A pack, NAME=PACK, a folder of packs, or a lock file of adapterpack pull, to load besides those of the bundle; may be "
+              "repeated.")
 @click.option("--host", default="127.0.0.1", show_default=True, metavar="H", help="The address to listen at.")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), metavar="P", help="The port; 0 takes a free one.")
 @click.option("--name", metavar="NAME", help="What requests call the base; by default what the bundle calls it.")
@@ -46,11 +47,14 @@ def _print_key(ctx: click.Context, param: click.Parameter, value: str | None) ->
 @click.option("--max-length", type=click.IntRange(min=1), metavar="N",
               help="Tokens of a prompt and its answer together; by default the model's context, of texts at most 4096.")
 @click.option("--watch", type=click.FloatRange(min=0.05), metavar="SECONDS",
-              help="Look at the folders of --adapters that often: what is dropped in is loaded, what is removed is unloaded.")
+              help="Look at the folders and lock files of --adapters that often: what comes is loaded, what goes is unloaded.")
 @click.option("--require-signature", multiple=True, metavar="KEYFILE",
               help="Load only packs signed with this key (a public one, PEM), or another that is given so; may be repeated.")
 @click.option("--admin", metavar="ADDRESS", help="HOST:PORT or unix:PATH, where an operator loads and unloads adapters while it runs.")
 @click.option("--admin-key-file", metavar="FILE", help="The file with the operator's key; needed with --admin.")
+@click.option("--tls-cert", metavar="FILE", help="The certificate (chain) to speak TLS with, PEM; it is read again when it is renewed.")
+@click.option("--tls-key", metavar="FILE", help="Its key, PEM, which only you may read; needed with --tls-cert.")
+@click.option("--traces", is_flag=True, help="Send an OpenTelemetry span for each request; OTEL_* variables say where.")
 @shared
 def command(*, bundle: str, adapters: tuple[str, ...], audit: str, as_json: bool, **options: Any) -> None:
     """Serves a bundle and its adapters over HTTP until it is interrupted.

@@ -121,9 +121,8 @@ def _online(reference: names.Reference, before: Pinned | None, update: bool, max
         return pulled
     if update:
         return replace(pulled, before=before, changed=changes(before, pulled.kind, pulled.id, pulled.path))
-    if pulled.kind != "peft" and pulled.id != before.id:
-        raise FormatError("the commit holds another artifact than the lock file pins", where=remote, expected=before.id, found=pulled.id,
-                          remedy="ask who owns the repository; --update accepts it")
+    if pulled.kind != "peft":
+        _require_pinned(pulled, before, remote)
     now = connect(reference, token).commit
     moved = () if now == before.commit else (f"{reference.revision} is at {now} by now; the lock file pins {before.commit} (--update)",)
     return replace(pulled, notes=(*pulled.notes, *moved))
@@ -140,6 +139,28 @@ def _offline(reference: names.Reference, before: Pinned | None, update: bool) ->
         raise HubOffline("the network may not be used, and what was pulled is not in the store any more", where=reference,
                          expected=pinned.id, remedy="unset HF_HUB_OFFLINE and pull it again")
     return _pulled(reference, pinned, path, ("from the store: no network",))
+
+
+def pinned_artifact(reference: names.Reference, pinned: Pinned) -> Path:
+    """The folder of what a lock file pins: from the store, or from the hub at its commit.
+
+    Raises:
+        FormatError: the hub has another artifact at that commit; of a PEFT adapter, the pack that it becomes is another one by now.
+        HubError: by name.
+    """
+    path = bundle_cache.cached(pinned.kind, pinned.id)
+    if path is not None or offline():
+        return path or _offline(reference, pinned, False).path
+    remote = connect(reference.at(pinned.commit))
+    pulled = fetch_artifact(remote, tree(remote))
+    _require_pinned(pulled, pinned, remote)
+    return pulled.path
+
+
+def _require_pinned(pulled: Pulled, pinned: Pinned, remote: Remote) -> None:
+    if pulled.id != pinned.id:
+        raise FormatError("the commit holds another artifact than the lock file pins", where=remote, expected=pinned.id, found=pulled.id,
+                          remedy="ask who owns the repository; --update accepts it")
 
 
 def download(remote: Remote, artifact: Artifact, listed: Mapping[str, ListedFile], scratch: Path,

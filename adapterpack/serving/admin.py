@@ -33,7 +33,8 @@ class LoadRequest(Part, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         lora_name: what requests call it.
-        lora_path: the name of the pack's folder among the folders of adapters, and never a path; by default the same.
+        lora_path: the name of the pack's folder among the folders of adapters, and never a path, or an entry of a lock file; by default
+            the same.
         load_inplace: whether it may take the place of the adapter that has the name now.
     """
 
@@ -49,7 +50,7 @@ class UnloadRequest(Part, frozen=True, forbid_unknown_fields=True):
 
 
 class AdapterCard(msgspec.Struct, frozen=True):
-    """An adapter: its digest, the how manieth pack of its name it is, the name of its folder, and when it was loaded."""
+    """An adapter: its digest, the how manieth pack of its name it is, its folder's name or entry in a lock file, and when it was loaded."""
 
     name: str
     digest: str
@@ -59,7 +60,7 @@ class AdapterCard(msgspec.Struct, frozen=True):
 
 
 class RefusalCard(msgspec.Struct, frozen=True):
-    """A pack in a watched folder that was not loaded: the name of its folder, the kind of reason, the reason, and when."""
+    """A watched pack that was not loaded: the name of its folder or its entry in a lock file, the kind of reason, the reason, and when."""
 
     source: str
     reason: str
@@ -125,12 +126,12 @@ async def _changed(record: Record, change: Callable[[], Adapter]) -> Response:
 
 
 def _card(adapter: Adapter) -> AdapterCard:
-    source = None if adapter.folder is None else adapter.folder.name
+    source = None if adapter.place is None else adapter.place.name
     return AdapterCard(adapter.name, adapter.digest, adapter.generation, source, _time(adapter.loaded))
 
 
 def _refusal(refusal: Refusal) -> RefusalCard:
-    return RefusalCard(refusal.folder.name, refusal.reason, refusal.message, _time(refusal.time))
+    return RefusalCard(refusal.place.name, refusal.reason, refusal.message, _time(refusal.time))
 
 
 def _time(seconds: float) -> datetime:

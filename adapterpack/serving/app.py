@@ -1,4 +1,4 @@
-"""The server as an ASGI application: before each handler who asks, and that the request is one; behind it errors, metrics, audit."""
+"""The server as an ASGI application: before each handler who asks, and that it is a request; behind it errors, and who hears of its end."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ from .openai.refusals import refused_of, response
 from .route import RouteSpec, require_access
 from .state import State
 
+_TRACE = ("traceparent", "tracestate")
+"""Headers by which a client says which trace a request belongs to."""
 _ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _CODES = {404: ("not_found", "there is no such route"), 405: ("method_not_allowed", "the route has another method")}
 _LOG = logging.getLogger("adapterpack.serving")
@@ -52,7 +54,8 @@ class Endpoint:
         """Answers one request; whatever happens is counted and written down once."""
         request = Request(scope, receive)
         given = request.headers.get("x-request-id", "")
-        record = Record(given if _ID.fullmatch(given) else secrets.token_hex(12), f"{self._route.method} {self._route.path}")
+        trace = {name: value for name in _TRACE if (value := request.headers.get(name)) is not None}
+        record = Record(given if _ID.fullmatch(given) else secrets.token_hex(12), f"{self._route.method} {self._route.path}", trace=trace)
         try:
             answer = await self._answer(request, record)
             answer.headers["X-Request-Id"] = record.id
@@ -60,8 +63,8 @@ class Endpoint:
             await answer(scope, receive, send)
         finally:
             if self._route.access != "open":
-                self._state.metrics.ended(record)
-                self._state.audit.write(record)
+                for hear in self._state.ended:
+                    hear(record)
 
     async def _answer(self, request: Request, record: Record) -> Response:
         key = EVERYBODY

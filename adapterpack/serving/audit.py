@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from ..errors import storage_errors
 class Record:
     """What becomes known of a request on its way. Times are of the monotonic clock.
 
-    ``outcome`` is the reason why its answers ended, or the code of its error, or ``disconnected``.
+    ``outcome`` is the reason why its answers ended, or the code of its error, or ``disconnected``; ``trace`` are its headers that say
+    which trace it belongs to.
     """
 
     id: str
@@ -35,6 +37,7 @@ class Record:
     last: float = 0.0
     status: int = 0
     outcome: str = ""
+    trace: Mapping[str, str] = field(default_factory=dict)
 
     def answers(self, adapter: str | None, digest: str, mixed: bool) -> None:
         """Notes what answers; ``mixed``: several adapters, as the request has put them together."""

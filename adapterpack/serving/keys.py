@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import logging
 import secrets
-import stat
 import time
 from collections.abc import Iterator, Sequence
 from datetime import datetime
@@ -16,17 +14,16 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from ..errors import AdapterpackError, ConfigError, storage_errors
+from ..errors import ConfigError, storage_errors
+from ..http.followed import Followed
 from ..http.refused import Refused
 from ..io import typed_json
+from ..io.private import require_private
 from ..io.typed_json import Misfit, Part
 
-LOOK_SECONDS = 1.0
-"""How often the file of keys is looked at."""
 LEAST_CHARACTERS = 16
 """Of a key that an operator chose."""
 _MOST = 10**12
-_LOG = logging.getLogger("adapterpack.serving")
 
 
 class Key(Part, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -87,12 +84,8 @@ class Keys:
     """The keys of a server: none, one, or those of a file, which is looked at again and again."""
 
     def __init__(self, keys: Sequence[Key] = (), path: Path | None = None) -> None:
-        self._keys, self._path = tuple(keys), path
-        self._state: tuple[int, ...] = ()
-        self._looked = 0.0
-        if path is not None:
-            self._state = _state(path)
-            self._keys = read_keys(path)
+        self._keys = tuple(keys)
+        self._file = None if path is None else Followed("keys", [path], lambda: read_keys(path))
 
     @classmethod
     def one(cls, key: str, name: str = "api-key") -> Keys:
@@ -116,7 +109,7 @@ class Keys:
     @property
     def needed(self) -> bool:
         """Whether a request needs a key."""
-        return self._path is not None or bool(self._keys)
+        return self._file is not None or bool(self._keys)
 
     def of(self, authorization: str | None) -> Key:
         """Whose header this is. Every key is compared, each in constant time.
@@ -126,32 +119,15 @@ class Keys:
         """
         if not self.needed:
             return EVERYBODY
-        self._look()
         scheme, _, given = (authorization or "").partition(" ")
         digest, match = _digest(given.strip()), None
-        for key in self._keys:
+        for key in self._keys if self._file is None else self._file.value:
             if hmac.compare_digest(key.sha256, digest):
                 match = key
         if match is None or match.expired or scheme.lower() != "bearer":
             what = "this server needs a key: Authorization: Bearer KEY" if not given else "this key is not known, or its time is over"
             raise Refused(401, "invalid_api_key", what)
         return match
-
-    def _look(self) -> None:
-        """Reads the file again where it has changed; one that cannot be read changes nothing, and is logged once."""
-        now = time.monotonic()
-        if self._path is None or now - self._looked < LOOK_SECONDS:
-            return
-        self._looked = now
-        try:
-            state = _state(self._path)
-            if state == self._state:
-                return
-            self._state = state
-            self._keys = read_keys(self._path)
-            _LOG.warning("read %d keys from %s", len(self._keys), self._path)
-        except AdapterpackError as error:
-            _LOG.error("the keys stay as they were: %s", error)
 
 
 def read_keys(path: Path) -> tuple[Key, ...]:
@@ -180,9 +156,8 @@ def read_keys(path: Path) -> tuple[Key, ...]:
 
 
 def _private_bytes(path: Path) -> bytes:
+    require_private(path)
     with storage_errors(path):
-        if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-            raise ConfigError("others may read the file of keys", where=path, remedy=f"chmod 600 {path}")
         return path.read_bytes()
 
 
@@ -190,12 +165,6 @@ def new_key(name: str) -> tuple[str, str]:
     """A new key, and the entry of a file for it."""
     key = f"ap-{secrets.token_urlsafe(32)}"
     return key, f"- {{id: {name}, sha256: {_digest(key)}, adapters: \"*\"}}"
-
-
-def _state(path: Path) -> tuple[int, ...]:
-    with storage_errors(path):
-        found = path.stat()
-    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 def _digest(key: str) -> str:

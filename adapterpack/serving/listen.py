@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import socket
 from collections.abc import Iterator
@@ -16,8 +17,8 @@ BACKLOG = 256
 
 
 @contextmanager
-def port_socket(host: str, port: int) -> Iterator[tuple[socket.socket, str]]:
-    """Listens at a port, and says by which address; 0 takes a free one.
+def port_socket(host: str, port: int, scheme: str = "http") -> Iterator[tuple[socket.socket, str]]:
+    """Listens at a port, and says by which address, which begins with ``scheme``; 0 takes a free one.
 
     Raises:
         StorageError: the address cannot be used.
@@ -27,12 +28,12 @@ def port_socket(host: str, port: int) -> Iterator[tuple[socket.socket, str]]:
         listening = socket.create_server((host, port), backlog=BACKLOG, family=family)
     shown = f"[{host}]" if ":" in host else host
     with listening:
-        yield listening, f"http://{shown}:{listening.getsockname()[1]}"
+        yield listening, f"{scheme}://{shown}:{listening.getsockname()[1]}"
 
 
 @contextmanager
-def address_socket(address: str) -> Iterator[tuple[socket.socket, str]]:
-    """Listens at ``HOST:PORT`` or ``unix:PATH``, and says by which address.
+def address_socket(address: str, scheme: str = "http") -> Iterator[tuple[socket.socket, str]]:
+    """Listens at ``HOST:PORT`` or ``unix:PATH``, and says by which address; that of a port begins with ``scheme``.
 
     Raises:
         ConfigError: it is neither.
@@ -42,11 +43,42 @@ def address_socket(address: str) -> Iterator[tuple[socket.socket, str]]:
         with _unix_socket(Path(address.removeprefix(UNIX))) as listening:
             yield listening, address
         return
+    host, port = _parts(address)
+    with port_socket(host, port, scheme) as found:
+        yield found
+
+
+def open_to_others(address: str) -> bool:
+    """Whether others than this machine reach an address, ``HOST:PORT`` or ``unix:PATH``.
+
+    Example:
+        >>> open_to_others("127.0.0.1:8001"), open_to_others("[::]:8001"), open_to_others("unix:/run/operator")
+        (False, True, False)
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    return not address.startswith(UNIX) and not is_loopback(_parts(address)[0])
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a host of this name.
+
+    Example:
+        >>> is_loopback("localhost"), is_loopback("127.0.0.2"), is_loopback("0.0.0.0")
+        (True, True, False)
+    """
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _parts(address: str) -> tuple[str, int]:
     host, _, port = address.rpartition(":")
     if not host or not (port.isascii() and port.isdecimal()) or int(port) > 65535:
         raise ConfigError("this is no address to listen at", found=address, expected="HOST:PORT or unix:PATH")
-    with port_socket(host.removeprefix("[").removesuffix("]"), int(port)) as found:
-        yield found
+    return host.removeprefix("[").removesuffix("]"), int(port)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import signal
 import socket
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -23,7 +24,7 @@ from .adapters.watch import Watch
 from .admin import ADMIN_ROUTES
 from .api import Api, Figure
 from .app import build
-from .audit import Audit
+from .audit import Record
 from .catalogue import Catalogue
 from .keys import Keys
 from .limits import Limits
@@ -40,25 +41,29 @@ _LOG = logging.getLogger("adapterpack.serving")
 
 
 class Operator(NamedTuple):
-    """Where an operator may ask, and with which key."""
+    """Where an operator may ask, with which key, and whether over TLS."""
 
     listening: socket.socket
     keys: Keys
+    tls: ssl.SSLContext | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """A server before its loop begins. ``watch`` looks at the folders of adapters every ``watch_seconds``."""
+    """A server before its loop begins. ``tls`` is None where it speaks in the clear; ``watch`` looks at the places of adapters every
+    ``watch_seconds``.
+    """
 
     engine: Engine
     apis: Sequence[Api]
     catalogue: Catalogue
     adapters: AdapterControl
     keys: Keys
-    audit: Audit
+    ended: Sequence[Callable[[Record], None]]
     limits: Limits
     metrics: Metrics
     hosts: frozenset[str] | None
+    tls: ssl.SSLContext | None
     watch: Watch | None
     watch_seconds: float
 
@@ -80,10 +85,10 @@ async def _run(setup: Setup, listening: socket.socket, operator: Operator | None
     setup.metrics.add_quotas(quotas)
     thread = EngineThread(engine, asyncio.get_running_loop(), setup.metrics.stepped)
     state = State(thread, setup.catalogue, setup.adapters, Gate(limits, engine.max_rows), setup.keys, quotas, limits,
-                  setup.metrics, setup.audit, setup.hosts)
+                  setup.metrics, setup.ended, setup.hosts)
     _gauges(setup.metrics, thread, [figure for api in apis for figure in api.figures])
     routes = table(route for api in apis for route in api.routes)
-    server = Server(_config(build(state, routes), limits), state, ready)
+    server = Server(_config(build(state, routes), limits, setup.tls), state, ready)
     tasks = [asyncio.create_task(_watch(state))]
     if setup.watch is not None:
         tasks.append(asyncio.create_task(_look(setup.watch, setup.watch_seconds)))
@@ -105,7 +110,7 @@ async def _operated(state: State, operator: Operator | None) -> AsyncIterator[No
         yield
         return
     app = build(replace(state, keys=operator.keys, hosts=None), ADMIN_ROUTES)
-    server = SecondServer(_config(app, state.limits))
+    server = SecondServer(_config(app, state.limits, operator.tls))
     task = asyncio.create_task(server.serve(sockets=[operator.listening]))
     try:
         yield
@@ -114,9 +119,12 @@ async def _operated(state: State, operator: Operator | None) -> AsyncIterator[No
         await task
 
 
-def _config(app: Starlette, limits: Limits) -> uvicorn.Config:
-    return uvicorn.Config(app, http=Protocol, ws="none", lifespan="off", log_level="warning", access_log=False, server_header=False,
-                          h11_max_incomplete_event_size=limits.header_bytes + 4096, timeout_graceful_shutdown=_LAST_SECONDS)
+def _config(app: Starlette, limits: Limits, tls: ssl.SSLContext | None) -> uvicorn.Config:
+    config = uvicorn.Config(app, http=Protocol, ws="none", lifespan="off", log_level="warning", access_log=False, server_header=False,
+                            h11_max_incomplete_event_size=limits.header_bytes + 4096, timeout_graceful_shutdown=_LAST_SECONDS)
+    config.load()
+    config.ssl = tls
+    return config
 
 
 async def _look(watch: Watch, seconds: float) -> None:

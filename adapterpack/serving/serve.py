@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-import ipaddress
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import ConfigError
 from ..extras import needed_by
+from ..http.tls import Certificate
 from ..hub.resolve import folder_of
 from ..pack.pack import Pack
 from ..runtime.engine.base import Engine
 from ..runtime.providers.device import Device
 from .adapters.adapter_control import AdapterControl
 from .adapters.given import Given
-from .adapters.pack_folders import PackFolders
+from .adapters.places import Places
 from .adapters.signers import Signers
 from .adapters.watch import Watch
 from .audit import Audit
 from .catalogue import Catalogue
 from .keys import Keys
 from .limits import Limits
-from .listen import address_socket, port_socket
+from .listen import UNIX, address_socket, is_loopback, open_to_others, port_socket
 
 LOOPBACK = "127.0.0.1"
+_LOG = logging.getLogger("adapterpack.serving")
 
 
 class Serving(NamedTuple):
@@ -46,30 +48,35 @@ def serve(bundle: str | os.PathLike[str], *, adapters: Sequence[Pack | str | os.
           audit: str | None = "-", sampling: str | None = None, provider: str | Device | None = None, threads: int | None = None,
           max_rows: int | None = None, max_length: int | None = None, limits: Limits | None = None, watch: float | None = None,
           require_signature: Sequence[str | os.PathLike[str]] = (), admin: str | None = None,
-          admin_key_file: str | os.PathLike[str] | None = None, ready: Callable[[Serving], None] | None = None) -> None:
+          admin_key_file: str | os.PathLike[str] | None = None, tls_cert: str | os.PathLike[str] | None = None,
+          tls_key: str | os.PathLike[str] | None = None, traces: bool = False, ready: Callable[[Serving], None] | None = None) -> None:
     """Serves a bundle and its adapters over HTTP until it is interrupted.
 
     A bundle that was exported with ``static_cache`` has OpenAI's routes for text; one of an encoder those for embeddings or labels, and the
     Open Inference Protocol.
 
-    ``adapters`` are packs, or folders of packs, that are loaded besides its own. ``keys`` is a file of keys, ``api_key`` one for all;
-    without either only this machine may ask, unless ``insecure``. ``audit`` is a file for one line a request, ``"-"`` standard error.
-    ``sampling`` says what counts where a request for text says nothing: ``model`` (the default) or ``greedy``. ``max_rows`` and
-    ``max_length`` are the engine's. ``ready`` is called once requests are taken; ``port`` 0 takes a free one. SIGTERM and Ctrl-C let
-    answers end first.
+    ``adapters`` are packs, folders of packs, or lock files of ``adapterpack pull``, that are loaded besides its own. ``keys`` is a file of
+    keys, ``api_key`` one for all; without either only this machine may ask, unless ``insecure``. ``audit`` is a file for a line a request,
+    ``"-"`` standard error. ``sampling`` says what counts where a request for text says nothing: ``model`` (the default) or ``greedy``.
+    ``max_rows`` and ``max_length`` are the engine's. ``ready`` is called once requests are taken; ``port`` 0 takes a free one. SIGTERM and
+    Ctrl-C let answers end first.
 
-    With ``watch`` the folders of packs are looked at every so many seconds, and what changes there is loaded, exchanged or unloaded. A pack
-    needs a signature of one of the keys ``require_signature``, which are files. ``admin`` is an address (``HOST:PORT``, ``unix:PATH``) at
-    which the one who has the key in ``admin_key_file`` loads and unloads adapters.
+    With ``watch`` the folders and lock files are looked at every so many seconds, and what changes there is loaded, exchanged or unloaded.
+    A pack needs a signature of one of the keys ``require_signature``, which are files. ``admin`` is an address (``HOST:PORT``,
+    ``unix:PATH``) at which the one who has the key in ``admin_key_file`` loads and unloads adapters.
+
+    ``tls_cert`` and ``tls_key`` are PEM files, which are
+    read again when they change: both addresses then speak TLS, and a socket in the file system does not. With ``traces``
+    every request is a span, which goes where the variables ``OTEL_*`` say.
 
     Raises:
         Unsupported: no engine runs the bundle, or no route answers its task.
-        ConfigError: others could ask without a key; a file of keys that is none; two adapters of one name; no folder to watch; an option
-            that means nothing here.
+        ConfigError: others could ask without a key; a file of keys or a certificate that is none; two adapters of one name; no folder to
+            watch; an option that means nothing here.
         BaseMismatch: an adapter belongs to another base.
         TrustError: an adapter has not the signature that it needs.
         StorageError: a file or the address cannot be used.
-        MissingExtra: the extra ``serve`` is not installed.
+        MissingExtra: the extra ``serve`` is not installed, or with ``traces`` the extra ``otel``.
     """
     with needed_by("serving"):
         from .api import apis_of  # noqa: PLC0415 - needs an extra
@@ -78,28 +85,39 @@ def serve(bundle: str | os.PathLike[str], *, adapters: Sequence[Pack | str | os.
     known = Keys.one(api_key) if api_key is not None else Keys(path=None if keys is None else Path(keys))
     _require_keys(host, known.needed, insecure)
     admin_keys = _admin_keys(admin, admin_key_file)
+    tls = Certificate.of(tls_cert, tls_key)
+    scheme, context = ("http", None) if tls is None else ("https", tls.context)
+    if tls is None and (not is_loopback(host) or (admin is not None and open_to_others(admin))):
+        _LOG.warning("keys and answers cross the network as they are: give --tls-cert and --tls-key, or put a proxy with TLS before it")
     signers = Signers([Path(key) for key in require_signature])
     size = {"max_rows": max_rows, "max_length": max_length}
     engine = Engine(folder_of(bundle), provider, threads=threads, **{name: value for name, value in size.items() if value is not None})
     bounds = limits or Limits()
     catalogue, metrics, given = Catalogue(engine, name), Metrics(), Given.of(adapters)
-    control = AdapterControl(engine.adapters, catalogue.base, PackFolders(given.folders), signers, metrics.adapter_changed)
+    control = AdapterControl(engine.adapters, catalogue.base, Places(given.sources), signers, metrics.adapter_changed)
     given.load(control, changing=watch is not None or admin is not None, watched=watch is not None)
     watcher = None if watch is None else Watch(control)
     if watcher is not None:
         watcher.look(at_once=True)
     hosts = None if known.needed or insecure else frozenset({"localhost", "127.0.0.1", "[::1]", host.lower()})
+    ended = [metrics.ended, Audit(audit).write]
     with ExitStack() as stack:
+        if traces:
+            with needed_by("tracing"):
+                from .tracing import Traces  # noqa: PLC0415 - needs an extra
+            tracing = Traces()
+            stack.callback(tracing.close)
+            ended.append(tracing.ended)
         apis = apis_of(engine, bounds, {} if sampling is None else {"sampling": sampling})
         for api in apis:
             stack.callback(api.close)
-        setup = Setup(engine=engine, apis=apis, catalogue=catalogue, adapters=control, keys=known, audit=Audit(audit), limits=bounds,
-                      metrics=metrics, hosts=hosts, watch=watcher, watch_seconds=watch or 0.0)
-        listening, address = stack.enter_context(port_socket(host, port))
+        setup = Setup(engine=engine, apis=apis, catalogue=catalogue, adapters=control, keys=known, ended=ended, limits=bounds,
+                      metrics=metrics, hosts=hosts, tls=context, watch=watcher, watch_seconds=watch or 0.0)
+        listening, address = stack.enter_context(port_socket(host, port, scheme))
         operator = None
         if admin is not None and admin_keys is not None:
-            second, admin = stack.enter_context(address_socket(admin))
-            operator = Operator(second, admin_keys)
+            second, admin = stack.enter_context(address_socket(admin, scheme))
+            operator = Operator(second, admin_keys, None if admin.startswith(UNIX) else context)
         serving = Serving(address, catalogue.base, {one.name: one.digest for one in control.adapters}, admin,
                           {route.path: route.example for api in apis for route in api.routes if route.example is not None})
         run(setup, listening, operator, lambda: None if ready is None else ready(serving))
@@ -122,10 +140,6 @@ def _require_keys(host: str, known: bool, insecure: bool) -> None:
     Raises:
         ConfigError: they could.
     """
-    with suppress(ValueError):
-        if ipaddress.ip_address(host).is_loopback:
-            return
-    if host != "localhost" and not known and not insecure:
+    if not is_loopback(host) and not known and not insecure:
         raise ConfigError("others could use this server without a key", where=host,
                           remedy="give --keys FILE or --api-key, or listen at 127.0.0.1; --insecure serves everybody")
-

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .adapters.adapter_control import AdapterControl
-from .audit import Audit
+from .audit import Record
 from .catalogue import Catalogue
 from .keys import Keys
 from .limits import Limits
@@ -19,7 +20,8 @@ from .scheduling.gate import Gate
 class State:
     """One server: its engine and models, who may ask, and what it counts and writes down.
 
-    ``hosts`` are the names by which browsers may call it, where there are no keys; None for any.
+    ``ended`` are those who hear of each request that has ended: metrics, audit, traces. ``hosts`` are the names by which browsers may call
+    it, where there are no keys; None for any.
     """
 
     engine: EngineThread
@@ -30,5 +32,5 @@ class State:
     quotas: Quotas
     limits: Limits
     metrics: Metrics
-    audit: Audit
+    ended: Sequence[Callable[[Record], None]]
     hosts: frozenset[str] | None = None

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,3 +65,20 @@ def entry(name: str, key: str, **more: Any) -> dict[str, Any]:
 def write_keys(path: Path, *entries: dict[str, Any]) -> None:
     path.touch(0o600)
     path.write_text(json.dumps({"keys": entries}))
+
+
+def begin(bundle: Path, folder: Path, **options: Any) -> Served:
+    """Starts a server of a bundle, by default with the keys above; ``folder`` is for what it writes. Who begins it ends its process."""
+    if "keys" not in options:
+        write_keys(folder / "keys", entry("ann", ANN, admin=True), entry("bob", BOB, adapters=["alpha"], base=False, max_rows=4),
+                   entry("old", OLD, expires="2020-01-01T00:00:00Z"))
+    given = {"keys": str(folder / "keys"), "audit": str(folder / "audit"), "provider": "cpu", "name": "base", "max_rows": 4, "limits": {},
+             **options}
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen([sys.executable, "-c", PROGRAM, str(bundle), json.dumps(given)], stdout=subprocess.PIPE, stderr=log,
+                                   text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert line, (folder / "log").read_text()
+    address, base, adapters, admin = json.loads(line)
+    return Served(process, address, base, adapters, folder / "log", folder / "audit", admin)

@@ -24,7 +24,8 @@ from servers import ANN, Served
 import adapterpack
 from adapterpack import load
 from adapterpack.errors import AdapterpackError, ConfigError, StorageError, Unsigned
-from adapterpack.serving.adapters.pack_folders import PackFolders
+from adapterpack.serving.adapters.pack_folders import InFolder, PackFolder
+from adapterpack.serving.adapters.places import Places
 from adapterpack.serving.adapters.watch import Watch
 from adapterpack.serving.serve import serve
 
@@ -165,19 +166,20 @@ def test_exchanges_under_load(watched: Watched, packs: Path) -> None:
 
 @pytest.mark.fast
 def test_a_pack_is_taken_up_when_it_is_still(tmp_path: Path) -> None:
-    """A pack is looked at once after two looks saw the same of it, and again after each change; one that has gone, or is hidden, is none; a
-    folder that cannot be listed changes nothing."""
+    """A pack is looked at once after two looks saw the same of it, and again after each change, or if it is worth another try; one that has
+    gone, or is hidden, is none, and goes after another has taken its place; a folder that cannot be listed changes nothing."""
     root, pack = tmp_path / "root", tmp_path / "root" / "pack"
     calls: list[str] = []
 
     class Recorder:
-        folders = PackFolders([root])
+        places = Places([PackFolder(root)])
 
-        def follow(self, folder: Path) -> None:
-            calls.append(f"follow {folder.name}")
+        def follow(self, place: InFolder, leaving: set[InFolder]) -> bool:
+            calls.append(f"follow {place.name}" + "".join(f" for {one.name}" for one in leaving))
+            return place.name != "unreachable"
 
-        def leave(self, folder: Path) -> None:
-            calls.append(f"leave {folder.name}")
+        def leave(self, place: InFolder) -> None:
+            calls.append(f"leave {place.name}")
 
     def looks(count: int = 1) -> list[str]:
         calls.clear()
@@ -201,8 +203,12 @@ def test_a_pack_is_taken_up_when_it_is_still(tmp_path: Path) -> None:
     root.rename(tmp_path / "away")
     assert looks(4) == []
     (tmp_path / "away").rename(root)
-    shutil.rmtree(pack)
-    assert (looks(), looks(), looks(2)) == ([], ["leave pack"], [])
+    pack.rename(root / "another")
+    assert (looks(), looks(), looks(2)) == ([], ["follow another for pack", "leave pack"], [])
+    (root / "another").rename(root / "unreachable")
+    assert looks(3) == ["follow unreachable for another", "leave another", "follow unreachable"]
+    shutil.rmtree(root / "unreachable")
+    assert (looks(), looks(), looks(2)) == ([], ["leave unreachable"], [])
 
 
 def test_only_the_operator_is_heard_and_only_there(watched: Watched) -> None:

@@ -6,7 +6,6 @@ import hashlib
 import hmac
 import re
 import secrets
-import stat
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from ...errors import ConfigError, storage_errors
 from ...http.refused import Refused
+from ...io.private import require_private
 from .storage import Settings
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
@@ -47,9 +47,8 @@ class Access:
             ConfigError: a line is something else, or others may read the file.
             StorageError: it cannot be read.
         """
+        require_private(path)
         with storage_errors(path):
-            if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-                raise ConfigError("others may read the file of tokens", where=path, remedy=f"chmod 600 {path}")
             lines = path.read_text("utf-8").splitlines()
         accounts = {}
         for number, line in enumerate(lines, 1):

@@ -6,14 +6,14 @@ import logging
 import threading
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Collection
 from typing import Literal, NamedTuple
 
-from ...errors import AdapterpackError, ConfigError
+from ...errors import AdapterpackError, ConfigError, HubError
 from ...pack.pack import Pack
 from ...runtime.engine.adapter_table import AdapterTable
-from .pack_folders import PackFolders, regular_pack
+from .pack_folders import InFolder
+from .places import Place, Places
 from .signers import Signers
 
 MOST_REFUSED = 100
@@ -30,21 +30,21 @@ class NameTaken(ConfigError):
 
 class Adapter(NamedTuple):
     """An adapter that requests may name. ``generation`` counts the packs that have had its name; ``own_name`` is what its pack calls
-    itself, and ``folder`` where that lies.
+    itself, and ``place`` where that comes from.
     """
 
     name: str
     digest: str
     generation: int
     own_name: str
-    folder: Path | None
+    place: Place | None
     loaded: float
 
 
 class Refusal(NamedTuple):
-    """Why the pack in a folder was not loaded: the code of the error, and the error."""
+    """Why the pack at a place was not loaded: the code of the error, and the error."""
 
-    folder: Path
+    place: Place
     reason: str
     message: str
     time: float
@@ -57,15 +57,15 @@ class AdapterControl:
     that no adapter may have. ``changed`` hears of every change, with the code of the error where a pack was refused.
     """
 
-    def __init__(self, table: AdapterTable, base: str, folders: PackFolders, signers: Signers,
+    def __init__(self, table: AdapterTable, base: str, places: Places, signers: Signers,
                  changed: Callable[[Change, str], None]) -> None:
-        self._table, self._base, self.folders, self._signers, self._changed = table, base, folders, signers, changed
+        self._table, self._base, self.places, self._signers, self._changed = table, base, places, signers, changed
         self._lock = threading.Lock()
         self._generations: Counter[str] = Counter()
         self._adapters: dict[str, Adapter] = {}
-        self._refused: OrderedDict[Path, Refusal] = OrderedDict()
+        self._refused: OrderedDict[Place, Refusal] = OrderedDict()
         for name in table.names:  # those of the bundle
-            self._note(table.pack(name))
+            self._note(table.pack(name), None)
 
     @property
     def adapters(self) -> list[Adapter]:
@@ -75,34 +75,36 @@ class AdapterControl:
 
     @property
     def refused(self) -> list[Refusal]:
-        """The packs that lie in the watched folders and were not loaded, the newest last."""
+        """The packs at watched places that were not loaded, the newest last."""
         with self._lock:
             return list(self._refused.values())
 
-    def add(self, pack: Pack, *, replace: bool = False) -> Adapter:
+    def add(self, pack: Pack, place: Place | None = None) -> Adapter:
         """Loads a pack under the name that it has.
 
         Raises:
-            NameTaken: another has it, and ``replace`` does not say that it may be exchanged; the base's can never be.
+            NameTaken: another has it, or the base.
             TrustError: a signature is needed, and it has none of the right ones.
             AdapterpackError: as :meth:`.AdapterTable.load`.
         """
         with self._lock:
-            return self._add(pack, replace)
+            return self._add(pack, False, place)
 
     def load(self, source: str, name: str, *, replace: bool = False) -> Adapter:
-        """Loads the pack whose folder is called ``source`` under a name.
+        """Loads the pack whose place is called ``source`` under a name; ``replace``: another may have it now, which is exchanged.
 
         Raises:
-            UnknownAdapter: there is none among the folders of adapters.
+            UnknownAdapter: no place is called that.
             AdapterpackError: as :meth:`add`, and for what is wrong with the pack.
         """
-        with self._lock:
-            try:
-                return self._exchange(regular_pack(self.folders.named(source)).called(name), replace)
-            except AdapterpackError as error:
-                self._changed("refused", error.code)
-                raise
+        try:
+            place = self.places.named(source)
+            pack = place.pack().called(name)
+            with self._lock:
+                return self._exchange(pack, replace, place)
+        except AdapterpackError as error:
+            self._changed("refused", error.code)
+            raise
 
     def unload(self, name: str) -> Adapter:
         """Takes a name away.
@@ -113,33 +115,40 @@ class AdapterControl:
         with self._lock:
             return self._remove(name)
 
-    def follow(self, folder: Path) -> None:
-        """The pack in a folder is new, or has changed: loads it under its name, and under those that an operator gave it. One that is
-        refused is remembered, and what was loaded of the folder before goes on."""
-        with self._lock:
-            try:
-                self._follow(folder)
-            except AdapterpackError as error:
-                self._refuse(folder, error.code, error.sentence)
-            except Exception as error:
-                _LOG.exception("a bug in adapterpack: the pack %s could not be looked at", folder)
-                self._refuse(folder, "bug", repr(error))
-            else:
-                self._refused.pop(folder, None)
+    def follow(self, place: Place, leaving: Collection[Place] = ()) -> bool:
+        """The pack at a place is new, or has changed: loads it under its name, and under those that an operator gave it. It may take over
+        the names of places that are ``leaving``. One that is refused is remembered, and what was loaded of the place before goes on.
 
-    def leave(self, folder: Path) -> None:
-        """The pack in a folder has gone: unloads what was loaded of it."""
+        False where it is worth another try although nothing has changed: a hub could not be reached.
+        """
+        try:
+            pack = place.pack()  # others may ask meanwhile: a hub can be slow
+            with self._lock:
+                self._follow(pack, place, leaving)
+                self._refused.pop(place, None)
+        except AdapterpackError as error:
+            self._refuse(place, error.code, error.sentence)
+            return not isinstance(error, HubError)
+        except Exception as error:
+            _LOG.exception("a bug in adapterpack: the pack %s could not be looked at", place)
+            self._refuse(place, "bug", repr(error))
+        return True
+
+    def leave(self, place: Place) -> None:
+        """The pack at a place has gone: unloads what was loaded of it."""
         with self._lock:
-            self._refused.pop(folder, None)
-            for one in self._of(folder):
+            self._refused.pop(place, None)
+            for one in self._of(place):
                 self._remove(one.name)
 
-    def _follow(self, folder: Path) -> None:
-        pack, before, faults = regular_pack(folder), self._of(folder), list[AdapterpackError]()
+    def _follow(self, pack: Pack, place: Place, leaving: Collection[Place]) -> None:
+        before, faults = self._of(place), list[AdapterpackError]()
         given = {one.name for one in before if one.name != one.own_name}
         for name in (pack.name, *sorted(given - {pack.name})):
+            holder = self._adapters.get(name)
+            replace = holder is not None and (holder.place == place or holder.place in leaving)
             try:
-                self._exchange(pack if name == pack.name else pack.called(name), any(one.name == name for one in before))
+                self._exchange(pack if name == pack.name else pack.called(name), replace, place)
             except AdapterpackError as error:
                 faults.append(error)
         if faults:
@@ -148,30 +157,32 @@ class AdapterControl:
             if one.name not in {pack.name, *given}:
                 self._remove(one.name)
 
-    def _add(self, pack: Pack, replace: bool) -> Adapter:
+    def _add(self, pack: Pack, replace: bool, place: Place | None) -> Adapter:
         if pack.name == self._base or (pack.name in self._adapters and not replace):
             raise NameTaken("the base or another adapter has this name already", where=pack.path, found=pack.name,
                             remedy="choose another name, or unload that one first")
         self._signers.require(pack)
         self._table.load(pack, replace=True)
         before = self._adapters.get(pack.name)
-        after = self._note(pack)
+        after = self._note(pack, place)
         if before is None or before.generation != after.generation:
             self._changed("loaded" if before is None else "replaced", "")
         return after
 
-    def _exchange(self, pack: Pack, replace: bool) -> Adapter:
+    def _exchange(self, pack: Pack, replace: bool, place: Place) -> Adapter:
         """As :meth:`_add`, and says so in the log: from now on another pack answers."""
-        before, after = self._adapters.get(pack.name), self._add(pack, replace)
+        before, after = self._adapters.get(pack.name), self._add(pack, replace, place)
         if before is None or before.generation != after.generation:
             _LOG.warning("loaded the adapter %s, generation %d, %s", after.name, after.generation, after.digest)
         return after
 
-    def _note(self, pack: Pack) -> Adapter:
+    def _note(self, pack: Pack, place: Place | None) -> Adapter:
         before = self._adapters.get(pack.name)
+        if place is None and pack.path is not None:
+            place = InFolder(pack.path)
         if before is None or before.digest != pack.id:
             self._generations[pack.name] += 1
-        adapter = Adapter(pack.name, pack.id, self._generations[pack.name], pack.manifest.pack.name, pack.path, time.time())
+        adapter = Adapter(pack.name, pack.id, self._generations[pack.name], pack.manifest.pack.name, place, time.time())
         self._adapters[pack.name] = adapter
         return adapter
 
@@ -182,13 +193,15 @@ class AdapterControl:
         _LOG.warning("unloaded the adapter %s, generation %d", name, adapter.generation)
         return adapter
 
-    def _of(self, folder: Path) -> list[Adapter]:
-        return [one for one in self._adapters.values() if one.folder == folder]
+    def _of(self, place: Place) -> list[Adapter]:
+        return [one for one in self._adapters.values() if one.place == place]
 
-    def _refuse(self, folder: Path, reason: str, message: str) -> None:
-        self._refused.pop(folder, None)
-        self._refused[folder] = Refusal(folder, reason, message, time.time())
-        while len(self._refused) > MOST_REFUSED:
-            self._refused.popitem(last=False)
-        self._changed("refused", reason)
-        _LOG.error("refused the pack %s (%s): %s", folder, reason, message)
+    def _refuse(self, place: Place, reason: str, message: str) -> None:
+        with self._lock:
+            before = self._refused.pop(place, None)
+            self._refused[place] = Refusal(place, reason, message, time.time())
+            while len(self._refused) > MOST_REFUSED:
+                self._refused.popitem(last=False)
+        if before is None or (before.reason, before.message) != (reason, message):
+            self._changed("refused", reason)
+            _LOG.error("refused the pack %s (%s): %s", place, reason, message)

@@ -12,36 +12,39 @@ from ...hub.resolve import folder_of
 from ...pack.pack import Pack
 from ...pack.validate.validation import load
 from .adapter_control import AdapterControl
-from .pack_folders import is_pack, packs_in
+from .lock_file import LockFile
+from .pack_folders import PackFolder, is_pack
+from .places import Source
 
 
 class Given(NamedTuple):
-    """Packs, and folders of packs."""
+    """Packs, and what lists packs: folders and lock files."""
 
     packs: Sequence[Pack | Path]
-    folders: Sequence[Path]
+    sources: Sequence[Source]
 
     @classmethod
     def of(cls, adapters: Sequence[Pack | str | os.PathLike[str]]) -> Given:
-        """These; what is no pack is a folder of packs."""
-        found = [adapter if isinstance(adapter, Pack) else folder_of(adapter) for adapter in adapters]
-        return cls([one for one in found if isinstance(one, Pack) or is_pack(one)],
-                   [one for one in found if not isinstance(one, Pack) and not is_pack(one)])
+        """These; a file is a lock file, and a folder that is no pack is a folder of packs."""
+        given = [adapter if isinstance(adapter, Pack) else folder_of(adapter) for adapter in adapters]
+        return cls([one for one in given if isinstance(one, Pack) or is_pack(one)],
+                   [LockFile(one) if one.is_file() else PackFolder(one)
+                    for one in given if not isinstance(one, Pack) and not is_pack(one)])
 
     def load(self, control: AdapterControl, *, changing: bool, watched: bool) -> None:
-        """Loads the packs, and those in the folders unless these are watched. Where adapters may come later a folder may be empty.
+        """Loads the packs, and those of the sources unless these are watched. Where adapters may come later a source may be empty.
 
         Raises:
-            ConfigError: there is no folder to watch.
-            NothingToDo: there is no pack in a folder.
+            ConfigError: there is nothing to watch.
+            NothingToDo: a source has no pack.
         """
-        if watched and not self.folders:
-            raise ConfigError("there is no folder to watch", remedy="name a folder of packs with --adapters")
-        for folder in self.folders:
-            inside = list(packs_in(folder))
-            if not inside and not changing:
-                raise NothingToDo("there is no adapter in this folder", where=folder, expected="a pack, or a folder of packs")
-            for pack in () if watched else inside:
-                control.add(load(pack))
+        if watched and not self.sources:
+            raise ConfigError("there is no folder to watch", remedy="name a folder of packs, or a lock file, with --adapters")
+        for source in self.sources:
+            if not source.packs() and not changing:
+                raise NothingToDo("there is no adapter in this folder or lock file", where=source,
+                                  expected="a pack, a folder of packs, or a lock file that pins packs")
+            for place, pack in () if watched else source.at_start():
+                control.add(pack, place)
         for one in self.packs:
             control.add(one if isinstance(one, Pack) else load(one))

@@ -1,52 +1,71 @@
-"""The packs that lie in some folders. A pack is named by the name of its own folder, which is looked up, and never joined to a path."""
+"""The packs that lie in a folder, each in a folder of its own."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from ...errors import ConfigError, FormatError, UnknownAdapter, storage_errors
+from ...errors import FormatError, storage_errors
 from ...manifest.manifest import FILE_NAME
 from ...pack.pack import Pack
 from ...pack.validate.validation import load
 from ...peft.layout import CONFIG
+from .places import Place, State
 
-Fingerprint = tuple[tuple[str, int, int, int], ...]
-"""The files of a folder, with what changes whenever one of them is written: size, time of the last change, and number."""
 _MOST_FILES = 1000
 
 
-class PackFolders:
-    """Folders in which every folder is a pack; hidden ones, which are being written, aside."""
+@dataclass(frozen=True)
+class InFolder:
+    """The folder of one pack, which is no link."""
 
-    def __init__(self, folders: Sequence[Path]) -> None:
-        self._folders = tuple(folders)
+    path: Path
 
-    def packs(self) -> dict[Path, Fingerprint]:
-        """The packs that lie there now.
+    @property
+    def name(self) -> str:
+        """The folder's own name."""
+        return self.path.name
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def pack(self) -> Pack:
+        """The pack in it.
 
         Raises:
-            StorageError: a folder cannot be listed.
+            FormatError: it is a link; or as for :func:`adapterpack.load`.
+            StorageError: it cannot be read.
         """
-        return {pack: _fingerprint(pack) for folder in self._folders for pack in packs_in(folder)}
+        if self.path.is_symlink():
+            raise FormatError("a link is not followed", where=self.path, expected="a folder",
+                              remedy="move or copy the pack into this place")
+        with storage_errors(self.path):
+            return load(self.path)
 
-    def named(self, name: str) -> Path:
-        """The one pack whose folder has a name.
+
+@dataclass(frozen=True)
+class PackFolder:
+    """A folder in which every folder is a pack; hidden ones, which are being written, aside."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def packs(self) -> dict[Place, State]:
+        """The packs that lie there now, with what changes whenever one of their files is written: size, time and number.
 
         Raises:
-            UnknownAdapter: none has.
-            ConfigError: several have.
+            StorageError: the folder cannot be listed.
         """
-        paths = [pack for pack in self.packs() if pack.name == name]
-        if not paths:
-            raise UnknownAdapter("no pack in the folders of adapters has this name", found=repr(name[:200]),
-                                 expected="the name of a pack's folder, and no path")
-        if len(paths) > 1:
-            raise ConfigError("several packs in the folders of adapters have this name", found=repr(name),
-                              remedy="rename one of the folders")
-        return paths[0]
+        return {InFolder(pack): _state(pack) for pack in _packs_in(self.path)}
+
+    def at_start(self) -> Iterator[tuple[Place, Pack]]:
+        """The packs that lie there; the one who starts a server may name links."""
+        return ((InFolder(pack), load(pack)) for pack in _packs_in(self.path))
 
 
 def is_pack(folder: Path) -> bool:
@@ -54,28 +73,10 @@ def is_pack(folder: Path) -> bool:
     return (folder / FILE_NAME).is_file() or (folder / CONFIG).is_file()
 
 
-def packs_in(folder: Path) -> Iterator[Path]:
-    """The packs in a folder, in the order of their names.
-
-    Raises:
-        StorageError: it cannot be listed.
-    """
+def _packs_in(folder: Path) -> Iterator[Path]:
     with storage_errors(folder):
         inside = sorted(folder.iterdir())
     return (path for path in inside if not path.name.startswith(".") and _may_be_pack(path))
-
-
-def regular_pack(folder: Path) -> Pack:
-    """The pack in a folder that is no link.
-
-    Raises:
-        FormatError: it is a link; or as for :func:`adapterpack.load`.
-        StorageError: it cannot be read.
-    """
-    if folder.is_symlink():
-        raise FormatError("a link is not followed", where=folder, expected="a folder", remedy="move or copy the pack into this place")
-    with storage_errors(folder):
-        return load(folder)
 
 
 def _may_be_pack(folder: Path) -> bool:
@@ -85,7 +86,7 @@ def _may_be_pack(folder: Path) -> bool:
         return True  # reading it says what is wrong
 
 
-def _fingerprint(folder: Path) -> Fingerprint:
+def _state(folder: Path) -> State:
     files = []
     try:
         with os.scandir(folder) as entries:

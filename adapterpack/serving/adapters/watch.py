@@ -1,47 +1,47 @@
-"""Watches folders of packs: what is dropped in is loaded, what changes is exchanged, what is removed is unloaded."""
+"""Watches the places of packs: what comes is loaded, what changes is exchanged, what goes is unloaded."""
 
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 from ...errors import AdapterpackError
 from .adapter_control import AdapterControl
-from .pack_folders import Fingerprint
+from .places import Place, State
 
+_AGAIN = object()
+"""The state of what is worth another try."""
 _LOG = logging.getLogger("adapterpack.serving")
 
 
 class Watch:
-    """Compares the folders of an :class:`.AdapterControl` with what they were.
+    """Compares the places of an :class:`.AdapterControl` with what they were.
 
     A pack that is being written, or removed, is left alone until two looks see the same of it.
     """
 
     def __init__(self, control: AdapterControl) -> None:
         self._control = control
-        self._before: dict[Path, Fingerprint] = {}
-        self._done: dict[Path, Fingerprint] = {}
+        self._before: dict[Place, State] = {}
+        self._done: dict[Place, State] = {}
         self._fault = ""
 
     def look(self, *, at_once: bool = False) -> None:
-        """Takes up what has changed and is still now; ``at_once``: whatever there is. Folders that cannot be listed change nothing."""
+        """Takes up what has changed and is still now; ``at_once``: whatever there is. Places that cannot be listed change nothing."""
         try:
-            now = self._control.folders.packs()
+            now = self._control.places.packs()
         except AdapterpackError as error:
             if str(error) != self._fault:
                 _LOG.error("the adapters stay as they are: %s", error)
             self._fault = str(error)
             return
         self._fault = ""
-        for folder in sorted({*now, *self._done}):
-            state = now.get(folder)
-            if state == self._done.get(folder) or not (at_once or state == self._before.get(folder)):
-                continue
-            if state is None:
-                self._control.leave(folder)
-                del self._done[folder]
-            else:
-                self._control.follow(folder)
-                self._done[folder] = state
+        changed = [place for place in {**now, **self._done} if now.get(place) != self._done.get(place)
+                   and (at_once or now.get(place) == self._before.get(place))]
+        gone = {place for place in changed if place not in now}
+        for place in sorted(changed, key=str):
+            if place not in gone:
+                self._done[place] = now[place] if self._control.follow(place, gone) else _AGAIN
+        for place in sorted(gone, key=str):  # after those that took over their names: no request in between misses one
+            self._control.leave(place)
+            del self._done[place]
         self._before = now

@@ -1,0 +1,55 @@
+"""TLS with a certificate that may be renewed while a server runs."""
+
+from __future__ import annotations
+
+import os
+import ssl
+from pathlib import Path
+
+from ..errors import ConfigError, storage_errors
+from ..io.private import require_private
+from .followed import Followed
+
+
+class Certificate:
+    """A certificate and its key, in PEM files. ``context`` gives each connection what the files hold when it begins.
+
+    Raises:
+        ConfigError: the files hold no certificate with its key, or others may read the key.
+        StorageError: they cannot be read.
+    """
+
+    def __init__(self, certificate: Path, key: Path) -> None:
+        self._file = Followed("certificate and its key", [certificate, key], lambda: _context(certificate, key))
+        self.context = _context(certificate, key)
+        self.context.sni_callback = self._exchange  # which OpenSSL calls in every handshake, also where the client names no server
+
+    @classmethod
+    def of(cls, certificate: str | os.PathLike[str] | None, key: str | os.PathLike[str] | None) -> Certificate | None:
+        """The certificate in two files; None without any.
+
+        Raises:
+            ConfigError: a certificate without its key, or a key without its certificate; or as above.
+        """
+        if certificate is None and key is None:
+            return None
+        if certificate is None or key is None:
+            raise ConfigError("TLS needs a certificate and its key", remedy="give both --tls-cert and --tls-key")
+        return cls(Path(certificate), Path(key))
+
+    def _exchange(self, connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
+        connection.context = self._file.value
+
+
+def _context(certificate: Path, key: Path) -> ssl.SSLContext:
+    require_private(key)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    with storage_errors(certificate):
+        try:
+            context.load_cert_chain(certificate, key, password="")  # an encrypted key is an error: nobody is there to type a password
+        except ssl.SSLError as error:
+            raise ConfigError("these files hold no certificate with its key", where=f"{certificate}, {key}",
+                              expected="PEM, the key without a password", found=error.reason or str(error)) from error
+    return context

@@ -1,0 +1,68 @@
+"""The packs that a lock file pins: from the store, or from their hub at the pinned commit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...errors import StorageError, UnknownAdapter
+from ...hub import names
+from ...hub.lockfile import Lockfile, Pinned
+from ...hub.pull import pinned_artifact
+from ...pack.pack import Pack
+from ...pack.validate.validation import load
+from .places import Place, State
+
+
+@dataclass(frozen=True)
+class Pin:
+    """One entry of a lock file: a reference to a hub."""
+
+    lock: Path
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.lock}, {self.name}"
+
+    def pack(self) -> Pack:
+        """The pack with the pinned digest.
+
+        Raises:
+            UnknownAdapter: the lock file does not pin it any more.
+            FormatError: the hub has another artifact at that commit, or none that is valid.
+            HubError: by name.
+        """
+        pinned = _pinned(self.lock).get(self.name)
+        if pinned is None:
+            raise UnknownAdapter("the lock file has no such entry", where=self.lock, found=self.name)
+        return load(pinned_artifact(names.parse(self.name), pinned))
+
+
+@dataclass(frozen=True)
+class LockFile:
+    """A lock file as ``adapterpack pull`` writes it. Its bundles are no adapters, and left out."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def packs(self) -> dict[Place, State]:
+        """Its entries, with what they are pinned to.
+
+        Raises:
+            FormatError: it is something else.
+            StorageError: it cannot be read.
+        """
+        return {Pin(self.path, reference): pinned for reference, pinned in _pinned(self.path).items()}
+
+    def at_start(self) -> Iterator[tuple[Place, Pack]]:
+        """The packs that it pins."""
+        return ((place, place.pack()) for place in self.packs())
+
+
+def _pinned(path: Path) -> dict[str, Pinned]:
+    if not path.is_file():
+        raise StorageError("there is no lock file", where=path, remedy="write one: adapterpack pull hf://org/name --lock FILE")
+    return {reference: pinned for reference, pinned in Lockfile(path).all().items() if pinned.kind != "bundle"}
