@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 import click
 
 from ..errors import printable
+from ..io.strict_json import finite
 
 _PLAIN_WIDTH = 160
 _DIGEST = re.compile(r"\b([a-z0-9]+:[0-9a-f]{12})[0-9a-f]{52}\b")
@@ -20,20 +20,6 @@ _DIGEST = re.compile(r"\b([a-z0-9]+:[0-9a-f]{12})[0-9a-f]{52}\b")
 def emit(value: Mapping[str, Any], compact: bool = False) -> None:
     """Prints one JSON object, ASCII only: names from strangers can do nothing to a terminal."""
     click.echo(json.dumps(finite(value), indent=None if compact else 2, allow_nan=False))
-
-
-def finite(value: Any) -> Any:
-    """The value with null in place of NaN and infinity, which JSON does not have.
-
-    Example:
-        >>> finite({"error": [float("nan"), 1.5]})
-        {'error': [None, 1.5]}
-    """
-    if isinstance(value, Mapping):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def shortened(value: Any) -> Any:

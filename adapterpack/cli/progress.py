@@ -15,6 +15,7 @@ from ..io.readable import size
 from .output import one_line
 
 _SECONDS_BETWEEN_LINES = 2.0
+_SECONDS_BETWEEN_ROWS = 10.0
 
 
 class _OneLine(logging.Formatter):
@@ -86,5 +87,54 @@ def _lines(label: str) -> Callable[[int, int], None]:
             speed = (done - first) / max(now - started, 1e-9)
             left = f", {(total - done) / speed:.0f} s left" if speed and done < total else ""
             click.echo(f"{label}: {size(done)} of {size(total)}, {size(speed)}/s{left}", err=True)
+
+    return show
+
+
+@contextlib.contextmanager
+def row_bar(label: str, total: int | None) -> Iterator[Callable[[int, int, int], None]]:
+    """A function that shows (rows answered, tokens that they took, bytes of the input that are done); it has ``total`` bytes, if known."""
+    label = one_line(label)
+    with apart():
+        if not sys.stderr.isatty():
+            yield _row_lines(label, total)
+            return
+        from rich import progress as p  # noqa: PLC0415 - only a terminal pays for it
+        from rich.console import Console  # noqa: PLC0415
+
+        columns = (p.TextColumn("{task.description}", markup=False), p.BarColumn(), p.TextColumn("{task.fields[speed]}", markup=False),
+                   p.TimeRemainingColumn())
+        with p.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            task, speed = bar.add_task(label, total=total, speed=""), _Speed()
+            yield lambda rows, tokens, done: bar.update(task, completed=done, speed=speed(rows, tokens))
+
+
+class _Speed:
+    """How many rows there are, and how many tokens a second."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+
+    def __call__(self, rows: int, tokens: int) -> str:
+        seconds = max(time.monotonic() - self._started, 1e-9)
+        return f"{rows:,} rows" + (f", {tokens / seconds:,.0f} tokens/s" if tokens else "")
+
+
+def _row_lines(label: str, total: int | None) -> Callable[[int, int, int], None]:
+    shown = started = time.monotonic()
+    first: int | None = None
+    speed = _Speed()
+
+    def show(rows: int, tokens: int, done: int) -> None:
+        nonlocal shown, first
+        now = time.monotonic()
+        first = done if first is None else first  # what an earlier run did is no speed of this one
+        if now - shown < _SECONDS_BETWEEN_ROWS:
+            return
+        shown = now
+        left = ""
+        if total and done > first:
+            left = f", {done / total:.0%}, {(total - done) * (now - started) / (done - first):,.0f} s left"
+        click.echo(f"{label}: {speed(rows, tokens)}{left}", err=True)
 
     return show

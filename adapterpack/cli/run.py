@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
-import itertools
-import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 import click
 
-import adapterpack
-
 from ..errors import ConfigError, NothingToDo, storage_errors
 from ..hub.resolve import folder_of
-from ..io.atomic import output_file, refuse_existing
-from ..io.strict_json import require_few_parts
-from ..library_errors import library_errors
-from ..tasks.rows import RowError
+from ..io.atomic import refuse_existing
+from ..offline.growing_file import Done, now
+from ..offline.job import Answered, OpenJob, answers, begun, first_of, require_all, write_file, write_stream
+from ..offline.lines import Line, lines_of
 from .device_options import device_of, device_options
 from .options import shared
-from .output import emit, finite, line
-from .progress import apart
+from .output import emit, line
+from .progress import apart, row_bar
 from .sampling_options import sampling_options, sampling_parameters
-
-MAX_LINE = 64 << 20
-MAX_DEPTH = 100
 
 
 @click.command("run")
@@ -40,22 +34,27 @@ MAX_DEPTH = 100
               help="A picture, or what the model's processor makes of one; may be repeated. With --prompt, one for each prompt.")
 @click.option("--audio", "sounds", multiple=True, metavar="F.wav|F.npy", help="Speech to run, or its features; may be repeated.")
 @click.option("--input", "source", metavar="F.jsonl",
-              help='Rows with text, prompt, messages, question and context, image or audio, and adapter if they like; "-" reads stdin.')
-@click.option("--output", "out", metavar="F.jsonl", help="A new file for the rows, in place of stdout.")
+              help="Rows with text, prompt, messages, question and context, image or audio, and adapter if they like; or requests in "
+                   "OpenAI's batch format; \"-\" reads stdin.")
+@click.option("--output", "out", metavar="F.jsonl", help="A new file for the rows, in place of stdout. The same command goes on with what "
+                                                         "a run that was stopped has answered of --input.")
+@click.option("--keep-going", is_flag=True, help="A row that cannot be run has an error in place of its result, and the others go on; the "
+                                                 "exit code is 1 then.")
 @device_options
 @sampling_options
 @click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True, metavar="N", help="Rows that run together.")
 @shared
 def command(
     *, bundle: str, adapters: tuple[str, ...], prompts: tuple[str, ...], contexts: tuple[str, ...], images: tuple[str, ...],
-    sounds: tuple[str, ...], source: str | None, out: str | None, batch_size: int, as_json: bool, **parameters: Any,
+    sounds: tuple[str, ...], source: str | None, out: str | None, keep_going: bool, batch_size: int, as_json: bool, **parameters: Any,
 ) -> None:
     """Runs rows through a bundle and yields one result for each, in order.
 
     \b
     Example:
       adapterpack run bundle --adapter tickets --prompt "Where is my parcel?"
-      adapterpack run bundle --input rows.jsonl --output answers.jsonl
+      adapterpack run bundle --input rows.jsonl --output answers.jsonl --keep-going
+      adapterpack run bundle --input batch.jsonl --output batch_output.jsonl
       adapterpack run bundle --adapter accents --audio call.wav
       adapterpack run bundle --prompt "Two mugs for Lisbon" --json-schema order.json --temperature 0.7 --top-p 0.9
       adapterpack run bundle --adapter manuals --prompt "How long does it last?" --context "The battery lasts nine hours."
@@ -65,24 +64,28 @@ def command(
         raise click.UsageError("Give either --input, or --prompt, --image or --audio.")
     if out is not None:
         refuse_existing(Path(out))
-    lines: list[int] = []
-    rows = _rows(source, lines, reserved=as_json and out is None) if source is not None else iter(typed)
-    running = adapterpack.run(folder_of(bundle), rows, adapters=adapters, provider=device_of(parameters), batch_size=batch_size,
-                              **sampling_parameters(parameters))
-    results = _apart(running if source is None else _placed(running, _name(source), lines))
-    if out is None:
-        _print(results, source, as_json)
-        return
-    count = _write(results, source, Path(out))
-    if as_json:
-        emit({"command": "run", "output": out, "rows": count})
+    from ..offline.formats import Setting, job_for  # noqa: PLC0415 - the help of the command must not pay for it
+
+    setting = Setting(folder_of(bundle), device_of(parameters), adapters, batch_size, sampling_parameters(parameters),
+                      None if source is None else _name(source))
+    open_job = partial(job_for, setting=setting)
+    if source is None:
+        lines = iter([Line(number, 0, row) for number, row in enumerate(typed, 1)])
+        done = _finished(open_job, lines, None, out, as_json, keep_going)
     else:
-        line(f"wrote {count} rows to {out}")
+        with ExitStack() as stack:
+            with storage_errors(_name(source)):
+                file: IO[bytes] = sys.stdin.buffer if source == "-" else stack.enter_context(Path(source).open("rb"))
+            lines = lines_of(file, _name(source))
+            done = _finished(open_job, _unreserved(lines, source) if as_json and out is None else lines, source, out, as_json, keep_going)
+    if out is not None and not done.failed:
+        emit({"command": "run", "output": out, "rows": done.rows}) if as_json else line(f"wrote {done.rows} rows to {out}")
+    require_all(done, None if out is None else Path(out))
 
 
 def _typed_rows(
     prompts: tuple[str, ...], contexts: tuple[str, ...], images: tuple[str, ...], sounds: tuple[str, ...]
-) -> list[dict[str, str]]:
+) -> list[dict[str, Any]]:
     """The rows of the options: a prompt and what goes with it are one row."""
     every = (("prompt", prompts), ("context", contexts), ("image", images), ("audio", sounds))
     columns = {key: values for key, values in every if values}
@@ -96,90 +99,57 @@ def _name(source: str) -> str:
     return "stdin" if source == "-" else source
 
 
-def _rows(source: str, lines: list[int], reserved: bool) -> Iterator[Mapping[str, Any]]:
-    """The rows of a JSONL file, read as they are needed; empty lines are passed over. ``lines`` gets the number of the line of each."""
-    where = _name(source)
-    with contextlib.ExitStack() as stack:
-        with storage_errors(where):
-            file: IO[bytes] = sys.stdin.buffer if source == "-" else stack.enter_context(Path(source).open("rb"))
-        for number in itertools.count(1):
-            with storage_errors(where):
-                text = file.readline(MAX_LINE + 1)
-            if not text:
-                return
-            if len(text) > MAX_LINE or text.strip():
-                row = _row(text, f"{where}, line {number}")
-                if reserved and "command" in row:
-                    raise ConfigError("--json needs the key 'command' for itself", where=f"{where}, line {number}",
-                                      remedy="rename the key, or write to a file with --output")
-                lines.append(number)
-                yield row
-
-
-def _row(text: bytes, where: str) -> dict[str, Any]:
-    if len(text) > MAX_LINE:
-        raise ConfigError("this line is too long", where=where, expected=f"at most {MAX_LINE} bytes", remedy="write one object a line")
-    require_few_parts(text, where, 1 << 24)
-    with library_errors("json", "this line is not JSON", where=where, remedy="write one object a line", kind=ConfigError):
-        row = json.loads(text.decode("utf-8-sig"))
-    if not isinstance(row, dict):
-        raise ConfigError("a row must be an object", where=where, found=type(row).__name__, remedy="write one object a line")
-    level: list[Any] = [row]
-    for _ in range(MAX_DEPTH):
-        level = [item for value in level for item in _inside(value)]
-    if level:
-        raise ConfigError("the row is nested too deeply", where=where, expected=f"at most {MAX_DEPTH} levels")
-    return row
-
-
-def _inside(value: Any) -> Iterable[Any]:
-    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-
-
-def _placed(results: Iterator[dict[str, Any]], source: str, lines: Sequence[int]) -> Iterator[dict[str, Any]]:
-    """The results; what is wrong with a row names its line."""
-    try:
-        yield from results
-    except RowError as error:
-        raise error.moved(error.row, f"{source}, line {lines[error.row - 1]}") from error
-
-
-def _apart(results: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The results, with what ONNX Runtime prints on the way kept out of stdout."""
-    while True:
-        with apart():
-            row = next(results, None)
-        if row is None:
-            return
-        yield row
-
-
-def _write(results: Iterable[Mapping[str, Any]], source: str | None, out: Path) -> int:
-    """The rows as JSONL, the whole file or none of it."""
-    count = 0
-    # Half of a surrogate pair has no UTF-8; "backslashreplace" writes exactly JSON's own escape for it.
-    with output_file(out) as path, path.open("w", encoding="utf-8", errors="backslashreplace") as file:
-        for row in results:
-            file.write(json.dumps(finite(row), ensure_ascii=False, allow_nan=False) + "\n")
-            count += 1
-        _require_rows(count, source)
-    return count
-
-
-def _print(results: Iterable[Mapping[str, Any]], source: str | None, as_json: bool) -> None:
-    count = 0
-    for row in results:
-        count += 1
-        if as_json:
-            emit({"command": "run", **row}, compact=True)
+def _unreserved(lines: Iterator[Line], source: str) -> Iterator[Line]:
+    """The lines; a row that has the key that every object on stdout begins with is an error."""
+    for one in lines:
+        if isinstance(one.row, dict) and "command" in one.row:
+            yield one._replace(row=ConfigError("--json needs the key 'command' for itself", where=f"{_name(source)}, line {one.number}",
+                                               remedy="rename the key, or write to a file with --output"))
         else:
-            line(f"{row['adapter'] or 'base'} | {_question(row)} | {_answer(row)}")
-    _require_rows(count, source)
+            yield one
 
 
-def _require_rows(count: int, source: str | None) -> None:
-    if count == 0:
-        raise NothingToDo("there are no rows to run", where=source)
+def _finished(open_job: OpenJob, lines: Iterator[Line], source: str | None, out: str | None, as_json: bool, keep_going: bool) -> Done:
+    """Answers all lines, on stdout or in a file."""
+    where = None if source is None else _name(source)
+    if out is None:
+        return _printed(open_job, lines, where, as_json, keep_going)
+    path = None if source is None or not Path(source).is_file() else Path(source)
+    with row_bar(where or "rows", None if path is None else path.stat().st_size) as progress:
+        if path is not None:
+            return write_file(open_job, path, Path(out), progress, keep_going)
+        return write_stream(open_job, lines, Path(out), where, progress, keep_going)
+
+
+def _printed(open_job: OpenJob, lines: Iterator[Line], where: str | None, as_json: bool, keep_going: bool) -> Done:
+    rows, failed, first = 0, 0, ""
+    for number, row, error, _ in _answered(open_job, lines):
+        if error is not None and not keep_going:
+            raise error
+        rows += 1
+        if error is not None:
+            failed, first = failed + 1, first or first_of(number, error)
+        if as_json or row.keys() >= {"custom_id", "response"}:  # the answer to a request is shown as it is
+            emit({"command": "run", **row} if as_json else row, compact=True)
+        else:
+            line(f"{row.get('adapter') or 'base'} | {_question(row)} | {_answer(row)}")
+    if rows == 0:
+        raise NothingToDo("there are no rows to run", where=where)
+    return Done(now(), rows=rows, failed=failed, first=first)
+
+
+def _answered(open_job: OpenJob, lines: Iterator[Line]) -> Iterator[Answered]:
+    """The answers, with what ONNX Runtime prints on the way kept out of stdout."""
+    with apart():
+        job, every = begun(open_job, lines)
+    results = (answered for block in answers(job, every, Done(now())) for answered in block)
+    with closing(job):
+        while True:
+            with apart():
+                answered = next(results, None)
+            if answered is None:
+                return
+            yield answered
 
 
 def _question(row: Mapping[str, Any]) -> str:
@@ -192,8 +162,8 @@ def _question(row: Mapping[str, Any]) -> str:
 
 
 def _answer(row: Mapping[str, Any]) -> str:
-    if "completion" in row:
-        return str(row["completion"])
+    if isinstance(row.get("error"), Mapping) or "completion" in row:
+        return f"error: {row['error'].get('message')}" if "completion" not in row else str(row["completion"])
     if "answer" in row:
         return str(row["answer"] if row["answer"] is not None else row["note"])
     if "embedding" in row:

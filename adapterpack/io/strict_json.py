@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -71,6 +73,20 @@ def canonical(value: Any) -> bytes:
         return msgspec.json.format(text.encode("utf-8"), indent=2) + b"\n"  # six times as fast as json with an indent
     except (TypeError, ValueError) as error:
         raise FormatError(f"a value that JSON does not have: {error}", remedy="use plain numbers, text, lists and mappings") from error
+
+
+def finite(value: Any) -> Any:
+    """The value with null in place of NaN and infinity, which JSON does not have.
+
+    Example:
+        >>> finite({"error": [float("nan"), 1.5]})
+        {'error': [None, 1.5]}
+    """
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def plain(value: Any) -> Any:

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from types import FrameType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import uvicorn
 from starlette.applications import Starlette
@@ -80,15 +80,9 @@ def run(setup: Setup, listening: socket.socket, operator: Operator | None, ready
 
 
 async def _run(setup: Setup, listening: socket.socket, operator: Operator | None, ready: Callable[[], None]) -> bool:
-    engine, limits, apis = setup.engine, setup.limits, setup.apis
-    quotas = Quotas()
-    setup.metrics.add_quotas(quotas)
-    thread = EngineThread(engine, asyncio.get_running_loop(), setup.metrics.stepped)
-    state = State(thread, setup.catalogue, setup.adapters, Gate(limits, engine.max_rows), setup.keys, quotas, limits,
-                  setup.metrics, setup.ended, setup.hosts)
-    _gauges(setup.metrics, thread, [figure for api in apis for figure in api.figures])
-    routes = table(route for api in apis for route in api.routes)
-    server = Server(_config(build(state, routes), limits, setup.tls), state, ready)
+    thread = EngineThread(setup.engine, asyncio.get_running_loop(), setup.metrics.stepped)
+    state, app = opened(setup, thread)
+    server = Server(config_of(app, setup.limits, setup.tls), state, ready)
     tasks = [asyncio.create_task(_watch(state))]
     if setup.watch is not None:
         tasks.append(asyncio.create_task(_look(setup.watch, setup.watch_seconds)))
@@ -103,6 +97,16 @@ async def _run(setup: Setup, listening: socket.socket, operator: Operator | None
     return server.interrupted
 
 
+def opened(setup: Setup, thread: EngineThread) -> tuple[State, Starlette]:
+    """What the routes of a server share, and its application."""
+    quotas, limits = Quotas(), setup.limits
+    setup.metrics.add_quotas(quotas)
+    state = State(thread, setup.catalogue, setup.adapters, Gate(limits, setup.engine.max_rows), setup.keys, quotas, limits,
+                  setup.metrics, setup.ended, setup.hosts)
+    _gauges(setup.metrics, thread, [figure for api in setup.apis for figure in api.figures])
+    return state, build(state, table(route for api in setup.apis for route in api.routes))
+
+
 @asynccontextmanager
 async def _operated(state: State, operator: Operator | None) -> AsyncIterator[None]:
     """While the block lasts, an operator may ask at an address of their own."""
@@ -110,7 +114,7 @@ async def _operated(state: State, operator: Operator | None) -> AsyncIterator[No
         yield
         return
     app = build(replace(state, keys=operator.keys, hosts=None), ADMIN_ROUTES)
-    server = SecondServer(_config(app, state.limits, operator.tls))
+    server = SecondServer(config_of(app, state.limits, operator.tls))
     task = asyncio.create_task(server.serve(sockets=[operator.listening]))
     try:
         yield
@@ -119,7 +123,8 @@ async def _operated(state: State, operator: Operator | None) -> AsyncIterator[No
         await task
 
 
-def _config(app: Starlette, limits: Limits, tls: ssl.SSLContext | None) -> uvicorn.Config:
+def config_of(app: Any, limits: Limits, tls: ssl.SSLContext | None = None) -> uvicorn.Config:
+    """How uvicorn serves an application: with deadlines and bounds, and without a log of requests."""
     config = uvicorn.Config(app, http=Protocol, ws="none", lifespan="off", log_level="warning", access_log=False, server_header=False,
                             h11_max_incomplete_event_size=limits.header_bytes + 4096, timeout_graceful_shutdown=_LAST_SECONDS)
     config.load()

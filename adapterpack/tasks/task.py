@@ -98,6 +98,7 @@ class Task:
         labelled: its outputs are one logit for each of a set of labels.
         config: settings of its models' config, in place of the base's.
         columns: what its rows may have that no other task's have: column -> the types of its values.
+        prompt: the prompt of a row, where an answer needs nothing else of it; None where it does.
         training: how it is trained; None where it cannot be.
         example: random inputs that are no other task's, for tracing and proving its graphs.
         peft_type: PEFT's ``task_type``.
@@ -114,6 +115,7 @@ class Task:
     labelled: bool = False
     config: Mapping[str, Any] = field(default_factory=dict)
     columns: Mapping[str, Any] = field(default_factory=dict)
+    prompt: Callable[[Row], Any] | None = None
     training: Training | None = None
     example: Example | None = None
     peft_type: str | None = None

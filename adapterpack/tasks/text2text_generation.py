@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .rows import prompt_of
 from .task import MAIN, TASKS, TEXT, Part, Task
 from .text_generation import answer
 
@@ -10,5 +11,5 @@ TASKS.register(Task(
     lambda config: bool(config.get("is_encoder_decoder")),
     parts=(Part("encoder", "encoder", TEXT),
            Part(MAIN, "cross_decoder", ("decoder_input_ids", "attention_mask", "past_key_values", "encoder"))),
-    peft_type="SEQ_2_SEQ_LM", aliases=("translation", "summarization"),
+    prompt=prompt_of, peft_type="SEQ_2_SEQ_LM", aliases=("translation", "summarization"),
 ))

@@ -27,9 +27,13 @@ def completions(
     """The answers to prompts, to ``inputs`` such as audio features in their place, or to both; with the tokens' log-probabilities, or
     several sequences of a beam search and their scores, if ``sampling`` asks for them.
     """
-    return [{"completion": completion.text, "finish_reason": completion.finish_reason, "prompt_tokens": completion.prompt_tokens,
-             "completion_tokens": len(completion.ids), **_logprobs(completion.logprobs, session), **_sequences(completion.sequences)}
-            for completion in session.generate(prompts, adapters, given=inputs, **sampling)]
+    return [described(completion, session) for completion in session.generate(prompts, adapters, given=inputs, **sampling)]
+
+
+def described(completion: Any, session: Session) -> dict[str, Any]:
+    """What a result says of an answer, which is a ``Generation``."""
+    return {"completion": completion.text, "finish_reason": completion.finish_reason, "prompt_tokens": completion.prompt_tokens,
+            "completion_tokens": len(completion.ids), **_logprobs(completion.logprobs, session), **_sequences(completion.sequences)}
 
 
 def _sequences(sequences: Sequence[Any]) -> dict[str, Any]:
@@ -140,5 +144,5 @@ def _text(value: Any) -> str:
 
 TASKS.register(Task(
     "text-generation", "AutoModelForCausalLM", answer, ("ForCausalLM", "LMHeadModel"), parts=(Part(MAIN, "decoder", DECODER),),
-    training=Training(encode), peft_type="CAUSAL_LM",
+    prompt=prompt_of, training=Training(encode), peft_type="CAUSAL_LM",
 ))

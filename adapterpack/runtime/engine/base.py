@@ -92,6 +92,11 @@ class Engine:
         """Ends a request at the next step, wherever it is; one that has ended stays as it is. Any thread may."""
         self._messages.append(("cancel", request))
 
+    def forget(self) -> None:
+        """Gives up what rows that have ended left for later ones that begin as they do. Where no row runs, what follows is then as it is on
+        an engine that was just made.
+        """
+
     def step(self) -> list[Event]:
         """Takes messages in and does one step's work; what happened to requests. An error of one row ends that row alone, with an event
         of the reason ``error``.

@@ -28,12 +28,41 @@ _STEP = 256
 """Rows of the pool are so many positions longer from one size to the next."""
 
 
+class GrowingEngine:
+    """An engine of a session: made when it is first needed, and made anew where more rows are needed, or longer ones."""
+
+    def __init__(self, prefix_budget: int = 0) -> None:
+        self._prefix_budget = prefix_budget
+        self.engine: DecoderEngine | None = None
+
+    def of(self, session: OpenBundle, rows: int, length: int) -> DecoderEngine:
+        """One with at least so many rows of so many positions; none of its rows may be running."""
+        engine = self.engine
+        if engine is None or engine.max_rows < rows or engine.max_length < length:
+            self.engine = None  # its memory goes first
+            if engine is not None:
+                rows, length = max(rows, engine.max_rows), max(length, engine.max_length)
+            engine = self.engine = DecoderEngine(session, max_rows=rows, max_length=length, prefix_budget=self._prefix_budget)
+        return engine
+
+
+def room_for(session: OpenBundle, positions: int, virtual: int, new: int) -> int:
+    """The positions that a row of the pool needs for a prompt behind an adapter's and ``new`` tokens, as far as the model has them."""
+    length = -(-(positions + virtual + new) // _STEP) * _STEP
+    return min(length, context_of(session) or max(_UNBOUNDED, positions + virtual))
+
+
+def virtual_tokens(session: OpenBundle, pack: Pack | None) -> int:
+    """How many positions a pack's prompt takes in a row's cache."""
+    return 0 if pack is None or (prompt := session.prompt(pack)) is None else int(prompt.shape[3])
+
+
 class SessionEngine:
-    """The engine of a session: made when it is first needed, and made anew when a batch needs more rows or longer ones."""
+    """The engine of a session's calls."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        self._engine: DecoderEngine | None = None
+        self._engine = GrowingEngine()
         self._running = False
 
     def run(self, session: OpenBundle, prompts: Sequence[Sequence[int]], packs: Sequence[Pack | Mix | None], sampling: Sampling,
@@ -87,16 +116,9 @@ class SessionEngine:
     def _for(self, session: OpenBundle, prompts: Sequence[Sequence[int]], packs: Sequence[Pack | Mix | None],
              sampling: Sampling) -> DecoderEngine:
         count = max(min(len(prompts) * sampling.num_beams, _MOST_ROWS), sampling.num_beams)
-        virtual = max(0 if pack is None or (prompt := session.prompt(pack)) is None else prompt.shape[3] for pack in packs)
+        virtual = max(virtual_tokens(session, pack) for pack in packs)
         longest = len(start_ids(session)) if session.task.has_encoder else max(map(len, prompts))
-        length = -(-(longest + virtual + sampling.max_new_tokens) // _STEP) * _STEP
-        length, engine = min(length, context_of(session) or max(_UNBOUNDED, longest + virtual)), self._engine
-        if engine is None or engine.max_rows < count or engine.max_length < length:
-            self._engine = None  # its memory goes first
-            if engine is not None:
-                count, length = max(count, engine.max_rows), max(length, engine.max_length)
-            engine = self._engine = DecoderEngine(session, max_rows=count, max_length=length, prefix_budget=0)
-        return engine
+        return self._engine.of(session, count, room_for(session, longest, virtual, sampling.max_new_tokens))
 
     @staticmethod
     def _empty(engine: DecoderEngine, rows: Sequence[Request]) -> None:

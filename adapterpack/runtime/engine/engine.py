@@ -123,6 +123,10 @@ class DecoderEngine(Engine):
         self._read_prompts(events)
         return events
 
+    def forget(self) -> None:
+        """See :class:`.Engine`."""
+        self.rows.prefixes.clear()
+
     @property
     def _taken(self) -> int:
         """The rows that are taken, those included that prompts need once they have been read."""

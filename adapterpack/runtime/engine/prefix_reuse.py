@@ -41,6 +41,11 @@ class PrefixReuse:
         self.budget, self.nbytes = budget, 0
         self._blocks: OrderedDict[bytes, list[np.ndarray]] = OrderedDict()
 
+    def clear(self) -> None:
+        """Gives up all of them."""
+        self.nbytes = 0
+        self._blocks.clear()
+
     def restore(self, row: ReadRow, pool: KVPool, place: int) -> int:
         """Writes what is known of a row's prompt into its place in the pool, behind its adapter's prompt; how many tokens that are. The
         last token is never among them: its logits are wanted.

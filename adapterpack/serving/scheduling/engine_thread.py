@@ -6,9 +6,9 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import NamedTuple
@@ -38,17 +38,18 @@ class EngineStopped(AdapterpackError):
 class EngineThread:
     """Runs rows on an engine, in the order of a :class:`.FairQueue`, and puts what they say into their outboxes.
 
-    ``stepped`` is called in the thread, with the seconds of each step and the tokens that it made.
+    ``stepped`` is called in the thread, with the seconds of each step and the tokens that it made. ``loader`` is where rows are made ready.
     """
 
-    def __init__(self, engine: Engine, loop: asyncio.AbstractEventLoop, stepped: Callable[[float, int], None]) -> None:
+    def __init__(self, engine: Engine, loop: asyncio.AbstractEventLoop, stepped: Callable[[float, int], None],
+                 loader: Executor | None = None) -> None:
         self.engine, self._loop, self._stepped = engine, loop, stepped
         self._queue: FairQueue[Row] = FairQueue()
         self._messages: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._ready: set[Row] = set()
         """Rows that have left the queue and not ended."""
         self._running: dict[int, Row] = {}
-        self._loader = ThreadPoolExecutor(2, thread_name_prefix="adapterpack-rows")
+        self._loader = loader or ThreadPoolExecutor(2, thread_name_prefix="adapterpack-rows")
         self._thread = threading.Thread(target=self._run, name="adapterpack-engine", daemon=True)
         self._closing = False
         self.activity: Activity | None = None
@@ -70,6 +71,17 @@ class EngineThread:
         self._messages.put(partial(self._add, rows))
         if self.failure is not None:  # the thread may have ended before it saw the message
             self._fail(rows)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """While the block lasts the thread does nothing: what is added in it begins together, and nothing of earlier rows is left."""
+        go = threading.Event()
+        self._messages.put(self.engine.forget)
+        self._messages.put(partial(_wait, go))
+        try:
+            yield
+        finally:
+            go.set()
 
     def cancel(self, rows: Sequence[Row]) -> None:
         """Ends rows wherever they are; those that have ended stay as they are. Any thread may."""
@@ -204,6 +216,10 @@ class EngineThread:
 def _take(told: Sequence[tuple[Row, Event]], at: float) -> None:
     for row, event in told:
         row.outbox.take(row.place, event, at)
+
+
+def _wait(go: threading.Event) -> None:
+    go.wait()
 
 
 def _all(messages: Sequence[Callable[[], None]]) -> None:

@@ -1,0 +1,76 @@
+"""What the lines of a file may be; the first of them says it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ..bundle.manifest import manifest_bytes
+from ..errors import ConfigError
+from ..extras import needed_by
+from ..runtime.providers.device import Device
+from ..runtime.row_runner import BLOCK
+from ..runtime.run import row_runner
+from .job import Job
+from .lines import Line, is_request
+from .rows_job import RowsJob
+
+
+class Setting(NamedTuple):
+    """How lines are to be answered: see :func:`adapterpack.run`. ``where`` is what their file is called, if they are from one."""
+
+    bundle: str | os.PathLike[str]
+    device: Device
+    adapters: Sequence[str]
+    batch_size: int
+    sampling: Mapping[str, Any]
+    where: str | None
+
+    def identity(self, provider: str) -> Mapping[str, Any]:
+        """What all answers depend on, on a provider."""
+        return {"bundle": hashlib.sha256(manifest_bytes(self.bundle)).hexdigest(), "provider": provider, "adapters": self.adapters,
+                "device": repr(dataclasses.astuple(self.device)), "batch_size": self.batch_size, "sampling": self.sampling}
+
+
+class Format(NamedTuple):
+    """A form of lines: whether the first line has it, and what answers them."""
+
+    name: str
+    recognizes: Callable[[object], bool]
+    open: Callable[[Setting], Job]
+
+
+def _rows(setting: Setting) -> Job:
+    runner = row_runner(setting.bundle, adapters=setting.adapters, provider=setting.device, batch_size=setting.batch_size,
+                        **setting.sampling)
+    return RowsJob(runner, setting.where, setting.identity(runner.provider))
+
+
+def _requests(setting: Setting) -> Job:
+    others = [name for name in setting.sampling if name not in ("seed", "sampling")]
+    if setting.adapters or others:
+        raise ConfigError("each request of this file says itself what it wants", where=setting.where,
+                          found="--adapter" if setting.adapters else others[0], remedy="leave out what is not --seed or --sampling")
+    with needed_by("answering requests"):
+        from ..serving.embedded.in_process import InProcess  # noqa: PLC0415 - needs an extra
+        from .requests_job import RequestsJob  # noqa: PLC0415 - needs an extra
+    server = InProcess(setting.bundle, setting.device, setting.batch_size, setting.sampling.get("sampling"))
+    return RequestsJob(server, BLOCK * setting.batch_size, setting.where or "", setting.sampling.get("seed", 0),
+                       setting.identity(server.provider))
+
+
+FORMATS = (Format("requests in OpenAI's batch format", is_request, _requests), Format("rows", lambda row: True, _rows))
+"""The first of these that recognizes the first line."""
+
+
+def job_for(first: Line | None, setting: Setting) -> Job:
+    """What answers a file that begins with this line.
+
+    Raises:
+        AdapterpackError: the bundle cannot be opened, or not with these options.
+    """
+    row = None if first is None else first.row
+    return next(form for form in FORMATS if form.recognizes(row)).open(setting)

@@ -1,0 +1,139 @@
+"""A file that grows under another name, in steps that outlive a killed process, and has its own name when it is whole."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from glob import escape
+from pathlib import Path
+
+import msgspec
+
+from ..errors import StorageError, storage_errors
+from ..io.atomic import refuse_existing, sync
+from ..io.locks import CAN_LOCK, lock_folder
+from ..io.readable import size
+
+_ROWS, _STEPS = "rows", "steps"
+_SHOWN = 40
+"""Characters of an output's name in that of the folder in which it grows."""
+_LOG = logging.getLogger(__name__)
+
+
+class Done(msgspec.Struct, frozen=True):
+    """How far a job is that ``began`` at a time, in seconds.
+
+    ``inputs`` are the rows that were read, up to the ``line`` and the byte ``end`` of their file; ``rows`` the answers, ``failed`` those
+    that are errors, the ``first`` of these in words; ``size`` the bytes of the output.
+    """
+
+    began: int
+    inputs: int = 0
+    line: int = 0
+    end: int = 0
+    rows: int = 0
+    failed: int = 0
+    first: str = ""
+    size: int = 0
+
+
+class GrowingFile:
+    """The file as it grows. ``done`` is the last step that was kept."""
+
+    def __init__(self, folder: Path) -> None:
+        self._rows = os.open(folder / _ROWS, os.O_RDWR | os.O_CREAT, 0o666)
+        self._steps = os.open(folder / _STEPS, os.O_RDWR | os.O_CREAT, 0o600)
+        self.done = _last_step(folder / _STEPS, os.fstat(self._rows).st_size)
+        os.ftruncate(self._rows, self.done.size)  # what is behind it was not kept
+        os.lseek(self._rows, 0, os.SEEK_END)
+        os.lseek(self._steps, 0, os.SEEK_END)
+        os.write(self._steps, b"\n")  # ends a line that a killed process left incomplete
+
+    def write(self, data: bytes) -> None:
+        """Adds to the file."""
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self._rows, view) :]
+
+    def keep(self, done: Done) -> None:
+        """Keeps what was written until here, whatever happens from now on."""
+        self.done = msgspec.structs.replace(done, size=os.lseek(self._rows, 0, os.SEEK_CUR))
+        os.fsync(self._rows)
+        os.write(self._steps, msgspec.json.encode(self.done) + b"\n")
+        os.fsync(self._steps)
+
+    def close(self) -> None:
+        """Gives up the files."""
+        os.close(self._rows)
+        os.close(self._steps)
+
+
+@contextmanager
+def growing_file(out: Path, key: str) -> Iterator[GrowingFile]:
+    """A file that becomes ``out`` when the block ends well. Where it does not, the steps that were kept stay for the next time that a file
+    of this name and ``key`` grows; ``key`` says what the bytes depend on.
+
+    Raises:
+        OutputExists: something is at ``out``.
+        StorageError: the file system refuses, or another process is at work on the same output.
+    """
+    refuse_existing(out)
+    folder = out.with_name(f".{out.name[:_SHOWN]}.{key[:16]}.partial")
+    with storage_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        _mention_others(out, folder)
+        lock = lock_folder(folder) if CAN_LOCK else None
+        if lock is None and CAN_LOCK:
+            raise StorageError("another process is at work on this very output, or the folder in which it grows is not yours", where=folder,
+                               remedy="wait for it, or choose another output")
+        file = GrowingFile(folder)
+    try:
+        yield file
+        refuse_existing(out)
+        with storage_errors(out):
+            (folder / _ROWS).rename(out)
+            sync(out.parent)
+        shutil.rmtree(folder, ignore_errors=True)
+    except BaseException as error:  # an interrupt must clean up too
+        if file.done.rows:
+            error.add_note(f"what was answered so far is kept in {folder}: the same command goes on there")
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    finally:
+        file.close()
+        if lock is not None:
+            os.close(lock)
+
+
+def now() -> int:
+    """The time in seconds; ``SOURCE_DATE_EPOCH`` where that is set (https://reproducible-builds.org/specs/source-date-epoch/)."""
+    return int(os.environ.get("SOURCE_DATE_EPOCH") or time.time())
+
+
+def _last_step(path: Path, size_of_rows: int) -> Done:
+    """The last step that is whole, with all of its bytes in the file."""
+    done = Done(now())
+    for raw in path.read_bytes().splitlines():
+        with suppress(msgspec.DecodeError, msgspec.ValidationError):
+            step = msgspec.json.decode(raw, type=Done)
+            done = step if step.size <= size_of_rows else done
+    return done
+
+
+def _mention_others(out: Path, folder: Path) -> None:
+    """Says what other work on an output of this name was left, as other inputs or options do not go on with it."""
+    if not CAN_LOCK:
+        return
+    for other in sorted(out.parent.glob(f".{escape(out.name[:_SHOWN])}.{'[0-9a-f]' * 16}.partial")):
+        if other != folder and (lock := lock_folder(other)) is not None:
+            os.close(lock)
+            nbytes = sum(path.stat().st_size for path in other.iterdir())
+            _LOG.warning("%s holds %s of another run, of another input or with other options; that command goes on with it, or delete it",
+                         other, size(nbytes))
+

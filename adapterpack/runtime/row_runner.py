@@ -1,0 +1,273 @@
+"""Runs many rows through a bundle: the next one begins where one ends, and results come in the order of the rows.
+
+Rows run in blocks, each of which ends before the next one begins. What a row gives depends to the last digit on the rows that it runs with,
+so a run that goes on behind any block gives what it would have given without a stop.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, Protocol
+
+from ..errors import AdapterpackError
+from ..tasks.one_pass import OnePass
+from ..tasks.rows import COLUMNS, Row, RowError, among, row_errors
+from ..tasks.task import Answer
+from ..tasks.text_generation import described
+from .engine.batch import GrowingEngine, room_for, virtual_tokens
+from .engine.encoder_engine import EncoderEngine
+from .engine.engine import DecoderEngine
+from .engine.requests import Event, Request
+from .generation.generate import Generation
+from .generation.prompts import prompt_ids
+from .generation.sampling import Sampling, sampling_of
+from .generation.start import start_ids
+from .generation.structured import grammar_mask
+from .session import Session
+
+BLOCK = 16
+"""Batches in a block: at its end rows run in less than a full batch."""
+_AHEAD = 8
+"""How many batches of rows are read ahead, where rows of about one length run together."""
+_LENGTH = 512
+"""Positions of the engine's rows, unless one needs more."""
+_PREFIXES = 256 << 20
+"""Bytes of what rows of a block know of prompts that begin like one before."""
+
+
+@dataclass
+class Outcome:
+    """What became of a row: its ``result``, or its ``error``. ``number`` counts the rows from 1; ``tokens`` are those that it took."""
+
+    number: int
+    row: Row
+    result: dict[str, Any] | None = None
+    error: AdapterpackError | None = None
+    tokens: int = 0
+    prompt_tokens: int = 0
+    request: Request | None = field(default=None, repr=False)
+
+
+class Way(Protocol):
+    """How rows of one kind of bundle run. ``ahead`` are those that may have begun and not ended."""
+
+    ahead: int
+
+    def begin(self) -> None:
+        """Forgets what rows of an earlier block left behind."""
+
+    def add(self, outcome: Outcome) -> int | None:
+        """Begins a row; the number of its request, or None where those that run have to end first.
+
+        Raises:
+            AdapterpackError: the row cannot be run.
+        """
+
+    def step(self) -> list[Event]:
+        """One step of the rows that have begun."""
+
+    def take(self, outcome: Outcome, event: Event) -> None:
+        """Writes down what the last event of a row says."""
+
+
+class RowRunner:
+    """Runs blocks of rows through a bundle, each row with its own adapter; ``adapters`` are those of rows that name none.
+
+    Raises:
+        ConfigError: sampling parameters that do not exist or that this task does not have.
+        UnknownAdapter: a name that the bundle does not hold.
+    """
+
+    def __init__(self, session: Session, adapters: Sequence[str], batch_size: int, sampling: Mapping[str, Any]) -> None:
+        for name in adapters:
+            session.require_adapter(name)
+        self.provider = session.provider
+        self._session, self._adapters, self._sampling = session, tuple(adapters) or (session.default,), sampling
+        self._columns: Mapping[str, Any] = {**COLUMNS, **session.task.columns}
+        self._batch_size, self.block = batch_size, BLOCK * batch_size
+        self._way = _way(session, batch_size, sampling)
+
+    def outcomes(self, rows: Iterable[tuple[int, Row | AdapterpackError]]) -> Iterator[Outcome]:
+        """What becomes of the rows of a block, in order. An error in the place of a row is what becomes of it."""
+        begun = (outcome for number, row in rows for outcome in self._expanded(number, row))
+        if self._way is not None:
+            yield from _in_order(self._way, begun)
+            return
+        while batch := list(islice(begun, self._batch_size)):
+            yield from self._answered(batch)
+
+    def _expanded(self, number: int, row: Row | AdapterpackError) -> Iterator[Outcome]:
+        """A row with its adapter, or once with each of those of all rows."""
+        if isinstance(row, AdapterpackError):
+            yield Outcome(number, {}, error=row)
+        elif not isinstance(row, Mapping):
+            yield Outcome(number, {}, error=RowError("a row is a mapping", row=number, expected=", ".join(self._columns),
+                                                     found=type(row).__name__))
+        elif not any(isinstance(row.get(column), kind) for column, kind in self._columns.items()):
+            yield Outcome(number, row, error=RowError(f"a row needs {', '.join((*self._columns,)[:-1])} or {[*self._columns][-1]}",
+                                                      row=number, found=", ".join(map(str, row)) or "an empty row"))
+        elif "adapter" in row:
+            yield Outcome(number, row)
+        else:
+            yield from (Outcome(number, {**row, "adapter": name}) for name in self._adapters)
+
+    def _answered(self, batch: Sequence[Outcome]) -> Iterator[Outcome]:
+        """Rows that run as one batch. Where one is at fault those before it and those behind it run without it."""
+        rows = [outcome for outcome in batch if outcome.error is None]
+        try:
+            self._answer(rows)
+        except AdapterpackError as error:
+            place = error.row - 1 if isinstance(error, RowError) else 0
+            if not isinstance(error, RowError) and len(rows) > 1:  # nobody knows which
+                for outcome in batch:
+                    yield from self._answered([outcome])
+                return
+            at = batch.index(rows[place])
+            yield from self._answered(batch[:at])
+            rows[place].error = error.moved(rows[place].number) if isinstance(error, RowError) else error
+            yield rows[place]
+            yield from self._answered(batch[at + 1 :])
+            return
+        yield from batch
+
+    def _answer(self, batch: Sequence[Outcome]) -> None:
+        session = self._session.frozen()
+        answer = session.task.answer
+        if not batch or isinstance(answer, OnePass):
+            return
+        call: Answer = answer
+        names = [name for outcome in batch for name in session.names([outcome.row["adapter"]], 1)]
+        results = call(session, [outcome.row for outcome in batch], names, self._sampling)
+        for outcome, name, result in zip(batch, names, results, strict=True):
+            outcome.result = {**outcome.row, "adapter": name, "pack": None if name is None else session.packs[name].id, **result}
+            outcome.tokens = result.get("completion_tokens", 0)
+
+
+def _way(session: Session, batch_size: int, sampling: Mapping[str, Any]) -> Way | None:
+    """How a bundle's rows run one by one; None where they run as batches."""
+    if isinstance(session.task.answer, OnePass):
+        return _OnePasses(session, batch_size)
+    if session.bundle.decoder and session.task.prompt is not None:
+        return _Texts(session, batch_size, sampling_of(sampling, session.generation_config, session.folder))
+    return None
+
+
+def _in_order(way: Way, rows: Iterator[Outcome]) -> Iterator[Outcome]:
+    """The rows, each once it and those before it have ended; no more are read than begin."""
+    way.begin()
+    queue, running, held, more = deque[Outcome](), dict[int, Outcome](), list[Outcome](), True
+    while more or queue:
+        while more and len(running) < way.ahead:
+            row = held.pop() if held else next(rows, None)
+            if row is None:
+                more = False
+                break
+            if row.error is None:
+                try:
+                    with among([row.number]), row_errors(1):
+                        request = way.add(row)
+                except AdapterpackError as error:
+                    row.error = error
+                else:
+                    if request is None:
+                        held.append(row)
+                        break
+                    running[request] = row
+            queue.append(row)
+        for event in way.step() if running else ():
+            if event.finish_reason is None:
+                continue
+            outcome = running.pop(event.request)
+            if event.error is None:
+                way.take(outcome, event)
+                continue
+            try:
+                with row_errors(outcome.number):
+                    raise event.error
+            except AdapterpackError as error:
+                outcome.error = error
+        while queue and (queue[0].result is not None or queue[0].error is not None):
+            yield queue.popleft()
+
+
+class _OnePasses:
+    """Rows that take one pass each: so many are read ahead that those of about one length can run together."""
+
+    def __init__(self, session: Session, batch_size: int) -> None:
+        self._engine = EncoderEngine(session, max_rows=batch_size)
+        self.ahead = 1 + _AHEAD * (batch_size - 1)
+
+    def begin(self) -> None:
+        """See :class:`Way`."""
+
+    def add(self, outcome: Outcome) -> int:
+        """See :class:`Way`. A row that names the base has it, or an error: a request without an adapter has what is folded in."""
+        engine = self._engine
+        (name,) = engine.bundle.names([outcome.row["adapter"]], 1)
+        engine.bundle.pin([name])
+        return engine.add(outcome.row, name)
+
+    def step(self) -> list[Event]:
+        """See :class:`Way`."""
+        return self._engine.step()
+
+    def take(self, outcome: Outcome, event: Event) -> None:
+        """See :class:`Way`."""
+        outcome.result = {**outcome.row, "pack": event.adapter, **(event.result or {})}
+        outcome.tokens = event.prompt_tokens or 0
+
+
+class _Texts:
+    """Rows whose answers are made token by token, on the engine. It is as long as its rows need: one that needs more than those before
+    begins when they have ended.
+    """
+
+    def __init__(self, session: Session, batch_size: int, sampling: Sampling) -> None:
+        self._session, self._sampling, self._engines = session, sampling, GrowingEngine(_PREFIXES)
+        self._mask = grammar_mask(session.tokenizer, sampling)
+        self._rows = max(batch_size, sampling.num_beams)
+        self.ahead = self._rows + DecoderEngine.ahead
+        self.begin()
+
+    def begin(self) -> None:
+        """See :class:`Way`."""
+        self._length = room_for(self._session, 0, 0, _LENGTH)
+        if self._engines.engine is not None:
+            self._engines.engine.forget()
+
+    def add(self, outcome: Outcome) -> int | None:
+        """See :class:`Way`."""
+        session, task = self._session, self._session.task
+        assert task.prompt is not None
+        (name,) = session.names([outcome.row["adapter"]], 1)
+        session.pin([name])
+        pack = None if name is None or session.bundle.mode == "folded" else session.pack(name)
+        ids = prompt_ids(session, task.prompt(outcome.row))
+        read = len(start_ids(session)) if task.has_encoder else len(ids)
+        room = room_for(session, read, virtual_tokens(session, pack), self._sampling.max_new_tokens)
+        if room > self._length:
+            if self._engines.engine is not None and self._engines.engine.busy:
+                return None
+            self._length = room
+        engine = self._engines.of(session, self._rows, self._length)
+        request = engine.row(ids, pack, self._sampling, None, outcome.number - 1, self._mask and self._mask.copy())
+        outcome.request, outcome.prompt_tokens = request, len(ids)
+        engine.submit(request)
+        return request.number
+
+    def step(self) -> list[Event]:
+        """See :class:`Way`."""
+        return [] if self._engines.engine is None else self._engines.engine.step()
+
+    def take(self, outcome: Outcome, event: Event) -> None:
+        """See :class:`Way`."""
+        session, request, name = self._session, outcome.request, outcome.row["adapter"]
+        assert request is not None
+        answer, prompt = request.answer, outcome.prompt_tokens
+        completion = Generation(answer.text, answer.ids, answer.reason or "length", name, prompt, answer.logprobs, answer.sequences)
+        outcome.result = {**outcome.row, "adapter": name, "pack": None if name is None else session.packs[name].id,
+                          **described(completion, session)}
+        outcome.tokens, outcome.request = len(answer.ids), None

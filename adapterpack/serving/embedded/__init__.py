@@ -1,0 +1,1 @@
+"""A server inside a process that has no address of its own for it."""

@@ -1,0 +1,122 @@
+"""The routes of a server for this process itself: requests without connections, which come in blocks and run in their order."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future
+from contextlib import ExitStack
+from typing import Any, NamedTuple
+
+from ...runtime.providers.device import Device
+from ..limits import Limits
+from ..scheduling.engine_thread import EngineThread
+from ..scheduling.rows import Row
+from .application import Application, scope_of
+
+_WITHOUT_END = 10**9
+_LIMITS = Limits(body_bytes=64 << 20, open_rows=_WITHOUT_END, open_rows_a_key=_WITHOUT_END, request_seconds=_WITHOUT_END)
+"""Nobody else waits, so nothing bounds how much is asked at a time."""
+
+
+class Posted(NamedTuple):
+    """A request: its path, its body, and the id that its answer has."""
+
+    path: str
+    body: bytes
+    id: str
+
+
+class Reply(NamedTuple):
+    """The answer to a request."""
+
+    status: int
+    body: bytes
+
+
+class InProcess:
+    """A server without an address. ``routes`` are those with a body, by their path.
+
+    The requests of a block begin together, in their order, and a block begins when those before it have ended: what is answered does not
+    depend on how fast anything is.
+
+    Raises:
+        AdapterpackError: as :func:`adapterpack.serve`.
+    """
+
+    def __init__(self, bundle: str | os.PathLike[str], provider: str | Device | None, max_rows: int, sampling: str | None) -> None:
+        with ExitStack() as stack:
+            self._loop = stack.enter_context(asyncio.Runner()).get_loop()
+            self._app = Application(bundle, provider, sampling=sampling, limits=_LIMITS, loop=self._loop, max_rows=max_rows, engine=_Thread)
+            stack.callback(self._app.close)
+            self._stack = stack.pop_all()
+        self.provider, self.routes = self._app.provider, self._app.routes
+
+    @property
+    def _thread(self) -> _Thread:
+        assert isinstance(self._app.thread, _Thread)
+        return self._app.thread
+
+    def close(self) -> None:
+        """Ends what runs."""
+        self._stack.close()
+
+    def block(self, requests: Sequence[Posted]) -> Sequence[Callable[[], Reply]]:
+        """Begins requests; what waits for the answer of each."""
+        tasks = self._loop.run_until_complete(self._begun(requests))
+        return [lambda task=task: self._loop.run_until_complete(task) for task in tasks]  # type: ignore[misc]
+
+    async def _begun(self, requests: Sequence[Posted]) -> list[asyncio.Task[Reply]]:
+        tasks = []
+        with self._thread.held():
+            for request in requests:  # one after the other: the engine gets their rows in this order
+                self._thread.added.clear()
+                tasks.append(asyncio.create_task(self._answer(request)))
+                added = asyncio.create_task(self._thread.added.wait())
+                await asyncio.wait({tasks[-1], added}, return_when=asyncio.FIRST_COMPLETED)
+                added.cancel()
+        return tasks
+
+    async def _answer(self, request: Posted) -> Reply:
+        """One request by ASGI, as a server of HTTP would make it."""
+        received = [{"type": "http.request", "body": request.body, "more_body": False}]
+        status, body = 0, bytearray()
+
+        async def receive() -> Any:
+            if received:
+                return received.pop()
+            return await asyncio.Event().wait()  # nobody goes away
+
+        async def send(message: Any) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            body.extend(message.get("body", b""))
+
+        headers = {"host": "localhost", "content-type": "application/json", "content-length": str(len(request.body)),
+                   "x-request-id": request.id}
+        await self._app(scope_of("POST", request.path, [*headers.items()]), receive, send)
+        return Reply(status, bytes(body))
+
+
+class _Thread(EngineThread):
+    """One that says when it was given rows."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args, _AtOnce())
+        self.added = asyncio.Event()
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """See :class:`.EngineThread`."""
+        super().add(rows)
+        self.added.set()
+
+
+class _AtOnce(Executor):
+    """Does what it is given before it returns."""
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **options: Any) -> Future[Any]:
+        """See :class:`Executor`."""
+        done: Future[Any] = Future()
+        done.set_result(function(*args, **options))
+        return done
