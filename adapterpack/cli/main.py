@@ -40,6 +40,7 @@ COMMANDS = {
     "export": "base and packs into a bundle for ONNX Runtime",
     "run": "inference from the terminal, an adapter for every row",
     "serve": "a bundle over HTTP, an adapter for every request",
+    "route": "one address before several servers, an adapter to one of them",
     "push": "a pack or a bundle into a repository of a hub",
     "pull": "a pack or a bundle from a repository of a hub",
     "hub": "a hub of your own; adapters on a hub looked through",

@@ -54,7 +54,8 @@ from adapterpack.serving.limits import Limits
 from adapterpack.serving.serve import serve
 bundle, options = sys.argv[1], json.loads(sys.argv[2])
 limits = Limits(**options.pop("limits"))
-serve(bundle, port=0, limits=limits, ready=lambda served: print(json.dumps(served[:4]), flush=True), **options)
+options.setdefault("port", 0)
+serve(bundle, limits=limits, ready=lambda served: print(json.dumps(served[:4]), flush=True), **options)
 """
 
 
