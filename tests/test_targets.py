@@ -58,6 +58,29 @@ def test_triton_config_is_the_graphs_signature(kind: str, mode: str, bundle_of: 
         assert not any(port.label_filename for port in found.output)  # rows with different labels have no list in common
 
 
+def test_requests_to_triton_are_one_batch(bundle_of: Make, triton_schema: Any) -> None:
+    """What docs/scale.md sends, put together as the server's batcher does: each request names an adapter by the id in the config, as an
+    array of the declared form; in one pass they give what a session gives with names."""
+    folder = bundle_of("bert", "bank")
+    found = text_format.Parse(config(read_bundle(folder)), triton_schema.ModelConfig())
+    ids = {"": 0} | {key.removeprefix("adapterpack.adapter_id."): int(value.string_value) for key, value in found.parameters.items()
+                     if key.startswith("adapterpack.adapter_id.")}
+    assert set(ids) == {"", "alpha", "beta"}
+    tokens = np.array([[5, 6, 7, 8]], np.int64)
+    arrays = {"input_ids": tokens, "attention_mask": np.ones_like(tokens), "token_type_ids": np.zeros_like(tokens)}
+    declared, feeds = {port.name: port for port in found.input}, {}
+    for name, port in declared.items():
+        sent = [arrays.get(name, np.array([[number]], np.int64)) for number in ids.values()]
+        assert all(array.shape[1:] == tuple(tokens.shape[1] if extent == -1 else extent for extent in port.dims) for array in sent)
+        batch = np.concatenate(sent)
+        feeds[name] = batch.reshape(len(ids), *port.reshape.shape) if port.HasField("reshape") else batch
+    graph, session = ort.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"]), Session(folder, "cpu")
+    together = graph.run(["logits"], feeds)[0]
+    for row, name in zip(together, ids, strict=True):
+        own = session.run({key: array for key, array in arrays.items() if key in declared}, name or None)["logits"][0]
+        np.testing.assert_allclose(row[own > -1e8], own[own > -1e8], rtol=0, atol=1e-5)
+
+
 def test_a_triton_repository_holds_the_bundle(base_of: Make, pack_of: Make, dense_of: Make, tmp_path: Path, triton_schema: Any) -> None:
     """``OUT/NAME/config.pbtxt`` and ``OUT/NAME/1``, a bundle that validates and runs."""
     out = tmp_path / "repository"
