@@ -1,0 +1,137 @@
+"""The examples for Ray, on one machine: replicas that keep their adapters, and files of rows by a pool of processes.
+
+They run where Ray is installed: in this environment, or in the one whose interpreter ``ADAPTERPACK_RAY_PYTHON`` names.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from processes import child
+
+from adapterpack import Session
+
+pytestmark = pytest.mark.long
+ROOT = Path(__file__).parents[2]
+PYTHON = os.environ.get("ADAPTERPACK_RAY_PYTHON", sys.executable)
+NAMES = [None, "alpha", "beta", "gamma"]
+WORDS = ["order", "mugs", "parcel", "Lisbon", "kettle"]
+SERVE = """
+import sys, ray
+from ray import serve
+from examples.serving.ray_serve import application
+bundle, pack, port, folder = sys.argv[1:]
+ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, _temp_dir=folder)
+serve.start(http_options={"host": "127.0.0.1", "port": int(port)})
+serve.run(application(bundle, [pack], threads=1, replicas=2))
+print("ready", flush=True)
+sys.stdin.read()
+serve.shutdown()
+ray.shutdown()
+"""
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0",
+               "RAY_DATA_DISABLE_PROGRESS_BARS": "1"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_is_there() -> None:
+    if subprocess.run([PYTHON, "-c", "import ray.serve, ray.data"], capture_output=True, check=False, timeout=120).returncode:
+        pytest.skip("RAY IS NOT INSTALLED: pip install 'adapterpack[ray]', or name an interpreter that has it in ADAPTERPACK_RAY_PYTHON")
+
+
+@pytest.fixture
+def folder() -> Iterator[str]:
+    """A folder for Ray's sockets, whose names must be short."""
+    with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as name:
+        yield name
+
+
+@pytest.fixture(scope="module")
+def alone(bundle: Path, packs: Path) -> Callable[[str, str | None], str]:
+    """What an adapter says to a prompt alone."""
+    session = Session(bundle, "cpu")
+    session.load(packs / "gamma")
+    return lambda prompt, name: session.generate([session.tokenizer.encode(prompt)], name, max_new_tokens=12)[0].text
+
+
+def test_replicas_keep_their_adapters(bundle: Path, packs: Path, folder: str, alone: Callable[[str, str | None], str]) -> None:
+    """60 requests at a time, whole and streamed, on two replicas: each says what its adapter says alone, and each adapter is with one
+    replica; a refusal has its status."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [PYTHON, "-c", SERVE, str(bundle), str(packs / "gamma"), str(port), folder]
+    with child(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=ENVIRONMENT) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        dice, address = random.Random(2), f"http://127.0.0.1:{port}"
+        asked = [(" ".join(dice.choices(WORDS, k=dice.randint(1, 9))), dice.choice(NAMES), dice.random() < 0.5) for _ in range(60)]
+
+        def ask(prompt: str, name: str | None, streamed: bool) -> tuple[str, str]:
+            body = {"model": name or "served", "prompt": prompt, "max_tokens": 12, "temperature": 0, "stream": streamed}
+            answer = httpx.post(f"{address}/v1/completions", json=body, timeout=60)
+            assert answer.status_code == 200, answer.text
+            lines = [line[6:] for line in answer.text.splitlines() if line.startswith("data: {")] if streamed else [answer.text]
+            events = map(json.loads, lines)
+            return "".join(event["choices"][0]["text"] for event in events), answer.headers["X-Ray-Replica"]
+
+        with ThreadPoolExecutor(16) as pool:
+            answers = list(pool.map(lambda one: ask(*one), asked))
+        places: dict[str | None, set[str]] = {}
+        for (prompt, name, _), (said, replica) in zip(asked, answers, strict=True):
+            assert said == alone(prompt, name)
+            places.setdefault(name, set()).add(replica)
+        assert all(len(replicas) == 1 for replicas in places.values()), places
+        assert httpx.post(f"{address}/v1/completions", json={"model": "nobody", "prompt": "x"}, timeout=60).status_code == 404
+        process.communicate(timeout=60)
+        assert process.returncode == 0
+
+
+@pytest.mark.parametrize("form", ["jsonl", "parquet"])
+def test_files_of_rows(form: str, bundle: Path, tmp_path: Path) -> None:
+    """120 rows, two processes: in the order of the rows, each as it is alone, and an error in the place of what cannot be run; a folder of
+    answers may be the next input."""
+    dice = random.Random(3)
+    rows: list[dict[str, Any]] = [{"prompt": " ".join(dice.choices(WORDS, k=dice.randint(1, 9))), "adapter": dice.choice(NAMES[:3]),
+                                   "id": number} for number in range(120)]
+    rows[50]["adapter"] = "nobody"
+    source = tmp_path / f"rows.{form}"
+    if form == "jsonl":
+        source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        import pyarrow
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), source)
+    out = tmp_path / "answers"
+    command = [PYTHON, str(ROOT / "examples" / "serving" / "ray_batch.py"), str(bundle), str(source), str(out), "--as", form,
+               "--processes", "2", "--batch", "40", "--max-new-tokens", "12", "--provider", "cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=ENVIRONMENT)
+    assert done.returncode == 0, done.stderr[-3000:]
+    answers = read(out, form)
+    assert [answer["id"] for answer in answers] == list(range(120))
+    session = Session(bundle, "cpu")
+    for answer in answers[::11]:
+        [said] = session.generate([answer["prompt"]], [answer["adapter"]], max_new_tokens=12)
+        assert answer["completion"] == said.text
+    assert [answer["id"] for answer in answers if answer["error"]] == [50]
+
+
+def read(folder: Path, form: str) -> list[dict[str, Any]]:
+    files = sorted(folder.glob("*"))
+    if form == "jsonl":
+        return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    import pyarrow.parquet
+
+    return [row for file in files for row in pyarrow.parquet.read_table(file).to_pylist()]
