@@ -132,10 +132,10 @@ def _write(job: Job, lines: Iterator[Line], sink: Any, where: str | None, progre
             progress(rows, tokens, line.end)
         check()
         sink.keep(Done(done.began, inputs, line.number, line.end, rows, failed, first))
-    done: Done = sink.done
-    if done.rows == 0:
+    last: Done = sink.done
+    if last.rows == 0:
         raise NothingToDo("there are no rows to run", where=where)
-    return done
+    return last
 
 
 def first_of(line: Line, error: AdapterpackError) -> str:

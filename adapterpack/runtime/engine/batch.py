@@ -52,7 +52,7 @@ def room_for(session: OpenBundle, positions: int, virtual: int, new: int) -> int
     return min(length, context_of(session) or max(_UNBOUNDED, positions + virtual))
 
 
-def virtual_tokens(session: OpenBundle, pack: Pack | None) -> int:
+def virtual_tokens(session: OpenBundle, pack: Pack | Mix | None) -> int:
     """How many positions a pack's prompt takes in a row's cache."""
     return 0 if pack is None or (prompt := session.prompt(pack)) is None else int(prompt.shape[3])
 

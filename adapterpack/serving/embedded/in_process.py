@@ -9,6 +9,7 @@ from concurrent.futures import Executor, Future
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
+from ...runtime.engine.base import Engine
 from ...runtime.providers.device import Device
 from ..limits import Limits
 from ..scheduling.engine_thread import EngineThread
@@ -102,8 +103,8 @@ class InProcess:
 class _Thread(EngineThread):
     """One that says when it was given rows."""
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args, _AtOnce())
+    def __init__(self, engine: Engine, loop: asyncio.AbstractEventLoop, stepped: Callable[[float, int], None]) -> None:
+        super().__init__(engine, loop, stepped, _AtOnce())
         self.added = asyncio.Event()
 
     def add(self, rows: Sequence[Row]) -> None:
