@@ -51,21 +51,22 @@ PROMPT = 16
 
 
 def build_base(folder: Path, size: str) -> None:
-    """A random Llama with a one-word tokenizer: prompts are given as ids."""
+    """A random Llama, and a tokenizer with a word for each token: prompts are given as ids."""
     torch.manual_seed(0)
     config = LlamaConfig(**SIZES[size], tie_word_embeddings=True, bos_token_id=None, eos_token_id=None, pad_token_id=0)
     LlamaForCausalLM(config).save_pretrained(folder)
     (folder / "tokenizer.json").write_text(json.dumps({
-        "version": "1.0", "added_tokens": [], "model": {"type": "WordLevel", "vocab": {"x": 0}, "unk_token": "x"},
+        "version": "1.0", "added_tokens": [], "model": {
+            "type": "WordLevel", "vocab": {f"w{number}": number for number in range(config.vocab_size)}, "unk_token": "w0"},
     }))
 
 
-def build_pack(base: Path, folder: Path, rank: int, seed: int) -> int:
-    """A random LoRA at every linear layer; returns the number of sites."""
+def build_pack(base: Path, folder: Path, rank: int, seed: int, layers: tuple[str, ...] = ("_proj.weight",)) -> int:
+    """A random LoRA at the layers whose weights' names end so; returns the number of sites."""
     checkpoint, rng = Checkpoint(base), np.random.default_rng(seed)
     adapters = {}
     for name, info in checkpoint.tensors.items():
-        if name.endswith("_proj.weight"):
+        if name.endswith(layers):
             site = Site(name.removesuffix(".weight"), info.shape[1], info.shape[0])
             shapes = {"lora_A": (rank, site.in_features), "lora_B": (site.out_features, rank)}
             adapters[site] = (LoRA(r=rank), {key: rng.normal(0, 0.02, shape).astype(np.float32) for key, shape in shapes.items()})

@@ -34,10 +34,13 @@ CONTEXT = 64
 
 
 def bundles(work: Path, base: Path, packs: list[Path], scheme: str | None, dtype: str = "float32") -> dict[str, Path]:
-    """The base alone, and with a bank; their engine graphs are what is measured."""
-    export(base, [], work / "slotless", mode="folded", task="text-generation", in_place=True, quantize=scheme, dtype=dtype)
-    export(base, packs, work / "bank", mode="bank", in_place=True, quantize=scheme, dtype=dtype)
-    return {"slotless": work / "slotless", "bank": work / "bank"}
+    """The base alone, and with a bank, as far as they are not there yet; their engine graphs are what is measured."""
+    slotless, bank = work / "slotless", work / "bank"
+    if not slotless.exists():
+        export(base, [], slotless, mode="folded", task="text-generation", in_place=True, quantize=scheme, dtype=dtype)
+    if not bank.exists():
+        export(base, packs, bank, mode="bank", in_place=True, quantize=scheme, dtype=dtype)
+    return {"slotless": slotless, "bank": bank}
 
 
 def stepping(engine: Engine, names: list[str | None]) -> Callable[[], None]:
@@ -121,17 +124,19 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--runs", type=int, default=25)
     parser.add_argument("--prefill", type=int, default=256)
+    parser.add_argument("--files", type=Path, help="where bundles and adapters are kept for the next time")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        work = Path(scratch)
+        work = args.files or Path(scratch)
         base = args.base or work / f"llama-{args.size}"
-        if args.base is None:
+        if args.base is None and not base.exists():
             build_base(base, args.size)
         packs = [work / f"pack{number}" for number in range(max(args.rows))]
         for seed, pack in enumerate(packs):
-            build_pack(base, pack, args.rank, seed)
-        made = bundles(work, base, packs, args.quantize)
+            if not pack.exists():
+                build_pack(base, pack, args.rank, seed)
+        made = bundles(work / (args.quantize or "float32"), base, packs, args.quantize)
         result = measure(base, made, [pack.name for pack in packs], args.rows, args.runs, args.prefill) | {"quantize": args.quantize}
     if args.json:
         print(json.dumps(result, indent=2))

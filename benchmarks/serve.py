@@ -1,13 +1,13 @@
-"""What HTTP costs over the bare engine, and what clients of a server see: a closed loop of clients over several adapters.
+"""What clients of a server see, of ours and of peers: a closed loop of clients over several adapters, and an open one at a given rate.
 
-Every client sends its next request when the last token of the one before has come; who asks for which adapter follows Zipf's law. The same
-requests then go to an engine in this process, as many at a time. Prompts are random token ids and every answer has all its tokens, so
-both do the same work. Rounds of server and engine are run in turn, and the best of each counts, since clients, server and engine
-share the machine; percentiles are those of all rounds.
+Ours is measured in turn with its engine alone, on the same requests: what HTTP costs is the difference. Peers are servers of the same base
+and the same adapters in environments of their own, one after another. Prompts are random token ids and every answer has all its
+tokens, so all do the same work. Closed loop: the client of each answer sends its next request. Open loop (``--rate``): requests of
+mixed lengths are sent at random times, and those that have no answer half a minute after the last was sent are given up.
 
-    python benchmarks/serve.py                                  # SmolLM2-135M, 8 clients, 8 adapters, 64 + 64 tokens
-    python benchmarks/serve.py --clients 4 --adapters 32 --quantize int8 --json
-    python benchmarks/serve.py --bundle bundle --rounds 1       # one that was exported with --static-cache
+    python benchmarks/serve.py                                       # SmolLM2-135M, 8 clients, 8 adapters, 64 + 64 tokens
+    python benchmarks/serve.py --peers peers --files files           # the peers, too
+    python benchmarks/serve.py --packs small --adapters 1 8 64 1000 --rate 1
 """
 
 from __future__ import annotations
@@ -15,134 +15,180 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-import numpy as np
-from decode import build_pack
+import bare_engine
+from bare_engine import BareEngine
+from clients import Answer, Form, Request, closed_loop, open_loop, requests, summary
+from contestant_files import PACKS, Files
+from contestants import CONTESTANTS, CONTEXT, ROWS, THREADS, Contestant, memory_mb, running
+from decode import SIZES
 
-from adapterpack.demos.models import SMOLLM2, fetch
-from adapterpack.exporting.pipeline import export
-from adapterpack.runtime.engine.engine import DecoderEngine
-
-Asked = tuple[str, list[int]]
-
-
-def requests(names: list[str], count: int, prompt: int, seed: int) -> list[Asked]:
-    """Adapter and prompt of each request; the adapters by Zipf's law."""
-    rng = np.random.default_rng(seed)
-    weights = 1 / np.arange(1, len(names) + 1)
-    chosen = rng.choice(len(names), count, p=weights / weights.sum())
-    return [(names[number], [int(token) for token in rng.integers(1000, 40_000, prompt)]) for number in chosen]
+PATIENCE = 30.0
+COMPARED = {"bf16": "fp32"}
+"""Precisions whose figures are compared with those of another one of ours."""
 
 
-async def client(address: str, asked: list[Asked], tokens: int, times: list[list[float]]) -> None:
-    """Sends requests one after the other until none is left; ``times`` gets the start and the time of each token."""
-    host, port = address.removeprefix("http://").split(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
-    while asked:
-        name, prompt = asked.pop()
-        body = json.dumps({"model": name, "prompt": prompt, "max_tokens": tokens, "min_tokens": tokens, "temperature": 0, "stream": True,
-                           "logprobs": 0, "ignore_eos": True}).encode()
-        seen = [time.perf_counter()]
-        writer.write(f"POST /v1/completions HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
-                     f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
-        async for line in reader:
-            if line.startswith(b"data: {"):
-                seen.append(time.perf_counter())
-            elif line.startswith(b"data: [DONE]"):
-                await reader.readuntil(b"0\r\n\r\n")
-                break
-            elif line.startswith(b"HTTP/1.1") and b" 200 " not in line:
-                raise RuntimeError(line)
-        times.append(seen)
-    writer.close()
+def closed(port: int, form: Form, wanted: list[Request], args: argparse.Namespace) -> tuple[list[Answer], float]:
+    """Answers of a round, and the seconds of the processor that the clients took."""
+    cpu = time.process_time()
+    answers = asyncio.run(closed_loop(port, form, wanted, args.clients, args.seconds))
+    return answers, time.process_time() - cpu
 
 
-async def loop(address: str, asked: list[Asked], clients: int, tokens: int) -> tuple[float, list[list[float]]]:
-    """Seconds of all requests, and the times of their tokens."""
-    left, times, start = list(reversed(asked)), list[list[float]](), time.perf_counter()
-    await asyncio.gather(*(client(address, left, tokens, times) for _ in range(clients)))
-    return time.perf_counter() - start, times
+def in_rounds(port: int, form: Form, names: list[str], bare: BareEngine | None, args: argparse.Namespace) -> dict[str, Any]:
+    """Rounds of the server, and of the engine alone in turn with them."""
+    served, alone, cpu = list[list[Answer]](), list[list[Answer]](), 0.0
+    for number in range(args.rounds + 1):  # the first one warms up
+        few = {} if number else {"tokens": 4}
+        wanted = _requests(names, args, 2000 if number else args.clients, number, **few)
+        answers, took = closed(port, form, wanted, args)
+        other = [] if bare is None else bare.closed_loop(wanted, args.clients, args.seconds)
+        if number:
+            served.append(answers)
+            alone.append(other)
+            cpu += took
+    result = {"closed": _rounds(served) | {"clients_cpu": round(cpu / sum(_span(one) for one in served), 3)}}
+    if bare is not None:
+        result["engine"] = _rounds(alone)
+        result["http_costs"] = round(median(_speed(two) / _speed(one) for one, two in zip(served, alone, strict=True)) - 1, 3)
+    return result
 
 
-def bare(engine: DecoderEngine, asked: list[Asked], clients: int, tokens: int) -> float:
-    """Seconds of the same requests on an engine, as many at a time."""
-    left, running, start = list(reversed(asked)), 0, time.perf_counter()
-    while left or running:
-        while left and running < clients:
-            name, prompt = left.pop()
-            engine.add(prompt, name, max_new_tokens=tokens, min_new_tokens=tokens, logprobs=0, ignore_eos=True)
-            running += 1
-        running -= sum(event.finish_reason is not None for event in engine.step())
-    return time.perf_counter() - start
+def _requests(names: list[str], args: argparse.Namespace, count: int, seed: int, **others: Any) -> list[Request]:
+    options = {"prompt": args.prompt, "tokens": args.tokens, "vocabulary": SIZES[args.size]["vocab_size"] * 4 // 5, **others}
+    return requests(names, count, args.clients, seed=seed, **options)
 
 
-def percentiles(values: list[float]) -> dict[str, float]:
-    return {f"p{share}": round(1e3 * float(np.percentile(values, share)), 2) for share in (50, 95, 99)}
+def _rounds(every: list[list[Answer]]) -> dict[str, Any]:
+    """The summary of all answers, with the median of the rounds' speeds."""
+    return summary([one for answers in every for one in answers]) | {"tokens_per_second": round(median(map(_speed, every)), 1)}
 
 
-def measure(bundle: Path, args: argparse.Namespace) -> dict[str, Any]:
-    options = ["--port", "0", "--json", "--audit", "", "--provider", "cpu", "--max-rows", str(args.clients)]
-    threads = [] if args.threads is None else ["--threads", str(args.threads)]
-    engine = DecoderEngine(bundle, "cpu", max_rows=args.clients, threads=args.threads)
-    served, alone, times = list[float](), list[float](), list[list[float]]()
-    command = [sys.executable, "-m", "adapterpack", "serve", str(bundle), *options, *threads]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        address = json.loads(process.stdout.readline())["address"]
-        for number in range(args.rounds + 1):  # the first one warms up
-            asked = requests(engine.adapters.names, args.requests if number else args.clients, args.prompt, number)
-            seconds, some = asyncio.run(loop(address, asked, args.clients, args.tokens))
-            other = bare(engine, asked, args.clients, args.tokens)
-            if number:
-                served.append(seconds)
-                alone.append(other)
-                times += some
-        process.terminate()
-    total = args.requests * args.tokens
-    return {
-        "clients": args.clients, "adapters": len(engine.adapters.names), "prompt_tokens": args.prompt, "answer_tokens": args.tokens,
-        "server_tokens_per_second": round(total / min(served), 1), "engine_tokens_per_second": round(total / min(alone), 1),
-        "http_costs": round(min(served) / min(alone) - 1, 3),
-        "first_token_ms": percentiles([one[1] - one[0] for one in times]),
-        "token_ms": percentiles([(one[-1] - one[1]) / max(args.tokens - 1, 1) for one in times]),
-        "request_ms": percentiles([one[-1] - one[0] for one in times]),
-    }
+def _span(answers: list[Answer]) -> float:
+    return max(one.last for one in answers) - min(one.sent for one in answers)
+
+
+def _speed(answers: list[Answer]) -> float:
+    return sum(one.tokens for one in answers) / _span(answers)
+
+
+def measured(one: Contestant, files: Files, count: int, args: argparse.Namespace) -> dict[str, Any]:
+    """Everything of one server with so many adapters."""
+    adapters = files.adapters(args.packs, count, one.packs, one.precision)
+    names, form = [path.stem for path in adapters], one.form(adapters)
+    started = time.monotonic()
+    with running(one, files, adapters, args.peers) as (port, session):
+        result: dict[str, Any] = {"name": one.name, "precision": one.precision, "adapters": count,
+                                  "start_seconds": round(time.monotonic() - started, 1)}
+        if one.name == "ours":
+            options = {"max_rows": ROWS, "max_length": CONTEXT, "threads": THREADS}
+            with bare_engine.opened(files.bundle(one.precision), adapters, **options) as bare:
+                result |= in_rounds(port, form, names, bare, args)
+        else:
+            result |= in_rounds(port, form, names, None, args)
+        if args.rate:
+            wanted = _requests(names, args, max(1, round(args.rate * args.seconds * args.rounds)), 100, mixed=True, rate=args.rate)
+            answers = asyncio.run(open_loop(port, form, wanted, PATIENCE))
+            result["open"] = summary(answers) | {"sent": len(wanted)}
+        return result | {"memory_mb": memory_mb(session)}
+
+
+def compared(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Our tokens a second over those of each peer with as many adapters, and over ours with the fewest adapters."""
+    ours = {(one["precision"], one["adapters"]): one for one in results if one["name"] == "ours"}
+    fewest = min((one["adapters"] for one in results), default=0)
+    ratios = []
+    for one in results:
+        precision, count = COMPARED.get(one["precision"], one["precision"]), one["adapters"]
+        of, over = ((precision, fewest), one) if one["name"] == "ours" else ((precision, count), one)
+        mine = ours.get(of)
+        if mine is None or mine is over:
+            continue
+        speeds = mine["closed"]["tokens_per_second"], over["closed"]["tokens_per_second"]
+        ratios.append({"of": f"ours {of[0]}, {of[1]} adapters", "over": f"{one['name']} {one['precision']}, {count} adapters",
+                       "tokens_per_second": round(speeds[0] / speeds[1], 2)})
+    return ratios
+
+
+def measure(args: argparse.Namespace, files: Files) -> dict[str, Any]:
+    results, missing = [], []
+    for one in CONTESTANTS:
+        if (args.only and one.name not in args.only) or COMPARED.get(one.precision, one.precision) not in args.precision:
+            continue
+        if one.program(args.peers) is None:
+            missing.append(f"{one.name} {one.precision}: there is no {one.needs} in --peers")
+            continue
+        for count in args.adapters:
+            if count <= one.most_adapters:
+                try:
+                    results.append(measured(one, files, count, args))
+                    print_one(results[-1])
+                except Exception as error:  # a peer that fails costs its own figures only
+                    missing.append(f"{one.name} {one.precision}, {count} adapters: {error}")
+                    print(missing[-1], file=sys.stderr, flush=True)
+    return {"benchmark": "serve", "clients": args.clients, "prompt_tokens": args.prompt, "answer_tokens": args.tokens, "packs": args.packs,
+            "seconds": args.seconds, "rounds": args.rounds, "rate": args.rate, "results": results, "ratios": compared(results),
+            "missing": missing}
+
+
+def print_one(result: dict[str, Any]) -> None:
+    """Some of a server's figures as soon as they are there, on standard error."""
+    closed, first = result["closed"], result["closed"]["first_token_ms"]["p50"]
+    print(f"{result['name']:10}{result['precision']:6}{result['adapters']:5} adapters  {closed['tokens_per_second']:7.1f} tokens/s  "
+          f"first token {first:.0f} ms", file=sys.stderr, flush=True)
+
+
+def show(result: dict[str, Any]) -> None:
+    """The figures as a table."""
+    print(f"{result['clients']} clients, {result['prompt_tokens']} + {result['answer_tokens']} tokens; ms at p50 / p95 / p99")
+    for one in result["results"]:
+        for loop in ("closed", "engine", "open"):
+            figures = one.get(loop)
+            if figures is None or not figures["answers"]:
+                continue
+            spread = "  ".join(f"{name} {' / '.join(f'{value:.0f}' for value in figures[f'{name}_ms'].values())}"
+                               for name in ("first_token", "token", "request"))
+            of = f" of {figures['sent']}" if "sent" in figures else ""
+            who = f"{one['name']:10}{one['precision']:6}{one['adapters']:5} adapters  {loop:7}"
+            print(f"{who}{figures['tokens_per_second']:7.1f} tokens/s  {spread}  {figures['answers']}{of} answers")
+        http = f", HTTP costs {one['http_costs']:.1%}" if "http_costs" in one else ""
+        cpu = one["closed"]["clients_cpu"]
+        print(f"{'':10}{one['memory_mb']} MB, ready after {one['start_seconds']} s, clients {cpu:.1%} of a core{http}")
+    for ratio in result["ratios"]:
+        print(f"{ratio['of']} over {ratio['over']}: {ratio['tokens_per_second']:.2f}")
+    for line in result["missing"]:
+        print(f"not measured: {line}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundle", type=Path, help="a bundle in place of SmolLM2-135M with random adapters")
-    parser.add_argument("--quantize", choices=("int8", "int4"))
-    parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--clients", type=int, default=8)
-    parser.add_argument("--adapters", type=int, default=8)
-    parser.add_argument("--requests", type=int, default=32)
+    parser.add_argument("--size", choices=SIZES, default="135m", help="135m is SmolLM2, tiny a random Llama")
+    parser.add_argument("--peers", type=Path, help="the folder of the peers' environments: docs/benchmarks/serve.md")
+    parser.add_argument("--files", type=Path, help="where models and adapters are kept for the next time")
+    parser.add_argument("--only", nargs="+", choices=sorted({one.name for one in CONTESTANTS}))
+    parser.add_argument("--precision", nargs="+", choices=("fp32", "int8", "int4"), default=["fp32"])
+    parser.add_argument("--packs", choices=PACKS, default="large")
+    parser.add_argument("--adapters", type=int, nargs="+", default=[8])
+    parser.add_argument("--clients", type=int, default=ROWS)
     parser.add_argument("--prompt", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=10.0, help="of a round")
+    parser.add_argument("--rate", type=float, default=0.0, help="requests a second of an open loop")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        bundle = args.bundle
-        if bundle is None:
-            base, packs = fetch(SMOLLM2), [Path(scratch) / f"pack{number}" for number in range(args.adapters)]
-            for seed, pack in enumerate(packs):
-                build_pack(base, pack, args.rank, seed)
-            bundle = Path(scratch) / "bundle"
-            export(base, packs, bundle, mode="bank", in_place=True, quantize=args.quantize)
-        result = measure(bundle, args)
+        result = measure(args, Files(args.files or Path(scratch), args.size, args.peers))
     if args.json:
         print(json.dumps(result, indent=2))
-        return
-    for name, value in result.items():
-        print(f"{name.replace('_', ' '):26} {value}")
+    else:
+        show(result)
 
 
 if __name__ == "__main__":
