@@ -20,7 +20,7 @@ import adapterpack
 pytestmark = pytest.mark.fast
 
 PACKAGE = Path(adapterpack.__file__).parent
-LAYERS = ("version", "errors", "library_errors", "extras", "registry", "resources", "_native", "io", "http", "sandbox", "chat",
+LAYERS = ("version", "errors", "library_errors", "extras", "registry", "resources", "palette", "_native", "io", "http", "sandbox", "chat",
           "adapter_methods", "lowrank", "tasks", "manifest", "base", "peft", "pack", "onnx_graph", "bundle", "slots", "runtime", "hub",
           "serving", "offline", "merging", "composing", "extracting", "converting", "artifacts", "training", "exporting", "quantizing",
           "report", "demos", "testing", "cli")

@@ -19,12 +19,12 @@ from jinja2 import UndefinedError
 from rich.console import Console
 
 from adapterpack.errors import printable
+from adapterpack.palette import DARK, LIGHT
 from adapterpack.report import svg
 from adapterpack.report.demo import demo_report
 from adapterpack.report.heat import Line, heat_map, spectrum_lines
 from adapterpack.report.key_figures import Card
 from adapterpack.report.rendering import environment, render
-from adapterpack.report.style import DARK, LIGHT
 from adapterpack.report.tables import demo_tables
 from adapterpack.report.text import text_width
 

@@ -55,6 +55,8 @@ def _print_key(ctx: click.Context, param: click.Parameter, value: str | None) ->
 @click.option("--tls-cert", metavar="FILE", help="The certificate (chain) to speak TLS with, PEM; it is read again when it is renewed.")
 @click.option("--tls-key", metavar="FILE", help="Its key, PEM, which only you may read; needed with --tls-cert.")
 @click.option("--traces", is_flag=True, help="Send an OpenTelemetry span for each request; OTEL_* variables say where.")
+@click.option("--page/--no-page", default=True,
+              help="Whether browsers get a page at / to try adapters and see traffic; by default they do.")
 @shared
 def command(*, bundle: str, adapters: tuple[str, ...], audit: str, as_json: bool, **options: Any) -> None:
     """Serves a bundle and its adapters over HTTP until it is interrupted.
@@ -74,6 +76,8 @@ def command(*, bundle: str, adapters: tuple[str, ...], audit: str, as_json: bool
                   "admin": serving.admin}, compact=True)
             return
         line(f"{serving.address} serves {serving.base} and {len(serving.adapters)} adapters: {', '.join(serving.adapters) or 'none'}")
+        if options["page"]:
+            line(f"{serving.address}/ in a browser: try adapters side by side, see what runs")
         if serving.admin is not None:
             line(f"{serving.admin} is for the operator")
         first = next(iter(serving.adapters), serving.base)

@@ -6,8 +6,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from ..io.readable import count, percent, seconds, small
+from ..palette import DARK, LIGHT, variables
 from ..resources import templates
-from .style import DARK, LIGHT
 from .text import escaped
 
 if TYPE_CHECKING:
@@ -32,5 +32,5 @@ def environment() -> Environment:
     """The environment of the pages' templates: markup in a value is shown as text; only :class:`markupsafe.Markup` passes as it is."""
     made = templates(__package__, escaped)
     made.filters.update(count=count, percent=percent, seconds=seconds, small=small)
-    made.globals.update(light=LIGHT, dark=DARK)
+    made.globals.update(light=LIGHT, dark=DARK, variables=variables)
     return made

@@ -48,6 +48,7 @@ def running(state: State, request: Request, key: Key, record: Record, rows: Sequ
     state.quotas.read(key, prompt_tokens)
     record.rows, record.prompt_tokens = len(rows), prompt_tokens
     with _recorded(state, key, record, outbox), ExitStack() as stack:
+        stack.enter_context(state.traffic.counted(key.id, record, rows, outbox))
         stack.callback(state.engine.cancel, rows)
         stack.enter_context(_watched(request, outbox))
         state.engine.add(rows)

@@ -4,21 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..errors import ConfigError, Unsupported
 from ..registry import Registry
 from ..runtime.engine.base import Engine
 from .limits import Limits
+from .metrics import Figure
 from .route import RouteSpec
-
-
-class Figure(NamedTuple):
-    """A number of an API for the metrics, looked up whenever they are read."""
-
-    name: str
-    what: str
-    value: Callable[[], float]
 
 
 @dataclass(frozen=True)

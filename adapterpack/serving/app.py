@@ -59,10 +59,11 @@ class Endpoint:
         try:
             answer = await self._answer(request, record)
             answer.headers["X-Request-Id"] = record.id
+            answer.headers["X-Content-Type-Options"] = "nosniff"
             record.status = answer.status_code
             await answer(scope, receive, send)
         finally:
-            if self._route.access != "open":
+            if self._route.access != "open" and not (self._route.quiet and record.status == 200):
                 for hear in self._state.ended:
                     hear(record)
 

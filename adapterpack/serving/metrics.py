@@ -6,6 +6,7 @@ The names of adapters are the engine's own: what a request makes up never become
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -24,12 +25,21 @@ MIXED = "(mixed)"
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 
 
+class Figure(NamedTuple):
+    """A number that is looked up whenever it is read."""
+
+    name: str
+    what: str
+    value: Callable[[], float]
+
+
 class Metrics:
-    """The series of one server."""
+    """The series of one server. ``figures`` are those that are looked up."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
         self._adapters: set[str] = set()
+        self.figures: list[Figure] = []
         self._requests = self._counter("requests", "Requests by what answered and how they ended.", "adapter", "status")
         self._prompt = self._counter("prompt_tokens", "Tokens of prompts.", "adapter")
         self._answered = self._counter("generation_tokens", "Tokens of answers.", "adapter")
@@ -40,9 +50,10 @@ class Metrics:
         self._whole = self._histogram("request_seconds", "From a request's arrival to its end.")
         self._steps = self._histogram("engine_step_seconds", "Steps of the engine.")
 
-    def gauge(self, name: str, what: str, value: Callable[[], float]) -> None:
-        """Adds a number that is looked up whenever it is read."""
-        Gauge(f"adapterpack_{name}", what, registry=self._registry).set_function(value)
+    def add(self, figure: Figure) -> None:
+        """Adds a number."""
+        self.figures.append(figure)
+        Gauge(f"adapterpack_{figure.name}", figure.what, registry=self._registry).set_function(figure.value)
 
     def add_quotas(self, quotas: Quotas) -> None:
         """Adds what keys have used of their quotas."""

@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -22,18 +23,21 @@ from ..runtime.engine.base import Engine
 from .adapters.adapter_control import AdapterControl
 from .adapters.watch import Watch
 from .admin import ADMIN_ROUTES
-from .api import Api, Figure
+from .api import Api
 from .app import build
 from .audit import Record
 from .catalogue import Catalogue
 from .keys import Keys
 from .limits import Limits
-from .metrics import Metrics
+from .metrics import Figure, Metrics
 from .quotas import Quotas
+from .route import RouteSpec
 from .routes import table
 from .scheduling.engine_thread import EngineThread
 from .scheduling.gate import Gate
 from .state import State
+from .status.routes import StatusRoutes
+from .status.traffic import Traffic
 
 _LAST_SECONDS = 5
 """That answers have to be sent once their rows have ended."""
@@ -51,7 +55,7 @@ class Operator(NamedTuple):
 @dataclass(frozen=True, kw_only=True)
 class Setup:
     """A server before its loop begins. ``tls`` is None where it speaks in the clear; ``watch`` looks at the places of adapters every
-    ``watch_seconds``.
+    ``watch_seconds``. ``pages`` are for people.
     """
 
     engine: Engine
@@ -66,6 +70,7 @@ class Setup:
     tls: ssl.SSLContext | None
     watch: Watch | None
     watch_seconds: float
+    pages: Sequence[RouteSpec] = ()
 
 
 def run(setup: Setup, listening: socket.socket, operator: Operator | None, ready: Callable[[], None]) -> None:
@@ -102,9 +107,10 @@ def opened(setup: Setup, thread: EngineThread) -> tuple[State, Starlette]:
     quotas, limits = Quotas(), setup.limits
     setup.metrics.add_quotas(quotas)
     state = State(thread, setup.catalogue, setup.adapters, Gate(limits, setup.engine.max_rows), setup.keys, quotas, limits,
-                  setup.metrics, setup.ended, setup.hosts)
+                  setup.metrics, setup.ended, Traffic(), setup.hosts)
     _gauges(setup.metrics, thread, [figure for api in setup.apis for figure in api.figures])
-    return state, build(state, table(route for api in setup.apis for route in api.routes))
+    routes = table(chain(StatusRoutes().table(), *(api.routes for api in setup.apis)))
+    return state, build(state, (*routes, *setup.pages))
 
 
 @asynccontextmanager
@@ -141,14 +147,14 @@ async def _look(watch: Watch, seconds: float) -> None:
 
 def _gauges(metrics: Metrics, thread: EngineThread, more: Sequence[Figure]) -> None:
     engine = thread.engine
-    for name, what, value in (
-        ("waiting_rows", "Rows that wait for the engine.", lambda: thread.waiting),
-        ("running_rows", "Rows that the engine runs.", lambda: thread.running),
-        ("resident_adapters", "Adapters in memory.", lambda: len(engine.adapters.digests)),
-        ("resident_bytes", "The size of all adapters in memory.", lambda: engine.adapters.nbytes),
+    for figure in (
+        Figure("waiting_rows", "Rows that wait for the engine.", lambda: thread.waiting),
+        Figure("running_rows", "Rows that the engine runs.", lambda: thread.running),
+        Figure("resident_adapters", "Adapters in memory.", lambda: len(engine.adapters.digests)),
+        Figure("resident_bytes", "The size of all adapters in memory.", lambda: engine.adapters.nbytes),
         *more,
     ):
-        metrics.gauge(name, what, value)
+        metrics.add(figure)
 
 
 async def _watch(state: State) -> None:

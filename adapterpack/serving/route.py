@@ -20,7 +20,8 @@ Handler = Callable[[State, Request, Key, Record], Awaitable[Response]]
 class RouteSpec(NamedTuple):
     """A method at a path, who may ask (anybody, who has a key, an admin), and the structs of the body and of the answer.
 
-    ``errors`` is how errors are written; ``example`` are a body's fields besides ``model``, for who wants to try the server.
+    ``errors`` is how errors are written; ``example`` are a body's fields besides ``model``, for who wants to try the server. What is
+    answered by a ``quiet`` route is not written down, errors aside.
     """
 
     method: str
@@ -33,6 +34,7 @@ class RouteSpec(NamedTuple):
     streams: bool = False
     errors: ErrorForm = OPENAI
     example: Mapping[str, Any] | None = None
+    quiet: bool = False
 
 
 def require_access(route: RouteSpec, key: Key) -> None:

@@ -49,7 +49,8 @@ def serve(bundle: str | os.PathLike[str], *, adapters: Sequence[Pack | str | os.
           max_rows: int | None = None, max_length: int | None = None, limits: Limits | None = None, watch: float | None = None,
           require_signature: Sequence[str | os.PathLike[str]] = (), admin: str | None = None,
           admin_key_file: str | os.PathLike[str] | None = None, tls_cert: str | os.PathLike[str] | None = None,
-          tls_key: str | os.PathLike[str] | None = None, traces: bool = False, ready: Callable[[Serving], None] | None = None) -> None:
+          tls_key: str | os.PathLike[str] | None = None, traces: bool = False, page: bool = True,
+          ready: Callable[[Serving], None] | None = None) -> None:
     """Serves a bundle and its adapters over HTTP until it is interrupted.
 
     A bundle that was exported with ``static_cache`` has OpenAI's routes for text; one of an encoder those for embeddings or labels, and the
@@ -63,7 +64,8 @@ def serve(bundle: str | os.PathLike[str], *, adapters: Sequence[Pack | str | os.
 
     With ``watch`` the folders and lock files are looked at every so many seconds, and what changes there is loaded, exchanged or unloaded.
     A pack needs a signature of one of the keys ``require_signature``, which are files. ``admin`` is an address (``HOST:PORT``,
-    ``unix:PATH``) at which the one who has the key in ``admin_key_file`` loads and unloads adapters.
+    ``unix:PATH``) at which the one who has the key in ``admin_key_file`` loads and unloads adapters. ``page`` is whether browsers get a
+    page at ``/``.
 
     ``tls_cert`` and ``tls_key`` are PEM files, which are
     read again when they change: both addresses then speak TLS, and a socket in the file system does not. With ``traces``
@@ -81,6 +83,7 @@ def serve(bundle: str | os.PathLike[str], *, adapters: Sequence[Pack | str | os.
     with needed_by("serving"):
         from .api import apis_of  # noqa: PLC0415 - needs an extra
         from .metrics import Metrics  # noqa: PLC0415 - needs an extra
+        from .page.routes import PAGES  # noqa: PLC0415 - needs an extra
         from .process import Operator, Setup, run  # noqa: PLC0415 - needs an extra
     known = Keys.one(api_key) if api_key is not None else Keys(path=None if keys is None else Path(keys))
     _require_keys(host, known.needed, insecure)
@@ -112,7 +115,7 @@ def serve(bundle: str | os.PathLike[str], *, adapters: Sequence[Pack | str | os.
         for api in apis:
             stack.callback(api.close)
         setup = Setup(engine=engine, apis=apis, catalogue=catalogue, adapters=control, keys=known, ended=ended, limits=bounds,
-                      metrics=metrics, hosts=hosts, tls=context, watch=watcher, watch_seconds=watch or 0.0)
+                      metrics=metrics, hosts=hosts, tls=context, watch=watcher, watch_seconds=watch or 0.0, pages=PAGES if page else ())
         listening, address = stack.enter_context(port_socket(host, port, scheme))
         operator = None
         if admin is not None and admin_keys is not None:

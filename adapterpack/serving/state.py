@@ -14,6 +14,7 @@ from .metrics import Metrics
 from .quotas import Quotas
 from .scheduling.engine_thread import EngineThread
 from .scheduling.gate import Gate
+from .status.traffic import Traffic
 
 
 @dataclass(frozen=True)
@@ -33,4 +34,5 @@ class State:
     limits: Limits
     metrics: Metrics
     ended: Sequence[Callable[[Record], None]]
+    traffic: Traffic
     hosts: frozenset[str] | None = None

@@ -58,3 +58,16 @@ def start(bundle: Path, packs: Path, launch: Callable[..., Served]) -> Callable[
 def server(start: Callable[..., Served]) -> Served:
     """The one that most tests ask."""
     return start(limits={"body_seconds": 0.5})
+
+
+@pytest.fixture(scope="session")
+def features(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bank of embeddings with two adapters."""
+    from encoder_packs import packed
+
+    from adapterpack import export
+
+    folder = tmp_path_factory.mktemp("features")
+    packs = [packed(tiny_bert, folder, "feature-extraction", name, r=rank) for name, rank in (("alpha", 2), ("another", 3))]
+    export(tiny_bert, packs, folder / "bundle", mode="bank", task="feature-extraction", slots=4, max_rank=6)
+    return folder / "bundle"

@@ -28,15 +28,6 @@ COUNT = 30
 
 
 @pytest.fixture(scope="module")
-def features(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bank of embeddings with two adapters."""
-    folder = tmp_path_factory.mktemp("features")
-    packs = [packed(tiny_bert, folder, "feature-extraction", name, r=rank) for name, rank in (("alpha", 2), ("another", 3))]
-    export(tiny_bert, packs, folder / "bundle", mode="bank", task="feature-extraction", slots=4, max_rank=6)
-    return folder / "bundle"
-
-
-@pytest.fixture(scope="module")
 def embedder(launch: Make, features: Path) -> Served:
     served: Served = launch(features, limits={"inputs": 40, "body_seconds": 0.5})
     return served

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from ...runtime.engine.base import Engine
 from ...runtime.engine.encoder_engine import EncoderEngine
-from ..api import APIS, Api, ApiKind, Figure
+from ..api import APIS, Api, ApiKind
 from ..limits import Limits
+from ..metrics import Figure
 
 
 def opened(engine: EncoderEngine, limits: Limits) -> Api:

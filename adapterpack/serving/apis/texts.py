@@ -13,11 +13,12 @@ from ...runtime.engine.base import Engine
 from ...runtime.engine.engine import DecoderEngine
 from .. import parsing
 from ..answering import Answer, Stream, running
-from ..api import APIS, Api, ApiKind, Figure
+from ..api import APIS, Api, ApiKind
 from ..audit import Record
 from ..catalogue import Model
 from ..keys import Key
 from ..limits import Limits
+from ..metrics import Figure
 from ..openai.answers import ChatCompletion, Completion
 from ..openai.forms import ChatForm, CompletionForm, Form
 from ..openai.requests import ChatRequest, CompletionRequest, Sampled

@@ -1,4 +1,4 @@
-"""The colours of a page, which colour-blind readers can tell apart, in light and dark; ``templates/style.css.jinja`` uses them."""
+"""The colours of adapterpack's pages, which colour-blind readers can tell apart, in light and dark."""
 
 from __future__ import annotations
 
@@ -13,3 +13,13 @@ DARK: Mapping[str, str] = {
     "page": "#14171b", "ink": "#e8eaed", "quiet": "#a9b0b9", "line": "#3a4048", "panel": "#1e2228",
     "c1": "#56b4e9", "c2": "#e69f00", "c3": "#2fbf94", "c0": "#8b939d",
 }  # fmt: skip
+
+
+def variables(palette: Mapping[str, str]) -> str:
+    """The declarations of a palette in a style sheet.
+
+    Example:
+        >>> variables({"page": "#fff", "ink": "#000"})
+        '--page:#fff;--ink:#000'
+    """
+    return ";".join(f"--{name}:{colour}" for name, colour in palette.items())

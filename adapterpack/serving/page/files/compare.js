@@ -1,0 +1,104 @@
+// Asks two models the same at once, and shows their answers side by side.
+
+import { at, el, say } from "./elements.js";
+import { LABELS } from "./labels.js";
+import { Pane } from "./pane.js";
+import { get } from "./server.js";
+import { TAGS } from "./tags.js";
+import { TEXT } from "./text.js";
+import { VECTORS } from "./vectors.js";
+
+const KINDS = [TEXT, LABELS, VECTORS, TAGS];
+
+export class Compare {
+  /** `paths` are those of the server's routes. */
+  constructor(paths) {
+    this.kind = KINDS.find((kind) => kind.route in paths);
+    this.panes = [new Pane("Left", "c1"), new Pane("Right", "c2")];
+    this.models = [];
+    this.stopping = null;
+    this.build();
+  }
+
+  /** The models that the key may name, the base first. */
+  offer(models) {
+    this.models = models;
+    this.panes.forEach((pane, place) => models.length && pane.offer(models, models[Math.min(place, models.length - 1)].id));
+    this.form?.toggleAttribute("hidden", !models.length);
+    this.panes[1].element.hidden = models.length < 2;
+    if (this.form) this.first.textContent = models.length < 2 ? "Ask" : "Ask both";
+  }
+
+  /** Those that are asked: where there is one model alone, one. */
+  get asked() {
+    return this.panes.filter((pane) => !pane.element.hidden);
+  }
+
+  build() {
+    if (!this.kind) {
+      at("compare").replaceChildren(el("p", { class: "note" }, "This page has no form for what this server answers; /openapi.json has its routes."));
+      return;
+    }
+    this.inputs = this.kind.inputs.map((input) => el("textarea", { id: input.id, rows: input.rows, required: !input.optional }, input.value));
+    this.options = this.kind.options.map(({ label, ...attributes }) => el("input", attributes));
+    this.first = el("button", { class: "first" }, "Ask both");
+    this.stop = el("button", { type: "button", disabled: true, onclick: () => this.stopping?.abort() }, "Stop");
+    const fields = this.kind.inputs.map((input, place) => el("div", { class: "field" }, el("label", { for: input.id }, input.label), this.inputs[place]));
+    const options = this.kind.options.map((option, place) => {
+      const label = el("label", { for: option.id }, option.label);
+      return el("div", { class: option.type === "checkbox" ? "field check" : "field" }, ...(option.type === "checkbox" ? [this.options[place], label] : [label, this.options[place]]));
+    });
+    this.form = el("form", { onsubmit: (event) => this.submit(event), onkeydown: (event) => this.key(event) },
+      el("div", { class: "inputs" }, ...fields),
+      el("div", { class: "options" }, ...options, el("div", { class: "row" }, this.first, this.stop)),
+      el("div", { class: "pair" }, ...this.panes.map((pane) => pane.element)));
+    at("compare").replaceChildren(this.form);
+  }
+
+  key(event) {
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) this.form.requestSubmit();
+    if (event.key === "Escape") this.stopping?.abort();
+  }
+
+  async submit(event) {
+    event.preventDefault();
+    if (this.stopping) return;
+    this.stopping = new AbortController();
+    this.busy(true);
+    const texts = this.inputs.map((input) => input.value);
+    await Promise.all(this.asked.map((pane) => this.ask(pane, texts)));
+    this.stopping = null;
+    this.busy(false);
+    say(`Ended: ${this.asked.map((pane) => pane.model).join(" and ")}.`);
+  }
+
+  /** Asks for one pane. The digest that answers is compared with what the server lists, anew where a pack was exchanged meanwhile. */
+  async ask(pane, texts) {
+    const model = pane.model;
+    pane.begin();
+    try {
+      const { digest, facts } = await this.kind.answer(model, texts, this.chosen(), pane, this.stopping.signal);
+      let listed = this.models.find((one) => one.id === model)?.root;
+      if (digest !== listed) listed = (await get(`v1/models/${encodeURIComponent(model)}`)).root;
+      pane.tell(facts, digest, listed);
+    } catch (problem) {
+      pane.fail(problem);
+    } finally {
+      pane.end();
+    }
+  }
+
+  /** The options that somebody has set: the others are the server's. */
+  chosen() {
+    const set = this.options.map((input) => [input.id, input.type === "checkbox" ? input.checked : input.value === "" ? null : input.valueAsNumber]);
+    return Object.fromEntries(set.filter(([, value]) => value != null));
+  }
+
+  busy(now) {
+    const [from, to] = now ? [this.first, this.stop] : [this.stop, this.first];
+    const focused = document.activeElement === from;
+    to.disabled = false;
+    from.disabled = true;
+    if (focused) to.focus();
+  }
+}

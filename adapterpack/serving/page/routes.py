@@ -1,0 +1,79 @@
+"""Sends the page's files. They are read once and looked up by name; no path is made of what a request says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+from typing import NamedTuple
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ...http.refused import Refused
+from ...palette import DARK, LIGHT, variables
+from ..audit import Record
+from ..keys import Key
+from ..route import RouteSpec
+from ..state import State
+
+HEADERS: Mapping[str, str] = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'",
+    "Referrer-Policy": "no-referrer", "Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), microphone=(), geolocation=()", "Cache-Control": "no-cache",
+}
+"""Of every file: it loads and asks this server alone, no text becomes markup or script, and no other page may frame it."""
+INDEX = "index.html"
+COLOURS = "colours.css"
+_TYPES = {".html": "text/html; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8"}
+
+
+class PageFile(NamedTuple):
+    """A file's bytes and media type."""
+
+    data: bytes
+    type: str
+
+
+@cache
+def page_files() -> Mapping[str, PageFile]:
+    """The files by name."""
+    inside = files(__package__) / "files"
+    read = {one.name: one.read_bytes() for one in inside.iterdir()} | {COLOURS: colours().encode()}
+    return {name: PageFile(data, _TYPES[name[name.rindex("."):]]) for name, data in read.items()}
+
+
+def colours() -> str:
+    """The two palettes as a style sheet: the browser's choice, unless ``data-theme`` of the root says another."""
+    light, dark = f"{{color-scheme:light;{variables(LIGHT)}}}", f"{{color-scheme:dark;{variables(DARK)}}}"
+    chosen = f":root{light}\n:root[data-theme=dark]{dark}\n"
+    return f"{chosen}@media (prefers-color-scheme:dark){{:root:not([data-theme=light]){dark}}}\n"
+
+
+async def index(state: State, request: Request, key: Key, record: Record) -> Response:
+    """``GET /``."""
+    return _response(INDEX)
+
+
+async def file(state: State, request: Request, key: Key, record: Record) -> Response:
+    """``GET /page/NAME``.
+
+    Raises:
+        Refused: there is no such file.
+    """
+    return _response(request.path_params["name"])
+
+
+PAGES: tuple[RouteSpec, ...] = (
+    RouteSpec("GET", "/", index, "open", "the page"),
+    RouteSpec("GET", "/page/{name}", file, "open", "a file of the page"),
+)
+"""The page's routes, which are for browsers: no document of the routes lists them."""
+
+
+def _response(name: str) -> Response:
+    found = page_files().get(name)
+    if found is None:
+        raise Refused(404, "not_found", "the page has no such file")
+    return Response(found.data, 200, HEADERS, found.type)

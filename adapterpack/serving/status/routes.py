@@ -1,0 +1,143 @@
+"""``/v1/status``: what a key may see of a server. It sees its own figures and the adapters that it may name; an operator's key sees all.
+
+How much of a prompt was known already, and which adapters are in memory, depends on what others asked: only operators see it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from typing import Literal
+
+import msgspec
+from msgspec import UNSET, UnsetType
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ...pack.pack import Pack
+from ...version import VERSION
+from ..adapters.adapter_control import Adapter, Refusal
+from ..audit import Record
+from ..catalogue import Model
+from ..keys import EVERYBODY, Key
+from ..route import RouteSpec
+from ..state import State
+from .facts import Facts, KnownFacts
+from .traffic import Counts, Tally, Wait
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """A server, and the traffic of the key that asks, or of all keys where an operator does.
+
+    Attributes:
+        of: whose traffic it is: the key's, or that of all.
+        key: the name of the key.
+        time: seconds of the server's clock, for rates.
+        waiting: answers that wait for the engine.
+        running: answers that it is working on.
+        wait: to the first token, or to the result, in the last five minutes; null: there was no request.
+        engine: further figures of the metrics, by their names; an operator alone has them.
+    """
+
+    version: str
+    base: str
+    of: Literal["key", "all"]
+    key: str
+    time: float
+    waiting: int
+    running: int
+    counts: Counts
+    wait: Wait | None
+    engine: dict[str, float] | UnsetType = UNSET
+
+
+class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A model: the base (``adapter`` is null), or an adapter on it with its generation, the time it was loaded, and its pack.
+
+    ``resident`` says whether its values are in memory; an operator alone sees that.
+    """
+
+    name: str
+    digest: str
+    counts: Counts
+    adapter: Facts | None = None
+    generation: int | None = None
+    loaded: datetime | None = None
+    resident: bool | UnsetType = UNSET
+
+
+class RefusedPack(msgspec.Struct, frozen=True):
+    """A pack that was not loaded: what its place is called, the kind of reason, the reason, and when."""
+
+    source: str
+    reason: str
+    message: str
+    time: datetime
+
+
+class ModelStatusList(msgspec.Struct, frozen=True):
+    """The base and the adapters that the key may name; to an operator all, and the packs that were refused."""
+
+    models: list[ModelStatus]
+    refused: list[RefusedPack] | UnsetType = UNSET
+
+
+class StatusRoutes:
+    """The routes of one server."""
+
+    def __init__(self) -> None:
+        self._facts = KnownFacts()
+
+    async def status(self, state: State, request: Request, key: Key, record: Record) -> Response:
+        """``GET /v1/status``."""
+        tally = _tally(state, key)
+        return _json(Status(
+            version=VERSION, base=state.catalogue.base, of="all" if key.admin else "key", key=key.id, time=state.traffic.clock(),
+            waiting=tally.waiting, running=tally.running, counts=tally.counts, wait=tally.wait,
+            engine={figure.name: figure.value() for figure in state.metrics.figures} if key.admin else UNSET,
+        ))
+
+    async def models(self, state: State, request: Request, key: Key, record: Record) -> Response:
+        """``GET /v1/status/models``. Looking at a thousand packs for the first time takes a moment, which no other answer waits for."""
+        models = await asyncio.to_thread(self._models, state, key, _tally(state, key))
+        return _json(ModelStatusList(models, [_refused(one) for one in state.adapters.refused] if key.admin else UNSET))
+
+    def _models(self, state: State, key: Key, tally: Tally) -> list[ModelStatus]:
+        adapters = {one.name: one for one in state.adapters.adapters}
+        self._facts.keep({one.digest for one in adapters.values()})
+        resident = set(state.engine.engine.adapters.digests) if key.admin else None
+        return [self._model(model, adapters.get(model.name), tally, resident)
+                for model in state.catalogue.visible(EVERYBODY if key.admin else key)]
+
+    def _model(self, model: Model, adapter: Adapter | None, tally: Tally, resident: set[str] | None) -> ModelStatus:
+        if not isinstance(model.pack, Pack) or adapter is None:
+            return ModelStatus(name=model.name, digest=model.digest, counts=tally.of(model.adapter))
+        return ModelStatus(name=model.name, digest=model.digest, counts=tally.of(model.adapter), adapter=self._facts.of(model.pack),
+                           generation=adapter.generation, loaded=_time(adapter.loaded),
+                           resident=UNSET if resident is None else model.digest in resident)
+
+    def table(self) -> tuple[RouteSpec, ...]:
+        """The routes. Whoever looks again and again fills no audit."""
+        return (
+            RouteSpec("GET", "/v1/status", self.status, "key", "the traffic of the key, or of all", None, Status, quiet=True),
+            RouteSpec("GET", "/v1/status/models", self.models, "key", "base and adapters with what they are and had", None, ModelStatusList,
+                      quiet=True),
+        )
+
+
+def _tally(state: State, key: Key) -> Tally:
+    return state.traffic.all if key.admin else state.traffic.of(key.id)
+
+
+def _refused(refusal: Refusal) -> RefusedPack:
+    """A refusal that does not say where on this machine the places are."""
+    message = refusal.message.replace(str(refusal.place), refusal.place.name)
+    return RefusedPack(refusal.place.name, refusal.reason, message, _time(refusal.time))
+
+
+def _time(seconds: float) -> datetime:
+    return datetime.fromtimestamp(int(seconds), UTC)
+
+
+def _json(value: object) -> Response:
+    return Response(msgspec.json.encode(value), media_type="application/json", headers={"Cache-Control": "no-store"})
