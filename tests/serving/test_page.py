@@ -61,34 +61,41 @@ def test_everybody_gets_the_files_and_no_data(server: Served) -> None:
     assert "/page/{name}" not in server.get("/openapi.json").json()["paths"]
 
 
-def test_a_key_sees_its_own_figures(start: Callable[..., Served]) -> None:
+def test_a_key_sees_its_own_figures(server: Served) -> None:
     """Two keys ask: each sees what it had itself, and an operator both; a tenant's answers have no other's adapter, key or figure, nor what
-    depends on others. Looking is not written down, a look without a key is. All of it is there without a page, too."""
-    server = start(page=False)
-    assert [server.get(path).status_code for path in ("/", "/page/app.js")] == [404, 404]
-    bob = {"Authorization": f"Bearer {BOB}"}
-    ann = server.headers
+    depends on others. Looking is not written down, a look without a key is."""
+    ann, bob = server.headers, {"Authorization": f"Bearer {BOB}"}
+
+    def look(headers: dict[str, str]) -> tuple[dict[str, Any], dict[str, dict[str, Any]], str]:
+        """The status, the models by name, and all of it as text."""
+        status, models = (server.get(path, headers=headers) for path in ("/v1/status", "/v1/status/models"))
+        return status.json(), {one["name"]: one for one in models.json()["models"]}, status.text + models.text
+
+    def more(before: Any, after: Any) -> tuple[int, int]:
+        """Requests, and tokens of answers, that came in between."""
+        return tuple(after["counts"][name] - before["counts"][name] for name in ("requests", "completion_tokens"))  # type: ignore[return-value]
+
+    before = look(ann), look(bob)
     for model, headers, tokens in (("alpha", bob, 3), ("alpha", ann, 4), ("beta", ann, 5), ("base", ann, 6)):
         body = {"model": model, "prompt": "one two three " * 20, "max_tokens": tokens, "min_tokens": tokens}
         assert server.post("/v1/completions", body, headers=headers).status_code == 200
     assert httpx.get(f"{server.address}/v1/status", timeout=20).status_code == 401
-    status, models = (server.get(path, headers=bob) for path in ("/v1/status", "/v1/status/models"))
-    assert not re.search("ann|beta|gamma|resident|refused|engine", status.text + models.text)
-    assert (status.json()["of"], status.json()["key"], status.json()["wait"]["requests"]) == ("key", "bob", 1)
-    assert (status.json()["counts"]["requests"], status.json()["counts"]["completion_tokens"]) == (1, 3)
-    [own] = models.json()["models"]
-    assert (own["name"], own["digest"], own["generation"], own["counts"]["completion_tokens"]) == ("alpha", server.adapters["alpha"], 1, 3)
-    assert (own["adapter"]["method"], own["adapter"]["ranks"]) == ("lora", [2, 2])
-    assert own["adapter"]["sites"] > 0
-    assert own["adapter"]["bytes"] > 0
-    whole, every = (server.get(path).json() for path in ("/v1/status", "/v1/status/models"))
-    assert (whole["of"], whole["counts"]["requests"], whole["counts"]["completion_tokens"]) == ("all", 4, 18)
-    assert (whole["waiting"], whole["running"]) == (0, 0)
-    assert whole["engine"]["prompt_tokens_reused"] > 0
-    assert {one["name"]: one["counts"]["completion_tokens"] for one in every["models"]} == {"base": 6, "alpha": 7, "beta": 5, "gamma": 0}
-    assert {one["name"]: one.get("resident") for one in every["models"]} == {"base": None, "alpha": True, "beta": True, "gamma": True}
-    assert every["refused"] == []
-    assert [line["status"] for line in server.audited() if line["route"].startswith("GET /v1/status")] == [401]
+    (whole, every, _), (own, mine, text) = look(ann), look(bob)
+    assert not re.search("ann|beta|gamma|resident|refused|engine", text)
+    assert (own["of"], own["key"], more(before[1][0], own), list(mine)) == ("key", "bob", (1, 3), ["alpha"])
+    assert own["wait"]["p95"] >= own["wait"]["p50"] > 0
+    assert (mine["alpha"]["digest"], mine["alpha"]["generation"]) == (server.adapters["alpha"], 1)
+    assert more(before[1][1]["alpha"], mine["alpha"]) == (1, 3)
+    facts = mine["alpha"]["adapter"]
+    assert (facts["method"], facts["ranks"], "q_proj" in facts["modules"]) == ("lora", [2, 2], True)
+    assert min(facts["sites"], facts["bytes"]) > 0
+    assert (whole["of"], whole["waiting"], whole["running"], more(before[0][0], whole)) == ("all", 0, 0, (4, 18))
+    assert whole["engine"]["prompt_tokens_reused"] > before[0][0]["engine"]["prompt_tokens_reused"]
+    assert {name: more(before[0][1][name], one) for name, one in every.items()} == {
+        "base": (1, 6), "alpha": (2, 7), "beta": (1, 5), "gamma": (0, 0)}
+    assert [every[name].get("resident") for name in ("base", "alpha", "beta")] == [None, True, True]
+    assert server.get("/v1/status/models").json()["refused"] == []
+    assert {line["status"] for line in server.audited() if line["route"].startswith("GET /v1/status")} == {401}
 
 
 def test_figures_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

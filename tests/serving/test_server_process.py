@@ -38,7 +38,8 @@ def test_the_command(bundle: Path, packs: Path, tmp_path: Path) -> None:
     key.touch(0o600)
     key.write_text(ANN)
     args = ["serve", str(bundle), "--adapters", str(packs / "gamma"), "--adapters", f"delta={packs / 'alpha'}", "--port", "0", "--provider",
-            "cpu", "--json", "--adapters", str(folder), "--watch", "0.5", "--admin", "127.0.0.1:0", "--admin-key-file", str(key)]
+            "cpu", "--json", "--adapters", str(folder), "--watch", "0.5", "--admin", "127.0.0.1:0", "--admin-key-file", str(key),
+            "--no-page"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "adapterpack", *args]
     with child(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
@@ -48,6 +49,7 @@ def test_the_command(bundle: Path, packs: Path, tmp_path: Path) -> None:
         assert sorted(said["adapters"]) == ["alpha", "beta", "delta", "gamma"]
         assert said["adapters"]["delta"] == said["adapters"]["alpha"]
         assert httpx.get(f"{said['admin']}/v1/adapters", headers={"Authorization": f"Bearer {ANN}"}, timeout=20).status_code == 200
+        assert httpx.get(f"{said['address']}/", timeout=20).status_code == 404
         body = {"model": "delta", "prompt": "x", "max_tokens": 2}
         assert httpx.post(f"{said['address']}/v1/completions", json=body, timeout=20).status_code == 200
         rebound = httpx.post(f"{said['address']}/v1/completions", json=body, headers={"Host": "evil.example"}, timeout=20)
