@@ -14,6 +14,7 @@ LIBRARIES = {
     "datasets": "train",
     "mobius": "export",
     "onnxscript": "export",
+    "httpx": "serve",
     "prometheus_client": "serve",
     "starlette": "serve",
     "uvicorn": "serve",

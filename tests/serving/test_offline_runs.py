@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -13,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner, Result
 from jsonschema import Draft202012Validator
 from processes import child
 
 from adapterpack import Session, run
+from adapterpack.cli.main import main
 from adapterpack.resources import schema
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "SOURCE_DATE_EPOCH": "1700000000"}
@@ -41,9 +44,10 @@ def command(*args: Any) -> list[str]:
     return [sys.executable, "-c", code, "run", *map(str, args)]
 
 
-def ran(*args: Any, code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(command(*args), capture_output=True, text=True, check=False, timeout=120, env=ENVIRONMENT)
-    assert done.returncode == code, done.stderr
+def ran(*args: Any, code: int = 0) -> Result:
+    """The command in this process."""
+    done = CliRunner(env={"SOURCE_DATE_EPOCH": ENVIRONMENT["SOURCE_DATE_EPOCH"]}).invoke(main, ["run", *map(str, args)])
+    assert done.exit_code == code, done.stderr
     return done
 
 
@@ -74,7 +78,7 @@ def test_a_killed_run_goes_on(sampled: tuple[str, ...], bundle: Path, tmp_path: 
     stopped, and does not begin anew each time; nothing else is left."""
     source = written(tmp_path / "rows.jsonl", rows_of(300))
     options = (bundle, "--input", source, "--batch-size", 2, "--max-new-tokens", 12, "--provider", "cpu", "--threads", 1, *sampled)
-    ran(*options, "--output", tmp_path / "whole.jsonl")
+    subprocess.run(command(*options, "--output", tmp_path / "whole.jsonl"), check=True, timeout=300, env=ENVIRONMENT)
     assert_goes_on(options, tmp_path / "out" / "answers.jsonl", tmp_path / "whole.jsonl")
 
 
@@ -194,8 +198,19 @@ def test_killed_requests_go_on(bundle: Path, tmp_path: Path) -> None:
     """As rows: also what is drawn without a seed, ids, times, and log-probabilities to the last digit."""
     source = written(tmp_path / "batch.jsonl", requests_of(150))
     options = (bundle, "--input", source, "--batch-size", 2, "--provider", "cpu", "--threads", 1)
-    ran(*options, "--output", tmp_path / "whole.jsonl")
+    subprocess.run(command(*options, "--output", tmp_path / "whole.jsonl"), check=True, timeout=300, env=ENVIRONMENT)
     assert_goes_on(options, tmp_path / "out" / "answers.jsonl", tmp_path / "whole.jsonl")
+
+
+def test_it_says_how_far_it_is(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a terminal a line now and then: rows, tokens a second, the share of the file, the seconds that are left; stdin has no end."""
+    monkeypatch.setattr("adapterpack.cli.progress._SECONDS_BETWEEN_ROWS", 0.0)
+    source = written(tmp_path / "rows.jsonl", rows_of(8))
+    said = ran(bundle, "--input", source, "--output", tmp_path / "out.jsonl", "--max-new-tokens", 4).stderr.splitlines()
+    assert len(said) == 8
+    form = re.compile(rf"{re.escape(str(source))}: (\d) rows, [\d,]+ tokens/s(?:, (\d+)%, [\d,]+ s left)?")
+    assert [form.fullmatch(line)[1] for line in said] == [str(number) for number in range(1, 9)]  # type: ignore[index]
+    assert form.fullmatch(said[-1])[2] == "100"  # type: ignore[index]
 
 
 def test_other_work_is_left_alone(bundle: Path, tmp_path: Path) -> None:

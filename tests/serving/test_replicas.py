@@ -31,11 +31,11 @@ HEADERS = {"Authorization": f"Bearer {ANN}"}
 
 @pytest.mark.fast
 def test_names_keep_their_replica() -> None:
-    """10,000 names: each replica has about a fifth; where one goes, its names alone move, to all others; where it is back, all are as
+    """2,000 names: each replica has about a fifth; where one goes, its names alone move, to all others; where it is back, all are as
     before. A crowded one gives on what comes after, and the next time has it again."""
-    replicas, names = Replicas([f"http://replica-{number}" for number in range(5)], pause=1e9, few=3), [f"name-{n}" for n in range(10_000)]
+    replicas, names = Replicas([f"http://replica-{number}" for number in range(5)], pause=1e9, few=3), [f"name-{n}" for n in range(2_000)]
     first = {name: replicas.order(name)[0] for name in names}
-    assert all(1800 < count < 2200 for count in Counter(first.values()).values())
+    assert all(300 < count < 500 for count in Counter(first.values()).values())
     gone = replicas.all[2]
     replicas.failed(gone)
     moved = {name: replicas.order(name) for name in names}
@@ -172,6 +172,7 @@ def test_one_of_three_is_killed(routed: tuple[str, list[Served]], bundle: Path, 
     assert load.wrong == []
 
 
+@pytest.mark.long
 def test_what_is_passed_on(routed: tuple[str, list[Served]]) -> None:
     """Listings, refusals with their headers, and the digest of what answered; readiness as long as one server is there, and 503 with
     Retry-After when none is. A client that goes away ends its rows."""
