@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -170,6 +171,28 @@ def test_one_of_three_is_killed(routed: tuple[str, list[Served]], bundle: Path, 
         for thread in load.threads:
             thread.join(40)
     assert load.wrong == []
+
+
+def test_no_target_leads_elsewhere() -> None:
+    """A request that names another host where its path should be comes to a replica, or is refused: it goes nowhere else."""
+    with socket.create_server(("127.0.0.1", 0)) as other, socket.create_server(("127.0.0.1", 0)) as replica:
+        other.settimeout(0.1)
+        replica.settimeout(10)
+        place = f"127.0.0.1:{other.getsockname()[1]}"
+        command = [sys.executable, "-m", "adapterpack", "route", f"http://127.0.0.1:{replica.getsockname()[1]}", "--port", "0", "--json"]
+        with child(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+            assert process.stdout is not None
+            port = int(json.loads(process.stdout.readline())["address"].rpartition(":")[2])
+            for target in (f"@{place}/", f"http://{place}/", f"//{place}/", f"/%2f%2f{place}/", "/../v1/models", "*", f"\\\\{place}"):
+                with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+                    client.sendall(f"GET {target} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+                    if target.startswith("/"):
+                        with replica.accept()[0] as taken:
+                            assert taken.recv(5) == b"GET /"
+                            taken.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+                    assert client.recv(12) == (b"HTTP/1.1 404" if target.startswith("/") else b"HTTP/1.1 400"), target
+            with pytest.raises(TimeoutError):
+                other.accept()
 
 
 @pytest.mark.long

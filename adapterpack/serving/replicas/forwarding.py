@@ -46,6 +46,8 @@ class Forwarding:
             if scope["path"] in OWN_PATHS:
                 await self._say_ready(scope, receive, send)
                 return
+            if not scope["raw_path"].startswith(b"/"):  # "@host/" behind a replica's address would be another host
+                raise Refused(400, "invalid_request", "a request's target is a path")
             require_size(request, self._bytes)
             body = await body_of(request, self._seconds)
         except Refused as refused:
@@ -119,9 +121,9 @@ class Forwarding:
 
     def _given(self, request: Request, body: bytes, replica: Replica) -> httpx.Request:
         headers = [(name, value) for name, value in request.headers.raw if name.decode("latin-1") not in _HOP]
-        query = request.url.query
-        return self._client.build_request(request.method, f"{replica.address}{request.scope['raw_path'].decode('latin-1')}"
-                                          f"{'?' * bool(query)}{query}", content=body or None, headers=headers)
+        query = request.scope["query_string"]
+        url = httpx.URL(replica.address).copy_with(raw_path=request.scope["raw_path"] + (b"?" + query if query else b""))
+        return self._client.build_request(request.method, url, content=body or None, headers=headers)
 
     def _failed(self, replica: Replica, reason: object) -> None:
         self._replicas.failed(replica)
