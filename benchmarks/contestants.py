@@ -119,7 +119,7 @@ def _vllm(precision: str, dtype: str) -> Contestant:
         options = ["--enable-lora", "--max-loras", min(ROWS, len(adapters)), "--max-lora-rank", 16, "--max-cpu-loras", len(adapters),
                    "--lora-modules", *(f"{pack.name}={pack}" for pack in adapters)] if adapters else []
         return [program, "serve", files.base, "--host", "127.0.0.1", "--port", port, "--served-model-name", "base", "--dtype", dtype,
-                "--max-model-len", CONTEXT, "--max-num-seqs", ROWS, "--no-enable-log-requests", *options]
+                "--max-model-len", CONTEXT, "--max-num-seqs", ROWS, *options]
 
     return Contestant("vllm", precision, "vllm/bin/vllm", command, packs="peft", environment={
         "VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": "0-1", "VLLM_CPU_NUM_OF_RESERVED_CPU": "0", "VLLM_NO_USAGE_STATS": "1",
