@@ -162,17 +162,16 @@ class Answer(Awaited):
     async def chunks(self) -> AsyncIterator[bytes]:
         """The events of the stream, those of one step of the engine together."""
         unknown = None if self._counted else UNSET
-        openings = [self.form.opening(place, unknown) for place in range(len(self.outbox.said))]
-        pieces = [sse.event(chunk) for chunk in openings if chunk is not None]
-        sent = [(0, 0)] * len(openings)
-        going = set(range(len(openings)))
+        count, event = len(self.outbox.said), self.form.event
+        pieces = [event(chunk) for place in range(count) for chunk in self.form.opening(place, unknown)]
+        sent, going = [(0, 0)] * count, set(range(count))
         while going:
             for place in sorted(going):
                 row, (characters, choices) = self.outbox.said[place], sent[place]
                 reason = row.reason
                 chunks = self.form.piece(place, row.text[characters:], row.choices[choices:], reason, unknown)
                 sent[place] = len(row.text), len(row.choices)
-                pieces += map(sse.event, chunks)
+                pieces += map(event, chunks)
                 if reason is not None:
                     going.discard(place)
             if pieces:
@@ -180,10 +179,7 @@ class Answer(Awaited):
             if going:
                 pieces = [] if await self.changed(ALIVE_SECONDS) else [sse.ALIVE]
                 self.require_well()
-        if self._counted:
-            yield sse.event(self.form.total(self.usage)) + sse.DONE
-        else:
-            yield sse.DONE
+        yield b"".join(map(event, self.form.closing(self.usage, self._counted))) + self.form.end
 
 
 class Stream(Response):

@@ -19,6 +19,7 @@ class Limits:
         rows: answers that one request asks for, prompts times ``n``.
         inputs: of a request for embeddings or labels, each of which takes one pass.
         answer_tokens: of all answers of a request together.
+        tools: functions that a request offers.
         stop: stop texts of a request.
         stop_characters: of each of them.
         form_characters: of a schema, an expression, a grammar or a list of choices.
@@ -39,6 +40,7 @@ class Limits:
     rows: int = 64
     inputs: int = 1024
     answer_tokens: int = 1 << 17
+    tools: int = 128
     stop: int = 16
     stop_characters: int = 256
     form_characters: int = 1 << 16

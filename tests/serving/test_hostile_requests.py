@@ -33,6 +33,10 @@ def deep(levels: int) -> Any:
     return value
 
 
+def tool(name: str, **more: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, **more}}
+
+
 RECURSION = {"$ref": "#/$defs/a", "$defs": {"a": {"anyOf": [{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/a"}]}}}
 SLASHES = "%2f..%2f..%2fetc%2fpasswd"
 CASES: dict[str, tuple[bytes, int, str | None]] = {
@@ -93,6 +97,20 @@ CASES: dict[str, tuple[bytes, int, str | None]] = {
     "an expression that counts": (post(chat(guided_regex="(((a{1,1000}){1,1000}){1,1000}){1,1000}")), 200, None),
     "an expression that looks back": (post(chat(guided_regex=r"(a)\1")), 400, "invalid_request"),
     "no grammar": (post(chat(guided_grammar="start: [")), 400, "invalid_request"),
+    "10,000 tools": (post(chat(tools=[tool(f"f{number}") for number in range(10_000)])), 400, "invalid_request"),
+    "a tool of 70 levels": (post(chat(tools=[tool("f", parameters=deep(70))])), 400, "invalid_json"),
+    "a tool with a name of a megabyte": (post(chat(tools=[tool("f" * (1 << 20))])), 400, "invalid_request"),
+    "tools where none are known": (post(chat(tools=[tool("f")])), 400, "no_tool_format"),
+    "arguments of 100,000 levels": (post(chat(messages=[{"role": "assistant", "tool_calls": [
+        {"id": "a", "type": "function", "function": {"name": "f", "arguments": "[" * 100_000}}]}])), 400, "invalid_request"),
+    "2,000 items": (post({"model": "alpha", "input": [{"role": "user", "content": "x"}] * 2000}, "/v1/responses"), 400, "invalid_request"),
+    "an item of another kind": (post({"model": "alpha", "input": [{"type": "item_reference", "id": "../x"}]}, "/v1/responses"), 400,
+                                "invalid_request"),
+    "a response of somebody": (post({"model": "alpha", "input": "x", "previous_response_id": "resp-1"}, "/v1/responses"), 400,
+                               "nothing_stored"),
+    "nine adapters": (post(chat(model="base", adapters=[{"name": "alpha"}] * 9)), 400, "invalid_request"),
+    "a weight without end": (post(chat(model="base", adapters=[{"name": "alpha", "weight": 1e308}])), 400, "invalid_request"),
+    "an adapter by its path": (post(chat(model="base", adapters=[{"name": "../alpha"}])), 404, "model_not_found"),
 }
 
 

@@ -45,7 +45,7 @@ class Answer:
     def __init__(self, tokenizer: Tokenizer, sampling: Sampling, prompt: Sequence[int], room: int, place: int = 0,
                  mask: TokenMask | None = None) -> None:
         self._ends = sampling.end_ids(tokenizer.eos_ids)
-        self._room, self._stream = room, TextStream(tokenizer, sampling.stop)
+        self._room, self._stream = room, TextStream(tokenizer, sampling.stop, sampling.skip_special_tokens)
         self.chooser = TokenChooser(sampling, prompt, self._ends, mask, place)
         self.choices: list[Choice] = []
         self.reason: str | None = None

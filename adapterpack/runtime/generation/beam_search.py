@@ -106,8 +106,9 @@ class BeamAnswer:
 
     def _reason(self, beam: _Beam) -> str | None:
         """Why a sequence ends here, if it does."""
-        stops = beam.ids[-1] in self._ends or beam.chooser.finished or \
-            (bool(self._sampling.stop) and any(stop in self._tokenizer.decode(list(beam.ids)) for stop in self._sampling.stop if stop))
+        options = self._sampling
+        text = self._tokenizer.decode(list(beam.ids), options.skip_special_tokens) if options.stop else ""
+        stops = beam.ids[-1] in self._ends or beam.chooser.finished or any(stop in text for stop in options.stop if stop)
         return "stop" if stops else "length" if len(beam.ids) == self._room else None
 
     def _finish(self, scores: np.ndarray, candidates: Sequence[_Beam], reasons: Sequence[str | None]) -> None:
@@ -129,7 +130,7 @@ class BeamAnswer:
         self.reason = self.sequences[0].finish_reason if self.sequences else "length"
 
     def _ending(self, one: _Finished) -> Ending:
-        stream = TextStream(self._tokenizer, self._sampling.stop)
+        stream = TextStream(self._tokenizer, self._sampling.stop, self._sampling.skip_special_tokens)
         for token in one.ids:
             if token not in self._ends:
                 stream.push(token)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ...errors import ConfigError
 from ..open_bundle import OpenBundle
@@ -13,8 +14,8 @@ Prompt = str | Sequence[Mapping[str, str]] | Sequence[int]
 """A text (of a decoder: one user message), a list of messages, or a list of token ids."""
 
 
-def prompt_ids(session: OpenBundle, prompt: Prompt) -> list[int]:
-    """The tokens of a prompt.
+def prompt_ids(session: OpenBundle, prompt: Prompt, tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
+    """The tokens of a prompt; ``tools`` are those that a chat template shows.
 
     Raises:
         ConfigError: it is none, has no token, or one that the model does not have.
@@ -27,7 +28,7 @@ def prompt_ids(session: OpenBundle, prompt: Prompt) -> list[int]:
     if isinstance(prompt, str) and not session.task.pads_left:  # an encoder reads the text as it is
         ids = session.tokenizer.encode(prompt)
     else:
-        ids = session.tokenizer.prompt(prompt) if items else []  # type: ignore[arg-type]
+        ids = session.tokenizer.prompt(prompt, tools) if items else []  # type: ignore[arg-type]
     if not ids:
         raise ConfigError("a prompt has no tokens", found=repr(prompt)[:80])
     return ids

@@ -73,9 +73,9 @@ class Sampling:
     ``logit_bias`` (token id -> number) is added before.
 
     A row ends at an end token of the model (not with ``ignore_eos``), at one of ``stop_token_ids``, or at a ``stop`` text; these are cut
-    off. Before ``min_new_tokens`` no such token is chosen. ``logprobs`` N gives the log-probability of each token, and the N likeliest in
-    its place, by the model's own distribution, before anything above. ``json_schema``, ``regex`` or ``grammar`` (Lark) says which texts
-    the answer may be; see :mod:`.structured`.
+    off. Before ``min_new_tokens`` no such token is chosen. Special tokens have no text, unless ``skip_special_tokens`` is off. ``logprobs``
+    N gives the log-probability of each token, and the N likeliest in its place, by the model's own distribution, before anything above.
+    ``json_schema``, ``regex`` or ``grammar`` (Lark) says which texts the answer may be; see :mod:`.structured`.
 
     ``num_beams`` above 1 is a beam search, as of transformers: so many sequences go on at a time, and ``num_return_sequences`` of those
     that end are given, best first by the sum of their log-probabilities divided by their length to the power of ``length_penalty``.
@@ -108,13 +108,15 @@ class Sampling:
     length_penalty: float = 1.0
     early_stopping: bool | str = False
     num_return_sequences: int = 1
+    skip_special_tokens: bool = True
 
     def __post_init__(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop  # else each of its characters would be a stop text
         if not isinstance(stop, Collection) or not all(isinstance(text, str) for text in stop):
             raise ConfigError("a stop text is a text", where="stop", found=repr(self.stop)[:80])
-        if not isinstance(self.ignore_eos, bool):
-            raise ConfigError("this is neither true nor false", where="ignore_eos", found=repr(self.ignore_eos)[:80])
+        for name in ("ignore_eos", "skip_special_tokens"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError("this is neither true nor false", where=name, found=repr(getattr(self, name))[:80])
         numbers = {name: bounds.read(name, getattr(self, name)) for name, bounds in _RANGES.items()
                    if name != "logprobs" or self.logprobs is not None}
         read = {**numbers, "stop": tuple(stop), "logit_bias": _bias(self.logit_bias), "stop_token_ids": _ids(self.stop_token_ids)}

@@ -76,8 +76,8 @@ class GrammarMask:
         return result
 
 
-def grammar_mask(tokenizer: Tokenizer, options: Sampling) -> GrammarMask | None:
-    """The mask at the beginning of a row, if the options say a form.
+def grammar_mask(tokenizer: Tokenizer, options: Sampling, where: str | None = None) -> GrammarMask | None:
+    """The mask at the beginning of a row, if the options say a form; ``where`` is what errors call that, by default the parameter.
 
     Raises:
         MissingExtra: llguidance is not installed.
@@ -87,28 +87,29 @@ def grammar_mask(tokenizer: Tokenizer, options: Sampling) -> GrammarMask | None:
     parameter = next((name for name in GRAMMARS if getattr(options, name) is not None), None)
     if parameter is None:
         return None
+    where = where or parameter
     with needed_by(parameter):
         from llguidance import LLMatcher  # noqa: PLC0415 - an extra
 
-    text = _text(parameter, getattr(options, parameter))
+    text = _text(parameter, getattr(options, parameter), where)
     tokens = tokenizer.for_grammars
     try:
-        grammar = _SANDBOX.run(json.dumps([parameter, text]).encode(), "this cannot be compiled", parameter).decode()
+        grammar = _SANDBOX.run(json.dumps([parameter, text]).encode(), "this cannot be compiled", where).decode()
     except FormatError as error:
         raise ConfigError(error.what, where=error.where) from error
-    with library_errors("llguidance", "this cannot be compiled", where=parameter, kind=ConfigError):
-        mask = GrammarMask(LLMatcher(tokens, grammar, log_level=0, limits=limits()), parameter)
+    with library_errors("llguidance", "this cannot be compiled", where=where, kind=ConfigError):
+        mask = GrammarMask(LLMatcher(tokens, grammar, log_level=0, limits=limits()), where)
     mask.copy().allowed(1)  # what cannot begin is an error now, not when the row runs
     return mask
 
 
-def _text(parameter: str, value: Any) -> str:
+def _text(parameter: str, value: Any, where: str) -> str:
     if parameter == "json_schema" and not isinstance(value, str):
         try:
             value = json.dumps(value, allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
-            raise ConfigError(f"this is no JSON schema: {error}", where=parameter) from error
+            raise ConfigError(f"this is no JSON schema: {error}", where=where) from error
     if not isinstance(value, str) or len(value) > MAX_CHARACTERS:
-        raise ConfigError("this is no text, or too long", where=parameter, expected=f"at most {MAX_CHARACTERS} characters",
+        raise ConfigError("this is no text, or too long", where=where, expected=f"at most {MAX_CHARACTERS} characters",
                           found=len(value) if isinstance(value, str) else type(value).__name__)
     return value

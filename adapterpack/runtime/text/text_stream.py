@@ -13,14 +13,16 @@ class TextStream:
     """The text of one row, token by token. ``text`` is final: later tokens only add to it. ``ids`` are the tokens so far.
 
     Bytes of an unfinished character and a possible beginning of a stop text are kept back until it is clear what they become. A stop text
-    ends the row (``stopped``) and is cut off; of several the one that begins first counts.
+    ends the row (``stopped``) and is cut off; of several the one that begins first counts. Special tokens have no text unless
+    ``skip_special_tokens`` is off.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), skip_special_tokens: bool = True) -> None:
         self.ids: list[int] = []
         self.text, self.stopped = "", False
         self._tokenizer, self._stop = tokenizer, [text for text in stop if text]
-        self._stream = DecodeStream(skip_special_tokens=True)
+        self._skips = skip_special_tokens
+        self._stream = DecodeStream(skip_special_tokens=skip_special_tokens)
         self._decoded = 0  # so many of the ids have their text; that of those after them is not complete
         self._kept = ""  # text that may be the beginning of a stop text
 
@@ -30,8 +32,8 @@ class TextStream:
         try:
             piece = self._stream.step(self._tokenizer.core, token)
         except Exception:  # with this token those before it read differently, but their text was given out: only the rest is read anew
-            piece = self._tokenizer.decode(self.ids[self._decoded :])
-            self._stream = DecodeStream(skip_special_tokens=True)
+            piece = self._tokenizer.decode(self.ids[self._decoded :], self._skips)
+            self._stream = DecodeStream(skip_special_tokens=self._skips)
             self._stream.step(self._tokenizer.core, token)
         if piece:
             self._decoded = len(self.ids)
@@ -46,23 +48,23 @@ class TextStream:
         """The text of the last ids, which never became complete."""
         if self._decoded == len(self.ids):
             return ""
-        whole, given = self._tokenizer.decode(self.ids), self.text + self._kept
-        return whole[len(given) :] if whole.startswith(given) else self._tokenizer.decode(self.ids[self._decoded :])
+        whole, given = self._tokenizer.decode(self.ids, self._skips), self.text + self._kept
+        return whole[len(given) :] if whole.startswith(given) else self._tokenizer.decode(self.ids[self._decoded :], self._skips)
 
     def _add(self, piece: str, last: bool = False) -> None:
         text = self._kept + piece
         cuts = [at for at in map(text.find, self._stop) if at >= 0]
         self.stopped = bool(cuts)
-        final = min(cuts) if cuts else len(text) if last else len(text) - max((_overlap(text, stop) for stop in self._stop), default=0)
+        final = min(cuts) if cuts else len(text) if last else len(text) - max((overlap(text, stop) for stop in self._stop), default=0)
         self.text += text[:final]
         self._kept = "" if cuts else text[final:]
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """How many of the last characters of ``text`` are a beginning of ``stop``, without being all of it.
 
     Example:
-        >>> _overlap("one <sto", "<stop>"), _overlap("one", "<stop>")
+        >>> overlap("one <sto", "<stop>"), overlap("one", "<stop>")
         (4, 0)
     """
     return next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)

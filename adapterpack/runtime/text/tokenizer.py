@@ -165,6 +165,14 @@ class Tokenizer:
         with library_errors("llguidance", "with this tokenizer an answer cannot have a given form", where=self.path, kind=Unsupported):
             return LLTokenizer(self.core.to_str(), eos_token=sorted(self.eos_ids) or None)
 
+    def special_id(self, token: str) -> int | None:
+        """The id of a special token, for which no text stands; None of any other."""
+        return self._special_ids.get(token)
+
+    @cached_property
+    def _special_ids(self) -> dict[str, int]:
+        return {token.content: number for number, token in self.core.get_added_tokens_decoder().items() if token.special}
+
     @property
     def mask_token(self) -> str:
         """The token in whose place a word is to be guessed, or nothing."""
@@ -176,33 +184,34 @@ class Tokenizer:
         found: int | None = self.core.token_to_id(self.mask_token) if self.mask_token else None
         return found
 
-    def prompt(self, prompt: str | Sequence[Message]) -> list[int]:
-        """The ids of a prompt: a text becomes one user message, and the chat template (if any) renders the messages.
+    def prompt(self, prompt: str | Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
+        """The ids of a prompt: a text becomes one user message, and the chat template (if any) renders the messages, with ``tools`` that
+        the model may call.
 
         Raises:
             ConfigError: without a chat template, messages whose content is no text.
         """
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
         if self.template is not None:
-            return self.encode(self.render(messages), special=False)
+            return self.encode(self.render(messages, tools), special=False)
         contents = [message["content"] for message in messages]
         if not all(isinstance(content, str) for content in contents):
             raise ConfigError("the content of a message is a text where there is no chat template", found=repr(contents)[:80])
         return self.encode("\n".join(contents))
 
-    def render(self, messages: Sequence[Message]) -> str:
-        """The messages in the template's form, ready for the model's answer.
+    def render(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> str:
+        """The messages in the template's form, with the tools that the model may call, ready for its answer.
 
         Raises:
             FormatError: the template does not render.
         """
         special = {name: self._token(name) for name in _SPECIAL if self._token(name)}
-        return self._chat.render(messages, special)
+        return self._chat.render(messages, {**special, **({"tools": list(tools)} if tools else {})})
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids, special tokens left out."""
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """The text of ids; special tokens have none, unless that is off."""
         with self._errors("the tokenizer fails on its own ids"):
-            text: str = self.core.decode(list(ids), skip_special_tokens=True)
+            text: str = self.core.decode(list(ids), skip_special_tokens=skip_special_tokens)
         return text
 
     def _token(self, name: str) -> str:

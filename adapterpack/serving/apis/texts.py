@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 
@@ -11,6 +12,7 @@ from starlette.responses import Response
 from ...http.refused import Refused
 from ...runtime.engine.base import Engine
 from ...runtime.engine.engine import DecoderEngine
+from ...runtime.tools.reader import CallReader
 from .. import parsing
 from ..answering import Answer, Stream, running
 from ..api import APIS, Api, ApiKind
@@ -19,9 +21,12 @@ from ..catalogue import Model
 from ..keys import Key
 from ..limits import Limits
 from ..metrics import Figure
-from ..openai.answers import ChatCompletion, Completion
+from ..openai.answers import ChatCompletion, Completion, Provenance
 from ..openai.forms import ChatForm, CompletionForm, Form
 from ..openai.requests import ChatRequest, CompletionRequest, Sampled
+from ..openai.response_answers import ResponseAnswer
+from ..openai.response_form import ResponseForm
+from ..openai.response_requests import ResponseRequest
 from ..openai.token_texts import TokenTexts
 from ..route import RouteSpec
 from ..scheduling.prepare import Prepared, Preparer, copied
@@ -43,7 +48,16 @@ class Texts:
         """``POST /v1/completions``."""
         return await self._answered(state, request, key, record, await parsing.body(request, CompletionRequest, state.limits))
 
-    async def _answered(self, state: State, request: Request, key: Key, record: Record, body: ChatRequest | CompletionRequest) -> Response:
+    async def responses(self, state: State, request: Request, key: Key, record: Record) -> Response:
+        """``POST /v1/responses``."""
+        body = await parsing.body(request, ResponseRequest, state.limits)
+        if body.previous_response_id is not None:
+            raise Refused(400, "nothing_stored", "no response is stored here: give the whole conversation as input",
+                          param="previous_response_id")
+        return await self._answered(state, request, key, record, body.chat(), partial(ResponseForm, body))
+
+    async def _answered(self, state: State, request: Request, key: Key, record: Record, body: ChatRequest | CompletionRequest,
+                        form: Callable[[Provenance, Callable[[], CallReader] | None], Form] | None = None) -> Response:
         state.quotas.ask(key)
         model = state.catalogue.asked(body.model, body.adapters, key)
         record.answers(model.adapter, model.digest, model.mixed)
@@ -57,7 +71,9 @@ class Texts:
             outbox = Outbox(count)
             rows = self._rows(body, prepared, model, key, outbox)
             stack.enter_context(running(state, request, key, record, rows, sum(map(len, prepared.prompts)), outbox))
-            answer = Answer(state, body, record, outbox, model, self._form(state, body, model))
+            provenance = state.catalogue.provenance(model)
+            written = self._form(body, provenance, prepared.calls) if form is None else form(provenance, prepared.calls)
+            answer = Answer(state, body, record, outbox, model, written)
             if not body.stream:
                 return await answer.whole()
             await answer.begun()
@@ -70,10 +86,9 @@ class Texts:
                     priority=body.priority or 0)
                 for number, (ids, sampling) in enumerate(zip(prepared.prompts, prepared.samplings, strict=True)) for draw in range(count)]
 
-    def _form(self, state: State, body: ChatRequest | CompletionRequest, model: Model) -> Form:
-        provenance = state.catalogue.provenance(model)
+    def _form(self, body: ChatRequest | CompletionRequest, provenance: Provenance, calls: Callable[[], CallReader] | None) -> Form:
         if isinstance(body, ChatRequest):
-            return ChatForm(body.model, provenance, self._tokens)
+            return ChatForm(body.model, provenance, self._tokens, calls)
         echoes = []
         if body.echo:
             decode = self.preparer.text
@@ -88,6 +103,8 @@ def opened(engine: DecoderEngine, limits: Limits, sampling: str = "model") -> Ap
         RouteSpec("POST", "/v1/completions", texts.completions, "key", "texts that go on", CompletionRequest, Completion, True),
         RouteSpec("POST", "/v1/chat/completions", texts.chat, "key", "the next message of a conversation", ChatRequest, ChatCompletion,
                   True, example={"messages": [{"role": "user", "content": "Hello"}]}),
+        RouteSpec("POST", "/v1/responses", texts.responses, "key", "the next message, as a list of items", ResponseRequest, ResponseAnswer,
+                  True),
     ), (
         Figure("prompt_tokens_read", "Tokens of prompts that the engine has read.", lambda: rows.prefilled),
         Figure("prompt_tokens_reused", "Tokens of prompts that were known from rows before.", lambda: rows.reused),

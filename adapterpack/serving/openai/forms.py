@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from msgspec import UNSET, UnsetType
 
 from ...runtime.generation.token_chooser import Choice
+from ...runtime.tools.reader import CallReader
 from ..scheduling.rows import Said
+from . import sse
 from .answers import (
     AnswerMessage,
     ChatChoice,
@@ -22,8 +24,10 @@ from .answers import (
     CompletionChoice,
     CompletionLogprobs,
     Delta,
+    FunctionCall,
     Provenance,
     TokenLogprob,
+    ToolCall,
     TopLogprob,
     Usage,
 )
@@ -45,46 +49,92 @@ class Head:
         return {"id": self.id, "created": self.created, "model": self.model, "system_fingerprint": self.provenance.digest}
 
 
-class Form(Protocol):
-    """Writes the answer of one request. ``usage`` of a chunk is left out, or null until the last one."""
+class Form:
+    """Writes the answer of one request. ``usage`` of a chunk is left out, or null until the last one; ``end`` is the end of a stream."""
 
     head: Head
+    end = sse.DONE
+
+    def event(self, value: Any) -> bytes:
+        """A chunk as it is sent."""
+        return sse.event(value)
 
     def whole(self, said: Sequence[Said], usage: Usage) -> Any:
         """The answer in one object."""
+        raise NotImplementedError
 
-    def opening(self, place: int, usage: UnsetType | None) -> Any:
-        """The chunk before a row's first token, or None."""
+    def opening(self, place: int, usage: UnsetType | None) -> list[Any]:
+        """The chunks before a row's first token."""
+        raise NotImplementedError
 
     def piece(self, place: int, text: str, choices: Sequence[Choice], reason: str | None, usage: UnsetType | None) -> list[Any]:
         """The chunks for what a row has said since the last one, and for its end."""
+        raise NotImplementedError
+
+    def closing(self, usage: Usage, counted: bool) -> list[Any]:
+        """The chunks behind the last token; ``counted``: the client wants to know what it all took."""
+        return [self.total(usage)] if counted else []
 
     def total(self, usage: Usage) -> Any:
-        """The last chunk, for who wants to know what it all took."""
+        """The chunk for who wants to know that."""
+        raise NotImplementedError
 
 
-class ChatForm:
-    """Messages of ``/v1/chat/completions``."""
+class Spoken:
+    """What one answer has said: text, and calls of tools where ``calls`` makes what reads them."""
 
-    def __init__(self, model: str, provenance: Provenance, tokens: TokenTexts) -> None:
-        self.head, self._tokens = Head("chatcmpl", model, provenance), tokens
+    def __init__(self, calls: Callable[[], CallReader] | None) -> None:
+        self._reader, self._said = None if calls is None else calls(), ""
+
+    def more(self, text: str, ended: bool) -> tuple[str, list[ToolCall]]:
+        """What further text adds to the message: text, and calls that are complete now. Templates of Mistral take ids of nine letters and
+        digits only, and others any.
+        """
+        if self._reader is None:
+            return text, []
+        self._said += text
+        before, number = len(self._reader.text), len(self._reader.calls)
+        self._reader.read(self._said, ended)
+        calls = [ToolCall(index=index, id=secrets.token_hex(5)[:9], function=FunctionCall(*call))
+                 for index, call in enumerate(self._reader.calls[number:], number)]
+        return self._reader.text[before:], calls
+
+    def reason(self, reason: str | None) -> str | None:
+        """Why the message ended."""
+        return "tool_calls" if reason == "stop" and self._reader is not None and self._reader.calls else reason
+
+
+class ChatForm(Form):
+    """Messages of ``/v1/chat/completions``; ``calls`` makes what reads the calls of tools in one answer, where it may have some."""
+
+    def __init__(self, model: str, provenance: Provenance, tokens: TokenTexts, calls: Callable[[], CallReader] | None = None) -> None:
+        self.head, self._tokens, self._calls = Head("chatcmpl", model, provenance), tokens, calls
+        self._spoken: dict[int, Spoken] = {}
 
     def whole(self, said: Sequence[Said], usage: Usage) -> ChatCompletion:
         """See :class:`Form`."""
-        choices = [ChatChoice(place, AnswerMessage("assistant", row.text), self._logprobs(row.choices), row.reason)
-                   for place, row in enumerate(said)]
+        choices = []
+        for place, row in enumerate(said):
+            text, calls = (spoken := Spoken(self._calls)).more(row.text, True)
+            alone = [ToolCall(id=call.id, function=call.function) for call in calls]
+            message = AnswerMessage("assistant", None if calls and not text else text, None, alone or UNSET)
+            choices.append(ChatChoice(place, message, self._logprobs(row.choices), spoken.reason(row.reason)))
         return ChatCompletion(**self.head.fields(), choices=choices, usage=usage, adapterpack=self.head.provenance)
 
-    def opening(self, place: int, usage: UnsetType | None) -> ChatChunk:
+    def opening(self, place: int, usage: UnsetType | None) -> list[Any]:
         """The role of who speaks, and with the first one what answers."""
-        return ChatChunk(**self.head.fields(), choices=[ChatChunkChoice(place, Delta("assistant", ""))], usage=usage,
-                         adapterpack=UNSET if place else self.head.provenance)
+        return [ChatChunk(**self.head.fields(), choices=[ChatChunkChoice(place, Delta("assistant", ""))], usage=usage,
+                          adapterpack=UNSET if place else self.head.provenance)]
 
-    def piece(self, place: int, text: str, choices: Sequence[Choice], reason: str | None, usage: UnsetType | None) -> list[ChatChunk]:
+    def piece(self, place: int, text: str, choices: Sequence[Choice], reason: str | None, usage: UnsetType | None) -> list[Any]:
         """See :class:`Form`; the reason of the end has a chunk of its own."""
+        spoken = self._spoken.setdefault(place, Spoken(self._calls))
+        text, calls = spoken.more(text, reason is not None)
         parts = [ChatChunkChoice(place, Delta(content=text), self._logprobs(choices))] if text or choices else []
+        if calls:
+            parts.append(ChatChunkChoice(place, Delta(tool_calls=calls)))
         if reason is not None:
-            parts.append(ChatChunkChoice(place, Delta(), None, reason))
+            parts.append(ChatChunkChoice(place, Delta(), None, spoken.reason(reason)))
         return [ChatChunk(**self.head.fields(), choices=[part], usage=usage) for part in parts]
 
     def total(self, usage: Usage) -> ChatChunk:
@@ -102,7 +152,7 @@ class ChatForm:
         return {"token": text, "logprob": max(logprob, LEAST), "bytes": list(data)}
 
 
-class CompletionForm:
+class CompletionForm(Form):
     """Texts of ``/v1/completions``; ``echoes`` are the prompts, where they come first."""
 
     def __init__(self, model: str, provenance: Provenance, tokens: TokenTexts, echoes: Sequence[str] = ()) -> None:
@@ -115,13 +165,13 @@ class CompletionForm:
                    for place, row in enumerate(said)]
         return Completion(**self.head.fields(), choices=choices, usage=usage, adapterpack=self.head.provenance)
 
-    def opening(self, place: int, usage: UnsetType | None) -> Completion | None:
+    def opening(self, place: int, usage: UnsetType | None) -> list[Any]:
         """The prompt, where it is wanted."""
         if not self._echoes:
-            return None
-        return Completion(**self.head.fields(), choices=[CompletionChoice(place, self._echo(place))], usage=usage)
+            return []
+        return [Completion(**self.head.fields(), choices=[CompletionChoice(place, self._echo(place))], usage=usage)]
 
-    def piece(self, place: int, text: str, choices: Sequence[Choice], reason: str | None, usage: UnsetType | None) -> list[Completion]:
+    def piece(self, place: int, text: str, choices: Sequence[Choice], reason: str | None, usage: UnsetType | None) -> list[Any]:
         """See :class:`Form`; the reason of the end comes with the last text, and says what answered."""
         if not text and not choices and reason is None:
             return []

@@ -16,6 +16,7 @@ from ...http.refused import Refused
 from ...io.typed_json import Misfit, Part
 from ...runtime.adapters.mix import LARGEST, MOST
 from ..limits import Limits
+from .tools import FunctionTool, InputCall, ToolChoice
 
 
 class StreamOptions(Part, frozen=True, forbid_unknown_fields=True):
@@ -170,17 +171,23 @@ class TextPart(Part, frozen=True, tag="text", tag_field="type", forbid_unknown_f
 
 
 class Message(Part, frozen=True, forbid_unknown_fields=True):
-    """One message of a conversation."""
+    """One message of a conversation. What the assistant said may come back as it was answered, with the fields that are null there."""
 
     role: Annotated[str, Meta(min_length=1, max_length=64)]
     content: str | list[TextPart] | None = None
     name: str | None = None
+    tool_calls: list[InputCall] | None = None
     tool_call_id: str | None = None
+    refusal: None = None
+    audio: None = None
+    function_call: None = None
+    annotations: Annotated[list[Any], Meta(max_length=0)] | None = None
 
-    def rendered(self) -> dict[str, str]:
+    def rendered(self) -> dict[str, Any]:
         """As chat templates take it."""
         content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content or ())
-        named = {"name": self.name, "tool_call_id": self.tool_call_id}
+        calls = [call.shown() for call in self.tool_calls] if self.tool_calls else None
+        named = {"name": self.name, "tool_call_id": self.tool_call_id, "tool_calls": calls}
         return {"role": self.role, "content": content, **{key: value for key, value in named.items() if value is not None}}
 
 
@@ -191,18 +198,27 @@ class ChatRequest(Sampled, frozen=True, kw_only=True, forbid_unknown_fields=True
     max_completion_tokens: Annotated[int, Meta(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
-    # only as far as they ask for nothing that is not there:
-    tools: Annotated[list[dict[str, Any]], Meta(max_length=0)] | None = None
-    tool_choice: Literal["none", "auto"] | None = None
+    tools: list[FunctionTool] | None = None
+    tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     modalities: list[Literal["text"]] | None = None
 
     def breaches(self) -> Iterator[Misfit]:
-        """Two numbers of tokens; the likeliest tokens without log-probabilities."""
+        """Two numbers of tokens; the likeliest tokens without log-probabilities; calls with arguments that are none."""
+        for number, message in enumerate(self.messages):
+            for place, call in enumerate(message.tool_calls or ()):
+                for pointer, what in call.breaches():
+                    yield Misfit(f"/messages/{number}/tool_calls/{place}{pointer}", what)
         if self.max_tokens is not None and self.max_completion_tokens is not None:
             yield Misfit("/max_completion_tokens", "max_tokens is the former name of max_completion_tokens: give one of them")
         if self.top_logprobs is not None and not self.logprobs:
             yield Misfit("/top_logprobs", "top_logprobs goes with logprobs: true")
+
+    def conversation(self) -> list[dict[str, Any]]:
+        """The messages as chat templates take them. What a tool said has the name of the tool that was called."""
+        names = {call.id: call.function.name for message in self.messages for call in message.tool_calls or ()}
+        return [{**({"name": name} if (name := names.get(message.tool_call_id or "")) else {}), **message.rendered()}
+                for message in self.messages]
 
     @property
     def most_tokens(self) -> int | None:

@@ -18,8 +18,11 @@ from ...runtime.generation.prompts import prompt_ids
 from ...runtime.generation.sampling import GRAMMARS, Sampling, sampling_of
 from ...runtime.generation.structured import grammar_mask
 from ...runtime.generation.token_chooser import TokenMask
+from ...runtime.tools.family import family_of
+from ...runtime.tools.reader import CallReader
 from ..limits import Limits
 from ..openai.requests import ChatRequest, CompletionRequest, Sampled
+from ..openai.tools import ToolUse, tool_use
 
 
 class Prepared(NamedTuple):
@@ -28,6 +31,8 @@ class Prepared(NamedTuple):
     prompts: list[list[int]]
     samplings: list[Sampling]
     mask: Any
+    calls: Callable[[], CallReader] | None = None
+    """Makes what reads the calls of tools in one answer."""
 
 
 class Preparer:
@@ -62,15 +67,34 @@ class Preparer:
             AdapterpackError: a prompt, a parameter or a form that cannot be.
         """
         loop = asyncio.get_running_loop()
-        given = body.parameters(self._limits)
+        given, tools = body.parameters(self._limits), self._tool_use(body)
+        if tools is not None:
+            given = self._with_tools(given, tools)
         prompts = await loop.run_in_executor(self._tokens, self._prompts, body)
         samplings = self._samplings(body, prompts, given)
         mask = None
         if any(name in given for name in GRAMMARS):
             turn = self._turns.setdefault(tenant, asyncio.Lock())
             async with turn:
-                mask = await loop.run_in_executor(self._forms, partial(grammar_mask, self._engine.bundle.tokenizer, samplings[0]))
-        return Prepared(prompts, samplings, mask)
+                where = None if tools is None else "tools"
+                mask = await loop.run_in_executor(self._forms, partial(grammar_mask, self._engine.bundle.tokenizer, samplings[0], where))
+        return Prepared(prompts, samplings, mask, None if tools is None else tools.reader)
+
+    def _tool_use(self, body: Sampled) -> ToolUse | None:
+        if not isinstance(body, ChatRequest):
+            return None
+        family = family_of(self._engine.bundle.tokenizer.template)
+        if family is None and any(message.tool_calls for message in body.messages):
+            raise Refused(400, "no_tool_format", "how this model writes calls of tools is not known", param="messages")
+        return tool_use(body.tools, body.tool_choice, body.parallel_tool_calls, family, self._limits)
+
+    def _with_tools(self, given: dict[str, Any], tools: ToolUse) -> dict[str, Any]:
+        """The parameters of a request with those that its tools need."""
+        form = next((name for name in GRAMMARS if name in given), None)
+        more = tools.parameters(self._engine.bundle.tokenizer.special_id)
+        if form is not None:
+            raise Refused(400, "invalid_request", "an answer calls tools, or has a form of its own: leave one of them out", param="tools")
+        return {**given, **more, "stop": (*given.get("stop", ()), *more.get("stop", ()))}
 
     def _warm(self) -> None:
         """Has ready what the first form would wait for: the tokens as llguidance reads them, and a process to compile in."""
@@ -88,7 +112,8 @@ class Preparer:
             raise Refused(400, "invalid_request", f"a conversation may have {self._limits.messages} messages", param="messages")
         if self._engine.bundle.tokenizer.template is None:
             raise Refused(400, "no_chat_template", "this model has no chat template: use /v1/completions", param="messages")
-        return prompt_ids(self._engine.bundle, [message.rendered() for message in body.messages])
+        tools = [tool.shown() for tool in body.tools or ()] if body.tool_choice != "none" else []
+        return prompt_ids(self._engine.bundle, body.conversation(), tools)
 
     def _text(self, prompt: str | Sequence[int]) -> list[int]:
         if not isinstance(prompt, str):

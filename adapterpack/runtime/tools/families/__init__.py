@@ -1,0 +1,1 @@
+"""How models write calls, one module a family, which registers it."""

@@ -1,0 +1,51 @@
+"""Holds an answer to the calls that a family of models writes: a grammar in llguidance's form of Lark."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from .family import Tool, ToolFamily
+
+_JSON = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
+_ANYTHING = {"type": "object"}
+
+
+def grammar_of(family: ToolFamily, tools: Sequence[Tool], *, free: bool, several: bool, token: Callable[[str], int | None]) -> str:
+    """The grammar of answers that call one of these tools, or with ``several`` any number of them, with arguments that fit their schemas.
+
+    ``free``: an answer may be text without a call; then only ``strict`` tools have a say in their arguments. ``token`` is the id of a
+    special token, which no text stands for, or None.
+    """
+    def text(written: str) -> str:
+        special = token(written)
+        return f"<[{special}]>" if special is not None else json.dumps(written) if written else ""
+
+    if family.named is None:
+        bodies = [f'{text(json.dumps({"name": tool.name})[:-1] + f", {json.dumps(family.arguments)}: ")} args_{number} "}}"'
+                  for number, tool in enumerate(tools)]
+    else:
+        bodies = [f"{text(tool.name)} {text(family.named)} args_{number}" for number, tool in enumerate(tools)]
+    call = f"{text(family.opening)} body {text(family.closing)}"
+    mark, between = text(family.marker), text(family.between)
+    if family.listed:
+        begin, calls = mark, f'{text(family.opening)} "[" body {f"({between} body)*" if several else ""} "]"'
+    else:
+        begin, calls = mark, f"{call} {f'({between} {mark} {call})*' if several else ''}"
+    if not free:
+        start = [f"start: {begin} {calls}"]
+    elif not family.marker:
+        start = [f"start: {calls} | OTHER", r"OTHER: /[^{](.|\n)*/"]
+    elif token(family.marker) is not None:
+        start = [f"start: TEXT | TEXT {begin} {calls}", r"TEXT: /(.|\n)*/"]
+    else:
+        start = [f"start: TEXT | begin {calls}", f"begin[lazy]: TEXT {begin}", r"TEXT: /(.|\n)*/"]
+    rules = [f"args_{number}: %json {json.dumps(_schema(tool, free))}" for number, tool in enumerate(tools)]
+    return "\n".join(["%llguidance {}", *start, f"body: {' | '.join(bodies)}", *rules])
+
+
+def _schema(tool: Tool, free: bool) -> dict[str, Any]:
+    schema = dict(_ANYTHING if free and not tool.strict else tool.parameters) or _ANYTHING
+    guidance = schema.get("x-guidance")
+    return {**schema, "x-guidance": {**_JSON, **(guidance if isinstance(guidance, dict) else {}), "lenient": False}}

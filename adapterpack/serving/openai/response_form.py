@@ -1,0 +1,123 @@
+"""How an answer of ``/v1/responses`` is written: as a list of items, or as the events by which a client builds that list."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from msgspec import UnsetType
+
+from ...runtime.generation.token_chooser import Choice
+from ...runtime.tools.reader import CallReader
+from ..scheduling.rows import Said
+from . import sse
+from .answers import Provenance, ToolCall, Usage
+from .forms import Form, Head, Spoken
+from .requests import PlainText
+from .response_answers import (
+    IncompleteDetails,
+    OutputCall,
+    OutputMessage,
+    OutputText,
+    ResponseAnswer,
+    ResponseEvent,
+    ResponseUsage,
+)
+from .response_requests import ResponseRequest, TextConfig
+
+
+class ResponseForm(Form):
+    """The one answer of a request: messages and calls, one after another."""
+
+    end = b""
+
+    def __init__(self, body: ResponseRequest, provenance: Provenance, calls: Callable[[], CallReader] | None) -> None:
+        self.head, self._body, self._spoken = Head("resp", body.model, provenance), body, Spoken(calls)
+        self._output: list[OutputMessage | OutputCall] = []
+        self._message, self._text = "", ""  # the id of the message that is being written, and its text
+        self._reason: str | None = None
+        self._number = -1
+
+    def event(self, value: Any) -> bytes:
+        """An event has its type as its name, too."""
+        assert isinstance(value, ResponseEvent)
+        return b"event: " + value.type.encode() + b"\n" + sse.event(value)
+
+    def whole(self, said: Sequence[Said], usage: Usage) -> ResponseAnswer:
+        """See :class:`Form`."""
+        (row,) = said
+        self.piece(0, row.text, (), row.reason, None)
+        return self._answer(usage)
+
+    def opening(self, place: int, usage: UnsetType | None) -> list[Any]:
+        """See :class:`Form`."""
+        return [self._event(name, response=self._answer(None)) for name in ("response.created", "response.in_progress")]
+
+    def piece(self, place: int, text: str, choices: Sequence[Choice], reason: str | None, usage: UnsetType | None) -> list[Any]:
+        """See :class:`Form`."""
+        self._reason = reason
+        text, calls = self._spoken.more(text, reason is not None)
+        events = self._said(text) if text else []
+        for call in calls:
+            events += [*self._closed(), *self._called(call)]
+        if reason is not None:
+            events += [*([] if self._message or self._output else self._opened()), *self._closed()]
+        return events
+
+    def closing(self, usage: Usage, counted: bool) -> list[Any]:
+        """See :class:`Form`: the whole answer."""
+        answer = self._answer(usage)
+        return [self._event(f"response.{answer.status}", response=answer)]
+
+    def _said(self, text: str) -> list[ResponseEvent]:
+        events = [] if self._message else self._opened()
+        self._text += text
+        return [*events, self._event("response.output_text.delta", item_id=self._message, output_index=len(self._output), content_index=0,
+                                     delta=text, logprobs=[])]
+
+    def _opened(self) -> list[ResponseEvent]:
+        """A message begins."""
+        self._message, self._text = f"msg_{secrets.token_hex(12)}", ""
+        index = len(self._output)
+        return [self._event("response.output_item.added", output_index=index, item=OutputMessage(self._message, "in_progress", [])),
+                self._event("response.content_part.added", item_id=self._message, output_index=index, content_index=0, part=OutputText(""))]
+
+    def _closed(self) -> list[ResponseEvent]:
+        """The message, if one was begun, has ended."""
+        if not self._message:
+            return []
+        part, index = OutputText(self._text), len(self._output)
+        message = OutputMessage(self._message, "incomplete" if self._reason == "length" else "completed", [part])
+        self._output.append(message)
+        self._message = ""
+        place: dict[str, Any] = {"item_id": message.id, "output_index": index, "content_index": 0}
+        return [self._event("response.output_text.done", **place, text=part.text, logprobs=[]),
+                self._event("response.content_part.done", **place, part=part),
+                self._event("response.output_item.done", output_index=index, item=message)]
+
+    def _called(self, call: ToolCall) -> list[ResponseEvent]:
+        index, name = len(self._output), call.function.name
+        item = OutputCall(f"fc_{secrets.token_hex(12)}", "completed", call.id, name, call.function.arguments)
+        self._output.append(item)
+        place: dict[str, Any] = {"item_id": item.id, "output_index": index}
+        return [self._event("response.output_item.added", output_index=index, item=OutputCall(item.id, "in_progress", call.id, name, "")),
+                self._event("response.function_call_arguments.delta", **place, delta=item.arguments),
+                self._event("response.function_call_arguments.done", **place, name=name, arguments=item.arguments),
+                self._event("response.output_item.done", output_index=index, item=item)]
+
+    def _event(self, kind: str, **fields: Any) -> ResponseEvent:
+        self._number += 1
+        return ResponseEvent(type=kind, sequence_number=self._number, **fields)
+
+    def _answer(self, usage: Usage | None) -> ResponseAnswer:
+        body, cut = self._body, usage is not None and self._reason == "length"
+        return ResponseAnswer(
+            id=self.head.id, created_at=self.head.created, model=body.model, output=list(self._output),
+            status="in_progress" if usage is None else "incomplete" if cut else "completed",
+            incomplete_details=IncompleteDetails("max_output_tokens") if cut else None, instructions=body.instructions,
+            max_output_tokens=body.max_output_tokens, parallel_tool_calls=body.parallel_tool_calls is not False,
+            temperature=body.temperature, text=body.text or TextConfig(PlainText()), tool_choice=body.tool_choice or "auto",
+            tools=body.tools or [], top_p=body.top_p, metadata=body.metadata or {},
+            usage=None if usage is None else ResponseUsage.of(usage), system_fingerprint=self.head.provenance.digest,
+            adapterpack=self.head.provenance)

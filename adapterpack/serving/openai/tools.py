@@ -1,0 +1,145 @@
+"""The tools of a request and the calls of its messages as OpenAI has them, and what they mean for the family of a model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta
+
+from ...errors import FormatError
+from ...http.refused import Refused
+from ...io import strict_json
+from ...io.typed_json import Misfit, Part
+from ...runtime.tools.family import Tool, ToolFamily
+from ...runtime.tools.grammar import grammar_of
+from ...runtime.tools.reader import CallReader
+from ..limits import Limits
+
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}\Z")]
+_DEPTH = 64
+_ARGUMENTS = 1 << 20
+
+
+class Function(Part, frozen=True, forbid_unknown_fields=True):
+    """A function that the model may call; ``parameters`` is the JSON schema of its arguments, which ``strict`` enforces."""
+
+    name: Name
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class FunctionTool(Part, frozen=True, forbid_unknown_fields=True):
+    """A tool of the only kind that there is here."""
+
+    type: Literal["function"]
+    function: Function
+
+    def shown(self) -> dict[str, Any]:
+        """As chat templates take it."""
+        function = {"name": self.function.name, "description": self.function.description or "",
+                    "parameters": self.function.parameters or {"type": "object", "properties": {}}}
+        return {"type": "function", "function": function}
+
+
+class FunctionName(Part, frozen=True, forbid_unknown_fields=True):
+    """A function by its name."""
+
+    name: Name
+
+
+class NamedFunction(Part, frozen=True, forbid_unknown_fields=True):
+    """The function that the model has to call."""
+
+    type: Literal["function"]
+    function: FunctionName
+
+
+ToolChoice = Literal["none", "auto", "required"] | NamedFunction
+
+
+class CalledFunction(Part, frozen=True, forbid_unknown_fields=True):
+    """What was called: ``arguments`` is a JSON object, as text."""
+
+    name: Name
+    arguments: str
+
+
+class InputCall(Part, frozen=True, forbid_unknown_fields=True):
+    """A call in a message of the assistant; ``index`` is left of a stream, and says nothing."""
+
+    id: Annotated[str, Meta(max_length=256)]
+    type: Literal["function"]
+    function: CalledFunction
+    index: int | None = None
+
+    def breaches(self) -> Iterator[Misfit]:
+        """Arguments that are no JSON object."""
+        try:
+            value = strict_json.loads(self.function.arguments.encode(), None, _ARGUMENTS, 1 << 64, _DEPTH)
+        except FormatError as error:
+            yield Misfit("/function/arguments", error.sentence)
+        else:
+            if not isinstance(value, dict):
+                yield Misfit("/function/arguments", "the arguments of a call are a JSON object")
+
+    def shown(self) -> dict[str, Any]:
+        """As chat templates take it: the arguments as a mapping."""
+        function = {"name": self.function.name, "arguments": json.loads(self.function.arguments)}
+        return {"id": self.id, "type": "function", "function": function}
+
+
+@dataclass(frozen=True)
+class ToolUse:
+    """The tools that an answer may call, or ``must``; at most one call where ``one``."""
+
+    family: ToolFamily
+    tools: tuple[Tool, ...]
+    must: bool
+    one: bool
+
+    def reader(self) -> CallReader:
+        """Reads the calls of one answer."""
+        return CallReader(self.family, {tool.name for tool in self.tools}, 1 if self.one else None)
+
+    def parameters(self, token: Callable[[str], int | None]) -> dict[str, Any]:
+        """The sampling parameters for it; ``token`` is the id of a special token."""
+        given: dict[str, Any] = {"skip_special_tokens": False}  # the marks of calls may be some
+        if self.must or any(tool.strict for tool in self.tools):
+            given["grammar"] = grammar_of(self.family, self.tools, free=not self.must, several=not self.one, token=token)
+        elif self.one and self.family.closing:
+            given["stop"] = (self.family.closing.strip(),)
+        return given
+
+
+def tool_use(tools: Sequence[FunctionTool] | None, choice: ToolChoice | None, parallel: bool | None, family: ToolFamily | None,
+             limits: Limits) -> ToolUse | None:
+    """What the fields of a request mean for a model of that family; None where it is to call nothing.
+
+    Raises:
+        Refused: there are too many, two of one name, or none of the name that is chosen; or nobody knows how this model writes calls.
+    """
+    if not tools:
+        if choice not in (None, "none", "auto"):
+            raise Refused(400, "invalid_request", "there are no tools to choose from", param="tool_choice")
+        return None
+    if len(tools) > limits.tools:
+        raise Refused(400, "invalid_request", f"a request may have {limits.tools} tools", param="tools")
+    names = [tool.function.name for tool in tools]
+    if len(set(names)) < len(names):
+        raise Refused(400, "invalid_request", "two tools have one name", param="tools")
+    if choice == "none":
+        return None
+    if family is None:
+        raise Refused(400, "no_tool_format", "how this model writes calls of tools is not known: its chat template is of no known family",
+                      param="tools")
+    chosen = [choice.function.name] if isinstance(choice, NamedFunction) else names
+    if not set(chosen) <= set(names):
+        raise Refused(400, "invalid_request", f"there is no tool {chosen[0]!r}", param="tool_choice")
+    usable = tuple(Tool(tool.function.name, tool.function.parameters or {}, bool(tool.function.strict))
+                   for tool in tools if tool.function.name in chosen)
+    must = choice not in (None, "auto")
+    return ToolUse(family, usable, must, parallel is False or isinstance(choice, NamedFunction))
