@@ -31,7 +31,8 @@ def _print_key(ctx: click.Context, param: click.Parameter, value: str | None) ->
               "repeated.")
 @click.option("--host", default="127.0.0.1", show_default=True, metavar="H", help="The address to listen at.")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), metavar="P", help="The port; 0 takes a free one.")
-@click.option("--name", metavar="NAME", help="What requests call the base; by default what the bundle calls it.")
+@click.option("--name", metavar="NAME", help="What requests call the base; by default what the bundle calls it. Of "
+              "a bundle with one folded adapter: what they call that.")
 @click.option("--keys", metavar="FILE", help="Who may ask for which adapters: see docs/serve.md. It is read again when it changes.")
 @click.option("--api-key", metavar="KEY", envvar="ADAPTERPACK_API_KEY", help="One key for all; better in ADAPTERPACK_API_KEY.")
 @click.option("--new-key", metavar="ID", is_eager=True, expose_value=False, callback=_print_key,

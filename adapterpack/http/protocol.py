@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 
@@ -13,6 +14,14 @@ HEAD_SECONDS = 20.0
 _MOST = 1000
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a line of uvicorn's log is not one that any client can write at will, such as one for bytes that are no HTTP."""
+    return not (record.levelno == logging.WARNING and record.module == H11Protocol.__module__.rpartition(".")[2])
+
+
+logging.getLogger("uvicorn.error").addFilter(_is_news)
+
+
 class Protocol(H11Protocol):  # type: ignore[misc]
     """HTTP/1.1 as uvicorn speaks it, with deadlines for the head of a request and for a client that does not read its answer.
 
@@ -21,6 +30,8 @@ class Protocol(H11Protocol):  # type: ignore[misc]
     """
 
     watch: Any = None
+    malformed = 0
+    """How often some bytes were no HTTP, of all connections of the process."""
 
     def connection_made(self, transport: Any) -> None:
         """Makes room for it where there is none, and begins to watch it."""
@@ -44,6 +55,7 @@ class Protocol(H11Protocol):  # type: ignore[misc]
 
     def send_400_response(self, msg: str) -> None:
         """Refuses bytes that are no HTTP; what is running for this client has nobody to answer any more."""
+        Protocol.malformed += 1
         if self.cycle is None or not self.cycle.response_started or self.cycle.response_complete:
             super().send_400_response(msg)
         else:

@@ -38,16 +38,23 @@ class Model(NamedTuple):
 
 
 class Catalogue:
-    """The names of an engine's models; the base's is ``base``, by default what its bundle calls it, or ``base``."""
+    """The names of an engine's models; the base's is ``base``, by default what its bundle calls it, or ``base``. A bundle with an adapter
+    in its weights has that one model, which ``base`` may give another name.
+    """
 
     def __init__(self, engine: Engine, base: str | None = None) -> None:
-        if engine.bundle.bundle.mode == "folded" and engine.adapters.names:
-            raise Unsupported("the adapter is a part of this bundle's weights, and no name for requests", where=engine.bundle.folder,
+        if engine.bundle.bundle.mode == "folded" and len(engine.adapters.names) > 1:
+            raise Unsupported("several adapters are parts of this bundle's weights, and no name for requests", where=engine.bundle.folder,
                               remedy="export the bundle with --mode bank")
+        folded = engine.bundle.default
+        self._bare = folded is None  # else an adapter is in the weights, and nothing runs without it
+        if folded is not None and base is not None:
+            engine.adapters.rename(folded, base)
+            base = None
         self._engine, self.created = engine, int(time.time())
         self.base: str = base or engine.bundle.bundle.base.name or "base"
         self.digest = f"sha256:{hashlib.sha256(manifest_bytes(engine.bundle.folder)).hexdigest()}"
-        if self.base in engine.adapters.names:
+        if self._bare and self.base in engine.adapters.names:
             raise ConfigError("base and adapter have one name", found=self.base, remedy="give the base another one with --name")
 
     def visible(self, key: Key) -> list[Model]:
@@ -61,7 +68,7 @@ class Catalogue:
         Raises:
             Refused: there is none, or the key may not have it, which looks the same.
         """
-        adapter = None if name == self.base else name.removeprefix(f"{self.base}:")
+        adapter = None if self._bare and name == self.base else name.removeprefix(f"{self.base}:")
         model = self._model(adapter) if key.may(adapter) else None
         if model is None:
             raise Refused(404, "model_not_found", f"there is no model {name[:200]!r}", param="model")
@@ -99,7 +106,7 @@ class Catalogue:
 
     def _model(self, adapter: str | None) -> Model | None:
         if adapter is None:
-            return Model(self.base, None, self.digest)
+            return Model(self.base, None, self.digest) if self._bare else None
         try:
             pack = self._engine.adapters.pack(adapter)
         except UnknownAdapter:  # or it was unloaded just now

@@ -106,7 +106,7 @@ def opened(setup: Setup, thread: EngineThread) -> tuple[State, Starlette]:
     """What the routes of a server share, and its application."""
     quotas, limits = Quotas(), setup.limits
     setup.metrics.add_quotas(quotas)
-    state = State(thread, setup.catalogue, setup.adapters, Gate(limits, setup.engine.max_rows), setup.keys, quotas, limits,
+    state = State(thread, setup.catalogue, setup.adapters, Gate.of(setup.engine, limits), setup.keys, quotas, limits,
                   setup.metrics, setup.ended, Traffic(), setup.hosts)
     _gauges(setup.metrics, thread, [figure for api in setup.apis for figure in api.figures])
     routes = table(chain(StatusRoutes().table(), *(api.routes for api in setup.apis)))
@@ -150,6 +150,7 @@ def _gauges(metrics: Metrics, thread: EngineThread, more: Sequence[Figure]) -> N
     for figure in (
         Figure("waiting_rows", "Rows that wait for the engine.", lambda: thread.waiting),
         Figure("running_rows", "Rows that the engine runs.", lambda: thread.running),
+        Figure("malformed_requests", "Bytes that were no HTTP.", lambda: Protocol.malformed),
         Figure("resident_adapters", "Adapters in memory.", lambda: len(engine.adapters.digests)),
         Figure("resident_bytes", "The size of all adapters in memory.", lambda: engine.adapters.nbytes),
         *more,

@@ -177,3 +177,6 @@ def test_the_server_is_well_afterwards(server: Served) -> None:
     assert server.get("/health").json() == {"status": "ok"}
     assert "bug" not in server.log.read_text()
     assert "Traceback" not in server.log.read_text()
+    assert "Invalid HTTP" not in server.log.read_text()  # anybody could fill the log with it
+    (malformed,) = (line for line in server.get("/metrics").text.splitlines() if line.startswith("adapterpack_malformed_requests"))
+    assert float(malformed.split()[1]) > 0

@@ -208,3 +208,18 @@ def test_mixes(server: Served, client: openai.OpenAI, session: Session) -> None:
         assert (caught.value.status_code, caught.value.code) == (status, code), parts
     metrics = server.get("/metrics").text
     assert 'adapter="(mixed)"' in metrics and "*" not in "".join(line for line in metrics.splitlines() if line[:1] != "#")
+
+
+def test_tokens(server: Served, session: Session) -> None:
+    """Texts and conversations as tokens, and back, as vLLM has it; with a key alone."""
+    tokenizer, messages = session.tokenizer, [{"role": "user", "content": "How many?"}]
+    answer = server.post("/tokenize", {"model": "alpha", "prompt": "Größe 🫖", "return_token_strs": True}).json()
+    assert answer["tokens"] == tokenizer.encode("Größe 🫖") and answer["count"] == len(answer["tokens"]) == len(answer["token_strs"])
+    assert answer["max_model_len"] == 512
+    assert server.post("/detokenize", {"model": "base", "tokens": answer["tokens"]}).json() == {"prompt": "Größe 🫖"}
+    assert server.post("/tokenize", {"model": "base", "messages": messages}).json()["tokens"] == tokenizer.prompt(messages)
+    for path, body, status in (("/tokenize", {"model": "alpha"}, 400), ("/tokenize", {"model": "nobody", "prompt": "x"}, 404),
+                               ("/detokenize", {"model": "alpha", "tokens": [-1]}, 400),
+                               ("/detokenize", {"model": "alpha", "tokens": [49_152]}, 400)):
+        assert server.post(path, body).status_code == status
+        assert server.post(path, body, headers={}).status_code == 401

@@ -27,6 +27,8 @@ class AdapterReader:
     def __init__(self, bundle: OpenBundle, values: SlotValues) -> None:
         self.bundle, self._values = bundle, values
         self._encoder = {path: site for path, site in bundle.bundle.sites.items() if site.part != MAIN} if bundle.task.has_encoder else {}
+        self._folded = None if bundle.default is None else bundle.pack(bundle.default).id
+        """The digest of what the graph's weights hold."""
         self.layout = SlotLayout(bundle.bundle, bundle.graph(DECODER).inputs, self._base_heads())
 
     def read(self, adapter: Pack | Mix) -> ResidentAdapter:
@@ -36,6 +38,8 @@ class AdapterReader:
             Unsupported: the graph has no slots for a part of the adapter.
             BaseMismatch: the adapter was made for layers of other widths.
         """
+        if adapter.id == self._folded:
+            return ResidentAdapter(adapter.name, adapter.id, {}, {})
         packs = [pack for pack, _ in parts_of(adapter)]
         for pack in packs:
             require_positions(pack, self.bundle.bundle.sites)

@@ -58,18 +58,20 @@ class AdapterTable:
 
     def of_row(self, adapter: Named) -> Pack | Mix | None:
         """What a row runs with: a pack by its name, or one that need have none here; several by their names and weights, whose changes are
-        added; or None, the base.
+        added; or None, the base or what is folded into it.
 
         Raises:
             UnknownAdapter: there is none of that name.
             BaseMismatch: the pack belongs to another base.
             ConfigError, NotASum: see :class:`.Mix`.
         """
+        if adapter is None:
+            return None if self._bundle.default is None else self._bundle.pack(self._bundle.default)
         if isinstance(adapter, str):
             return self.pack(adapter)
         if isinstance(adapter, Mapping):
             return mixed((self.pack(name), weight) for name, weight in adapter.items())
-        for pack, _ in parts_of(adapter) if adapter is not None else ():
+        for pack, _ in parts_of(adapter):
             self.require_base(pack)
         return adapter
 
@@ -111,6 +113,18 @@ class AdapterTable:
         base = self._bundle.bundle.base
         pack.require_levels(compatibility.recorded_fingerprint(base), name=base.name, where=self._bundle.folder,
                             allow_structural=allow_structural)
+
+    def rename(self, name: str, other: str) -> None:
+        """Calls an adapter otherwise.
+
+        Raises:
+            UnknownAdapter: there is none of that name.
+            ConfigError: an adapter cannot be called that.
+        """
+        pack = self.pack(name).called(other)
+        with self._lock:
+            del self._packs[name]
+            self._packs[other] = pack
 
     def load_soon(self, pack: Pack | str | os.PathLike[str], name: str | None = None, *, replace: bool = False, pin: bool = False,
                   allow_structural: bool = False) -> Future[str]:

@@ -51,6 +51,8 @@ class Engine:
     """How many rows run at once, at most."""
     max_length: int | None
     """How many tokens a row may have, an answer included; None where nothing bounds them."""
+    rows_a_turn: int
+    """How many rows take the engine as long as one answer does: one of a decoder, or all rows of one pass."""
     ahead: int
     """How many rows besides are worth having ready, for who has an order of requests of its own."""
     adapters: AdapterTable

@@ -55,7 +55,8 @@ class EncoderEngine(Engine):
                               found=f"max_rows {max_rows}, max_length {max_length}, max_tokens {max_tokens}, max_padding {max_padding}")
         self.max_length = min((length for length in (max_length, context_of(self.bundle)) if length is not None), default=None)
         self.ahead = 3 * max_rows  # a row has one step, and batches are chosen among those that wait
-        self.max_rows, self._answer, self._bounds = max_rows, answer, Bounds(max_rows, max_tokens, max_padding)
+        self.max_rows = self.rows_a_turn = max_rows
+        self._answer, self._bounds = answer, Bounds(max_rows, max_tokens, max_padding)
         self._batches = BATCH_ADAPTERS[self.bundle.bundle.mode](self.bundle)
         self.adapters = AdapterTable(self.bundle, self._batches.read, self._batches.require_canary, adapter_budget)
         self.padding = Padding()
@@ -89,7 +90,7 @@ class EncoderEngine(Engine):
         Raises:
             UnknownAdapter, BaseMismatch, ConfigError: as :meth:`add`.
         """
-        pack = self.adapters.of_row(self.bundle.default if adapter is None else adapter)
+        pack = self.adapters.of_row(adapter)
         return self.bound(*self.prepared(prompt, **options), pack)
 
     def prepared(self, prompt: str | Sequence[int] | Mapping[str, Any], **options: Any) -> tuple[Prepared, Any]:

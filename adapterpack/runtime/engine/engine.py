@@ -50,6 +50,7 @@ class DecoderEngine(Engine):
     """
 
     max_length: int
+    rows_a_turn = 1
     ahead = 2  # a row has many steps: these begin when the first ends
 
     def __init__(self, bundle: str | os.PathLike[str] | OpenBundle, provider: str | Device | None = None, *, threads: int | None = None,

@@ -119,8 +119,7 @@ def _chosen(session: OpenBundle, adapters: Mixes, count: int) -> tuple[list[str 
 
 def _by_engine(session: OpenBundle, rows: Sequence[Sequence[int]], chosen: Sequence[str | Pack | Mix | None], names: Sequence[str | None],
                options: Sampling, emit: Emit | None, given: Arrays) -> list[Generation]:
-    packs = [adapter if not isinstance(adapter, str) else None if session.bundle.mode == "folded" else session.pack(adapter)
-             for adapter in chosen]
+    packs = [session.pack(adapter) if isinstance(adapter, str) else adapter for adapter in chosen]
     features: list[dict[str, np.ndarray]] = [{} for _ in names]
     if given and session.task.has_encoder:
         features, rows = [{name: array[row : row + 1] for name, array in given.items()} for row in range(len(names))], [()] * len(names)

@@ -85,7 +85,7 @@ async def results(state: State, request: Request, key: Key, record: Record, mode
     if len(rows) > state.limits.inputs:
         raise Refused(400, "invalid_request", f"a request may have {state.limits.inputs} inputs", param=param)
     with ExitStack() as stack:
-        stack.enter_context(state.gate.entered(key, -(-len(rows) // engine.max_rows)))  # rows of one pass take the room of one answer
+        stack.enter_context(state.gate.entered(key, -(-len(rows) // engine.rows_a_turn)))  # rows of one pass take the room of one answer
         prepared = await asyncio.to_thread(_prepared, engine, rows, options or {}, param)
         outbox = Outbox(len(rows))
         queued = [Row(make=partial(engine.bound, one, chosen, model.pack), pack=model.pack, cost=one.tokens, place=place, outbox=outbox,

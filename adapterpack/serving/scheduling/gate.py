@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ...http.refused import Refused
+from ...runtime.engine.base import Engine
 from ..keys import Key
 from ..limits import Limits
 
@@ -15,7 +16,14 @@ _SMOOTHING = 0.1
 
 
 class Gate:
-    """Counts the rows that are in, of all keys and of each. ``draining``: nobody is let in any more."""
+    """Counts the rows that are in, of all keys and of each, of which ``running`` run at a time; those of one pass are one. ``draining``:
+    nobody is let in any more.
+    """
+
+    @classmethod
+    def of(cls, engine: Engine, limits: Limits) -> Gate:
+        """The gate before an engine."""
+        return cls(limits, engine.max_rows // engine.rows_a_turn)
 
     def __init__(self, limits: Limits, running: int) -> None:
         self._limits, self._running = limits, running

@@ -1,0 +1,117 @@
+"""Texts as tokens and back, by vLLM's routes ``/tokenize`` and ``/detokenize``."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ...http.refused import Refused
+from ...io.typed_json import Misfit, Part
+from ...runtime.engine.base import Engine
+from ...runtime.engine.engine import DecoderEngine
+from ...runtime.generation.prompts import prompt_ids
+from ...runtime.open_bundle import OpenBundle
+from ...runtime.text.model_files import MAX_ID
+from .. import parsing
+from ..api import APIS, Api, ApiKind
+from ..audit import Record
+from ..keys import Key
+from ..limits import Limits
+from ..one_pass.rows import runs_task
+from ..one_pass.tensors import OUTPUTS
+from ..openai.requests import Message
+from ..route import RouteSpec
+from ..state import State
+
+
+class TokenizeRequest(Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``POST /tokenize``: a text, or a conversation as its template writes it. A text has the tokenizer's own special tokens around it."""
+
+    model: str
+    prompt: str | None = None
+    messages: Annotated[list[Message], Meta(min_length=1)] | None = None
+    add_special_tokens: bool | None = None
+    return_token_strs: bool | None = None
+
+    def breaches(self) -> Iterator[Misfit]:
+        """Both, or none."""
+        if (self.prompt is None) == (self.messages is None):
+            yield Misfit("/prompt", "give prompt or messages")
+
+
+class Tokens(msgspec.Struct, frozen=True):
+    """The answer of ``/tokenize``."""
+
+    count: int
+    max_model_len: int | None
+    tokens: list[int]
+    token_strs: list[str] | UnsetType = UNSET
+
+
+class DetokenizeRequest(Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``POST /detokenize``."""
+
+    model: str
+    tokens: list[Annotated[int, Meta(ge=0, le=MAX_ID)]]
+
+
+class Text(msgspec.Struct, frozen=True):
+    """The answer of ``/detokenize``."""
+
+    prompt: str
+
+
+class TokenRoutes:
+    """Answers by the tokenizer of an engine's bundle."""
+
+    def __init__(self, bundle: OpenBundle, limits: Limits) -> None:
+        self._bundle, self._tokenizer, self._limits = bundle, bundle.tokenizer, limits
+
+    async def tokenize(self, state: State, request: Request, key: Key, record: Record) -> Response:
+        """``POST /tokenize``."""
+        body = await parsing.body(request, TokenizeRequest, state.limits)
+        state.quotas.ask(key)
+        state.catalogue.named(body.model, key)
+        ids = await asyncio.to_thread(self._ids, body)
+        words = [self._tokenizer.core.id_to_token(token) or "" for token in ids] if body.return_token_strs else UNSET
+        return _json(Tokens(len(ids), state.engine.engine.max_length, ids, words))
+
+    async def detokenize(self, state: State, request: Request, key: Key, record: Record) -> Response:
+        """``POST /detokenize``."""
+        body = await parsing.body(request, DetokenizeRequest, state.limits)
+        state.quotas.ask(key)
+        state.catalogue.named(body.model, key)
+        return _json(Text(await asyncio.to_thread(self._tokenizer.decode, prompt_ids(self._bundle, body.tokens), False)))
+
+    def _ids(self, body: TokenizeRequest) -> list[int]:
+        if body.messages is None:
+            return self._tokenizer.encode(body.prompt or "", special=body.add_special_tokens is not False)
+        if self._tokenizer.template is None:
+            raise Refused(400, "no_chat_template", "this model has no chat template: give a prompt", param="messages")
+        if len(body.messages) > self._limits.messages:
+            raise Refused(400, "invalid_request", f"a conversation may have {self._limits.messages} messages", param="messages")
+        return self._tokenizer.prompt([message.rendered() for message in body.messages])
+
+
+def _json(value: Any) -> Response:
+    return Response(msgspec.json.encode(value), 200, media_type="application/json")
+
+
+def opened(engine: Engine, limits: Limits) -> Api:
+    """The API on an engine."""
+    routes = TokenRoutes(engine.bundle, limits)
+    return Api((RouteSpec("POST", "/tokenize", routes.tokenize, "key", "the tokens of a text", TokenizeRequest, Tokens),
+                RouteSpec("POST", "/detokenize", routes.detokenize, "key", "the text of tokens", DetokenizeRequest, Text)))
+
+
+def _serves(engine: Engine) -> bool:
+    return (isinstance(engine, DecoderEngine) or runs_task(engine, *OUTPUTS)) and (engine.bundle.folder / "tokenizer.json").is_file()
+
+
+APIS.register(ApiKind("tokens", _serves, opened))
