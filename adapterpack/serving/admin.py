@@ -127,14 +127,15 @@ async def _changed(record: Record, change: Callable[[], Adapter]) -> Response:
 
 def _card(adapter: Adapter) -> AdapterCard:
     source = None if adapter.place is None else adapter.place.name
-    return AdapterCard(adapter.name, adapter.digest, adapter.generation, source, _time(adapter.loaded))
+    return AdapterCard(adapter.name, adapter.digest, adapter.generation, source, time_of(adapter.loaded))
 
 
 def _refusal(refusal: Refusal) -> RefusalCard:
-    return RefusalCard(refusal.place.name, refusal.reason, refusal.message, _time(refusal.time))
+    return RefusalCard(refusal.place.name, refusal.reason, refusal.message, time_of(refusal.time))
 
 
-def _time(seconds: float) -> datetime:
+def time_of(seconds: float) -> datetime:
+    """A time in seconds as one of the calendar, in UTC."""
     return datetime.fromtimestamp(int(seconds), UTC)
 
 

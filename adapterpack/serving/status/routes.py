@@ -6,7 +6,7 @@ How much of a prompt was known already, and which adapters are in memory, depend
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Literal
 
 import msgspec
@@ -17,6 +17,7 @@ from starlette.responses import Response
 from ...pack.pack import Pack
 from ...version import VERSION
 from ..adapters.adapter_control import Adapter, Refusal
+from ..admin import RefusalCard, time_of
 from ..audit import Record
 from ..catalogue import Model
 from ..keys import EVERYBODY, Key
@@ -66,20 +67,11 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     resident: bool | UnsetType = UNSET
 
 
-class RefusedPack(msgspec.Struct, frozen=True):
-    """A pack that was not loaded: what its place is called, the kind of reason, the reason, and when."""
-
-    source: str
-    reason: str
-    message: str
-    time: datetime
-
-
 class ModelStatusList(msgspec.Struct, frozen=True):
     """The base and the adapters that the key may name; to an operator all, and the packs that were refused."""
 
     models: list[ModelStatus]
-    refused: list[RefusedPack] | UnsetType = UNSET
+    refused: list[RefusalCard] | UnsetType = UNSET
 
 
 class StatusRoutes:
@@ -113,7 +105,7 @@ class StatusRoutes:
         if not isinstance(model.pack, Pack) or adapter is None:
             return ModelStatus(name=model.name, digest=model.digest, counts=tally.of(model.adapter))
         return ModelStatus(name=model.name, digest=model.digest, counts=tally.of(model.adapter), adapter=self._facts.of(model.pack),
-                           generation=adapter.generation, loaded=_time(adapter.loaded),
+                           generation=adapter.generation, loaded=time_of(adapter.loaded),
                            resident=UNSET if resident is None else model.digest in resident)
 
     def table(self) -> tuple[RouteSpec, ...]:
@@ -129,14 +121,10 @@ def _tally(state: State, key: Key) -> Tally:
     return state.traffic.all if key.admin else state.traffic.of(key.id)
 
 
-def _refused(refusal: Refusal) -> RefusedPack:
+def _refused(refusal: Refusal) -> RefusalCard:
     """A refusal that does not say where on this machine the places are."""
     message = refusal.message.replace(str(refusal.place), refusal.place.name)
-    return RefusedPack(refusal.place.name, refusal.reason, message, _time(refusal.time))
-
-
-def _time(seconds: float) -> datetime:
-    return datetime.fromtimestamp(int(seconds), UTC)
+    return RefusalCard(refusal.place.name, refusal.reason, message, time_of(refusal.time))
 
 
 def _json(value: object) -> Response:
