@@ -21,6 +21,8 @@ export class Pane {
   offer(models, first) {
     const chosen = this.model || first;
     const names = models.map((model) => model.id);
+    if (this.offered === names.join("\n")) return; // a list that is open stays open
+    this.offered = names.join("\n");
     const gone = chosen && !names.includes(chosen) ? [el("option", { value: chosen }, `${chosen} (no longer there)`)] : [];
     this.select.replaceChildren(...models.map((model) => el("option", { value: model.id }, model.parent ? model.id : `${model.id} (base)`)), ...gone);
     this.select.value = chosen || names[0];
