@@ -75,7 +75,8 @@ def fused(form: NormalForm, layer: Frozen, x: torch.Tensor, entry: torch.Tensor 
     if not steps and form.shift is None:
         return None
     bias, rest = _bias(form, layer)
-    return _finished(rest, _Parallel.apply(x, entry if steps else None, layer.weight, bias, steps, *matrices)[0])
+    flat = _Parallel.apply(_flat(x), _flat(entry) if entry is not None and steps else None, layer.weight, bias, steps, *matrices)[0]
+    return _finished(rest, flat.reshape(*x.shape[:-1], len(layer.weight)))
 
 
 _WIDE_INSIDE = (BlockCirculant, Kronecker)
@@ -102,7 +103,8 @@ def add_low_rank(form: NormalForm, y: torch.Tensor, x: torch.Tensor) -> torch.Te
 
     The result is of the wider precision of ``y`` and the form.
     """
-    return _finished(form, _LowRank.apply(y, x, form.down.matrix, form.up.matrix))  # type: ignore[union-attr]
+    flat = _LowRank.apply(_flat(y), _flat(x), form.down.matrix, form.up.matrix)  # type: ignore[union-attr]
+    return _finished(form, flat.reshape(y.shape))
 
 
 def _bias(form: NormalForm, layer: Frozen) -> tuple[torch.Tensor | None, NormalForm]:
@@ -123,7 +125,8 @@ class _Parallel(torch.autograd.Function):
     """``x W^T + b + chain(entry)`` of a frozen weight; ``entry`` is x itself if it is None.
 
     Kept for the backward pass are the matrices and what entered those that are trained. Values inside of the chain, which are narrow, are
-    results too: that way a gradient of the gradient finds where they came from.
+    results too: that way a gradient of the gradient finds where they came from. Inputs and results are matrices: torch lets nobody change
+    a view that a function made, and models change the outputs of their layers in place.
     """
 
     @staticmethod
@@ -131,17 +134,17 @@ class _Parallel(torch.autograd.Function):
         ctx: Any, x: torch.Tensor, entry: torch.Tensor | None, weight: torch.Tensor, bias: torch.Tensor | None, steps: Steps,
         *matrices: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        """``x`` and ``entry`` ``[..., in]``, ``weight`` ``[out, in]``, ``bias`` ``[out]`` or None -> ``[..., out]``, and the values."""
+        """``x`` and ``entry`` ``[rows, in]``, ``weight`` ``[out, in]``, ``bias`` ``[out]`` or None -> ``[rows, out]``, and the values."""
         start, at, trained = x if entry is None else entry, by_step(steps, matrices), by_step(steps, ctx.needs_input_grad[5:])
-        y = functional.linear(_flat(x), weight, bias)
-        values = entering(steps, at, _flat(start))
+        y = functional.linear(x, weight, bias)
+        values = entering(steps, at, start)
         if steps:
             add(y, steps[-1], at[-1], values[-1])
-        ctx.steps, ctx.shape, ctx.count, ctx.apart = steps, x.shape, len(matrices), entry is not None
+        ctx.steps, ctx.count, ctx.apart = steps, len(matrices), entry is not None
         inside = [value for value, wanted in zip(values[1:], trained[1:], strict=True) if wanted]
         ctx.save_for_backward(weight, *matrices, *([start] if trained and trained[0] else []), *inside)
         ctx.set_materialize_grads(False)
-        return y.reshape(*x.shape[:-1], weight.shape[0]), *inside
+        return y, *inside
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor | None, *inside: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
@@ -152,13 +155,12 @@ class _Parallel(torch.autograd.Function):
         at, trained = by_step(steps, kept[: ctx.count]), by_step(steps, of_matrices)
         values, added = kept[ctx.count :], [None, *inside] if steps and trained[0] else [*inside]
         for_matrices: list[torch.Tensor | None] = []
-        flat = None if gradient is None else _flat(gradient)
-        for_x, for_entry, going = flat @ weight if of_x and flat is not None else None, None, flat
+        for_x, for_entry, going = gradient @ weight if of_x and gradient is not None else None, None, gradient
         for position in reversed(range(len(steps))):
             extra = None
             if trained[position]:
                 value, extra = values.pop(), added.pop()
-                for_matrices.append(None if going is None else of_matrix(going, _flat(value)))
+                for_matrices.append(None if going is None else of_matrix(going, value))
             elif steps[position] is None:
                 for_matrices.append(None)
             if going is not None and (position or ctx.apart or for_x is None):
@@ -166,12 +168,11 @@ class _Parallel(torch.autograd.Function):
             elif going is not None:
                 add_back(for_x, steps[0], at[0], going)
             going = extra if going is None else going if extra is None else going + extra
-        if ctx.apart and of_entry and going is not None:
-            for_entry = going.reshape(ctx.shape)
-        elif for_x is None and of_x and going is not None:
+        if ctx.apart and of_entry:
+            for_entry = going
+        elif for_x is None and of_x:
             for_x = going
-        for_x = None if for_x is None else for_x.reshape(ctx.shape)
-        return for_x, for_entry, None, flat.sum(0) if of_bias and flat is not None else None, None, *reversed(for_matrices)
+        return for_x, for_entry, None, gradient.sum(0) if of_bias and gradient is not None else None, None, *reversed(for_matrices)
 
 
 class _LowRank(torch.autograd.Function):
@@ -183,26 +184,25 @@ class _LowRank(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, y: torch.Tensor, x: torch.Tensor, A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
-        """``y`` ``[..., out]``, ``x`` ``[..., in]``, ``A`` ``[r, in]``, ``B`` ``[out, r]`` -> ``[..., out]``."""
+        """``y`` ``[rows, out]``, ``x`` ``[rows, in]``, ``A`` ``[r, in]``, ``B`` ``[out, r]`` -> ``[rows, out]``."""
         ctx.save_for_backward(x, A, B)
         ctx.dtype = y.dtype
-        inner = _flat(x).to(A.dtype) @ A.T
+        inner = x.to(A.dtype) @ A.T
         # One pass over the output where the dtypes allow it: neither the branch nor the sum is a tensor of its own.
-        wide = torch.addmm(_flat(y), inner, B.T) if y.dtype == B.dtype else _flat(y) + inner @ B.T
-        return wide.reshape(y.shape)
+        return torch.addmm(y, inner, B.T) if y.dtype == B.dtype else y + inner @ B.T
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Gradients of ``y``, ``x``, ``A`` and ``B``."""
         x, A, B = ctx.saved_tensors
         of_y, of_x, of_a, of_b = ctx.needs_input_grad
-        flat_x, flat_g = _flat(x).to(A.dtype), _flat(gradient)
-        inner = through(flat_g, B)
+        wide = x.to(A.dtype)
+        inner = through(gradient, B)
         return (
             gradient.to(ctx.dtype) if of_y else None,
-            (inner @ A).reshape(x.shape).to(x.dtype) if of_x else None,
-            inner.T @ flat_x if of_a else None,
-            of_matrix(flat_g, flat_x @ A.T) if of_b else None,
+            (inner @ A).to(x.dtype) if of_x else None,
+            inner.T @ wide if of_a else None,
+            of_matrix(gradient, wide @ A.T) if of_b else None,
         )
 
 

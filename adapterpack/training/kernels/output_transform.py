@@ -38,23 +38,25 @@ def turn_of(form: NormalForm, width: int) -> Turn | None:
 
 def after(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, turn: Turn) -> torch.Tensor:
     """``cos * y + sin * turned(y)`` of ``x`` ``[..., in]`` and a frozen layer: ``[..., out]``."""
-    y: torch.Tensor = _After.apply(x, weight, bias, turn.cos, turn.sin, turn.half)[0]
-    return y
+    y: torch.Tensor = _After.apply(x.reshape(-1, x.shape[-1]), weight, bias, turn.cos, turn.sin, turn.half)[0]
+    return y.reshape(*x.shape[:-1], weight.shape[0])
 
 
 class _After(torch.autograd.Function):
-    """``y`` is a result, too: second derivatives go through it."""
+    """``y`` is a result, too: second derivatives go through it. Inputs and results are matrices: torch lets nobody change a view that a
+    function made, and models change the outputs of their layers in place.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, cos: torch.Tensor, sin: torch.Tensor | None, half: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See :func:`after`."""
-        y = functional.linear(x.reshape(-1, x.shape[-1]), weight, bias)
+        y = functional.linear(x, weight, bias)
         ctx.save_for_backward(weight, cos, sin, y)
-        ctx.half, ctx.shape = half, x.shape
+        ctx.half = half
         ctx.set_materialize_grads(False)
-        return _turned(y, cos, sin, half).reshape(*x.shape[:-1], weight.shape[0]), y
+        return _turned(y, cos, sin, half), y
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor | None, of_y: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
@@ -63,18 +65,17 @@ class _After(torch.autograd.Function):
         half, (of_x, _, _, of_cos, of_sin, _) = ctx.half, ctx.needs_input_grad
         for_x = for_cos = for_sin = None
         if gradient is not None:
-            flat = gradient.reshape(y.shape)
-            if of_x and len(flat) > weight.shape[1]:
-                for_x = flat @ _turned(weight, cos, sin, half, axis=0)
+            if of_x and len(gradient) > weight.shape[1]:
+                for_x = gradient @ _turned(weight, cos, sin, half, axis=0)
             elif of_x:
-                for_x = _turned(flat, cos, sin, half, back=True) @ weight
-            for_cos = (flat * y).sum(0) if of_cos else None
+                for_x = _turned(gradient, cos, sin, half, back=True) @ weight
+            for_cos = (gradient * y).sum(0) if of_cos else None
             if of_sin and sin is not None:
-                (a, b), (to_a, to_b) = (value.unflatten(1, (-1, 2, half)).unbind(2) for value in (y, flat))
+                (a, b), (to_a, to_b) = (value.unflatten(1, (-1, 2, half)).unbind(2) for value in (y, gradient))
                 for_sin = torch.stack([-(to_a * b).sum(0), (to_b * a).sum(0)], dim=1).flatten()
         if of_y is not None and of_x:
             for_x = of_y @ weight if for_x is None else for_x + of_y @ weight
-        return None if for_x is None else for_x.reshape(ctx.shape), None, None, for_cos, for_sin, None
+        return for_x, None, None, for_cos, for_sin, None
 
 
 def _turned(y: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor | None, half: int, axis: int = 1, back: bool = False) -> torch.Tensor:
