@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from torch import nn
 from torch.nn import functional
 
-from adapterpack import LoRA, adapt
+from adapterpack import IA3, LoRA, RoAd, adapt
 from adapterpack.adapter_methods import BlockCirculant, Chain, Dense, Diagonal, Kronecker, NormalForm, Pairs, Repeat, Scaled, Sums, evaluate
 from adapterpack.adapter_methods.core.base import fold_form
 from adapterpack.adapter_methods.core.sparse import Sparse
@@ -217,3 +218,44 @@ def test_evaluating_agrees_in_single_precision() -> None:
         y, expected = fused(form, layer, x), evaluate(form, lambda value: functional.linear(value, layer.weight, layer.bias), x)
         assert y is not None
         torch.testing.assert_close(y, expected, atol=2e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("config", [LoRA(r=2), LoRA(r=2, dropout=0.5), IA3(feedforward=()), RoAd(), LoRA(r=64)], ids=repr)
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("shape", [(4, 8), (2, 3, 8)])
+def test_an_output_may_be_changed_in_place(config: Any, half: bool, shape: tuple[int, ...]) -> None:
+    """What follows a layer may write into its output, as ``ReLU(inplace=True)`` does: the same gradients as where it makes a new tensor."""
+    gradients = []
+    for inplace in (True, False):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(inplace=inplace), nn.Linear(6, 8), nn.ReLU(inplace=inplace))
+        adapt(model.bfloat16() if half else model, config)
+        for parameter in model.parameters():
+            parameter.data += 0.1 * torch.randn_like(parameter) * parameter.requires_grad
+        x = torch.randn(shape).to(torch.bfloat16 if half else torch.float32)
+        model(x).float().square().sum().backward()
+        gradients.append([parameter.grad for parameter in model.parameters() if parameter.requires_grad])
+    assert all(map(torch.equal, *gradients))
+    assert any(bool(gradient.any()) for gradient in gradients[0])
+
+
+_WIDTHS = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 3, "intermediate_size": 40}
+_SPEECH = {**_WIDTHS, "num_feat_extract_layers": 2, "conv_dim": (8, 8), "conv_kernel": (5, 3), "conv_stride": (4, 2), "mask_time_length": 2,
+           "mask_time_prob": 0.5, "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2, "vocab_size": 20}
+
+
+@pytest.mark.parametrize(("family", "values"), [
+    ("FalconForCausalLM", {"vocab_size": 41, "hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 4}),
+    ("LongformerForMaskedLM", {**_WIDTHS, "vocab_size": 41, "attention_window": 4, "max_position_embeddings": 40, "pad_token_id": 1}),
+    ("Wav2Vec2ForCTC", _SPEECH), ("HubertForCTC", _SPEECH),
+])
+def test_models_that_change_outputs_in_place_train(family: str, values: dict[str, Any]) -> None:
+    """A step of each in training mode: every adapter gets a gradient."""
+    torch.manual_seed(0)
+    kind = getattr(transformers, family)
+    model = adapt(kind(kind.config_class(**values)), LoRA(r=2)).train()
+    inputs = {"input_values": torch.randn(2, 400)} if "CTC" in family else {"input_ids": torch.arange(2 * 8).reshape(2, 8) + 2}
+    model(**inputs).logits.square().mean().backward()
+    wanted = {name: value.grad for name, value in model.named_parameters() if value.requires_grad and "lora_B" in name}
+    assert wanted
+    assert all(gradient is not None and gradient.any() for gradient in wanted.values())

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from adapterpack import OFT, DoRA, HiRA, KaSA, LoRA, adapt, attach, save
+from adapterpack import OFT, DoRA, HiRA, KaSA, LoRA, adapt, attach, save, validate
 from adapterpack.adapter_methods import Site, SiteConfig
 from adapterpack.errors import Unsupported
 from adapterpack.training.layers.weights import weight_of
@@ -189,3 +189,22 @@ def test_a_quantized_layer_is_not_trained_whole(label: str, tiny_llama: Path) ->
     with pytest.raises(Unsupported, match="quantized module cannot be trained whole") as error:
         adapt(model, LoRA(r=2, targets=("q_proj",), modules_to_save=("layers.1.mlp",)))
     assert (error.value.where, error.value.found) == ("model.layers.1.mlp", f"{type(model.model.layers[1].mlp.gate_proj).__name__}.weight")
+
+
+@pytest.mark.parametrize("label", ["int8", "nf4", "torchao int8", None])
+def test_a_pack_says_how_its_base_was_held(label: str | None, tiny_llama: Path, tmp_path: Path) -> None:
+    """Attached to the base as in training, nothing is said; on the base in another form the difference is, with its size; so does validate."""
+    forms = {"int8": ("int8", "bitsandbytes"), "nf4": ("nf4", "bitsandbytes"), "torchao int8": ("int8tensor", "torchao")}
+    bases: dict[str | None, Callable[[Path], Any]] = {None: loaded, **{name: load for name, (load, _) in BASES.items()}}
+    pack = save(shaken(adapt(bases[label](tiny_llama), CONFIGS["lora"])), tmp_path / "pack")
+    found = pack.manifest.base_quantization
+    assert (found and (found.scheme, found.params["library"])) == (None if label is None else forms[label])
+    rules = [finding.rule for finding in validate(tmp_path / "pack", tiny_llama).findings]
+    assert ("AP706" in rules) is (label is not None)
+    for other in (label, "nf4" if label is None else None):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always", UserWarning)
+            attach(bases[other](tiny_llama), pack)
+        messages = [str(one.message) for one in said if "was trained on its base" in str(one.message)]
+        assert len(messages) == (other != label)
+        assert all("logits are up to" in message and "plain floats" in message for message in messages)

@@ -249,6 +249,17 @@ def test_labels_and_pairs(tiny_bert: Path) -> None:
     assert [len(row["input_ids"]) for row in encoded] == [2, 2, 2]
 
 
+def test_pairs_are_trained_with_their_types(minilm: Path, tiny_bert: Path, tmp_path: Path) -> None:
+    """A model that tells the two texts apart by types sees in training what it sees in a pipeline; one that does not is given none."""
+    tokenizer = AutoTokenizer.from_pretrained(minilm)
+    rows = Dataset.from_list([{"sentence1": "a b", "sentence2": "c", "label": label} for label in ("no", "yes")])
+    (row, _) = text_classification.encode(rows, tokenizer, 8, "here", ["no", "yes"])
+    expected = tokenizer("a b", "c")
+    assert (row["input_ids"], row["token_type_ids"]) == (expected["input_ids"], expected["token_type_ids"])
+    assert row["token_type_ids"] == [0, 0, 0, 0, 1, 1]
+    assert data.Collator(0)([row, {**row, "input_ids": [5], "token_type_ids": [1]}])["token_type_ids"].tolist()[1] == [1, 0, 0, 0, 0, 0]
+
+
 @pytest.mark.parametrize(
     ("rows", "more", "error", "words"),
     [

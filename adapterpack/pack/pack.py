@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -76,6 +77,12 @@ class Pack(Described):
     tensors: Mapping[str, np.ndarray]
     path: Path | None = None
     extra: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """One line: a notebook shows what a cell ends with."""
+        numbers = sum(math.prod(entry.shape) for entry in self.manifest.tensors.values())
+        place = "in memory" if self.path is None else self.path
+        return f"<Pack {self.name}: {self.manifest.method.type}, {len(self.manifest.groups)} modules, {numbers:,} numbers, {place}>"
 
     @property
     def id(self) -> str:

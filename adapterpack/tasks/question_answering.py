@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import ConfigError
 from .one_pass import NoOptions, OnePass, Prepared
-from .rows import Row
+from .rows import Row, types_of
 from .scores import no_head, probabilities
 from .session import Arrays, Head, Session
 from .task import MAIN, SPANS, TASKS, TEXT, Part, Task, Training
@@ -89,8 +89,7 @@ def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: Se
         if stop and (not inside or spans[inside[-1]][1] < stop):
             continue
         first, last = (inside[0], inside[-1]) if stop else (0, 0)
-        types = {"token_type_ids": tokens["token_type_ids"]} if "token_type_ids" in tokens else {}
-        encoded.append({"input_ids": tokens["input_ids"], "start_positions": first, "end_positions": last, **types})
+        encoded.append({"input_ids": tokens["input_ids"], "start_positions": first, "end_positions": last, **types_of(tokens)})
     if not encoded:
         raise ConfigError("every answer lies beyond max_length, so there is nothing to learn", where=where,
                           found=f"max_length {max_length}", remedy="raise max_length")

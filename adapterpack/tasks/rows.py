@@ -108,3 +108,8 @@ def file_of(row: Row, column: str) -> Any:
     if not isinstance(value, COLUMNS[column]):
         raise ConfigError(f"a row of this task needs {column}", found=", ".join(map(str, row)), expected="the path of a file")
     return value
+
+
+def types_of(tokens: Mapping[str, Any]) -> dict[str, list[int]]:
+    """The token types of an encoded row, where its tokenizer tells two texts apart by them."""
+    return {"token_type_ids": tokens["token_type_ids"]} if "token_type_ids" in tokens else {}

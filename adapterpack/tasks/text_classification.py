@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import ConfigError
 from .one_pass import NoOptions, OnePass, Prepared, text_inputs
-from .rows import Row
+from .rows import Row, types_of
 from .scores import labelled
 from .session import Arrays, Head, Session
 from .task import HEADS, TASKS, Task, Training
@@ -26,7 +26,7 @@ def result(session: Session, row: Prepared, outputs: Arrays, head: Head, options
 
 
 def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: Sequence[str]) -> list[dict[str, Any]]:
-    """Token ids and the label's index; columns ``text`` (or ``sentence1`` and ``sentence2``) and ``label``.
+    """Token ids and types and the label's index; columns ``text`` (or ``sentence1`` and ``sentence2``) and ``label``.
 
     Raises:
         ConfigError: other columns, or a label that is not among ``labels``.
@@ -43,8 +43,8 @@ def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: Se
         texts = (row["sentence1"], row["sentence2"]) if pairs else (row["text"],)
         if not all(isinstance(text, str) for text in texts):
             raise ConfigError("a row without text", where=place, found=", ".join(map(repr, texts)))
-        ids = tokenizer(*texts, truncation=True, max_length=max_length)["input_ids"]
-        encoded.append({"input_ids": ids, "labels": index[str(row["label"])]})
+        tokens = tokenizer(*texts, truncation=True, max_length=max_length)
+        encoded.append({"input_ids": tokens["input_ids"], "labels": index[str(row["label"])], **types_of(tokens)})
     return encoded
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from ..pack.fits import require_sites
 from ..pack.pack import Pack
 from .active import active, adapter_names, wrappers_of
 from .adapter_kinds import KINDS
+from .base_quantization import difference
 from .calibration import measure
 from .canaries.canary import verify_attached
 from .injection import is_linear, swap, wrapping
@@ -111,7 +113,7 @@ def attach(model: nn.Module, pack: Pack, name: str | None = None, check_base: bo
     The model's own parameters are frozen; the pack's may be trained on. ``check_base=False`` leaves out the comparison of the model with
     the base that the pack was made for, and the replay of the pack's canary: four forward passes over a few tokens, made where the model
     is of the class that the canary was recorded on. ``check_canary=False`` leaves out the replay alone. After an error the model is as it
-    was.
+    was. A base that is quantized otherwise than in training is let pass with a ``UserWarning``, which says how far its logits are off.
 
     Raises:
         BaseMismatch: the model is not the pack's base.
@@ -122,7 +124,7 @@ def attach(model: nn.Module, pack: Pack, name: str | None = None, check_base: bo
     name = name or pack.name
     _refuse_taken(model, name)
     require_sites(pack, targetable_sites(model), type(model).__name__)
-    verdict = None
+    verdict = error = None
     if check_base:
         verdict = require_model_base(model, pack)
     with wrapping(model, name) as work:
@@ -146,10 +148,12 @@ def attach(model: nn.Module, pack: Pack, name: str | None = None, check_base: bo
         lead(model, name, pack.method.first_pass)
     if check_base and check_canary and (verdict is None or verdict.name != "variant"):  # whose other bytes give other logits
         try:
-            verify_attached(model, pack, name)
+            error = verify_attached(model, pack, name)
         except BaseException:
             detach(model, name)
             raise
+    if check_base and (differs := difference(model, pack, error)) is not None:
+        warnings.warn(differs, stacklevel=2)
     for _, module in base_modules(model):
         for parameter in module.parameters(recurse=False):
             parameter.requires_grad_(False)

@@ -27,6 +27,7 @@ from ..pack.pack import Pack, build, is_module
 from ..tasks.task import NO_TASK, TASKS, takes_ids, type_of
 from ..version import VERSION
 from .active import adapter_names
+from .base_quantization import quantization_of
 from .canaries.canary import make_canary
 from .checkpoint_names import stored_names
 from .layers.weights import tensor_of
@@ -52,8 +53,8 @@ def save(
     """Packs an adapter of ``model`` into the new folder ``out`` (None: in memory only) and returns the pack.
 
     ``adapter`` defaults to the only one; ``base`` to where the model was loaded from; ``name`` to the folder's; ``training`` is what is
-    to be claimed of the training, besides the versions of the libraries. The pack carries the fingerprint of the base and the digests of
-    its tokenizer, and a canary for models that take token ids, images or speech.
+    to be claimed of the training, besides the versions of the libraries. The pack carries the fingerprint of the base and how that was
+    quantized, the digests of its tokenizer, and a canary for models that take token ids, images or speech.
 
     Raises:
         NonFinite: a trained tensor, or what the adapted model gives, holds NaN or infinity.
@@ -83,6 +84,7 @@ def save(
         training={"framework_versions": {"adapterpack": VERSION, "torch": str(torch.__version__), "transformers": version("transformers")},
                   **(training or {})},
         metrics=metrics,
+        base_quantization=quantization_of(model),
         tokenizer=tokenizer_of(checkpoint) if checkpoint else None,
         base_license=license_of(checkpoint.folder) if checkpoint else None,
     )

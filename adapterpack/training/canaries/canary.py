@@ -81,17 +81,17 @@ def verify_canary(model: nn.Module, pack: Pack, name: str | None = None) -> floa
     return canary.check(canary.widened(recorded, coarse=coarse(model)), _rows(base), _rows(adapted), where=pack.name)
 
 
-def verify_attached(model: nn.Module, pack: Pack, name: str) -> None:
-    """As :func:`verify_canary` where the canary can be replayed on this model; where it cannot, the log says why.
+def verify_attached(model: nn.Module, pack: Pack, name: str) -> float | None:
+    """As :func:`verify_canary` where the canary can be replayed on this model; where it cannot, None, and the log says why.
 
     Raises:
         NothingToDo, BaseMismatch, ParityError: see :func:`verify_canary`.
     """
     reason = _not_replayable(model, pack)
     if reason is None:
-        verify_canary(model, pack, name)
-    else:
-        log.info("the canary of '%s' is not replayed: %s", pack.name, reason)
+        return verify_canary(model, pack, name)
+    log.info("the canary of '%s' is not replayed: %s", pack.name, reason)
+    return None
 
 
 def coarse(model: nn.Module) -> float:

@@ -16,12 +16,14 @@ class Quantized(NamedTuple):
     """How a library's layers hold a weight that is no plain tensor of floats.
 
     ``holds`` recognizes it by what a layer and its weight have; ``read`` gives the floats that it stands for, by a public function of the
-    library.
+    library. ``name`` is what the form is called, and ``settings`` are those that its numbers depend on.
     """
 
     library: str
     holds: Callable[[nn.Module, Any], bool]
     read: Callable[[nn.Module, Any], torch.Tensor]
+    name: Callable[[Any], str]
+    settings: Callable[[Any], dict[str, Any]] = lambda weight: {}
 
 
 def _read_4bit(module: nn.Module, weight: Any) -> torch.Tensor:
@@ -45,12 +47,21 @@ def _read_8bit(module: nn.Module, weight: Any) -> torch.Tensor:
 
 
 FORMATS = (
-    Quantized("bitsandbytes", lambda module, weight: getattr(weight, "quant_state", None) is not None, _read_4bit),
-    Quantized("bitsandbytes", lambda module, weight: weight.dtype == torch.int8 and _scales_8bit(module, weight) is not None, _read_8bit),
+    Quantized("bitsandbytes", lambda module, weight: getattr(weight, "quant_state", None) is not None, _read_4bit,
+              lambda weight: str(weight.quant_state.quant_type),
+              lambda weight: {"block_size": weight.quant_state.blocksize, "double": bool(weight.quant_state.nested)}),
+    Quantized("bitsandbytes", lambda module, weight: weight.dtype == torch.int8 and _scales_8bit(module, weight) is not None, _read_8bit,
+              lambda weight: "int8"),
     Quantized("torchao", lambda module, weight: type(weight).dequantize is not torch.Tensor.dequantize,
-              lambda module, weight: weight.dequantize()),
+              lambda module, weight: weight.dequantize(), lambda weight: type(weight).__name__.lower()),
 )
 """The formats that are read; whatever else is neither floats nor of the layer's shape is refused."""
+
+
+def format_of(module: nn.Module) -> Quantized | None:
+    """The format of a layer's weight; None where it is not quantized, or in a form that is not known."""
+    weight = module._parameters.get("weight")
+    return None if weight is None else next((fmt for fmt in FORMATS if fmt.holds(module, weight)), None)
 
 
 def weight_of(module: nn.Module, leaf: str, site: Site) -> torch.Tensor:

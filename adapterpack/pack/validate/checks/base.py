@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from ....base import compatibility
+from ....base import compatibility, quantization
 from ....base.base_metadata import chat_template_of
 from ....base.compatibility import Verdict
 from ....errors import AdapterpackError, BaseMismatch
@@ -29,7 +29,9 @@ SHARE = Rule("AP704", "warning", "The pack has at most half as many parameters a
              "check that this is an adapter and not a model")
 DIFFERS = Rule("AP705", "warning", "A chat template that the pack carries is the base's own.",
                "read the difference before you use the pack")
-RULES = (ANOTHER, TOKENIZER, TIED, SHARE, DIFFERS)
+QUANTIZED = Rule("AP706", "warning", "The base is quantized as it was when the pack was trained.",
+                 "load it as the pack was trained, or measure what the adapter gives on it")
+RULES = (ANOTHER, TOKENIZER, TIED, SHARE, DIFFERS, QUANTIZED)
 
 _TOKENIZER_FILES = {"tokenizer_json": "tokenizer.json", "added_tokens": "added_tokens.json"}
 _HEADS, _EMBEDDINGS = ("lm_head", "embed_out", "decoder"), ("embed_tokens", "wte", "word_embeddings", "shared")
@@ -130,6 +132,18 @@ def share(s: Subject) -> Iterator[Finding]:
         in_pack = sum(value.size for value in s.pack.tensors.values())
         if 2 * in_pack > in_base:
             yield SHARE.at("tensors", f"the pack has {in_pack} parameters, its base {in_base}", pointer="/tensors")
+
+
+def quantized(s: Subject) -> Iterator[Finding]:
+    """AP706: by the library that quantized it, which is what a checkpoint says."""
+    trained = s.pack.manifest.base_quantization
+    if s.base is None or trained is None:
+        return
+    library, stored = trained.params.get("library", trained.scheme), quantization.scheme(s.base)
+    if stored != library:
+        yield QUANTIZED.at("base_quantization", f"the pack was trained on the base as {trained.scheme} ({library}), and this one is stored "
+                           f"{'as plain numbers' if stored is None else f'by {stored}'}: it gives other outputs",
+                           pointer="/base_quantization")
 
 
 def _text(data: bytes) -> str:

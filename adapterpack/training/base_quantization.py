@@ -1,0 +1,53 @@
+"""Tells how a model holds its base's weights, and how that differs from the base that a pack was trained on."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from torch import nn
+
+from ..io import strict_json
+from ..manifest.parts import BaseQuantization
+from ..pack import canary
+from ..pack.pack import Pack
+from .layers.weights import format_of
+from .layers.wrapper import base_modules
+
+
+def quantization_of(model: nn.Module) -> BaseQuantization | None:
+    """The quantization of most of the model's quantized layers, else the one that its configuration names; None for plain floats."""
+    forms: Counter[bytes] = Counter()
+    by_key = {}
+    for _, module in base_modules(model):
+        if (form := format_of(module)) is not None:
+            found = BaseQuantization(form.name(module.weight), {"library": form.library, **form.settings(module.weight)})
+            key = strict_json.canonical(found)
+            forms[key] += 1
+            by_key[key] = found
+    if forms:
+        return by_key[forms.most_common(1)[0][0]]
+    settings = getattr(getattr(model, "config", None), "quantization_config", None)
+    method = settings.get("quant_method") if isinstance(settings, dict) else getattr(settings, "quant_method", None)
+    return None if method is None else BaseQuantization(str(getattr(method, "value", method)).lower(), {})
+
+
+def difference(model: nn.Module, pack: Pack, error: float | None) -> str | None:
+    """What a user has to know where ``model`` holds the base otherwise than in the pack's training; None where it does not.
+
+    ``error`` is how far its logits are from those that the pack's canary recorded.
+    """
+    trained, here = pack.manifest.base_quantization, quantization_of(model)
+    if trained == here:
+        return None
+    recorded = pack.manifest.canary
+    off = "" if error is None or recorded is None else f": logits are up to {error:.3g} off, of at most {canary.size(recorded):.3g}"
+    return (f"pack '{pack.name}' was trained on its base {_described(trained)}, and here the base is held {_described(here)}{off}; "
+            "load the base as in training, or measure what the adapter gives on this one")
+
+
+def _described(form: BaseQuantization | None) -> str:
+    if form is None:
+        return "as plain floats"
+    library: Any = form.params.get("library")
+    return f"as {form.scheme}" + (f" of {library}" if library else "")
