@@ -348,6 +348,50 @@ def test_a_chat_template_renders_the_prompt(tiny_llama: Path) -> None:
     assert text_generation.encode(text, tokenizer, 32, "here") == [{"input_ids": [5, E], "labels": [5, E]}]
 
 
+TURNS = ("{% for m in messages %}{% if m.role == 'assistant' %}w91 {{ m.content }} <end>\n{% else %}w90 {{ m.content }}\n{% endif %}"
+         "{% endfor %}{% if add_generation_prompt %}w91 {% endif %}")
+"""As Gemma and Phi-3 have it: a turn ends with a token that is not the tokenizer's end token."""
+
+
+@pytest.mark.parametrize("row", [
+    {"messages": [{"role": "user", "content": "w1"}, {"role": "assistant", "content": "w2"}, {"role": "user", "content": "w3"},
+                  {"role": "assistant", "content": "w4 w5"}]},
+    {"conversations": [{"from": "human", "value": "w1"}, {"from": "gpt", "value": "w2"}, {"from": "human", "value": "w3"},
+                       {"from": "gpt", "value": "w4 w5"}]},
+    {"instruction": "w3", "output": "w4 w5", "history": [["w1", "w2"]]},
+    {"prompt": [{"role": "user", "content": "w1"}, {"role": "assistant", "content": "w2"}, {"role": "user", "content": "w3"}],
+     "completion": [{"role": "assistant", "content": "w4 w5"}]},
+], ids=lambda row: next(iter(row)))
+def test_every_turn_of_the_assistant_is_learned_with_the_templates_own_end(tiny_llama: Path, row: dict[str, Any]) -> None:
+    """In each form of chats; of a prompt with turns in it, the completion alone."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    tokenizer.chat_template = TURNS
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<end>"]})
+    ((found),) = text_generation.encode(Dataset.from_list([row]), tokenizer, 32, "here")
+    end, first = 96, [X, X] if "prompt" in row else [6, 96]
+    assert found["input_ids"] == [94, 5, 95, 6, end, 94, 7, 95, 8, 9, end]
+    assert found["labels"] == [X, X, X, *first, X, X, X, 8, 9, end]
+
+
+def test_what_is_not_learned_is_said(tiny_llama: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Columns that nobody reads, turns that a template renders otherwise later, rows that are cut; a long text becomes several rows."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    chat = [{"role": role, "content": word} for role, word in (("user", "w1"), ("assistant", "w2"), ("user", "w3"), ("assistant", "w4"))]
+    with caplog.at_level(logging.WARNING):
+        text_generation.encode(Dataset.from_list([{"messages": chat, "source": "x"}]), tokenizer, 32, "glued")
+        tokenizer.chat_template = TURNS.replace("{{ m.content }} <end>", "{{ m.content if loop.last else 'w0' }} <end>")
+        (forgotten,) = text_generation.encode(Dataset.from_list([{"messages": chat}]), tokenizer, 32, "forgotten")
+        text_generation.encode(Dataset.from_list([{"prompt": "w1", "completion": "w2 w3 w4"}]), tokenizer, 5, "cut")
+        long = text_generation.encode(Dataset.from_list([{"text": "w1 w2 w3 w4"}]), tokenizer, 2, "long")
+    assert "glued: read as messages; these columns are not read: source" in caplog.text
+    assert "glued: 1 of 1 rows are learned in part" in caplog.text
+    assert "forgotten: 1 of 1 rows are learned in part" in caplog.text
+    assert sum(label != X for label in forgotten["labels"]) == forgotten["labels"][::-1].index(X)
+    assert "cut: 1 of 1 rows are cut at max_length (5)" in caplog.text
+    assert [row["input_ids"] for row in long] == [[5, 6], [7, 8], [E]]
+    assert "long" not in caplog.text
+
+
 @pytest.mark.parametrize(("single", "begins"), [("[BOS] $A", [1]), ("[BOS] $A [EOS]", [1]), ("$A [EOS]", []), ("[EOS] $A", [2])])
 def test_tokens_that_the_tokenizer_adds(tiny_llama: Path, single: str, begins: list[int]) -> None:
     """What begins every text begins the prompt, of plain text too, and is not learnt; an end token never stands before the answer."""

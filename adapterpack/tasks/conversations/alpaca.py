@@ -1,0 +1,17 @@
+"""Instructions as Alpaca has them: ``instruction``, ``input`` and ``output``, with LLaMA-Factory's ``system`` and ``history``."""
+
+from __future__ import annotations
+
+from ..rows import Row
+from .form import FORMS, Conversation, DataForm, said
+
+
+def read(row: Row) -> Conversation:
+    """The history, pairs of question and answer, and then the instruction with its input."""
+    before = [said("system", row["system"])] if row.get("system") else []
+    history = [said(role, text) for pair in row.get("history") or () for role, text in zip(("user", "assistant"), pair, strict=True)]
+    question = "\n\n".join(filter(None, [row["instruction"], row.get("input")]))
+    return Conversation([*before, *history, said("user", question), said("assistant", row["output"])])
+
+
+FORMS.register(DataForm("alpaca", frozenset({"instruction", "output"}), read, frozenset({"input", "system", "history"})))

@@ -1,0 +1,116 @@
+"""Makes token ids and labels of conversations: what the assistant says is learned, with the end of its turn."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from ...chat.template import ChatTemplate
+from ...errors import ConfigError
+from ...library_errors import library_errors
+from ..task import IGNORED
+from .form import Conversation, Message, form_of, text_of
+
+log = logging.getLogger(__name__)
+
+Piece = tuple[list[int], bool]
+"""Token ids, and whether they are learned."""
+
+
+def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Token ids and labels for causal language modelling: the loss is on the assistant's turns alone, and on the end of each.
+
+    A chat template, where the tokenizer has one, renders the turns, and its own end of a turn is learned; else the tokenizer's end token.
+    Rows longer than ``max_length`` tokens are cut at the end, plain text into rows of that length; those of which nothing learned would be
+    left are left out. The log says how many, and which columns are not read.
+
+    Raises:
+        ConfigError: a row that is not of its columns' form; no row is left; or the tokenizer has no end token.
+    """
+    form = form_of(rows.column_names, where)
+    if unread := sorted(set(rows.column_names) - form.columns - form.optional):
+        log.warning("%s: read as %s; these columns are not read: %s", where, form.name, ", ".join(unread))
+    if tokenizer.eos_token_id is None:
+        raise ConfigError("the tokenizer has no end token, so the model could not learn where to stop", where=where,
+                          remedy="use the tokenizer of a generating model")
+    encoded, cut, skipped = [], 0, 0
+    for number, row in enumerate(rows):
+        with library_errors("transformers", f"a row is not of the form {form.name}", where=f"{where}, row {number + 1}", kind=ConfigError):
+            conversation = form.read(row)
+            pieces = list(_pieces(conversation, tokenizer))
+        skipped += sum(learned for _, learned in pieces) < _answers(conversation)
+        ids = [token for piece, _ in pieces for token in piece]
+        wanted = [token if learned else IGNORED for piece, learned in pieces for token in piece]
+        starts = range(0, len(ids), max_length) if form.continuous else [0]
+        parts = [(ids[start : start + max_length], wanted[start : start + max_length]) for start in starts]
+        kept = [{"input_ids": part, "labels": learned} for part, learned in parts if any(label != IGNORED for label in learned)]
+        cut += bool(kept) and not form.continuous and len(ids) > max_length
+        encoded.append(kept)
+    left_out = sum(not kept for kept in encoded)
+    if left_out == len(rows):
+        raise ConfigError("every prompt is longer than max_length, so there is nothing to learn", where=where,
+                          found=f"max_length {max_length}", remedy="raise max_length")
+    for count, what in ((left_out, f"left out, their prompts fill max_length ({max_length})"), (cut, f"cut at max_length ({max_length})"),
+                        (skipped, "learned in part: their chat template, or none, does not show where each answer is")):
+        if count:
+            log.warning("%s: %d of %d rows are %s", where, count, len(rows), what)
+    return [part for kept in encoded for part in kept]
+
+
+def _answers(conversation: Conversation) -> int:
+    """How many turns are to be learned."""
+    return sum(message["role"] == "assistant" for message in conversation.messages[conversation.learned_from :])
+
+
+def _pieces(conversation: Conversation, tokenizer: Any) -> Iterator[Piece]:
+    """The parts of a row in turn, each made tokens by itself: a model that generates finds its prompt made so."""
+    *before, last = conversation.messages
+    if before and tokenizer.chat_template:
+        source = tokenizer.chat_template  # several by name, or one
+        template = ChatTemplate(source if isinstance(source, str) else source.get("default", ""))
+        turns = _rendered(conversation, template, {**tokenizer.special_tokens_map, **conversation.values})
+        for position, (text, learned) in enumerate(turns):
+            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+            ends = not learned or position < len(turns) - 1 or (bool(ids) and ids[-1] in _special(tokenizer))
+            yield (ids if ends else [*ids, tokenizer.eos_token_id]), learned
+        return
+    yield _plain_prompt(before, tokenizer), False
+    yield [*tokenizer(text_of(last["content"]), add_special_tokens=False)["input_ids"], tokenizer.eos_token_id], True
+
+
+def _rendered(conversation: Conversation, template: ChatTemplate, values: dict[str, Any]) -> list[tuple[str, bool]]:
+    """The text of a conversation in parts, and whether each is learned. A turn is what follows the prompt that the template makes for it.
+
+    White space behind a turn's end is the template's. A template may render a turn otherwise when others follow, such as without the
+    thoughts in it: then it is not learned.
+    """
+    messages, finished = conversation.messages, {**values, "add_generation_prompt": False}
+    whole, done, parts = template.render(messages, finished), 0, list[tuple[str, bool]]()
+    prompt = whole
+    for place, message in enumerate(messages):
+        if message["role"] == "assistant" and place >= max(conversation.learned_from, 1):
+            prompt = template.render(messages[:place], values)
+            through = template.render(messages[: place + 1], finished) if place < len(messages) - 1 else whole
+            if whole.startswith(through) and through.startswith(prompt) and done <= len(prompt):
+                turn = through[len(prompt) :].rstrip()
+                parts += [(whole[done : len(prompt)], False), (turn, True)]
+                done = len(prompt) + len(turn)
+    if whole[done:].strip():  # the template writes no answer behind the prompt that it makes for one: the last one stands there as it is
+        return [(prompt, False), (text_of(messages[-1]["content"]), True)]
+    return parts
+
+
+def _special(tokenizer: Any) -> set[int]:
+    """The ids of tokens that no text is made of, one of which ends a turn."""
+    return {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
+
+
+def _plain_prompt(messages: Sequence[Message], tokenizer: Any) -> list[int]:
+    """The ids of a prompt without a template; of no messages, those that begin every text.
+
+    The end token that some tokenizers put behind every text is taken off: here an answer follows.
+    """
+    ids: list[int] = tokenizer("\n".join(text_of(message["content"]) for message in messages))["input_ids"]
+    begins = len(ids) == 1 and tokenizer.bos_token_id == tokenizer.eos_token_id  # some models begin with the token with which they end
+    return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id and not begins else ids

@@ -1,0 +1,93 @@
+"""What a form of training data is, and the forms by name: a file of this folder registers the one that it defines.
+
+Another package brings a form by an entry point of the group ``adapterpack.data_forms``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from ...errors import ConfigError
+from ...registry import Registry
+from ..rows import Row
+
+Message = Mapping[str, Any]
+
+
+class Conversation(NamedTuple):
+    """A row as chat messages, of which the last one is the assistant's.
+
+    Args:
+        messages: of the form of transformers, with ``role`` and ``content``.
+        learned_from: assistant messages before this one are not learned.
+        values: what the chat template gets besides, such as ``tools``.
+    """
+
+    messages: list[Message]
+    learned_from: int = 0
+    values: Mapping[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class DataForm:
+    """One form of rows: ``columns`` are those that it is known by, ``optional`` what it reads besides, ``read`` makes messages of a row.
+
+    ``continuous``: a row is text without turns, and one that is longer than a model reads at once becomes several.
+    """
+
+    name: str
+    columns: frozenset[str]
+    read: Callable[[Row], Conversation]
+    optional: frozenset[str] = field(default_factory=frozenset)
+    continuous: bool = False
+
+
+FORMS: Registry[DataForm] = Registry("form of data", DataForm, "adapterpack.data_forms", __package__)
+"""Name -> the form."""
+
+
+def form_of(columns: Sequence[str], where: object) -> DataForm:
+    """The first form, in the order of their names, that has its columns among these.
+
+    Raises:
+        ConfigError: none has.
+
+    Example:
+        >>> form_of(["prompt", "completion", "id"], "here").name
+        'prompt-completion'
+    """
+    for form in FORMS.values():
+        if form.columns <= set(columns):
+            return form
+    forms = "; ".join(" + ".join(sorted(form.columns)) for form in FORMS.values())
+    raise ConfigError("these columns are of no known form", where=where, expected=forms, found=", ".join(columns))
+
+
+def text_of(value: Any) -> str:
+    """The value, which has to be text: what a ValueError says becomes an error that names the row."""
+    if not isinstance(value, str):
+        raise ValueError(f"text was expected, found {value!r}")
+    return value
+
+
+def tools_of(row: Row) -> dict[str, Any]:
+    """The tools of a row for a chat template: a list, also as JSON text."""
+    tools = row.get("tools")
+    return {"tools": json.loads(tools) if isinstance(tools, str) else tools} if tools else {}
+
+
+def answered(messages: Sequence[Message]) -> list[Message]:
+    """The messages without their empty fields, as tables give every row all fields; an error if the last is not the assistant's."""
+    filled = [{key: value for key, value in message.items() if value is not None} for message in messages]
+    *_, last = filled
+    if last["role"] != "assistant":
+        raise ValueError("the last message is not the assistant's")
+    return filled
+
+
+def said(role: str, content: Any) -> Message:
+    """One message of text."""
+    return {"role": role, "content": text_of(content)}

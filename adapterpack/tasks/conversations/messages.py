@@ -1,0 +1,14 @@
+"""Chats as OpenAI and TRL write them: ``messages`` of role and content; all turns of the assistant are learned."""
+
+from __future__ import annotations
+
+from ..rows import Row
+from .form import FORMS, Conversation, DataForm, answered, tools_of
+
+
+def read(row: Row) -> Conversation:
+    """The messages as they are."""
+    return Conversation(answered(row["messages"]), values=tools_of(row))
+
+
+FORMS.register(DataForm("messages", frozenset({"messages"}), read, frozenset({"tools"})))

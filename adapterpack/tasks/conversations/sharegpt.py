@@ -1,0 +1,24 @@
+"""Chats as ShareGPT wrote them: ``conversations`` of ``from`` and ``value``, whose roles have other names."""
+
+from __future__ import annotations
+
+from ..rows import Row
+from .form import FORMS, Conversation, DataForm, answered, said, tools_of
+
+ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "model": "assistant", "system": "system",
+         "observation": "tool", "tool": "tool", "function_call": "assistant"}
+"""Its roles and ours."""
+
+
+def read(row: Row) -> Conversation:
+    """The turns, after the column ``system`` if there is one."""
+    before = [said("system", row["system"])] if row.get("system") else []
+    turns = []
+    for turn in row["conversations"]:
+        if turn["from"] not in ROLES:
+            raise ValueError(f"{turn['from']!r} is none of the roles {', '.join(ROLES)}")
+        turns.append(said(ROLES[turn["from"]], turn["value"]))
+    return Conversation(answered([*before, *turns]), values=tools_of(row))
+
+
+FORMS.register(DataForm("sharegpt", frozenset({"conversations"}), read, frozenset({"system", "tools"})))
