@@ -12,8 +12,17 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    DistilBertConfig,
+    DistilBertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 import adapterpack
 from adapterpack import LoRA, active, adapt, attach, detach, load, save
@@ -52,6 +61,12 @@ def causal(folder: Path, **kwargs: Any) -> Any:
 def classifier(folder: Path, labels: int = 3) -> Any:
     torch.manual_seed(0)  # of the new head
     return AutoModelForSequenceClassification.from_pretrained(folder, num_labels=labels).eval()
+
+
+def with_head(folder: Path, out: Path) -> Path:
+    """A checkpoint that holds a classifier's head, too."""
+    classifier(folder).save_pretrained(out / "classifier")
+    return out / "classifier"
 
 
 def mlp(seed: int = 0) -> nn.Sequential:
@@ -135,9 +150,9 @@ def test_only_the_adapter_is_trained(tiny_llama: Path) -> None:
     assert len(changed) == 2 * 14  # seven linear layers in each of two blocks
 
 
-def test_detach_gives_back_the_same_objects(tiny_bert: Path) -> None:
+def test_detach_gives_back_the_same_objects(tiny_bert: Path, tmp_path: Path) -> None:
     """After ``adapt, train, detach`` the module tree holds the very objects of before, under the same paths, and gives the same bits."""
-    model = classifier(tiny_bert)
+    model = classifier(with_head(tiny_bert, tmp_path))
     tree, before, keys = modules_by_path(model), logits(model), list(model.state_dict())
     adapt(model, LoRA(r=2, modules_to_save=("classifier",)), "a")
     adapt(model, LoRA(r=5, targets=("query", "intermediate.dense")), "b")
@@ -219,10 +234,11 @@ def test_attached_adapters_can_be_trained_on(tiny_llama: Path) -> None:
 # --- paths and names
 
 
-def test_a_second_adapter_finds_the_original_paths(tiny_bert: Path) -> None:
+def test_a_second_adapter_finds_the_original_paths(tiny_bert: Path, tmp_path: Path) -> None:
     """``paths(adapt(adapt(model, a), b)) == paths(adapt(model, b))``, also where ``a`` trained the head whole and ``b`` adapts it."""
-    alone = adapt(classifier(tiny_bert), LoRA(r=2), "b")
-    both = adapt(adapt(classifier(tiny_bert), LoRA(r=2, modules_to_save=("classifier",)), "a"), LoRA(r=2), "b")
+    base = with_head(tiny_bert, tmp_path)
+    alone = adapt(classifier(base), LoRA(r=2), "b")
+    both = adapt(adapt(classifier(base), LoRA(r=2, modules_to_save=("classifier",)), "a"), LoRA(r=2), "b")
     paths = [site.path for site in parts_of(alone, "b").adapters]
     assert "classifier" in paths
     assert [site.path for site in parts_of(both, "b").adapters] == paths
@@ -827,3 +843,40 @@ def test_a_pack_whose_head_has_other_parameters(tiny_bert: Path) -> None:
     with pytest.raises(SiteNotFound, match="bias"):
         attach(model, pack, check_base=False)
     assert adapter_names(model) == []
+
+
+def test_a_head_that_no_file_holds_is_trained_whole(tiny_bert: Path, tiny_llama: Path, tmp_path: Path) -> None:
+    """DistilBERT's class adds two modules to its base, BERT's one. Each load draws others, so an adapter of them would be lost: with
+    ``all-linear`` they are trained whole, and the pack works on a fresh model; where one is named as a target, ``save`` refuses."""
+    torch.manual_seed(3)
+    DistilBertModel(DistilBertConfig(vocab_size=96, dim=24, n_layers=1, n_heads=3, hidden_dim=40)).save_pretrained(tmp_path / "distil")
+    for base, heads in ((tiny_bert, ["classifier"]), (tmp_path / "distil", ["classifier", "pre_classifier"])):
+        model = shake(adapt(classifier(base), LoRA(r=2), "one"))
+        pack = save(model, tmp_path / f"{base.name}-pack")
+        assert sorted(pack.full()) == heads
+        torch.manual_seed(1)
+        fresh = AutoModelForSequenceClassification.from_pretrained(base, num_labels=3).eval()
+        assert torch.equal(logits(attach(fresh, load(tmp_path / f"{base.name}-pack"))), logits(model))
+        named = adapt(classifier(base), LoRA(r=2, targets=("classifier",)), "two")
+        with pytest.raises(SiteNotFound, match=r"does not hold.*modules_to_save"):
+            save(named, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+    assert not parts_of(adapt(causal(tiny_llama), LoRA(r=2)), "default").full  # its head is tied, and the checkpoint holds it once
+
+
+def test_a_checkpoint_holds_the_adapter_alone(tiny_llama: Path, tmp_path: Path) -> None:
+    """What trainers write of an adapted model: its adapters, which load back, and no configuration by which somebody could take it for a
+    model; without adapters the model is saved as ever."""
+    model = shake(adapt(causal(tiny_llama), LoRA(r=2), "one"))
+    expected = logits(model)
+    model.save_pretrained(tmp_path / "checkpoint")
+    tensors = load_file(tmp_path / "checkpoint" / "model.safetensors")
+    assert [path.name for path in (tmp_path / "checkpoint").iterdir()] == ["model.safetensors"]
+    assert sum(value.numel() for value in tensors.values()) == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    again = adapt(causal(tiny_llama), LoRA(r=2), "one", seed=9)
+    found = again.load_state_dict(tensors, strict=False)
+    assert not found.unexpected_keys
+    assert torch.equal(logits(again), expected)
+    copy.deepcopy(again).save_pretrained(tmp_path / "copy")
+    detach(model).save_pretrained(tmp_path / "whole")
+    assert torch.equal(logits(causal(tmp_path / "whole")), logits(causal(tiny_llama)))

@@ -255,6 +255,8 @@ def test_models_that_change_outputs_in_place_train(family: str, values: dict[str
     kind = getattr(transformers, family)
     model = adapt(kind(kind.config_class(**values)), LoRA(r=2)).train()
     inputs = {"input_values": torch.randn(2, 400)} if "CTC" in family else {"input_ids": torch.arange(2 * 8).reshape(2, 8) + 2}
+    if "Longformer" in family:
+        inputs["global_attention_mask"] = (torch.arange(8) == 0).long().expand(2, 8)
     model(**inputs).logits.square().mean().backward()
     wanted = {name: value.grad for name, value in model.named_parameters() if value.requires_grad and "lora_B" in name}
     assert wanted

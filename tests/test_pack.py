@@ -205,6 +205,11 @@ def test_a_pack_comes_back_as_it_was_built(folder: Path) -> None:
     assert pack.manifest.task == m.Task("text-classification", "Tiny", ("yes", "no"))
 
 
+def test_the_repr_of_a_pack_is_a_line() -> None:
+    """A notebook shows what a cell ends with: the name, the method, how much there is, and where; never the numbers."""
+    assert re.fullmatch(r"<Pack tickets: lora, 3 modules, \d+ numbers, in memory>", repr(make_pack()))
+
+
 def test_writing_twice_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
     """Also from the pack that was read back, and from equal configs written as 3 and 3.0; the manifest is in its canonical form."""
     make_pack().write(tmp_path / "again")

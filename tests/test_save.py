@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from families import FAMILIES
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import adapterpack
@@ -18,6 +19,7 @@ from adapterpack.base.base_metadata import license_of, tokenizer_of
 from adapterpack.base.checkpoint import Checkpoint
 from adapterpack.manifest import manifest as m
 from adapterpack.manifest.parts import Dims, Tokenizer
+from adapterpack.training.checkpoint_names import drawn_modules
 
 pytestmark = pytest.mark.fast
 
@@ -135,3 +137,10 @@ def test_what_training_claims(tiny_bert: Path, tmp_path: Path) -> None:
     assert claims["framework_versions"]["torch"] == torch.__version__
     assert set(claims["framework_versions"]) == {"adapterpack", "torch", "transformers"}
     assert pack.manifest.tokenizer is not None
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_whole_checkpoint_has_no_new_head(name: str, tmp_path: Path) -> None:
+    """However a family stores and ties its weights, what its checkpoint holds is not taken for what every load draws anew."""
+    FAMILIES[name].build().save_pretrained(tmp_path / name)
+    assert drawn_modules(FAMILIES[name].load(tmp_path / name)) == []

@@ -9,16 +9,13 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset, are_progress_bars_disabled, enable_progress_bars
+from datasets import ClassLabel, Dataset, Features, Value, are_progress_bars_disabled, enable_progress_bars
 from safetensors.torch import save_file
 from tokenizers.processors import TemplateProcessing
 from transformers import (
@@ -28,6 +25,7 @@ from transformers import (
     AutoTokenizer,
     DistilBertConfig,
     DistilBertModel,
+    T5Config,
 )
 
 import adapterpack
@@ -38,7 +36,9 @@ from adapterpack.tasks import text_classification, text_generation
 from adapterpack.tasks.task import task_named
 from adapterpack.training import data
 from adapterpack.training.canaries.canary import verify_canary
+from adapterpack.training.config.config import read_config
 from adapterpack.training.loading import load_model
+from adapterpack.training.memory import memory_errors
 
 TEXT = "text-classification"
 CAUSAL = {"task": "text-generation"}
@@ -283,20 +283,55 @@ def test_pairs_are_trained_with_their_types(minilm: Path, tiny_bert: Path, tmp_p
         ([{"messages": [{"role": "user", "content": "w1"}]}], CAUSAL, ConfigError, ["row 1", "not the assistant's"]),
         ([{"messages": []}], CAUSAL, ConfigError, ["row 1", "form messages"]),
         ([{"prompt": "w1 w2 w3", "completion": "w4"}], {**CAUSAL, "max_length": 3}, ConfigError, ["longer than max_length"]),
+        ([{"text": "w1", "label": ["a", "b"]}], {}, ConfigError, ["one text or whole number", "row 1", "['a', 'b']"]),
+        ([{"text": "w1", "label": 0.25}, {"text": "w2", "label": 1.5}], {}, ConfigError, ["one text or whole number", "regression"]),
+        ([{"text": " ".join(["w1"] * 70), "label": str(n)} for n in (0, 1)], {"max_length": 99}, ConfigError,
+         ["longer than the model can read", "at most 64", "found 70", "set max_length to 64"]),
+        (None, {**CAUSAL, "train_file": "T5"}, Unsupported, ["no model for the task", "found t5", "text2text-generation"]),
     ],
 )
 def test_data_errors_are_sentences(
-    request: pytest.FixtureRequest, tmp_path: Path, rows: list[dict[str, Any]] | None, more: dict[str, Any],
-    error: type[AdapterpackError], words: list[str],
+    request: pytest.FixtureRequest, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, Any]] | None,
+    more: dict[str, Any], error: type[AdapterpackError], words: list[str],
 ) -> None:
     """What is wrong, in which file and row, and what was expected; nothing is written."""
     base = request.getfixturevalue("tiny_llama" if more.items() >= CAUSAL.items() else "tiny_bert")
     config = {**settings(base, tmp_path, labelled(0, 64) if rows is None else rows, task=TEXT), **more}
+    if more.get("train_file") == "T5":
+        folder = Path(shutil.copytree(base, tmp_path_factory.mktemp("t5") / "base"))
+        T5Config(vocab_size=96, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, architectures=["T5ForConditionalGeneration"]
+                 ).save_pretrained(folder)
+        config |= {"model_name_or_path": str(folder), "train_file": str(tmp_path / "rows.jsonl")}
     with pytest.raises(error) as caught:
         train(config)
     for word in words:
         assert word in str(caught.value)
     assert left(tmp_path) == ["rows.jsonl"]
+
+
+def test_labels_keep_their_names(tiny_bert: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The names that a data set has for its classes are those in the pack; texts of pairs have several names; the rest is said."""
+    features = Features({"premise": Value("string"), "hypothesis": Value("string"), "label": ClassLabel(names=["neg", "pos"]),
+                         "source": Value("string")})
+    columns = {"premise": ["w1", "w2"], "hypothesis": ["w3", "w4"], "label": [1, 0], "source": ["a", "b"]}
+    Dataset.from_dict(columns, features).to_parquet(tmp_path / "r.parquet")
+    rows = data.load_rows(str(tmp_path / "r.parquet"))
+    assert data.labels_in(rows, "here") == ["neg", "pos"]
+    with caplog.at_level(logging.WARNING):
+        encoded = text_classification.encode(rows, AutoTokenizer.from_pretrained(tiny_bert), 1, "here", ["neg", "pos"])
+    assert [row["labels"] for row in encoded] == [1, 0]
+    assert "here: read as premise + hypothesis; these columns are not read: source" in caplog.text
+    assert "here: 2 of 2 rows are cut at max_length (1)" in caplog.text
+
+
+def test_running_out_of_memory_is_advised(tiny_bert: Path, tmp_path: Path) -> None:
+    """A batch that no machine holds: the settings that save memory, by name."""
+    config = read_config(classify(tiny_bert, tmp_path, gradient_checkpointing=True))[0][0]
+    with pytest.raises(AdapterpackError, match=r"does not fit into memory.*per_device_train_batch_size=4, bf16=true, max_length=16"), \
+            memory_errors(config):
+        torch.empty(1 << 60)
+    with pytest.raises(RuntimeError, match="mat1"), memory_errors(config):
+        torch.ones(2, 3) @ torch.ones(2, 3)
 
 
 def test_a_label_that_only_the_evaluation_has(tiny_bert: Path, tmp_path: Path) -> None:
@@ -515,30 +550,18 @@ def test_divergence_writes_nothing(tiny_bert: Path, tmp_path: Path, monkeypatch:
     assert left(scratch) == []
 
 
-def test_ctrl_c_leaves_nothing(tiny_bert: Path, tmp_path: Path, cache: Path) -> None:
-    """SIGINT in the middle of training: a failure, with neither an output folder nor a scratch folder left."""
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
-    config = tmp_path / "train.json"
-    config.write_text(json.dumps(classify(tiny_bert, tmp_path, max_steps=1_000_000)))
-    # A shell that runs the tests in the background has its children ignore SIGINT; a user's terminal does not.
-    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); " \
-        "import sys, logging, adapterpack; logging.basicConfig(level=10); adapterpack.train(sys.argv[1])"
-    environment = {**os.environ, "TMPDIR": str(scratch), "HF_DATASETS_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, "-c", code, str(config)], env=environment, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while not any(path.name.startswith("adapterpack-train-") for path in scratch.iterdir()):
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    time.sleep(1.0)  # into the loop
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
-    assert process.returncode != 0
-    assert "KeyboardInterrupt" in errors
-    assert "inner_training_loop" in errors or "training_step" in errors or "optimizer" in errors
-    assert left(tmp_path) == ["rows.jsonl", "scratch", "train.json"]
-    assert [name for name in left(scratch) if name.startswith("adapterpack")] == []
+def test_ctrl_c_without_checkpoints_leaves_nothing(tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGINT in the middle of a step: neither an output nor anything else is left. With checkpoints: test_train_resume."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that runs tests in the background lets them ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt) as interrupt:
+            train(classify(tiny_bert, tmp_path, max_steps=9, save_strategy="no"),
+                  progress=lambda step: os.kill(os.getpid(), signal.SIGINT) if step.done == 2 else None)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert not getattr(interrupt.value, "__notes__", None)
+    assert left(tmp_path) == ["rows.jsonl"]
 
 
 def test_a_pack_of_a_model_in_memory_is_returned(tiny_bert: Path, tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from adapterpack.adapter_methods import methods
 from adapterpack.errors import AdapterpackError, ConfigError, StorageError, UnknownMethod
 from adapterpack.tasks.task import TASKS
 from adapterpack.training.config.aliases import ALIASES, translate
-from adapterpack.training.config.config import LEAST, NAME, POSITIVE, TrainConfig, read_config
+from adapterpack.training.config.config import read_config
+from adapterpack.training.config.fields import LEAST, NAME, POSITIVE, TrainConfig
 from adapterpack.training.config.schema import schema
 
 pytestmark = pytest.mark.fast
@@ -42,10 +43,13 @@ def test_yaml_round_trip(tmp_path: Path) -> None:
                 "per_device_eval_batch_size": 4, "gradient_accumulation_steps": 3, "lr_scheduler_type": "cosine", "warmup_steps": 0.1,
                 "weight_decay": 0.01, "max_grad_norm": 0.5, "logging_steps": 7, "seed": 5, "bf16": True, "gradient_checkpointing": True,
                 "group_by_length": True,
-                "max_train_samples": 100, "skip_train_samples": 3}
+                "max_train_samples": 100, "skip_train_samples": 3, "load_in_4bit": True, "load_in_8bit": False, "save_strategy": "epoch",
+                "save_steps": 9, "save_total_limit": 3, "eval_strategy": "epoch", "eval_steps": 4, "load_best_model_at_end": True,
+                "metric_for_best_model": "accuracy", "greater_is_better": True, "early_stopping_patience": 2,
+                "report_to": ("tensorboard", "wandb")}
     assert {*settings, *NEEDED} == {f.name for f in dataclasses.fields(TrainConfig)} - {"method_config"}
     path = tmp_path / "train.yaml"
-    path.write_text(yaml.safe_dump({**NEEDED, **settings, **hyper}))
+    path.write_text(yaml.safe_dump({**NEEDED, **settings, "report_to": ["tensorboard", "wandb"], **hyper}))
     (config,), notes = read_config(path)
     assert notes == []
     assert {key: getattr(config, key) for key in (*NEEDED, *settings)} == {**NEEDED, **settings}
@@ -170,6 +174,7 @@ def test_several_adapters_share_the_common_keys() -> None:
         ({"dropout": 1.0}, [], ["dropout must lie in [0, 1)"]),
         ({"learning_rate": float("nan")}, [], ["learning_rate", "more than 0, and finite", "nan"]),
         ({"learning_rate": 0}, [], ["learning_rate", "more than 0"]),
+        ({"max_steps": 0}, [], ["max_steps", "at least 1, or -1 for epochs"]),
         ({"learning_rate": "inf"}, [], ["learning_rate", "finite"]),
         ({"per_device_train_batch_size": 0}, [], ["per_device_train_batch_size", "at least 1", "found 0"]),
         ({"seed": -1}, [], ["seed", "at least 0"]),
@@ -183,6 +188,12 @@ def test_several_adapters_share_the_common_keys() -> None:
         ({"adapters": [{"name": "a", "output_dir": "x"}, {"name": "b", "output_dir": "x"}]}, [], ["the same output_dir", "found x"]),
         ({"adapters": [{"name": "a", "rr": 2}]}, [], ["adapter a", "'rr'"]),
         ({"adapters": [{"name": "a"}, {"name": "b"}]}, ["name=c"], ["one name for several adapters"]),
+        ({"learning_rat": 1, "stage": "sft", "val_set_size": 0.1, "block_size": 4, "qqq": 1}, [],
+         ["5 keys are not known", "did you mean 'learning_rate'?", "stage: leave it out", "eval_file", "a setting of", "qqq"]),
+        ({"rr": 1, "adapters": [{"name": "a", "vall_file": 2}, {"name": "b", "learning_rat": 3}]}, [],
+         ["3 keys are not known", "2 adapters", "'rr', 'vall_file', 'learning_rat'"]),
+        ({"load_in_4bit": True, "load_in_8bit": True}, [], ["4 bits or in 8"]),
+        ({"save_strategy": "often"}, [], ["save_strategy", "'often'"]),
         ({}, ["learning_rate"], ["key=value", "'learning_rate'"]),
         ({}, ["=5"], ["key=value"]),
         ({}, ["targets=[q"], ["override", "targets", "not valid YAML"]),

@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import click
 
@@ -72,6 +73,24 @@ def byte_bar(label: str) -> Iterator[Callable[[int, int], None]]:
         with p.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task(label, total=None)
             yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextlib.contextmanager
+def training(label: str) -> Iterator[Callable[[Any], None] | None]:
+    """A function that shows how far a training is, where there is a terminal; else None, and the log has a line every few steps."""
+    os.environ.setdefault("TQDM_DISABLE", "1")  # one thing that moves is enough, and the libraries are not imported yet
+    with apart():
+        if not sys.stderr.isatty():
+            yield None
+            return
+        from rich import progress as p  # noqa: PLC0415 - only a terminal pays for it
+        from rich.console import Console  # noqa: PLC0415
+
+        columns = (p.TextColumn("{task.description}", markup=False), p.BarColumn(), p.MofNCompleteColumn(),
+                   p.TextColumn("loss {task.fields[loss]}, {task.fields[speed]} tokens/s", markup=False), p.TimeRemainingColumn())
+        with p.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(label, total=None, loss="-", speed="-")
+            yield lambda step: bar.update(task, completed=step.done, total=step.total, loss=f"{step.loss:.4g}", speed=f"{step.speed:,.0f}")
 
 
 def _lines(label: str) -> Callable[[int, int], None]:

@@ -7,25 +7,38 @@ import click
 import adapterpack
 
 from .options import shared
-from .output import emit, line
-from .progress import apart
+from .output import draw, emit, facts, line
+from .progress import apart, training
 
 
 @click.command("train")
 @click.argument("config", metavar="CONFIG.yaml")
 @click.argument("overrides", nargs=-1, metavar="[key=value ...]")
+@click.option("--print-config", is_flag=True, help="Print the whole configuration as it is read, defaults and all, and train nothing.")
+@click.option("--dry-run", is_flag=True, help="Load everything, say what would be trained and in how much memory, and train nothing.")
 @shared
-def command(config: str, overrides: tuple[str, ...], as_json: bool) -> None:
+def command(config: str, overrides: tuple[str, ...], print_config: bool, dry_run: bool, as_json: bool) -> None:
     """Trains the adapters that CONFIG describes and writes one pack each; returns the packs.
+
+    The same command goes on with a run that was interrupted, from its last checkpoint.
 
     \b
     Example:
       adapterpack train train.yaml
       adapterpack train train.yaml learning_rate=1e-3 r=16
+      adapterpack train train.yaml --dry-run
     """
-    with apart():
-        packs = adapterpack.train(config, overrides)
-    trained = [{**adapterpack.inspect(str(pack.path)), "training": dict(pack.manifest.training)} for pack in packs]
+    if print_config:
+        _print_config(config, overrides, as_json)
+        return
+    if dry_run:
+        _dry_run(config, overrides, as_json)
+        return
+    with training("train") as progress:
+        packs = adapterpack.train(config, overrides, progress)
+    trained = [{**adapterpack.inspect(str(pack.path)), "training": dict(pack.manifest.training)} for pack in packs if pack.path is not None]
+    if len(trained) < len(packs):
+        return  # one process of several, and not the one that writes
     if as_json:
         emit({"command": "train", "packs": trained})
         return
@@ -34,3 +47,45 @@ def command(config: str, overrides: tuple[str, ...], as_json: bool) -> None:
         values = ", ".join(f"{name} {value:.4g}" for name, value in scores)
         line(f"trained '{pack['name']}' into {pack['path']}: {pack['sites']} sites, {pack['parameters']:,} numbers, "
              f"{pack['training']['steps']} steps; {values}")
+
+
+def _print_config(config: str, overrides: tuple[str, ...], as_json: bool) -> None:
+    from ..io import plain_yaml, strict_json  # noqa: PLC0415 - the help needs none of it
+    from ..training.config.config import as_mapping, read_config  # noqa: PLC0415
+
+    with apart():
+        configs, notes = read_config(config, overrides)
+    settings = [strict_json.plain({**as_mapping(one), "name": one.pack_name}) for one in configs]
+    whole = settings[0] if len(settings) == 1 else {"adapters": settings}
+    if as_json:
+        emit({"command": "train", "config": whole})
+        return
+    for note in notes:
+        click.echo(f"# {note}")
+    click.echo(plain_yaml.dumps(whole), nl=False)
+
+
+def _dry_run(config: str, overrides: tuple[str, ...], as_json: bool) -> None:
+    from ..training.dry_run import dry_run  # noqa: PLC0415 - the help needs none of it
+
+    with apart():
+        reports = dry_run(config, overrides)
+    if as_json:
+        emit({"command": "train", "dry_run": reports})
+        return
+    for report in reports:
+        batch = report.pop("first_batch")
+        facts(report)
+        for row in batch:
+            _row(row)
+
+
+def _row(row: list[dict[str, object]]) -> None:
+    """A row of the first batch; what is learned is green, and in brackets where there are no colours."""
+    from rich.text import Text  # noqa: PLC0415 - as above
+
+    text = Text()
+    for part in row:
+        words = str(part["text"])
+        text.append(f"[{words}]" if part["learned"] else words, "green" if part["learned"] else "")
+    draw(text)

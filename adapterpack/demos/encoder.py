@@ -21,7 +21,8 @@ from ..runtime.model_inputs import pad
 from ..runtime.session import Session
 from ..runtime.text.tokenizer import Tokenizer
 from ..tasks.task import task_named
-from ..training.config.config import TrainConfig, read_config
+from ..training.config.config import read_config
+from ..training.config.fields import TrainConfig
 from ..training.inject import attach
 from ..training.loading import load_model
 from ..training.pipeline import train_one

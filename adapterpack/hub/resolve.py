@@ -32,6 +32,21 @@ def folder_of(reference: str | os.PathLike[str]) -> Path:
     return path if path.exists() else _download(str(reference))
 
 
+def folder_at_hand(reference: str | os.PathLike[str], revision: str | None = None) -> Path | None:
+    """The folder behind a reference if it is on this machine: a local one, or a base in the cache of hub files; nothing is fetched."""
+    path = Path(reference)
+    parsed = None if path.exists() else _parsed(str(reference), is_remote(reference))
+    if parsed is None:
+        return path if path.exists() else None
+    from huggingface_hub import snapshot_download  # noqa: PLC0415 - only a named hub pays for it
+    from huggingface_hub.errors import LocalEntryNotFoundError  # noqa: PLC0415
+
+    try:
+        return Path(snapshot_download(parsed.repo, revision=revision or parsed.revision, local_files_only=True)) / parsed.folder
+    except LocalEntryNotFoundError:
+        return None
+
+
 def is_remote(reference: object) -> bool:
     """Whether a reference names a hub beyond doubt."""
     return str(reference).startswith(names.SCHEME)

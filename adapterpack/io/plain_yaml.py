@@ -20,6 +20,7 @@ MAX_SCALAR = 1 << 16
 """The longest text; what is longer belongs into a file of its own."""
 MAX_DIGITS = 100
 MAX_INTEGER = 2**63 - 1
+_WIDTH = 120
 
 
 def loads(data: bytes | str, where: object, kind: type[AdapterpackError] = ConfigError, what: str = "this is not valid YAML") -> Any:
@@ -55,6 +56,12 @@ def read(path: Path) -> Any:
     with storage_errors(path), path.open("rb") as file:
         data = read_at_most(file, MAX_BYTES + 1)
     return loads(data, path)
+
+
+def dumps(value: Any) -> str:
+    """The value as YAML that :func:`loads` reads back, keys in their order."""
+    text: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=_WIDTH)
+    return text
 
 
 def _problems(events: Any) -> Iterator[tuple[str, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,11 @@ from .rows import Row, types_of
 from .scores import labelled
 from .session import Arrays, Head, Session
 from .task import HEADS, TASKS, Task, Training
+
+log = logging.getLogger(__name__)
+
+COLUMNS = (("sentence1", "sentence2"), ("text", "text_pair"), ("premise", "hypothesis"), ("text",), ("sentence",))
+"""The columns of one text or two, as data sets call them; the first that are there count."""
 
 
 def prepare(session: Session, row: Row, options: NoOptions) -> Prepared:
@@ -26,25 +32,34 @@ def result(session: Session, row: Prepared, outputs: Arrays, head: Head, options
 
 
 def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: Sequence[str]) -> list[dict[str, Any]]:
-    """Token ids and types and the label's index; columns ``text`` (or ``sentence1`` and ``sentence2``) and ``label``.
+    """Token ids and types and the label's index; columns ``label`` and those of :data:`COLUMNS`.
+
+    The log says which columns are not read and how many rows are cut.
 
     Raises:
         ConfigError: other columns, or a label that is not among ``labels``.
     """
-    pairs = {"sentence1", "sentence2"} <= set(rows.column_names)
-    if "label" not in rows.column_names or not (pairs or "text" in rows.column_names):
-        raise ConfigError("classification needs the columns text and label", where=where, found=", ".join(rows.column_names))
+    columns = next((columns for columns in COLUMNS if {*columns, "label"} <= set(rows.column_names)), None)
+    if columns is None:
+        raise ConfigError("classification needs the columns text and label", where=where, found=", ".join(rows.column_names),
+                          expected="label and " + ", or ".join(map(" + ".join, COLUMNS)))
+    if unread := sorted(set(rows.column_names) - {*columns, "label"}):
+        log.warning("%s: read as %s; these columns are not read: %s", where, " + ".join(columns), ", ".join(unread))
     index = {label: position for position, label in enumerate(labels)}
-    encoded = []
+    encoded, cut = [], 0
     for number, row in enumerate(rows):
         place = f"{where}, row {number + 1}"
         if str(row["label"]) not in index:
             raise ConfigError("a label that the training data does not have", where=place, expected=", ".join(labels), found=row["label"])
-        texts = (row["sentence1"], row["sentence2"]) if pairs else (row["text"],)
+        texts = [row[column] for column in columns]
         if not all(isinstance(text, str) for text in texts):
             raise ConfigError("a row without text", where=place, found=", ".join(map(repr, texts)))
         tokens = tokenizer(*texts, truncation=True, max_length=max_length)
+        cut += len(tokens["input_ids"]) == max_length and len(tokenizer(*texts)["input_ids"]) > max_length
         encoded.append({"input_ids": tokens["input_ids"], "labels": index[str(row["label"])], **types_of(tokens)})
+    log.info("%s: %d rows of %s, %d labels", where, len(rows), " + ".join(columns), len(labels))
+    if cut:
+        log.warning("%s: %d of %d rows are cut at max_length (%d)", where, cut, len(rows), max_length)
     return encoded
 
 

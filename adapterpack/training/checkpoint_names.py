@@ -1,13 +1,18 @@
-"""Finds the checkpoint's names of weights that transformers renames while it loads them."""
+"""Finds the checkpoint's names of weights that transformers renames while it loads them, and the weights that it does not hold."""
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterable
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel, WeightConverter
 
+from ..base.checkpoint import Checkpoint
+from ..errors import AdapterpackError
+from ..hub.resolve import folder_at_hand
 from .layers.wrapper import base_modules
 
 
@@ -16,18 +21,10 @@ def stored_names(model: nn.Module, stored: Iterable[str]) -> dict[str, str]:
 
     What is put together from several tensors, or taken apart, is left out: no one tensor holds it.
     """
-    if not isinstance(model, PreTrainedModel):
+    transforms = _transforms(model) if isinstance(model, PreTrainedModel) else None
+    if transforms is None:
         return {}
-    try:
-        from transformers.conversion_mapping import get_model_conversion_mapping  # noqa: PLC0415 - not public, though PEFT uses it, too
-    except ImportError:
-        warnings.warn("this version of transformers does not say how it renames weights while it loads them, so the pack does not say what "
-                      "some of them are called in the checkpoint: PEFT loads it, and adapterpack refuses it there; save it again with "
-                      "another version", stacklevel=2)
-        return {}
-    transforms = get_model_conversion_mapping(model)
-    renamings = [transform for transform in transforms if not isinstance(transform, WeightConverter)]
-    converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
+    renamings, converters = transforms
     parameters = {f"{path}.{leaf}".lstrip(".") for path, module in base_modules(model) for leaf in module._parameters}
     prefix, stored_by_name = f"{model.base_model_prefix}.", {}
     for name in stored:
@@ -42,3 +39,57 @@ def stored_names(model: nn.Module, stored: Iterable[str]) -> dict[str, str]:
         if place is not None:
             stored_by_name[place] = name
     return stored_by_name
+
+
+def _transforms(model: nn.Module) -> tuple[list[Any], list[WeightConverter]] | None:
+    """What only renames a tensor, and what puts tensors together or takes them apart; None where transformers does not say."""
+    try:
+        from transformers.conversion_mapping import get_model_conversion_mapping  # noqa: PLC0415 - not public, though PEFT uses it, too
+    except ImportError:
+        warnings.warn("this version of transformers does not say how it renames weights while it loads them, so the pack does not say what "
+                      "some of them are called in the checkpoint: PEFT loads it, and adapterpack refuses it there; save it again with "
+                      "another version", stacklevel=3)
+        return None
+    transforms = get_model_conversion_mapping(model)
+    converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
+    return [transform for transform in transforms if not isinstance(transform, WeightConverter)], converters
+
+
+def drawn_modules(model: nn.Module) -> list[str]:
+    """The paths of modules with weights that the checkpoint of the model does not hold, or in another shape: every load draws them anew.
+
+    Empty where the checkpoint is not at hand, or holds less than half of the model; resized embeddings are left out.
+    """
+    config = getattr(model, "config", None)
+    source = getattr(config, "_name_or_path", None)
+    folder = folder_at_hand(source, getattr(config, "_commit_hash", None)) if source and isinstance(model, PreTrainedModel) else None
+    if folder is None:
+        return []
+    try:
+        stored = Checkpoint(folder).tensors
+    except AdapterpackError:
+        return []
+    transforms = _transforms(model)
+    if transforms is None:
+        return []
+    names = stored_names(model, stored)
+    converted = [re.compile(".*".join(map(re.escape, pattern.split("\\1")))) for converter in transforms[1]
+                 for pattern in converter.target_patterns]
+    owners = (getattr(model, f"get_{side}_embeddings", lambda: None)() for side in ("input", "output"))
+    held = {id(parameter) for owner in owners if isinstance(owner, nn.Module) for parameter in owner.parameters()}
+    paths: dict[int, str] = {}
+    sizes: dict[int, int] = {}
+    for path, module in base_modules(model):
+        for leaf, parameter in module._parameters.items():
+            if parameter is None:
+                continue
+            name = f"{path}.{leaf}".lstrip(".")
+            sizes[id(parameter)] = parameter.numel()
+            fits = name in names and (not parameter.is_floating_point() or tuple(stored[names[name]].shape) == tuple(parameter.shape))
+            if fits or any(pattern.search(name) for pattern in converted):
+                held.add(id(parameter))
+            paths.setdefault(id(parameter), path)
+    drawn = sizes.keys() - held
+    if 2 * sum(sizes[key] for key in drawn) > sum(sizes.values()):
+        return []
+    return list(dict.fromkeys(path for key, path in paths.items() if key in drawn and path))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset, are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, load_dataset
+from datasets import ClassLabel, Dataset, are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, load_dataset
 
 from ..errors import ConfigError, StorageError
 from ..library_errors import library_errors
@@ -37,6 +37,15 @@ def load_rows(source: str) -> Dataset:
     require_short_texts(rows, source)
     if not len(rows):
         raise ConfigError("the data holds no rows", where=source)
+    return _with_names(rows)
+
+
+def _with_names(rows: Dataset) -> Dataset:
+    """The rows with the names of classes in the place of their numbers, where the data say what the numbers mean."""
+    for name, feature in rows.features.items():
+        if isinstance(feature, ClassLabel):
+            names = [None if number is None or number < 0 else feature.int2str(number) for number in rows[name]]
+            rows = rows.remove_columns(name).add_column(name, names)
     return rows
 
 
@@ -75,6 +84,9 @@ def labels_in(rows: Dataset, where: object) -> list[str]:
     for number, label in enumerate(values):
         if label is None or label == "":
             raise ConfigError("a row without a label", where=f"{where}, row {number + 1}")
+        if not isinstance(label, str | int | bool) and not (isinstance(label, float) and label.is_integer()):
+            raise ConfigError("a label must be one text or whole number: several labels of a row and regression cannot be trained yet",
+                              where=f"{where}, row {number + 1}", found=repr(label)[:80])
     distinct = sorted(set(values), key=lambda label: (isinstance(label, str), label))
     labels = list(dict.fromkeys(map(str, distinct)))
     if len(labels) < 2:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -13,15 +14,17 @@ from torch import nn
 
 from ..adapter_methods import Calibration, Method, Site, SiteConfig, is_stacked, method_of, resolve_configs
 from ..adapter_methods.core.shapes import check_shapes
-from ..errors import AdapterpackError, SiteNotFound, UnknownAdapter, Unsupported, nearest
+from ..errors import AdapterpackError, BaseMismatch, ParityError, SiteNotFound, UnknownAdapter, Unsupported, nearest
 from ..manifest.secondary_methods import MethodSites, require_combinable
 from ..pack.fits import require_sites
 from ..pack.pack import Pack
 from .active import active, adapter_names, wrappers_of
+from .adapter_checkpoints import follow
 from .adapter_kinds import KINDS
 from .base_quantization import difference
 from .calibration import measure
 from .canaries.canary import verify_attached
+from .checkpoint_names import drawn_modules
 from .injection import is_linear, swap, wrapping
 from .layers.embedding_rows import AdaptedTable
 from .layers.position_tracking import forget
@@ -29,6 +32,8 @@ from .layers.two_pass import lead, release
 from .layers.wrapper import base_modules
 from .save import require_model_base
 from .sites import targetable_sites
+
+log = logging.getLogger(__name__)
 
 
 def adapt(
@@ -39,7 +44,9 @@ def adapt(
 
     ``config`` is a method's config, for instance ``LoRA(r=16, targets="all-linear")``, or several of different methods at different
     sites, the one that the adapter is named by first: ``[LoRA(), TrainableTokens(token_indices=(5,))]``. ``data``, batches of the
-    model's keyword arguments, is for initialisations that look at samples (``eva``, ``corda``, ``lora_ga``). Returns the same model.
+    model's keyword arguments, is for initialisations that look at samples (``eva``, ``corda``, ``lora_ga``). Modules that the model's
+    checkpoint does not hold, such as a classifier's new head, are trained whole, as those of ``modules_to_save`` are: an adapter of
+    weights that no file holds would be lost. Returns the same model.
 
     Raises:
         ConfigError: the initialisation wants data, and there are none.
@@ -56,6 +63,7 @@ def adapt(
     _refuse_taken(model, name)
     chosen = [config] if isinstance(config, SiteConfig) else list(config)
     whole = [_module_path(model, path) for site_config in chosen for path in site_config.modules_to_save]
+    whole += _drawn(model, chosen, whole)
     plans = [_plan(model, site_config, whole, rng, samples) for site_config in chosen]
     _require_apart(name, plans)
     with wrapping(model, name) as work:
@@ -69,7 +77,18 @@ def adapt(
     model.requires_grad_(False)
     for module in work.touched:
         module._trainable(name)
+    follow(model)
     return active(model, name)
+
+
+def _drawn(model: nn.Module, configs: Sequence[SiteConfig], whole: Sequence[str]) -> list[str]:
+    """The modules that no file holds and no config names, for ``targets`` that say which kinds of layers are adapted."""
+    named = {target for config in configs for target in ([config.targets] if isinstance(config.targets, str) else config.targets)}
+    drawn = [path for path in drawn_modules(model) if not any(path == name or path.startswith(f"{name}.") for name in whole)]
+    drawn = [path for path in drawn if not any(path == name or path.endswith(f".{name}") for name in named)]
+    if drawn:
+        log.info("the checkpoint does not hold %s: trained whole", ", ".join(drawn))
+    return drawn
 
 
 class _Plan(NamedTuple):
@@ -124,9 +143,7 @@ def attach(model: nn.Module, pack: Pack, name: str | None = None, check_base: bo
     name = name or pack.name
     _refuse_taken(model, name)
     require_sites(pack, targetable_sites(model), type(model).__name__)
-    verdict = error = None
-    if check_base:
-        verdict = require_model_base(model, pack)
+    verdict = require_model_base(model, pack) if check_base else None
     with wrapping(model, name) as work:
         shared = pack.shared()
         work.share(pack.method, shared)
@@ -146,18 +163,28 @@ def attach(model: nn.Module, pack: Pack, name: str | None = None, check_base: bo
             work.saved(path)._add(name, params, pack.manifest.task.labels)
     if pack.method.limits.one_pass:
         lead(model, name, pack.method.first_pass)
-    if check_base and check_canary and (verdict is None or verdict.name != "variant"):  # whose other bytes give other logits
-        try:
-            error = verify_attached(model, pack, name)
-        except BaseException:
-            detach(model, name)
-            raise
-    if check_base and (differs := difference(model, pack, error)) is not None:
-        warnings.warn(differs, stacklevel=2)
+    if check_base:
+        replayed = check_canary and (verdict is None or verdict.name != "variant")  # whose other bytes give other logits
+        _require_behaviour(model, pack, name, replayed)
     for _, module in base_modules(model):
         for parameter in module.parameters(recurse=False):
             parameter.requires_grad_(False)
+    follow(model)
     return active(model, name)
+
+
+def _require_behaviour(model: nn.Module, pack: Pack, name: str, replayed: bool) -> None:
+    """Replays the canary, if it is to be, and warns of a base that is quantized otherwise; a pack that fails is taken out again."""
+    try:
+        error = verify_attached(model, pack, name) if replayed else None
+    except BaseException as failure:
+        detach(model, name)
+        differs = difference(model, pack, None) if isinstance(failure, BaseMismatch | ParityError) else None
+        if differs is None:
+            raise
+        raise BaseMismatch(differs, where=pack.name) from failure
+    if (differs := difference(model, pack, error)) is not None:
+        warnings.warn(differs, stacklevel=3)
 
 
 def detach(model: nn.Module, name: str | None = None) -> nn.Module:
@@ -181,6 +208,7 @@ def detach(model: nn.Module, name: str | None = None) -> nn.Module:
                 module._release()
     swap(model, empty)
     forget(model, names if name is None else [name])
+    follow(model)
     return model
 
 

@@ -16,7 +16,7 @@ from ..errors import AdapterpackError, FormatError, StorageError, Unsupported
 from ..runtime.text.model_files import read_bytes
 from ..runtime.text.tokenizer import MAX_TOKENIZER
 from ..runtime.text.tokenizer_limits import require_bounded_load
-from ..tasks.task import Task
+from ..tasks.task import NO_TASK, Task, type_of
 from .bounded_tokenizer import bounded
 from .model_size import bounded_build, require_fitting
 
@@ -26,19 +26,24 @@ def load_model(task: Task, folder: Path, labels: list[str] | None = None, seed: 
     return loaded(task, folder, labels, seed, dtype)[0]
 
 
-def loaded(task: Task, folder: Path, labels: list[str] | None = None, seed: int = 0, dtype: str = "float32") -> tuple[Any, list[str]]:
-    """The model, and the paths of the modules whose parameters the checkpoint does not hold."""
+def loaded(
+    task: Task, folder: Path, labels: list[str] | None = None, seed: int = 0, dtype: str = "float32", quantization: Any = None
+) -> tuple[Any, list[str]]:
+    """The model, and the paths of the modules whose parameters the checkpoint does not hold; ``quantization`` is transformers' config."""
     settings: dict[str, Any] = {}
     if labels:
         settings = {"num_labels": len(labels), "id2label": dict(enumerate(labels)),
                     "label2id": {label: i for i, label in enumerate(labels)}}
     config = load_config(folder, task, **settings)
+    require_class(task, config, folder)
     # a base that came with a head for other labels gets a new one
-    heads = {"ignore_mismatched_sizes": True} if task.heads else {}
+    options: dict[str, Any] = {"ignore_mismatched_sizes": True} if task.heads else {}
+    if quantization is not None:
+        options["quantization_config"] = quantization
     torch.manual_seed(seed)
     with quiet_transformers(), _loading_errors("model", folder), bounded_build(folder):  # that a head is new is the point, not news
         model, report = _auto_class(task).from_pretrained(folder, config=config, dtype=getattr(torch, dtype), output_loading_info=True,
-                                                         trust_remote_code=False, use_safetensors=True, **heads)
+                                                         trust_remote_code=False, use_safetensors=True, **options)
     sizes = {name: value.numel() for name, value in model.named_parameters()}
     new = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])} & sizes.keys()
     if 2 * sum(sizes[name] for name in new) > sum(sizes.values()):
@@ -73,6 +78,19 @@ def empty_model(folder: Path, task: Task) -> Any:
     config = load_config(folder, task)
     with quiet_transformers(), _loading_errors("model", folder), bounded_build(folder), torch.device("meta"):
         return _auto_class(task).from_config(config, trust_remote_code=False)
+
+
+def require_class(task: Task, config: Any, folder: Path) -> None:
+    """Checks that transformers has a class of the task for a configuration.
+
+    Raises:
+        Unsupported: it has none; the task that the base's own class is made for is named.
+    """
+    if type(config) not in _auto_class(task)._model_mapping:
+        names = getattr(config, "architectures", None) or [None]
+        own = type_of(names[0] if isinstance(names[0], str) else None, config.to_dict())
+        raise Unsupported("this base has no model for the task", where=folder, expected=f"a base for {task.name}", found=config.model_type,
+                          remedy="choose another base" + ("" if own in {NO_TASK, task.name} else f", or the base's own task, {own}"))
 
 
 def _auto_class(task: Task) -> Any:

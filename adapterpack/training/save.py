@@ -17,12 +17,13 @@ from ..base import fingerprint as fp
 from ..base.base_metadata import license_of, tokenizer_of
 from ..base.checkpoint import Checkpoint
 from ..base.compatibility import Verdict
-from ..errors import AdapterpackError
+from ..errors import AdapterpackError, SiteNotFound
 from ..hub.resolve import folder_of
 from ..io.atomic import refuse_existing
 from ..io.safetensors import DTYPES
 from ..manifest import manifest as m
 from ..manifest.parts import Dims
+from ..pack.fits import require_shapes
 from ..pack.pack import Pack, build, is_module
 from ..tasks.task import NO_TASK, TASKS, takes_ids, type_of
 from ..version import VERSION
@@ -59,6 +60,7 @@ def save(
     Raises:
         NonFinite: a trained tensor, or what the adapted model gives, holds NaN or infinity.
         OutputExists: ``out`` is taken.
+        SiteNotFound: the adapter changes a module that the base's checkpoint does not hold.
         UnknownAdapter: the model has no adapter of that name.
     """
     if out is not None:
@@ -88,7 +90,19 @@ def save(
         tokenizer=tokenizer_of(checkpoint) if checkpoint else None,
         base_license=license_of(checkpoint.folder) if checkpoint else None,
     )
+    if checkpoint is not None:
+        _require_attachable(pack, checkpoint)
     return pack if out is None else pack.write(out)
+
+
+def _require_attachable(pack: Pack, checkpoint: Checkpoint) -> None:
+    """Checks what ``attach`` asks of the base: a pack that changes weights which no file holds could be used nowhere."""
+    try:
+        require_shapes(pack, checkpoint, renamed=False)
+    except SiteNotFound as error:
+        raise SiteNotFound(f"the adapter changes a module that the base does not hold, so the pack could never be attached: {error.what}",
+                           where=error.where, expected=error.expected, found=error.found,
+                           remedy="train such modules whole: modules_to_save of the config names them") from error
 
 
 def _task(model: nn.Module, labels: tuple[str, ...] | None, head: bool) -> m.Task:

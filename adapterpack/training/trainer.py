@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from ..adapter_methods import Progress
-from . import hooks
+from . import hooks, method_states
+from .steps import Steps
 
 
 class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
-    """The trainer of models with adapters; see :class:`adapterpack.adapter_methods.Method` for ``training``."""
+    """The trainer of models with adapters; see :class:`adapterpack.adapter_methods.Method` for ``training``.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    ``steps`` watches each step: its loss, which has to be finite, and how fast it goes.
+    """
+
+    def __init__(self, *args: Any, steps: Steps, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.add_callback(AfterStep())
+        self.remove_callback(transformers.PrinterCallback)
+        self.steps, self.after = steps, AfterStep()
+        self.add_callback(self.after)
+        self.add_callback(steps)
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """A batch forward and backward; its share of the step's loss."""
+        loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
+        self.steps.batch(self.accelerator.reduce(loss, "mean"), inputs["attention_mask"])
+        return loss
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None, **kwargs: Any) -> Any:
         """The loss, and in training the penalties: once a step, however many batches a step has."""
@@ -38,6 +53,39 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
         if self.optimizer is None:
             hooks.with_rates(super().create_optimizer(model), hooks.rates(self.model))
         return self.optimizer
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """The order of rows; one by length is drawn anew from the seed in each epoch, so that a run that goes on finds the same."""
+        sampler = super()._get_train_sampler(train_dataset)
+        return _SeededByEpoch(sampler, self.args.seed) if isinstance(sampler, LengthGroupedSampler) else sampler
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """A checkpoint's state of the optimizer, and with it that of the methods."""
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save:
+            method_states.write(self.after.states, Path(output_dir))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Both again."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self.after.states = method_states.read(Path(checkpoint))
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """A checkpoint holds the adapter alone: that the base is missing in it is no news."""
+
+
+class _SeededByEpoch(LengthGroupedSampler):  # type: ignore[misc]
+    """Rows of about one length together, in an order that the seed and the epoch tell."""
+
+    def __init__(self, sampler: LengthGroupedSampler, seed: int) -> None:
+        super().__init__(sampler.batch_size, lengths=sampler.lengths)
+        self._seed = seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """The order of that epoch."""
+        self.generator = torch.Generator().manual_seed(self._seed + epoch)
 
 
 class AfterStep(TrainerCallback):  # type: ignore[misc]

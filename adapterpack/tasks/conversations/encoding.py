@@ -55,7 +55,9 @@ def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: Se
                         (skipped, "learned in part: their chat template, or none, does not show where each answer is")):
         if count:
             log.warning("%s: %d of %d rows are %s", where, count, len(rows), what)
-    return [part for kept in encoded for part in kept]
+    result = [part for kept in encoded for part in kept]
+    log.info("%s: %d rows of the form %s, %d tokens", where, len(rows), form.name, sum(len(part["input_ids"]) for part in result))
+    return result
 
 
 def _answers(conversation: Conversation) -> int:

@@ -81,7 +81,7 @@ def tools_of(row: Row) -> dict[str, Any]:
 
 def answered(messages: Sequence[Message]) -> list[Message]:
     """The messages without their empty fields, as tables give every row all fields; an error if the last is not the assistant's."""
-    filled = [{key: value for key, value in message.items() if value is not None} for message in messages]
+    filled: list[Message] = [{key: value for key, value in message.items() if value is not None} for message in messages]
     *_, last = filled
     if last["role"] != "assistant":
         raise ValueError("the last message is not the assistant's")

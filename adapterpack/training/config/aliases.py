@@ -44,12 +44,31 @@ ALIASES: dict[str, str] = {
     "max_seq_length": "max_length",
     "model_name": "model_name_or_path",
     "batch_size": "per_device_train_batch_size",
+    "warmup_ratio": "warmup_steps",
     "dataset": "train_file",
     "output": "output_dir",
 }
-
-
 """Their name -> ours."""
+
+INSTEAD: dict[str, str] = {
+    "val_set_size": "write the rows to keep apart into a file of their own and name it in eval_file",
+    "val_size": "write the rows to keep apart into a file of their own and name it in eval_file",
+    "datasets": "name one file in train_file",
+    "dataset_dir": "name the file itself in train_file",
+    "stage": "leave it out: the task and the columns of the data say what is learned",
+    "rl": "leave it out: preference training is done by TRL's trainers, with adapt()",
+    "template": "leave it out: the tokenizer's own chat template is used",
+    "chat_template": "leave it out: the tokenizer's own chat template is used",
+    "deepspeed": "leave it out, and launch with accelerate",
+    "fsdp": "leave it out, and launch with accelerate",
+    "tokenizer_type": "leave it out: the base says it",
+    "model_type": "leave it out: the base says it",
+    "do_train": "leave it out",
+    "overwrite_output_dir": "leave it out: an output is never written over",
+    "evals_per_epoch": "eval_strategy: epoch",
+    "saves_per_epoch": "save_strategy: epoch",
+}
+"""Keys of other tools that have no name here -> what to do instead."""
 
 
 def _names(value: Any) -> Any:

@@ -26,7 +26,7 @@ def typed_value(key: str, value: Any, hint: Any, where: object) -> Any:
             return _as(kind, value)
         except (TypeError, ValueError, OverflowError):
             continue
-    names = " or ".join(_NAMES.get(typing.get_origin(kind) or kind, str(kind)) for kind in allowed if kind is not types.NoneType)
+    names = " or ".join(_words(kind) for kind in allowed if kind is not types.NoneType)
     raise ConfigError("a value of the wrong type", where=f"{where}, {key}", expected=names, found=f"{value!r} ({type(value).__name__})")
 
 
@@ -64,7 +64,21 @@ def _table(kind: Any, value: Any) -> dict[Any, Any]:
     return {_as(of_key, key): _as(of_item, item) for key, item in value.items()}
 
 
-_READERS: dict[Any, Callable[[Any, Any], Any]] = {float: _number, tuple: _names, Mapping: _table, Any: _anything}
+def _choice(kind: Any, value: Any) -> Any:
+    """One of several words; YAML reads an unquoted ``no`` as false."""
+    words = typing.get_args(kind)
+    word = "no" if value is False else value
+    if word not in words:
+        raise ValueError
+    return word
+
+
+def _words(kind: Any) -> str:
+    origin = typing.get_origin(kind)
+    return f"one of {', '.join(typing.get_args(kind))}" if origin is typing.Literal else _NAMES.get(origin or kind, str(kind))
+
+
+_READERS: dict[Any, Callable[[Any, Any], Any]] = {float: _number, tuple: _names, Mapping: _table, typing.Literal: _choice, Any: _anything}
 """Type -> how a value becomes it; any other type takes only what is of it already."""
 
 _NAMES: dict[Any, str] = {str: "text", int: "a whole number", float: "a number", bool: "true or false", tuple: "a list of names",

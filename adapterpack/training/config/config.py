@@ -1,4 +1,4 @@
-"""The training configuration: one flat dataclass, its YAML form, and overrides."""
+"""Reads a training configuration: its YAML form, overrides, and the list of its adapters."""
 
 from __future__ import annotations
 
@@ -8,79 +8,16 @@ import os
 import re
 import typing
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...adapter_methods import Method, SiteConfig, get, methods
-from ...errors import ConfigError, nearest
-from ...io import plain_yaml
-from .aliases import ALIASES, translate
+from ...adapter_methods import get
+from ...errors import ConfigError
+from ...io import plain_yaml, strict_json
+from .aliases import translate
 from .coerce import typed_value
-
-LEAST: dict[str, float] = {
-    "max_length": 1,
-    "learning_rate": 0,
-    "num_train_epochs": 0,
-    "max_steps": -1,
-    "per_device_train_batch_size": 1,
-    "per_device_eval_batch_size": 1,
-    "gradient_accumulation_steps": 1,
-    "warmup_steps": 0,
-    "weight_decay": 0,
-    "max_grad_norm": 0,
-    "logging_steps": 1,
-    "seed": 0,
-    "max_train_samples": 1,
-    "skip_train_samples": 0,
-}
-"""The least value of each number; the schema says the same."""
-
-POSITIVE = frozenset({"learning_rate", "num_train_epochs"})
-"""Of these, zero would train nothing."""
-
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
-"""What a pack may be called, as the manifest has it; checked before training, not after."""
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """All settings of one adapter's training; the hyper-parameters of its method are in ``method_config``.
-
-    ``train_file`` and ``eval_file`` are json, jsonl, csv or parquet files, or a hub data set's name.
-    """
-
-    model_name_or_path: str
-    train_file: str
-    output_dir: str
-    task: str = "text-generation"
-    name: str | None = None
-    method: str = "lora"
-    eval_file: str | None = None
-    max_length: int = 512
-    learning_rate: float = 2e-4
-    num_train_epochs: float = 3.0
-    max_steps: int = -1
-    per_device_train_batch_size: int = 8
-    per_device_eval_batch_size: int = 32
-    gradient_accumulation_steps: int = 1
-    lr_scheduler_type: str = "linear"
-    warmup_steps: float = 0
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    logging_steps: int = 10
-    seed: int = 0
-    bf16: bool = False
-    group_by_length: bool = False
-    gradient_checkpointing: bool = False
-    max_train_samples: int | None = None
-    skip_train_samples: int = 0
-    method_config: Any = None
-
-    @property
-    def pack_name(self) -> str:
-        """The pack's name: ``name``, or the output folder's."""
-        return self.name or Path(self.output_dir).name
+from .fields import LEAST, NAME, POSITIVE, TrainConfig
+from .unknown_keys import require_known
 
 
 def read_config(
@@ -97,35 +34,51 @@ def read_config(
     notes: list[str] = []
     where = "the configuration" if isinstance(source, Mapping | TrainConfig) else source
     if isinstance(source, TrainConfig):
-        settings = _as_mapping(source)
+        settings = as_mapping(source)
     else:
         settings = dict(source) if isinstance(source, Mapping) else _load_yaml(Path(source))
     entries = settings.pop("adapters", None)
     wins = translate(dict(map(_override, overrides)), notes, "an override")
     common = {**translate(settings, notes, where), **wins}
     if entries is None:
+        require_known({where: common})
         return [_config(common, where)], notes
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, Mapping) and "name" in entry for entry in entries):
         raise ConfigError("adapters must be a list of entries, each with a name", where=where)
     if "name" in wins:
         raise ConfigError("one name for several adapters", where="an override", found="name", remedy="rename them in the file")
-    configs = []
+    whole: dict[str, dict[str, Any]] = {}
     for entry in entries:
         overridden = {key: value for key, value in translate(entry, notes, f"{where}, adapter {entry['name']}").items() if key not in wins}
         if "output_dir" in common and "output_dir" not in overridden:
             overridden["output_dir"] = str(Path(str(common["output_dir"])) / str(entry["name"]))
-        configs.append(_config({**common, **overridden}, f"{where}, adapter {entry['name']}"))
-    for key in ("name", "output_dir"):
-        values = [getattr(config, key) for config in configs]
-        if twice := sorted({value for value in values if values.count(value) > 1}):
-            raise ConfigError(f"two adapters have the same {key}", where=where, found=", ".join(twice))
+        place = f"{where}, adapter {entry['name']}"
+        if place in whole:
+            raise ConfigError("two adapters have the same name", where=where, found=entry["name"])
+        whole[place] = {**common, **overridden}
+    require_known(whole)
+    configs = [_config(values, place) for place, values in whole.items()]
+    folders = [config.output_dir for config in configs]
+    if twice := sorted({folder for folder in folders if folders.count(folder) > 1}):
+        raise ConfigError("two adapters have the same output_dir", where=where, found=", ".join(twice))
     return configs, notes
 
 
-def _as_mapping(config: TrainConfig) -> dict[str, Any]:
+def as_mapping(config: TrainConfig) -> dict[str, Any]:
+    """All settings of a run and of its method under their own names: a configuration that is read as this one."""
     values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name != "method_config"}
     fields = () if config.method_config is None else dataclasses.fields(config.method_config)
     return {**values, **{f.name: getattr(config.method_config, f.name) for f in fields}}
+
+
+_PLACES = frozenset({"model_name_or_path", "train_file", "eval_file", "output_dir", "name", "report_to"})
+"""Settings that say where something is: the pack says what it is."""
+
+
+def claimed(config: TrainConfig) -> dict[str, Any]:
+    """The settings as a pack claims them, without those of a machine."""
+    plain: dict[str, Any] = strict_json.plain({key: value for key, value in as_mapping(config).items() if key not in _PLACES})
+    return plain
 
 
 def _override(text: str) -> tuple[str, Any]:
@@ -152,25 +105,10 @@ def _hints(cls: type[Any]) -> dict[str, Any]:
         return {f.name: Any for f in dataclasses.fields(cls)}
 
 
-def _unknown(key: Any, method: Method, keys: set[str], where: object) -> ConfigError:
-    """The error for a key that neither a training nor its method has; it names the other methods that have it."""
-    having = sorted(other.name for other in methods().values() if key in {f.name for f in dataclasses.fields(other.config)})
-    if not having:
-        return ConfigError("unknown key", where=where, found=repr(key), remedy=nearest(str(key), keys))
-    common = {f.name for f in dataclasses.fields(SiteConfig)}
-    hyperparameters = [f.name for f in dataclasses.fields(method.config) if f.name not in common]
-    return ConfigError(f"the method {method.name} has no {key}", where=where, found=repr(key),
-                       expected=f"one of its own: {', '.join(hyperparameters) or 'none'}",
-                       remedy=f"leave it out, or choose a method that has it: {', '.join(having)}")
-
-
 def _config(values: Mapping[str, Any], where: object) -> TrainConfig:
     method = get(str(values.get("method", "lora")).lower())
     run_fields = {f.name: f for f in dataclasses.fields(TrainConfig) if f.name != "method_config"}
     method_fields = {f.name for f in dataclasses.fields(method.config)}
-    for key in values:
-        if key not in run_fields and key not in method_fields:
-            raise _unknown(key, method, {*run_fields, *method_fields, *ALIASES, "adapters"}, where)
     for name, field in run_fields.items():
         if field.default is dataclasses.MISSING and name not in values:
             raise ConfigError("a key is missing", where=where, expected=name, remedy=f"add '{name}: ...'")
@@ -181,6 +119,10 @@ def _config(values: Mapping[str, Any], where: object) -> TrainConfig:
         if value is not None and not (least <= value < math.inf and (value > 0 or not above)):
             expected = f"{'more than' if above else 'at least'} {least}, and finite"
             raise ConfigError("a number out of range", where=f"{where}, {key}", expected=expected, found=value)
+    if typed.get("load_in_4bit") and typed.get("load_in_8bit"):
+        raise ConfigError("a base is loaded in 4 bits or in 8", where=where, found="load_in_4bit and load_in_8bit")
+    if typed.get("max_steps") == 0:
+        raise ConfigError("a number out of range", where=f"{where}, max_steps", expected="at least 1, or -1 for epochs", found=0)
     try:
         method_config = method.config(**{key: value for key, value in typed.items() if key in method_fields})
     except (TypeError, ValueError) as error:

@@ -15,7 +15,7 @@ from typing import Any
 
 from ... import resources
 from ...adapter_methods import Method, methods
-from .config import TrainConfig
+from .fields import TrainConfig
 
 NUMBER, NAMES = {"$ref": "#/$defs/number"}, {"$ref": "#/$defs/names"}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from ...errors import Unsupported
 from ...io.safetensors import FLOATS, dtype_name
@@ -19,8 +20,21 @@ def as_numpy(value: torch.Tensor) -> np.ndarray:
     if value.is_meta:
         raise Unsupported("a tensor is not in memory", found=f"{tuple(value.shape)} on the meta device",
                           remedy="load the model without offloading, or let accelerate offload the base before the adapter is put into it")
-    array: np.ndarray = (value.detach().float() if value.is_floating_point() else value.detach()).cpu().numpy()
+    value = gathered(value).detach()
+    array: np.ndarray = (value.float() if value.is_floating_point() else value).cpu().numpy()
     return array
+
+
+def gathered(value: torch.Tensor) -> torch.Tensor:
+    """A whole tensor of one that is sharded over processes, all of which have to call this; any other as it is."""
+    if isinstance(value, DTensor):
+        return value.full_tensor()
+    if hasattr(value, "ds_id"):  # a parameter that DeepSpeed's ZeRO-3 partitions
+        from deepspeed.zero import GatheredParameters  # type: ignore[import-not-found]  # noqa: PLC0415 - only where it did
+
+        with GatheredParameters([value]):
+            return value.detach().clone()
+    return value
 
 
 def as_tensor(value: np.ndarray, device: torch.device) -> torch.Tensor:

@@ -1,0 +1,64 @@
+"""What a trainer writes of an adapted model while it trains: the adapters, and nothing of the base, which is frozen."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import MethodType
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from .active import adapter_names
+from .layers.tensors import gathered
+from .layers.wrapper import Wrapper
+
+FILE = "model.safetensors"
+"""Where trainers of transformers look for weights to go on from; those that are not in it stay as they are."""
+_FIXED = frozenset({"base", "fixed"})
+"""Parts of a wrapper that training does not change: the base's module, and what follows from a config."""
+
+
+def adapter_tensors(model: nn.Module, state: Mapping[str, Any] | None = None) -> dict[str, torch.Tensor]:
+    """What training changes, by its names in the model's state dict; parameters that several sites share once."""
+    state = model.state_dict() if state is None else state
+    owned = tuple(f"{path}.{leaf}.".lstrip(".") for path, module in model.named_modules(remove_duplicate=False)
+                  if isinstance(module, Wrapper) for leaf in module._modules if leaf not in _FIXED)
+    places: dict[int, str] = {}
+    for name, value in state.items():
+        if name.startswith(owned) and isinstance(value, torch.Tensor):
+            places.setdefault(value.data_ptr() or id(value), name)
+    return {name: gathered(state[name]).detach().cpu().contiguous().clone() for name in places.values()}
+
+
+def _save_pretrained(
+    self: Any, save_directory: str | os.PathLike[str], is_main_process: bool = True, state_dict: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> None:
+    """The adapters alone, for a trainer that goes on from there; :func:`adapterpack.save` writes a pack. There is no configuration with
+    them: nobody can load them for a model.
+    """
+    tensors = adapter_tensors(self, state_dict)
+    if is_main_process:
+        Path(save_directory).mkdir(parents=True, exist_ok=True)
+        save_file(tensors, Path(save_directory) / FILE, {"format": "pt"})
+
+
+def follow(model: nn.Module) -> None:
+    """Lets trainers see whether the model holds adapters: their checkpoints hold these alone, and a quantized base may be trained on.
+
+    A model of transformers has both as attributes of the object; without adapters it has those of its class again.
+    """
+    if not hasattr(type(model), "save_pretrained"):
+        return
+    adapted: Any = model
+    if adapter_names(model):
+        adapted.save_pretrained = MethodType(_save_pretrained, model)
+        if getattr(model, "is_quantized", False):  # trainers refuse those without adapters, and look for PEFT's alone
+            adapted._hf_peft_config_loaded = True
+    else:
+        for name in ("save_pretrained", "_hf_peft_config_loaded"):
+            model.__dict__.pop(name, None)

@@ -1,0 +1,75 @@
+"""Makes the trainer's arguments of a configuration; what cannot be is refused before a model is loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
+
+from ..errors import ConfigError, MissingExtra
+from .config.fields import TrainConfig
+
+_OWN = frozenset({"output_dir", "gradient_checkpointing", "report_to", "load_best_model_at_end"})
+"""Settings that are not passed on as they are."""
+
+
+def arguments_of(config: TrainConfig, folder: str | Path, targets: tuple[str, ...] = ()) -> TrainingArguments:
+    """What ``transformers.Trainer`` takes; it writes into ``folder``.
+
+    Raises:
+        ConfigError: it refuses a setting, or two settings do not go together.
+        MissingExtra: metrics are to be reported by a package that is not installed.
+    """
+    supported = {f.name for f in dataclasses.fields(TrainingArguments)}
+    taken: dict[str, Any] = {f.name: getattr(config, f.name) for f in dataclasses.fields(TrainConfig) if f.name in supported - _OWN}
+    if config.gradient_checkpointing:  # the name that newer versions of transformers use
+        taken["activation_checkpointing" if "activation_checkpointing" in supported else "gradient_checkpointing"] = True
+    if config.group_by_length:  # rows of about one length share a batch, so that little is padding
+        taken["train_sampling_strategy"] = "group_by_length"
+    _require_evaluation(config)
+    if takes_best(config):
+        taken |= {"load_best_model_at_end": True, "save_strategy": config.eval_strategy,
+                  "save_steps": config.eval_steps or config.logging_steps}  # what was evaluated is what can be gone back to
+    try:
+        return TrainingArguments(
+            **taken,
+            output_dir=str(folder),
+            report_to=_reporters(config),
+            disable_tqdm=not sys.stderr.isatty(),
+            dataloader_pin_memory=torch.cuda.is_available(),
+            do_eval=config.eval_file is not None,
+            use_cpu=not torch.accelerator.is_available(),  # said, because only then bf16 is let pass on a CPU
+            remove_unused_columns=False,
+            label_names=list(targets),
+            logging_nan_inf_filter=False,
+        )
+    except ValueError as error:
+        raise ConfigError(f"the trainer refuses a setting: {str(error).partition(chr(10))[0].rstrip('.')}") from error
+
+
+def takes_best(config: TrainConfig) -> bool:
+    """Whether the best evaluation is packed instead of the last step."""
+    return config.load_best_model_at_end or config.early_stopping_patience is not None
+
+
+def _require_evaluation(config: TrainConfig) -> None:
+    wanting = [name for name, wants in (("eval_strategy", config.eval_strategy != "no"), ("load_best_model_at_end",
+               config.load_best_model_at_end), ("early_stopping_patience", config.early_stopping_patience is not None)) if wants]
+    if wanting and (config.eval_file is None or config.eval_strategy == "no"):
+        raise ConfigError(f"{wanting[0]} needs evaluations", expected="eval_file, and eval_strategy: steps or epoch",
+                          found=f"eval_file {config.eval_file}, eval_strategy {config.eval_strategy}")
+
+
+def _reporters(config: TrainConfig) -> list[str]:
+    names = [config.report_to] if isinstance(config.report_to, str) else list(config.report_to)
+    available = get_available_reporting_integrations()
+    for name in names:
+        if name not in {"none", "all", *available}:
+            raise MissingExtra("metrics are reported by a package that is not installed", where="report_to", found=name,
+                               expected=", ".join(["none", *available]), remedy=f"install {name}, or leave report_to out")
+    return names

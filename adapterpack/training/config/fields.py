@@ -1,0 +1,87 @@
+"""The settings of a training, and the bounds of their numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+LEAST: dict[str, float] = {
+    "max_length": 1,
+    "learning_rate": 0,
+    "num_train_epochs": 0,
+    "max_steps": -1,
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "warmup_steps": 0,
+    "weight_decay": 0,
+    "max_grad_norm": 0,
+    "logging_steps": 1,
+    "seed": 0,
+    "max_train_samples": 1,
+    "skip_train_samples": 0,
+    "save_steps": 1,
+    "save_total_limit": 1,
+    "eval_steps": 1,
+    "early_stopping_patience": 1,
+}
+"""The least value of each number; the schema says the same."""
+
+POSITIVE = frozenset({"learning_rate", "num_train_epochs"})
+"""Of these, zero would train nothing."""
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
+"""What a pack may be called, as the manifest has it; checked before training, not after."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """All settings of one adapter's training; the hyper-parameters of its method are in ``method_config``.
+
+    ``train_file`` and ``eval_file`` are json, jsonl, csv or parquet files, or a hub data set's name.
+    """
+
+    model_name_or_path: str
+    train_file: str
+    output_dir: str
+    task: str = "text-generation"
+    name: str | None = None
+    method: str = "lora"
+    eval_file: str | None = None
+    max_length: int = 512
+    learning_rate: float = 2e-4
+    num_train_epochs: float = 3.0
+    max_steps: int = -1
+    per_device_train_batch_size: int = 8
+    per_device_eval_batch_size: int = 32
+    gradient_accumulation_steps: int = 1
+    lr_scheduler_type: str = "linear"
+    warmup_steps: float = 0.0
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    logging_steps: int = 10
+    seed: int = 0
+    bf16: bool = False
+    group_by_length: bool = False
+    gradient_checkpointing: bool = False
+    max_train_samples: int | None = None
+    skip_train_samples: int = 0
+    load_in_4bit: bool = False
+    load_in_8bit: bool = False
+    save_strategy: Literal["no", "steps", "epoch"] = "steps"
+    save_steps: int = 500
+    save_total_limit: int = 2
+    eval_strategy: Literal["no", "steps", "epoch"] = "no"
+    eval_steps: int | None = None
+    load_best_model_at_end: bool = False
+    metric_for_best_model: str | None = None
+    greater_is_better: bool | None = None
+    early_stopping_patience: int | None = None
+    report_to: str | tuple[str, ...] = "none"
+    method_config: Any = None
+
+    @property
+    def pack_name(self) -> str:
+        """The pack's name: ``name``, or the output folder's."""
+        return self.name or Path(self.output_dir).name

@@ -1,0 +1,64 @@
+"""Names every key of a configuration that nobody reads, each with the nearest one that somebody does."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from ...adapter_methods import Method, SiteConfig, get, methods
+from ...errors import ConfigError, nearest
+from .aliases import ALIASES, INSTEAD
+from .fields import TrainConfig
+
+
+def require_known(parts: Mapping[Any, Mapping[str, Any]]) -> None:
+    """Checks the keys of a file's parts (place -> settings), which are one, or an adapter each.
+
+    Raises:
+        ConfigError: names all keys that are not known, in one message.
+    """
+    unknown: dict[Any, tuple[object, Method]] = {}
+    for place, values in parts.items():
+        method = get(str(values.get("method", "lora")).lower())
+        known = {f.name for cls in (TrainConfig, method.config) for f in dataclasses.fields(cls)} - {"method_config"}
+        for key in values:
+            if key not in known:
+                unknown.setdefault(key, (place, method))
+    if len(unknown) == 1:
+        ((key, (place, method)),) = unknown.items()
+        raise _one(key, method, place)
+    if unknown:
+        place = next(iter(parts)) if len(parts) == 1 else f"{len(parts)} adapters"
+        raise ConfigError(f"{len(unknown)} keys are not known", where=place, found=", ".join(map(repr, unknown)),
+                          remedy="; ".join(f"{key}: {_advice(key, method)}" for key, (_, method) in unknown.items()))
+
+
+def _one(key: Any, method: Method, where: object) -> ConfigError:
+    """The error for the only key that neither a training nor its method has; it names the other methods that have it."""
+    having = _having(key)
+    if not having:
+        return ConfigError("unknown key", where=where, found=repr(key), remedy=INSTEAD.get(key) or nearest(str(key), _keys(method)))
+    common = {f.name for f in dataclasses.fields(SiteConfig)}
+    hyperparameters = [f.name for f in dataclasses.fields(method.config) if f.name not in common]
+    return ConfigError(f"the method {method.name} has no {key}", where=where, found=repr(key),
+                       expected=f"one of its own: {', '.join(hyperparameters) or 'none'}",
+                       remedy=f"leave it out, or choose a method that has it: {', '.join(having)}")
+
+
+def _advice(key: Any, method: Method) -> str:
+    """What to do about a key, in a few words."""
+    if having := _having(key):
+        return f"a setting of {', '.join(having[:3])}, not of {method.name}"
+    close = get_close_matches(str(key), _keys(method), n=1)
+    return INSTEAD.get(key) or (f"did you mean '{close[0]}'?" if close else "leave it out")
+
+
+def _having(key: Any) -> list[str]:
+    return sorted(method.name for method in methods().values() if key in {f.name for f in dataclasses.fields(method.config)})
+
+
+def _keys(method: Method) -> set[str]:
+    fields = {f.name for cls in (TrainConfig, method.config) for f in dataclasses.fields(cls)}
+    return {*fields, *ALIASES, "adapters"} - {"method_config"}

@@ -1,0 +1,90 @@
+"""Says what a training would do, without doing it: what is adapted, how much is trained, in how much memory, and what is learned."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+from torch import nn
+
+from ..hub.resolve import folder_of
+from ..io.readable import size
+from ..tasks.task import IGNORED, task_named
+from .config.fields import TrainConfig
+from .layers.layer import Adapted
+from .layers.whole import SavedModule
+from .layers.wrapper import base_modules
+from .loading import load_tokenizer
+from .pipeline import checked_configs
+from .preparing import Prepared, prepared
+
+_SHOWN = 4
+"""Rows of the first batch that are shown."""
+_OPTIMIZER = 4
+"""Numbers that AdamW keeps for a trained one, with itself: its gradient, and the means of that and of its square."""
+_ACTIVATIONS = 34
+"""Bytes at two a number that a transformer layer keeps for each token and unit of width (Korthikanti et al. 2022,
+https://arxiv.org/abs/2205.05198, equation 1, without the scores of attention)."""
+
+
+def dry_run(config: str | os.PathLike[str] | Mapping[str, Any] | TrainConfig, overrides: Iterable[str] = ()) -> list[dict[str, Any]]:
+    """A report for each adapter, after the data were read, the model was loaded and the adapter put into it.
+
+    Raises:
+        ConfigError, OutputExists, StorageError: as of :func:`adapterpack.train`.
+    """
+    return [_report(one) for one in checked_configs(config, overrides)]
+
+
+def _report(config: TrainConfig) -> dict[str, Any]:
+    base = folder_of(config.model_name_or_path)
+    tokenizer = load_tokenizer(base)
+    ready = prepared(config, task_named(config.task), base, tokenizer)
+    adapted = [module for module in ready.model.modules() if isinstance(module, Adapted)]
+    trained = sum(value.numel() for value in ready.model.parameters() if value.requires_grad)
+    owned = [value for _, module in base_modules(ready.model) for value in module.parameters(recurse=False)]
+    lengths = [len(row["input_ids"]) for row in ready.train]
+    batches = math.ceil(len(lengths) / (config.per_device_train_batch_size * config.gradient_accumulation_steps))
+    return {
+        "name": config.pack_name,
+        "output_dir": config.output_dir,
+        "method": config.method,
+        "sites": len(adapted),
+        "sites_by_module": dict(Counter(module._site.path.rpartition(".")[2] for module in adapted)),
+        "trained_whole": sorted(module._path for module in ready.model.modules() if isinstance(module, SavedModule)),
+        "trainable_parameters": trained,
+        "base_parameters": sum(value.numel() for value in owned),
+        "rows": len(lengths),
+        "tokens": sum(lengths),
+        "longest_row": max(lengths),
+        "steps": config.max_steps if config.max_steps > 0 else math.ceil(batches * config.num_train_epochs),
+        "memory_estimate": {key: size(value) for key, value in _memory(config, ready, trained, owned, max(lengths)).items()},
+        "first_batch": [_decoded(row, tokenizer) for row in ready.train[: min(_SHOWN, config.per_device_train_batch_size)]],
+    }
+
+
+def _memory(config: TrainConfig, ready: Prepared, trained: int, owned: Sequence[nn.Parameter], longest: int) -> dict[str, int]:
+    """Bytes of the parts of a step, as far as sizes tell; a batch of the longest rows."""
+    text = ready.model.config.get_text_config()
+    tokens, wide = config.per_device_train_batch_size * longest, 2 if config.bf16 else 4
+    width, layers = getattr(text, "hidden_size", 0) or 0, getattr(text, "num_hidden_layers", 0) or 0
+    kept = 1 if config.gradient_checkpointing else layers
+    activations = _ACTIVATIONS * wide // 2 * tokens * width * kept + wide * tokens * width * (layers - kept)
+    logits = 0 if isinstance(ready.train[0].get("labels"), int) else 3 * 4 * tokens * (getattr(text, "vocab_size", 0) or 0)
+    parts = {"base": sum(value.numel() * value.element_size() for value in owned), "adapter_and_optimizer": 4 * _OPTIMIZER * trained,
+             "activations": activations, "logits": logits}
+    return {**parts, "sum": sum(parts.values())}
+
+
+def _decoded(row: Mapping[str, Any], tokenizer: Any) -> list[dict[str, Any]]:
+    """A row as text in parts, each learned or not; the label of a whole row follows it."""
+    ids, labels = row["input_ids"], row.get("labels")
+    if not isinstance(labels, list):
+        answer = labels if labels is not None else tokenizer.decode(ids[row["start_positions"] : row["end_positions"] + 1])
+        return [{"text": tokenizer.decode(ids), "learned": False}, {"text": str(answer), "learned": True}]
+    parts = groupby(zip(ids, labels, strict=True), key=lambda pair: pair[1] != IGNORED)
+    return [{"text": tokenizer.decode([token for token, _ in pairs]), "learned": learned} for learned, pairs in parts]

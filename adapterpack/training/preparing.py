@@ -1,0 +1,141 @@
+"""Prepares what a configuration says to train: rows as token ids, the task's model, and the adapter in it."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from transformers import BitsAndBytesConfig
+
+from ..adapter_methods.core.token_positions import Acts
+from ..errors import ConfigError, MissingExtra, NothingToDo, Unsupported
+from ..runtime.text.context_length import context_length
+from ..tasks.task import IGNORED, TASKS, Task, Training, reads_types
+from . import data
+from .config.fields import TrainConfig
+from .inject import adapt
+from .loading import load_config, loaded
+
+log = logging.getLogger(__name__)
+
+SAMPLES = 256
+"""Rows of the training data that an initialisation may look at."""
+
+
+class Prepared(NamedTuple):
+    """What is trained: the model with a fresh adapter in it, encoded rows, and what makes batches of them."""
+
+    model: Any
+    train: list[dict[str, Any]]
+    evaluation: list[dict[str, Any]] | None
+    collator: data.Collator
+
+
+def prepared(config: TrainConfig, task: Task, folder: Path, tokenizer: Any) -> Prepared:
+    """Reads the data, loads the model, and puts the adapter into it.
+
+    Raises:
+        ConfigError: data of no known form, or rows that are longer than the model can read.
+        NothingToDo: the adapter would act in no row.
+    """
+    training = training_of(task)
+    rows = data.load_rows(config.train_file)
+    labels = data.labels_in(rows, config.train_file) if task.labelled else []
+    encoded = training.encode(_chosen(rows, config), tokenizer, config.max_length, config.train_file, labels)
+    evaluation = None
+    if config.eval_file:
+        evaluation = training.encode(data.load_rows(config.eval_file), tokenizer, config.max_length, config.eval_file, labels)
+    _require_readable([*encoded, *(evaluation or ())], folder, config)
+    model, new = loaded(task, folder, labels, quantization=_quantization(config))
+    if not reads_types(model):
+        for row in (*encoded, *(evaluation or ())):
+            row.pop("token_type_ids", None)
+    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    if task.labelled and getattr(model.config, "pad_token_id", padding) is None:
+        model.config.pad_token_id = padding  # a decoder that classifies looks for its last real token
+    heads = _heads(task, model, new) if task.heads else ()
+    method_config = dataclasses.replace(
+        config.method_config, modules_to_save=tuple(dict.fromkeys([*config.method_config.modules_to_save, *heads]))
+    )
+    if method_config.acts is not None:
+        _require_acting(method_config.acts, encoded, config.train_file)
+    collator = data.Collator(padding or 0)  # masked, so any id would do
+    adapt(model, method_config, config.pack_name, config.seed, map(collator, _samples(encoded, config)))
+    return Prepared(model, encoded, evaluation, collator)
+
+
+def _quantization(config: TrainConfig) -> Any:
+    """How transformers is to quantize the base, or None.
+
+    Raises:
+        MissingExtra: bitsandbytes is not installed.
+    """
+    if not (config.load_in_4bit or config.load_in_8bit):
+        return None
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise MissingExtra("bases are quantized by bitsandbytes, which is not installed", where="load_in_4bit or load_in_8bit",
+                           remedy="pip install bitsandbytes")
+    dtype = torch.bfloat16 if config.bf16 else torch.float32
+    return BitsAndBytesConfig(load_in_4bit=config.load_in_4bit, load_in_8bit=config.load_in_8bit, bnb_4bit_quant_type="nf4",
+                              bnb_4bit_compute_dtype=dtype)
+
+
+def training_of(task: Task) -> Training:
+    """How a task is trained.
+
+    Raises:
+        Unsupported: it cannot be.
+    """
+    if task.training is None:
+        raise Unsupported("this task cannot be trained yet", found=task.name,
+                          expected=", ".join(name for name, trainable in TASKS.items() if trainable.training is not None))
+    return task.training
+
+
+def _require_readable(rows: list[dict[str, Any]], folder: Path, config: TrainConfig) -> None:
+    """Checks that the model has a position for every token."""
+    longest, most = max(len(row["input_ids"]) for row in rows), context_length(load_config(folder).to_dict(), folder)
+    if most is not None and longest > most:
+        raise ConfigError("rows are longer than the model can read", where=config.train_file, expected=f"at most {most} tokens",
+                          found=longest, remedy=f"set max_length to {most}, or choose a base that reads longer texts")
+
+
+def _require_acting(acts: Acts, rows: list[dict[str, Any]], where: str) -> None:
+    """Checks that an adapter which acts at some positions only has something to learn from; rows without one are counted in the log."""
+    acting = 0
+    for row in rows:
+        ids, labels = np.array([row["input_ids"]]), row.get("labels")
+        prompt = np.cumsum(np.array([labels]) != IGNORED, axis=1) == 0 if isinstance(labels, list) else np.ones_like(ids, bool)
+        acting += bool(acts.mask(ids, np.ones_like(prompt), prompt, None).any())
+    if not acting:
+        raise NothingToDo("the adapter acts in no row of the training data", where=where, expected=str(acts)[:80],
+                          remedy="put the invocation into the rows, as the tokenizer splits it there, or choose other positions")
+    if acting < len(rows):
+        log.warning("%s: in %d of %d rows the adapter acts nowhere", where, len(rows) - acting, len(rows))
+
+
+def _samples(rows: list[dict[str, Any]], config: TrainConfig) -> Iterator[list[dict[str, Any]]]:
+    """Batches of the first rows, for an initialisation that looks at data."""
+    size = config.per_device_train_batch_size
+    return (rows[start : start + size] for start in range(0, min(len(rows), SAMPLES), size))
+
+
+def _heads(task: Task, model: Any, new: list[str]) -> tuple[str, ...]:
+    """The modules that are trained whole: the task's heads, and what the checkpoint does not hold."""
+    heads = dict.fromkeys([name for name in task.heads if hasattr(model, name)])
+    heads.update(dict.fromkeys(path for path in new if path.partition(".")[0] not in heads))
+    return tuple(heads)
+
+
+def _chosen(rows: Any, config: TrainConfig) -> Any:
+    if config.skip_train_samples >= len(rows):
+        raise ConfigError("skip_train_samples leaves no rows", where=config.train_file, expected=f"less than {len(rows)}",
+                          found=config.skip_train_samples)
+    stop = len(rows) if config.max_train_samples is None else min(len(rows), config.skip_train_samples + config.max_train_samples)
+    return rows.select(range(config.skip_train_samples, stop))

@@ -1,0 +1,186 @@
+"""Runs that are interrupted: checkpoints of the adapter alone, the same pack in the end, and nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from processes import child
+from safetensors import safe_open
+
+from adapterpack import Pack, train
+from adapterpack.cli.main import main
+from adapterpack.errors import ConfigError, MissingExtra, NonFinite, OutputExists
+from adapterpack.training.steps import Step
+
+KILLED = """
+import os, signal, sys, adapterpack
+moment = int(sys.argv[2])
+adapterpack.train(sys.argv[1], progress=lambda step: step.done == moment and os.kill(os.getpid(), signal.SIGKILL))
+"""
+
+
+def rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Rows of several lengths."""
+    rng = random.Random(seed)
+    return [{"prompt": " ".join(f"w{rng.randrange(90)}" for _ in range(rng.randrange(1, 9))), "completion": f"w{rng.randrange(90)}"}
+            for _ in range(count)]
+
+
+def write(path: Path, values: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in values))
+    return str(path)
+
+
+def settings(base: Path, folder: Path, **more: Any) -> dict[str, Any]:
+    """Two epochs of five steps, dropout, a schedule, accumulation; a checkpoint every third step."""
+    return {"model_name_or_path": str(base), "train_file": write(folder / "rows.jsonl", rows(40)), "output_dir": str(folder / "pack"),
+            "name": "p", "learning_rate": 1e-2, "num_train_epochs": 2, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2,
+            "r": 2, "dropout": 0.1, "lr_scheduler_type": "cosine", "save_steps": 3, "logging_steps": 4, **more}
+
+
+def uninterrupted(config: dict[str, Any], folder: Path) -> Pack:
+    (pack,) = train({**config, "output_dir": str(folder / "whole")})
+    assert not (folder / "whole.checkpoints").exists()
+    return pack
+
+
+ADALORA = {"method": "adalora", "init_r": 3, "target_r": 1, "tfinal": 1, "r": None}
+
+
+@pytest.mark.parametrize("more", [pytest.param({"group_by_length": True}, id="lora by length"),
+                                  pytest.param(ADALORA, id="adalora", marks=pytest.mark.long)])
+def test_a_run_goes_on_after_ctrl_c_to_the_same_pack(tiny_llama: Path, tmp_path: Path, more: dict[str, Any]) -> None:
+    """Ctrl-C in the second epoch ends the run with a checkpoint, which is of the adapter alone and is said to be there; the same call ends
+    with the bytes of a run that nobody interrupted. Another run does not go on from these checkpoints."""
+    config = {key: value for key, value in settings(tiny_llama, tmp_path, **more).items() if value is not None}
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that runs tests in the background lets them ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt) as interrupt:
+            train(config, progress=lambda step: os.kill(os.getpid(), signal.SIGINT) if step.done == 6 else None)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    (note,) = interrupt.value.__notes__
+    assert "the checkpoint of step 7 is kept in" in note
+    folder = tmp_path / "pack.checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint-6", "checkpoint-7", "run.json"]
+    with safe_open(folder / "checkpoint-7" / "model.safetensors", "pt") as file:
+        assert all("lora_" in name for name in file.keys())  # noqa: SIM118 - no mapping
+    assert sum(path.stat().st_size for path in (folder / "checkpoint-7").iterdir()) < 1 << 20
+    with pytest.raises(OutputExists, match="checkpoints of another run"):
+        train({**config, "learning_rate": 1e-3})
+    steps: list[Step] = []
+    (pack,) = train(config, progress=steps.append)
+    assert [step.done for step in steps] == [8, 9, 10]
+    assert not folder.exists()
+    assert pack.id == uninterrupted(config, tmp_path).id
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("moment", [2, 4, 9])
+def test_a_run_goes_on_after_a_kill_to_the_same_pack(tiny_llama: Path, tmp_path: Path, moment: int) -> None:
+    """SIGKILL before the first checkpoint, after it, and near the end: the same bytes."""
+    config = settings(tiny_llama, tmp_path)
+    path = tmp_path / "train.yaml"
+    path.write_text(json.dumps(config))
+    with child([sys.executable, "-c", KILLED, path, moment], env={**os.environ, "OMP_NUM_THREADS": "1"}) as process:
+        assert process.wait(120) == -signal.SIGKILL
+    assert not (tmp_path / "pack").exists()
+    steps: list[Step] = []
+    (pack,) = train(config, progress=steps.append)
+    assert steps[0].done == moment // 3 * 3 + 1
+    assert pack.id == uninterrupted(config, tmp_path).id
+
+
+@pytest.mark.long
+def test_a_checkpoint_that_was_not_finished_is_not_used(tiny_llama: Path, tmp_path: Path) -> None:
+    """A kill while a checkpoint is written: the one before it counts, and what is half there goes."""
+    config = settings(tiny_llama, tmp_path)
+
+    def stop(step: Step) -> None:
+        if step.done == 8:
+            raise RuntimeError("the machine stops")
+
+    with pytest.raises(RuntimeError, match="the machine stops"):
+        train(config, progress=stop)
+    (tmp_path / "pack.checkpoints" / "checkpoint-6" / "trainer_state.json").write_text('{"half')
+    steps: list[Step] = []
+    train(config, progress=steps.append)
+    assert steps[0].done == 4
+
+
+def test_the_best_evaluation_is_packed(tiny_llama: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """With a learning rate that soon ruins the model, evaluated after each step: the run ends after two that are not better than the best,
+    which is what the pack holds."""
+    config = settings(tiny_llama, tmp_path, eval_file=write(tmp_path / "e.jsonl", rows(8, 1)), eval_strategy="steps", eval_steps=1,
+                      early_stopping_patience=2, learning_rate=0.5, num_train_epochs=20, lr_scheduler_type="constant")
+    with caplog.at_level(logging.INFO):
+        (pack,) = train(config)
+    losses = [float(line.partition("loss ")[2].partition(",")[0]) for line in caplog.messages if line.startswith("evaluated after step")]
+    assert pack.manifest.training["steps"] == len(losses) - 1 < 100  # the last evaluation is of what is packed
+    assert losses[-1] == min(losses)
+    assert min(losses[-3:-1]) > losses[-1]
+
+
+def test_a_loss_that_is_no_number_ends_the_run_at_once(tiny_llama: Path, tmp_path: Path) -> None:
+    """Within the step after the one that broke the parameters; the remedy is one of this run's settings."""
+    steps: list[Step] = []
+    config = settings(tiny_llama, tmp_path, learning_rate=1e30, max_grad_norm=0, lr_scheduler_type="constant", dropout=0.0)
+    with pytest.raises(NonFinite, match=r"no number.*step [234]\b.*lower learning_rate") as error:
+        train(config, progress=steps.append)
+    assert "bf16" not in str(error.value)
+    assert not (tmp_path / "pack.checkpoints").exists()
+
+
+@pytest.mark.parametrize(("more", "error", "words"), [
+    ({"eval_strategy": "steps"}, ConfigError, "eval_strategy needs evaluations"),
+    ({"early_stopping_patience": 2}, ConfigError, "early_stopping_patience needs evaluations"),
+    ({"report_to": "tensorbord"}, MissingExtra, "found tensorbord"),
+])
+def test_settings_that_do_not_go_together(tiny_llama: Path, tmp_path: Path, more: dict[str, Any], error: Any, words: str) -> None:
+    """Refused before the model is loaded."""
+    with pytest.raises(error, match=words):
+        train(settings(tiny_llama, tmp_path, **more))
+
+
+def test_the_command_says_what_it_would_do_and_how_far_it_is(tiny_llama: Path, tmp_path: Path) -> None:
+    """``--print-config`` gives a configuration that reads back as itself; ``--dry-run`` what is learned and how much; a run off a terminal
+    a line every few steps; the pack claims the settings, without a machine's paths."""
+    path = tmp_path / "train.yaml"
+    path.write_text(json.dumps({**settings(tiny_llama, tmp_path), "lora_r": 2, "r": None} | {}).replace('"r": null, ', "").replace(
+        ', "r": null', ""))
+    printed = CliRunner().invoke(main, ["train", str(path), "--print-config", "seed=3"])
+    assert printed.exit_code == 0, printed.output
+    assert printed.stdout.startswith("# lora_r is read as r\n")
+    (tmp_path / "again.yaml").write_text(printed.stdout)
+    again = CliRunner().invoke(main, ["train", str(tmp_path / "again.yaml"), "--print-config"])
+    assert again.stdout == printed.stdout.partition("\n")[2]
+    assert "seed: 3" in again.stdout and "save_steps: 3" in again.stdout
+
+    dry = CliRunner().invoke(main, ["train", str(path), "--dry-run", "--json"])
+    (report,) = json.loads(dry.stdout)["dry_run"]
+    assert (report["sites"], report["steps"], report["rows"], report["trained_whole"]) == (14, 10, 40, [])
+    assert set(report["memory_estimate"]) == {"base", "adapter_and_optimizer", "activations", "logits", "sum"}
+    first = rows(40)[0]
+    answer = f"{first['completion']} [EOS]"
+    assert report["first_batch"][0] == [{"text": first["prompt"], "learned": False}, {"text": answer, "learned": True}]
+    shown = CliRunner().invoke(main, ["train", str(path), "--dry-run"]).stdout
+    assert f"[{answer}]" in shown
+    assert not (tmp_path / "pack").exists() and not (tmp_path / "pack.checkpoints").exists()
+
+    done = CliRunner().invoke(main, ["train", str(path)])
+    assert done.exit_code == 0, done.output
+    lines = [line for line in done.stderr.splitlines() if line.startswith("step ")]
+    assert [line.partition(":")[0] for line in lines] == ["step 4 of 10", "step 8 of 10", "step 10 of 10"]
+    assert all("tokens/s" in line and line.endswith(" left") for line in lines)
+    claimed = json.loads((tmp_path / "pack" / "adapterpack.json").read_text())["training"]["config"]
+    assert {"r": 2, "save_steps": 3, "dropout": 0.1, "lr_scheduler_type": "cosine"}.items() <= claimed.items()
+    assert str(tmp_path) not in json.dumps(claimed)
