@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 from torch import nn
@@ -55,6 +56,15 @@ def _transforms(model: nn.Module) -> tuple[list[Any], list[WeightConverter]] | N
     return [transform for transform in transforms if not isinstance(transform, WeightConverter)], converters
 
 
+def _embeddings(model: PreTrainedModel) -> list[nn.Module]:
+    """The embeddings and the output head of a model that says which they are; models of several parts do not."""
+    found = []
+    for getter in (model.get_input_embeddings, model.get_output_embeddings):
+        with suppress(NotImplementedError):
+            found.append(getter())
+    return [module for module in found if isinstance(module, nn.Module)]
+
+
 def drawn_modules(model: nn.Module) -> list[str]:
     """The paths of modules with weights that the checkpoint of the model does not hold, or in another shape: every load draws them anew.
 
@@ -62,7 +72,9 @@ def drawn_modules(model: nn.Module) -> list[str]:
     """
     config = getattr(model, "config", None)
     source = getattr(config, "_name_or_path", None)
-    folder = folder_at_hand(source, getattr(config, "_commit_hash", None)) if source and isinstance(model, PreTrainedModel) else None
+    if not source or not isinstance(model, PreTrainedModel):
+        return []
+    folder = folder_at_hand(source, getattr(config, "_commit_hash", None))
     if folder is None:
         return []
     try:
@@ -75,8 +87,7 @@ def drawn_modules(model: nn.Module) -> list[str]:
     names = stored_names(model, stored)
     converted = [re.compile(".*".join(map(re.escape, pattern.split("\\1")))) for converter in transforms[1]
                  for pattern in converter.target_patterns]
-    owners = (getattr(model, f"get_{side}_embeddings", lambda: None)() for side in ("input", "output"))
-    held = {id(parameter) for owner in owners if isinstance(owner, nn.Module) for parameter in owner.parameters()}
+    held = {id(parameter) for embedding in _embeddings(model) for parameter in embedding.parameters()}
     paths: dict[int, str] = {}
     sizes: dict[int, int] = {}
     for path, module in base_modules(model):
