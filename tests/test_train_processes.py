@@ -14,6 +14,7 @@ import torch
 from processes import child
 from transformers import AutoModelForCausalLM
 
+import adapterpack
 from adapterpack import LoRA, Pack, adapt, load, save, train
 
 pytestmark = pytest.mark.long
@@ -44,7 +45,8 @@ dist.destroy_process_group()
 
 def run_two(*command: str) -> None:
     """The command in two processes that talk over gloo."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    package = str(Path(adapterpack.__file__).parents[1])  # a script has its own folder on its path, and not this one
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": package}
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *command]
     with child(launcher, env=environment, stderr=-1, stdout=-1) as process:
         output, errors = process.communicate(timeout=240)
