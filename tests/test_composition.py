@@ -31,7 +31,7 @@ from adapterpack.pack.pack import Pack, build
 from adapterpack.slots.values import pack_values
 from adapterpack.tasks.task import task_named
 from adapterpack.training.loading import load_model
-from adapterpack.training.trainer import AdapterTrainer
+from adapterpack.training.loop.trainer import AdapterTrainer
 
 Make = Callable[..., Any]
 IN, OUT = 11, 7

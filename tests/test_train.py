@@ -38,7 +38,7 @@ from adapterpack.training import data
 from adapterpack.training.canaries.canary import verify_canary
 from adapterpack.training.config.config import read_config
 from adapterpack.training.loading import load_model
-from adapterpack.training.memory import memory_errors
+from adapterpack.training.loop.memory import memory_errors
 
 TEXT = "text-classification"
 CAUSAL = {"task": "text-generation"}

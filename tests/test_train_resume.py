@@ -19,7 +19,7 @@ from safetensors import safe_open
 from adapterpack import Pack, train
 from adapterpack.cli.main import main
 from adapterpack.errors import ConfigError, MissingExtra, NonFinite, OutputExists
-from adapterpack.training.steps import Step
+from adapterpack.training.loop.steps import Step
 
 KILLED = """
 import os, signal, sys, adapterpack

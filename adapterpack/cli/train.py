@@ -66,7 +66,7 @@ def _print_config(config: str, overrides: tuple[str, ...], as_json: bool) -> Non
 
 
 def _dry_run(config: str, overrides: tuple[str, ...], as_json: bool) -> None:
-    from ..training.dry_run import dry_run  # noqa: PLC0415 - the help needs none of it
+    from ..training.loop.dry_run import dry_run  # noqa: PLC0415 - the help needs none of it
 
     with apart():
         reports = dry_run(config, overrides)

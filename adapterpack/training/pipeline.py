@@ -18,16 +18,16 @@ from ..io.hashing import sha256_of
 from ..pack.pack import Pack
 from ..tasks.task import task_named
 from . import data
-from .arguments import arguments_of
 from .config.config import as_mapping, claimed, read_config
 from .config.fields import TrainConfig
 from .loading import load_tokenizer
-from .memory import memory_errors
-from .preparing import prepared, training_of
-from .resuming import Patience, RunFolder, Stopping, interruptible, kept
+from .loop.arguments import arguments_of
+from .loop.memory import memory_errors
+from .loop.preparing import prepared, training_of
+from .loop.resuming import Patience, RunFolder, Stopping, interruptible, kept
+from .loop.steps import Step, Steps
+from .loop.trainer import AdapterTrainer
 from .save import save
-from .steps import Step, Steps
-from .trainer import AdapterTrainer
 
 log = logging.getLogger(__name__)
 

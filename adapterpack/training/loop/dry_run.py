@@ -11,15 +11,15 @@ from typing import Any
 
 from torch import nn
 
-from ..hub.resolve import folder_of
-from ..io.readable import size
-from ..tasks.task import IGNORED, task_named
-from .config.fields import TrainConfig
-from .layers.layer import Adapted
-from .layers.whole import SavedModule
-from .layers.wrapper import base_modules
-from .loading import load_tokenizer
-from .pipeline import checked_configs
+from ...hub.resolve import folder_of
+from ...io.readable import size
+from ...tasks.task import IGNORED, task_named
+from ..config.fields import TrainConfig
+from ..layers.layer import Adapted
+from ..layers.whole import SavedModule
+from ..layers.wrapper import base_modules
+from ..loading import load_tokenizer
+from ..pipeline import checked_configs
 from .preparing import Prepared, prepared
 
 _SHOWN = 4

@@ -11,8 +11,8 @@ import torch
 from transformers import TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 
-from ..errors import ConfigError, MissingExtra
-from .config.fields import TrainConfig
+from ...errors import ConfigError, MissingExtra
+from ..config.fields import TrainConfig
 
 _OWN = frozenset({"output_dir", "gradient_checkpointing", "report_to", "load_best_model_at_end"})
 """Settings that are not passed on as they are."""

@@ -12,7 +12,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from ..errors import NonFinite
+from ...errors import NonFinite
 
 log = logging.getLogger(__name__)
 
@@ -49,9 +49,9 @@ class Steps(TrainerCallback, ExportableState):  # type: ignore[misc]
         """What a checkpoint keeps: the losses of all steps so far."""
         return {"args": {}, "attributes": {"losses": list(self.losses)}}
 
-    def batch(self, loss: torch.Tensor, mask: torch.Tensor) -> None:
+    def batch(self, loss: torch.Tensor, tokens: torch.Tensor | int) -> None:
         """Adds a batch to the step."""
-        self._loss, self._tokens = self._loss + loss, self._tokens + mask.sum()
+        self._loss, self._tokens = self._loss + loss, self._tokens + tokens
 
     def recent(self, steps: int) -> float:
         """The mean loss of the last steps."""

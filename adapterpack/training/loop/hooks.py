@@ -11,10 +11,10 @@ from torch import nn
 from torch.func import vmap
 from torch.nn import functional
 
-from ..adapter_methods import Method, Progress, Site, Trained, is_stacked
-from ..tasks.task import IGNORED
-from .layers.layer import Adapted
-from .layers.prompts import Prompts
+from ...adapter_methods import Method, Progress, Site, Trained, is_stacked
+from ...tasks.task import IGNORED
+from ..layers.layer import Adapted
+from ..layers.prompts import Prompts
 
 
 class Part(NamedTuple):

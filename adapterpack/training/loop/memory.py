@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 import torch
 
-from ..errors import AdapterpackError
-from .config.fields import TrainConfig
+from ...errors import AdapterpackError
+from ..config.fields import TrainConfig
 
 _SIGNS = ("out of memory", "can't allocate memory", "not enough memory")
 """What torch says on the devices whose errors have no class of their own."""

@@ -10,7 +10,7 @@ import transformers
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from ..adapter_methods import Progress
+from ...adapter_methods import Progress
 from . import hooks, method_states
 from .steps import Steps
 
@@ -21,17 +21,18 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
     ``steps`` watches each step: its loss, which has to be finite, and how fast it goes.
     """
 
-    def __init__(self, *args: Any, steps: Steps, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, steps: Steps | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.remove_callback(transformers.PrinterCallback)
-        self.steps, self.after = steps, AfterStep()
+        self.steps, self.after = steps or Steps(), AfterStep()
         self.add_callback(self.after)
-        self.add_callback(steps)
+        self.add_callback(self.steps)
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """A batch forward and backward; its share of the step's loss."""
         loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
-        self.steps.batch(self.accelerator.reduce(loss, "mean"), inputs["attention_mask"])
+        mask = inputs.get("attention_mask")
+        self.steps.batch(self.accelerator.reduce(loss, "mean"), inputs["input_ids"].numel() if mask is None else mask.sum())
         return loss
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None, **kwargs: Any) -> Any:
@@ -97,5 +98,5 @@ class AfterStep(TrainerCallback):  # type: ignore[misc]
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
-        """See :func:`adapterpack.training.hooks.after_step`."""
+        """See :func:`adapterpack.training.loop.hooks.after_step`."""
         self.states = hooks.after_step(model, Progress(state.global_step + 1, state.max_steps), self.states)

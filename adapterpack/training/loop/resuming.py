@@ -14,8 +14,8 @@ from typing import Any
 
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..errors import NonFinite, OutputExists
-from ..io import strict_json
+from ...errors import NonFinite, OutputExists
+from ...io import strict_json
 
 RUN = "run.json"
 """What a run is: another one does not go on from its checkpoints."""

@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from transformers import BitsAndBytesConfig
 
-from ..adapter_methods.core.token_positions import Acts
-from ..errors import ConfigError, MissingExtra, NothingToDo, Unsupported
-from ..runtime.text.context_length import context_length
-from ..tasks.task import IGNORED, TASKS, Task, Training, reads_types
-from . import data
-from .config.fields import TrainConfig
-from .inject import adapt
-from .loading import load_config, loaded
+from ...adapter_methods.core.token_positions import Acts
+from ...errors import ConfigError, MissingExtra, NothingToDo, Unsupported
+from ...runtime.text.context_length import context_length
+from ...tasks.task import IGNORED, TASKS, Task, Training, reads_types
+from .. import data
+from ..config.fields import TrainConfig
+from ..inject import adapt
+from ..loading import load_config, loaded
 
 log = logging.getLogger(__name__)
 
