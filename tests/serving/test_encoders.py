@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,6 +17,7 @@ import openai
 import pytest
 from encoder_packs import packed, words
 from servers import ANN, BOB, Served
+from test_offline_runs import kept, ran, written
 
 from adapterpack import Engine, Session, export
 from adapterpack.errors import ConfigError, Unsupported
@@ -244,3 +246,25 @@ def test_what_a_server_does_not_begin_with(features: Path, monkeypatch: pytest.M
     monkeypatch.setattr(engine.bundle, "task", replace(engine.bundle.task, name="question-answering"))
     with pytest.raises(Unsupported, match="no route answers this task"):
         apis_of(engine, Limits(), {})
+
+
+def test_an_offline_run_that_ended_at_a_row_goes_on(features: Path, tmp_path: Path) -> None:
+    """Requests for vectors: where one cannot be answered the blocks before it are kept, and the same command with --keep-going goes on
+    behind them, as a mark in what was kept shows; the bytes, to the last digit, are those of one run."""
+    dice, out, session = random.Random(4), tmp_path / "out.jsonl", Session(features, "cpu")
+    requests = [{"custom_id": str(number), "method": "POST", "url": "/v1/embeddings",
+                 "body": {"model": dice.choice(["alpha", "another"]), "input": words(dice, 20)}} for number in range(100)]
+    requests[80]["body"] = {"model": "nobody", "input": "w1"}
+    options = (features, "--input", written(tmp_path / "batch.jsonl", requests), "--batch-size", 2, "--provider", "cpu")
+    ran(*options, "--output", out, code=1)
+    assert kept(out) == 2
+    (rows,) = tmp_path.glob(".*.partial/rows")
+    rows.write_bytes(rows.read_bytes().replace(b'"custom_id": "7"', b'"custom_id": "#"'))
+    ran(*options, "--output", out, "--keep-going", code=1)
+    ran(*options, "--output", tmp_path / "whole.jsonl", "--keep-going", code=1)
+    assert out.read_bytes().replace(b'"custom_id": "#"', b'"custom_id": "7"', 1) == (tmp_path / "whole.jsonl").read_bytes()
+    assert b'"custom_id": "#"' in out.read_bytes()
+    for line, request in list(zip(out.read_text().splitlines(), requests, strict=True))[::9]:
+        body, given = json.loads(line)["response"]["body"], request["body"]
+        vector = session.run(session.encode([given["input"]]), given["model"])["last_hidden_state"][0].mean(0)
+        np.testing.assert_allclose(body["data"][0]["embedding"], vector / np.linalg.norm(vector), rtol=0, atol=1e-5)
