@@ -41,12 +41,12 @@ def rows_of(path: str) -> Any:
     return ray.data.read_parquet(path) if ".parquet" in path else ray.data.read_json(path, file_extensions=None)
 
 
-def run(bundle: str, source: str, out: str, form: str, processes: int, batch: int, options: dict[str, Any]) -> None:
+def run(bundle: str, source: str, out: str, form: str, processes: int, cores: float, batch: int, options: dict[str, Any]) -> None:
     """Writes a folder of files with the answers, in the order of the rows."""
     ray.data.DataContext.get_current().execution_options.preserve_order = True
     answers = rows_of(source).map_batches(
         Runner, fn_constructor_args=(str(Path(bundle).resolve()), options), batch_format="pyarrow", batch_size=batch,
-        compute=ray.data.ActorPoolStrategy(size=processes))
+        compute=ray.data.ActorPoolStrategy(size=processes), num_cpus=cores)
     (answers.write_parquet if form == "parquet" else answers.write_json)(str(Path(out).resolve()))
 
 
@@ -58,12 +58,13 @@ def main() -> None:
     parser.add_argument("out")
     parser.add_argument("--as", dest="form", choices=["jsonl", "parquet"], default="jsonl")
     parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--cores", type=float, default=1, help="cores that a process counts as; Ray needs one more to read files")
     parser.add_argument("--batch", type=int, default=256, help="rows that a process is given at a time")
     parser.add_argument("--max-new-tokens", type=int)
     parser.add_argument("--provider")
     given = parser.parse_args()
     options = {"max_new_tokens": given.max_new_tokens, "provider": given.provider}
-    run(given.bundle, given.source, given.out, given.form, given.processes, given.batch,
+    run(given.bundle, given.source, given.out, given.form, given.processes, given.cores, given.batch,
         {name: value for name, value in options.items() if value is not None})
     print(f"the answers are in {given.out}")
 

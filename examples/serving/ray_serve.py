@@ -30,7 +30,12 @@ ROWS = 8
 
 
 class AdapterAffinity(RequestRouter):
-    """Asks the replicas in the order that the adapter's name gives them: the next one where the first has no room for a request more."""
+    """Asks the replicas in the order that the adapter's name gives them: the next one where the first has no room for a request more, or
+    does not say how much it has.
+    """
+
+    queue_len_response_deadline_s = 1.0
+    max_queue_len_response_deadline_s = 5.0
 
     async def choose_replicas(self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
                               ) -> list[list[RunningReplica]]:

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -67,8 +68,8 @@ def alone(bundle: Path, packs: Path) -> Callable[[str, str | None], str]:
 
 
 def test_replicas_keep_their_adapters(bundle: Path, packs: Path, folder: str, alone: Callable[[str, str | None], str]) -> None:
-    """60 requests at a time, whole and streamed, on two replicas: each says what its adapter says alone, and each adapter is with one
-    replica; a refusal has its status."""
+    """60 requests at a time, whole and streamed, on two replicas: each says what its adapter says alone, and an adapter is with one
+    replica, but for a few requests; a refusal has its status."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [PYTHON, "-c", SERVE, str(bundle), str(packs / "gamma"), str(port), folder]
@@ -88,11 +89,12 @@ def test_replicas_keep_their_adapters(bundle: Path, packs: Path, folder: str, al
 
         with ThreadPoolExecutor(16) as pool:
             answers = list(pool.map(lambda one: ask(*one), asked))
-        places: dict[str | None, set[str]] = {}
+        places: dict[str | None, Counter[str]] = {}
         for (prompt, name, _), (said, replica) in zip(asked, answers, strict=True):
             assert said == alone(prompt, name)
-            places.setdefault(name, set()).add(replica)
-        assert all(len(replicas) == 1 for replicas in places.values()), places
+            places.setdefault(name, Counter())[replica] += 1
+        for replicas in places.values():  # the next one is asked where the first is slow to say whether it has room
+            assert max(replicas.values()) >= 0.8 * replicas.total(), places
         assert httpx.post(f"{address}/v1/completions", json={"model": "nobody", "prompt": "x"}, timeout=60).status_code == 404
         process.communicate(timeout=60)
         assert process.returncode == 0
@@ -116,7 +118,7 @@ def test_files_of_rows(form: str, bundle: Path, tmp_path: Path) -> None:
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), source)
     out = tmp_path / "answers"
     command = [PYTHON, str(ROOT / "examples" / "serving" / "ray_batch.py"), str(bundle), str(source), str(out), "--as", form,
-               "--processes", "2", "--batch", "40", "--max-new-tokens", "12", "--provider", "cpu"]
+               "--processes", "2", "--cores", "0.5", "--batch", "40", "--max-new-tokens", "12", "--provider", "cpu"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=ENVIRONMENT)
     assert done.returncode == 0, done.stderr[-3000:]
     answers = read(out, form)
