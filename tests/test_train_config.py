@@ -75,6 +75,7 @@ def test_defaults_are_the_dataclasses() -> None:
          {"model_name_or_path": "b", "method": "lora", "max_length": 99, "per_device_train_batch_size": 3, "lr_scheduler_type": "cosine",
           "num_train_epochs": 2.0, "r": 4, "alpha": 6.0, "dropout": 0.1, "targets": ("q_proj",), "modules_to_save": ("lm_head",)}),
         ({"lora_target_linear": True}, {"targets": "all-linear"}),
+        ({"adapter": "qlora", "warmup_ratio": 0.1}, {"method": "lora", "warmup_steps": 0.1}),
         # LLaMA-Factory: lists are one text, "all" is all-linear
         ({"finetuning_type": "lora", "lora_rank": 4, "lora_target": "q_proj, v_proj", "cutoff_len": 33, "additional_target": "a,b"},
          {"method": "lora", "r": 4, "targets": ("q_proj", "v_proj"), "max_length": 33, "modules_to_save": ("a", "b")}),

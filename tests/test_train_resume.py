@@ -117,6 +117,7 @@ def test_a_checkpoint_that_was_not_finished_is_not_used(tiny_llama: Path, tmp_pa
     assert steps[0].done == 4
 
 
+@pytest.mark.long
 def test_the_best_evaluation_is_packed(tiny_llama: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """With a learning rate that soon ruins the model, evaluated after each step: the run ends after two that are not better than the best,
     which is what the pack holds."""

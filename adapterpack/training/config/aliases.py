@@ -67,6 +67,7 @@ INSTEAD: dict[str, str] = {
     "overwrite_output_dir": "leave it out: an output is never written over",
     "evals_per_epoch": "eval_strategy: epoch",
     "saves_per_epoch": "save_strategy: epoch",
+    "quantization_bit": "load_in_4bit: true, or load_in_8bit: true",
 }
 """Keys of other tools that have no name here -> what to do instead."""
 
@@ -77,6 +78,7 @@ def _names(value: Any) -> Any:
 
 
 VALUES: dict[str, Callable[[Any], Any]] = {
+    "adapter": lambda value: "lora" if value == "qlora" else value,  # load_in_4bit says the rest
     "lora_target": lambda value: "all-linear" if value == "all" else _names(value),
     "additional_target": _names,
     "lora_target_linear": lambda value: "all-linear" if value is True else value,
