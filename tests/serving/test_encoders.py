@@ -19,7 +19,7 @@ from encoder_packs import packed, words
 from servers import ANN, BOB, Served
 from test_offline_runs import kept, ran, written
 
-from adapterpack import Engine, Session, export
+from adapterpack import Engine, Session, compose, export
 from adapterpack.errors import ConfigError, Unsupported
 from adapterpack.serving.api import apis_of
 from adapterpack.serving.limits import Limits
@@ -88,6 +88,20 @@ def test_vectors_of_many_at_once(embedder: Served, features: Path) -> None:
     data = np.frombuffer(base64.b64decode(coded_answer.json()["data"][0]["embedding"]), "<f4")
     np.testing.assert_array_equal(data, np.array(plain.json()["data"][0]["embedding"], np.float32))
     assert plain.headers["X-Adapterpack-Digest"] == embedder.adapters["alpha"]
+
+
+def test_vectors_of_a_mix(embedder: Served, features: Path, tmp_path: Path) -> None:
+    """Two adapters with weights give the vector of the pack that ``compose`` makes of them, which has their ranks together."""
+    weights = {"alpha": 0.5, "another": -2.0}
+    both = compose([features.parent / name for name in weights], weights=[*weights.values()], name="both", out=tmp_path / "both")
+    session = Session(features, "cpu")
+    session.load(both)
+    mix = [{"name": name, "weight": weight} for name, weight in weights.items()]
+    answer = embedder.post("/v1/embeddings", {"model": "base", "adapters": mix, "input": ["w1 w2 w3", "w4"], "normalize": False})
+    for text, item in zip(("w1 w2 w3", "w4"), answer.json()["data"], strict=True):
+        wanted = session.run(session.encode([text]), "both")["last_hidden_state"][0].mean(0)
+        np.testing.assert_allclose(item["embedding"], wanted, rtol=0, atol=1e-5)
+    assert answer.headers["X-Adapterpack-Adapter"] == "alpha*0.5+another*-2.0"
 
 
 def test_labels_of_many_at_once(classifier: Served, bundle_of: Make, ranking: Path) -> None:
