@@ -58,7 +58,9 @@ def case(dice: random.Random) -> dict[str, Any]:
     beams = dice.randrange(2, 6)
     return {"num_beams": beams, "num_return_sequences": dice.randrange(1, beams + 1), "max_new_tokens": dice.randrange(1, 12),
             "length_penalty": dice.choice([-1.0, 0.0, 0.6, 1.0, 2.0]), "early_stopping": dice.choice([True, False, "never"]),
-            **dice.choice([{}, {}, {"repetition_penalty": 1.3}, {"min_new_tokens": 1}])}
+            **dice.choice([{}, {}, {"repetition_penalty": 1.3}, {"min_new_tokens": 1}, {"no_repeat_ngram_size": 2, "min_length": 4},
+                           {"forced_bos_token_id": 11, "forced_eos_token_id": ENDS[0], "begin_suppress_tokens": [12, 30]},
+                           {"suppress_tokens": list(range(20, 60)), "bad_words_ids": [[5, 6], *([token] for token in range(70, 90))]}])}
 
 
 def expected(model: Any, prompt: list[int], options: dict[str, Any]) -> list[tuple[tuple[int, ...], float]]:

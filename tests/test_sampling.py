@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,8 @@ import onnxruntime as ort
 import pytest
 import torch
 from transformers import (
+    GenerationConfig,
+    GenerationMixin,
     LogitsProcessorList,
     MinNewTokensLengthLogitsProcessor,
     MinPLogitsWarper,
@@ -123,6 +127,40 @@ def test_penalties_are_those_of_transformers() -> None:
     assert np.isneginf(expected[[2, 30]]).all()
 
 
+def test_what_may_not_and_must_be_next_is_as_in_transformers() -> None:
+    """Random rules over random rows of few different tokens, in transformers' order of processors, at every place of a row."""
+    dice, size = random.Random(3), 14
+    for _ in range(150):
+        prompt, room = [dice.randrange(size) for _ in range(dice.choice([1, 1, 2, 9]))], dice.randrange(1, 6)
+        output = [dice.randrange(4) for _ in range(dice.randrange(room))]
+
+        def some(least: int, most: int) -> list[int]:
+            return [dice.randrange(size) for _ in range(dice.randrange(least, most))]
+
+        fields: dict[str, Any] = {
+            "no_repeat_ngram_size": dice.choice([1, 2, 2, 3]), "bad_words_ids": [[13], *(some(1, 4) for _ in range(8))],
+            "min_length": dice.randrange(8), "min_new_tokens": dice.randrange(1, room + 1), "forced_bos_token_id": dice.randrange(size),
+            "forced_eos_token_id": dice.choice([2, [2, 5]]), "suppress_tokens": some(1, 3), "begin_suppress_tokens": some(1, 4),
+            "repetition_penalty": 1.4,
+        }
+        fields = {name: value for name, value in fields.items() if dice.random() < 0.5}
+        chooser = TokenChooser(Sampling(**fields, max_new_tokens=room), prompt, ends=[2, 5], room=room)
+        for token in output:
+            chooser.accept(token)
+        right = GenerationMixin._get_logits_processor(
+            SimpleNamespace(config=SimpleNamespace(is_encoder_decoder=False), _merge_criteria_processor_list=lambda made, _: made),
+            generation_config=config_of(fields, len(prompt) + room), input_ids_seq_length=len(prompt), device="cpu")
+        logits = noise(dice.randrange(99), size)
+        expected = right(torch.tensor([[*prompt, *output]]), torch.from_numpy(logits.copy())[None])[0].numpy()
+        np.testing.assert_allclose(chooser.adjusted(logits.copy()), expected, rtol=1e-6, err_msg=f"{prompt} {output} {fields}")
+
+
+def config_of(fields: dict[str, Any], longest: int) -> GenerationConfig:
+    config = GenerationConfig(**fields, max_length=longest, eos_token_id=[2, 5])
+    config._eos_token_tensor = torch.tensor([2, 5])
+    return config
+
+
 OPTIONS = [
     Sampling(), Sampling(temperature=0.9, seed=4, logprobs=3), Sampling(temperature=1.2, top_p=0.95, seed=4), Sampling(logprobs=0),
     Sampling(temperature=0.7, top_k=40, min_p=0.01, repetition_penalty=1.2, seed=9), Sampling(frequency_penalty=1.5),
@@ -201,6 +239,9 @@ def test_logprobs_are_those_of_the_model(dtype: type) -> None:
     ("top_p", [0, 0.0, 1.5, float("nan")]), ("min_p", [-0.1, 1.1]), ("repetition_penalty", [0, 1e9]),
     ("presence_penalty", [2.5]), ("frequency_penalty", [-2.5]), ("seed", [1 << 64, 1.5, -(1 << 64)]), ("logprobs", [-1, 21, True]),
     ("ignore_eos", [1, "no"]), ("stop_token_ids", [[-1], "2", 2, [2.0], [1 << 32], range(2000)]), ("stop", [[1], 5, None]),
+    ("no_repeat_ngram_size", [-1, 1.5, None]), ("bad_words_ids", [[[]], [5], [[-1]], "x", [[1] * 65], [[1]] * 2000]),
+    ("min_length", [-1]), ("forced_bos_token_id", [-1, [3], "x"]), ("forced_eos_token_id", [-1, [], [1.5], "x"]),
+    ("suppress_tokens", [3, [-1], "2"]), ("begin_suppress_tokens", [[None]]),
     ("logit_bias", [[1], {1: 101}, {-1: 1}, {"x": 1}, {1: None}, dict.fromkeys(range(2000), 1)]),
 ])
 def test_parameters_have_bounds(name: str, wrong: list[Any]) -> None:
@@ -229,6 +270,14 @@ def test_the_models_own_parameters() -> None:
     quiet = {"do_sample": False, "temperature": 0.6, "repetition_penalty": 1.1}
     assert sampling_of({"sampling": "model"}, quiet, folder) == Sampling(repetition_penalty=1.1)
     assert sampling_of({"sampling": "model"}, {}, folder) == Sampling()
+    rules = {"no_repeat_ngram_size": 3, "min_length": 56, "forced_bos_token_id": 0, "forced_eos_token_id": 2, "suppress_tokens": [4, 5],
+             "begin_suppress_tokens": [220], "bad_words_ids": [[7, 8]], "min_new_tokens": 9}
+    assert sampling_of({}, rules, folder) == Sampling()
+    assert sampling_of({"sampling": "model"}, rules, folder) == Sampling(**rules)
+    short = sampling_of({"sampling": "model", "max_new_tokens": 5, "suppress_tokens": ()}, rules, folder)
+    assert (short.min_new_tokens, short.suppress_tokens) == (5, ())
+    formed = sampling_of({"sampling": "model", "regex": "a+"}, rules, folder)  # a form says itself where an answer begins and ends
+    assert formed == Sampling(regex="a+", **{name: value for name, value in rules.items() if name[:3] not in ("min", "for")})
     with pytest.raises(FormatError, match=r"generation_config.json#top_p"):
         sampling_of({"sampling": "model"}, {"do_sample": True, "top_p": 7}, folder)
     with pytest.raises(ConfigError, match="greedy or model"):

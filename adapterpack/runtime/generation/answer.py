@@ -46,7 +46,7 @@ class Answer:
                  mask: TokenMask | None = None) -> None:
         self._ends = sampling.end_ids(tokenizer.eos_ids)
         self._room, self._stream = room, TextStream(tokenizer, sampling.stop, sampling.skip_special_tokens)
-        self.chooser = TokenChooser(sampling, prompt, self._ends, mask, place)
+        self.chooser = TokenChooser(sampling, prompt, self._ends, mask, place, room)
         self.choices: list[Choice] = []
         self.reason: str | None = None
 

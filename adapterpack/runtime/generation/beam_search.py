@@ -16,7 +16,7 @@ from ..text.text_stream import TextStream
 from ..text.tokenizer import Tokenizer
 from .answer import Answer, Ending, Taken
 from .sampling import Sampling
-from .token_chooser import TokenChooser, TokenMask
+from .token_chooser import FEWER, TokenChooser, TokenMask
 
 _NEVER = np.float32(-1e9)
 """The score of what does not count: below that of any real sequence."""
@@ -52,7 +52,7 @@ class BeamAnswer:
         self._tokenizer, self._sampling, self._room = tokenizer, sampling, room
         self._ends = sampling.end_ids(tokenizer.eos_ids)
         self.width = sampling.num_beams
-        first = _Beam((), TokenChooser(sampling, prompt, self._ends, mask, place))
+        first = _Beam((), TokenChooser(sampling, prompt, self._ends, mask, place, room))
         self._beams = [first] * self.width
         self._scores = np.full(self.width, _NEVER)
         self._scores[0] = 0
@@ -84,7 +84,7 @@ class BeamAnswer:
         scores, (parents, tokens) = totals.ravel()[places], np.divmod(places, totals.shape[1])
         if not np.isfinite(scores[0]):
             raise ConfigError("no token may follow", where="the row's parameters",
-                              remedy="give fewer of logit_bias, min_new_tokens, json_schema, regex and grammar")
+                              remedy=FEWER)
         candidates = [self._continued(int(parent), int(token), np.isfinite(score))
                       for parent, token, score in zip(parents, tokens, scores, strict=True)]
         reasons = [self._reason(beam) for beam in candidates]

@@ -5,57 +5,39 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ...errors import ConfigError, FormatError, nearest
-from ..text.model_files import MAX_ID
+from .bounds import MAX_ENTRIES, MAX_TOKENS, TOKEN_ID, Range, read_ids
+from .token_rules import RULES
 
-MAX_TOKENS = (1 << 31) - 1
-MAX_ENTRIES = 1024
-"""The most tokens of ``logit_bias``, and of ``stop_token_ids``."""
 GRAMMARS = ("json_schema", "regex", "grammar")
 """The parameters that say which texts an answer may be; a row has one of them at most."""
 
 
-class _Range(NamedTuple):
-    """What a number may be; ``above``: the least itself is not allowed."""
-
-    kind: type[int] | type[float]
-    least: float
-    most: float
-    above: bool = False
-
-    def read(self, name: str, value: Any) -> int | float:
-        right = isinstance(value, Integral if self.kind is int else Real) and not isinstance(value, bool)
-        if not right or not self.least <= value <= self.most or (self.above and value == self.least):
-            raise ConfigError("a sampling parameter is out of range", where=name, found=repr(value)[:80],
-                              expected=f"a {'whole ' * (self.kind is int)}number {'above' if self.above else 'from'} {self.least}"
-                                       f" {'and up ' * self.above}to {self.most}")
-        return self.kind(value)
-
-
 _RANGES = {
-    "max_new_tokens": _Range(int, 1, MAX_TOKENS),
-    "min_new_tokens": _Range(int, 0, MAX_TOKENS),
-    "temperature": _Range(float, 0, 1000),
-    "top_k": _Range(int, 0, MAX_TOKENS),
-    "top_p": _Range(float, 0, 1, above=True),
-    "min_p": _Range(float, 0, 1),
-    "repetition_penalty": _Range(float, 0.01, 100),
-    "presence_penalty": _Range(float, -2, 2),
-    "frequency_penalty": _Range(float, -2, 2),
-    "seed": _Range(int, -(1 << 63), (1 << 64) - 1),
-    "logprobs": _Range(int, 0, 20),
-    "num_beams": _Range(int, 1, 1024),
-    "length_penalty": _Range(float, -10, 10),
-    "num_return_sequences": _Range(int, 1, 1024),
+    "max_new_tokens": Range(int, 1, MAX_TOKENS),
+    "temperature": Range(float, 0, 1000),
+    "top_k": Range(int, 0, MAX_TOKENS),
+    "top_p": Range(float, 0, 1, above=True),
+    "min_p": Range(float, 0, 1),
+    "repetition_penalty": Range(float, 0.01, 100),
+    "presence_penalty": Range(float, -2, 2),
+    "frequency_penalty": Range(float, -2, 2),
+    "seed": Range(int, -(1 << 63), (1 << 64) - 1),
+    "logprobs": Range(int, 0, 20),
+    "num_beams": Range(int, 1, 1024),
+    "length_penalty": Range(float, -10, 10),
+    "num_return_sequences": Range(int, 1, 1024),
 }
-_BIAS, _ID = _Range(float, -100, 100), _Range(int, 0, MAX_ID)
+_BIAS = Range(float, -100, 100)
+_AGAINST_GRAMMARS = ("min_new_tokens", "min_length", "ignore_eos", "forced_bos_token_id", "forced_eos_token_id")
+"""Parameters that a form of the answer would contradict."""
 _BEAM_KEYS = ("length_penalty", "early_stopping", "num_return_sequences")
 """Parameters that say something of a search with several beams only."""
-_MODEL_KEYS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "num_beams", *_BEAM_KEYS)
+_DRAW_KEYS = ("temperature", "top_k", "top_p", "min_p")
+"""Parameters of a model that draws its tokens."""
 _SAMPLED = {"temperature": 1.0, "top_k": 50}
 """What transformers takes where a ``generation_config.json`` samples and does not say it."""
 
@@ -76,6 +58,11 @@ class Sampling:
     off. Before ``min_new_tokens`` no such token is chosen. Special tokens have no text, unless ``skip_special_tokens`` is off. ``logprobs``
     N gives the log-probability of each token, and the N likeliest in its place, by the model's own distribution, before anything above.
     ``json_schema``, ``regex`` or ``grammar`` (Lark) says which texts the answer may be; see :mod:`.structured`.
+
+    ``no_repeat_ngram_size`` N lets no N tokens come twice in prompt and answer, ``bad_words_ids`` (lists of token ids) no such sequence;
+    ``suppress_tokens`` are never chosen, ``begin_suppress_tokens`` not in the first place. ``forced_bos_token_id`` is the second token
+    of all, ``forced_eos_token_id`` the last for which there is room, and below ``min_length`` tokens with those of the prompt a row does
+    not end. Of an encoder with a decoder the prompt is what the decoder begins with.
 
     ``num_beams`` above 1 is a beam search, as of transformers: so many sequences go on at a time, and ``num_return_sequences`` of those
     that end are given, best first by the sum of their log-probabilities divided by their length to the power of ``length_penalty``.
@@ -109,6 +96,13 @@ class Sampling:
     early_stopping: bool | str = False
     num_return_sequences: int = 1
     skip_special_tokens: bool = True
+    no_repeat_ngram_size: int = 0
+    bad_words_ids: tuple[tuple[int, ...], ...] = ()
+    min_length: int = 0
+    forced_bos_token_id: int | None = None
+    forced_eos_token_id: int | tuple[int, ...] | None = None
+    suppress_tokens: tuple[int, ...] = ()
+    begin_suppress_tokens: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop  # else each of its characters would be a stop text
@@ -119,7 +113,9 @@ class Sampling:
                 raise ConfigError("this is neither true nor false", where=name, found=repr(getattr(self, name))[:80])
         numbers = {name: bounds.read(name, getattr(self, name)) for name, bounds in _RANGES.items()
                    if name != "logprobs" or self.logprobs is not None}
-        read = {**numbers, "stop": tuple(stop), "logit_bias": _bias(self.logit_bias), "stop_token_ids": _ids(self.stop_token_ids)}
+        rules = {name: rule.read(name, getattr(self, name)) for name, rule in RULES.items()}
+        read = {**numbers, **rules, "stop": tuple(stop), "logit_bias": _bias(self.logit_bias),
+                "stop_token_ids": read_ids("stop_token_ids", self.stop_token_ids)}
         for name, value in read.items():
             object.__setattr__(self, name, value)
         if self.min_new_tokens > self.max_new_tokens:
@@ -149,9 +145,10 @@ class Sampling:
         given = [name for name in GRAMMARS if getattr(self, name) is not None]
         if len(given) > 1:
             raise ConfigError("an answer has one form", found=", ".join(given), remedy="give one of them")
-        if given and (self.min_new_tokens or self.ignore_eos):
-            raise ConfigError(f"{given[0]} says where an answer may end", remedy=f"leave out {given[0]}, or min_new_tokens and ignore_eos",
-                              found="min_new_tokens" if self.min_new_tokens else "ignore_eos")
+        against = [name for name in _AGAINST_GRAMMARS if getattr(self, name) != getattr(Sampling, name)]
+        if given and against:
+            raise ConfigError(f"{given[0]} says what an answer is and where it may end", found=", ".join(against),
+                              remedy=f"leave out {given[0]}, or {' and '.join(against)}")
 
     def end_ids(self, eos: Collection[int]) -> frozenset[int]:
         """The tokens at which a row ends, of a model with these end tokens."""
@@ -178,14 +175,16 @@ def sampling_of(options: Mapping[str, Any], generation_config: Mapping[str, Any]
 
 
 def _of_model(config: Mapping[str, Any], folder: Path, given: Mapping[str, Any]) -> Sampling:
-    """The parameters of a ``generation_config.json`` where a call says nothing; without ``do_sample`` only its penalty and beams count."""
-    said = {name: config[name] for name in _MODEL_KEYS if config.get(name) is not None}
-    if config.get("do_sample") is not True:
-        said = {name: value for name, value in said.items() if name in ("repetition_penalty", "num_beams", *_BEAM_KEYS)}
-    else:
-        said = {**_SAMPLED, **said}
+    """The parameters of a ``generation_config.json`` where a call says nothing; without ``do_sample`` what draws does not count."""
+    draws = config.get("do_sample") is True
+    names = (*(_DRAW_KEYS if draws else ()), "repetition_penalty", "num_beams", *_BEAM_KEYS, *RULES)
+    said = {**(_SAMPLED if draws else {}), **{name: config[name] for name in names if config.get(name) is not None}}
     if {**said, **given}.get("num_beams", 1) == 1:
         said = {name: value for name, value in said.items() if name not in _BEAM_KEYS}
+    if any(given.get(name) is not None for name in GRAMMARS):
+        said = {name: value for name, value in said.items() if name not in _AGAINST_GRAMMARS}
+    if isinstance(said.get("min_new_tokens"), int) and isinstance(most := given.get("max_new_tokens", Sampling.max_new_tokens), int):
+        said["min_new_tokens"] = min(said["min_new_tokens"], most)  # a caller who wants less gets it
     left_out = {name: value for name, value in said.items() if name not in given}
     try:
         return Sampling(**{**left_out, **given})
@@ -202,11 +201,5 @@ def _bias(bias: Any) -> dict[int, float]:
         raise ConfigError("this is no bias of tokens", where="logit_bias", expected=f"token id -> number, for at most {MAX_ENTRIES} tokens",
                           found=repr(bias)[:80])
     keys = [int(key) if isinstance(key, str) and key.isascii() and key.isdecimal() and len(key) < 11 else key for key in bias]
-    return {int(_ID.read("logit_bias", key)): float(_BIAS.read(f"logit_bias[{key}]", value))
+    return {int(TOKEN_ID.read("logit_bias", key)): float(_BIAS.read(f"logit_bias[{key}]", value))
             for key, value in zip(keys, bias.values(), strict=True)}
-
-
-def _ids(ids: Any) -> tuple[int, ...]:
-    if isinstance(ids, str) or not isinstance(ids, Collection) or len(ids) > MAX_ENTRIES:
-        raise ConfigError("these are no token ids", where="stop_token_ids", expected=f"at most {MAX_ENTRIES} numbers", found=repr(ids)[:80])
-    return tuple(int(_ID.read("stop_token_ids", token)) for token in ids)

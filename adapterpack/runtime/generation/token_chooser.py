@@ -13,13 +13,17 @@ from typing import NamedTuple, Protocol, Self
 import numpy as np
 
 from ...errors import AdapterpackError, ConfigError, NonFinite
+from .bounds import require_in_vocabulary
 from .sampling import Sampling
+from .token_rules import RULES, RowStart, rules_of
 
 Logprobs = tuple[tuple[int, float], ...]
 _NONE = np.float32(-np.inf)
 _COLDEST = 1e-30
 """A temperature that is a normal number in float32."""
 _BLOCK = 512
+FEWER = f"give fewer of logit_bias, {', '.join(RULES)}, json_schema, regex and grammar"
+"""What to do where the parameters exclude all tokens."""
 
 
 class Choice(NamedTuple):
@@ -53,16 +57,20 @@ class TokenMask(Protocol):
 class TokenChooser:
     """How one row's tokens are chosen, and what its choices so far mean for the next one.
 
-    ``prompt`` are the row's tokens at the beginning; ``ends`` those at which it ends. ``stream`` tells apart rows of one seed.
+    ``prompt`` are the row's tokens at the beginning; ``ends`` those at which it ends. ``stream`` tells apart rows of one seed. ``room``
+    says how many tokens the row may have.
     """
 
     def __init__(self, options: Sampling, prompt: Sequence[int] = (), ends: Collection[int] = (), mask: TokenMask | None = None,
-                 stream: int = 0) -> None:
+                 stream: int = 0, room: int | None = None) -> None:
         self.options, self.mask = options, mask
         self._draws = np.random.default_rng([options.seed % (1 << 64), stream])
-        self._length = 0
         self._ends = np.array(sorted(ends), np.intp)
         self._bias = np.array(list(options.logit_bias), np.intp), np.array(list(options.logit_bias.values()), np.float32)
+        forced = int(len(prompt) <= 1 and options.forced_bos_token_id is not None)
+        self._rules = rules_of(options, RowStart(len(prompt), room, self._ends, forced))
+        self._row = np.array(prompt if self._rules else (), np.intp)
+        """Prompt and answer, where a rule reads them."""
         self._penalized = options.repetition_penalty != 1 or options.presence_penalty != 0 or options.frequency_penalty != 0
         self._tokens = np.unique(np.array(prompt if self._penalized else (), np.intp))
         """The tokens of prompt and answer, each once, and below how often they are in the answer."""
@@ -94,17 +102,14 @@ class TokenChooser:
         return Choice(token, float(original[token]) - logprobs, _top_logprobs(original, self.options.logprobs or 0, logprobs))
 
     def adjusted(self, logits: np.ndarray) -> np.ndarray:
-        """The logits ``[vocabulary]`` float32 with the row's bias and penalties, and without its end tokens where they may not be next
-        yet; in place.
+        """The logits ``[vocabulary]`` float32 with the row's bias, penalties and rules; in place.
 
         Raises:
             ConfigError: a parameter names a token that the model does not have.
         """
         options, size = self.options, len(logits)
         for name, named in (("logit_bias", options.logit_bias), ("stop_token_ids", options.stop_token_ids)):
-            if max(named, default=0) >= size:
-                raise ConfigError("a parameter names a token that the model does not have", where=name, found=max(named),
-                                  expected=f"at most {size - 1}")
+            require_in_vocabulary(name, max(named, default=0), size)
         ids, bias = self._bias
         logits[ids] += bias
         if self._penalized:
@@ -114,8 +119,8 @@ class TokenChooser:
             values = np.where(values < 0, values * np.float32(options.repetition_penalty), values / np.float32(options.repetition_penalty))
             values -= np.float32(options.frequency_penalty) * counts + np.float32(options.presence_penalty) * (counts > 0)
             logits[tokens] = values
-        if self._length < options.min_new_tokens:
-            logits[self._ends[self._ends < size]] = _NONE
+        for act in self._rules:
+            act(logits, self._row)
         return logits
 
     def _chosen(self, logits: np.ndarray) -> int:
@@ -124,7 +129,7 @@ class TokenChooser:
         place = int(values.argmax()) if len(values) else 0
         if not len(values) or not np.isfinite(values[place]):
             raise ConfigError("no token may follow", where="the row's parameters",
-                              remedy="give fewer of logit_bias, min_new_tokens, json_schema, regex and grammar")
+                              remedy=FEWER)
         if self.options.temperature:
             places, weights = candidates(values, self.options)
             place = int(places[_at(weights, self._draws.random())])
@@ -154,9 +159,10 @@ class TokenChooser:
 
     def accept(self, token: int) -> None:
         """Takes the row's next token."""
-        self._length += 1
         if self.mask is not None and token not in self._ends:
             self.mask.accept(token)
+        if self._rules:
+            self._row = np.append(self._row, token)  # another array: that of a fork stays as it is
         if self._penalized:
             place = self._places.setdefault(token, len(self._places))
             if place == len(self._tokens):

@@ -1,0 +1,198 @@
+"""Parameters that say which tokens may not be next, or which one must: one small value each, which registers itself.
+
+They are transformers' (``generation_config.json`` of summarization and speech models has them) and act in the order of its processors:
+``GenerationMixin._get_logits_processor``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ...errors import ConfigError
+from .bounds import MAX_ENTRIES, MAX_TOKENS, TOKEN_ID, Range, read_ids, require_in_vocabulary
+
+LONGEST_WORD = 64
+"""The most tokens of a word of ``bad_words_ids``."""
+
+
+class RowStart(NamedTuple):
+    """What a rule knows of a row: how long its ``prompt`` is, how many tokens may follow (``room``), its end tokens, and how many of its
+    first tokens are ``forced``.
+    """
+
+    prompt: int
+    room: int | None
+    ends: np.ndarray
+    forced: int = 0
+
+
+Act = Callable[[np.ndarray, np.ndarray], None]
+"""Changes the logits ``[vocabulary]`` of a row in place, by its tokens so far, those of the prompt included."""
+
+Rule = Callable[[Any, RowStart], Act]
+"""Makes it of a parameter's value and of a row."""
+
+
+@dataclass(frozen=True)
+class TokenRule:
+    """One parameter of :class:`.Sampling`: ``read(name, value)`` checks what it is, ``unset`` says that there is no rule, and
+    ``rule(value, row)`` is what it does to a row.
+    """
+
+    name: str
+    unset: Any
+    read: Callable[[str, Any], Any]
+    rule: Rule
+
+
+RULES: dict[str, TokenRule] = {}
+"""Parameter -> the rule, in the order in which rules act."""
+
+
+def rules_of(options: Any, row: RowStart) -> list[Act]:
+    """What the parameters do to a row."""
+    values = ((rule, getattr(options, rule.name)) for rule in RULES.values())
+    return [rule.rule(value, row) for rule, value in values if value != rule.unset]
+
+
+def _register(name: str, unset: Any, read: Callable[[str, Any], Any]) -> Callable[[Rule], Rule]:
+    def registered(rule: Rule) -> Rule:
+        RULES[name] = TokenRule(name, unset, read, rule)
+        return rule
+
+    return registered
+
+
+def _ban(logits: np.ndarray, ids: np.ndarray) -> None:
+    logits[ids[ids < len(logits)]] = -np.inf
+
+
+def _force(name: str, ids: Sequence[int], logits: np.ndarray) -> None:
+    require_in_vocabulary(name, max(ids), len(logits))
+    logits[:] = -np.inf
+    logits[list(ids)] = 0
+
+
+def _optional(read: Callable[[str, Any], Any], name: str, value: Any) -> Any:
+    return None if value is None else read(name, value)
+
+
+def _one_or_more(name: str, value: Any) -> tuple[int, ...]:
+    """One id or a list of them, which is not empty."""
+    ids = read_ids(name, value if isinstance(value, Collection) else [value])
+    if not ids:
+        raise ConfigError("these are no token ids", where=name, found="none", expected=f"1 to {MAX_ENTRIES} numbers")
+    return ids
+
+
+def _words(name: str, value: Any) -> tuple[tuple[int, ...], ...]:
+    if isinstance(value, str) or not isinstance(value, Collection) or len(value) > MAX_ENTRIES:
+        raise ConfigError("these are no words in token ids", where=name, found=repr(value)[:80], expected=f"at most {MAX_ENTRIES} lists")
+    words = tuple(read_ids(name, word) for word in value)
+    wrong = next((word for word in words if not 1 <= len(word) <= LONGEST_WORD), None)
+    if wrong is not None:
+        raise ConfigError("a word has too few or too many tokens", where=name, found=len(wrong), expected=f"1 to {LONGEST_WORD}")
+    return words
+
+
+_COUNT, _ONE = Range(int, 0, MAX_TOKENS).read, partial(_optional, TOKEN_ID.read)
+
+
+@_register("no_repeat_ngram_size", 0, _COUNT)
+def _no_repeats(size: int, row: RowStart) -> Act:
+    """No tokens that would end a sequence of so many that the row has already."""
+
+    def act(logits: np.ndarray, tokens: np.ndarray) -> None:
+        if len(tokens) >= size:
+            windows = np.lib.stride_tricks.sliding_window_view(tokens, size)
+            _ban(logits, windows[(windows[:, :-1] == tokens[len(tokens) + 1 - size :]).all(axis=1), -1])
+
+    return act
+
+
+@_register("bad_words_ids", (), _words)
+def _no_words(words: Sequence[tuple[int, ...]], row: RowStart) -> Act:
+    """No last token of a word whose others are there; an end token alone is no word."""
+    ends = set(row.ends.tolist())
+    by_length = _by_length(word for word in words if len(word) > 1 or word[0] not in ends)
+    largest = max(map(max, words))
+
+    def act(logits: np.ndarray, tokens: np.ndarray) -> None:
+        require_in_vocabulary("bad_words_ids", largest, len(logits))
+        for same in by_length:
+            before = same.shape[1] - 1
+            if before <= len(tokens):
+                _ban(logits, same[(same[:, :-1] == tokens[len(tokens) - before :]).all(axis=1), -1])
+
+    return act
+
+
+def _by_length(words: Iterable[tuple[int, ...]]) -> list[np.ndarray]:
+    """The words as arrays, those of one length together."""
+    groups: dict[int, list[tuple[int, ...]]] = {}
+    for word in words:
+        groups.setdefault(len(word), []).append(word)
+    return [np.array(group, np.intp) for group in groups.values()]
+
+
+@_register("min_length", 0, _COUNT)
+def _no_end_below(length: int, row: RowStart) -> Act:
+    """No end while prompt and answer are shorter; of an encoder and decoder the prompt are the decoder's first tokens."""
+
+    def act(logits: np.ndarray, tokens: np.ndarray) -> None:
+        if len(tokens) < length:
+            _ban(logits, row.ends)
+
+    return act
+
+
+@_register("min_new_tokens", 0, _COUNT)
+def _no_end_before(count: int, row: RowStart) -> Act:
+    """No end while the answer is shorter."""
+    return _no_end_below(row.prompt + count, row)
+
+
+@_register("forced_bos_token_id", None, _ONE)
+def _forced_first(token: int, row: RowStart) -> Act:
+    """The token behind the only one that is there."""
+
+    def act(logits: np.ndarray, tokens: np.ndarray) -> None:
+        if len(tokens) == 1:
+            _force("forced_bos_token_id", [token], logits)
+
+    return act
+
+
+@_register("forced_eos_token_id", None, partial(_optional, _one_or_more))
+def _forced_last(ids: Sequence[int], row: RowStart) -> Act:
+    """The last token that the row has room for."""
+
+    def act(logits: np.ndarray, tokens: np.ndarray) -> None:
+        if row.room is not None and len(tokens) == row.prompt + row.room - 1:
+            _force("forced_eos_token_id", ids, logits)
+
+    return act
+
+
+@_register("suppress_tokens", (), read_ids)
+def _suppressed(ids: Sequence[int], row: RowStart) -> Act:
+    """Never these."""
+    banned = np.array(ids, np.intp)
+    return lambda logits, tokens: _ban(logits, banned)
+
+
+@_register("begin_suppress_tokens", (), read_ids)
+def _suppressed_at_first(ids: Sequence[int], row: RowStart) -> Act:
+    """Not these in the first place that is not forced."""
+    banned = np.array(ids, np.intp)
+
+    def act(logits: np.ndarray, tokens: np.ndarray) -> None:
+        if len(tokens) == row.prompt + row.forced:
+            _ban(logits, banned)
+
+    return act
