@@ -7,7 +7,7 @@ from .task import MAIN, TASKS, TEXT, Part, Task
 from .text_generation import answer
 
 TASKS.register(Task(
-    "text2text-generation", "AutoModelForSeq2SeqLM", answer, ("ForConditionalGeneration",),
+    "text2text-generation", "AutoModelForSeq2SeqLM", answer, ("ForConditionalGeneration", "MTModel"),
     lambda config: bool(config.get("is_encoder_decoder")),
     parts=(Part("encoder", "encoder", TEXT),
            Part(MAIN, "cross_decoder", ("decoder_input_ids", "attention_mask", "past_key_values", "encoder"))),
