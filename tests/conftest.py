@@ -208,7 +208,8 @@ def bundle_of(
     pack_of: Callable[[str, str], Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[[str, str], Path]:
-    """Base and mode -> a bundle with alpha and beta (folded: alpha), made when first asked for; a bank has four slots of rank up to 6."""
+    """Base and mode -> a bundle with alpha and beta (folded: alpha), made when first asked for; a bank has four slots of rank up to 6.
+    Decoders are without the engine's graph."""
     from adapterpack import export
 
     @cache
@@ -216,7 +217,7 @@ def bundle_of(
         folder = tmp_path_factory.mktemp("bundles") / f"{kind}-{mode}"
         names = ("alpha",) if mode == "folded" else ("alpha", "beta")
         room = {"slots": 4, "max_rank": 6} if mode == "bank" else {}
-        export(base_of(kind), [pack_of(kind, name) for name in names], folder, mode=mode, **room)
+        export(base_of(kind), [pack_of(kind, name) for name in names], folder, mode=mode, in_place=False, **room)
         return folder
 
     return make

@@ -225,6 +225,35 @@ def test_what_is_refused(tiny_llama: Path, tiny_bert: Path, tmp_path: Path) -> N
         export(tiny_bert, [], tmp_path / "bundle", in_place=True)
     with pytest.raises(Unsupported, match="one at a time"):
         export(tiny_llama, [], tmp_path / "bundle", mode="inputs", in_place=True)
+
+
+def test_every_decoder_has_the_graph_where_its_family_does(tiny_llama: Path, pack_of: Make, tmp_path: Path) -> None:
+    """Nobody asks for it, no weight lies in the bundle twice, and what has no graph says why, with the command that helps."""
+    bundle = export(tiny_llama, [pack_of("llama", "alpha")], tmp_path / "bank")
+    assert bundle.decoder
+    graphs = [ir.load(tmp_path / "bank" / graph_file(part)).graph for part in (MAIN, DECODER)]
+    stored = [{(value.const_value.location, value.const_value.offset) for value in graph.initializers.values()
+               if isinstance(value.const_value, ir.ExternalTensor)} for graph in graphs]
+    assert stored[1] <= stored[0]
+    assert stored[1]
+    assert (tmp_path / "bank" / graph_file(DECODER)).stat().st_size < 1 << 18
+    assert not validate(tmp_path / "bank", full=True).findings
+
+    for name, options in {"inputs": {"mode": "inputs"}, "off": {"in_place": False}}.items():
+        assert not export(tiny_llama, [pack_of("llama", "alpha")], tmp_path / name, **options).decoder
+        with pytest.raises(Unsupported, match="no graph for the engine") as caught:
+            Engine(tmp_path / name)
+        assert f"adapterpack export {tiny_llama.name} {tmp_path / name}/adapters/* --static-cache -o NEW" in str(caught.value)
+
     base = make_base(BY_NAME["bloom"], tmp_path / "bloom")  # the distance to a token is added to its score
+    told: list[str] = []
+    bundle = export(base, [], tmp_path / "bundle", mode="folded", task="text-generation", progress=told.append)
+    reason = bundle.parity["decoder"]["left_out"]
+    assert not bundle.decoder
+    assert any(text.startswith(f"the engine's graph is left out: {reason}") for text in told)
+    with pytest.raises(Unsupported) as caught:
+        Engine(tmp_path / "bundle")
+    assert caught.value.found == reason
+    assert not (tmp_path / "bundle" / graph_file(DECODER)).exists()
     with pytest.raises((Unsupported, ParityError)):
-        export(base, [], tmp_path / "bundle", mode="folded", task="text-generation", in_place=True)
+        export(base, [], tmp_path / "insisted", mode="folded", task="text-generation", in_place=True)

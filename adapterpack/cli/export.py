@@ -30,8 +30,9 @@ from .quantize import accuracy_sentence
 @quantization_options
 @click.option("--dtype", default="float32", show_default=True, metavar="D",
               help="What the graph and its slots are made of: float32, float16 or bfloat16, which only a GPU computes in.")
-@click.option("--static-cache", is_flag=True,
-              help="Add the graph that the engine runs: a decoder's, for prompts and steps, on caches that stay where they are.")
+@click.option("--static-cache/--no-static-cache", default=None,
+              help="Insist on the graph that the engine and serve run, a decoder's on caches that stay where they are, or leave it out; by "
+                   "default it is made where the model's family has one.")
 @click.option("--in-place", is_flag=True, hidden=True, help="The former name of --static-cache.")
 @click.option("--slots", type=int, metavar="N", help="Slots of a bank, the base's slot 0 included.")
 @click.option("--max-rank", type=int, metavar="R", help="The largest rank that a slot of a bank can take.")
@@ -45,7 +46,7 @@ from .quantize import accuracy_sentence
 @shared
 def command(
     *, base: str, packs: tuple[str, ...], out: str, mode: str, task: str | None, quantize: str | None,
-    accuracy: str | None, head: str | None, dtype: str, static_cache: bool, in_place: bool,
+    accuracy: str | None, head: str | None, dtype: str, static_cache: bool | None, in_place: bool,
     slots: int | None, max_rank: int | None, frontend: str | None, target: str, pooling: str | None, checkpoint: str | None,
     allow_structural: bool, as_json: bool,
 ) -> None:
@@ -63,7 +64,7 @@ def command(
     graph, loaded = base if is_graph(base) else folder_of(base), [pack_at(pack) for pack in packs]
     with steps() as say:
         adapterpack.export(graph, loaded, out, mode=mode, task=task, slots=slots, max_rank=max_rank, quantize=quantize,
-                           accuracy=accuracy, head=head, dtype=dtype, in_place=static_cache or in_place, frontend=frontend,
+                           accuracy=accuracy, head=head, dtype=dtype, in_place=in_place or static_cache, frontend=frontend,
                            target=target, pooling=pooling, checkpoint=None if checkpoint is None else folder_of(checkpoint),
                            allow_structural=allow_structural, progress=say)
     bundle = adapterpack.inspect(bundle_in(out))
@@ -77,6 +78,9 @@ def command(
         line(f"the bank has {bundle['slots']} slots, the base's included, of rank at most {bundle['max_rank']}")
     for sentence in proof(bundle["parity"], bundle["quantization"] is not None):
         line(sentence)
+    left_out = bundle["parity"].get("decoder", {}).get("left_out")
+    if left_out is not None:
+        line(f"the engine's graph is left out, so serve does not run this bundle: {left_out}")
     if bundle["quantization"] is not None:
         line(accuracy_sentence(bundle["quantization"]["accuracy"], bundle["quantization"]["error_by_accuracy"]))
     for name, reason in bundle["parity"]["canary"]["not_replayed"].items():

@@ -27,8 +27,7 @@ _OPTIONS = (
     click.option("--seed", type=int, metavar="N", help="The seed of what is drawn."),
     click.option("--stop", multiple=True, metavar="TEXT", help="A text that ends an answer and is cut off; may be repeated."),
     click.option("--logprobs", type=int, metavar="N", help="Add the log-probability of each token, and of the N likeliest in its place."),
-    click.option("--beams", "num_beams", type=int, metavar="N", help="Search with N beams for the likeliest answer; see --static-cache of "
-                                                                     "export."),
+    click.option("--beams", "num_beams", type=int, metavar="N", help="Search with N beams for the likeliest answer."),
     click.option("--json-schema", metavar="F.json", help="Answers are JSON that fits this schema; needs the extra structured."),
     click.option("--regex", metavar="R", help="Answers match this regular expression as a whole; needs the extra structured."),
     click.option("--grammar", metavar="F.lark", help="Answers are of this grammar, in Lark's form or GBNF; needs the extra structured."),

@@ -24,7 +24,9 @@ from .targets import TARGETS, Target
 
 
 class Request(NamedTuple):
-    """A checked export: see :func:`adapterpack.export` for the parameters. ``file`` is the ONNX file that is exported from, if any."""
+    """A checked export: see :func:`adapterpack.export` for the parameters. ``file`` is the ONNX file that is exported from, if any.
+    ``static_cache`` None: the engine's graph is made if the family's attention allows it.
+    """
 
     base: Checkpoint
     file: Path | None
@@ -35,7 +37,7 @@ class Request(NamedTuple):
     max_rank: int | None
     quantize: Quantization | None
     dtype: str
-    static_cache: bool
+    static_cache: bool | None
     target: Target
     pooling: str | None
     allow_structural: bool
@@ -48,7 +50,7 @@ class Request(NamedTuple):
 
 def checked(
     base: str | os.PathLike[str], packs: Sequence[Pack | str | os.PathLike[str]], *, mode: str, task: str | None, slots: int | None,
-    max_rank: int | None, quantize: str | None, accuracy: str | None, head: str | None, dtype: str, static_cache: bool, target: str,
+    max_rank: int | None, quantize: str | None, accuracy: str | None, head: str | None, dtype: str, static_cache: bool | None, target: str,
     pooling: str | None, checkpoint: str | os.PathLike[str] | None, allow_structural: bool,
 ) -> Request:
     """The request, if its parts fit together.
@@ -80,6 +82,8 @@ def checked(
     if static_cache and mode == "inputs":
         raise Unsupported("the engine's rows have adapters of their own, and a graph of this mode has one at a time",
                           found=f"--mode {mode}", expected="bank or folded", remedy="leave --static-cache out, or export with --mode bank")
+    if static_cache is None and not (chosen.generates and mode != "inputs" and product.engine):
+        static_cache = False
     if quantize is None:
         require_no_options("the graph is not quantized", accuracy, head)
     wanted = None if quantize is None else quantization(quantize, accuracy, head)

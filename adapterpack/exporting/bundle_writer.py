@@ -14,8 +14,10 @@ import onnx_ir as ir
 
 from ..base.base_folder import copy_carried, read_json
 from ..base.checkpoint import Checkpoint
+from ..bundle.decoder_graph import DECODER
 from ..bundle.manifest import Bundle, BundledAdapter, MappedSite, graph_file
 from ..bundle.signature import signature_of
+from ..errors import AdapterpackError, StorageError
 from ..io.readable import size
 from ..manifest.manifest import Base
 from ..merging.staging import require_space
@@ -71,15 +73,32 @@ def write_bundle(root: Path, request: Request, source: Source, graph: BaseGraph,
     started = time.perf_counter()
     bundle = proved(bundle, folder, source, graph.paddings)
     say(f"proved; the model in torch and the proof took {time.perf_counter() - started:.1f} s")
-    if request.static_cache:
-        bundle = dataclasses.replace(bundle, decoder=True)
-        bundle.write(folder, draft=True)
-        bundle = dataclasses.replace(bundle, parity={**bundle.parity, "decoder": with_decoder(folder, say)})
+    if request.static_cache is not False:
+        bundle = _with_decoder(bundle, folder, insist=bool(request.static_cache), say=say)
     request.base.require_unchanged()
     bundle.write(folder, draft=request.quantize is not None)
     if request.quantize is not None:
         say(f"quantize to {request.quantize.scheme}")
         quantize_in_place(folder, request.quantize)
+
+
+def _with_decoder(bundle: Bundle, folder: Path, *, insist: bool, say: Progress) -> Bundle:
+    """The manifest of a bundle that has the engine's graph, too; or without ``insist`` of one whose family has none, which says why.
+
+    Raises:
+        AdapterpackError: with ``insist``, the family has none.
+        StorageError: the disk has no room for it.
+    """
+    made = dataclasses.replace(bundle, decoder=True)
+    made.write(folder, draft=True)
+    try:
+        return dataclasses.replace(made, parity={**bundle.parity, "decoder": with_decoder(folder, say, mapped=True)})
+    except AdapterpackError as error:
+        if insist or isinstance(error, StorageError):
+            raise
+        (folder / graph_file(DECODER)).unlink(missing_ok=True)
+        say(f"the engine's graph is left out: {error.sentence}")
+        return dataclasses.replace(bundle, parity={**bundle.parity, "decoder": {"left_out": error.what}})
 
 
 def write_graphs(folder: Path, graphs: Mapping[str, Any], say: Progress) -> None:

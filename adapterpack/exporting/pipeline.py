@@ -37,7 +37,7 @@ def export(
     accuracy: str | None = None,
     head: str | None = None,
     dtype: str = DEFAULT,
-    in_place: bool = False,
+    in_place: bool | None = None,
     frontend: str | None = None,
     target: str = "ort",
     pooling: str | None = None,
@@ -51,10 +51,11 @@ def export(
     for every row). ``slots`` counts slot 0, the base; it and ``max_rank`` are the capacity of a bank. Every graph is compared with the
     torch model, base and each adapter, on a ragged padded batch, before it is published. ``dtype`` is the float type that graph and slots
     are made in, ``float32`` or ``float16``. ``quantize`` is ``int8`` or ``int4``, with ``accuracy`` and ``head`` as of
-    :func:`adapterpack.quantize`. ``in_place`` adds the graph that the engine and ``generate`` run, on the same weights, with a static
-    cache. ``target`` says who serves it: ``ort``, ``ort-genai`` (the folder that onnxruntime-genai loads) or ``triton`` (a model
-    repository, which holds the bundle). ``base`` may be an ONNX file that another tool made of ``checkpoint``: its weights are found there
-    by their bytes. ``frontend`` is what makes the graph, by default the first whose graph agrees with the model.
+    :func:`adapterpack.quantize`. A decoder gets the graph that the engine, ``serve`` and ``generate`` run, with a static cache on the
+    same weights, where its family has one; ``in_place`` True insists on it, False leaves it out. ``target`` says who serves it: ``ort``,
+    ``ort-genai`` (the folder that onnxruntime-genai loads) or ``triton`` (a model repository, which holds the bundle). ``base`` may be an
+    ONNX file that another tool made of ``checkpoint``: its weights are found there by their bytes. ``frontend`` is what makes the graph,
+    by default the first whose graph agrees with the model.
     ``pooling`` (``mean``, ``cls`` or ``last``) is recorded for tasks that give hidden states; by default what the base says.
     ``allow_structural`` accepts a base that has the names, dtypes and shapes of the packs', whatever its weights.
 

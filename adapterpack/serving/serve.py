@@ -53,8 +53,8 @@ def serve(bundle: str | os.PathLike[str], *, adapters: Sequence[Pack | str | os.
           ready: Callable[[Serving], None] | None = None) -> None:
     """Serves a bundle and its adapters over HTTP until it is interrupted.
 
-    A bundle that was exported with ``static_cache`` has OpenAI's routes for text; one of an encoder those for embeddings or labels, and the
-    Open Inference Protocol.
+    A decoder's bundle with the engine's graph has OpenAI's routes for text; an encoder's those for embeddings or labels, and the Open
+    Inference Protocol.
 
     ``adapters`` are packs, folders of packs, or lock files of ``adapterpack pull``, that are loaded besides its own. ``keys`` is a file of
     keys, ``api_key`` one for all; without either only this machine may ask, unless ``insecure``. ``audit`` is a file for a line a request,

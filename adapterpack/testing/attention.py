@@ -59,5 +59,5 @@ def attended_onnx_agrees(case: Case) -> None:
         base, out = Path(folder) / "base", Path(folder) / "bundle"
         decoder(MODELS[0]).save_pretrained(base)
         pack = save(prompted(case, MODELS[0]), None, base=base, name="example")
-        export(base, [pack], out, mode=mode, task=task.name, frontend="mobius")
+        export(base, [pack], out, mode=mode, task=task.name, frontend="mobius", in_place=False)
         check(Session(out, "cpu"), {None: Reference(task, base), pack.name: Reference(task, base, pack)})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,34 +33,34 @@ _VOCABULARY = 64
 """Ids of the rows, which every model has."""
 
 
-def with_decoder(folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """Writes the engine's graph into the bundle's folder, and proves it; what the parity report says of it.
+def with_decoder(folder: Path, say: Callable[[str], None], *, mapped: bool) -> dict[str, Any]:
+    """Writes the engine's graph into the bundle's folder, and proves it; what the parity report says of it. ``mapped`` leaves the weights
+    in their file, which quantized products cannot have.
 
     Raises:
         Unsupported: an attention of the graph is of no known build.
         ParityError: the two graphs disagree.
     """
     write_decoder(folder)
-    session = Session(folder, provider="cpu", verify="off")  # its weights laid out as users have them, since speeds are reported
+    session = Session(folder, provider="cpu", verify="off", mapped=mapped)
     tolerance, rng = precision(session.bundle.dtype).tolerance, np.random.default_rng(11)
     rows = [[int(token) for token in rng.integers(1, _VOCABULARY, length)] for length in LENGTHS]
     prompts, sources = _behind(session, rows, rng) if session.task.has_encoder else (rows, None)
     tokens = rng.integers(1, _VOCABULARY, (_STEPS, len(rows)))
     reader = AdapterReader(session, SlotValues(session.bundle, folder, session.stored))
     batch = RowBatch[Row](session, reader, len(rows), max(LENGTHS) + _STEPS + _ROOM)
-    adapters = {name: reader.read(pack) for name, pack in session.packs.items() if session.bundle.mode == "bank"}
-    worst, seconds = 0.0, [0.0, 0.0]
+    packs = session.packs if session.bundle.mode == "bank" else {}
+    worst = 0.0
     for names in _names(session):
+        adapters = {name: reader.read(packs[name]) for name in names if name in packs}
         grown = _ordinary(session, prompts, sources, names, tokens)
         placed = _by_engine(batch, prompts, sources, [adapters.get(name or "") for name in names], tokens)
-        error, size = float(np.abs(grown[0] - placed[0]).max()), max(1.0, float(np.abs(grown[0]).max()))
+        error, size = float(np.abs(grown - placed).max()), max(1.0, float(np.abs(grown).max()))
         if not error <= tolerance * size:
             raise ParityError("the graph for the engine disagrees with the ordinary one", where=f"{folder.name}/{graph_file(DECODER)}",
                               expected=f"at most {tolerance * size:.2g}", found=f"{error:.2g}", remedy="leave --static-cache out")
-        worst, seconds = max(worst, error / size), [so_far + more for so_far, more in zip(seconds, (grown[1], placed[1]), strict=True)]
-    slow, fast = (len(rows) * _STEPS * len(_names(session)) / total for total in seconds)
-    say(f"the engine's graph agrees with the ordinary one: {worst:.1g} of the largest output; {fast:.0f} tokens a second, "
-        f"{slow:.0f} without")
+        worst = max(worst, error / size)
+    say(f"the engine's graph agrees with the ordinary one: {worst:.1g} of the largest output")
     return {"max_relative": worst, "steps": _STEPS}
 
 
@@ -87,8 +86,8 @@ def _behind(session: Session, rows: Sequence[Sequence[int]], rng: np.random.Gene
 
 
 def _ordinary(session: Session, rows: Sequence[Sequence[int]], sources: Sequence[Arrays] | None, names: list[str | None],
-              tokens: np.ndarray) -> tuple[np.ndarray, float]:
-    """The logits after each prompt and each step ``[1 + steps, rows, vocabulary]``, and the seconds that the steps took."""
+              tokens: np.ndarray) -> np.ndarray:
+    """The logits after each prompt and each step ``[1 + steps, rows, vocabulary]``."""
     going: DecoderOnly | EncoderDecoder
     if sources is None:
         going = DecoderOnly(session, rows, names, {})
@@ -98,15 +97,14 @@ def _ordinary(session: Session, rows: Sequence[Sequence[int]], sources: Sequence
         going = EncoderDecoder(session, [source["input_ids"][0].tolist() for source in sources] if texts else [], names, given, rows[0])
     outputs = going.prefill()
     logits = [array_of(outputs["logits"])[range(len(rows)), going.last]]
-    started = time.perf_counter()
     for step_tokens in tokens:
         outputs = going.step(step_tokens, outputs)
         logits.append(array_of(outputs["logits"])[:, -1])
-    return np.stack(logits).astype(np.float32), time.perf_counter() - started
+    return np.stack(logits).astype(np.float32)
 
 
 def _by_engine(batch: RowBatch[Row], prompts: Sequence[Sequence[int]], sources: Sequence[Arrays] | None,
-               adapters: Sequence[ResidentAdapter | None], tokens: np.ndarray) -> tuple[np.ndarray, float]:
+               adapters: Sequence[ResidentAdapter | None], tokens: np.ndarray) -> np.ndarray:
     """The same by the engine's graph."""
     rows, first = [Row(prompt=ids, adapter=adapter, source=source)
                    for ids, adapter, source in zip(prompts, adapters, sources or [{}] * len(prompts), strict=True)], []
@@ -116,12 +114,11 @@ def _by_engine(batch: RowBatch[Row], prompts: Sequence[Sequence[int]], sources: 
         while row.done < len(row.prompt):
             last = batch.prefill(min(_PIECE, len(row.prompt) - row.done)).copy()
         first.append(last)
-    logits, started = [np.stack(first)], time.perf_counter()
+    logits = [np.stack(first)]
     for step_tokens in tokens:
         for row, token in zip(rows, step_tokens, strict=True):
             row.token = int(token)
         logits.append(batch.decode())
-    seconds = time.perf_counter() - started
     for row in rows:
         batch.remove(row)
-    return np.stack(logits).astype(np.float32), seconds
+    return np.stack(logits).astype(np.float32)

@@ -64,10 +64,11 @@ def quantize_in_place(folder: Path, wanted: Quantization) -> None:
     moved = dataclasses.replace(bundle, sites=sites)
     moved.write(folder, draft=True)
     if bundle.decoder:  # proved while products are exact, since rounded activations differ by more than float noise
-        proof = with_decoder(folder, lambda text: None)
+        proof = with_decoder(folder, lambda text: None, mapped=False)
         moved = dataclasses.replace(moved, parity={**moved.parity, "decoder": proof})
     graphs = [folder / graph_file(part) for part in (*bundle.parts, *([DECODER] if bundle.decoder else []))]
     exact_graphs = [path.read_bytes() for path in graphs]
+    dataclasses.replace(moved, decoder=False).write(folder, draft=True)  # the ordinary graphs are measured, and no other is opened
     exact, exact_canaries = _measured(folder)[:2]
     measure.require_small(before, exact, scheme.tolerance, folder.name)  # a wrong graph; what fast adds is recorded
     for path in graphs:

@@ -21,7 +21,7 @@ class Target(NamedTuple):
     """One product that reads what export writes.
 
     ``modes`` are those that it can run, ``remedy`` says what to do about the others. ``slot_name(path, field)`` names slots as it does;
-    ``groups`` says whether several modules may share one.
+    ``groups`` says whether several modules may share one, ``engine`` whether adapterpack's own engine may run the bundle.
     ``place(bundle)`` is where in the output folder the bundle lies, ``""`` where it is the folder itself. ``write(folder, bundle)`` adds
     the product's own files to a bundle's ``folder``, and whatever else it needs.
     """
@@ -33,6 +33,7 @@ class Target(NamedTuple):
     serves: Callable[[Task], bool]
     slot_name: Callable[[str, str], str] = default_slot_name
     groups: bool = True
+    engine: bool = False
     place: Callable[[Bundle], str] = lambda bundle: ""
     write: Callable[[Path, Bundle], None] = lambda folder, bundle: None
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import AdapterpackError, ConfigError, Unsupported
+from ...bundle.decoder_graph import without_decoder
+from ...errors import AdapterpackError, ConfigError
 from ...pack.pack import Pack
 from ..adapters.mix import Mix
 from ..adapters.slot_values import SlotValues
@@ -40,7 +41,7 @@ LONGEST_POOL = 4096
 
 
 class DecoderEngine(Engine):
-    """Runs a bundle that was exported with ``static_cache``: up to ``max_rows`` requests at a time, of up to ``max_length`` positions each.
+    """Runs a bundle that has the engine's graph: up to ``max_rows`` requests at a time, of up to ``max_length`` positions each.
 
     ``prefill_budget`` is the most tokens of prompts that a step reads, ``adapter_budget`` the bytes of adapters that stay in memory without
     a running row, and ``prefix_budget`` those of keys and values that are kept, in the host's memory, for prompts that begin as one before.
@@ -58,7 +59,7 @@ class DecoderEngine(Engine):
                  prefix_budget: int = 256 << 20, verify: str = "cached") -> None:
         self.bundle = bundle if isinstance(bundle, OpenBundle) else OpenBundle(bundle, provider, threads, verify=verify)
         if not self.bundle.bundle.decoder:
-            raise Unsupported("the bundle has no graph for the engine", where=self.bundle.folder, remedy="export it with --static-cache")
+            raise without_decoder(self.bundle.bundle, self.bundle.folder)
         if max_rows < 1 or prefill_budget < 1 or (max_length is not None and max_length < 1):
             raise ConfigError("an engine has at least one row, one position and one token of prompts a step",
                               found=f"max_rows {max_rows}, max_length {max_length}, prefill_budget {prefill_budget}")

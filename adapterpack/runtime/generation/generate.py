@@ -8,6 +8,7 @@ from functools import partial
 
 import numpy as np
 
+from ...bundle.decoder_graph import without_decoder
 from ...errors import ConfigError, Unsupported
 from ...pack.pack import Pack
 from ...tasks.rows import map_rows, row_errors
@@ -85,8 +86,7 @@ def generate(
         raise Unsupported("adapters are added on the engine's graph, which this bundle does not have", where=session.folder,
                           remedy="export it with --static-cache")
     if options.num_beams > 1:
-        raise Unsupported("a beam search runs on the engine's graph, which this bundle does not have", where=session.folder,
-                          remedy="export it with --static-cache")
+        raise without_decoder(session.bundle, session.folder)
     decoder = decoder_of(session)(session, rows, names, others)
     require_context(session, decoder.lengths, decoder.virtual)
     mask = grammar_mask(session.tokenizer, options)
