@@ -62,8 +62,9 @@ def _print_key(ctx: click.Context, param: click.Parameter, value: str | None) ->
 def command(*, bundle: str, adapters: tuple[str, ...], audit: str, as_json: bool, **options: Any) -> None:
     """Serves a bundle and its adapters over HTTP until it is interrupted.
 
-    A request's model is the name of an adapter, or of the base. A decoder's bundle has OpenAI's routes for text, an
-    encoder's those for embeddings or labels, and the Open Inference Protocol. Only this machine may ask unless there are keys. SIGTERM and Ctrl-C let answers end first.
+    A request's model is the name of an adapter, or of the base. A decoder's bundle has OpenAI's routes for text, an encoder's those for
+    embeddings or labels, and the Open Inference Protocol. Only this machine may ask unless there are keys. SIGTERM and Ctrl-C let answers
+    end first.
 
     \b
     Example:

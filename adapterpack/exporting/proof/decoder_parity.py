@@ -52,7 +52,7 @@ def with_decoder(folder: Path, say: Callable[[str], None], *, mapped: bool) -> d
     packs = session.packs if session.bundle.mode == "bank" else {}
     worst = 0.0
     for names in _names(session):
-        adapters = {name: reader.read(packs[name]) for name in names if name in packs}
+        adapters = {name: reader.read(packs[name]) for name in names if name is not None and name in packs}
         grown = _ordinary(session, prompts, sources, names, tokens)
         placed = _by_engine(batch, prompts, sources, [adapters.get(name or "") for name in names], tokens)
         error, size = float(np.abs(grown - placed).max()), max(1.0, float(np.abs(grown).max()))

@@ -57,4 +57,5 @@ def require_in_vocabulary(name: str, largest: int, size: int) -> None:
         ConfigError: it has not.
     """
     if largest >= size:
-        raise ConfigError("a parameter names a token that the model does not have", where=name, found=largest, expected=f"at most {size - 1}")
+        raise ConfigError("a parameter names a token that the model does not have", where=name, found=largest,
+                          expected=f"at most {size - 1}")
