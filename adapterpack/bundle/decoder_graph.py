@@ -18,6 +18,11 @@ SOURCE_LENGTHS = "source_lengths"
 """Its input that says how many positions each row of an encoder has ``[batch]``, where they may differ."""
 
 
+def cache_scale(cache: str) -> str:
+    """The constant of that graph that says what one step of an int8 cache is, ``[heads, 1, width]``."""
+    return f"{cache}.scale"
+
+
 def part_ranks(path: str) -> str:
     """The input of the engine's graph that says how wide the parts of a shared ``down`` slot are, ``[members]``."""
     return f"{path}.ranks"

@@ -21,7 +21,7 @@ from ..manifest.parts import Base, FileEntry
 from ..pack.pack import SIGNATURE
 from ..tasks.task import MAIN, task_named
 from . import FILE_NAME as FILE_NAME  # noqa: PLC0414 - a name of this module too
-from .reports import CanaryReport, QuantizationReport
+from .reports import CanaryReport, DecoderReport, QuantizationReport
 from .signature import Signature
 
 GRAPH = f"{MAIN}.onnx"
@@ -183,7 +183,8 @@ class Bundle:
         yield from self._adapter_breaches()
         yield from self._site_breaches(parts)
         for pointer, report, kind in (("/quantization", self.quantization, QuantizationReport | None),
-                                      ("/parity/canary", self.parity.get("canary", _NO_CANARIES), CanaryReport)):
+                                      ("/parity/canary", self.parity.get("canary", _NO_CANARIES), CanaryReport),
+                                      ("/parity/decoder", self.parity.get("decoder", {}), DecoderReport)):
             if isinstance(problem := typed_json.read(report, kind), Misfit):  # type: ignore[arg-type]
                 yield Misfit(pointer + problem.pointer, problem.message)
 

@@ -1,4 +1,4 @@
-"""What a bundle's manifest reports of quantization and of replayed canaries."""
+"""What a bundle's manifest reports of quantization, of replayed canaries and of the engine's graph."""
 
 from __future__ import annotations
 
@@ -48,3 +48,26 @@ class CanaryReport(TypedDict):
     replayed: Mapping[str, ReplayedCanary]
     not_replayed: Mapping[str, Annotated[str, Meta(max_length=400)]]
     moved: NotRequired[Errors]
+
+
+class CacheReport(TypedDict):
+    """By how much keys and values in this type move the logits of the engine's graph: the largest change as a share of the largest logit,
+    its root mean square as a share of theirs, and how often the likeliest token is the same. Not measured yet: of a float graph that is
+    quantized next.
+    """
+
+    type: Literal["int8"]
+    max_relative: NotRequired[Annotated[float, Meta(ge=0)]]
+    relative: NotRequired[Annotated[float, Meta(ge=0)]]
+    label_agreement: NotRequired[Annotated[float, Meta(ge=0, le=1)]]
+
+
+class DecoderReport(TypedDict):
+    """How near the engine's graph is to the ordinary one, after so many steps, and its caches where they are not of the graph's float type;
+    or why the bundle has none.
+    """
+
+    left_out: NotRequired[Annotated[str, Meta(max_length=400)]]
+    max_relative: NotRequired[Annotated[float, Meta(ge=0)]]
+    steps: NotRequired[Annotated[int, Meta(ge=0)]]
+    cache: NotRequired[CacheReport]

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..io.typed_json import schema_of
 from .manifest import OPTIONAL, Bundle
-from .reports import CanaryReport, QuantizationReport
+from .reports import CanaryReport, DecoderReport, QuantizationReport
 
 
 def schema() -> dict[str, Any]:
@@ -21,10 +21,10 @@ def schema() -> dict[str, Any]:
         >>> schema()["properties"]["sites"]["maxProperties"]
         50000
     """
-    made = schema_of(Bundle, {}, [QuantizationReport, CanaryReport])
+    made = schema_of(Bundle, {}, [QuantizationReport, CanaryReport, DecoderReport])
     fields, parts = made["properties"], made["$defs"]
     fields["quantization"] = {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/QuantizationReport"}]}
-    fields["parity"]["properties"] = {"canary": {"$ref": "#/$defs/CanaryReport"}}
+    fields["parity"]["properties"] = {"canary": {"$ref": "#/$defs/CanaryReport"}, "decoder": {"$ref": "#/$defs/DecoderReport"}}
     later = {"QuantizationReport": ("graphs", "accuracy", "head", "error_by_accuracy"), "CanaryReport": ("moved",)}
     for name, optional in {**OPTIONAL, **later}.items():
         part = made if name == "Bundle" else parts[name]

@@ -34,6 +34,8 @@ from .quantize import accuracy_sentence
               help="Insist on the graph that the engine and serve run, a decoder's on caches that stay where they are, or leave it out; by "
                    "default it is made where the model's family has one.")
 @click.option("--in-place", is_flag=True, hidden=True, help="The former name of --static-cache.")
+@click.option("--cache", default="float", show_default=True, metavar="C",
+              help="What keys and values are in the engine's graph: float, or int8, a quarter of the memory.")
 @click.option("--slots", type=int, metavar="N", help="Slots of a bank, the base's slot 0 included.")
 @click.option("--max-rank", type=int, metavar="R", help="The largest rank that a slot of a bank can take.")
 @click.option("--frontend", metavar="F", help="What makes the graph: mobius or transformers; by default the first that is proved right.")
@@ -46,7 +48,7 @@ from .quantize import accuracy_sentence
 @shared
 def command(
     *, base: str, packs: tuple[str, ...], out: str, mode: str, task: str | None, quantize: str | None,
-    accuracy: str | None, head: str | None, dtype: str, static_cache: bool | None, in_place: bool,
+    accuracy: str | None, head: str | None, dtype: str, static_cache: bool | None, in_place: bool, cache: str,
     slots: int | None, max_rank: int | None, frontend: str | None, target: str, pooling: str | None, checkpoint: str | None,
     allow_structural: bool, as_json: bool,
 ) -> None:
@@ -64,7 +66,7 @@ def command(
     graph, loaded = base if is_graph(base) else folder_of(base), [pack_at(pack) for pack in packs]
     with steps() as say:
         adapterpack.export(graph, loaded, out, mode=mode, task=task, slots=slots, max_rank=max_rank, quantize=quantize,
-                           accuracy=accuracy, head=head, dtype=dtype, in_place=in_place or static_cache, frontend=frontend,
+                           accuracy=accuracy, head=head, dtype=dtype, in_place=in_place or static_cache, cache=cache, frontend=frontend,
                            target=target, pooling=pooling, checkpoint=None if checkpoint is None else folder_of(checkpoint),
                            allow_structural=allow_structural, progress=say)
     bundle = adapterpack.inspect(bundle_in(out))
@@ -81,10 +83,18 @@ def command(
     left_out = bundle["parity"].get("decoder", {}).get("left_out")
     if left_out is not None:
         line(f"the engine's graph is left out, so serve does not run this bundle: {left_out}")
+    if "cache" in bundle["parity"].get("decoder", {}):
+        line(cache_sentence(bundle["parity"]["decoder"]["cache"]))
     if bundle["quantization"] is not None:
         line(accuracy_sentence(bundle["quantization"]["accuracy"], bundle["quantization"]["error_by_accuracy"]))
     for name, reason in bundle["parity"]["canary"]["not_replayed"].items():
         line(f"the canary of {name} was not replayed: {reason}")
+
+
+def cache_sentence(report: Mapping[str, Any]) -> str:
+    """What the manifest says of caches in eight bits."""
+    return (f"keys and values are {report['type']}: logits move by {report['relative']:.2%} (root mean square), at most "
+            f"{report['max_relative']:.2%} of the largest; same best token {report['label_agreement']:.1%}")
 
 
 def proof(parity: Mapping[str, Any], quantized: bool) -> Iterator[str]:

@@ -14,12 +14,12 @@ from ..merging.base_kind import is_graph
 from ..pack.on_base import on
 from ..pack.pack import Pack
 from ..pack.validate.validation import load
-from ..slots.precision import precision
+from ..slots.precision import DEFAULT, precision
 from ..slots.values import require_slots
 from ..tasks.embeddings import POOLING
 from ..tasks.task import NO_TASK, Task, require_encoder, task_named, task_of
 from .modes import MODES
-from .quantization.schemes import Quantization, quantization, require_no_options
+from .quantization.schemes import CACHES, Quantization, quantization, require_no_options
 from .targets import TARGETS, Target
 
 
@@ -38,6 +38,7 @@ class Request(NamedTuple):
     quantize: Quantization | None
     dtype: str
     static_cache: bool | None
+    cache: str
     target: Target
     pooling: str | None
     allow_structural: bool
@@ -50,8 +51,8 @@ class Request(NamedTuple):
 
 def checked(
     base: str | os.PathLike[str], packs: Sequence[Pack | str | os.PathLike[str]], *, mode: str, task: str | None, slots: int | None,
-    max_rank: int | None, quantize: str | None, accuracy: str | None, head: str | None, dtype: str, static_cache: bool | None, target: str,
-    pooling: str | None, checkpoint: str | os.PathLike[str] | None, allow_structural: bool,
+    max_rank: int | None, quantize: str | None, accuracy: str | None, head: str | None, dtype: str, static_cache: bool | None, cache: str,
+    target: str, pooling: str | None, checkpoint: str | os.PathLike[str] | None, allow_structural: bool,
 ) -> Request:
     """The request, if its parts fit together.
 
@@ -82,13 +83,33 @@ def checked(
     if static_cache and mode == "inputs":
         raise Unsupported("the engine's rows have adapters of their own, and a graph of this mode has one at a time",
                           found=f"--mode {mode}", expected="bank or folded", remedy="leave --static-cache out, or export with --mode bank")
+    static_cache = _require_cache(cache, static_cache, chosen, floats)
     if static_cache is None and not (chosen.generates and mode != "inputs" and product.engine):
         static_cache = False
     if quantize is None:
         require_no_options("the graph is not quantized", accuracy, head)
     wanted = None if quantize is None else quantization(quantize, accuracy, head)
-    return Request(model, file, loaded, mode, chosen, _slots(mode, loaded, slots, max_rank), max_rank, wanted, floats, static_cache,
+    return Request(model, file, loaded, mode, chosen, _slots(mode, loaded, slots, max_rank), max_rank, wanted, floats, static_cache, cache,
                    product, pooling, allow_structural)
+
+
+def _require_cache(cache: str, static_cache: bool | None, task: Task, floats: str) -> bool | None:
+    """Whether the engine's graph is insisted on, which has caches of this type.
+
+    Raises:
+        UnknownName, ConfigError, Unsupported: there is no such type, or the graph would not have it.
+    """
+    if cache not in CACHES:
+        raise UnknownName("unknown type of caches", found=repr(cache), remedy=nearest(cache, CACHES))
+    if cache == CACHES[0]:
+        return static_cache
+    if static_cache is False:
+        raise ConfigError("caches of this type are the engine's graph's, which is left out", found=cache,
+                          remedy="leave --no-static-cache out, or --cache")
+    if len(task.parts) > 1 or not task.generates or floats != DEFAULT:
+        raise Unsupported("caches in eight bits are of a text-generation graph in float32", found=f"{task.name}, {floats}",
+                          remedy="leave --cache out")
+    return True
 
 
 def _graph_file(base: str | os.PathLike[str], checkpoint: str | os.PathLike[str] | None) -> Path | None:

@@ -32,7 +32,9 @@ from .limits import require_readable
 from .modes import MODES, Attached, Plan
 from .proof.decoder_parity import with_decoder
 from .proof.parity import proved
+from .quantization.cache import quantize_cache
 from .quantization.graphs import quantize_in_place
+from .quantization.schemes import CACHES
 from .targets import Target
 
 _SECONDS = 2.0
@@ -74,7 +76,7 @@ def write_bundle(root: Path, request: Request, source: Source, graph: BaseGraph,
     bundle = proved(bundle, folder, source, graph.paddings)
     say(f"proved; the model in torch and the proof took {time.perf_counter() - started:.1f} s")
     if request.static_cache is not False:
-        bundle = _with_decoder(bundle, folder, insist=bool(request.static_cache), say=say)
+        bundle = _with_decoder(bundle, folder, request, say)
     request.base.require_unchanged()
     bundle.write(folder, draft=request.quantize is not None)
     if request.quantize is not None:
@@ -82,23 +84,26 @@ def write_bundle(root: Path, request: Request, source: Source, graph: BaseGraph,
         quantize_in_place(folder, request.quantize)
 
 
-def _with_decoder(bundle: Bundle, folder: Path, *, insist: bool, say: Progress) -> Bundle:
-    """The manifest of a bundle that has the engine's graph, too; or without ``insist`` of one whose family has none, which says why.
+def _with_decoder(bundle: Bundle, folder: Path, request: Request, say: Progress) -> Bundle:
+    """The manifest of a bundle that has the engine's graph, too; or of one whose family has none, which says why.
 
     Raises:
-        AdapterpackError: with ``insist``, the family has none.
+        AdapterpackError: the family has none, and the request insists on it.
         StorageError: the disk has no room for it.
     """
     made = dataclasses.replace(bundle, decoder=True)
     made.write(folder, draft=True)
     try:
-        return dataclasses.replace(made, parity={**bundle.parity, "decoder": with_decoder(folder, say, mapped=True)})
+        report = with_decoder(folder, say, mapped=True)
     except AdapterpackError as error:
-        if insist or isinstance(error, StorageError):
+        if request.static_cache or isinstance(error, StorageError):
             raise
         (folder / graph_file(DECODER)).unlink(missing_ok=True)
         say(f"the engine's graph is left out: {error.sentence}")
         return dataclasses.replace(bundle, parity={**bundle.parity, "decoder": {"left_out": error.what}})
+    if request.cache != CACHES[0]:
+        report["cache"] = quantize_cache(folder, mapped=True) if request.quantize is None else {"type": request.cache}
+    return dataclasses.replace(made, parity={**bundle.parity, "decoder": report})
 
 
 def write_graphs(folder: Path, graphs: Mapping[str, Any], say: Progress) -> None:

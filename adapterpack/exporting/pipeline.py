@@ -20,6 +20,7 @@ from ..slots.precision import DEFAULT
 from .arguments import Request, checked
 from .bundle_writer import write_bundle
 from .frontends import FRONTENDS, BaseGraph, Frontend, Source
+from .quantization.schemes import CACHES
 
 Progress = Callable[[str], None]
 
@@ -38,6 +39,7 @@ def export(
     head: str | None = None,
     dtype: str = DEFAULT,
     in_place: bool | None = None,
+    cache: str = CACHES[0],
     frontend: str | None = None,
     target: str = "ort",
     pooling: str | None = None,
@@ -52,7 +54,8 @@ def export(
     torch model, base and each adapter, on a ragged padded batch, before it is published. ``dtype`` is the float type that graph and slots
     are made in, ``float32`` or ``float16``. ``quantize`` is ``int8`` or ``int4``, with ``accuracy`` and ``head`` as of
     :func:`adapterpack.quantize`. A decoder gets the graph that the engine, ``serve`` and ``generate`` run, with a static cache on the
-    same weights, where its family has one; ``in_place`` True insists on it, False leaves it out. ``target`` says who serves it: ``ort``,
+    same weights, where its family has one; ``in_place`` True insists on it, False leaves it out. ``cache`` ``int8`` keeps
+    its keys and values in eight bits, and records by how much that moves its logits. ``target`` says who serves it: ``ort``,
     ``ort-genai`` (the folder that onnxruntime-genai loads) or ``triton`` (a model repository, which holds the bundle). ``base`` may be an
     ONNX file that another tool made of ``checkpoint``: its weights are found there by their bytes. ``frontend`` is what makes the graph,
     by default the first whose graph agrees with the model.
@@ -71,7 +74,7 @@ def export(
     say = progress or (lambda text: None)
     refuse_existing(Path(out))
     request = checked(base, packs, mode=mode, task=task, slots=slots, max_rank=max_rank, quantize=quantize, accuracy=accuracy,
-                      head=head, dtype=dtype, static_cache=in_place, target=target, pooling=pooling, checkpoint=checkpoint,
+                      head=head, dtype=dtype, static_cache=in_place, cache=cache, target=target, pooling=pooling, checkpoint=checkpoint,
                       allow_structural=allow_structural)
     failed: dict[str, AdapterpackError] = {}
     with _source(request, say) as source:

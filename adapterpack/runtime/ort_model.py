@@ -22,7 +22,7 @@ from .providers.starting import Started
 _UNCAPTURED = -1
 """The number of a run that is neither recorded nor replayed: https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html."""
 TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(bfloat16)": "bfloat16", "tensor(int64)": "int64",
-         "tensor(int32)": "int32", "tensor(bool)": "bool"}
+         "tensor(int32)": "int32", "tensor(int8)": "int8", "tensor(bool)": "bool"}
 """ONNX Runtime's name of a type -> numpy's."""
 
 

@@ -22,6 +22,7 @@ from ...runtime import canary as replay
 from ...runtime.session import Session
 from ..proof.decoder_parity import with_decoder
 from . import measure
+from .cache import quantize_cache
 from .schemes import ACCURACIES, HEADS, SCHEMES, Quantization
 from .weights import make_fast, quantize_file
 
@@ -63,6 +64,7 @@ def quantize_in_place(folder: Path, wanted: Quantization) -> None:
         raise NothingToDo("the graph has no MatMul on a constant weight", where=folder.name)
     moved = dataclasses.replace(bundle, sites=sites)
     moved.write(folder, draft=True)
+    proof: dict[str, Any] = {}
     if bundle.decoder:  # proved while products are exact, since rounded activations differ by more than float noise
         proof = with_decoder(folder, lambda text: None, mapped=False)
         moved = dataclasses.replace(moved, parity={**moved.parity, "decoder": proof})
@@ -80,6 +82,9 @@ def quantize_in_place(folder: Path, wanted: Quantization) -> None:
     if accuracy == "exact":
         for path, graph in zip(graphs, exact_graphs, strict=True):
             path.write_bytes(graph)
+    if "cache" in bundle.parity.get("decoder", {}):
+        moved.write(folder, draft=True)
+        moved = dataclasses.replace(moved, parity={**moved.parity, "decoder": {**proof, "cache": quantize_cache(folder, mapped=False)}})
     report = {"scheme": wanted.scheme, "block_size": scheme.block_size, "quantized": count, "accuracy": accuracy, "head": wanted.head,
               "error_by_accuracy": dict(zip(ACCURACIES, errors, strict=True)), **measure.report(before, after)}
     shift = replay.drift(float_canaries, canaries)

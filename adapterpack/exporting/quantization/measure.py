@@ -122,7 +122,7 @@ def inputs_of(session: Session) -> dict[str, np.ndarray]:
     shapes = {name: value.shape for graph in session.graphs.values() for name, value in graph.inputs.items()}
     for name in session.task.inputs:
         if name == "input_ids":
-            inputs |= pad(_texts(session), 0, left=session.pads_left)
+            inputs |= pad(texts(session), 0, left=session.pads_left)
         elif name == "decoder_input_ids":
             inputs[name] = rng.integers(1, _vocabulary(session.folder), (rows, 4))
         elif name in {"pixel_values", "input_features"}:
@@ -130,7 +130,8 @@ def inputs_of(session: Session) -> dict[str, np.ndarray]:
     return inputs if session.task.example is None else {**inputs, **session.task.example(config_of(session.folder), inputs, rng)}
 
 
-def _texts(session: Session) -> list[tuple[int, ...]]:
+def texts(session: Session) -> list[tuple[int, ...]]:
+    """The canary's rows of tokens, beginning as the model's texts do."""
     rows = [*canary.inputs(_vocabulary(session.folder))]
     if isinstance(begin := read_json(session.folder / "config.json").get("bos_token_id"), int):
         rows = [(begin, *row[1:]) for row in rows]  # activations behind another first token can be unlike those of any text

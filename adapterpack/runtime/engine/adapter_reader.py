@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ...bundle.decoder_graph import DECODER
+from ...bundle.decoder_graph import DECODER, cache_scale
 from ...bundle.manifest import PAST
 from ...errors import Unsupported
+from ...onnx_graph.graph_file import mapped
 from ...pack.pack import Pack
 from ...slots.values import Values, padded
 from ...tasks.task import MAIN
@@ -53,7 +54,12 @@ class AdapterReader:
 
     def caches(self, prompt: np.ndarray) -> list[np.ndarray]:
         """What a prompt ``[layers, 2, heads, n, head_dim]`` puts into a row's cache, in the order of the graph's inputs."""
-        return [prompt[layer_and_side(name)] for name in self.bundle.graph(DECODER).inputs if name.startswith(PAST)]
+        return [self._as_cached(name, prompt[layer_and_side(name)]) for name in self.bundle.graph(DECODER).inputs if name.startswith(PAST)]
+
+    def _as_cached(self, name: str, numbers: np.ndarray) -> np.ndarray:
+        """Keys or values ``[heads, n, head_dim]`` as their cache holds them."""
+        scale = self.bundle.stored(DECODER).get(cache_scale(name))
+        return numbers if scale is None else np.clip(np.rint(numbers / mapped(scale)), -128, 127).astype(np.int8)
 
     def _in_bank(self, values: Values) -> Values:
         """The encoder's slots with an adapter in the base's place: its graph is the ordinary one, and a row runs through it alone."""

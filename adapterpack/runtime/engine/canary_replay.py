@@ -29,6 +29,7 @@ def require_canary(bundle: OpenBundle, reader: AdapterReader, pack: Pack, adapte
     batch = RowBatch[Row](bundle, reader, 1, max(map(len, rows or ())) + adapter.virtual)
     answers = [[_logits(batch, feed, one) for feed in canary.feeds(recorded)] for one in (None, adapter)]
     coarse = 0.0 if bundle.bundle.dtype == DEFAULT else precision(bundle.bundle.dtype).tolerance
+    coarse = max(coarse, bundle.bundle.parity.get("decoder", {}).get("cache", {}).get("max_relative", 0.0))
     base = None if pack.full() else answers[0]  # the canary's base has the modules that the pack trained whole
     canary.check(canary.widened(recorded, coarse=coarse), base, answers[1], where=pack.name)
 

@@ -99,6 +99,10 @@ class RowBatch(Generic[AnyRow]):
     def __len__(self) -> int:
         return len(self.running) + len(self.reading)
 
+    def cached(self, place: int, length: int) -> dict[str, np.ndarray]:
+        """A copy of the first positions ``[heads, length, width]`` of a row's caches, by the graph's inputs for them."""
+        return dict(zip(dict(self._pool.windows(place, 1)), self._pool.read(place, 0, length), strict=True))
+
     def admit(self, row: AnyRow) -> None:
         """Puts a row behind the others, with what its adapter's prompt puts into its cache."""
         if row.adapter is not None and row.adapter.prompt is not None:

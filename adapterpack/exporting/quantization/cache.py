@@ -1,0 +1,114 @@
+"""Keys and values of the engine's graph in eight bits: a scale for each channel of each head, by what the model's own answers hold.
+
+``GroupQueryAttention`` writes ``round(x / scale)`` into the cache and multiplies by the scale when it reads. The scales are constants of
+the graph, measured on the base and on every adapter of the bundle; a number that is larger than its channel's scale allows is cut off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx_ir as ir
+
+from ...bundle.decoder_graph import DECODER, cache_scale
+from ...bundle.manifest import PAST, PRESENT, graph_file
+from ...errors import ParityError
+from ...runtime.adapters.slot_values import SlotValues
+from ...runtime.engine.adapter_reader import AdapterReader
+from ...runtime.engine.row_batch import Row, RowBatch
+from ...runtime.session import Session
+from .measure import texts
+
+_TOLERANCE = 0.1
+"""By which share of the largest the logits may move: as of weights in eight bits."""
+_MARGIN, _LEAST = 1.1, 1e-6
+"""How much larger than what was measured the largest number of a channel may be, and the least scale."""
+_STEPS, _ROOM = 24, 32
+"""Tokens behind each prompt, and positions for the prompts of adapters."""
+_SCALES = 12
+"""The place of the scales among the operator's inputs."""
+
+
+class _Run(NamedTuple):
+    """Logits ``[adapters, rows, 1 + steps, vocabulary]``, the tokens of the steps, and by cache the largest number of each channel."""
+
+    logits: np.ndarray
+    tokens: np.ndarray
+    largest: Mapping[str, np.ndarray]
+
+
+def quantize_cache(folder: Path, *, mapped: bool) -> dict[str, Any]:
+    """Makes the caches of the engine's graph int8, and measures by how much that moves its logits; what the manifest says of it.
+
+    Raises:
+        ParityError: they move too far.
+    """
+    before = _run(folder, mapped)
+    model = ir.load(folder / graph_file(DECODER))
+    make_int8(model, {name: np.maximum(_MARGIN / 127 * most, _LEAST).astype(np.float32) for name, most in before.largest.items()})
+    ir.save(model, folder / graph_file(DECODER))
+    change, largest = _run(folder, mapped, before.tokens).logits - before.logits, float(np.abs(before.logits).max())
+    moved = float(np.abs(change).max()) / largest
+    if not moved <= _TOLERANCE:
+        raise ParityError("caches in eight bits move the logits too far", where=folder.name, found=f"{moved:.2g} of the largest",
+                          expected=f"at most {_TOLERANCE}", remedy="leave --cache out")
+    same = np.argmax(before.logits + change, axis=-1) == np.argmax(before.logits, axis=-1)
+    return {"type": "int8", "max_relative": moved, "label_agreement": float(same.mean()),
+            "relative": float(np.sqrt(np.square(change).mean() / np.square(before.logits).mean()))}
+
+
+def make_int8(model: Any, scales: Mapping[str, np.ndarray]) -> None:
+    """Changes the engine's graph, in place: its caches are int8, by these scales ``[heads, width]`` of each cache."""
+    for value in [*model.graph.inputs, *model.graph.outputs]:
+        if value.name.startswith((PAST, PRESENT)):
+            value.type = ir.TensorType(ir.DataType.INT8)
+    for node in [node for node in model.graph if node.op_type == "GroupQueryAttention"]:
+        node.resize_inputs(_SCALES + 2)
+        for place, cache in enumerate(node.inputs[3:5], _SCALES):
+            tensor = ir.tensor(scales[cache.name][:, None], name=cache_scale(cache.name))
+            scale = ir.Value(name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+            model.graph.register_initializer(scale)
+            node.replace_input_with(place, scale)
+        for side in "kv":
+            node.attributes[f"{side}_quant_type"] = ir.AttrString(f"{side}_quant_type", "PER_CHANNEL")
+        node.attributes["kv_cache_bit_width"] = ir.AttrInt64("kv_cache_bit_width", 8)
+
+
+def _run(folder: Path, mapped: bool, tokens: np.ndarray | None = None) -> _Run:
+    """The answers of the base and of every adapter to the rows that quantization is measured on: the likeliest tokens, or those given."""
+    session = Session(folder, provider="cpu", verify="off", mapped=mapped)
+    reader, prompts = AdapterReader(session, SlotValues(session.bundle, folder, session.stored)), texts(session)
+    batch = RowBatch[Row](session, reader, len(prompts), max(map(len, prompts)) + _STEPS + _ROOM)
+    packs = [None, *(session.packs.values() if session.bundle.mode == "bank" else ())]
+    logits, chosen, largest = [], [], dict[str, np.ndarray]()
+    for number, pack in enumerate(packs):
+        adapter = None if pack is None else reader.read(pack)
+        rows = [Row(prompt=prompt, adapter=adapter) for prompt in prompts]
+        steps = _answered(batch, rows, None if tokens is None else tokens[number])
+        logits.append([one for one, _ in steps])
+        chosen.append([one for _, one in steps[1:]])
+        for place, row in enumerate(rows):
+            for name, numbers in batch.cached(place, row.length).items():
+                most = np.abs(numbers).max(axis=1).astype(np.float32)
+                largest[name] = np.maximum(largest.get(name, 0), most)
+        for row in rows:
+            batch.remove(row)
+    return _Run(np.array(logits, np.float32), np.array(chosen), largest)
+
+
+def _answered(batch: RowBatch[Row], rows: Sequence[Row], tokens: np.ndarray | None) -> list[tuple[np.ndarray, np.ndarray]]:
+    """After the prompts and each step the logits ``[rows, vocabulary]``, and the tokens that led to them (of the prompts none)."""
+    for row in rows:
+        batch.admit(row)
+    logits = np.stack([batch.prefill(len(row.prompt)).copy() for row in rows])
+    steps = [(logits, np.empty(0))]
+    for step in range(_STEPS):
+        chosen = logits.argmax(-1) if tokens is None else tokens[step]
+        for row, token in zip(rows, chosen, strict=True):
+            row.token = int(token)
+        logits = batch.decode()
+        steps.append((logits, chosen))
+    return steps
