@@ -71,10 +71,10 @@ def prove(architecture: Architecture, mode: str, folder: Path, only: Sequence[st
         known[kind.name] = Reference(task, base, packs[kind.name], folder / f"merged-{mode}-{kind.name}" if kind.folds else None)
     if mode == "folded":
         for name, pack in packs.items():
-            export(base, [pack], folder / f"folded-{name}", mode=mode, task=task.name, dtype=dtype)
+            export(base, [pack], folder / f"folded-{name}", mode=mode, task=task.name, dtype=dtype, in_place=False)
             check(Session(folder / f"folded-{name}", "cpu"), {name: known[name]})
     else:
-        export(base, list(packs.values()), folder / mode, mode=mode, task=task.name, dtype=dtype)
+        export(base, list(packs.values()), folder / mode, mode=mode, task=task.name, dtype=dtype, in_place=False)
         check(Session(folder / mode, "cpu"), known)
     return list(packs)
 

@@ -17,7 +17,7 @@ from ..base.checkpoint import Checkpoint
 from ..bundle.decoder_graph import DECODER
 from ..bundle.manifest import Bundle, BundledAdapter, MappedSite, graph_file
 from ..bundle.signature import signature_of
-from ..errors import AdapterpackError, StorageError
+from ..errors import AdapterpackError, ChangedError, StorageError
 from ..io.readable import size
 from ..manifest.manifest import Base
 from ..merging.staging import require_space
@@ -95,12 +95,13 @@ def _with_decoder(bundle: Bundle, folder: Path, request: Request, say: Progress)
     made.write(folder, draft=True)
     try:
         report = with_decoder(folder, say, mapped=True)
-    except AdapterpackError as error:
-        if request.static_cache or isinstance(error, StorageError):
+    except Exception as error:  # it is one of a family that was never tried, say, and the ordinary graph is proved
+        if request.static_cache or isinstance(error, StorageError | ChangedError):
             raise
+        reason = error.what if isinstance(error, AdapterpackError) else f"{type(error).__name__}: {error}".partition("\n")[0]
         (folder / graph_file(DECODER)).unlink(missing_ok=True)
-        say(f"the engine's graph is left out: {error.sentence}")
-        return dataclasses.replace(bundle, parity={**bundle.parity, "decoder": {"left_out": error.what}})
+        say(f"the engine's graph is left out: {error.sentence if isinstance(error, AdapterpackError) else reason}")
+        return dataclasses.replace(bundle, parity={**bundle.parity, "decoder": {"left_out": reason[:400]}})
     if request.cache != CACHES[0]:
         report["cache"] = quantize_cache(folder, mapped=True) if request.quantize is None else {"type": request.cache}
     return dataclasses.replace(made, parity={**bundle.parity, "decoder": report})
