@@ -17,7 +17,7 @@ from ..base.checkpoint import Checkpoint
 from ..bundle.decoder_graph import DECODER
 from ..bundle.manifest import Bundle, BundledAdapter, MappedSite, graph_file
 from ..bundle.signature import signature_of
-from ..errors import AdapterpackError, ChangedError, StorageError
+from ..errors import AdapterpackError, StorageError
 from ..io.readable import size
 from ..manifest.manifest import Base
 from ..merging.staging import require_space
@@ -96,7 +96,7 @@ def _with_decoder(bundle: Bundle, folder: Path, request: Request, say: Progress)
     try:
         report = with_decoder(folder, say, mapped=True)
     except Exception as error:  # it is one of a family that was never tried, say, and the ordinary graph is proved
-        if request.static_cache or isinstance(error, StorageError | ChangedError):
+        if request.static_cache or isinstance(error, StorageError):
             raise
         reason = error.what if isinstance(error, AdapterpackError) else f"{type(error).__name__}: {error}".partition("\n")[0]
         (folder / graph_file(DECODER)).unlink(missing_ok=True)
