@@ -140,8 +140,8 @@ def test_what_may_not_and_must_be_next_is_as_in_transformers() -> None:
         fields: dict[str, Any] = {
             "no_repeat_ngram_size": dice.choice([1, 2, 2, 3]), "bad_words_ids": [[13], *(some(1, 4) for _ in range(8))],
             "min_length": dice.randrange(8), "min_new_tokens": dice.randrange(1, room + 1), "forced_bos_token_id": dice.randrange(6),
-            "forced_eos_token_id": dice.choice([2, [2, 5]]), "suppress_tokens": [6 + dice.randrange(8)], "begin_suppress_tokens": some(1, 4),
-            "repetition_penalty": 1.4,
+            "forced_eos_token_id": dice.choice([2, [2, 5]]), "suppress_tokens": [6 + dice.randrange(8)],
+            "begin_suppress_tokens": some(1, 4), "repetition_penalty": 1.4,
         }
         fields = {name: value for name, value in fields.items() if dice.random() < 0.5}
         chooser = TokenChooser(Sampling(**fields, max_new_tokens=room), prompt, ends=[2, 5], room=room)
