@@ -20,14 +20,17 @@ from ...runtime.adapters.slot_values import SlotValues
 from ...runtime.engine.adapter_reader import AdapterReader
 from ...runtime.engine.row_batch import Row, RowBatch
 from ...runtime.session import Session
+from ...runtime.text.context_length import context_of
 from .measure import texts
 
 _TOLERANCE = 0.1
 """By which share of the largest the logits may move: as of weights in eight bits."""
-_MARGIN, _LEAST = 1.1, 1e-6
+_MARGIN, _LEAST = 1.25, 1e-6
 """How much larger than what was measured the largest number of a channel may be, and the least scale."""
 _STEPS, _ROOM = 24, 32
 """Tokens behind each prompt, and positions for the prompts of adapters."""
+_MIXED, _LENGTH = 4, 64
+"""Rows of random tokens that scales are measured on, too, and their length: answers repeat themselves."""
 _SCALES = 12
 """The place of the scales among the operator's inputs."""
 
@@ -78,35 +81,55 @@ def make_int8(model: Any, scales: Mapping[str, np.ndarray]) -> None:
 
 
 def _run(folder: Path, mapped: bool, tokens: np.ndarray | None = None) -> _Run:
-    """The answers of the base and of every adapter to the rows that quantization is measured on: the likeliest tokens, or those given."""
+    """What the base and every adapter make of the rows that quantization is measured on: once with the likeliest tokens behind them, and
+    once with random ones, on which scales are not measured; or with the tokens given.
+    """
     session = Session(folder, provider="cpu", verify="off", mapped=mapped)
     reader, prompts = AdapterReader(session, SlotValues(session.bundle, folder, session.stored)), texts(session)
-    batch = RowBatch[Row](session, reader, len(prompts), max(map(len, prompts)) + _STEPS + _ROOM)
+    prompts, natural, rng = [*prompts, *prompts], len(prompts), np.random.default_rng(7)
+    longest = max(map(len, prompts))
+    room = (context_of(session) or _LENGTH + _ROOM) - _ROOM
+    length, count = max(1, min(_LENGTH, room)), max(1, min(_STEPS, room - longest))
+    batch = RowBatch[Row](session, reader, len(prompts), max(length, longest + count) + _ROOM)
     packs = [None, *(session.packs.values() if session.bundle.mode == "bank" else ())]
     logits, chosen, largest = [], [], dict[str, np.ndarray]()
     for number, pack in enumerate(packs):
         adapter = None if pack is None else reader.read(pack)
         rows = [Row(prompt=prompt, adapter=adapter) for prompt in prompts]
-        steps = _answered(batch, rows, None if tokens is None else tokens[number])
+        steps = _answered(batch, rows, natural, rng, [None] * count if tokens is None else tokens[number])
         logits.append([one for one, _ in steps])
         chosen.append([one for _, one in steps[1:]])
-        for place, row in enumerate(rows):
-            for name, numbers in batch.cached(place, row.length).items():
-                most = np.abs(numbers).max(axis=1).astype(np.float32)
-                largest[name] = np.maximum(largest.get(name, 0), most)
+        _enlarge(largest, batch, rows[:natural])
         for row in rows:
             batch.remove(row)
+        if tokens is None:
+            mixed = [Row(prompt=ids.tolist(), adapter=adapter) for ids in rng.integers(1, steps[0][0].shape[-1], (_MIXED, length))]
+            for row in mixed:
+                batch.admit(row)
+                batch.prefill(len(row.prompt))
+            _enlarge(largest, batch, mixed)
+            for row in mixed:
+                batch.remove(row)
     return _Run(np.array(logits, np.float32), np.array(chosen), largest)
 
 
-def _answered(batch: RowBatch[Row], rows: Sequence[Row], tokens: np.ndarray | None) -> list[tuple[np.ndarray, np.ndarray]]:
+def _enlarge(largest: dict[str, np.ndarray], batch: RowBatch[Row], rows: Sequence[Row]) -> None:
+    """Takes in what the first rows of a batch have in their caches."""
+    for place, row in enumerate(rows):
+        for name, numbers in batch.cached(place, row.length).items():
+            largest[name] = np.maximum(largest.get(name, 0), np.abs(numbers).max(axis=1).astype(np.float32))
+
+
+def _answered(batch: RowBatch[Row], rows: Sequence[Row], natural: int, rng: np.random.Generator,
+              tokens: Sequence[np.ndarray | None]) -> list[tuple[np.ndarray, np.ndarray]]:
     """After the prompts and each step the logits ``[rows, vocabulary]``, and the tokens that led to them (of the prompts none)."""
     for row in rows:
         batch.admit(row)
     logits = np.stack([batch.prefill(len(row.prompt)).copy() for row in rows])
     steps = [(logits, np.empty(0))]
-    for step in range(_STEPS):
-        chosen = logits.argmax(-1) if tokens is None else tokens[step]
+    for chosen in tokens:
+        if chosen is None:
+            chosen = np.append(logits[:natural].argmax(-1), rng.integers(1, logits.shape[-1], len(rows) - natural))
         for row, token in zip(rows, chosen, strict=True):
             row.token = int(token)
         logits = batch.decode()
