@@ -127,9 +127,9 @@ def _answered(batch: RowBatch[Row], rows: Sequence[Row], natural: int, rng: np.r
         batch.admit(row)
     logits = np.stack([batch.prefill(len(row.prompt)).copy() for row in rows])
     steps = [(logits, np.empty(0))]
-    for chosen in tokens:
-        if chosen is None:
-            chosen = np.append(logits[:natural].argmax(-1), rng.integers(1, logits.shape[-1], len(rows) - natural))
+    for given in tokens:
+        random = rng.integers(1, logits.shape[-1], len(rows) - natural)
+        chosen = np.append(logits[:natural].argmax(-1), random) if given is None else given
         for row, token in zip(rows, chosen, strict=True):
             row.token = int(token)
         logits = batch.decode()
