@@ -78,12 +78,12 @@ def checked(
         if pack.method.kind == "prompt" and chosen.main.form != "decoder":
             raise Unsupported("a prompt goes into a decoder's cache, and the graph of this task has none", where=f"pack '{pack.name}'",
                               found=chosen.name, expected="text-generation", remedy="run this adapter under torch")
+    static_cache = _require_cache(cache, static_cache, chosen, floats)
     if static_cache and not chosen.generates:
         raise Unsupported("only a decoder's cache can stay where it is", found=chosen.name, remedy="leave --static-cache out")
     if static_cache and mode == "inputs":
         raise Unsupported("the engine's rows have adapters of their own, and a graph of this mode has one at a time",
                           found=f"--mode {mode}", expected="bank or folded", remedy="leave --static-cache out, or export with --mode bank")
-    static_cache = _require_cache(cache, static_cache, chosen, floats)
     if static_cache is None and not (chosen.generates and mode != "inputs" and product.engine):
         static_cache = False
     if quantize is None:
