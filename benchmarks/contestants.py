@@ -118,10 +118,11 @@ def _vllm(precision: str, dtype: str) -> Contestant:
     def command(files: Files, adapters: Sequence[Path], port: int, program: str) -> list[Any]:
         options = ["--enable-lora", "--max-loras", min(ROWS, len(adapters)), "--max-lora-rank", 16, "--max-cpu-loras", len(adapters),
                    "--lora-modules", *(f"{pack.name}={pack}" for pack in adapters)] if adapters else []
-        return [program, "serve", files.base, "--host", "127.0.0.1", "--port", port, "--served-model-name", "base", "--dtype", dtype,
-                "--max-model-len", CONTEXT, "--max-num-seqs", ROWS, *options]
+        # The command vllm looks for its version under a name that the CPU's wheel does not have; its server is the same.
+        return [program, "-m", "vllm.entrypoints.openai.api_server", "--model", files.base, "--host", "127.0.0.1", "--port", port,
+                "--served-model-name", "base", "--dtype", dtype, "--max-model-len", CONTEXT, "--max-num-seqs", ROWS, *options]
 
-    return Contestant("vllm", precision, "vllm/bin/vllm", command, packs="peft", environment={
+    return Contestant("vllm", precision, "vllm/bin/python", command, packs="peft", environment={
         "VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": "0-1", "VLLM_CPU_NUM_OF_RESERVED_CPU": "0", "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1"})
 

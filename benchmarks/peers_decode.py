@@ -35,6 +35,8 @@ ADAPTERS = 12
 PROMPT = 64
 FEW = 4
 """Tokens of the short answers."""
+BATCHES = ("1 base", "1 adapter", "8 base", "8 one", "8 mixed")
+"""Rows, and their adapters."""
 
 Wave = Callable[[Sequence[Request]], list[Answer]]
 """Answers requests that come all at once."""
@@ -76,9 +78,10 @@ def measured(wave: Wave, names: list[str], args: argparse.Namespace) -> dict[str
         return time.perf_counter() - start
 
     result: dict[str, Any] = {}
-    batches: dict[str, list[str | None]] = {"1 base": [None], "1 adapter": [names[0]], "8 base": [None] * ROWS, "8 one": [names[0]] * ROWS,
-                                            "8 mixed": [*names[:ROWS]]}
-    for what, adapters in batches.items():
+    rows: list[list[str | None]] = [[None], [names[0]], [None] * ROWS, [names[0]] * ROWS, [*names[:ROWS]]]
+    for what, adapters in zip(BATCHES, rows, strict=True):
+        if what not in args.batches:
+            continue
         seconds(adapters, FEW)
         times = [len(adapters) * args.tokens / (seconds(adapters, FEW + args.tokens) - seconds(adapters, FEW)) for _ in range(args.runs)]
         result[what] = round(median(times), 1)
@@ -109,7 +112,7 @@ def measure(args: argparse.Namespace, files: Files) -> dict[str, Any]:
             missing.append(f"{name} {precision}: {error}")
             print(missing[-1], file=sys.stderr, flush=True)
     return {"benchmark": "peers-decode", "prompt_tokens": PROMPT, "tokens": args.tokens, "prefill": args.prefill, "runs": args.runs,
-            "adapters": ADAPTERS, "results": results, "ratios": compared(results), "missing": missing}
+            "adapters": ADAPTERS, "batches": args.batches, "results": results, "ratios": compared(results), "missing": missing}
 
 
 def compared(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -126,7 +129,7 @@ def compared(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def show(result: dict[str, Any]) -> None:
     """The figures as tables."""
-    columns = ("1 base", "1 adapter", "8 base", "8 one", "8 mixed")
+    columns = result["batches"]
     print(f"tokens a second; median of {result['runs']}, prompts of {result['prompt_tokens']} tokens; "
           f"the first token after {result['prefill']} tokens in ms, base and adapter")
     print(f"{'':18}" + "".join(f"{column:>11}" for column in columns) + f"{'first':>16}{'MB':>8}")
@@ -147,6 +150,7 @@ def main() -> None:
     parser.add_argument("--files", type=Path, help="where models and adapters are kept for the next time")
     parser.add_argument("--only", nargs="+", choices=["engine", *sorted({one.name for one in CONTESTANTS})])
     parser.add_argument("--precision", nargs="+", choices=("fp32", "int8", "int4"), default=["fp32"])
+    parser.add_argument("--batches", nargs="+", choices=BATCHES, default=list(BATCHES))
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--prefill", type=int, default=256)
     parser.add_argument("--runs", type=int, default=5)

@@ -90,7 +90,7 @@ def test_servers_are_compared_on_a_tiny_model(tmp_path: Path) -> None:
     assert [ratio["over"] for ratio in result["ratios"]] == ["ours fp32, 3 adapters", "peft fp32, 1 adapters", "peft fp32, 3 adapters"]
     serve.show(result)
     options = {"size": "tiny", "peers": peers, "only": ["engine", "ours", "peft"], "precision": ["fp32"], "tokens": 8, "prefill": 16,
-               "runs": 2}
+               "runs": 2, "batches": ["1 adapter", "8 mixed"]}
     result = peers_decode.measure(argparse.Namespace(**options), files)
     assert [one["name"] for one in result["results"]] == ["engine", "ours", "peft"], result["missing"]
     peers_decode.show(result)
