@@ -20,17 +20,24 @@ from contestant_files import Files
 
 
 @asynccontextmanager
-async def clockwork(first: float, token: float) -> AsyncIterator[int]:
-    """A server whose answers have their first token after so many seconds, and one more after each ``token``; its port."""
+async def clockwork(first: float, token: float, running: list[int]) -> AsyncIterator[int]:
+    """A server whose answers have their first token after so many seconds, and one more after each ``token``; its port. ``running`` gets
+    the number of requests whenever one comes.
+    """
+    now = [0]
+
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
         length = int(head.lower().partition(b"content-length:")[2].split()[0])
         body = await reader.readexactly(length)
+        now[0] += 1
+        running.append(now[0])
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n")
         await asyncio.sleep(first)
         for _ in range(3):
             writer.write(b'data: {"error": "no"}\n\n' if b'"broken"' in body else b"data: {}\n\n")
             await asyncio.sleep(token)
+        now[0] -= 1
         writer.write(b"data: [DONE]\n\n")
         writer.close()
 
@@ -40,13 +47,17 @@ async def clockwork(first: float, token: float) -> AsyncIterator[int]:
 
 @pytest.mark.fast
 def test_clients_count_and_time_what_a_server_sends() -> None:
-    """Four clients of a closed loop have four answers at a time; an open loop keeps its times; an error in a stream is one."""
+    """Four clients of a closed loop have four requests at a time; an open loop keeps its times; an error in a stream is one. Times have
+    no upper bound here, since the machine may be busy.
+    """
+    running = list[int]()
     wanted = clients.requests(["one", "two"], 12, 4, tokens=3)
     assert [request.adapter for request in wanted[:4]] == ["one", "two", "one", "two"]
 
     async def everything() -> tuple[list[clients.Answer], list[clients.Answer]]:
-        async with clockwork(0.2, 0.05) as port:
-            closed = await clients.closed_loop(port, clients.openai, wanted, 4, 30)
+        async with clockwork(0.2, 0.05, running) as port:
+            closed = await clients.closed_loop(port, clients.openai, wanted, 4, 600)
+            assert (len(running), max(running)) == (12, 4)
             late = clients.requests(["one"], 5, 4, tokens=3, rate=20)
             opened = await clients.open_loop(port, clients.openai, late, 0.02)
             with pytest.raises(RuntimeError, match="error"):
@@ -56,9 +67,9 @@ def test_clients_count_and_time_what_a_server_sends() -> None:
     closed, opened = asyncio.run(everything())
     figures = clients.summary(closed)
     assert figures["answers"] == 12
-    assert 12 * 3 / 1.3 < figures["tokens_per_second"] <= 12 * 3 / (3 * 0.3)
-    assert 200 <= figures["first_token_ms"]["p50"] < 260
-    assert 45 <= figures["token_ms"]["p50"] < 75
+    assert 0 < figures["tokens_per_second"] <= 12 * 3 / (3 * 0.28)
+    assert figures["first_token_ms"]["p50"] > 195
+    assert figures["request_ms"]["p50"] > 290
     assert len(opened) < 5  # the last ones are given up
 
 
