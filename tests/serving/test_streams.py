@@ -132,7 +132,10 @@ def test_the_document_is_true(server: Served) -> None:
     text = {"model": "alpha", "prompt": "x", "max_tokens": 2}
     routes: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
         ("/v1/chat/completions", "ChatRequest", "ChatCompletion", chat(logprobs=True, top_logprobs=1)),
-        ("/v1/completions", "CompletionRequest", "Completion", {**text, "logprobs": 1}))
+        ("/v1/completions", "CompletionRequest", "Completion", {**text, "logprobs": 1}),
+        ("/v1/responses", "ResponseRequest", "ResponseAnswer", {"model": "alpha", "input": "x", "max_output_tokens": 2}),
+        ("/tokenize", "TokenizeRequest", "Tokens", {"model": "alpha", "prompt": "x"}),
+        ("/detokenize", "DetokenizeRequest", "Text", {"model": "alpha", "tokens": [5]}))
     for path, request_name, answer_name, good in routes:
         operation = document["paths"][path]["post"]
         assert operation["requestBody"]["content"]["application/json"]["schema"]["$ref"].endswith(f"/{request_name}")
@@ -145,7 +148,7 @@ def test_the_document_is_true(server: Served) -> None:
             assert answer.status_code == 400 and fits("ErrorAnswer", answer.json())
     assert fits("ModelList", server.get("/v1/models").json())
     answered = {f"{method.upper()} {path}" for path, methods in document["paths"].items() for method in methods}
-    own = {"POST /v1/completions", "POST /v1/chat/completions", "GET /openapi.json"}
+    own = {"GET /openapi.json", "GET /v1/status", "GET /v1/status/models", *(f"POST {path}" for path, *_ in routes)}
     assert {f"{route.method} {route.path}" for route in ROUTES} | own == answered
 
 
