@@ -13,7 +13,7 @@ export function counted(value, one, many = `${one}s`) {
 
 /** Three digits at most, as far as there is something to say. */
 export function rough(value) {
-  if (value >= 100) return count(value);
+  if (value >= 100 || value === 0) return count(value);
   return value >= 10 ? value.toFixed(1) : value.toFixed(2);
 }
 
