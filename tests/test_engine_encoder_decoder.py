@@ -12,7 +12,7 @@ import onnx_ir as ir
 import pytest
 import transformers
 
-from adapterpack import Session, export, validate
+from adapterpack import Session, export, run, validate
 from adapterpack.bundle.decoder_graph import DECODER
 from adapterpack.bundle.manifest import graph_file, read_bundle
 from adapterpack.errors import ConfigError, UnknownAdapter
@@ -77,6 +77,21 @@ def test_every_row_says_what_it_says_alone(family: str, encoder_decoder_of: Make
     assert broken and broken <= len(cancelled)
     assert engine.rows._sources._pool is None
     assert all(adapter.users == 0 for adapter in engine.adapters._resident.values())
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("family", ["t5", "bart"])
+def test_rows_of_a_file_come_and_go(family: str, encoder_decoder_of: Make) -> None:
+    """``run``, three rows at a time: each says what it says alone on the ordinary graphs, in the order of the rows."""
+    _, bundle, ordinary = encoder_decoder_of(family)
+    session = Session(ordinary, "cpu")
+    rows = [{**inputs(session, seed), "adapter": NAMES[seed % 4], "id": seed} for seed in range(20)]
+    answers = list(run(bundle, rows, provider="cpu", batch_size=3, max_new_tokens=6))
+    assert [answer["id"] for answer in answers] == list(range(20))
+    for answer in answers:
+        expected = alone(session, answer, answer["adapter"], max_new_tokens=6)
+        assert (answer["completion"], answer["finish_reason"]) == (expected.text, expected.finish_reason)
+        assert (answer["prompt_tokens"], answer["completion_tokens"]) == (len(answer["prompt"]), len(expected.ids))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

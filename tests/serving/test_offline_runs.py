@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from processes import child
 from adapterpack import Session, run
 from adapterpack.cli.main import main
 from adapterpack.resources import schema
+from adapterpack.serving.embedded.in_process import InProcess
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "SOURCE_DATE_EPOCH": "1700000000"}
 NAMES = [None, "alpha", "beta"]
@@ -200,6 +202,16 @@ def test_killed_requests_go_on(bundle: Path, tmp_path: Path) -> None:
     options = (bundle, "--input", source, "--batch-size", 2, "--provider", "cpu", "--threads", 1)
     subprocess.run(command(*options, "--output", tmp_path / "whole.jsonl"), check=True, timeout=300, env=ENVIRONMENT)
     assert_goes_on(options, tmp_path / "out" / "answers.jsonl", tmp_path / "whole.jsonl")
+
+
+def test_a_job_that_is_interrupted_as_a_block_begins_ends(bundle: Path) -> None:
+    """The engine's thread waits for the rest of the block then, which never comes."""
+    server = InProcess(bundle, "cpu", 2, None)
+    with server._thread.held():
+        ended = threading.Thread(target=server.close, daemon=True)
+        ended.start()
+        ended.join(10)
+        assert not ended.is_alive()
 
 
 def test_it_says_how_far_it_is(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,7 +77,7 @@ class EngineThread:
         """While the block lasts the thread does nothing: what is added in it begins together, and nothing of earlier rows is left."""
         go = threading.Event()
         self._messages.put(self.engine.forget)
-        self._messages.put(partial(_wait, go))
+        self._messages.put(partial(self._pause, go))
         try:
             yield
         finally:
@@ -128,6 +128,11 @@ class EngineThread:
             while True:
                 self._messages.get(wait)()
                 wait = False
+
+    def _pause(self, go: threading.Event) -> None:
+        """Waits for what is held, unless the thread is to end: whoever was to let it go may have been interrupted."""
+        while not self._closing and not go.wait(0.05):
+            pass
 
     def _add(self, rows: Sequence[Row]) -> None:
         for row in rows:
@@ -216,10 +221,6 @@ class EngineThread:
 def _take(told: Sequence[tuple[Row, Event]], at: float) -> None:
     for row, event in told:
         row.outbox.take(row.place, event, at)
-
-
-def _wait(go: threading.Event) -> None:
-    go.wait()
 
 
 def _all(messages: Sequence[Callable[[], None]]) -> None:
