@@ -2,7 +2,8 @@
 # make fast   the inner loop: seconds
 # make long   the demos, large models and further architectures: minutes
 # make fuzz   ten minutes of mutated inputs
-.PHONY: all lint types test fast long fuzz golden demo bench
+# make soak   half an hour of everything at once on a server
+.PHONY: all lint types test fast long fuzz soak golden demo bench
 
 all: lint types test
 
@@ -23,6 +24,9 @@ long:
 
 fuzz:
 	python tests/fuzz/fuzz.py --seconds 600 --findings fuzz-findings
+
+soak:
+	python tests/serving/soak.py --minutes 30
 
 golden:
 	python -m adapterpack.testing > tests/golden/matrix.md

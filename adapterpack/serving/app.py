@@ -41,7 +41,9 @@ def build(state: State, routes: Sequence[RouteSpec]) -> Starlette:
 async def _no_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code, what = _CODES.get(error.status_code, ("invalid_request", str(error.detail)))
-    return response(Refused(error.status_code, code, what, close=True))  # its body, if any, was not read
+    answer = response(Refused(error.status_code, code, what, close=True))  # its body, if any, was not read
+    answer.headers.update(error.headers or {})  # which methods the route has
+    return answer
 
 
 class Endpoint:

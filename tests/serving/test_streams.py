@@ -176,6 +176,8 @@ def test_keys(server: Served) -> None:
         answer = server.get("/v1/models", headers={"Authorization": given})
         assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
     assert [server.get(path, headers={}).status_code for path in ("/health", "/ready", "/version")] == [200, 200, 401]
+    wrong = httpx.delete(f"{server.address}/v1/models", timeout=20)
+    assert (wrong.status_code, "GET" in wrong.headers["allow"]) == (405, True)
 
 
 def test_fairness_between_keys(server: Served) -> None:
