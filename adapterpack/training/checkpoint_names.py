@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -22,8 +22,13 @@ def stored_names(model: nn.Module, stored: Iterable[str]) -> dict[str, str]:
 
     What is put together from several tensors, or taken apart, is left out: no one tensor holds it.
     """
-    transforms = _transforms(model) if isinstance(model, PreTrainedModel) else None
+    if not isinstance(model, PreTrainedModel):
+        return {}
+    transforms = _transforms(model)
     if transforms is None:
+        warnings.warn("this version of transformers does not say how it renames weights while it loads them, so the pack does not say what "
+                      "some of them are called in the checkpoint: PEFT loads it, and adapterpack refuses it there; save it again with "
+                      "another version", stacklevel=2)
         return {}
     renamings, converters = transforms
     parameters = {f"{path}.{leaf}".lstrip(".") for path, module in base_modules(model) for leaf in module._parameters}
@@ -47,13 +52,21 @@ def _transforms(model: nn.Module) -> tuple[list[Any], list[WeightConverter]] | N
     try:
         from transformers.conversion_mapping import get_model_conversion_mapping  # noqa: PLC0415 - not public, though PEFT uses it, too
     except ImportError:
-        warnings.warn("this version of transformers does not say how it renames weights while it loads them, so the pack does not say what "
-                      "some of them are called in the checkpoint: PEFT loads it, and adapterpack refuses it there; save it again with "
-                      "another version", stacklevel=3)
         return None
     transforms = get_model_conversion_mapping(model)
     converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
     return [transform for transform in transforms if not isinstance(transform, WeightConverter)], converters
+
+
+def _stored(model: nn.Module) -> Mapping[str, Any]:
+    """The tensors of the checkpoint that a model says it came from, by name, as far as it is on this machine."""
+    config = getattr(model, "config", None)
+    source = getattr(config, "_name_or_path", None)
+    folder = folder_at_hand(source, getattr(config, "_commit_hash", None)) if source else None
+    try:
+        return {} if folder is None else Checkpoint(folder).tensors
+    except AdapterpackError:
+        return {}
 
 
 def _embeddings(model: PreTrainedModel) -> list[nn.Module]:
@@ -65,24 +78,15 @@ def _embeddings(model: PreTrainedModel) -> list[nn.Module]:
     return [module for module in found if isinstance(module, nn.Module)]
 
 
-def drawn_modules(model: nn.Module) -> list[str]:
+def drawn_modules(model: nn.Module, checkpoint: Checkpoint | None = None) -> list[str]:
     """The paths of modules with weights that the checkpoint of the model does not hold, or in another shape: every load draws them anew.
 
-    Empty where the checkpoint is not at hand, or holds less than half of the model; resized embeddings are left out.
+    ``checkpoint`` is the one that the model came from, if that is known better than by the model. Empty where it is not at hand, holds less
+    than half of the model, or transformers does not say what it renames; resized embeddings are left out.
     """
-    config = getattr(model, "config", None)
-    source = getattr(config, "_name_or_path", None)
-    if not source or not isinstance(model, PreTrainedModel):
-        return []
-    folder = folder_at_hand(source, getattr(config, "_commit_hash", None))
-    if folder is None:
-        return []
-    try:
-        stored = Checkpoint(folder).tensors
-    except AdapterpackError:
-        return []
-    transforms = _transforms(model)
-    if transforms is None:
+    transforms = _transforms(model) if isinstance(model, PreTrainedModel) else None
+    stored = _stored(model) if checkpoint is None else checkpoint.tensors
+    if transforms is None or not stored:
         return []
     names = stored_names(model, stored)
     converted = [re.compile(".*".join(map(re.escape, pattern.split("\\1")))) for converter in transforms[1]

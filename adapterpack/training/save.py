@@ -23,14 +23,13 @@ from ..io.atomic import refuse_existing
 from ..io.safetensors import DTYPES
 from ..manifest import manifest as m
 from ..manifest.parts import Dims
-from ..pack.fits import require_shapes
 from ..pack.pack import Pack, build, is_module
 from ..tasks.task import NO_TASK, TASKS, takes_ids, type_of
 from ..version import VERSION
 from .active import adapter_names
 from .base_quantization import quantization_of
 from .canaries.canary import make_canary
-from .checkpoint_names import stored_names
+from .checkpoint_names import drawn_modules, stored_names
 from .layers.weights import tensor_of
 from .layers.wrapper import base_modules
 from .parts import Parts, labels_of, parts_of
@@ -90,19 +89,17 @@ def save(
         tokenizer=tokenizer_of(checkpoint) if checkpoint else None,
         base_license=license_of(checkpoint.folder) if checkpoint else None,
     )
-    if checkpoint is not None:
-        _require_attachable(pack, checkpoint)
+    _require_held(pack, drawn_modules(model, checkpoint))
     return pack if out is None else pack.write(out)
 
 
-def _require_attachable(pack: Pack, checkpoint: Checkpoint) -> None:
-    """Checks what ``attach`` asks of the base: a pack that changes weights which no file holds could be used nowhere."""
-    try:
-        require_shapes(pack, checkpoint, renamed=False)
-    except SiteNotFound as error:
-        raise SiteNotFound(f"the adapter changes a module that the base does not hold, so the pack could never be attached: {error.what}",
-                           where=error.where, expected=error.expected, found=error.found,
-                           remedy="train such modules whole: modules_to_save of the config names them") from error
+def _require_held(pack: Pack, drawn: list[str]) -> None:
+    """Checks that no adapter is one of weights that no file holds: the pack could be attached nowhere."""
+    for group in pack.manifest.groups:
+        if group.role == "adapter" and any(group.path == path or group.path.startswith(f"{path}.") for path in drawn):
+            raise SiteNotFound("the adapter changes a module that the base does not hold, so the pack could never be attached",
+                               where=f"pack '{pack.name}'", found=group.path,
+                               remedy="train such modules whole: modules_to_save of the config names them")
 
 
 def _task(model: nn.Module, labels: tuple[str, ...] | None, head: bool) -> m.Task:
