@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import os
 import random
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -197,6 +199,23 @@ def test_open_inference_protocol(embedder: Served, classifier: Served, tagger: t
     logits = np.concatenate([session.run(session.encode([text]), "places")["logits"][0] for text in texts])
     shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     np.testing.assert_allclose(outputs["score"], shares.max(1), rtol=0, atol=1e-5)
+
+
+def test_the_lines_of_the_page(server: Served, embedder: Served, classifier: Served) -> None:
+    """Each ``curl`` of docs/serve.md is answered as it stands, by a server of its kind; the page's names stand for adapters of these."""
+    page = (Path(__file__).parents[2] / "docs" / "serve.md").read_text("utf-8")
+    lines = [line.strip() for line in page.splitlines() if line.startswith("    curl ")]
+    servers = {"/v1/models": server, "/v1/chat/completions": server, "/v1/completions": server, "/v1/embeddings": embedder,
+               "/v1/classify": classifier, "/v1/rerank": classifier}
+    assert {path for path in servers for line in lines if f"$SERVER{path} " in line} == set(servers)
+    for line in lines:
+        one = next(one for path, one in servers.items() if f"$SERVER{path} " in line)
+        command = line.replace('"tickets"', '"alpha"').replace('"claims"', '"alpha"')
+        done = subprocess.run(["bash", "-c", f"{command} -sS --fail-with-body"], capture_output=True, text=True, check=False,
+                              timeout=30, env={**os.environ, "SERVER": one.address, "KEY": ANN})
+        assert done.returncode == 0, (line, done.stdout, done.stderr)
+        said = {"system_fingerprint": "[DONE]" in done.stdout} if "stream" in line else json.loads(done.stdout)
+        assert said.get("system_fingerprint") or said["data"], line
 
 
 def refused(server: Served, path: str, body: Any, **options: Any) -> tuple[int, str, str | None]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jsonschema
 import openai
+import pydantic
 import pytest
+from openai.lib._pydantic import to_strict_json_schema
 from servers import ANN, BOB, Served
 
 from adapterpack import Session
@@ -223,3 +225,31 @@ def test_tokens(server: Served, session: Session) -> None:
                                ("/detokenize", {"model": "alpha", "tokens": [49_152]}, 400)):
         assert server.post(path, body).status_code == status
         assert server.post(path, body, headers={}).status_code == 401
+
+
+class Order(pydantic.BaseModel):
+    """What an answer has to be, as users of OpenAI's client write it."""
+
+    item: Literal["mug", "plate"]
+    count: int = pydantic.Field(ge=1, le=9)
+
+
+def test_an_answer_that_is_parsed(server: Served, session: Session) -> None:
+    """``parse`` and ``stream`` with a class of pydantic, by the client that waits and the one that does not, which hear the same."""
+    given: dict[str, Any] = {"model": "beta", "messages": chat("An order"), "temperature": 0, "max_tokens": 100, "response_format": Order}
+
+    async def heard() -> list[Any]:
+        async with openai.AsyncOpenAI(base_url=f"{server.address}/v1", api_key=ANN, max_retries=0, timeout=60) as client:
+            parsed = await client.chat.completions.parse(**given)
+            async with client.chat.completions.stream(**given) as stream:
+                kinds = {event.type async for event in stream}
+                final = await stream.get_final_completion()
+        assert {"chunk", "content.delta", "content.done"} <= kinds
+        return [one.choices[0].message for one in (parsed, final)]
+
+    with openai.OpenAI(base_url=f"{server.address}/v1", api_key=ANN, max_retries=0, timeout=60) as client:
+        messages = [client.chat.completions.parse(**given).choices[0].message, *asyncio.run(heard())]
+    assert all(isinstance(message.parsed, Order) for message in messages)
+    schema = to_strict_json_schema(Order)
+    (alone,) = session.generate(["An order"], "beta", max_new_tokens=100, json_schema=schema)
+    assert {message.content for message in messages} == {alone.text}
