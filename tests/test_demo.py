@@ -10,6 +10,7 @@ import pytest
 from demo_command import demo, run
 from shipped_schemas import fits
 
+from adapterpack import load
 from adapterpack.base.checkpoint import Checkpoint
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(2400)]  # it trains, on whatever machine this is
@@ -40,6 +41,17 @@ def test_a_mixed_batch_equals_the_single_runs(encoder: dict[str, Any]) -> None:
     """Rows that use the first adapter, the second and none give what each gives alone."""
     assert encoder["mixed_batch_equal"] is True
     assert {row["adapter"] for row in encoder["mixed_batch"]["rows"]} == {"tickets", "reviews", None}
+
+
+def test_the_server_answers_for_three_adapters(encoder: dict[str, Any]) -> None:
+    """By the openai package, each with its own labels and its own pack's digest."""
+    served = encoder["served"]
+    assert served["client"].startswith("openai ")
+    assert [row["adapter"] for row in served["rows"]] == ["tickets", "reviews", "tickets-first-half"]
+    for row in served["rows"]:
+        pack = load(Path(encoder["output"]) / "packs" / row["adapter"])
+        assert row["digest"] == pack.id
+        assert row["answer"] in (pack.manifest.task.labels or ())
 
 
 def test_the_average_of_two_halves_stands_beside_each(encoder: dict[str, Any]) -> None:

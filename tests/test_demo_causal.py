@@ -34,3 +34,10 @@ def test_onnx_runtime_says_what_torch_says(causal: dict[str, Any]) -> None:
     assert causal["token_agreement"] == 1.0
     assert causal["tokens_compared"] >= 200
     assert causal["speed"]["onnx"]["tokens_per_second"] > 0
+
+
+def test_the_server_says_what_the_session_says(causal: dict[str, Any]) -> None:
+    """The first example by OpenAI's client, without the adapter and with it."""
+    served, example = causal["served"], causal["examples"][0]
+    assert served["client"].startswith("openai ")
+    assert [(row["adapter"], row["answer"]) for row in served["rows"]] == [(None, example["base"]), ("orders", example["adapter"])]

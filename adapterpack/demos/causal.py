@@ -18,6 +18,7 @@ from ..training.active import active
 from ..training.config.config import read_config
 from ..training.pipeline import train_one
 from .encoder import data_file, rows_of
+from .serving import served
 from .stages import Say, Stages, folder_size, model_facts, require_valid, training_facts
 
 TASK = "text-generation"
@@ -44,7 +45,7 @@ def run_causal(base: Path, source: str, out: Path, say: Say) -> dict[str, Any]:
         require_valid({ADAPTER: path}, base)
     bundle = out / "bundles" / "bank"
     with stage("export bank"):
-        exported = export(base, [path], bundle, mode="bank")
+        exported = export(base, [path], bundle, mode="bank", in_place=True)
     rows = rows_of(ADAPTER, "test")
     with stage("generate through ONNX Runtime"):
         session = Session(bundle)
@@ -54,6 +55,8 @@ def run_causal(base: Path, source: str, out: Path, say: Say) -> dict[str, Any]:
     expected = [json.loads(row["completion"]) for row in rows]
     with stage("compare with torch"):
         agreement = _agreement(session, model, [row["prompt"] for row in rows[:SHOWN]])
+    with stage("serve"):
+        answers = _served(bundle, rows[0]["prompt"])
     return {
         "variant": "causal-lm",
         "model": model_facts(base, source),
@@ -62,12 +65,25 @@ def run_causal(base: Path, source: str, out: Path, say: Say) -> dict[str, Any]:
         **agreement,
         "examples": [{"prompt": row["prompt"], "expected": row["completion"], "base": plain.text, "adapter": adapted.text}
                      for row, plain, adapted in list(zip(rows, before, after, strict=True))[:SHOWN]],
+        "served": answers,
         "parity": {name: {"max_abs": error} for name, error in exported.parity["max_abs"].items()},
         "sizes": {"base checkpoint": folder_size(base), f"pack {ADAPTER}": folder_size(path), "bundle bank": folder_size(bundle)},
         "timings": stage.timings,
         "paths": {"pack": f"packs/{ADAPTER}", "bundle": "bundles/bank"},
         "training": {ADAPTER: training_facts(load(path))},
     }
+
+
+def _served(bundle: Path, prompt: str) -> dict[str, Any]:
+    """What the server says to a conversation, without the adapter and with it."""
+    rows = []
+    with served(bundle, options=("--name", "base", "--sampling", "greedy")) as client:
+        for name in ("base", ADAPTER):
+            messages = [{"role": "user", "content": prompt}]
+            answer = client.post("/v1/chat/completions", {"model": name, "messages": messages, "max_tokens": MAX_NEW_TOKENS})
+            rows.append({"text": prompt, "adapter": answer["adapterpack"]["adapter"], "answer": answer["choices"][0]["message"]["content"],
+                         "digest": answer["adapterpack"]["digest"]})
+    return {"client": client.name, "rows": rows}
 
 
 def _agreement(session: Session, model: Any, prompts: list[str]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from ..training.config.fields import TrainConfig
 from ..training.inject import attach
 from ..training.loading import load_model
 from ..training.pipeline import train_one
+from .serving import served
 from .stages import Say, Stages, folder_size, model_facts, require_valid, training_facts
 
 TASK = "text-classification"
@@ -89,6 +90,8 @@ def run_encoder(base: Path, source: str, out: Path, say: Say) -> dict[str, Any]:
         composed["average"] = _accuracy_of(base, tokenizer, average)
     with stage("mixed batch"):
         mixed = _mixed(Session(bundle))
+    with stage("serve"):
+        answers = _served(bundle, packs)
     sizes = {"base checkpoint": folder_size(base), **{f"pack {path.name}": folder_size(path) for path in sorted((out / "packs").iterdir())},
              **{f"merged {name}": folder_size(out / "merged" / name) for name in EPOCHS},
              **{f"bundle {path.name}": folder_size(path) for path in sorted((out / "bundles").iterdir())}}
@@ -100,6 +103,7 @@ def run_encoder(base: Path, source: str, out: Path, say: Say) -> dict[str, Any]:
         "parity": parity,
         "mixed_batch_equal": mixed["equal"],
         "mixed_batch": mixed,
+        "served": answers,
         "sizes": sizes,
         "timings": stage.timings,
         "paths": {"pack": "packs/tickets", "bundle": "bundles/bank"},
@@ -177,6 +181,18 @@ def _accuracy_of(base: Path, tokenizer: Tokenizer, pack: Pack) -> float:
 
 def _share(logits: np.ndarray, truth: np.ndarray) -> float:
     return round(float((logits.argmax(-1) == truth).mean()), 4)
+
+
+def _served(bundle: Path, packs: dict[str, Path]) -> dict[str, Any]:
+    """What three adapters say over HTTP: those of the bundle, and one that the server loads."""
+    more = "tickets-first-half"
+    rows = []
+    with served(bundle, [packs[more]]) as client:
+        for name, data in (*((name, name) for name in EPOCHS), (more, "tickets")):
+            text = rows_of(data, "test")[0]["text"]
+            answer = client.post("/v1/classify", {"model": name, "input": text})
+            rows.append({"text": text, "adapter": name, "answer": answer["data"][0]["label"], "digest": answer["adapterpack"]["digest"]})
+    return {"client": client.name, "rows": rows}
 
 
 def _mixed(session: Session) -> dict[str, Any]:

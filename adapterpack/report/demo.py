@@ -38,6 +38,7 @@ def demo_report(result: Result) -> str:
         composition=_composition(result),
         parity=_parity(result),
         mixed=_mixed(result),
+        served=_served(result),
         speed=_speed(result),
         sizes=_sizes(result),
         times=_times(result),
@@ -49,6 +50,7 @@ _DONE = {
     "compose": "composed two packs into one",
     "parity": "exported model and adapters to ONNX and compared every form with PyTorch",
     "mixed_batch_equal": "ran one batch whose rows use different adapters",
+    "served": "served them over HTTP",
     "speed": "measured the speed",
 }
 """Key of the result -> what the run then did, in the order of the sentence."""
@@ -140,6 +142,11 @@ def _mixed(result: Result) -> Part:
     return {"columns": columns, "rows": rows, "numbers": [index for index, column in enumerate(columns) if column == "score"],
             "equal": equal, "difference": number(r.part(result, "mixed_batch").get("max_abs")),
             "note": f"{MISSING}: the model alone has no trained head for this task." if unlabelled else ""}
+
+
+def _served(result: Result) -> Part:
+    columns, rows = r.served(result)
+    return {"columns": columns, "rows": rows, "client": r.part(result, "served").get("client")} if rows else {}
 
 
 def _speed(result: Result) -> Part:

@@ -131,6 +131,14 @@ def mixed(result: Result) -> tuple[list[str], list[list[str]]]:
     return [MIXED[key][0] for key in keys], cells
 
 
+def served(result: Result) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of what the server answered, with the beginning of the digest of what answered."""
+    rows = listed(part(result, "served"), "rows")
+    return ["text", "adapter", "answer", "digest"], [
+        [str(row.get("text", MISSING)), str(row.get("adapter") or "none (base)"), str(row.get("answer", MISSING)),
+         str(row.get("digest", MISSING)).removeprefix("sha256:")[:12]] for row in rows]
+
+
 def adapters(result: Result) -> list[str]:
     """The names of the adapters, wherever the result mentions them first."""
     for key in ("training", "accuracy", "parity"):

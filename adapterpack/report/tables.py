@@ -67,6 +67,10 @@ def _parity(result: Result) -> Rows:
     return "Parity with PyTorch", columns, rows
 
 
+def _served(result: Result) -> Rows:
+    return "Over HTTP", *r.served(result)
+
+
 def _sizes(result: Result) -> Rows:
     return "Sizes", ["artifact", "on disk"], [[name, size(value)] for name, value in r.measured(r.part(result, "sizes")).items()]
 
@@ -77,4 +81,4 @@ def _times(result: Result) -> Rows:
     return "Time", ["stage", "time"], [*rows, ["together", seconds(sum(times.values()))]] if rows else []
 
 
-TABLES: tuple[Callable[[Result], Rows], ...] = (_quality, _accuracy, _parity, _speed, _sizes, _times)
+TABLES: tuple[Callable[[Result], Rows], ...] = (_quality, _accuracy, _parity, _speed, _served, _sizes, _times)
