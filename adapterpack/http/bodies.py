@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator
 
 from starlette.requests import ClientDisconnect, Request
+from starlette.types import Message, Receive
 
 from .refused import Refused
 
@@ -14,6 +16,32 @@ PAUSE_SECONDS = 60.0
 """Between two pieces of a body, and of grace for the whole of it."""
 _MIN_RATE = 16 << 10
 """Bytes a second, after the grace, below which a body is given up: else a client could send one for ever."""
+
+
+_DROPPED, _DROP_SECONDS = 16 << 20, 0.5
+
+
+class Incoming:
+    """The messages of one request, and whether its body has come in whole."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive, self._complete = receive, False
+
+    async def __call__(self) -> Message:
+        """The next message."""
+        message = await self._receive()
+        self._complete = message["type"] != "http.request" or not message.get("more_body", False)
+        return message
+
+    async def drop(self) -> None:
+        """Reads what a client still sends whose request is refused, for half a second and 16 MB at most. A connection that is closed with
+        bytes unread is reset, and the client would hear of that in place of the refusal.
+        """
+        left = _DROPPED
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_DROP_SECONDS):
+                while left > 0 and not self._complete:
+                    left -= len((await self()).get("body", b""))
 
 
 def require_size(request: Request, max_bytes: int) -> None:
