@@ -40,12 +40,15 @@ _PREFIXES = 256 << 20
 
 @dataclass
 class Outcome:
-    """What became of a row: its ``result``, or its ``error``. ``number`` counts the rows from 1; ``tokens`` are those that it took."""
+    """What became of a row: its ``result``, or its ``error``. ``number`` counts the rows from 1; ``tokens`` are those that it took;
+    ``pack`` is the id of the adapter that the row began with.
+    """
 
     number: int
     row: Row
     result: dict[str, Any] | None = None
     error: AdapterpackError | None = None
+    pack: str | None = None
     tokens: int = 0
     prompt_tokens: int = 0
     request: Request | None = field(default=None, repr=False)
@@ -240,10 +243,11 @@ class _Texts:
 
     def add(self, outcome: Outcome) -> int | None:
         """See :class:`Way`."""
-        session, task = self._session, self._session.task
+        session, task = self._session.frozen(), self._session.task  # one adapter of that name, whatever is loaded meanwhile
         assert task.prompt is not None
         (name,) = session.names([outcome.row["adapter"]], 1)
         session.pin([name])
+        outcome.pack = None if name is None else session.pack(name).id
         pack = None if name is None or session.bundle.mode == "folded" else session.pack(name)
         ids = prompt_ids(session, task.prompt(outcome.row))
         read = len(start_ids(session)) if task.has_encoder else len(ids)
@@ -252,7 +256,7 @@ class _Texts:
             if self._engines.engine is not None and self._engines.engine.busy:
                 return None
             self._length = room
-        engine = self._engines.of(session, self._rows, self._length)
+        engine = self._engines.of(self._session, self._rows, self._length)
         request = engine.row(ids, pack, self._sampling, None, outcome.number - 1, self._mask and self._mask.copy())
         outcome.request, outcome.prompt_tokens = request, len(ids)
         engine.submit(request)
@@ -268,6 +272,5 @@ class _Texts:
         assert request is not None
         answer, prompt = request.answer, outcome.prompt_tokens
         completion = Generation(answer.text, answer.ids, answer.reason or "length", name, prompt, answer.logprobs, answer.sequences)
-        outcome.result = {**outcome.row, "adapter": name, "pack": None if name is None else session.packs[name].id,
-                          **described(completion, session)}
+        outcome.result = {**outcome.row, "adapter": name, "pack": outcome.pack, **described(completion, session)}
         outcome.tokens, outcome.request = len(answer.ids), None

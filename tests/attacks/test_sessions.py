@@ -105,14 +105,22 @@ def tokens(folder: str, one: str, two: str) -> None:
               lambda a, b: a == b)
 
 
+def run_row(session: Any, row: Mapping[str, Any], **sampling: Any) -> Any:
+    """The result of one row as ``run`` gives it."""
+    from adapterpack.runtime.row_runner import RowRunner
+
+    (outcome,) = RowRunner(session, (), 1, sampling).outcomes([(1, row)])
+    if outcome.error is not None:
+        raise outcome.error
+    return outcome.result
+
+
 def results(folder: str, one: str, two: str) -> None:
     """As ``run`` gives them: with the id of the pack that answered."""
     from adapterpack import Session, load
-    from adapterpack.runtime.run import _run_batch
 
     def answer(session: Any) -> Any:
-        row = {"prompt": "w1 w2 w3", "adapter": "name"}
-        (result,) = _run_batch(session, session.task.answer, [(1, row)], {"max_new_tokens": 3})
+        result = run_row(session, {"prompt": "w1 w2 w3", "adapter": "name"}, max_new_tokens=3)
         return result["pack"], result["completion"]
 
     exchanged(Session(folder, "cpu"), load(one), load(two), answer, lambda a, b: a == b)
@@ -121,11 +129,9 @@ def results(folder: str, one: str, two: str) -> None:
 def labels(folder: str, one: str, two: str) -> None:
     """The labels of a row are those of the adapter that answered."""
     from adapterpack import Session, load
-    from adapterpack.runtime.engine.encoder_engine import EncoderEngine
-    from adapterpack.runtime.run import _run_one_by_one
 
     def answer(session: Any) -> Any:
-        (result,) = _run_one_by_one(EncoderEngine(session), iter([(1, {"text": "w1 w2 w3", "adapter": "name"})]), 1)
+        result = run_row(session, {"text": "w1 w2 w3", "adapter": "name"})
         return result["pack"], result["label"], sorted(result["scores"])
 
     exchanged(Session(folder, "cpu"), load(one), load(two), answer, lambda a, b: a == b)
