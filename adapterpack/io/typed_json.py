@@ -87,11 +87,16 @@ def _inside(value: Any, kind: Any) -> Iterator[tuple[Any, Any, Any]]:
     if isinstance(value, list) and origin in (tuple, list):
         yield from ((number, item, arguments[0]) for number, item in enumerate(value))
     elif isinstance(value, dict) and isinstance(origin, type) and issubclass(origin, Mapping):
-        hints = typing.get_type_hints(kind, include_extras=True) if not arguments else {}
-        yield from ((key, item, arguments[1] if arguments else hints[key]) for key, item in value.items() if arguments or key in hints)
+        hints = dict.fromkeys(value, arguments[1]) if arguments else typing.get_type_hints(kind, include_extras=True)
+        yield from ((key, item, _present(hints[key])) for key, item in value.items() if key in hints)
     elif isinstance(value, dict) and isinstance(origin, type) and (issubclass(origin, Part) or is_dataclass(origin)):
         hints = typing.get_type_hints(origin, include_extras=True)
         yield from ((name, value[name], hints[name]) for name in _fields(origin) if name in value)
+
+
+def _present(hint: Any) -> Any:
+    """What the value of a key must be where it is there."""
+    return typing.get_args(hint)[0] if typing.get_origin(hint) is typing.NotRequired else hint
 
 
 def _fields(kind: Any) -> tuple[str, ...]:

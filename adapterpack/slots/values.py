@@ -214,7 +214,7 @@ def grouped(values: Mapping[str, np.ndarray], sites: Mapping[str, MappedSite], w
     """
     result = dict(values)
     for path, site in sites.items():
-        if not site.members:
+        if not site.members or f"{path}.down" in result:  # as a bank holds them: side by side already
             continue
         downs = {member: result.pop(f"{member}.down") for member in site.members if f"{member}.down" in result}
         wide = max((down.shape[-1] for down in downs.values()), default=0) if width is None else width

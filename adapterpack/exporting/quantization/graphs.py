@@ -62,7 +62,9 @@ def quantize_in_place(folder: Path, wanted: Quantization) -> None:
         sites |= _relocated({key: site for key, site in sites.items() if site.part == part}, ir.load(path))
     if count == 0:
         raise NothingToDo("the graph has no MatMul on a constant weight", where=folder.name)
-    moved = dataclasses.replace(bundle, sites=sites)
+    said = {"scheme": wanted.scheme, "block_size": scheme.block_size, "quantized": count, "head": wanted.head}
+    draft = {**said, "max_error": {}, "label_agreement": {}}
+    moved = dataclasses.replace(bundle, sites=sites, quantization=draft)  # so that nobody reads the base's weights any more
     moved.write(folder, draft=True)
     proof: dict[str, Any] = {}
     if bundle.decoder:  # proved while products are exact, since rounded activations differ by more than float noise
@@ -85,8 +87,8 @@ def quantize_in_place(folder: Path, wanted: Quantization) -> None:
     if "cache" in bundle.parity.get("decoder", {}):
         moved.write(folder, draft=True)
         moved = dataclasses.replace(moved, parity={**moved.parity, "decoder": {**proof, "cache": quantize_cache(folder, mapped=False)}})
-    report = {"scheme": wanted.scheme, "block_size": scheme.block_size, "quantized": count, "accuracy": accuracy, "head": wanted.head,
-              "error_by_accuracy": dict(zip(ACCURACIES, errors, strict=True)), **measure.report(before, after)}
+    report = {**said, "accuracy": accuracy, "error_by_accuracy": dict(zip(ACCURACIES, errors, strict=True)),
+              **measure.report(before, after)}
     shift = replay.drift(float_canaries, canaries)
     parity = {**moved.parity, "canary": {**replay.judge(session, canaries, shift), "moved": shift}}
     dataclasses.replace(moved, quantization=report, parity=parity).write(folder)
