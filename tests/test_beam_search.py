@@ -75,7 +75,9 @@ def expected(model: Any, prompt: list[int], options: dict[str, Any]) -> list[tup
     before = len(prompt) if not model.config.is_encoder_decoder else 1
     rows = [row[before:] for row in found.sequences.tolist()]
     lengths = [next((at for at, token in enumerate(row) if token in ENDS), len(row)) for row in rows]
-    return [(tuple(row[:length]), score) for row, length, score in zip(rows, lengths, found.sequences_scores.tolist(), strict=True)]
+    answers = [(tuple(row[:length]), score) for row, length, score in zip(rows, lengths, found.sequences_scores.tolist(), strict=True)]
+    sequences = [sequence for sequence, _ in answers]  # where rules leave fewer than there are beams, transformers repeats some
+    return [answer for number, answer in enumerate(answers) if answer[0] not in sequences[:number]]
 
 
 def ends_of(engine: Engine, steps: int | None = None) -> dict[int, Event]:
@@ -174,7 +176,7 @@ def test_sessions_and_the_command_search(placed: Path, bundle_of: Make, tmp_path
     assert plain[0].text.split()[1] not in stopped.text
     with pytest.raises(ConfigError, match="before its end"):
         session.generate([[5]], num_beams=2, emit=lambda *event: None)
-    with pytest.raises(Unsupported, match="beam search"):
+    with pytest.raises(Unsupported, match="no graph for the engine"):
         Session(bundle_of("llama", "bank"), "cpu").generate([[5]], num_beams=2)
     done = CliRunner().invoke(command, [str(placed), "--prompt", "w1 w2 w3", "--beams", "3", "--max-new-tokens", "6", "--json"])
     assert json.loads(done.stdout)["completion"] == plain[0].text

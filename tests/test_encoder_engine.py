@@ -156,7 +156,7 @@ def test_threads_add_and_load_while_one_steps(bank: Path, pack_of: Make) -> None
     for thread in threads:
         thread.start()
     until = time.monotonic() + 120
-    while (engine.busy or any(thread.is_alive() for thread in threads)) and time.monotonic() < until:
+    while (any(thread.is_alive() for thread in threads) or engine.busy) and time.monotonic() < until:
         ended |= {event.request: event for event in engine.step()}
     assert len(ended) == 140
     assert sum(event.adapter == gamma.id for event in ended.values()) == 20

@@ -23,7 +23,9 @@ from adapterpack.runtime.text.context_length import context_of
 from adapterpack.tasks.task import MAIN
 
 Make = Callable[..., Any]
-FAMILIES = ("whisper", *(pytest.param(name, marks=pytest.mark.long) for name in ("t5", "bart")))
+pytestmark = pytest.mark.long  # two graphs each, traced
+
+FAMILIES = ("t5", "bart", "whisper")
 NAMES: list[str | None] = [None, "low-rank", "diagonal", "rotation"]
 
 
@@ -40,7 +42,6 @@ def alone(session: Session, said: dict[str, Any], name: str | None, **options: A
     return answer
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_row_says_what_it_says_alone(family: str, encoder_decoder_of: Make) -> None:
     """Adds, steps and cancellations in any order, on three rows; greedy and drawn: text, tokens, reason and digest are those of a run by
@@ -79,7 +80,6 @@ def test_every_row_says_what_it_says_alone(family: str, encoder_decoder_of: Make
     assert all(adapter.users == 0 for adapter in engine.adapters._resident.values())
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("family", ["t5", "bart"])
 def test_rows_of_a_file_come_and_go(family: str, encoder_decoder_of: Make) -> None:
     """``run``, three rows at a time: each says what it says alone on the ordinary graphs, in the order of the rows."""
@@ -181,7 +181,6 @@ def iter_events(engine: Engine) -> list[Event]:
     return events
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("family", ["m2m_100", "longt5", "umt5", "pegasus", "marian"])
 def test_other_builds_of_positions(family: str, tmp_path: Path) -> None:
     """Positions that leave padding out, a bias and a mask added one after the other, a bias for each layer, sines in a table."""

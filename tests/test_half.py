@@ -167,6 +167,7 @@ def test_labels_that_a_row_has_not_stay_absent(tiny_bert: Path, pack_of: Make, h
         assert np.isfinite(row).all()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("kind", "mode"), [("llama", "bank"), ("bert", "inputs")])
 def test_canaries_pass_on_halves_and_find_another_base(kind: str, mode: str, half: Make) -> None:
     report = validate(half(kind, mode), full=True)

@@ -164,7 +164,7 @@ def test_sessions_mix_as_engines_do(engine: DecoderEngine, base_of: Make, pack_o
     assert answers[0].text == [event.text for event in events if event.request == request][-1]
     assert [answer.adapter for answer in answers] == ["alpha*0.5+beta*2.0", None, "beta"]
     assert session.generate([PROMPT], mix, max_new_tokens=4)[0].ids == answers[0].ids
-    ap.export(base_of("llama"), [pack_of("llama", "alpha")], tmp_path / "plain", mode="bank")
+    ap.export(base_of("llama"), [pack_of("llama", "alpha")], tmp_path / "plain", mode="bank", in_place=False)
     with pytest.raises(Unsupported, match="static-cache"):
         ap.Session(tmp_path / "plain", "cpu").generate([PROMPT], {"alpha": 0.5}, max_new_tokens=4)
     with pytest.raises(BaseMismatch):

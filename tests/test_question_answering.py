@@ -130,6 +130,7 @@ def test_answers_are_those_of_transformers(mode: str, base: Path, packs: tuple[P
             assert abs(found["score"] - score) < 1e-4
 
 
+@pytest.mark.long
 def test_it_was_learnt(packs: tuple[Path, Path], bundles: Make) -> None:
     """Rows that were not trained on, and questions without an answer."""
     rows = rows_of(64, 3)
@@ -140,6 +141,7 @@ def test_it_was_learnt(packs: tuple[Path, Path], bundles: Make) -> None:
     assert metrics["accuracy"] > 0.9
 
 
+@pytest.mark.long
 def test_the_base_has_no_head(bundles: Make) -> None:
     row = {"question": "what colour is the lamp", "context": "the lamp is red", "adapter": None}
     (found,) = run(bundles("bank"), [row])
@@ -149,6 +151,7 @@ def test_the_base_has_no_head(bundles: Make) -> None:
         list(run(bundles("bank"), [{"question": "what"}]))
 
 
+@pytest.mark.long
 def test_the_types_of_tokens_count(bundles: Make) -> None:
     """A row is read with the types that its tokenizer gives; without them it is another row."""
     session = Session(bundles("bank"), "cpu")
@@ -160,6 +163,7 @@ def test_the_types_of_tokens_count(bundles: Make) -> None:
     assert np.abs(plain - typed).max() > 1e-3
 
 
+@pytest.mark.long
 def test_the_command_line_answers(bundles: Make) -> None:
     assert not validate(bundles("bank"), full=True).findings
     told = ["run", str(bundles("bank")), "--adapter", "knows", "--prompt", "what colour is the lamp", "--context",
@@ -169,6 +173,7 @@ def test_the_command_line_answers(bundles: Make) -> None:
     assert result.output.strip() == "knows | what colour is the lamp | red"
 
 
+@pytest.mark.long
 def test_a_pack_says_what_it_is_to_peft(packs: tuple[Path, Path], base: Path) -> None:
     """PEFT loads it onto the model of the task, head included, with the same logits.
 

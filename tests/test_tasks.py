@@ -52,7 +52,7 @@ def made(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Make:
         base = make_base(BY_NAME[name], folder / "base")
         for path in tiny_bert.glob("*token*"):  # words of the same vocabulary
             shutil.copyfile(path, base / path.name)
-        export(base, [make_pack(BY_NAME[name], base, KINDS[0])], folder / "bundle", mode="bank")
+        export(base, [make_pack(BY_NAME[name], base, KINDS[0])], folder / "bundle", mode="bank", in_place=False)
         return base, folder / "bundle"
 
     return make
@@ -78,7 +78,7 @@ def test_canaries_of_speech_and_of_images_beside_texts_are_replayed(name: str, m
     base, bundle = made(name)
     if mode != "bank":
         bundle = tmp_path / mode
-        export(base, [make_pack(BY_NAME[name], base, KINDS[0])], bundle, mode=mode)
+        export(base, [make_pack(BY_NAME[name], base, KINDS[0])], bundle, mode=mode, in_place=False)
     parity = Session(bundle, "cpu").bundle.parity["canary"]
     assert parity["not_replayed"] == {}
     assert parity["replayed"]["low-rank"]["max_abs"] <= parity["replayed"]["low-rank"]["tolerance"] / 100
@@ -176,6 +176,7 @@ def test_an_encoder_and_decoder_is_exported_for_its_own_task(name: str, task: st
     assert not (tmp_path / "bundle").exists()
 
 
+@pytest.mark.long
 def test_prompts_with_and_without_images_generate_what_torch_does(made: Make, tmp_path: Path) -> None:
     """LLaVA: an image goes before the prompt or in the place of its token; rows with and without one share a batch."""
     base, bundle = made("llava")
@@ -214,7 +215,8 @@ def test_every_graph_of_a_bundle_is_quantized(made: Make, tmp_path: Path) -> Non
     assert adapterpack.validate(tmp_path / "int8").valid
 
 
-@pytest.mark.parametrize("name", ["clip", "llava", "whisper"])
+@pytest.mark.sampled(3)
+@pytest.mark.parametrize("name", ["whisper", "clip", "llava"])
 def test_what_quantization_moves_is_recorded_of_every_graph(name: str, made: Make, tmp_path: Path) -> None:
     """max|quantized - float| of each graph's outputs, base and adapter, by sessions of their own; no graph is left out of it."""
     _, bundle = made(name)

@@ -169,6 +169,7 @@ def inferred(server: Served, model: str, texts: list[str], **more: Any) -> tuple
     return {one["name"]: np.array(one["data"], kinds[one["datatype"]]).reshape(one["shape"]) for one in body["outputs"]}, body
 
 
+@pytest.mark.long
 def test_open_inference_protocol(embedder: Served, classifier: Served, tagger: tuple[Served, Path], bundle_of: Make) -> None:
     """Metadata say what an inference gives, for three tasks; numbers are those of the other routes and of the session."""
     texts = ["w1 w2", "w3", "w4 w5 w6"]

@@ -13,7 +13,7 @@ export const TEXT = {
   inputs: [{ id: "prompt", label: "Prompt", value: "Tell me in one sentence what you can do.", rows: 3 }],
   options: [
     { id: "temperature", label: "Temperature", type: "number", min: 0, max: 2, step: "any", placeholder: "the model's" },
-    { id: "max_tokens", label: "Most tokens", type: "number", min: 1, step: 1, value: 128 },
+    { id: "max_tokens", label: "Max tokens", type: "number", min: 1, step: 1, value: 128 },
     { id: "seed", label: "Seed", type: "number", min: 0, step: 1, placeholder: "any" },
     { id: "plain", label: "Take the prompt as it is, without the chat template", type: "checkbox" },
   ],
@@ -71,6 +71,6 @@ function facts(asked, { first, last }, usage, reason) {
   if (first) said.push(`first token after ${seconds((first - asked) / 1000)}`);
   if (usage) said.push(counted(usage.completion_tokens, "token"));
   if (usage?.completion_tokens > 1 && last > first) said.push(`${rough((1000 * (usage.completion_tokens - 1)) / (last - first))} tokens/s`);
-  if (reason === "length") said.push("cut at the most tokens");
+  if (reason === "length") said.push("cut off at max tokens");
   return said;
 }
