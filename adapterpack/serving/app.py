@@ -66,7 +66,7 @@ class Endpoint:
             answer.headers["X-Request-Id"] = record.id
             answer.headers["X-Content-Type-Options"] = "nosniff"
             record.status = answer.status_code
-            if answer.status_code >= 400:
+            if answer.status_code >= 400 and answer.status_code != 408:  # of 408 nothing more came
                 await incoming.drop()
             await answer(scope, incoming, send)
         finally:
