@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +23,7 @@ from typing import Any
 
 import bare_engine
 from clients import Answer, Request, answered, closed_loop, requests
+from comparison import parser_of, report
 from contestant_files import Files
 from contestants import CONTESTANTS, CONTEXT, ROWS, THREADS, Contestant, memory_mb, running
 from decode import SIZES
@@ -144,24 +143,12 @@ def show(result: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=SIZES, default="135m", help="135m is SmolLM2, tiny a random Llama")
-    parser.add_argument("--peers", type=Path, help="the folder of the peers' environments: docs/benchmarks/serve.md")
-    parser.add_argument("--files", type=Path, help="where models and adapters are kept for the next time")
-    parser.add_argument("--only", nargs="+", choices=["engine", *sorted({one.name for one in CONTESTANTS})])
-    parser.add_argument("--precision", nargs="+", choices=("fp32", "int8", "int4"), default=["fp32"])
+    parser = parser_of(__doc__, ["engine"])
     parser.add_argument("--batches", nargs="+", choices=BATCHES, default=list(BATCHES))
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--prefill", type=int, default=256)
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--json", action="store_true")
-    args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        result = measure(args, Files(args.files or Path(scratch), args.size, args.peers))
-    if args.json:
-        print(json.dumps(result, indent=2))
-    else:
-        show(result)
+    report(parser.parse_args(), measure, show)
 
 
 if __name__ == "__main__":

@@ -14,17 +14,15 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import sys
-import tempfile
 import time
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import bare_engine
 from bare_engine import BareEngine
 from clients import Answer, Form, Request, closed_loop, open_loop, requests, summary
+from comparison import parser_of, report
 from contestant_files import PACKS, Files
 from contestants import CONTESTANTS, CONTEXT, ROWS, THREADS, Contestant, memory_mb, running
 from decode import SIZES
@@ -167,12 +165,7 @@ def show(result: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=SIZES, default="135m", help="135m is SmolLM2, tiny a random Llama")
-    parser.add_argument("--peers", type=Path, help="the folder of the peers' environments: docs/benchmarks/serve.md")
-    parser.add_argument("--files", type=Path, help="where models and adapters are kept for the next time")
-    parser.add_argument("--only", nargs="+", choices=sorted({one.name for one in CONTESTANTS}))
-    parser.add_argument("--precision", nargs="+", choices=("fp32", "int8", "int4"), default=["fp32"])
+    parser = parser_of(__doc__)
     parser.add_argument("--packs", choices=PACKS, default="large")
     parser.add_argument("--adapters", type=int, nargs="+", default=[8])
     parser.add_argument("--clients", type=int, default=ROWS)
@@ -181,14 +174,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=10.0, help="of a round")
     parser.add_argument("--rate", type=float, default=0.0, help="requests a second of an open loop")
-    parser.add_argument("--json", action="store_true")
-    args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        result = measure(args, Files(args.files or Path(scratch), args.size, args.peers))
-    if args.json:
-        print(json.dumps(result, indent=2))
-    else:
-        show(result)
+    report(parser.parse_args(), measure, show)
 
 
 if __name__ == "__main__":

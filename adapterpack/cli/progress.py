@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import click
@@ -65,14 +66,8 @@ def byte_bar(label: str) -> Iterator[Callable[[int, int], None]]:
         if not sys.stderr.isatty():
             yield _lines(label)
             return
-        from rich import progress as p  # noqa: PLC0415 - only a terminal pays for it
-        from rich.console import Console  # noqa: PLC0415
-
-        columns = (p.TextColumn("{task.description}", markup=False), p.BarColumn(), p.DownloadColumn(), p.TransferSpeedColumn(),
-                   p.TimeRemainingColumn())
-        with p.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task(label, total=None)
-            yield lambda done, total: bar.update(task, completed=done, total=total)
+        with _bar(label, lambda p: (p.DownloadColumn(), p.TransferSpeedColumn())) as update:
+            yield lambda done, total: update(completed=done, total=total)
 
 
 @contextlib.contextmanager
@@ -83,14 +78,8 @@ def training(label: str) -> Iterator[Callable[[Any], None] | None]:
         if not sys.stderr.isatty():
             yield None
             return
-        from rich import progress as p  # noqa: PLC0415 - only a terminal pays for it
-        from rich.console import Console  # noqa: PLC0415
-
-        columns = (p.TextColumn("{task.description}", markup=False), p.BarColumn(), p.MofNCompleteColumn(),
-                   p.TextColumn("loss {task.fields[loss]}, {task.fields[speed]} tokens/s", markup=False), p.TimeRemainingColumn())
-        with p.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task(label, total=None, loss="-", speed="-")
-            yield lambda step: bar.update(task, completed=step.done, total=step.total, loss=f"{step.loss:.4g}", speed=f"{step.speed:,.0f}")
+        with _bar(label, lambda p: (p.MofNCompleteColumn(), _field(p)), text="loss -, - tokens/s") as update:
+            yield lambda step: update(completed=step.done, total=step.total, text=f"loss {step.loss:.4g}, {step.speed:,.0f} tokens/s")
 
 
 def _lines(label: str) -> Callable[[int, int], None]:
@@ -118,14 +107,25 @@ def row_bar(label: str, total: int | None) -> Iterator[Callable[[int, int, int],
         if not sys.stderr.isatty():
             yield _row_lines(label, total)
             return
-        from rich import progress as p  # noqa: PLC0415 - only a terminal pays for it
-        from rich.console import Console  # noqa: PLC0415
+        with _bar(label, lambda p: (_field(p),), total) as update:
+            speed = _Speed()
+            yield lambda rows, tokens, done: update(completed=done, text=speed(rows, tokens))
 
-        columns = (p.TextColumn("{task.description}", markup=False), p.BarColumn(), p.TextColumn("{task.fields[speed]}", markup=False),
-                   p.TimeRemainingColumn())
-        with p.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            task, speed = bar.add_task(label, total=total, speed=""), _Speed()
-            yield lambda rows, tokens, done: bar.update(task, completed=done, speed=speed(rows, tokens))
+
+@contextlib.contextmanager
+def _bar(label: str, columns: Callable[[Any], tuple[Any, ...]], total: int | None = None, text: str = "") -> Iterator[Callable[..., None]]:
+    """A function that updates a bar on the terminal, which has these columns of ``rich.progress`` besides its label and the time left."""
+    from rich import progress as p  # noqa: PLC0415 - only a terminal pays for it
+    from rich.console import Console  # noqa: PLC0415
+
+    shown = (p.TextColumn("{task.description}", markup=False), p.BarColumn(), *columns(p), p.TimeRemainingColumn())
+    with p.Progress(*shown, console=Console(stderr=True), transient=True) as bar:
+        yield partial(bar.update, bar.add_task(label, total=total, text=text))
+
+
+def _field(progress: Any) -> Any:
+    """The column of a bar that shows the ``text`` with which it is updated."""
+    return progress.TextColumn("{task.fields[text]}", markup=False)
 
 
 class _Speed:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -172,6 +173,21 @@ def _named_errors(folder: Path, target: Path) -> Iterator[None]:
         if not inside(error.where):
             raise
         raise StorageError(error.what, where=target, expected=error.expected, found=error.found, remedy=error.remedy) from error
+
+
+@contextmanager
+def kept_or_removed(folder: Path, kept: Callable[[BaseException], bool]) -> Iterator[None]:
+    """Where the block does not end well, the folder of its work stays for the same command to go on there, if it is to be ``kept``; the
+    error says so. Else it is removed.
+    """
+    try:
+        yield
+    except BaseException as error:  # an interrupt must clean up too
+        if kept(error):
+            error.add_note(f"what was written so far is kept in {folder}: the same command goes on there")
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def own_folder(path: Path, mode: int = 0o777) -> Path:

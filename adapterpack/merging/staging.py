@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import StorageError, storage_errors
-from ..io.atomic import refuse_existing, sync
+from ..io.atomic import kept_or_removed, refuse_existing, sync
 from ..io.hashing import ChangedError
 from ..io.locks import take_lock
 from ..io.readable import size
@@ -85,14 +85,9 @@ def staged(out: Path, folder: Path, open_journal: Callable[[Path], Journal], kee
         if (moved := _moved_journals(folder)).is_dir() and not (folder / FOLDER).exists():  # killed just before the renaming
             moved.rename(folder / FOLDER)
         journal = open_journal(folder)
-        try:
-            yield journal
-        except BaseException as error:  # an interrupt must clean up too
-            if keep and not isinstance(error, ChangedError):  # what came of another base is not gone on with
-                error.add_note(f"what was written so far is kept in {folder}: the same command goes on there")
-            else:
-                shutil.rmtree(folder, ignore_errors=True)
-            raise
+        try:  # what came of another base is not gone on with
+            with kept_or_removed(folder, lambda error: keep and not isinstance(error, ChangedError)):
+                yield journal
         finally:
             journal.close()
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from ..errors import StorageError, storage_errors
-from ..io.atomic import refuse_existing, sync
+from ..io.atomic import kept_or_removed, refuse_existing, sync
 from ..io.locks import CAN_LOCK, lock_folder
 from ..io.readable import size
 
@@ -93,18 +93,13 @@ def growing_file(out: Path, key: str) -> Iterator[GrowingFile]:
                                remedy="wait for it, or choose another output")
         file = GrowingFile(folder)
     try:
-        yield file
-        refuse_existing(out)
-        with storage_errors(out):
-            (folder / _ROWS).rename(out)
-            sync(out.parent)
-        shutil.rmtree(folder, ignore_errors=True)
-    except BaseException as error:  # an interrupt must clean up too
-        if file.done.rows:
-            error.add_note(f"what was answered so far is kept in {folder}: the same command goes on there")
-        else:
+        with kept_or_removed(folder, lambda error: file.done.rows > 0):
+            yield file
+            refuse_existing(out)
+            with storage_errors(out):
+                (folder / _ROWS).rename(out)
+                sync(out.parent)
             shutil.rmtree(folder, ignore_errors=True)
-        raise
     finally:
         file.close()
         if lock is not None:

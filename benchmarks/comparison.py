@@ -1,0 +1,37 @@
+"""The command of a comparison with peers: its common options, and how it ends."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from contestant_files import Files
+from contestants import CONTESTANTS
+from decode import SIZES
+
+
+def parser_of(description: str | None, others: Iterable[str] = ()) -> argparse.ArgumentParser:
+    """A parser with the options of every comparison; ``others`` are contestants besides the servers."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SIZES, default="135m", help="135m is SmolLM2, tiny a random Llama")
+    parser.add_argument("--peers", type=Path, help="the folder of the peers' environments: docs/benchmarks/serve.md")
+    parser.add_argument("--files", type=Path, help="where models and adapters are kept for the next time")
+    parser.add_argument("--only", nargs="+", choices=[*others, *sorted({one.name for one in CONTESTANTS})])
+    parser.add_argument("--precision", nargs="+", choices=("fp32", "int8", "int4"), default=["fp32"])
+    parser.add_argument("--json", action="store_true")
+    return parser
+
+
+def report(args: argparse.Namespace, measure: Callable[[argparse.Namespace, Files], dict[str, Any]],
+           show: Callable[[dict[str, Any]], None]) -> None:
+    """Measures, and prints the result as JSON or as a table."""
+    with tempfile.TemporaryDirectory() as scratch:
+        result = measure(args, Files(args.files or Path(scratch), args.size, args.peers))
+    if args.json:
+        print(json.dumps(result, indent=2))
+    else:
+        show(result)
