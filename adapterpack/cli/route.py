@@ -15,9 +15,9 @@ from .output import emit, line
 @click.option("--host", default="127.0.0.1", show_default=True, metavar="H", help="The address to listen at.")
 @click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535), metavar="P", help="The port; 0 takes a free one.")
 @click.option("--pause", default=2.0, show_default=True, type=click.FloatRange(min=0), metavar="S",
-              help="Seconds for which a server that did not answer is asked last.")
+              help="Seconds for which a server that did not answer is tried after all others.")
 @click.option("--few", default=8, show_default=True, type=click.IntRange(min=1), metavar="N",
-              help="Requests that a server may have at a time before others take what is too much.")
+              help="Requests that a server may have at a time before the next ones go to another.")
 @shared
 def command(*, replicas: tuple[str, ...], host: str, port: int, pause: float, few: int, as_json: bool) -> None:
     """Gives requests on to servers of one bundle, those for one adapter to one of them.

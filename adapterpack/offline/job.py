@@ -64,7 +64,7 @@ def answers(job: Job, lines: Iterator[Line], done: Done) -> Iterator[Iterator[An
 
 
 def begun(open_job: OpenJob, lines: Iterator[Line]) -> tuple[Job, Iterator[Line]]:
-    """The job for lines, of which the first says what they are, and the lines."""
+    """The job that the first line calls for, and all lines."""
     first = next(lines, None)
     return open_job(first), lines if first is None else chain([first], lines)
 

@@ -1,7 +1,7 @@
 """Runs many rows through a bundle: the next one begins where one ends, and results come in the order of the rows.
 
-Rows run in blocks, each of which ends before the next one begins. What a row gives depends to the last digit on the rows that it runs with,
-so a run that goes on behind any block gives what it would have given without a stop.
+Rows run in blocks: one ends before the next begins. The last digits of a result depend on the rows that it runs beside, so a run that stops
+and goes on behind a block gives the same bytes as one that never stopped.
 """
 
 from __future__ import annotations

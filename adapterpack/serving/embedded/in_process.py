@@ -18,7 +18,7 @@ from .application import Application, scope_of
 
 _WITHOUT_END = 10**9
 _LIMITS = Limits(body_bytes=64 << 20, open_rows=_WITHOUT_END, open_rows_a_key=_WITHOUT_END, request_seconds=_WITHOUT_END)
-"""Nobody else waits, so nothing bounds how much is asked at a time."""
+"""A job has the engine for itself, so its open rows and its time have no limit."""
 
 
 class Posted(NamedTuple):

@@ -21,7 +21,7 @@ def route(replicas: Sequence[str], *, host: str = LOOPBACK, port: int = 8080, pa
     """Gives requests on to servers of one bundle, those for one adapter to one of them.
 
     ``replicas`` are addresses, ``http://HOST:PORT``. Where one cannot be reached, or takes no requests, its adapters' requests go to the
-    others, and for ``pause`` seconds it is asked last. A replica that has more than ``few`` requests and a quarter more than the others
+    others, and for ``pause`` seconds it is tried last. A replica that has more than ``few`` requests and a quarter more than the others
     gives on what is too much. Keys are the replicas' business: all of them know the same ones. ``ready`` is called with the address once
     requests are taken. SIGTERM and Ctrl-C let answers end first.
 

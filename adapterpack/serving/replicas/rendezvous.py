@@ -38,8 +38,8 @@ class Replica:
 
 
 class Replicas:
-    """Servers that answer alike. One that failed is asked last for ``pause`` seconds. A replica is crowded where it has more than ``few``
-    requests and more than :data:`CROWDED` times its share of all.
+    """Servers that answer alike. One that failed is tried after all others for ``pause`` seconds. A replica is crowded where it
+    has more than ``few`` requests and more than :data:`CROWDED` times its share of all.
     """
 
     def __init__(self, addresses: Sequence[str], pause: float, few: int) -> None:

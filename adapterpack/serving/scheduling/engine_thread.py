@@ -130,7 +130,7 @@ class EngineThread:
                 wait = False
 
     def _pause(self, go: threading.Event) -> None:
-        """Waits for what is held, unless the thread is to end: whoever was to let it go may have been interrupted."""
+        """Waits until ``go`` is set or the thread is to end, as the caller that would set it may have been interrupted."""
         while not self._closing and not go.wait(0.05):
             pass
 

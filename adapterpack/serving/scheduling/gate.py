@@ -16,8 +16,8 @@ _SMOOTHING = 0.1
 
 
 class Gate:
-    """Counts the rows that are in, of all keys and of each, of which ``running`` run at a time; those of one pass are one. ``draining``:
-    nobody is let in any more.
+    """Counts the rows that wait or run, in all and by key. ``running`` is how many run at a time; rows of one pass count as one. While
+    ``draining`` it lets nobody in.
     """
 
     @classmethod

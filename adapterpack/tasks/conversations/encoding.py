@@ -22,8 +22,8 @@ def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: Se
     """Token ids and labels for causal language modelling: the loss is on the assistant's turns alone, and on the end of each.
 
     A chat template, where the tokenizer has one, renders the turns, and its own end of a turn is learned; else the tokenizer's end token.
-    Rows longer than ``max_length`` tokens are cut at the end, plain text into rows of that length; those of which nothing learned would be
-    left are left out. The log says how many, and which columns are not read.
+    Rows longer than ``max_length`` tokens are cut at the end, plain text into rows of that length; rows with nothing left
+    to learn are dropped. The log says how many, and which columns are not read.
 
     Raises:
         ConfigError: a row that is not of its columns' form; no row is left; or the tokenizer has no end token.
