@@ -291,7 +291,7 @@ STILL = {
     "follows": "only composed packs have nodes",
     "lineage": "bounded by the schema: 256 ancestors",
     "carried": "the pack has no template; see tests/test_templates.py",
-    **dict.fromkeys(("base_model", "tokenizer", "tied", "share", "quantized"),
+    **dict.fromkeys(("base_model", "tokenizer", "tied", "share", "quantization_trained_on"),
                     "there is no base; its bytes are watched (tests/test_validator.py)"),
 }
 """Checks that go over nothing in a plain pack without a base."""

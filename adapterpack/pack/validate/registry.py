@@ -15,13 +15,13 @@ CHECKS: tuple[Check, ...] = (
     tensors.tensor_index, digests.digests, remote.in_pack, tensors.quantized, values.finite, sites.roles,
     sites.bounded, sites.positions, sites.scales, composition.follows, peft_agreement.peft_face, text.texts, lineage.lineage,
     template.carried,
-    base.base_model, base.tokenizer, base.tied, base.quantized, values.fused, base.share, peft_agreement.second_reader,
+    base.base_model, base.tokenizer, base.tied, base.quantization_trained_on, values.fused, base.share, peft_agreement.second_reader,
 )  # fmt: skip
 """In order; after the first that finds an error the rest are left out: what they would say of altered bytes means nothing."""
 
 HEADER_CHECKS: tuple[Check, ...] = (
     tensors.tensor_index, remote.in_pack, sites.roles, sites.bounded, sites.positions, sites.scales, text.texts, lineage.lineage,
-    template.carried, base.base_model, base.tokenizer, base.tied, base.quantized, base.share,
+    template.carried, base.base_model, base.tokenizer, base.tied, base.quantization_trained_on, base.share,
 )  # fmt: skip
 """Those that ask nothing of a tensor but its name, dtype and shape: for packs of which only the headers are here."""
 

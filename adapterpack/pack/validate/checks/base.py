@@ -134,7 +134,7 @@ def share(s: Subject) -> Iterator[Finding]:
             yield SHARE.at("tensors", f"the pack has {in_pack} parameters, its base {in_base}", pointer="/tensors")
 
 
-def quantized(s: Subject) -> Iterator[Finding]:
+def quantization_trained_on(s: Subject) -> Iterator[Finding]:
     """AP706: by the library that quantized it, which is what a checkpoint says."""
     trained = s.pack.manifest.base_quantization
     if s.base is None or trained is None:
