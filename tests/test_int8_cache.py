@@ -12,11 +12,11 @@ import pytest
 from architecture_proofs import make_pack
 from architectures import ARCHITECTURES, KINDS
 
-from adapterpack import Engine, Session, export, quantize, validate
+from adapterpack import Engine, Session, export, merge, quantize, validate
 from adapterpack.bundle.decoder_graph import DECODER
 from adapterpack.bundle.manifest import PAST, graph_file, read_bundle
+from adapterpack.engine_graph import int8_cache
 from adapterpack.errors import ConfigError, ParityError, UnknownName, Unsupported
-from adapterpack.exporting.quantization import cache
 from adapterpack.runtime.adapters.slot_values import SlotValues
 from adapterpack.runtime.engine.adapter_reader import AdapterReader
 from adapterpack.runtime.engine.row_batch import Row, RowBatch
@@ -97,6 +97,15 @@ def test_weights_and_caches_in_eight_bits(bundles: dict[str, Path], tmp_path: Pa
     assert len(Session(tmp_path / "both", "cpu").generate([PROMPT], ["alpha"], max_new_tokens=4)) == 1
 
 
+def test_a_fold_measures_the_caches_anew(bundles: dict[str, Path], pack_of: Make, tmp_path: Path) -> None:
+    merge(bundles["int8"], [pack_of("llama", "alpha")], tmp_path / "merged")
+    before, after = (read_bundle(folder).parity["decoder"]["cache"] for folder in (bundles["int8"], tmp_path / "merged"))
+    assert 0 < after["max_relative"] < 0.1
+    assert after != before
+    graph = ir.load(tmp_path / "merged" / graph_file(DECODER)).graph
+    assert {value.dtype for value in graph.inputs if value.name.startswith(PAST)} == {ir.DataType.INT8}
+
+
 def test_what_cannot_be(tiny_llama: Path, tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for base, options, error, match in (
         (tiny_llama, {"cache": "int9"}, UnknownName, "did you mean"),
@@ -107,7 +116,7 @@ def test_what_cannot_be(tiny_llama: Path, tiny_bert: Path, tmp_path: Path, monke
     ):
         with pytest.raises(error, match=match):
             export(base, [], tmp_path / "out", **options)
-    monkeypatch.setattr(cache, "_MARGIN", 0.01)  # nearly everything is cut off
+    monkeypatch.setattr(int8_cache, "_MARGIN", 0.01)  # nearly everything is cut off
     with pytest.raises(ParityError, match="caches in eight bits"):
         export(tiny_llama, [], tmp_path / "out", mode="folded", cache="int8", frontend="mobius")
     assert not (tmp_path / "out").exists()

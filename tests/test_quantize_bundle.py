@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import subprocess
 import sys
@@ -13,10 +14,11 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+from transformers import LlamaForCausalLM
 
-from adapterpack import Session, export, quantize, validate
+from adapterpack import DoRA, Session, adapt, export, quantize, save, validate
 from adapterpack.bundle.manifest import GRAPH, read_bundle
-from adapterpack.errors import FormatError, NothingToDo, OutputExists, UnknownName
+from adapterpack.errors import FormatError, NothingToDo, OutputExists, UnknownName, Unsupported
 from adapterpack.exporting.quantization import weights
 from adapterpack.exporting.quantization.schemes import SCHEMES
 from adapterpack.io.hashing import sha256_of
@@ -139,6 +141,16 @@ def test_a_pack_is_loaded_into_a_quantized_bank(quantized: Make, pack_of: Make) 
     after = session.run(ids, [None, "beta"])["logits"]
     assert np.array_equal(before, after)
     assert np.abs(session.run(ids, "gamma")["logits"][0] - before[0]).max() > 1e-2
+
+
+def test_the_graph_itself_says_that_weights_are_lost(tiny_llama: Path, quantized: Make, tmp_path: Path) -> None:
+    """Codes are never taken for the weights that DoRA's values are made of, whatever a manifest says of them."""
+    model = LlamaForCausalLM.from_pretrained(tiny_llama)
+    adapt(model, DoRA(r=2), "dora")
+    folder = Path(shutil.copytree(quantized("llama", "bank", "int8"), tmp_path / "bundle"))
+    dataclasses.replace(read_bundle(folder), quantization=None).write(folder)
+    with pytest.raises(Unsupported, match="the base's own weights"):
+        Session(folder, "cpu").load(save(model, None, base=tiny_llama))
 
 
 def test_a_quantized_export_is_a_quantized_bundle(tiny_llama: Path, pack_of: Make, quantized: Make, tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from adapterpack.bundle.decoder_graph import DECODER
 from adapterpack.bundle.manifest import GRAPH, graph_file, read_bundle
 from adapterpack.errors import ConfigError, UnknownName
 from adapterpack.exporting.quantization.schemes import SCHEMES
-from adapterpack.exporting.quantization.weights import make_fast, quantize_file
+from adapterpack.exporting.quantization.weights import quantize_file
+from adapterpack.onnx_graph.products import make_fast
 from adapterpack.runtime.ort_model import OrtModel
 from adapterpack.runtime.providers.device import Device
 from adapterpack.runtime.providers.starting import start

@@ -33,6 +33,8 @@ MODES = ("folded", "inputs", "bank")
 ADAPTER_IDS = "adapter_ids"
 ADAPTER_POSITIONS = "adapter_positions"
 """The graph's input ``[batch, tokens]`` that says where a row's adapter acts; there only if an adapter does not act everywhere."""
+ADDED = "adapterpack/"
+"""What the names of all nodes begin with that a graph has for adapters; quantization leaves those alone."""
 ADAPTERS = "adapters"
 """The folder of a bundle in which each adapter has a folder of its name."""
 _MAX_BYTES = 16 << 20

@@ -94,11 +94,16 @@ def _reported(ctx: click.Context) -> Iterator[None]:
         click.echo(one_line(f"interrupted; {'; '.join(left) or 'nothing was left behind'}"), err=True)
         ctx.exit(EXIT_INTERRUPTED)
     except AdapterpackError as error:
-        _fail(ctx, one_line(str(error)), error.to_json(), error.exit_code)
+        _fail(ctx, one_line(_noted(str(error), error)), error.to_json(), error.exit_code)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        sentence = f"this is a bug in adapterpack, please report it ({TRACEBACK} shows where): {reason}"
+        sentence = _noted(f"this is a bug in adapterpack, please report it ({TRACEBACK} shows where): {reason}", error)
         _fail(ctx, one_line(sentence), AdapterpackError(sentence).to_json() | {"code": "bug"}, EXIT_FAILED)
+
+
+def _noted(sentence: str, error: Exception) -> str:
+    """The sentence, and behind it what was noted on the error on its way."""
+    return " ".join([sentence, *getattr(error, "__notes__", ())])
 
 
 def _fail(ctx: click.Context, sentence: str, error: dict[str, str | None], exit_code: int) -> NoReturn:

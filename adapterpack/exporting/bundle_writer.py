@@ -17,7 +17,9 @@ from ..base.checkpoint import Checkpoint
 from ..bundle.decoder_graph import DECODER
 from ..bundle.manifest import Bundle, BundledAdapter, MappedSite, graph_file
 from ..bundle.signature import signature_of
-from ..errors import AdapterpackError, StorageError
+from ..engine_graph.int8_cache import quantize_cache
+from ..engine_graph.parity import with_decoder
+from ..errors import Unsupported
 from ..io.readable import size
 from ..manifest.manifest import Base
 from ..merging.staging import require_space
@@ -30,9 +32,7 @@ from .graph.packing import SHARED, pack_siblings
 from .graph.passes import checked, slots_of
 from .limits import require_readable
 from .modes import MODES, Attached, Plan
-from .proof.decoder_parity import with_decoder
 from .proof.parity import proved
-from .quantization.cache import quantize_cache
 from .quantization.graphs import quantize_in_place
 from .quantization.schemes import CACHES
 from .targets import Target
@@ -88,22 +88,24 @@ def _with_decoder(bundle: Bundle, folder: Path, request: Request, say: Progress)
     """The manifest of a bundle that has the engine's graph, too; or of one whose family has none, which says why.
 
     Raises:
-        AdapterpackError: the family has none, and the request insists on it.
-        StorageError: the disk has no room for it.
+        Unsupported: the family has none, and the request insists on it.
+        ParityError: it disagrees with the ordinary graph.
     """
     made = dataclasses.replace(bundle, decoder=True)
     made.write(folder, draft=True)
     try:
-        report = with_decoder(folder, say, mapped=True)
-    except Exception as error:  # it is one of a family that was never tried, say, and the ordinary graph is proved
-        if request.static_cache or isinstance(error, StorageError):
+        report = with_decoder(folder, say)
+    except Unsupported as error:
+        if request.static_cache:
             raise
-        reason = error.what if isinstance(error, AdapterpackError) else f"{type(error).__name__}: {error}".partition("\n")[0]
         (folder / graph_file(DECODER)).unlink(missing_ok=True)
-        say(f"the engine's graph is left out: {error.sentence if isinstance(error, AdapterpackError) else reason}")
-        return dataclasses.replace(bundle, parity={**bundle.parity, "decoder": {"left_out": reason[:400]}})
+        say(f"the engine's graph is left out: {error.sentence}")
+        return dataclasses.replace(bundle, parity={**bundle.parity, "decoder": {"left_out": error.what[:400]}})
+    except Exception as error:
+        error.add_note("The engine's graph was being made: export --no-static-cache leaves it out.")
+        raise
     if request.cache != CACHES[0]:
-        report["cache"] = quantize_cache(folder, mapped=True) if request.quantize is None else {"type": request.cache}
+        report["cache"] = quantize_cache(folder) if request.quantize is None else {"type": request.cache}
     return dataclasses.replace(made, parity={**bundle.parity, "decoder": report})
 
 

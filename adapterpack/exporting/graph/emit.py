@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ...adapter_methods.forms.blocks import EPSILON
-from ...bundle.manifest import ADAPTER_IDS, ADAPTER_POSITIONS, MappedSite
+from ...bundle.manifest import ADAPTER_IDS, ADAPTER_POSITIONS, ADDED, MappedSite
 from ...slots.blocks import BRANCHES, Branch
 from ...slots.precision import ABSENT, converted
 from ...slots.routes import BRANCHES as ROUTES
@@ -18,8 +18,6 @@ from ...slots.routes import Branch as RouteBranch
 from ...tasks.task import AXES
 from .activations import NODES
 
-PREFIX = "adapterpack/"
-"""Every node that an adapter adds has a name that begins so: quantization leaves those alone."""
 _BEFORE = frozenset({"pre", "turn", "turn_down"})
 """Fields of a layer that change what goes into it."""
 _OUTPUTS = {"TopK": 2}
@@ -265,7 +263,7 @@ class Emitter:
         return self._op("Unsqueeze", site, f"{vector.name}.lifted", vector, axes)
 
     def _constant(self, site: MappedSite, name: str, numbers: Any) -> Any:
-        full = f"{PREFIX}{site.path}/{name}"
+        full = f"{ADDED}{site.path}/{name}"
         if full not in self.values:
             array = np.asarray(numbers)
             tensor = ir.tensor(converted(array, site.dtype, full) if array.dtype == np.float32 else array, name=full)
@@ -278,7 +276,7 @@ class Emitter:
         return self._ops(op, site, what, *inputs, outputs=_OUTPUTS.get(op, 1), attributes=attributes)[0]
 
     def _ops(self, op: str, site: MappedSite, what: str, *inputs: Any, outputs: int, attributes: Mapping[str, Any] | None = None) -> Any:
-        name = f"{PREFIX}{site.path}/{what}"
+        name = f"{ADDED}{site.path}/{what}"
         node = ir.node(op, list(inputs), attributes, name=name, num_outputs=outputs)
         for number, output in enumerate(node.outputs):
             output.name = f"{name}:{number}"
@@ -307,7 +305,7 @@ class Emitter:
         self._newest[old] = new
         if new.shape is None and old.shape is not None:  # a head may be of another width
             new.shape, new.type = ir.Shape([*list(old.shape)[:-1], None]), old.type
-        emitted = {node for node in self.graph if node.name and node.name.startswith(PREFIX)}
+        emitted = {node for node in self.graph if node.name and node.name.startswith(ADDED)}
         for node, index in list(old.uses()):
             if node not in emitted:
                 node.replace_input_with(index, new)

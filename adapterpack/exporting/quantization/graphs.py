@@ -14,17 +14,18 @@ import onnx_ir as ir
 from ...bundle.decoder_graph import DECODER
 from ...bundle.files import require_files, unlisted
 from ...bundle.manifest import Bundle, MappedSite, graph_file, read_bundle
+from ...engine_graph.int8_cache import quantize_cache
+from ...engine_graph.parity import with_decoder
 from ...errors import FormatError, NothingToDo, ParityError
 from ...io.atomic import output_folder
 from ...io.safe_open import copy_folder
+from ...onnx_graph.products import make_fast
 from ...pack.pack import SIGNATURE
 from ...runtime import canary as replay
 from ...runtime.session import Session
-from ..proof.decoder_parity import with_decoder
 from . import measure
-from .cache import quantize_cache
 from .schemes import ACCURACIES, HEADS, SCHEMES, Quantization
-from .weights import make_fast, quantize_file
+from .weights import quantize_file
 
 _SUFFIXES = ("_Q4", "_Q8")
 """What the quantizer puts behind a node's name."""
@@ -63,12 +64,11 @@ def quantize_in_place(folder: Path, wanted: Quantization) -> None:
     if count == 0:
         raise NothingToDo("the graph has no MatMul on a constant weight", where=folder.name)
     said = {"scheme": wanted.scheme, "block_size": scheme.block_size, "quantized": count, "head": wanted.head}
-    draft = {**said, "max_error": {}, "label_agreement": {}}
-    moved = dataclasses.replace(bundle, sites=sites, quantization=draft)  # so that nobody reads the base's weights any more
+    moved = dataclasses.replace(bundle, sites=sites)
     moved.write(folder, draft=True)
     proof: dict[str, Any] = {}
-    if bundle.decoder:  # proved while products are exact, since rounded activations differ by more than float noise
-        proof = with_decoder(folder, lambda text: None, mapped=False)
+    if bundle.decoder:
+        proof = with_decoder(folder, lambda text: None)
         moved = dataclasses.replace(moved, parity={**moved.parity, "decoder": proof})
     graphs = [folder / graph_file(part) for part in (*bundle.parts, *([DECODER] if bundle.decoder else []))]
     exact_graphs = [path.read_bytes() for path in graphs]
@@ -86,7 +86,7 @@ def quantize_in_place(folder: Path, wanted: Quantization) -> None:
             path.write_bytes(graph)
     if "cache" in bundle.parity.get("decoder", {}):
         moved.write(folder, draft=True)
-        moved = dataclasses.replace(moved, parity={**moved.parity, "decoder": {**proof, "cache": quantize_cache(folder, mapped=False)}})
+        moved = dataclasses.replace(moved, parity={**moved.parity, "decoder": {**proof, "cache": quantize_cache(folder)}})
     report = {**said, "accuracy": accuracy, "error_by_accuracy": dict(zip(ACCURACIES, errors, strict=True)),
               **measure.report(before, after)}
     shift = replay.drift(float_canaries, canaries)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...base.base_folder import read_json
-from ...errors import AdapterpackError, ParityError
+from ...errors import ParityError
 from ...pack import canary
+from ...runtime.measured_texts import texts, vocabulary
 from ...runtime.model_inputs import last_places, pad
 from ...runtime.session import Session
 from ...slots.precision import NONE_BELOW
@@ -124,21 +123,10 @@ def inputs_of(session: Session) -> dict[str, np.ndarray]:
         if name == "input_ids":
             inputs |= pad(texts(session), 0, left=session.pads_left)
         elif name == "decoder_input_ids":
-            inputs[name] = rng.integers(1, _vocabulary(session.folder), (rows, 4))
+            inputs[name] = rng.integers(1, vocabulary(session.folder), (rows, 4))
         elif name in {"pixel_values", "input_features"}:
             inputs[name] = rng.standard_normal((rows, *shapes[name][1:])).astype(np.float32)
     return inputs if session.task.example is None else {**inputs, **session.task.example(config_of(session.folder), inputs, rng)}
-
-
-def texts(session: Session) -> list[tuple[int, ...]]:
-    """The canary's rows of tokens, beginning as the model's texts do."""
-    rows = [*canary.inputs(_vocabulary(session.folder))]
-    if isinstance(begin := read_json(session.folder / "config.json").get("bos_token_id"), int):
-        rows = [(begin, *row[1:]) for row in rows]  # activations behind another first token can be unlike those of any text
-    if "image_features" not in session.task.main.inputs:
-        return rows
-    token = session.image_token
-    return [((token,) * session.image_positions) + tuple(token_id for token_id in row if token_id != token) for row in rows]
 
 
 def _last(session: Session, batch: Arrays, outputs: Arrays) -> np.ndarray:
@@ -167,11 +155,3 @@ def _largest(numbers: np.ndarray) -> float:
 def _sampled(output: np.ndarray) -> np.ndarray:
     flat = output.ravel()
     return flat[np.linspace(0, flat.size - 1, min(flat.size, _SAMPLE)).astype(np.int64)].astype(np.float32)
-
-
-def _vocabulary(folder: Path) -> int:
-    config = read_json(folder / "config.json")
-    size = config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
-    if not isinstance(size, int):
-        raise AdapterpackError("the bundle's config has no vocabulary size, so the error cannot be measured", where=folder.name)
-    return size

@@ -33,7 +33,6 @@ ACCURACIES = ("exact", "fast")
 """``exact`` multiplies with the activations as they are; ``fast`` rounds them to int8 in blocks, which is MatMulNBits' accuracy_level 4."""
 CACHES = ("float", "int8")
 """What the keys and values of the engine's graph may be: the graph's own type, or whole numbers with a scale for each channel."""
-FAST_LEVEL = 4
 
 
 class Quantization(NamedTuple):

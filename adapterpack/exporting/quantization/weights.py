@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from ...bundle.manifest import ADDED
+from ...engine_graph.derive import last_product
 from ...onnx_graph.save import save_graph
-from ..graph.decoder import last_product
-from ..graph.emit import PREFIX
-from .schemes import FAST_LEVEL, FLOAT, Scheme
+from .schemes import FLOAT, Scheme
 from .tied import look_up_codes, share_bytes
 
 
@@ -42,15 +42,6 @@ def quantize_file(path: Path, scheme: Scheme, head: Scheme | None = None) -> int
             if (scratch / file).exists():  # a graph of small tensors has no data file
                 (scratch / file).rename(path.with_name(file))
     return count
-
-
-def make_fast(path: Path) -> None:
-    """Lets every quantized product of the graph at ``path`` round its activations to int8; its weights stay where they are."""
-    model = ir.load(path)
-    for node in ir.traversal.RecursiveGraphIterator(model.graph):
-        if node.op_type == "MatMulNBits":
-            node.attributes["accuracy_level"] = ir.AttrInt64("accuracy_level", FAST_LEVEL)
-    ir.save(model, path)
 
 
 class _TensorFile:
@@ -115,7 +106,7 @@ def _head_weight(model: Any) -> Any:
 
 
 def _quantizable(node: Any) -> bool:
-    return node.op_type == "MatMul" and not node.domain and not (node.name or "").startswith(PREFIX) and _weight(node) is not None
+    return node.op_type == "MatMul" and not node.domain and not (node.name or "").startswith(ADDED) and _weight(node) is not None
 
 
 def _weight(node: Any) -> Any:

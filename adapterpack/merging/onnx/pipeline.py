@@ -272,10 +272,13 @@ def _side_files(origin: _Origin, folder: Path) -> None:
 
 
 def _write_bundle(origin: _Origin, folder: Path, packs: Sequence[Pack], report: GraphReport) -> None:
-    """The manifest of a folded bundle with the packs in it; their canaries are replayed where they can be."""
+    """The manifest of a folded bundle with the packs in it, and the engine's graph where the source has it; their canaries are replayed
+    where they can be.
+    """
     import onnx_ir as ir  # noqa: PLC0415 - only a bundle needs it
 
     from ...bundle.signature import signature_of  # noqa: PLC0415
+    from ...engine_graph.made_anew import made_anew  # noqa: PLC0415 - only a bundle is run
     from ...runtime.canary_process import replay_apart  # noqa: PLC0415 - only a bundle is run
 
     assert origin.bundle is not None
@@ -285,13 +288,15 @@ def _write_bundle(origin: _Origin, folder: Path, packs: Sequence[Pack], report: 
         (folder / "adapters" / pack.name).mkdir(parents=True)
         pack.write_into(folder / "adapters" / pack.name)
     added = [BundledAdapter(pack.name, pack.id, f"adapters/{pack.name}", None, pack.manifest.task.labels) for pack in packs]
-    sites = {path: dataclasses.replace(site, fields=(), labels=0, role="adapter", ranks={}) for path, site in origin.bundle.sites.items()
-             if site.weight}
+    sites = {path: dataclasses.replace(site, fields=(), labels=0, role="adapter", ranks={}, positional=False)
+             for path, site in origin.bundle.sites.items() if site.weight}
     labels = next((pack.manifest.task.labels for pack in packs if pack.full() and pack.manifest.task.labels), origin.bundle.base_labels)
     parity: dict[str, Any] = {"folded": dict(report.checks)}
     bundle = dataclasses.replace(origin.bundle, mode="folded", sites=sites, adapters=(*origin.bundle.adapters, *added), slots=0, max_rank=0,
                                  max_labels=0, base_labels=labels, parity=parity, io=signature_of(ir.load(folder / GRAPH)), target="ort",
                                  in_place=False, decoder=False)
+    if origin.bundle.decoder:
+        bundle = made_anew(bundle, folder, origin.bundle)
     bundle.write(folder)
     if all(factor == 1 for factor in (pack.weight for pack in report.packs)):
-        dataclasses.replace(bundle, parity={**parity, "canary": replay_apart(folder, verify="off")}).write(folder)
+        dataclasses.replace(bundle, parity={**bundle.parity, "canary": replay_apart(folder, verify="off")}).write(folder)

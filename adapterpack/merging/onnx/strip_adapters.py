@@ -5,12 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ...bundle.manifest import ADAPTER_IDS, ADAPTER_POSITIONS, GRAPH, Bundle
+from ...bundle.manifest import ADAPTER_IDS, ADAPTER_POSITIONS, ADDED, GRAPH, Bundle
 from ...errors import FormatError
 from ...onnx_graph.save import save_graph
-
-PREFIX = "adapterpack/"
-"""The beginning of the names of all nodes that were added for adapters."""
 
 
 def strip_adapters(source: Path, bundle: Bundle, out: Path) -> None:
@@ -23,7 +20,7 @@ def strip_adapters(source: Path, bundle: Bundle, out: Path) -> None:
 
     model = ir.load(source / GRAPH)
     graph = model.graph
-    added = [node for node in graph if node.name and node.name.startswith(PREFIX)]
+    added = [node for node in graph if node.name and node.name.startswith(ADDED)]
     names = {value.name: value for node in graph for value in [*node.inputs, *node.outputs] if value is not None}
     heads = {path: names.get(f"{site.output}/base") or names.get(site.output)
              for path, site in bundle.sites.items() if "head" in site.fields}
@@ -32,7 +29,7 @@ def strip_adapters(source: Path, bundle: Bundle, out: Path) -> None:
         """The value before adapters were attached: the first input of an added node, or the output that an added head replaced."""
         while value.producer() in added_nodes:
             node = value.producer()
-            path = next((path for path in heads if node.name.startswith(f"{PREFIX}{path}/")), None)
+            path = next((path for path in heads if node.name.startswith(f"{ADDED}{path}/")), None)
             value = node.inputs[0] if path is None else heads[path]
             if value is None:
                 raise FormatError("the bundle's graph is not what its site map says", where=source / GRAPH, found=node.name,
@@ -56,6 +53,6 @@ def strip_adapters(source: Path, bundle: Bundle, out: Path) -> None:
     slots = {value.name for value in graph.inputs if value.name in graph.initializers} | {ADAPTER_IDS, ADAPTER_POSITIONS}
     kept = [value for value in graph.inputs if value.name not in slots]
     graph.inputs[:] = kept
-    for name in [name for name, value in graph.initializers.items() if name in slots or (name or "").startswith(PREFIX)]:
+    for name in [name for name, value in graph.initializers.items() if name in slots or (name or "").startswith(ADDED)]:
         del graph.initializers[name]
     save_graph(model, out)

@@ -38,12 +38,14 @@ class SlotValues:
         return self._of(adapter)
 
     def _of(self, pack: Pack) -> Values:
-        return pack_values(pack, self._weights if self.bundle.quantization is None else None, self.bundle.sites, self._projected)
+        return pack_values(pack, None if self.reads_lost_weights(pack) else self._weights, self.bundle.sites, self._projected)
 
     def reads_lost_weights(self, pack: Pack) -> bool:
-        """Whether the values of a pack are made with the base's own weights, which a quantized graph does not hold."""
-        return self.bundle.quantization is not None and any(method.traits.reads_weight or method.kind == "attention"
-                                                            for method in pack.methods)
+        """Whether the values of a pack are made with the base's own weights, and a graph holds codes in place of some of them."""
+        if not any(method.traits.reads_weight or method.kind == "attention" for method in pack.methods):
+            return False
+        return not all(self._graph(site.part).graph.initializers[site.weight].dtype.is_floating_point()
+                       for site in self.bundle.sites.values() if site.weight)
 
     def exported(self) -> Values:
         """The bank as the graphs were exported with it, mapped: ``[slots, ...]`` by slot name."""

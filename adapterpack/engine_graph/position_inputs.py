@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from ...errors import Unsupported
-from ...onnx_graph.float32_form import in_float32
+from ..errors import Unsupported
+from ..onnx_graph.float32_form import in_float32
 from .constants import constant
 
 _FARTHEST = 4096

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from ...bundle.decoder_graph import SOURCE_LENGTHS
-from ...bundle.manifest import ENCODED
+from ..bundle.decoder_graph import SOURCE_LENGTHS
+from ..bundle.manifest import ENCODED
 from .constants import PREFIX, constant
 
 _TURNED = ("Reshape", "Transpose", "Reshape")

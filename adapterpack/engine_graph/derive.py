@@ -23,16 +23,14 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from ...base.base_folder import read_json
-from ...bundle.decoder_graph import CACHE_LENGTHS, DECODER, LOGITS_POSITIONS, LONGEST, part_ranks
-from ...bundle.manifest import ADAPTER_IDS, PAST, PRESENT, Bundle, MappedSite, graph_file, read_bundle
-from ...errors import Unsupported
-from ...slots.fields import extents
-from ...tasks.task import MAIN
+from ..base.base_folder import read_json
+from ..bundle.decoder_graph import CACHE_LENGTHS, DECODER, LOGITS_POSITIONS, LONGEST, part_ranks
+from ..bundle.manifest import ADAPTER_IDS, ADDED, PAST, PRESENT, Bundle, MappedSite, graph_file, read_bundle
+from ..errors import Unsupported
+from ..slots.fields import extents
+from ..tasks.task import MAIN
 from .attention import added_to_scores, attention_inputs
-from .constants import PREFIX as _PREFIX
-from .constants import constant as _constant
-from .emit import PREFIX
+from .constants import PREFIX, constant
 from .position_inputs import PositionInputs
 from .rotation import rotate_in_attention
 from .source_rows import read_sources
@@ -132,9 +130,9 @@ def _keep_positions(model: Any, bundle: Bundle, batch: Any) -> None:
         hidden = product.inputs[0]
         full = hidden if hidden is not None and hidden.shape is not None and len(hidden.shape) == 3 else logits
     users = [(use.node, use.idx) for use in full.uses()]
-    axis = _constant(model, "last_axis", np.array([-1], np.int64))
-    places = ir.node("Unsqueeze", [wanted, axis], name=f"{_PREFIX}places")
-    kept = ir.node("GatherND", [full, places.outputs[0]], {"batch_dims": 1}, name=f"{_PREFIX}kept")
+    axis = constant(model, "last_axis", np.array([-1], np.int64))
+    places = ir.node("Unsqueeze", [wanted, axis], name=f"{PREFIX}places")
+    kept = ir.node("GatherND", [full, places.outputs[0]], {"batch_dims": 1}, name=f"{PREFIX}kept")
     graph.insert_after(full.producer(), [places, kept])
     places.outputs[0].name, result = f"{places.name}:0", kept.outputs[0]
     for node, index in users:
@@ -174,7 +172,7 @@ def _rows_as_inputs(model: Any, sites: Mapping[str, MappedSite]) -> None:
                 graph.remove(node, safe=True)
     nodes = {node.name: node for node in graph}
     for path, site in sites.items():
-        parts = nodes.get(f"{PREFIX}{path}/parts")
+        parts = nodes.get(f"{ADDED}{path}/parts")
         if parts is not None and not _one_product(graph, site, nodes, parts):  # ONNX Runtime refuses to split nothing evenly
             parts.attributes.pop("num_outputs")
             parts.resize_inputs(2)
@@ -187,8 +185,8 @@ def _one_product(graph: Any, group: MappedSite, nodes: Mapping[str, Any], parts:
     its matrix is block-diagonal. Fewer operators cost less than the zeros.
     """
     split = nodes.get(f"{group.path}/Split")
-    ups = [node for member in group.members if (node := nodes.get(f"{PREFIX}{member}/up/0")) is not None]
-    sums = [node for member in group.members if (node := nodes.get(f"{PREFIX}{member}/sum")) is not None]
+    ups = [node for member in group.members if (node := nodes.get(f"{ADDED}{member}/up/0")) is not None]
+    sums = [node for member in group.members if (node := nodes.get(f"{ADDED}{member}/sum")) is not None]
     if split is None or not len(ups) == len(sums) == len(group.members):
         return False
     plain = [value for total in sums for value in split.outputs if value in total.inputs and len(list(value.uses())) == 1]
@@ -197,8 +195,8 @@ def _one_product(graph: Any, group: MappedSite, nodes: Mapping[str, Any], parts:
     product, down = split.inputs[0], parts.inputs[0]
     width = sum(value.shape[-1] for value in split.outputs)
     up = _input(graph, f"{group.path}.up", ["adapter_rows", f"parts_{group.path}", width], down.dtype or ups[0].inputs[1].dtype)
-    added = ir.node("MatMul", [down, up], name=f"{PREFIX}{group.path}/up/0")
-    total = ir.node("Add", [product, added.outputs[0]], name=f"{PREFIX}{group.path}/sum")
+    added = ir.node("MatMul", [down, up], name=f"{ADDED}{group.path}/up/0")
+    total = ir.node("Add", [product, added.outputs[0]], name=f"{ADDED}{group.path}/sum")
     for node in (added, total):
         node.outputs[0].name = f"{node.name}:0"
     total.outputs[0].shape, total.outputs[0].type = product.shape, product.type
@@ -281,7 +279,7 @@ def _replace(model: Any, attention: _Attention, lengths: Any, total: Any, window
     nodes, flat = [], []
 
     def added(op: str, name: str, *inputs: Any, **given: Any) -> Any:
-        nodes.append(ir.node(op, list(inputs), given, name=f"{_PREFIX}{attention.layer}/{name}"))
+        nodes.append(ir.node(op, list(inputs), given, name=f"{PREFIX}{attention.layer}/{name}"))
         nodes[-1].outputs[0].name = f"{nodes[-1].name}:0"
         return nodes[-1].outputs[0]
 
@@ -290,18 +288,18 @@ def _replace(model: Any, attention: _Attention, lengths: Any, total: Any, window
             flat.append(value)
             continue
         by_token = added("Transpose", f"{name}/by_token", value, perm=[0, 2, 1, 3])  # it is [batch, heads, tokens, width]
-        shape = _constant(model, f"{attention.layer}/{name}/shape", np.array([0, 0, size], np.int64))
+        shape = constant(model, f"{attention.layer}/{name}/shape", np.array([0, 0, size], np.int64))
         flat.append(added("Reshape", name, by_token, shape))
     attributes: dict[str, Any] = {"num_heads": attention.heads, "kv_num_heads": key_heads, "scale": attention.scale,
                                   "local_window_size": window, "do_rotary": 0, "softcap": attention.softcap}
     bias = (None, None, None, *attention.added) if attention.added else ()  # behind tables and positions of rotations
     node = ir.node("GroupQueryAttention", [*flat, *caches, lengths, total, *bias], attributes, domain="com.microsoft",
-                   name=f"{_PREFIX}{attention.layer}/attention", num_outputs=3)
+                   name=f"{PREFIX}{attention.layer}/attention", num_outputs=3)
     nodes.append(node)
     result = node.outputs[0]
     result.name = f"{node.name}:0"
     if len(attention.output.shape) == 4:
-        shape = _constant(model, f"{attention.layer}/heads/shape", np.array([0, 0, attention.heads, width], np.int64))
+        shape = constant(model, f"{attention.layer}/heads/shape", np.array([0, 0, attention.heads, width], np.int64))
         result = added("Transpose", "by_head", added("Reshape", "heads", result, shape), perm=[0, 2, 1, 3])
     result.shape, result.type = attention.output.shape, attention.output.type
     graph.insert_before(attention.output.producer(), nodes)

@@ -13,15 +13,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx_ir as ir
 
-from ...bundle.decoder_graph import DECODER, cache_scale
-from ...bundle.manifest import PAST, PRESENT, graph_file
-from ...errors import ParityError
-from ...runtime.adapters.slot_values import SlotValues
-from ...runtime.engine.adapter_reader import AdapterReader
-from ...runtime.engine.row_batch import Row, RowBatch
-from ...runtime.session import Session
-from ...runtime.text.context_length import context_of
-from .measure import texts
+from ..bundle.decoder_graph import DECODER, cache_scale
+from ..bundle.manifest import PAST, PRESENT, graph_file
+from ..errors import ParityError
+from ..onnx_graph.products import is_fast
+from ..runtime.adapters.slot_values import SlotValues
+from ..runtime.engine.adapter_reader import AdapterReader
+from ..runtime.engine.row_batch import Row, RowBatch
+from ..runtime.measured_texts import texts
+from ..runtime.session import Session
+from ..runtime.text.context_length import context_of
 
 _TOLERANCE = 0.1
 """By which share of the largest the logits may move: as of weights in eight bits."""
@@ -43,12 +44,13 @@ class _Run(NamedTuple):
     largest: Mapping[str, np.ndarray]
 
 
-def quantize_cache(folder: Path, *, mapped: bool) -> dict[str, Any]:
+def quantize_cache(folder: Path) -> dict[str, Any]:
     """Makes the caches of the engine's graph int8, and measures by how much that moves its logits; what the manifest says of it.
 
     Raises:
         ParityError: they move too far.
     """
+    mapped = is_fast(folder / graph_file(DECODER)) is None
     before = _run(folder, mapped)
     model = ir.load(folder / graph_file(DECODER))
     make_int8(model, {name: np.maximum(_MARGIN / 127 * most, _LEAST).astype(np.float32) for name, most in before.largest.items()})

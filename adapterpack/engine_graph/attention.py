@@ -1,0 +1,102 @@
+"""An attention in a graph: the queries and keys that its scores are products of, its heads and its scale, and what is added to the scores.
+
+One operator holds it (``Attention``), or a softmax over a product of queries and keys does, with factors, a cap and a mask on the way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import onnx_ir as ir
+
+_THROUGH = frozenset({"Add", "Where", "Tanh", "Cast"})
+"""What may be between a product of queries and keys and its softmax, besides factors."""
+
+
+class AttentionInputs(NamedTuple):
+    """The queries and keys of an attention in a graph, the scale of their products, the number of query heads, and the width of each."""
+
+    queries: Any
+    keys: Any
+    scale: float
+    heads: int
+    width: int
+
+
+def attention_inputs(node: Any) -> AttentionInputs | None:
+    """The inputs of the attention that a node is, as one operator or as the softmax over its products; None of another node."""
+    return _of_operator(node) if node.op_type == "Attention" else _of_softmax(node) if node.op_type == "Softmax" else None
+
+
+def _of_operator(node: Any) -> AttentionInputs | None:
+    queries, count = node.inputs[0], node.attributes.get_int("q_num_heads", 0)
+    shape = None if queries.shape is None else list(queries.shape)
+    if shape is None or not isinstance(shape[-1], int):
+        return None
+    count, width = (count, shape[-1] // count) if len(shape) == 3 and count else (shape[1], shape[-1])
+    if not isinstance(count, int):
+        return None
+    return AttentionInputs(queries, node.inputs[1], node.attributes.get_float("scale", width**-0.5), count, width)
+
+
+def _of_softmax(node: Any) -> AttentionInputs | None:
+    """Back from a softmax to the product that it is over; the factors on the way multiply to the scale, a cap's cancel out."""
+    product, scale = next(_products(node.inputs[0]), (None, 1.0))
+    if product is None:
+        return None
+    queries, on_queries = _unscaled(product.inputs[0])
+    keys, on_keys = _unscaled(product.inputs[1])
+    shape = None if queries.shape is None else list(queries.shape)
+    if shape is None or len(shape) != 4 or not (isinstance(shape[1], int) and isinstance(shape[-1], int)):
+        return None
+    return AttentionInputs(queries, keys, scale * on_queries * on_keys, shape[1], shape[-1])
+
+
+def added_to_scores(softmax: Any) -> list[Any]:
+    """What is added to the products that a softmax is over: masks, biases."""
+    added, node = [], softmax.inputs[0].producer()
+    while node is not None and node.op_type == "Add":
+        sides = node.inputs, node.inputs[::-1]
+        product, other = next((side for side in sides if next(_products(side[0]), None) is not None), (None, None))
+        if product is None:
+            break
+        added.append(other)
+        node = product.producer()
+    return added
+
+
+def _products(value: Any) -> Iterator[tuple[Any, float]]:
+    """The products that a value is made of, each with the factors on the way to it."""
+    node = value.producer()
+    if node is None:
+        return
+    if node.op_type == "MatMul":
+        yield node, 1.0
+    elif (scaled := _scaled(node)) is not None:
+        yield from ((product, scaled[1] * factor) for product, factor in _products(scaled[0]))
+    elif node.op_type in _THROUGH:
+        for operand in node.inputs:
+            if operand is not None:
+                yield from _products(operand)
+
+
+def _unscaled(value: Any) -> tuple[Any, float]:
+    """What a value is without the factors that it was multiplied by, and those."""
+    scaled = None if value.producer() is None else _scaled(value.producer())
+    if scaled is None:
+        return value, 1.0
+    inner, factor = _unscaled(scaled[0])
+    return inner, factor * scaled[1]
+
+
+def _scaled(node: Any) -> tuple[Any, float] | None:
+    """What a node multiplies or divides by a number, and the factor; or None."""
+    if node.op_type not in {"Mul", "Div"}:
+        return None
+    for place in (1, 0) if node.op_type == "Mul" else (1,):
+        constant = ir.convenience.get_const_tensor(node.inputs[place])
+        if constant is not None and constant.size == 1:
+            factor = float(constant.numpy().reshape(()))
+            return node.inputs[1 - place], factor if node.op_type == "Mul" else 1 / factor
+    return None

@@ -1,0 +1,24 @@
+"""Makes the engine's graph of a bundle whose ordinary graph has changed since its own was made."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from ..bundle.manifest import Bundle
+from .int8_cache import quantize_cache
+from .parity import with_decoder
+
+
+def made_anew(bundle: Bundle, folder: Path, before: Bundle) -> Bundle:
+    """The manifest of an unpublished ``bundle`` with the engine's graph of what is in ``folder``, whose caches are as they were ``before``.
+
+    Raises:
+        ParityError: it disagrees with the ordinary graph, or caches in eight bits move the logits too far.
+    """
+    made = dataclasses.replace(bundle, decoder=True)
+    made.write(folder, draft=True)
+    report = with_decoder(folder, lambda text: None)
+    if "cache" in before.parity.get("decoder", {}):
+        report["cache"] = quantize_cache(folder)
+    return dataclasses.replace(made, parity={**bundle.parity, "decoder": report})
