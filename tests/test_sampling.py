@@ -278,6 +278,16 @@ def test_the_models_own_parameters() -> None:
     assert (short.min_new_tokens, short.suppress_tokens) == (5, ())
     formed = sampling_of({"sampling": "model", "regex": "a+"}, rules, folder)  # a form says itself where an answer begins and ends
     assert formed == Sampling(regex="a+", **{name: value for name, value in rules.items() if name[:3] not in ("min", "for")})
+    for config, given, rooms in (  # how long an answer is: with the prompt, or by itself, unless the caller says it
+        ({"max_length": 40}, {}, (35, 1)), ({"max_length": 40, "max_new_tokens": 9}, {}, (9, 9)),
+        ({"max_length": 40}, {"max_new_tokens": 7}, (7, 7)), ({"max_new_tokens": 9}, {"max_length": 40}, (35, 1)),
+    ):
+        options = sampling_of({"sampling": "model", **given}, config, folder)
+        assert tuple(map(options.room, (5, 39))) == rooms
+    with pytest.raises(ConfigError, match="leaves no room"):
+        sampling_of({"sampling": "model"}, {"max_length": 40}, folder).room(40)
+    with pytest.raises(FormatError, match=r"generation_config.json#max_length"):
+        sampling_of({"sampling": "model"}, {"max_length": -1, "max_new_tokens": None}, folder)
     with pytest.raises(FormatError, match=r"generation_config.json#top_p"):
         sampling_of({"sampling": "model"}, {"do_sample": True, "top_p": 7}, folder)
     with pytest.raises(ConfigError, match="greedy or model"):

@@ -148,7 +148,7 @@ class DecoderEngine(Engine):
         if sampling.num_beams > self.max_rows:
             raise ConfigError("a beam search needs a row for each beam", where="num_beams", found=sampling.num_beams,
                               expected=f"at most {self.max_rows} in this engine", remedy="open the engine with more max_rows")
-        room = min(sampling.max_new_tokens, self.max_length - total + 1)  # the last token needs no position
+        room = min(sampling.room(len(ids)), self.max_length - total + 1)  # the last token needs no position
         tokenizer = self.bundle.tokenizer
         answer = answer_of(tokenizer, sampling, ids, room, place, mask or grammar_mask(tokenizer, sampling))
         return Request(number=next(self._numbers), prompt=ids, adapter=adapter, features=features, source=source, answer=answer)

@@ -90,9 +90,8 @@ def generate(
     decoder = decoder_of(session)(session, rows, names, others)
     require_context(session, decoder.lengths, decoder.virtual)
     mask = grammar_mask(session.tokenizer, options)
-    answers = [Answer(session.tokenizer, options, prompt, room, row, mask and mask.copy())
-               for row, (prompt, room) in enumerate(zip(decoder.prompts, _room(session, decoder.lengths, options.max_new_tokens),
-                                                        strict=True))]
+    answers = [Answer(session.tokenizer, options, prompt, _room(session, int(length), options.room(len(prompt))), row, mask and mask.copy())
+               for row, (prompt, length) in enumerate(zip(decoder.prompts, decoder.lengths, strict=True))]
     outputs, last = decoder.prefill(), decoder.last
     while True:
         tokens = _taken(answers, array_of(outputs["logits"])[range(count), last], emit)
@@ -133,10 +132,10 @@ def _by_engine(session: OpenBundle, rows: Sequence[Sequence[int]], chosen: Seque
     return _generations([row.answer for row in ended], names, [len(row) for row in rows])
 
 
-def _room(session: OpenBundle, lengths: np.ndarray, most: int) -> list[int]:
-    """How many tokens may follow each row: as many as it has positions for, and one, whose position nobody needs."""
+def _room(session: OpenBundle, length: int, most: int) -> int:
+    """How many tokens may follow a row: as many as it has positions for, and one, whose position nobody needs."""
     context = context_of(session)
-    return [most if context is None else min(most, context - int(length) + 1) for length in lengths]
+    return most if context is None else min(most, context - length + 1)
 
 
 def _taken(answers: Sequence[Answer], logits: np.ndarray, emit: Emit | None) -> np.ndarray:

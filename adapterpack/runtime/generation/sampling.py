@@ -17,6 +17,7 @@ GRAMMARS = ("json_schema", "regex", "grammar")
 
 
 _RANGES = {
+    "max_length": Range(int, 1, MAX_TOKENS),
     "max_new_tokens": Range(int, 1, MAX_TOKENS),
     "temperature": Range(float, 0, 1000),
     "top_k": Range(int, 0, MAX_TOKENS),
@@ -31,6 +32,8 @@ _RANGES = {
     "length_penalty": Range(float, -10, 10),
     "num_return_sequences": Range(int, 1, 1024),
 }
+_OPTIONAL = ("max_length", "logprobs")
+"""Numbers that may be left out."""
 _BIAS = Range(float, -100, 100)
 _AGAINST_GRAMMARS = ("min_new_tokens", "min_length", "ignore_eos", "forced_bos_token_id", "forced_eos_token_id")
 """Parameters that a form of the answer would contradict."""
@@ -54,10 +57,11 @@ class Sampling:
     ``presence_penalty`` is subtracted from those of tokens in the answer, ``frequency_penalty`` as often as they are there;
     ``logit_bias`` (token id -> number) is added before.
 
-    A row ends at an end token of the model (not with ``ignore_eos``), at one of ``stop_token_ids``, or at a ``stop`` text; these are cut
-    off. Before ``min_new_tokens`` no such token is chosen. Special tokens have no text, unless ``skip_special_tokens`` is off. ``logprobs``
-    N gives the log-probability of each token, and the N likeliest in its place, by the model's own distribution, before anything above.
-    ``json_schema``, ``regex`` or ``grammar`` (Lark) says which texts the answer may be; see :mod:`.structured`.
+    A row ends after ``max_new_tokens``, or where it has ``max_length`` with those of the prompt; at an end token of the model (not with
+    ``ignore_eos``), at one of ``stop_token_ids``, or at a ``stop`` text; these are cut off. Before ``min_new_tokens`` no such token is
+    chosen. Special tokens have no text, unless ``skip_special_tokens`` is off. ``logprobs`` N gives the log-probability of each token, and
+    the N likeliest in its place, by the model's own distribution, before anything above. ``json_schema``, ``regex`` or ``grammar`` (Lark)
+    says which texts the answer may be; see :mod:`.structured`.
 
     ``no_repeat_ngram_size`` N lets no N tokens come twice in prompt and answer, ``bad_words_ids`` (lists of token ids) no such sequence;
     ``suppress_tokens`` are never chosen, ``begin_suppress_tokens`` not in the first place. ``forced_bos_token_id`` is the second token
@@ -103,6 +107,7 @@ class Sampling:
     forced_eos_token_id: int | tuple[int, ...] | None = None
     suppress_tokens: tuple[int, ...] = ()
     begin_suppress_tokens: tuple[int, ...] = ()
+    max_length: int | None = None
 
     def __post_init__(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop  # else each of its characters would be a stop text
@@ -112,7 +117,7 @@ class Sampling:
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError("this is neither true nor false", where=name, found=repr(getattr(self, name))[:80])
         numbers = {name: bounds.read(name, getattr(self, name)) for name, bounds in _RANGES.items()
-                   if name != "logprobs" or self.logprobs is not None}
+                   if name not in _OPTIONAL or getattr(self, name) is not None}
         rules = {name: rule.read(name, getattr(self, name)) for name, rule in RULES.items()}
         read = {**numbers, **rules, "stop": tuple(stop), "logit_bias": _bias(self.logit_bias),
                 "stop_token_ids": read_ids("stop_token_ids", self.stop_token_ids)}
@@ -150,6 +155,18 @@ class Sampling:
             raise ConfigError(f"{given[0]} says what an answer is and where it may end", found=", ".join(against),
                               remedy=f"leave out {given[0]}, or {' and '.join(against)}")
 
+    def room(self, prompt: int) -> int:
+        """How many tokens may follow a prompt of so many.
+
+        Raises:
+            ConfigError: none may.
+        """
+        room = self.max_new_tokens if self.max_length is None else min(self.max_new_tokens, self.max_length - prompt)
+        if room < 1:
+            raise ConfigError("a prompt leaves no room for an answer", where="max_length", found=f"{prompt} tokens",
+                              expected=f"fewer than {self.max_length}", remedy="give a larger max_length, or max_new_tokens in its place")
+        return room
+
     def end_ids(self, eos: Collection[int]) -> frozenset[int]:
         """The tokens at which a row ends, of a model with these end tokens."""
         return frozenset(self.stop_token_ids) | (frozenset() if self.ignore_eos else frozenset(eos))
@@ -179,11 +196,14 @@ def _of_model(config: Mapping[str, Any], folder: Path, given: Mapping[str, Any])
     draws = config.get("do_sample") is True
     names = (*(_DRAW_KEYS if draws else ()), "repetition_penalty", "num_beams", *_BEAM_KEYS, *RULES)
     said = {**(_SAMPLED if draws else {}), **{name: config[name] for name in names if config.get(name) is not None}}
+    if "max_new_tokens" not in given and "max_length" not in given:
+        said |= _longest(config)
     if {**said, **given}.get("num_beams", 1) == 1:
         said = {name: value for name, value in said.items() if name not in _BEAM_KEYS}
     if any(given.get(name) is not None for name in GRAMMARS):
         said = {name: value for name, value in said.items() if name not in _AGAINST_GRAMMARS}
-    if isinstance(said.get("min_new_tokens"), int) and isinstance(most := given.get("max_new_tokens", Sampling.max_new_tokens), int):
+    most = {**said, **given}.get("max_new_tokens", Sampling.max_new_tokens)
+    if isinstance(said.get("min_new_tokens"), int) and isinstance(most, int):
         said["min_new_tokens"] = min(said["min_new_tokens"], most)  # a caller who wants less gets it
     left_out = {name: value for name, value in said.items() if name not in given}
     try:
@@ -193,6 +213,12 @@ def _of_model(config: Mapping[str, Any], folder: Path, given: Mapping[str, Any])
             raise
         raise FormatError(error.what, where=f"{folder / 'generation_config.json'}#{error.where}", expected=error.expected,
                           found=error.found, remedy="give the parameter, or leave out sampling=\"model\"") from error
+
+
+def _longest(config: Mapping[str, Any]) -> dict[str, Any]:
+    """How long an answer is by a ``generation_config.json``: its own tokens, or where it does not say these, with those of the prompt."""
+    own, whole = config.get("max_new_tokens"), config.get("max_length")
+    return {"max_new_tokens": own} if own is not None else {} if whole is None else {"max_new_tokens": whole, "max_length": whole}
 
 
 def _bias(bias: Any) -> dict[int, float]:
