@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator
 
 from starlette.requests import ClientDisconnect, Request
-from starlette.types import Message, Receive
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .refused import Refused
 
@@ -21,26 +21,48 @@ _MIN_RATE = 16 << 10
 _DROPPED, _DROP_SECONDS = 16 << 20, 0.5
 
 
-class Incoming:
-    """The messages of one request, and whether its body has come in whole."""
+class Heard:
+    """An application whose refusals reach their clients. A connection that is closed with bytes unread is reset, and the client would hear
+    of that in place of the refusal: so what it still sends is read before the answer, for half a second and 16 MB at most.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one request."""
+        incoming = _Incoming(receive)
+
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] >= 400:
+                await incoming.drop()
+            await send(message)
+
+        await self._app(scope, incoming, answer)
+
+
+class _Incoming:
+    """The messages of one request. Its body is ``_complete`` once its end has come in, and ``_paused`` where its application has given up
+    waiting for the next piece.
+    """
 
     def __init__(self, receive: Receive) -> None:
-        self._receive, self._complete = receive, False
+        self._receive, self._complete, self._paused = receive, False, False
 
     async def __call__(self) -> Message:
         """The next message."""
+        self._paused = True  # unless one comes before the wait for it is given up
         message = await self._receive()
+        self._paused = False
         self._complete = message["type"] != "http.request" or not message.get("more_body", False)
         return message
 
     async def drop(self) -> None:
-        """Reads what a client still sends whose request is refused, for half a second and 16 MB at most. A connection that is closed with
-        bytes unread is reset, and the client would hear of that in place of the refusal.
-        """
+        """Reads the rest of the body, within bounds; of a sender that paused nothing more is waited for."""
         left = _DROPPED
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_DROP_SECONDS):
-                while left > 0 and not self._complete:
+                while left > 0 and not (self._complete or self._paused):
                     left -= len((await self()).get("body", b""))
 
 

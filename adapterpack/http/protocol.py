@@ -47,6 +47,11 @@ class Protocol(H11Protocol):  # type: ignore[misc]
         self.moved = self.loop.time()
         super().data_received(data)
 
+    def on_response_complete(self) -> None:
+        """Notes since when the client may send its next request."""
+        self.idle_since = self.loop.time()
+        super().on_response_complete()
+
     def connection_lost(self, exc: Exception | None) -> None:
         """Ends the watch."""
         if self.watch is not None:

@@ -15,7 +15,6 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from ..errors import AdapterpackError
-from ..http.bodies import Incoming
 from ..http.refused import Refused
 from .answering import GONE
 from .audit import Record
@@ -42,7 +41,6 @@ def build(state: State, routes: Sequence[RouteSpec]) -> Starlette:
 async def _no_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code, what = _CODES.get(error.status_code, ("invalid_request", str(error.detail)))
-    await Incoming(request.receive).drop()
     answer = response(Refused(error.status_code, code, what, close=True))
     answer.headers.update(error.headers or {})  # which methods the route has
     return answer
@@ -56,8 +54,7 @@ class Endpoint:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answers one request; whatever happens is counted and written down once."""
-        incoming = Incoming(receive)
-        request = Request(scope, incoming)
+        request = Request(scope, receive)
         given = request.headers.get("x-request-id", "")
         trace = {name: value for name in _TRACE if (value := request.headers.get(name)) is not None}
         record = Record(given if _ID.fullmatch(given) else secrets.token_hex(12), f"{self._route.method} {self._route.path}", trace=trace)
@@ -66,9 +63,7 @@ class Endpoint:
             answer.headers["X-Request-Id"] = record.id
             answer.headers["X-Content-Type-Options"] = "nosniff"
             record.status = answer.status_code
-            if answer.status_code >= 400 and answer.status_code != 408:  # of 408 nothing more came
-                await incoming.drop()
-            await answer(scope, incoming, send)
+            await answer(scope, receive, send)
         finally:
             if self._route.access != "open" and not (self._route.quiet and record.status == 200):
                 for hear in self._state.ended:

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from ..version import VERSION
+from .openai import sse
 from .route import RouteSpec
 
 _PLACE = "#/components/schemas/{name}"
@@ -15,7 +16,7 @@ _PLACE = "#/components/schemas/{name}"
 
 def document(routes: Sequence[RouteSpec]) -> dict[str, Any]:
     """OpenAPI 3.1 of these routes."""
-    structs = [kind for route in routes for kind in (route.body, route.answer, route.errors.struct) if kind is not None]
+    structs = [kind for route in routes for kind in (route.body, route.answer, route.event, route.errors.struct) if kind is not None]
     references, components = msgspec.json.schema_components(structs, ref_template=_PLACE)
     by_struct = dict(zip(structs, references, strict=True))
     paths: dict[str, dict[str, Any]] = {}
@@ -31,8 +32,8 @@ def _operation(route: RouteSpec, by_struct: dict[Any, Any]) -> dict[str, Any]:
     content: dict[str, Any] = {"application/json": {"schema": {} if route.answer is None else by_struct[route.answer]}}
     if route.path == "/metrics":
         content = {"text/plain": {"schema": {"type": "string"}}}
-    if route.streams:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+    if route.event is not None:
+        content[sse.TYPE] = {"schema": _event([by_struct[route.event], by_struct[route.errors.struct]])}
     answers: dict[str, Any] = {"200": {"description": route.summary, "content": content}}
     if route.access != "open":
         answers["default"] = {"description": "an error", "content": {"application/json": {"schema": by_struct[route.errors.struct]}}}
@@ -44,3 +45,10 @@ def _operation(route: RouteSpec, by_struct: dict[Any, Any]) -> dict[str, Any]:
     if route.body is not None:
         operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": by_struct[route.body]}}}
     return operation
+
+
+def _event(data: list[Any]) -> dict[str, Any]:
+    """The schema of one event of a stream, whose data are JSON of one of these schemas, or the mark of the end."""
+    written = {"type": "string", "contentMediaType": "application/json", "contentSchema": {"anyOf": data}}
+    return {"type": "object", "properties": {"event": {"type": "string"}, "data": {"anyOf": [{"const": "[DONE]"}, written]}},
+            "required": ["data"]}

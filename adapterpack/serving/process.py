@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import uvicorn
 from starlette.applications import Starlette
 
+from ..http.bodies import Heard
 from ..http.protocol import Protocol
 from ..runtime.engine.base import Engine
 from .adapters.adapter_control import AdapterControl
@@ -41,6 +42,9 @@ from .status.traffic import Traffic
 
 _LAST_SECONDS = 5
 """That answers have to be sent once their rows have ended."""
+_IDLE_SECONDS = 15
+"""For which a connection is kept without a request. Clients on httpx, such as OpenAI's, keep one for 5 s: with the same number here some of
+their requests would meet its end."""
 _LOG = logging.getLogger("adapterpack.serving")
 
 
@@ -131,8 +135,9 @@ async def _operated(state: State, operator: Operator | None) -> AsyncIterator[No
 
 def config_of(app: Any, limits: Limits, tls: ssl.SSLContext | None = None) -> uvicorn.Config:
     """How uvicorn serves an application: with deadlines and bounds, and without a log of requests."""
-    config = uvicorn.Config(app, http=Protocol, ws="none", lifespan="off", log_level="warning", access_log=False, server_header=False,
-                            h11_max_incomplete_event_size=limits.header_bytes + 4096, timeout_graceful_shutdown=_LAST_SECONDS)
+    config = uvicorn.Config(Heard(app), http=Protocol, ws="none", lifespan="off", log_level="warning", access_log=False,
+                            server_header=False, h11_max_incomplete_event_size=limits.header_bytes + 4096,
+                            timeout_graceful_shutdown=_LAST_SECONDS, timeout_keep_alive=_IDLE_SECONDS)
     config.load()
     config.ssl = tls
     return config

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -12,6 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
+from processes import child
 from servers import ANN, BOB, Served
 
 HEAD = f"Host: localhost\r\nAuthorization: Bearer {ANN}\r\nContent-Type: application/json\r\n"
@@ -91,6 +94,7 @@ CASES: dict[str, tuple[bytes, int, str | None]] = {
     "a field of another server": (post(chat(lora_path="/etc")), 400, "unknown_parameter"),
     "a picture by its address": (post(chat(messages=[{"role": "user", "content": [
         {"type": "image_url", "image_url": {"url": "http://169.254.169.254/"}}]}])), 400, "invalid_request"),
+    "a part without a type": (post(chat(messages=[{"role": "user", "content": [{"text": "x"}]}])), 400, "invalid_request"),
     "a schema without end": (post(chat(guided_json=RECURSION)), 400, None),
     "a large schema": (post(chat(guided_json={"enum": ["x" * 100_000]})), 400, "invalid_request"),
     "no expression": (post(chat(guided_regex="(")), 400, "invalid_request"),
@@ -170,6 +174,22 @@ def test_each_is_refused_at_once(name: str, server: Served, stream: list[float])
     while len(stream) == before:
         assert time.monotonic() < until, "the stream of another client stands still"
         time.sleep(0.005)
+
+
+def test_who_still_sends_hears_the_refusal(server: Served) -> None:
+    """4 MB behind a head that is refused without a look at them, by the server and by a router before it: a status, and no reset."""
+    body = b"x" * (4 << 20)
+    command = [sys.executable, "-m", "adapterpack", "route", server.address, "--port", "0", "--json"]
+    with child(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        router = int(json.loads(process.stdout.readline())["address"].rpartition(":")[2])
+        large = post(body * 2)
+        keyless = post(body, head="Host: localhost\r\n")
+        for port, data, status in ((server.port, keyless, b"401"), (server.port, post(body, "/none"), b"404"),
+                                   (server.port, post(body, "/health"), b"405"), (server.port, large, b"413"), (router, large, b"413")):
+            with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+                connection.sendall(data)
+                assert connection.recv(12) == b"HTTP/1.1 " + status, status
 
 
 def test_the_server_is_well_afterwards(server: Served) -> None:

@@ -141,6 +141,10 @@ def test_the_document_is_true(server: Served) -> None:
         assert operation["requestBody"]["content"]["application/json"]["schema"]["$ref"].endswith(f"/{request_name}")
         answer = server.post(path, good)
         assert fits(request_name, good) and answer.status_code == 200 and fits(answer_name, answer.json())
+        if events := operation["responses"]["200"]["content"].get("text/event-stream"):
+            written = {"components": document["components"], **events["schema"]["properties"]["data"]["anyOf"][1]["contentSchema"]}
+            lines = [line[6:] for line in server.post(path, {**good, "stream": True}).text.splitlines() if line.startswith("data: {")]
+            assert len(lines) > 1 and all(jsonschema.Draft202012Validator(written).is_valid(json.loads(line)) for line in lines)
         for change in ({"lora_path": "x"}, {"n": 0}, {"model": 5}, {"stop": {}}, {"temperature": "hot"}, {"logit_bias": []},
                        {"response_format": {"type": "xml"}}, {"stream_options": {"x": 1}}, {"max_tokens": 1.5}):
             answer = server.post(path, {**good, **change})
@@ -178,6 +182,16 @@ def test_keys(server: Served) -> None:
     assert [server.get(path, headers={}).status_code for path in ("/health", "/ready", "/version")] == [200, 200, 401]
     wrong = httpx.delete(f"{server.address}/v1/models", timeout=20)
     assert (wrong.status_code, "GET" in wrong.headers["allow"]) == (405, True)
+
+
+@pytest.mark.long
+def test_a_connection_is_kept_longer_than_clients_keep_it(server: Served) -> None:
+    """The server does not end one at the moment at which clients on httpx, whose limit is 5 s, may send their next request."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        for pause in (0, 6):
+            time.sleep(pause)
+            connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200")
 
 
 def test_fairness_between_keys(server: Served) -> None:

@@ -21,10 +21,10 @@ from ..catalogue import Model
 from ..keys import Key
 from ..limits import Limits
 from ..metrics import Figure
-from ..openai.answers import ChatCompletion, Completion, Provenance
+from ..openai.answers import ChatChunk, ChatCompletion, Completion, Provenance
 from ..openai.forms import ChatForm, CompletionForm, Form
 from ..openai.requests import ChatRequest, CompletionRequest, Sampled
-from ..openai.response_answers import ResponseAnswer
+from ..openai.response_answers import ResponseAnswer, ResponseEvent
 from ..openai.response_form import ResponseForm
 from ..openai.response_requests import ResponseRequest
 from ..openai.token_texts import TokenTexts
@@ -100,11 +100,11 @@ def opened(engine: DecoderEngine, limits: Limits, sampling: str = "model") -> Ap
     """The API on an engine."""
     texts, rows = Texts(engine, limits, sampling), engine.rows
     return Api((
-        RouteSpec("POST", "/v1/completions", texts.completions, "key", "texts that go on", CompletionRequest, Completion, True),
+        RouteSpec("POST", "/v1/completions", texts.completions, "key", "texts that go on", CompletionRequest, Completion, Completion),
         RouteSpec("POST", "/v1/chat/completions", texts.chat, "key", "the next message of a conversation", ChatRequest, ChatCompletion,
-                  True, example={"messages": [{"role": "user", "content": "Hello"}]}),
+                  ChatChunk, example={"messages": [{"role": "user", "content": "Hello"}]}),
         RouteSpec("POST", "/v1/responses", texts.responses, "key", "the next message, as a list of items", ResponseRequest, ResponseAnswer,
-                  True),
+                  ResponseEvent),
     ), (
         Figure("prompt_tokens_read", "Tokens of prompts that the engine has read.", lambda: rows.prefilled),
         Figure("prompt_tokens_reused", "Tokens of prompts that were known from rows before.", lambda: rows.reused),

@@ -164,9 +164,10 @@ class Sampled(Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 yield source, "grammar", f"start: {' | '.join(map(json.dumps, choices))}"
 
 
-class TextPart(Part, frozen=True, tag="text", tag_field="type", forbid_unknown_fields=True):
+class TextPart(Part, frozen=True, forbid_unknown_fields=True):
     """A piece of text of a message."""
 
+    type: Literal["text"]
     text: str
 
 
