@@ -39,6 +39,7 @@ from adapterpack.training.canaries.canary import verify_canary
 from adapterpack.training.config.config import read_config
 from adapterpack.training.loading import load_model
 from adapterpack.training.loop.memory import memory_errors
+from adapterpack.training.pipeline import train_one
 
 TEXT = "text-classification"
 CAUSAL = {"task": "text-generation"}
@@ -213,6 +214,31 @@ def test_settings_reach_the_trainer(tiny_bert: Path, tmp_path: Path) -> None:
 
 def _rows() -> list[dict[str, str]]:
     return [{"text": 'w1 "w2", w3', "label": "no"}, {"text": "w44", "label": "yes"}]
+
+
+@pytest.mark.parametrize(("stored", "asked", "held"), [
+    ("bfloat16", {}, "bfloat16"), ("float16", {}, "float32"), ("float32", {"dtype": "bfloat16", "gradient_checkpointing": True}, "bfloat16"),
+    ("bfloat16", {"dtype": "float32"}, "float32"),
+])
+def test_a_base_is_held_in_its_own_dtype(
+    stored: str, asked: dict[str, Any], held: str, tiny_llama: Path, tmp_path: Path
+) -> None:
+    """As its checkpoint stores it, float16 in float32, or in the one of the configuration; the adapter and a new head are trained in
+    float32 and learn, and the pack fits the base however that is loaded.
+    """
+    base = tmp_path / "base"
+    shutil.copytree(tiny_llama, base)
+    AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=getattr(torch, stored)).save_pretrained(base)
+    (config,), _ = read_config(settings(base, tmp_path, labelled(0, 32), task=TEXT, max_steps=30, **asked))
+    pack, model = train_one(config)
+    trained = {name for name, value in model.named_parameters() if value.requires_grad}
+    dtypes = {name: str(value.dtype).removeprefix("torch.") for name, value in model.named_parameters()}
+    assert {dtypes[name] for name in trained} == {"float32"}
+    assert {dtypes[name] for name in dtypes.keys() - trained} == {held}
+    assert any("score" in name for name in trained)
+    assert pack.manifest.training["final_loss"] < 0.9 * np.log(2)
+    for dtype in ("float32", "bfloat16"):
+        attach(load_model(task_named(TEXT), base, ["no", "yes"], dtype=dtype), load(tmp_path / "pack"))
 
 
 def test_csv_and_parquet_and_json_are_the_same_rows(tiny_bert: Path, tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import torch
 import transformers
 
 from ..base.base_folder import require_harmless
+from ..base.checkpoint import Checkpoint
 from ..errors import AdapterpackError, FormatError, StorageError, Unsupported
 from ..runtime.text.model_files import read_bytes
 from ..runtime.text.tokenizer import MAX_TOKENIZER
@@ -19,6 +22,18 @@ from ..runtime.text.tokenizer_limits import require_bounded_load
 from ..tasks.task import NO_TASK, Task, type_of
 from .bounded_tokenizer import bounded
 from .model_size import bounded_build, require_fitting
+
+
+_HELD = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+def stored_dtype(folder: Path) -> str:
+    """The dtype of most numbers of a base that are float32, float16 or bfloat16, by torch's name; float32 where there are none."""
+    counts: Counter[str] = Counter()
+    for info in Checkpoint(folder).stored.values():
+        if info.dtype in _HELD:
+            counts[_HELD[info.dtype]] += math.prod(info.shape)
+    return max(counts, key=counts.__getitem__, default="float32")
 
 
 def load_model(task: Task, folder: Path, labels: list[str] | None = None, seed: int = 0, dtype: str = "float32") -> Any:

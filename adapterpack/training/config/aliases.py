@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ...base import dtypes
 from ...errors import ConfigError
 
 ALIASES: dict[str, str] = {
@@ -45,6 +46,7 @@ ALIASES: dict[str, str] = {
     "model_name": "model_name_or_path",
     "batch_size": "per_device_train_batch_size",
     "warmup_ratio": "warmup_steps",
+    "torch_dtype": "dtype",
     "dataset": "train_file",
     "output": "output_dir",
 }
@@ -77,13 +79,22 @@ def _names(value: Any) -> Any:
     return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
 
 
+def _computes_bf16() -> bool:
+    """Whether there is a GPU that computes in bfloat16."""
+    import torch  # noqa: PLC0415 - most configurations need no torch to be read
+
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+
+
 VALUES: dict[str, Callable[[Any], Any]] = {
     "adapter": lambda value: "lora" if value == "qlora" else value,  # load_in_4bit says the rest
     "lora_target": lambda value: "all-linear" if value == "all" else _names(value),
     "additional_target": _names,
+    "torch_dtype": lambda value: dtypes.TORCH.get(dtypes.NAMES.get(str(value).lower().removeprefix("torch."), ""), value),
+    "bf16": lambda value: _computes_bf16() if value == "auto" else value,  # as axolotl has it
     "lora_target_linear": lambda value: "all-linear" if value is True else value,
 }
-"""Aliases whose values are written in another way, too."""
+"""Keys whose values other tools write in another way, too."""
 
 
 def translate(values: Mapping[str, Any], notes: list[str], where: object) -> dict[str, Any]:

@@ -62,6 +62,7 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     logging_steps: int = 10
     seed: int = 0
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     bf16: bool = False
     group_by_length: bool = False
     gradient_checkpointing: bool = False

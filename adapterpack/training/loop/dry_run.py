@@ -70,7 +70,7 @@ def _report(config: TrainConfig) -> dict[str, Any]:
 def _memory(config: TrainConfig, ready: Prepared, trained: int, owned: Sequence[nn.Parameter], longest: int) -> dict[str, int]:
     """Bytes of the parts of a step, as far as sizes tell; a batch of the longest rows."""
     text = ready.model.config.get_text_config()
-    tokens, wide = config.per_device_train_batch_size * longest, 2 if config.bf16 else 4
+    tokens, wide = config.per_device_train_batch_size * longest, 2 if config.bf16 else max(map(_wide, owned), default=4)
     width, layers = getattr(text, "hidden_size", 0) or 0, getattr(text, "num_hidden_layers", 0) or 0
     kept = 1 if config.gradient_checkpointing else layers
     activations = _ACTIVATIONS * wide // 2 * tokens * width * kept + wide * tokens * width * (layers - kept)
@@ -78,6 +78,11 @@ def _memory(config: TrainConfig, ready: Prepared, trained: int, owned: Sequence[
     parts = {"base": sum(value.numel() * value.element_size() for value in owned), "adapter_and_optimizer": 4 * _OPTIMIZER * trained,
              "activations": activations, "logits": logits}
     return {**parts, "sum": sum(parts.values())}
+
+
+def _wide(value: nn.Parameter) -> int:
+    """Bytes of one of its numbers, where they are floats."""
+    return value.element_size() if value.is_floating_point() else 2
 
 
 def _decoded(row: Mapping[str, Any], tokenizer: Any) -> list[dict[str, Any]]:

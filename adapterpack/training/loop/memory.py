@@ -27,6 +27,7 @@ def memory_errors(config: TrainConfig) -> Iterator[None]:
                 if batch > 1 else None,
                 None if config.gradient_checkpointing else "gradient_checkpointing=true",
                 None if config.bf16 else "bf16=true",
+                "dtype=bfloat16" if config.dtype == "float32" else None,
                 f"max_length={max(config.max_length // 2, 1)}"]
         raise AdapterpackError("the training does not fit into memory", where=config.model_name_or_path,
                                found=f"batches of {batch} rows of at most {config.max_length} tokens",

@@ -20,7 +20,7 @@ from ...tasks.task import IGNORED, TASKS, Task, Training, reads_types
 from .. import data
 from ..config.fields import TrainConfig
 from ..inject import adapt
-from ..loading import load_config, loaded
+from ..loading import load_config, loaded, stored_dtype
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,8 @@ def prepared(config: TrainConfig, task: Task, folder: Path, tokenizer: Any) -> P
     if config.eval_file:
         evaluation = training.encode(data.load_rows(config.eval_file), tokenizer, config.max_length, config.eval_file, labels)
     _require_readable([*encoded, *(evaluation or ())], folder, config)
-    model, new = loaded(task, folder, labels, quantization=_quantization(config))
+    dtype = _dtype(config, folder)
+    model, new = loaded(task, folder, labels, dtype=dtype, quantization=_quantization(config, dtype))
     if not reads_types(model):
         for row in (*encoded, *(evaluation or ())):
             row.pop("token_type_ids", None)
@@ -70,7 +71,18 @@ def prepared(config: TrainConfig, task: Task, folder: Path, tokenizer: Any) -> P
     return Prepared(model, encoded, evaluation, collator)
 
 
-def _quantization(config: TrainConfig) -> Any:
+def _dtype(config: TrainConfig, folder: Path) -> str:
+    """How the base is held: as its checkpoint stores it, where nothing else is said. In the range of float16 gradients would get lost."""
+    if config.dtype != "auto":
+        return config.dtype
+    stored = stored_dtype(folder)
+    if stored == "float16":
+        log.info("the base is stored in float16, and held in float32; dtype: bfloat16 would take half of that")
+        return "float32"
+    return stored
+
+
+def _quantization(config: TrainConfig, dtype: str) -> Any:
     """How transformers is to quantize the base, or None.
 
     Raises:
@@ -81,9 +93,8 @@ def _quantization(config: TrainConfig) -> Any:
     if importlib.util.find_spec("bitsandbytes") is None:
         raise MissingExtra("bases are quantized by bitsandbytes, which is not installed", where="load_in_4bit or load_in_8bit",
                            remedy="pip install bitsandbytes")
-    dtype = torch.bfloat16 if config.bf16 else torch.float32
     return BitsAndBytesConfig(load_in_4bit=config.load_in_4bit, load_in_8bit=config.load_in_8bit, bnb_4bit_quant_type="nf4",
-                              bnb_4bit_compute_dtype=dtype)
+                              bnb_4bit_compute_dtype=torch.bfloat16 if config.bf16 else getattr(torch, dtype))
 
 
 def training_of(task: Task) -> Training:
