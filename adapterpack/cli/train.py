@@ -16,8 +16,10 @@ from .progress import apart, training
 @click.argument("overrides", nargs=-1, metavar="[key=value ...]")
 @click.option("--print-config", is_flag=True, help="Print the whole configuration as it is read, defaults and all, and train nothing.")
 @click.option("--dry-run", is_flag=True, help="Load everything, say what would be trained and in how much memory, and train nothing.")
+@click.option("--on-bad-row", type=click.Choice(("fail", "skip")), help="What happens with rows that cannot be read: the run ends, or the "
+              "log says how many are left out, and why. By default as the configuration says, else fail.")
 @shared
-def command(config: str, overrides: tuple[str, ...], print_config: bool, dry_run: bool, as_json: bool) -> None:
+def command(config: str, overrides: tuple[str, ...], print_config: bool, dry_run: bool, on_bad_row: str | None, as_json: bool) -> None:
     """Trains the adapters that CONFIG describes and writes one pack each; returns the packs.
 
     The same command goes on with a run that was interrupted, from its last checkpoint.
@@ -28,6 +30,7 @@ def command(config: str, overrides: tuple[str, ...], print_config: bool, dry_run
       adapterpack train train.yaml learning_rate=1e-3 r=16
       adapterpack train train.yaml --dry-run
     """
+    overrides += () if on_bad_row is None else (f"on_bad_row={on_bad_row}",)
     if print_config:
         _print_config(config, overrides, as_json)
         return

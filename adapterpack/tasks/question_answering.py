@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError
+from .data_report import report_of
 from .one_pass import NoOptions, OnePass, Prepared
 from .rows import Row, types_of
 from .scores import no_head, probabilities
@@ -76,26 +77,28 @@ def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: Se
     if not {"question", "context", "answers"} <= set(rows.column_names):
         raise ConfigError("question answering needs the columns question, context and answers", where=where,
                           found=", ".join(rows.column_names))
-    encoded = []
+    encoded, left_out, report = [], 0, report_of(where)
+    report.read_as("SQuAD", rows.column_names, {"question", "context", "answers"})
     for number, row in enumerate(rows):
-        place = f"{where}, row {number + 1}"
-        try:
-            question, context, (start, stop) = _text(row["question"]), _text(row["context"]), _answer(row)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ConfigError(f"a row is not of the form of SQuAD: {error}", where=place) from error
-        tokens = tokenizer(question, context, truncation="only_second", max_length=max_length, return_offsets_mapping=True)
-        spans = tokens["offset_mapping"]
-        inside = [at for at, side in enumerate(tokens.sequence_ids()) if side == 1 and spans[at][0] < stop and spans[at][1] > start]
-        if stop and (not inside or spans[inside[-1]][1] < stop):
-            continue
-        first, last = (inside[0], inside[-1]) if stop else (0, 0)
-        encoded.append({"input_ids": tokens["input_ids"], "start_positions": first, "end_positions": last, **types_of(tokens)})
-    if not encoded:
+        with report.row(number) as place:
+            try:
+                question, context, (start, stop) = _text(row["question"]), _text(row["context"]), _answer(row)
+            except (KeyError, TypeError, ValueError) as error:
+                raise ConfigError(f"a row is not of the form of SQuAD: {error}", where=place) from error
+            tokens = tokenizer(question, context, truncation="only_second", max_length=max_length, return_offsets_mapping=True)
+            spans = tokens["offset_mapping"]
+            inside = [at for at, side in enumerate(tokens.sequence_ids()) if side == 1 and spans[at][0] < stop and spans[at][1] > start]
+            if stop and (not inside or spans[inside[-1]][1] < stop):
+                left_out += 1
+                continue
+            first, last = (inside[0], inside[-1]) if stop else (0, 0)
+            encoded.append({"input_ids": tokens["input_ids"], "start_positions": first, "end_positions": last, **types_of(tokens)})
+    report.left_out = left_out
+    if left_out and not encoded:
         raise ConfigError("every answer lies beyond max_length, so there is nothing to learn", where=where,
                           found=f"max_length {max_length}", remedy="raise max_length")
-    if len(encoded) < len(rows):
-        log.warning("%s: %d of %d rows are left out, their answers lie beyond max_length (%d)", where, len(rows) - len(encoded), len(rows),
-                    max_length)
+    if left_out:
+        log.warning("%s: %d of %d rows are left out, their answers lie beyond max_length (%d)", where, left_out, len(rows), max_length)
     return encoded
 
 

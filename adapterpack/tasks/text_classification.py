@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError
+from .data_report import report_of
 from .one_pass import NoOptions, OnePass, Prepared, text_inputs
 from .rows import Row, types_of
 from .scores import labelled
@@ -43,20 +44,21 @@ def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: Se
     if columns is None:
         raise ConfigError("classification needs the columns text and label", where=where, found=", ".join(rows.column_names),
                           expected="label and " + ", or ".join(map(" + ".join, COLUMNS)))
-    if unread := sorted(set(rows.column_names) - {*columns, "label"}):
-        log.warning("%s: read as %s; these columns are not read: %s", where, " + ".join(columns), ", ".join(unread))
+    report = report_of(where)
+    report.read_as(" + ".join(columns), rows.column_names, {*columns, "label"})
     index = {label: position for position, label in enumerate(labels)}
     encoded, cut = [], 0
     for number, row in enumerate(rows):
-        place = f"{where}, row {number + 1}"
-        if str(row["label"]) not in index:
-            raise ConfigError("a label that the training data does not have", where=place, expected=", ".join(labels), found=row["label"])
-        texts = [row[column] for column in columns]
-        if not all(isinstance(text, str) for text in texts):
-            raise ConfigError("a row without text", where=place, found=", ".join(map(repr, texts)))
-        tokens = tokenizer(*texts, truncation=True, max_length=max_length)
-        cut += len(tokens["input_ids"]) == max_length and len(tokenizer(*texts)["input_ids"]) > max_length
-        encoded.append({"input_ids": tokens["input_ids"], "labels": index[str(row["label"])], **types_of(tokens)})
+        with report.row(number) as place:
+            if str(row["label"]) not in index:
+                raise ConfigError("a label that the training data does not have", where=place, expected=", ".join(labels), found=row["label"])
+            texts = [row[column] for column in columns]
+            if not all(isinstance(text, str) for text in texts):
+                raise ConfigError("a row without text", where=place, found=", ".join(map(repr, texts)))
+            tokens = tokenizer(*texts, truncation=True, max_length=max_length)
+            cut += len(tokens["input_ids"]) == max_length and len(tokenizer(*texts)["input_ids"]) > max_length
+            encoded.append({"input_ids": tokens["input_ids"], "labels": index[str(row["label"])], **types_of(tokens)})
+    report.cut = cut
     log.info("%s: %d rows of %s, %d labels", where, len(rows), " + ".join(columns), len(labels))
     if cut:
         log.warning("%s: %d of %d rows are cut at max_length (%d)", where, cut, len(rows), max_length)

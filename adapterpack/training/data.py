@@ -1,4 +1,4 @@
-"""Reads data files, and makes batches of rows of token ids."""
+"""Loads the rows of a source, and makes batches of rows of token ids."""
 
 from __future__ import annotations
 
@@ -9,35 +9,86 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import ClassLabel, Dataset, are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, load_dataset
+from datasets import (
+    ClassLabel,
+    Dataset,
+    are_progress_bars_disabled,
+    concatenate_datasets,
+    disable_progress_bars,
+    enable_progress_bars,
+    load_dataset,
+    load_dataset_builder,
+)
 
-from ..errors import ConfigError, StorageError
+from ..errors import ConfigError
 from ..library_errors import library_errors
+from ..tasks.data_report import DataReport, report_of
 from ..tasks.task import IGNORED
+from .config.sources import Source
 from .data_files import Place, require_bounded, require_short_texts
+from .readable_files import KINDS, files_of, kind_of, part_of, readable
 
-_BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
+def load_rows(source: Source | str, report: DataReport | None = None) -> Dataset:
+    """The rows of data files, of a folder, or of a hub data set.
 
-def load_rows(source: str) -> Dataset:
-    """A data file (json, jsonl, csv, parquet) or a hub data set's train split.
+    Lines that are no rows are left out if the report says so.
 
     Raises:
         StorageError: there is no such file.
         ConfigError: it cannot be read as such, or it holds no rows.
     """
-    require_file(source)
-    path = Path(source)
-    builder = _BUILDERS.get(path.suffix.lower())
-    if builder:
-        require_bounded(path)
-    with _quiet_datasets(), library_errors("datasets", "the data cannot be read", where=Place(path), kind=ConfigError,
-                                           expected="json, jsonl, csv or parquet rows, or a hub data set"):
-        rows = load_dataset(builder, data_files=str(path), split="train") if builder else load_dataset(source, split="train")
-    require_short_texts(rows, source)
+    source = Source(source) if isinstance(source, str) else source
+    report = report or DataReport(source.path)
+    files = files_of(source)
+    with _quiet_datasets():
+        rows = _of_files(source, files, report) if files else _of_data_set(source)
+    require_short_texts(rows, source.path)
     if not len(rows):
-        raise ConfigError("the data holds no rows", where=source)
-    return _with_names(rows)
+        raise ConfigError("the data holds no rows", where=source.path)
+    if missing := sorted(set(source.columns.values()) - set(rows.column_names)):
+        raise ConfigError("the data has no such column", where=f"{source.path}, columns", found=", ".join(missing),
+                          expected=", ".join(rows.column_names))
+    return _with_names(rows.rename_columns({theirs: ours for ours, theirs in source.columns.items()}))
+
+
+def _of_files(source: Source, files: list[Path], report: DataReport) -> Dataset:
+    """The rows of all files, those of one kind read together."""
+    kinds = dict.fromkeys(map(kind_of, files))
+    tables = []
+    for kind in kinds:
+        names = [file for file in files if kind_of(file) == kind]
+        with readable(names, report) as (paths, options):
+            for path, name in zip(paths, names, strict=True):
+                require_bounded(path, name)
+            with _reading(Place(paths, names)):
+                tables.append(load_dataset(KINDS[kind].builder, data_files={part_of(source.split): list(map(str, paths))}, split=source.split,
+                                           **KINDS[kind].options, **options))
+    with _reading(source.path):
+        return tables[0] if len(tables) == 1 else concatenate_datasets(tables)
+
+
+def _of_data_set(source: Source) -> Dataset:
+    """The rows of a folder or a hub data set, whose files ``datasets`` finds; those on this machine are looked through first."""
+    chosen = {key: value for key, value in (("name", source.name), ("revision", source.revision), ("data_files", _list(source.data_files)))
+              if value is not None}
+    with _reading(source.path):
+        if Path(source.path).is_dir():
+            builder = load_dataset_builder(source.path, **chosen)
+            local = [Path(file) for file in (builder.config.data_files or {}).get(part_of(source.split), ())]
+            for file in local:
+                if kind_of(file) is not None:
+                    require_bounded(file)
+        return load_dataset(source.path, **chosen, split=source.split)
+
+
+def _list(files: str | tuple[str, ...] | None) -> str | list[str] | None:
+    return list(files) if isinstance(files, tuple) else files
+
+
+def _reading(where: object) -> Any:
+    return library_errors("datasets", "the data cannot be read", where=where, kind=ConfigError,
+                          expected="json, jsonl, csv, tsv, txt or parquet rows, a folder of them or of pictures, or a hub data set")
 
 
 def _with_names(rows: Dataset) -> Dataset:
@@ -47,17 +98,6 @@ def _with_names(rows: Dataset) -> Dataset:
             names = [None if number is None or number < 0 else feature.int2str(number) for number in rows[name]]
             rows = rows.remove_columns(name).add_column(name, names)
     return rows
-
-
-def require_file(source: str) -> None:
-    """Checks that a data file is there; the name of a hub data set is let pass.
-
-    Raises:
-        StorageError: it is not.
-    """
-    path = Path(source)
-    if path.suffix.lower() in _BUILDERS and not path.is_file():
-        raise StorageError("there is no such data file", where=source, remedy="paths are taken from the current folder")
 
 
 @contextmanager
@@ -80,14 +120,16 @@ def labels_in(rows: Dataset, where: object) -> list[str]:
     """
     if "label" not in rows.column_names:
         raise ConfigError("classification needs the columns text and label", where=where, found=", ".join(rows.column_names))
-    values = rows["label"]
-    for number, label in enumerate(values):
-        if label is None or label == "":
-            raise ConfigError("a row without a label", where=f"{where}, row {number + 1}")
-        if not isinstance(label, str | int | bool) and not (isinstance(label, float) and label.is_integer()):
-            raise ConfigError("a label must be one text or whole number: several labels of a row and regression cannot be trained yet",
-                              where=f"{where}, row {number + 1}", found=repr(label)[:80])
-    distinct = sorted(set(values), key=lambda label: (isinstance(label, str), label))
+    values, report = set(), report_of(where)
+    for number, label in enumerate(rows["label"]):
+        with report.row(number) as place:
+            if label is None or label == "":
+                raise ConfigError("a row without a label", where=place)
+            if not isinstance(label, str | int | bool) and not (isinstance(label, float) and label.is_integer()):
+                raise ConfigError("a label must be one text or whole number: several labels of a row and regression cannot be trained yet",
+                                  where=place, found=repr(label)[:80])
+            values.add(label)
+    distinct = sorted(values, key=lambda label: (isinstance(label, str), label))
     labels = list(dict.fromkeys(map(str, distinct)))
     if len(labels) < 2:
         raise ConfigError("there is nothing to tell apart", where=where, expected="at least two labels", found=", ".join(labels))

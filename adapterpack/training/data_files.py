@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from mmap import mmap
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,42 +35,43 @@ _PACKED = (b"\x1f\x8b", b"PK\x03\x04", b"\xfd7zXZ", b"BZh", b"\x28\xb5\x2f\xfd",
 """How files begin that data sets would unpack, whatever they are called."""
 
 
-def require_bounded(path: Path) -> None:
-    """Checks the lines of a json, jsonl or csv file, and the index and rows of a parquet file.
+def require_bounded(path: Path, name: object = None) -> None:
+    """Checks the lines of a text file of any kind, and the index and rows of a parquet file; ``name`` is what errors call it.
 
     Raises:
         StorageError: it cannot be read.
         ConfigError: it is packed, or a row is past a limit.
     """
-    with storage_errors(path):
+    name = name or path
+    with storage_errors(name):
         kind, size = path.suffix.lower(), path.stat().st_size
     if not size:
         return
     if kind == ".parquet":
-        _require_bounded_parquet(path, size)
+        _require_bounded_parquet(path, size, name)
         return
-    with open_regular(path) as file, storage_errors(path), whole(file) as data:
+    with open_regular(path) as file, storage_errors(name), whole(file) as data:
         if data[:8].startswith(_PACKED):
-            raise ConfigError("the data file is packed", where=path, expected=kind, remedy="unpack it first")
+            raise ConfigError("the data file is packed", where=name, expected=kind, remedy="unpack it first")
         one_list = kind == ".json" and data[:256].lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")  # of all rows, perhaps on one line
         depth, line = 0, 1
-        for start, stop in [(0, size)] if one_list else _blocks(data, path):
-            if kind != ".csv":
+        for start, stop in [(0, size)] if one_list else _blocks(data, name):
+            if kind in {".json", ".jsonl"}:
                 marks = np.frombuffer(_STRINGS.sub(b"-", data if one_list else data[start:stop]).translate(None, _SPACE), np.uint8)
                 steps = _STEP[marks]
                 levels = depth + np.cumsum(steps, dtype=np.int32)
                 if np.any((levels == 0) & (steps == 0)):  # the reader dies of a null there
-                    raise ConfigError("a row must be an object", where=f"{path}, from line {line} on")
+                    raise ConfigError("a row must be an object", where=f"{name}, from line {line} on")
                 if levels.max(initial=0) > MAX_DEPTH:
-                    raise ConfigError("a row is nested too deeply", where=f"{path}, from line {line} on",
+                    raise ConfigError("a row is nested too deeply", where=f"{name}, from line {line} on",
                                       expected=f"at most {MAX_DEPTH} levels", found=int(levels.max()))
                 depth = max(int(levels[-1]), 0) if len(levels) else depth
             line += data[start:stop].count(b"\n") if not one_list else 0
         if one_list and size > MAX_ROW and (longest := max(len(text[0]) for text in _STRINGS.finditer(data))) > MAX_ROW:
-            raise ConfigError("a text is too long", where=path, expected=f"at most {MAX_ROW} bytes", found=longest)
+            raise ConfigError("a text is too long", where=name, expected=f"at most {MAX_ROW} bytes", found=longest)
 
 
-def _require_bounded_parquet(path: Path, size: int) -> None:
+def _require_bounded_parquet(path: Path, size: int, name: object) -> None:
     """Checks columns, levels and groups of a parquet file by its index, and then its rows one by one: a small file may hold any number.
 
     Raises:
@@ -78,12 +79,12 @@ def _require_bounded_parquet(path: Path, size: int) -> None:
     """
     sandbox = Sandbox(f"{__name__}:read_through", Limits(_MEMORY + _COPIES * size, _SECONDS + size / _BYTES_A_SECOND), kept=0)
     try:
-        problem = sandbox.run(str(path.resolve()).encode(), "the data cannot be read", where=path)
+        problem = sandbox.run(str(path.resolve()).encode(), "the data cannot be read", where=name)
     except FormatError as error:
-        raise ConfigError(error.what, where=path, expected="rows as parquet") from error
+        raise ConfigError(error.what, where=name, expected="rows as parquet") from error
     if problem:
         what, expected, found = json.loads(problem)
-        raise ConfigError(what, where=path, expected=expected, found=found)
+        raise ConfigError(what, where=name, expected=expected, found=found)
 
 
 def read_through(request: bytes) -> bytes:
@@ -136,22 +137,24 @@ def require_short_texts(rows: Any, where: object) -> None:
 
 
 class Place(NamedTuple):
-    """A file in an error; as text, of one with a row a line, the first line that is no JSON as well."""
+    """Files in an error, by their ``names``; as text, where they have a row a line, the first line that is no JSON as well."""
 
-    path: Path
+    paths: Sequence[Path]
+    names: Sequence[Path]
 
     def __str__(self) -> str:
-        if self.path.suffix.lower() == ".jsonl" and self.path.is_file():
-            with self.path.open("rb") as file:
-                for number, text in enumerate(file, 1):
-                    try:
-                        _ = json.loads(text) if text.strip() else None
-                    except (ValueError, RecursionError):
-                        return f"{self.path}, line {number}"
-        return str(self.path)
+        for path, name in zip(self.paths, self.names, strict=True):
+            if path.suffix.lower() == ".jsonl" and path.is_file():
+                with path.open("rb") as file:
+                    for number, text in enumerate(file, 1):
+                        try:
+                            _ = json.loads(text) if text.strip() else None
+                        except (ValueError, RecursionError):
+                            return f"{name}, line {number}"
+        return str(self.names[0]) + (f" and {len(self.names) - 1} more" if len(self.names) > 1 else "")
 
 
-def _blocks(data: bytes | mmap, path: Path) -> Iterator[tuple[int, int]]:
+def _blocks(data: bytes | mmap, name: object) -> Iterator[tuple[int, int]]:
     """Where blocks of whole lines begin and end."""
     start, line, size = 0, 1, len(data)
     while start < size:
@@ -160,7 +163,7 @@ def _blocks(data: bytes | mmap, path: Path) -> Iterator[tuple[int, int]]:
         if not end:  # one line
             end = data.find(b"\n", stop) + 1 or size
             if end - start > MAX_ROW:
-                raise ConfigError("a row is too long", where=f"{path}, line {line}", expected=f"at most {MAX_ROW} bytes", found=end - start)
+                raise ConfigError("a row is too long", where=f"{name}, line {line}", expected=f"at most {MAX_ROW} bytes", found=end - start)
         yield start, end
         line += data[start:end].count(b"\n")
         start = end

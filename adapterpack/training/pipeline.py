@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import time
@@ -14,12 +15,13 @@ from transformers import EvalPrediction
 
 from ..hub.resolve import folder_of
 from ..io.atomic import refuse_existing
+from ..io import strict_json
 from ..io.hashing import sha256_of
 from ..pack.pack import Pack
 from ..tasks.task import task_named
-from . import data
 from .config.config import as_mapping, claimed, read_config
 from .config.fields import TrainConfig
+from .config.sources import Source, sources_of
 from .loading import load_tokenizer
 from .loop.arguments import arguments_of
 from .loop.memory import memory_errors
@@ -27,6 +29,7 @@ from .loop.preparing import prepared, training_of
 from .loop.resuming import Patience, RunFolder, Stopping, interruptible, kept
 from .loop.steps import Step, Steps
 from .loop.trainer import AdapterTrainer
+from .readable_files import files_of
 from .save import save
 
 log = logging.getLogger(__name__)
@@ -77,7 +80,8 @@ def checked_configs(config: str | os.PathLike[str] | Mapping[str, Any] | TrainCo
         arguments_of(run_config, run_config.output_dir)
         folder_of(run_config.model_name_or_path)
         for source in filter(None, (run_config.train_file, run_config.eval_file)):
-            data.require_file(source)
+            for one in sources_of(source, "the configuration"):
+                files_of(one)
     return configs
 
 
@@ -87,7 +91,7 @@ def train_one(config: TrainConfig, progress: Shown | None = None) -> tuple[Pack,
     task = task_named(config.task)
     learned = training_of(task)
     refuse_existing(Path(config.output_dir))
-    base, datasets = folder_of(config.model_name_or_path), [_dataset(config.train_file)]
+    base, datasets = folder_of(config.model_name_or_path), list(map(_dataset, sources_of(config.train_file, "train_file")))
     run, steps, stopping = RunFolder(config.output_dir, {**as_mapping(config), "datasets": datasets}), Steps(progress), Stopping()
     arguments = arguments_of(config, run.path, learned.targets)
     checkpoint = run.begin() if arguments.should_save else run.last()
@@ -108,7 +112,7 @@ def train_one(config: TrainConfig, progress: Shown | None = None) -> tuple[Pack,
         with interruptible(stopping, arguments.world_size == 1 and config.save_strategy != "no"):
             result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         scores = trainer.evaluate() if evaluation is not None else {}
-        metrics = tuple({"name": key.removeprefix("eval_"), "value": float(scores[key]), "dataset": Path(str(config.eval_file)).name,
+        metrics = tuple({"name": key.removeprefix("eval_"), "value": float(scores[key]), "dataset": evaluated_on(config),
                          "n": len(evaluation or ())} for key in ("eval_accuracy", "eval_loss") if key in scores)
         training = {
             "datasets": datasets,
@@ -135,11 +139,22 @@ def _stopping_early(config: TrainConfig) -> list[Patience]:
     return [] if config.early_stopping_patience is None else [Patience(config.early_stopping_patience)]
 
 
-def _dataset(source: str) -> dict[str, str | None]:
-    """A data file by name and digest; a hub data set by its name."""
-    path = Path(source)
-    return {"id": path.name, "revision": None, "digest": f"sha256:{sha256_of(path)}"} if path.is_file() else {
-        "id": source, "revision": None, "digest": None}
+def _dataset(source: Source) -> dict[str, str | None]:
+    """A source by name and digest, of several files that of their names and digests; a hub data set by its name and revision."""
+    files = files_of(source)
+    if not files and Path(source.path).is_dir():
+        files = sorted(path for path in Path(source.path).rglob("*") if path.is_file())
+    if not files:
+        return {"id": source.path, "revision": source.revision, "digest": None}
+    digests = {path.name: sha256_of(path) for path in files}
+    digest = digests[files[0].name] if len(files) == 1 else hashlib.sha256(strict_json.canonical(digests)).hexdigest()
+    return {"id": Path(source.path).name, "revision": None, "digest": f"sha256:{digest}"}
+
+
+def evaluated_on(config: TrainConfig) -> str:
+    """The name of the rows that a run is evaluated on."""
+    source = config.train_file if config.eval_file is None else config.eval_file
+    return ", ".join(Path(one.path).name for one in sources_of(source, "eval_file"))
 
 
 def _metrics(accuracy: Callable[[Any, Any], float], prediction: EvalPrediction) -> dict[str, float]:

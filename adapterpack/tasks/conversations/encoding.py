@@ -9,6 +9,7 @@ from typing import Any
 from ...chat.template import ChatTemplate
 from ...errors import ConfigError
 from ...library_errors import library_errors
+from ..data_report import report_of
 from ..task import IGNORED
 from .form import Conversation, Message, form_of, text_of
 
@@ -28,30 +29,35 @@ def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: Se
     Raises:
         ConfigError: a row that is not of its columns' form; no row is left; or the tokenizer has no end token.
     """
-    form = form_of(rows.column_names, where)
-    if unread := sorted(set(rows.column_names) - form.columns - form.optional):
-        log.warning("%s: read as %s; these columns are not read: %s", where, form.name, ", ".join(unread))
+    report = report_of(where)
+    form = form_of(rows.column_names, where, report.wanted)
+    report.read_as(form.name, rows.column_names, form.columns | form.optional)
     if tokenizer.eos_token_id is None:
         raise ConfigError("the tokenizer has no end token, so the model could not learn where to stop", where=where,
                           remedy="use the tokenizer of a generating model")
     encoded, cut, skipped = [], 0, 0
     for number, row in enumerate(rows):
-        with library_errors("transformers", f"a row is not of the form {form.name}", where=f"{where}, row {number + 1}", kind=ConfigError):
-            conversation = form.read(row)
-            pieces = list(_pieces(conversation, tokenizer))
-        skipped += sum(learned for _, learned in pieces) < _answers(conversation)
-        ids = [token for piece, _ in pieces for token in piece]
-        wanted = [token if learned else IGNORED for piece, learned in pieces for token in piece]
-        starts = range(0, len(ids), max_length) if form.continuous else [0]
-        parts = [(ids[start : start + max_length], wanted[start : start + max_length]) for start in starts]
-        kept = [{"input_ids": part, "labels": learned} for part, learned in parts if any(label != IGNORED for label in learned)]
-        cut += bool(kept) and not form.continuous and len(ids) > max_length
-        encoded.append(kept)
+        with report.row(number) as place:
+            with library_errors("transformers", f"a row is not of the form {form.name}", where=place, kind=ConfigError):
+                conversation = form.read(row)
+                pieces = list(_pieces(conversation, tokenizer))
+            skipped += sum(learned for _, learned in pieces) < _answers(conversation)
+            ids = [token for piece, _ in pieces for token in piece]
+            wanted = [token if learned else IGNORED for piece, learned in pieces for token in piece]
+            starts = range(0, len(ids), max_length) if form.continuous else [0]
+            parts = [(ids[start : start + max_length], wanted[start : start + max_length]) for start in starts]
+            kept = [{"input_ids": part, "labels": learned} for part, learned in parts if any(label != IGNORED for label in learned)]
+            cut += bool(kept) and not form.continuous and len(ids) > max_length
+            encoded.append(kept)
     left_out = sum(not kept for kept in encoded)
-    if left_out == len(rows):
+    report.cut, report.left_out = cut, left_out
+    if left_out and left_out == len(encoded):
+        if form.continuous:
+            raise ConfigError("the data holds no text", where=where)
         raise ConfigError("every prompt is longer than max_length, so there is nothing to learn", where=where,
                           found=f"max_length {max_length}", remedy="raise max_length")
-    for count, what in ((left_out, f"left out, their prompts fill max_length ({max_length})"), (cut, f"cut at max_length ({max_length})"),
+    why = "they hold no text" if form.continuous else f"their prompts fill max_length ({max_length})"
+    for count, what in ((left_out, f"left out, {why}"), (cut, f"cut at max_length ({max_length})"),
                         (skipped, "learned in part: their chat template, or none, does not show where each answer is")):
         if count:
             log.warning("%s: %d of %d rows are %s", where, count, len(rows), what)
@@ -68,6 +74,8 @@ def _answers(conversation: Conversation) -> int:
 def _pieces(conversation: Conversation, tokenizer: Any) -> Iterator[Piece]:
     """The parts of a row in turn, each made tokens by itself: a model that generates finds its prompt made so."""
     *before, last = conversation.messages
+    if not before and not last["content"]:
+        return
     if before and tokenizer.chat_template:
         source = tokenizer.chat_template  # several by name, or one
         template = ChatTemplate(source if isinstance(source, str) else source.get("default", ""))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from ...errors import ConfigError
+from ...errors import ConfigError, UnknownName, nearest
 from ...registry import Registry
 from ..rows import Row
 
@@ -35,7 +35,7 @@ class Conversation(NamedTuple):
 class DataForm:
     """One form of rows: ``columns`` are those that it is known by, ``optional`` what it reads besides, ``read`` makes messages of a row.
 
-    ``continuous``: a row is text without turns, and one that is longer than a model reads at once becomes several.
+    ``aliases`` are names that other tools have for it. ``continuous``: a row is text without turns, and one that is longer than a model reads at once becomes several.
     """
 
     name: str
@@ -43,27 +43,44 @@ class DataForm:
     read: Callable[[Row], Conversation]
     optional: frozenset[str] = field(default_factory=frozenset)
     continuous: bool = False
+    aliases: frozenset[str] = frozenset()
 
 
 FORMS: Registry[DataForm] = Registry("form of data", DataForm, "adapterpack.data_forms", __package__)
 """Name -> the form."""
 
 
-def form_of(columns: Sequence[str], where: object) -> DataForm:
-    """The first form, in the order of their names, that has its columns among these.
+def form_of(columns: Sequence[str], where: object, wanted: str | None = None) -> DataForm:
+    """The first form, in the order of their names, that has its columns among these; or the one of a name that is ``wanted``.
 
     Raises:
-        ConfigError: none has.
+        ConfigError: none has, or not that one.
+        UnknownName: there is no form of that name.
 
     Example:
         >>> form_of(["prompt", "completion", "id"], "here").name
         'prompt-completion'
     """
-    for form in FORMS.values():
+    for form in FORMS.values() if wanted is None else [form_named(wanted)]:
         if form.columns <= set(columns):
             return form
+        if wanted is not None:
+            raise ConfigError(f"the rows are not of the form {form.name}", where=where, expected=" + ".join(sorted(form.columns)),
+                              found=", ".join(columns), remedy="say under columns what the data calls these")
     forms = "; ".join(" + ".join(sorted(form.columns)) for form in FORMS.values())
     raise ConfigError("these columns are of no known form", where=where, expected=forms, found=", ".join(columns))
+
+
+def form_named(name: str) -> DataForm:
+    """The form of that name, or of that alias.
+
+    Raises:
+        UnknownName: there is none.
+    """
+    form = next((form for form in FORMS.values() if name == form.name or name in form.aliases), None)
+    if form is None:
+        raise UnknownName("unknown form of data", found=repr(name), remedy=nearest(name, FORMS))
+    return form
 
 
 def text_of(value: Any) -> str:

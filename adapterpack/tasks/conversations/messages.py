@@ -11,4 +11,4 @@ def read(row: Row) -> Conversation:
     return Conversation(answered(row["messages"]), values=tools_of(row))
 
 
-FORMS.register(DataForm("messages", frozenset({"messages"}), read, frozenset({"tools"})))
+FORMS.register(DataForm("messages", frozenset({"messages"}), read, frozenset({"tools"}), aliases=frozenset({"chat_template", "openai"})))

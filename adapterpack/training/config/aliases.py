@@ -48,14 +48,15 @@ ALIASES: dict[str, str] = {
     "warmup_ratio": "warmup_steps",
     "torch_dtype": "dtype",
     "dataset": "train_file",
+    "datasets": "train_file",
+    "test_datasets": "eval_file",
+    "eval_dataset": "eval_file",
+    "val_size": "val_set_size",
     "output": "output_dir",
 }
 """Their name -> ours."""
 
 INSTEAD: dict[str, str] = {
-    "val_set_size": "write the rows to keep apart into a file of their own and name it in eval_file",
-    "val_size": "write the rows to keep apart into a file of their own and name it in eval_file",
-    "datasets": "name one file in train_file",
     "dataset_dir": "name the file itself in train_file",
     "stage": "leave it out: the task and the columns of the data say what is learned",
     "rl": "leave it out: preference training is done by TRL's trainers, with adapt()",

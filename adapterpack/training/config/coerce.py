@@ -75,7 +75,9 @@ def _choice(kind: Any, value: Any) -> Any:
 
 def _words(kind: Any) -> str:
     origin = typing.get_origin(kind)
-    return f"one of {', '.join(typing.get_args(kind))}" if origin is typing.Literal else _NAMES.get(origin or kind, str(kind))
+    if origin is typing.Literal:
+        return f"one of {', '.join(typing.get_args(kind))}"
+    return _OPEN.get(kind) or _NAMES.get(origin or kind, str(kind))
 
 
 _READERS: dict[Any, Callable[[Any, Any], Any]] = {float: _number, tuple: _names, Mapping: _table, typing.Literal: _choice, Any: _anything}
@@ -83,3 +85,5 @@ _READERS: dict[Any, Callable[[Any, Any], Any]] = {float: _number, tuple: _names,
 
 _NAMES: dict[Any, str] = {str: "text", int: "a whole number", float: "a number", bool: "true or false", tuple: "a list of names",
                           Mapping: "names with numbers"}
+_OPEN: dict[Any, str] = {tuple[Any, ...]: "a list", Mapping[str, Any]: "a mapping", Mapping[str, str]: "names with names"}
+"""The same of types whose items say more than the type."""

@@ -17,6 +17,7 @@ from ...io import plain_yaml, strict_json
 from .aliases import translate
 from .coerce import typed_value
 from .fields import LEAST, NAME, POSITIVE, TrainConfig
+from .sources import sources_of
 from .unknown_keys import require_known
 
 
@@ -121,6 +122,12 @@ def _config(values: Mapping[str, Any], where: object) -> TrainConfig:
             raise ConfigError("a number out of range", where=f"{where}, {key}", expected=expected, found=value)
     if typed.get("load_in_4bit") and typed.get("load_in_8bit"):
         raise ConfigError("a base is loaded in 4 bits or in 8", where=where, found="load_in_4bit and load_in_8bit")
+    for key in ("train_file", "eval_file"):
+        if typed.get(key) is not None:
+            sources_of(typed[key], f"{where}, {key}")
+    if typed.get("val_set_size") and typed.get("eval_file") is not None:
+        raise ConfigError("rows to evaluate are a part of the training data or have data of their own", where=where,
+                          found="val_set_size and eval_file")
     if typed.get("max_steps") == 0:
         raise ConfigError("a number out of range", where=f"{where}, max_steps", expected="at least 1, or -1 for epochs", found=0)
     try:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+Sources = str | Mapping[str, Any] | tuple[Any, ...]
+"""What a configuration names data by; see :class:`.sources.Source`."""
 
 LEAST: dict[str, float] = {
     "max_length": 1,
@@ -21,6 +25,7 @@ LEAST: dict[str, float] = {
     "seed": 0,
     "max_train_samples": 1,
     "skip_train_samples": 0,
+    "val_set_size": 0,
     "save_steps": 1,
     "save_total_limit": 1,
     "eval_steps": 1,
@@ -39,16 +44,19 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 class TrainConfig:
     """All settings of one adapter's training; the hyper-parameters of its method are in ``method_config``.
 
-    ``train_file`` and ``eval_file`` are json, jsonl, csv or parquet files, or a hub data set's name.
+    ``train_file`` and ``eval_file`` are a data file, a pattern of files, a folder, or a hub data set's name; or a mapping with one under
+    ``path`` and more of :class:`.sources.Source`; or a list of these.
     """
 
     model_name_or_path: str
-    train_file: str
+    train_file: Sources
     output_dir: str
     task: str = "text-generation"
     name: str | None = None
     method: str = "lora"
-    eval_file: str | None = None
+    eval_file: Sources | None = None
+    val_set_size: float = 0.0
+    on_bad_row: Literal["fail", "skip"] = "fail"
     max_length: int = 512
     learning_rate: float = 2e-4
     num_train_epochs: float = 3.0

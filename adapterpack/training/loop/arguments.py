@@ -42,7 +42,7 @@ def arguments_of(config: TrainConfig, folder: str | Path, targets: tuple[str, ..
             report_to=_reporters(config),
             disable_tqdm=not sys.stderr.isatty(),
             dataloader_pin_memory=torch.cuda.is_available(),
-            do_eval=config.eval_file is not None,
+            do_eval=has_evaluation(config),
             use_cpu=not torch.accelerator.is_available(),  # said, because only then bf16 is let pass on a CPU
             remove_unused_columns=False,
             label_names=list(targets),
@@ -50,6 +50,11 @@ def arguments_of(config: TrainConfig, folder: str | Path, targets: tuple[str, ..
         )
     except ValueError as error:
         raise ConfigError(f"the trainer refuses a setting: {str(error).partition(chr(10))[0].rstrip('.')}") from error
+
+
+def has_evaluation(config: TrainConfig) -> bool:
+    """Whether there are rows to evaluate on."""
+    return config.eval_file is not None or config.val_set_size > 0
 
 
 def takes_best(config: TrainConfig) -> bool:
@@ -60,8 +65,8 @@ def takes_best(config: TrainConfig) -> bool:
 def _require_evaluation(config: TrainConfig) -> None:
     wanting = [name for name, wants in (("eval_strategy", config.eval_strategy != "no"), ("load_best_model_at_end",
                config.load_best_model_at_end), ("early_stopping_patience", config.early_stopping_patience is not None)) if wants]
-    if wanting and (config.eval_file is None or config.eval_strategy == "no"):
-        raise ConfigError(f"{wanting[0]} needs evaluations", expected="eval_file, and eval_strategy: steps or epoch",
+    if wanting and (not has_evaluation(config) or config.eval_strategy == "no"):
+        raise ConfigError(f"{wanting[0]} needs evaluations", expected="eval_file or val_set_size, and eval_strategy: steps or epoch",
                           found=f"eval_file {config.eval_file}, eval_strategy {config.eval_strategy}")
 
 

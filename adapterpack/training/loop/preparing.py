@@ -21,6 +21,7 @@ from .. import data
 from ..config.fields import TrainConfig
 from ..inject import adapt
 from ..loading import load_config, loaded, stored_dtype
+from .reading import read
 
 log = logging.getLogger(__name__)
 
@@ -45,12 +46,7 @@ def prepared(config: TrainConfig, task: Task, folder: Path, tokenizer: Any) -> P
         NothingToDo: the adapter would act in no row.
     """
     training = training_of(task)
-    rows = data.load_rows(config.train_file)
-    labels = data.labels_in(rows, config.train_file) if task.labelled else []
-    encoded = training.encode(_chosen(rows, config), tokenizer, config.max_length, config.train_file, labels)
-    evaluation = None
-    if config.eval_file:
-        evaluation = training.encode(data.load_rows(config.eval_file), tokenizer, config.max_length, config.eval_file, labels)
+    encoded, evaluation, labels = read(config, task, training, tokenizer)
     _require_readable([*encoded, *(evaluation or ())], folder, config)
     dtype = _dtype(config, folder)
     model, new = loaded(task, folder, labels, dtype=dtype, quantization=_quantization(config, dtype))
@@ -142,11 +138,3 @@ def _heads(task: Task, model: Any, new: list[str]) -> tuple[str, ...]:
     heads = dict.fromkeys([name for name in task.heads if hasattr(model, name)])
     heads.update(dict.fromkeys(path for path in new if path.partition(".")[0] not in heads))
     return tuple(heads)
-
-
-def _chosen(rows: Any, config: TrainConfig) -> Any:
-    if config.skip_train_samples >= len(rows):
-        raise ConfigError("skip_train_samples leaves no rows", where=config.train_file, expected=f"less than {len(rows)}",
-                          found=config.skip_train_samples)
-    stop = len(rows) if config.max_train_samples is None else min(len(rows), config.skip_train_samples + config.max_train_samples)
-    return rows.select(range(config.skip_train_samples, stop))

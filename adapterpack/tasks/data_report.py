@@ -1,0 +1,100 @@
+"""What became of the rows of one source of training data: their form, what was cut or left out, and which could not be read."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+from ..errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class DataReport:
+    """Filled in while rows are read and made tokens; as text it is the source's name, for messages.
+
+    Args:
+        source: the name of the data.
+        skips: rows that cannot be read are left out instead of ending the run.
+        wanted: the form that the configuration names; None where the columns tell it.
+        line_of: the line of a row in its file, both from 1, or None where rows are no lines.
+        numbers: the rows' numbers in the source, from 0; None where all of them are there in order.
+        form: what the rows were read as.
+        unread: columns that are not looked at.
+        rows, tokens: how many there are to learn from.
+        cut, left_out: how many rows are cut, or have nothing to learn in what the model reads of them.
+        bad: what is wrong with rows that cannot be read, by their numbers.
+    """
+
+    source: str
+    skips: bool = False
+    wanted: str | None = None
+    line_of: Callable[[int], int | None] = lambda row: None
+    numbers: Sequence[int] | None = None
+    form: str = ""
+    unread: tuple[str, ...] = ()
+    rows: int = 0
+    tokens: int = 0
+    cut: int = 0
+    left_out: int = 0
+    bad: dict[int, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return self.source
+
+    @contextmanager
+    def row(self, number: int) -> Iterator[object]:
+        """The place of a row, for errors; one that is raised inside leaves the row out if such rows are skipped."""
+        own = number if self.numbers is None else self.numbers[number]
+        try:
+            yield _Place(self, own + 1)
+        except ConfigError as error:
+            if not self.skips:
+                raise
+            self.bad[own] = str(error)
+
+    def read_as(self, form: str, columns: Iterable[str], read: Iterable[str]) -> None:
+        """Notes the form of the rows, and says which of their columns are not read."""
+        self.form, self.unread = form, tuple(sorted({*columns} - {*read}))
+        if self.unread:
+            log.warning("%s: read as %s; these columns are not read: %s", self, form, ", ".join(self.unread))
+
+    def of(self, numbers: Sequence[int]) -> DataReport:
+        """A report of some of the rows; what cannot be read is kept together."""
+        return replace(self, numbers=numbers if self.numbers is None else [self.numbers[number] for number in numbers])
+
+
+class _Place(NamedTuple):
+    """A row, as text its place in the data; lines are counted for an error alone."""
+
+    report: DataReport
+    row: int
+
+    def __str__(self) -> str:
+        line = self.report.line_of(self.row)
+        return f"{self.report}, row {self.row}" + ("" if line is None or line == self.row else f" (line {line})")
+
+
+def report_of(where: object) -> DataReport:
+    """The report that ``where`` is, or a new one of a place that is only a name."""
+    return where if isinstance(where, DataReport) else DataReport(str(where))
+
+
+def table(reports: Iterable[DataReport]) -> str:
+    """The reports as lines of equal columns.
+
+    Example:
+        >>> print(table([DataReport("rows.jsonl", form="messages", rows=1200, tokens=34567, cut=3, unread=("id",))]))
+        data        form      rows   tokens  cut  left out  cannot be read  columns not read
+        rows.jsonl  messages  1,200  34,567  3    0         0               id
+    """
+    lines = [("data", "form", "rows", "tokens", "cut", "left out", "cannot be read", "columns not read")]
+    for one in reports:
+        counts = (one.rows, one.tokens, one.cut, one.left_out, len(one.bad))
+        lines.append((one.source, one.form, *(f"{count:,}" for count in counts), ", ".join(one.unread)))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)

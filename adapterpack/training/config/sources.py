@@ -1,0 +1,76 @@
+"""Where the rows of a training come from: a file, several by a pattern, a folder, or a data set of the hub, each with its settings."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ...errors import ConfigError, nearest
+from ...tasks.conversations.form import form_named
+from .coerce import typed_value
+
+_ALIASES = {
+    "type": "form",  # axolotl
+    "formatting": "form", "file_name": "path", "hf_hub_url": "path", "subset": "name",  # LLaMA-Factory
+}
+"""Names that other tools have for the settings of a source."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One source of rows.
+
+    Args:
+        path: a file, a pattern of files (``data/*.jsonl``), a folder, or a hub data set's name.
+        form: the form of its rows, where their columns shall not tell it.
+        name: the hub data set's configuration.
+        split: its part, as ``datasets`` writes them: ``train``, ``train[:10%]``.
+        revision: the hub data set's branch, tag or commit.
+        data_files: of a hub data set or a folder, the files that are read.
+        columns: columns by other names: the form's name -> the data's.
+    """
+
+    path: str
+    form: str | None = None
+    name: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    data_files: str | tuple[str, ...] | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+
+def sources_of(value: Any, where: object) -> tuple[Source, ...]:
+    """The sources that a setting names: one by its path, one by a mapping, or a list of these.
+
+    Raises:
+        ConfigError: an unknown setting, or a value of the wrong type.
+
+    Example:
+        >>> sources_of(["a.jsonl", {"path": "org/set", "type": "alpaca"}], "here")[1].form
+        'alpaca'
+    """
+    entries = [value] if isinstance(value, str | Mapping) else list(value)
+    if not entries:
+        raise ConfigError("there is no source of data", where=where)
+    several = len(entries) > 1
+    return tuple(_source(entry, f"{where}, entry {number}" if several else where) for number, entry in enumerate(entries, 1))
+
+
+def _source(entry: Any, where: object) -> Source:
+    if isinstance(entry, str):
+        return Source(entry)
+    if not isinstance(entry, Mapping):
+        raise ConfigError("a source of data is a path, or a mapping with one", where=where, found=repr(entry)[:80])
+    hints = typing.get_type_hints(Source)
+    named = {_ALIASES.get(key, key): value for key, value in entry.items()}
+    if unknown := [key for key in named if key not in hints]:
+        raise ConfigError("a source of data has no such setting", where=where, found=", ".join(map(repr, unknown)),
+                          expected=", ".join(hints), remedy=nearest(str(unknown[0]), hints))
+    if "path" not in named:
+        raise ConfigError("a source of data has no path", where=where, found=", ".join(map(str, named)))
+    source = Source(**{key: typed_value(key, value, hints[key], where) for key, value in named.items()})
+    if source.form is not None:
+        form_named(source.form)
+    return source

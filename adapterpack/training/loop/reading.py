@@ -1,0 +1,127 @@
+"""Reads what a configuration says to train on: rows of all sources, as token ids, and those that are kept apart for evaluations."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+from datasets import concatenate_datasets
+
+from ...errors import ConfigError
+from ...tasks.data_report import DataReport, table
+from ...tasks.task import Task, Training
+from .. import data
+from ..config.fields import TrainConfig
+from ..config.sources import sources_of
+
+log = logging.getLogger(__name__)
+
+_SHOWN = 5
+"""Rows that cannot be read, of which the log says why."""
+
+
+class _Part(NamedTuple):
+    """Rows of one source."""
+
+    rows: Any
+    report: DataReport
+
+
+class Read(NamedTuple):
+    """Encoded rows to learn from and to evaluate on, None where there are none, and the labels that they have."""
+
+    train: list[dict[str, Any]]
+    evaluation: list[dict[str, Any]] | None
+    labels: list[str]
+
+
+def read(config: TrainConfig, task: Task, training: Training, tokenizer: Any) -> Read:
+    """All rows of a configuration; the log gets a table of what became of them.
+
+    Raises:
+        ConfigError: data of no known form, rows that cannot be read, or none is left.
+    """
+    parts = _chosen(_loaded(config.train_file, config), config)
+    labels = data.labels_in(*_labelled(parts)) if task.labelled else []
+    parts, apart = _divided(parts, config)
+    if config.eval_file is not None:
+        apart = _loaded(config.eval_file, config)
+    train, evaluation = (_encoded(some, training, tokenizer, config.max_length, labels) for some in (parts, apart))
+    reports = [part.report for part in (*parts, *apart)]
+    log.info("data:\n%s", table(reports))
+    for report in reports:
+        _say_bad(report)
+    return Read(train, evaluation if apart else None, labels)
+
+
+def _loaded(sources: Any, config: TrainConfig) -> list[_Part]:
+    parts = []
+    for source in sources_of(sources, "the configuration"):
+        report = DataReport(source.path, skips=config.on_bad_row == "skip", wanted=source.form)
+        parts.append(_Part(data.load_rows(source, report), report))
+    return parts
+
+
+def _encoded(parts: Sequence[_Part], training: Training, tokenizer: Any, max_length: int, labels: list[str]) -> list[dict[str, Any]]:
+    every = []
+    for rows, report in parts:
+        encoded = training.encode(rows, tokenizer, max_length, report, labels)
+        if not encoded:
+            raise ConfigError("no row of the data can be learned from", where=report, found=next(iter(report.bad.values()), None))
+        if report.wanted is not None and not report.form:
+            raise ConfigError("data of this task has no form to choose", where=report, found=f"form {report.wanted}", remedy="leave it out")
+        report.rows, report.tokens = len(encoded), sum(len(row.get("input_ids", ())) for row in encoded)
+        every += encoded
+    return every
+
+
+def _labelled(parts: Sequence[_Part]) -> _Part:
+    """The labels of all parts together."""
+    if len(parts) == 1:
+        return parts[0]
+    columns = [rows.select_columns([name for name in rows.column_names if name == "label"]) for rows, _ in parts]
+    return _Part(concatenate_datasets(columns), DataReport("all data", parts[0].report.skips))
+
+
+def _some(parts: Sequence[_Part], numbers: np.ndarray) -> list[_Part]:
+    """The rows of those numbers, counted through all parts; parts without any are left out."""
+    ends = [0, *accumulate(len(part.rows) for part in parts)]
+    some = []
+    for (rows, report), (start, stop) in zip(parts, pairwise(ends), strict=True):
+        own = [int(number) - start for number in numbers[(numbers >= start) & (numbers < stop)]]
+        if own:
+            some.append(_Part(rows.select(own), report.of(own)))
+    return some
+
+
+def _chosen(parts: list[_Part], config: TrainConfig) -> list[_Part]:
+    count, skipped = sum(len(part.rows) for part in parts), config.skip_train_samples
+    if skipped >= count:
+        raise ConfigError("skip_train_samples leaves no rows", where=parts[0].report, expected=f"less than {count}", found=skipped)
+    if not skipped and config.max_train_samples is None:
+        return parts
+    return _some(parts, np.arange(skipped, count if config.max_train_samples is None else min(count, skipped + config.max_train_samples)))
+
+
+def _divided(parts: list[_Part], config: TrainConfig) -> tuple[list[_Part], list[_Part]]:
+    """The rows to learn from, and those kept apart for evaluations: a share of all, or so many, drawn by the seed."""
+    if not config.val_set_size:
+        return parts, []
+    count = sum(len(part.rows) for part in parts)
+    size = round(config.val_set_size * count if config.val_set_size < 1 else config.val_set_size)
+    if not 0 < size < count:
+        raise ConfigError("val_set_size leaves no rows to learn from, or none to evaluate", where=parts[0].report,
+                          expected=f"a share of {count} rows, or less than so many", found=config.val_set_size)
+    order = np.random.default_rng(config.seed).permutation(count)
+    return _some(parts, np.sort(order[size:])), _some(parts, np.sort(order[:size]))
+
+
+def _say_bad(report: DataReport) -> None:
+    if report.bad:
+        reasons = list(report.bad.values())
+        more = f"\n... and {len(reasons) - _SHOWN} more" if len(reasons) > _SHOWN else ""
+        log.warning("%s: %d rows are left out, as they cannot be read:\n%s%s", report, len(reasons), "\n".join(reasons[:_SHOWN]), more)
+        report.bad.clear()  # the rows that are kept apart say the same

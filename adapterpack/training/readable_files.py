@@ -1,0 +1,145 @@
+"""Finds the data files that a source names, and makes plain ones of those that are packed or hold lines that are no rows."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
+from glob import glob, has_magic
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..errors import ConfigError, StorageError, storage_errors
+from ..io.safe_open import open_regular
+from ..tasks.data_report import DataReport
+from .config.sources import Source
+
+
+class Kind(NamedTuple):
+    """How ``datasets`` reads files: its builder, and that one's options. ``lines``: each line that is not blank is a row."""
+
+    builder: str
+    options: Mapping[str, Any] = {}
+    lines: bool = False
+
+
+KINDS: Mapping[str, Kind] = {".json": Kind("json"), ".jsonl": Kind("json", lines=True), ".csv": Kind("csv"),
+                             ".tsv": Kind("csv", {"sep": "\t"}), ".txt": Kind("text"), ".parquet": Kind("parquet")}
+"""Ending -> how such files are read."""
+_GZIP = ".gz"
+_TIMES, _LEAST = 200, 64 << 20
+"""A packed file may be so many times as large unpacked, and so large at least."""
+_BLOCK = 1 << 20
+
+
+def kind_of(path: Path) -> str | None:
+    """The ending by which a data file is read, as of what is packed in it; None for another file."""
+    endings = [ending.lower() for ending in path.suffixes[-2:]]
+    ending = (endings[:-1] if endings[-1:] == [_GZIP] else endings)[-1:]
+    return ending[0] if ending and ending[0] in KINDS else None
+
+
+def part_of(split: str) -> str:
+    """The part of the data that a split is of.
+
+    Example:
+        >>> part_of("train[:10%]")
+        'train'
+    """
+    return re.split(r"[\[+]", split)[0]
+
+
+def files_of(source: Source) -> list[Path]:
+    """The files that a source names; none for a folder, or for the name of a hub data set.
+
+    Raises:
+        StorageError: there is no such file.
+        ConfigError: a file is of no known kind.
+    """
+    path = Path(source.path).expanduser()
+    if path.is_dir():
+        return []
+    files = sorted(Path(name) for name in glob(str(path), recursive=True) if Path(name).is_file()) if has_magic(str(path)) else [path]
+    named = has_magic(str(path)) or kind_of(path) is not None or path.is_file()
+    if not named and source.path[:1] not in {".", "/", "~"}:
+        return []
+    if not files or not all(map(Path.is_file, files)):
+        raise StorageError("there is no such data file", where=source.path, remedy="paths are taken from the current folder")
+    if other := [file for file in files if kind_of(file) is None]:
+        raise ConfigError("a data file of no known kind", where=other[0], expected=", ".join(KINDS), found=other[0].suffix or "no ending",
+                          remedy="name only data files, with their endings")
+    if source.name or source.revision or source.data_files:
+        raise ConfigError("a data file has no such setting", where=source.path, found="name, revision or data_files",
+                          remedy="leave it out: folders and hub data sets have these")
+    return files
+
+
+@contextmanager
+def readable(files: Sequence[Path], report: DataReport) -> Iterator[tuple[list[Path], dict[str, Any]]]:
+    """Files of one kind as ``datasets`` may read them, and options for it: themselves, or plain copies of the packed ones, and of those with
+    a row a line the lines that are rows, where others are skipped. Copies last as long as the block.
+
+    Raises:
+        ConfigError: a packed file is damaged, or far larger than it looks.
+    """
+    lines = KINDS[str(kind_of(files[0]))].lines
+    if lines and len(files) == 1:
+        report.line_of = _line_of(files[0], report)
+    if not any(map(_is_packed, files)) and not (lines and report.skips):
+        yield list(files), {}
+        return
+    with tempfile.TemporaryDirectory(prefix="adapterpack-") as folder:
+        copies = []
+        for number, file in enumerate(files):
+            copy = _unpacked(file, Path(folder, f"{number}{kind_of(file)}")) if _is_packed(file) else file
+            copies.append(_rows_alone(copy, Path(folder, f"rows-{number}{kind_of(file)}"), file, report) if lines and report.skips else copy)
+        yield copies, {"cache_dir": folder, "keep_in_memory": True}
+
+
+def _is_packed(file: Path) -> bool:
+    return file.suffix.lower() == _GZIP
+
+
+def _line_of(file: Path, report: DataReport) -> Callable[[int], int | None]:
+    """The line of a row in a file with a row a line: those that are blank, or no rows, do not count."""
+    @cache
+    def lines() -> list[int]:
+        with gzip.open(file) if _is_packed(file) else file.open("rb") as data:
+            return [number for number, line in enumerate(data, 1) if line.strip() and -number not in report.bad]
+
+    return lambda row: lines()[row - 1] if row <= len(lines()) else None
+
+
+def _unpacked(file: Path, copy: Path) -> Path:
+    with storage_errors(file):
+        most = max(_LEAST, _TIMES * file.stat().st_size)
+    try:
+        with open_regular(file) as packed, gzip.GzipFile(fileobj=packed) as data, copy.open("wb") as out:
+            while block := data.read(_BLOCK):
+                out.write(block)
+                if out.tell() > most:
+                    raise ConfigError("a packed file is far larger than it looks", where=file, expected=f"at most {most} bytes unpacked")
+    except (EOFError, OSError, zlib.error) as error:
+        raise ConfigError(f"the packed file cannot be unpacked: {error}", where=file, remedy="pack it again") from error
+    return copy
+
+
+def _rows_alone(source: Path, copy: Path, file: Path, report: DataReport) -> Path:
+    """Copies the lines that are JSON objects, and leaves the others blank."""
+    with storage_errors(source), source.open("rb") as lines, copy.open("wb") as out:
+        for number, line in enumerate(lines, 1):
+            reason = None
+            try:
+                if line.strip() and not isinstance(json.loads(line), dict):
+                    reason = "a row must be an object"
+            except (ValueError, RecursionError) as error:
+                reason = f"no JSON: {error}"
+            if reason is not None:
+                report.bad[-number] = f"{reason} (at {file}, line {number})."
+            out.write(line if reason is None else b"\n")
+    return copy

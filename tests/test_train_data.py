@@ -1,0 +1,183 @@
+"""Where rows come from, what becomes of them, and how they are packed."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+
+import pytest
+
+from datasets import Dataset
+from transformers import AutoTokenizer
+
+from adapterpack import train
+from adapterpack.errors import AdapterpackError, ConfigError, StorageError
+from adapterpack.tasks.data_report import DataReport
+from adapterpack.tasks.task import task_named
+from adapterpack.training import data, readable_files
+from adapterpack.training.config.config import read_config
+from adapterpack.training.config.sources import Source
+from adapterpack.training.loop.preparing import training_of
+from adapterpack.training.loop.reading import read
+
+ROWS = [{"text": f"w{number} w{number + 1}", "label": "no" if number % 2 else "yes"} for number in range(12)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The data sets' cache in a folder of the test's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv("HF_DATASETS_CACHE", str(folder))
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", folder)
+        yield folder
+
+
+def lines(rows: list[Any]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def table(rows: list[dict[str, Any]], path: Path, sep: str) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), delimiter=sep)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def config(base: Path, folder: Path, **more: Any) -> dict[str, Any]:
+    return {"model_name_or_path": str(base), "output_dir": str(folder / "pack"), "max_length": 32, "max_steps": 2, "r": 2,
+            "learning_rate": 1e-2, "per_device_train_batch_size": 2, **more}
+
+
+def rows_of(base: Path, **settings: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None]:
+    (one,), _ = read_config({"model_name_or_path": str(base), "output_dir": "out", **settings})
+    task = task_named(one.task)
+    found = read(one, task, training_of(task), AutoTokenizer.from_pretrained(base))
+    return found[0], found[1]
+
+
+def test_rows_are_the_same_from_every_kind_of_file(tmp_path: Path) -> None:
+    """Plain and packed, one file, several by a pattern, a folder, a split of a file, columns by other names; a folder of pictures has the
+    names of its folders for labels.
+    """
+    (tmp_path / "a.json").write_text(json.dumps(ROWS))
+    (tmp_path / "a.jsonl").write_text(lines(ROWS))
+    table(ROWS, tmp_path / "a.csv", ",")
+    table(ROWS, tmp_path / "a.tsv", "\t")
+    Dataset.from_list(ROWS).to_parquet(tmp_path / "a.parquet")
+    for kind in ("jsonl", "csv"):
+        (tmp_path / f"a.{kind}.gz").write_bytes(gzip.compress((tmp_path / f"a.{kind}").read_bytes()))
+    for kind in ("json", "jsonl", "csv", "tsv", "parquet", "jsonl.gz", "csv.gz"):
+        assert data.load_rows(str(tmp_path / f"a.{kind}")).to_list() == ROWS, kind
+    assert data.load_rows(str(tmp_path / "a.[cj]s*")).to_list() == ROWS * 5  # csv, csv.gz, json, jsonl, jsonl.gz
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "train.jsonl").write_text(lines(ROWS[:5]))
+    (tmp_path / "folder" / "test.jsonl").write_text(lines(ROWS[5:]))
+    assert data.load_rows(str(tmp_path / "folder")).to_list() == ROWS[:5]
+    assert data.load_rows(Source(str(tmp_path / "folder"), split="test")).to_list() == ROWS[5:]
+    renamed = data.load_rows(Source(str(tmp_path / "a.csv"), split="train[:3]", columns={"review": "text"}))
+    assert renamed.to_list() == [{"review": row["text"], "label": row["label"]} for row in ROWS[:3]]
+    (tmp_path / "a.txt").write_text("w1 w2\n\nw3\n")
+    assert data.load_rows(str(tmp_path / "a.txt"))["text"] == ["w1 w2", "", "w3"]
+    from PIL import Image  # noqa: PLC0415 - for this alone
+
+    for label in ("cat", "dog"):
+        (tmp_path / "pictures" / label).mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / "pictures" / label / "one.png")
+    pictures = data.load_rows(str(tmp_path / "pictures"))
+    assert (sorted(pictures["label"]), pictures[0]["image"].size) == (["cat", "dog"], (4, 4))
+
+
+@pytest.mark.parametrize(("name", "content", "more", "error", "words"), [
+    ("a.jsonl", None, {}, StorageError, ["no such data file"]),
+    ("b*.jsonl", None, {}, StorageError, ["no such data file", "b*.jsonl"]),
+    ("a.docx", b"x", {}, ConfigError, ["no known kind", ".docx", ".jsonl"]),
+    ("a.jsonl.gz", b"\x1f\x8bxx", {}, ConfigError, ["cannot be unpacked"]),
+    ("a.jsonl.gz", gzip.compress(b" " * (1 << 20)), {}, ConfigError, ["far larger than it looks", "a.jsonl.gz"]),
+    ("a.jsonl.gz", gzip.compress(b'{"text": "w1"}\n{"text" "w2"}\n'), {}, ConfigError, ["a.jsonl.gz, line 2"]),
+    ("a.jsonl", lines(ROWS).encode(), {"revision": "main"}, ConfigError, ["no such setting"]),
+    ("a.jsonl", lines(ROWS).encode(), {"columns": {"review": "txt"}}, ConfigError, ["no such column", "found txt", "text"]),
+])
+def test_files_that_are_none(
+    name: str, content: bytes | None, more: dict[str, Any], error: type[AdapterpackError], words: list[str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is missing, damaged or of another kind is named."""
+    monkeypatch.setattr(readable_files, "_LEAST", 1 << 16)
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(error) as caught:
+        data.load_rows(Source(str(tmp_path / name), **more))
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_sources_of_several_forms(tiny_llama: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Each source has its own form, told by its columns or named; the table says what was read as what, and what became of it."""
+    (tmp_path / "chats.jsonl").write_text(lines([{"messages": [{"role": "user", "content": "w1"}, {"role": "assistant", "content": "w2"}],
+                                                  "id": 7}]))
+    table([{"question": "w3", "answer": "w4"}, {"question": " ".join(["w5"] * 40), "answer": "w6"}], tmp_path / "pairs.csv", ",")
+    (tmp_path / "plain.txt").write_text("w7\n\n" + " ".join(["w8"] * 40) + "\n")
+    with caplog.at_level(logging.INFO):
+        train({**config(tiny_llama, tmp_path), "datasets": [
+            str(tmp_path / "chats.jsonl"),
+            {"path": str(tmp_path / "pairs.csv"), "type": "alpaca", "columns": {"instruction": "question", "output": "answer"}},
+            {"path": str(tmp_path / "plain.txt"), "type": "completion"}]})
+    shown = next(record.getMessage() for record in caplog.records if record.getMessage().startswith("data:")).splitlines()[1:]
+    cells = [line.replace(str(tmp_path) + "/", "").split() for line in shown]
+    assert cells[1:] == [["chats.jsonl", "messages", "1", "3", "0", "0", "0", "id"],
+                         ["pairs.csv", "alpaca", "1", "3", "0", "1", "0"],
+                         ["plain.txt", "text", "3", "43", "0", "1", "0"]]
+    with pytest.raises(ConfigError, match="not of the form messages"):
+        rows_of(tiny_llama, train_file={"path": str(tmp_path / "pairs.csv"), "form": "messages"})
+    with pytest.raises(ConfigError, match="no form to choose"):
+        (tmp_path / "labels.jsonl").write_text(lines(ROWS))
+        rows_of(tiny_llama, task="text-classification", train_file={"path": str(tmp_path / "labels.jsonl"), "form": "text"})
+
+
+def test_bad_rows_end_the_run_or_are_left_out(tiny_llama: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """By row and by line where blank lines or skipped ones make these differ; what is left are the good rows."""
+    good = [{"prompt": f"w{number}", "completion": "w9"} for number in range(4)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n" + lines(good[:2]) + "no json\n" + lines([{"prompt": "w1", "completion": None}]) + "[1]\n" + lines(good[2:]))
+    with pytest.raises(ConfigError, match="line 4"):
+        rows_of(tiny_llama, train_file=str(path))
+    with caplog.at_level(logging.WARNING):
+        rows, _ = rows_of(tiny_llama, train_file=str(path), on_bad_row="skip")
+    path.write_text(lines(good))
+    assert rows == rows_of(tiny_llama, train_file=str(path))[0]
+    assert "3 rows are left out" in caplog.text
+    for words in ("line 4)", "line 6)", "row 3 (line 5)"):
+        assert words in caplog.text
+    path.write_text("\n" + lines([good[0], {"prompt": "w1", "completion": None}]))
+    with pytest.raises(ConfigError, match=r"row 2 \(line 3\)"):
+        rows_of(tiny_llama, train_file=str(path))
+    path.write_text(lines([*ROWS, {"text": "w1", "label": None}, {"text": None, "label": "no"}]))
+    kept, _ = rows_of(tiny_llama, task="text-classification", train_file=str(path), on_bad_row="skip")
+    assert len(kept) == len(ROWS)
+    path.write_text(lines([{"prompt": "w1", "completion": None}]))
+    with pytest.raises(ConfigError, match="no row"):
+        rows_of(tiny_llama, train_file=str(path), on_bad_row="skip")
+
+
+@pytest.mark.parametrize(("size", "apart"), [(0.25, 3), (5, 5)])
+def test_rows_are_kept_apart_to_evaluate_on(size: float, apart: int, tiny_llama: Path, tmp_path: Path) -> None:
+    """A share or a number, drawn by the seed over all sources: no row is both learned from and evaluated on."""
+    for name, some in (("a", ROWS[:4]), ("b", ROWS[4:])):
+        (tmp_path / f"{name}.jsonl").write_text(lines([{"text": row["text"]} for row in some]))
+    settings = {"train_file": [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")], "val_set_size": size}
+    kept, evaluated = rows_of(tiny_llama, **settings)
+    assert (len(kept), len(evaluated or ())) == (12 - apart, apart)
+    assert {tuple(row["input_ids"]) for row in kept}.isdisjoint(tuple(row["input_ids"]) for row in evaluated or ())
+    assert (kept, evaluated) == rows_of(tiny_llama, **settings)
+    assert (kept, evaluated) != rows_of(tiny_llama, **settings, seed=1)
+    (pack,) = train(config(tiny_llama, tmp_path, **settings, eval_strategy="steps", eval_steps=1))
+    assert {(metric["name"], metric["dataset"], metric["n"]) for metric in pack.manifest.metrics} == {("loss", "a.jsonl, b.jsonl", apart)}
+    assert [entry["id"] for entry in pack.manifest.training["datasets"]] == ["a.jsonl", "b.jsonl"]
+    with pytest.raises(ConfigError, match="val_set_size leaves no rows"):
+        rows_of(tiny_llama, **{**settings, "val_set_size": 12})
