@@ -42,7 +42,7 @@ def test_yaml_round_trip(tmp_path: Path) -> None:
                 "learning_rate": 3e-5, "num_train_epochs": 1.5, "max_steps": 11, "per_device_train_batch_size": 2,
                 "per_device_eval_batch_size": 4, "gradient_accumulation_steps": 3, "lr_scheduler_type": "cosine", "warmup_steps": 0.1,
                 "weight_decay": 0.01, "max_grad_norm": 0.5, "logging_steps": 7, "seed": 5, "dtype": "bfloat16", "bf16": True, "gradient_checkpointing": True,
-                "group_by_length": True,
+                "group_by_length": True, "packing": True,
                 "max_train_samples": 100, "skip_train_samples": 3, "load_in_4bit": True, "load_in_8bit": False, "save_strategy": "epoch",
                 "save_steps": 9, "save_total_limit": 3, "eval_strategy": "epoch", "eval_steps": 4, "load_best_model_at_end": True,
                 "metric_for_best_model": "accuracy", "greater_is_better": True, "early_stopping_patience": 2,
@@ -86,6 +86,7 @@ def test_defaults_are_the_dataclasses() -> None:
         ({"torch_dtype": "torch.bfloat16"}, {"dtype": "bfloat16"}),
         ({"torch_dtype": "fp32"}, {"dtype": "float32"}),
         ({"torch_dtype": "auto"}, {"dtype": "auto"}),
+        ({"sample_packing": True}, {"packing": True}),
         # PEFT, and what saved PEFT configs say
         ({"peft_type": "LORA", "target_modules": "all-linear"}, {"method": "lora", "targets": "all-linear"}),
         ({"max_seq_length": 5, "batch_size": 6, "dataset": "d", "output": "o", "model_name": "n"},

@@ -9,7 +9,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-
 import pytest
 
 from datasets import Dataset
@@ -19,7 +18,7 @@ from adapterpack import train
 from adapterpack.errors import AdapterpackError, ConfigError, StorageError
 from adapterpack.tasks.data_report import DataReport
 from adapterpack.tasks.task import task_named
-from adapterpack.training import data, readable_files
+from adapterpack.training import data, packing, readable_files
 from adapterpack.training.config.config import read_config
 from adapterpack.training.config.sources import Source
 from adapterpack.training.loop.preparing import training_of
@@ -181,3 +180,81 @@ def test_rows_are_kept_apart_to_evaluate_on(size: float, apart: int, tiny_llama:
     assert [entry["id"] for entry in pack.manifest.training["datasets"]] == ["a.jsonl", "b.jsonl"]
     with pytest.raises(ConfigError, match="val_set_size leaves no rows"):
         rows_of(tiny_llama, **{**settings, "val_set_size": 12})
+
+
+# --- packing
+
+
+def tiny(kind: str) -> Any:
+    """A random model of a family in float64, with a sliding window that is shorter than its rows where there is one."""
+    common = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    configs = {
+        "llama": lambda: transformers.LlamaConfig(**common, num_key_value_heads=2),
+        "gpt2": lambda: transformers.GPT2Config(vocab_size=96, n_embd=32, n_layer=2, n_head=4, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0),
+        "mistral": lambda: transformers.MistralConfig(**common, num_key_value_heads=2, sliding_window=4),
+        "gemma2": lambda: transformers.Gemma2Config(**common, num_key_value_heads=2, head_dim=8, sliding_window=4),
+        "bloom": lambda: transformers.BloomConfig(vocab_size=96, hidden_size=32, n_layer=2, n_head=4),
+    }
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(configs[kind]()).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "mistral", "gemma2"])
+def test_packed_rows_have_the_losses_and_gradients_of_rows_alone(kind: str) -> None:
+    """In float64, to its roundings: with an adapter, padding between rows of a batch, and rows longer than a sliding window."""
+    model = adapt(tiny(kind), LoRA(r=2, targets="all-linear")).train()
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = 0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(parameter)), dtype=torch.float64)
+    rng = np.random.default_rng(0)
+    rows = [{"input_ids": ids, "labels": [-100] * (len(ids) // 3) + ids[len(ids) // 3 :]}
+            for ids in (rng.integers(1, 96, length).tolist() for length in (3, 11, 7, 9, 2, 14, 5))]
+    bins = packing.packed(rows, 20)
+    assert sorted(len(one["input_ids"]) for one in bins) == [13, 18, 20]
+    packing.require_apart(model, rows)
+
+    def total(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        logits = model(**{key: value for key, value in batch.items() if key != "labels"}, use_cache=False).logits[:, :-1]
+        return torch.nn.functional.cross_entropy(logits.transpose(1, 2), batch["labels"][:, 1:], reduction="sum")
+
+    def gradients(loss: torch.Tensor) -> list[torch.Tensor]:
+        return list(torch.autograd.grad(loss, [value for value in model.parameters() if value.requires_grad]))
+
+    alone = sum(total(data.Collator(0)([row])) for row in rows)
+    together = total(data.Collator(0)(bins))
+    torch.testing.assert_close(together, alone, rtol=1e-9, atol=0)
+    for ours, theirs in zip(gradients(together), gradients(alone), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-9)
+
+
+def test_a_model_that_mixes_packed_rows_is_refused(tiny_llama: Path, tiny_bert: Path, tmp_path: Path) -> None:
+    """Bloom takes no positions; a prompt in front of a packed row stands in front of one of its rows only; classifiers learn of rows."""
+    rows = [{"input_ids": list(range(1, 9)), "labels": [1] * 8}] * 2
+    with pytest.raises(Unsupported, match="takes no positions"):
+        packing.require_apart(tiny("bloom"), rows)
+    (tmp_path / "rows.jsonl").write_text(lines([{"text": row["text"]} for row in ROWS]))
+    (tmp_path / "labels.jsonl").write_text(lines(ROWS))
+    settings = config(tiny_llama, tmp_path, train_file=str(tmp_path / "rows.jsonl"), packing=True)
+    with pytest.raises(Unsupported, match="not kept apart"):
+        train({key: value for key, value in settings.items() if key != "r"} | {"method": "prompt-tuning"})
+    with pytest.raises(ConfigError, match="only rows of language models"):
+        train({**config(tiny_bert, tmp_path), "task": "text-classification", "packing": True, "train_file": str(tmp_path / "labels.jsonl")})
+    (pack,) = train(settings)
+    assert pack.manifest.training["rows"] == 2  # of 12 rows of 3 tokens, 10 fit into 32
+
+
+@given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=60))
+def test_every_row_is_in_one_pack(lengths: list[int]) -> None:
+    """None is lost, cut or mixed, no pack is too long, and no two could be one."""
+    rows = [{"input_ids": [number] * length, "labels": [number] * length} for number, length in enumerate(lengths)]
+    bins = packing.packed(rows, 30)
+    held = [number for one in bins for number, position in zip(one["input_ids"], one["position_ids"], strict=True) if position == 0]
+    assert sorted(held) == list(range(len(rows)))
+    assert sum(len(one["input_ids"]) for one in bins) == sum(lengths)
+    widths = sorted(len(one["input_ids"]) for one in bins)
+    assert widths[-1] <= 30
+    assert len(widths) < 2 or widths[0] + widths[1] > 30

@@ -138,7 +138,10 @@ def labels_in(rows: Dataset, where: object) -> list[str]:
 
 @dataclass(frozen=True)
 class Collator:
-    """Pads the rows of a batch on the right to the longest: ids, mask and types, and labels where they are sequences."""
+    """Pads the rows of a batch on the right to the longest: ids, mask and types, and labels where they are sequences.
+
+    Rows that say their positions are packed, and have no mask: what is padding there comes after all that is learned.
+    """
 
     pad_token_id: int
 
@@ -153,8 +156,9 @@ class Collator:
 
         batch = {
             "input_ids": [padded(row["input_ids"], self.pad_token_id) for row in rows],
-            "attention_mask": [padded([1] * len(row["input_ids"]), 0) for row in rows],
         }
+        if "position_ids" not in rows[0]:
+            batch["attention_mask"] = [padded([1] * len(row["input_ids"]), 0) for row in rows]
         for key in rows[0].keys() - {"input_ids"}:
             fill = IGNORED if key == "labels" else 0
             batch[key] = [padded(row[key], fill) if isinstance(row[key], list) else row[key] for row in rows]

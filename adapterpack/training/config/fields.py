@@ -73,6 +73,7 @@ class TrainConfig:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     bf16: bool = False
     group_by_length: bool = False
+    packing: bool = False
     gradient_checkpointing: bool = False
     max_train_samples: int | None = None
     skip_train_samples: int = 0

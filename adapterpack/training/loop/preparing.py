@@ -21,6 +21,7 @@ from .. import data
 from ..config.fields import TrainConfig
 from ..inject import adapt
 from ..loading import load_config, loaded, stored_dtype
+from ..packing import packed, require_apart
 from .reading import read
 
 log = logging.getLogger(__name__)
@@ -64,7 +65,22 @@ def prepared(config: TrainConfig, task: Task, folder: Path, tokenizer: Any) -> P
         _require_acting(method_config.acts, encoded, config.train_file)
     collator = data.Collator(padding or 0)  # masked, so any id would do
     adapt(model, method_config, config.pack_name, config.seed, map(collator, _samples(encoded, config)))
-    return Prepared(model, encoded, evaluation, collator)
+    return Prepared(model, _packed(model, encoded, config) if config.packing else encoded, evaluation, collator)
+
+
+def _packed(model: Any, rows: list[dict[str, Any]], config: TrainConfig) -> list[dict[str, Any]]:
+    """The rows packed, where they are sequences of which each token is learned by those before it, and the model keeps them apart."""
+    if not all(row.keys() == {"input_ids", "labels"} and isinstance(row["labels"], list) for row in rows):
+        raise ConfigError("only rows of language models can be packed", where="packing", found=f"task {config.task}",
+                          remedy="leave packing out; group_by_length saves padding, too")
+    if config.method_config.acts is not None:
+        raise ConfigError("an adapter that acts at some positions of a row cannot tell them in packed rows", where="packing",
+                          remedy="leave packing out; group_by_length saves padding, too")
+    require_apart(model, rows)
+    result = packed(rows, config.max_length)
+    tokens = sum(len(row["input_ids"]) for row in rows)
+    log.info("%d rows are packed into %d, which are full to %.0f %%", len(rows), len(result), 100 * tokens / (len(result) * config.max_length))
+    return result
 
 
 def _dtype(config: TrainConfig, folder: Path) -> str:
