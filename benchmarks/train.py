@@ -1,10 +1,12 @@
-"""One training step of a LoRA: adapterpack beside PEFT, on the same random Llama, targets, initial tensors, batch and optimizer.
+"""One training step of a LoRA: adapterpack beside PEFT, on the same model, targets, initial tensors, rows and optimizer.
 
-Both models live in one process and take their steps in turn, after warm-up steps that are not counted; a step is forward, backward and
-AdamW. The gradients of the first step are compared. Peak memory is that of a process of its own for each, which takes three steps: on
-CUDA what torch allocated, on the CPU the largest resident size above that before the first step.
+The model is SmolLM2, of which real rows are learned, or a tiny random Llama. Both models live in one process and take their steps in turn,
+after warm-up steps that are not counted; a step is forward, backward and AdamW, with the loss as each one's trainer computes it. Without
+dropout the gradients of the first step are compared. Peak memory is that of a process of its own for each, which takes three steps: on CUDA
+what torch allocated, on the CPU the largest resident size, whole and above that before the first step.
 
-    python benchmarks/train.py --size 135m
+    python benchmarks/train.py
+    python benchmarks/train.py --dropout 0.05 --length 1024
     python benchmarks/train.py --size tiny --dtype bfloat16 --json
 """
 
@@ -22,45 +24,58 @@ from typing import Any, NamedTuple
 
 import torch
 
-SIZES = {
-    "tiny": {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 2, "num_attention_heads": 4},
-    "135m": {"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
-             "num_key_value_heads": 3},
-}
+TINY = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 2, "num_attention_heads": 4}
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 class Subject(NamedTuple):
-    """A model with its adapter in training, and the adapter's tensors by ``path.lora_A`` and ``path.lora_B``."""
+    """A model with its adapter in training, the adapter's tensors by ``path.lora_A`` and ``path.lora_B``, and how its loss is computed."""
 
     model: Any
     adapter: dict[str, Any]
+    loss: Callable[[dict[str, torch.Tensor]], torch.Tensor]
 
 
 def base(args: argparse.Namespace) -> Any:
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**SIZES[args.size], tie_word_embeddings=True))
-    return model.to(args.device, getattr(torch, args.dtype))
+    if args.size == "tiny":
+        torch.manual_seed(0)
+        return LlamaForCausalLM(LlamaConfig(**TINY, tie_word_embeddings=True)).to(args.device, getattr(torch, args.dtype))
+    return AutoModelForCausalLM.from_pretrained(smollm2(), dtype=getattr(torch, args.dtype)).to(args.device)
+
+
+def smollm2() -> Path:
+    from adapterpack.demos.models import SMOLLM2, fetch
+
+    return fetch(SMOLLM2)
 
 
 def ours(args: argparse.Namespace) -> Subject:
     from adapterpack import LoRA, adapt
     from adapterpack.training.layers.layer import AdaptedLayer
+    from adapterpack.training.loop.blockwise_loss import blockwise_loss
 
-    model = adapt(base(args), LoRA(r=args.rank, alpha=2 * args.rank, targets=TARGETS), "bench").train()
+    model = adapt(base(args), LoRA(r=args.rank, alpha=2 * args.rank, dropout=args.dropout, targets=TARGETS), "bench").train()
+    blocks = blockwise_loss(model, batch(args))
+    assert blocks is not None
+
+    def loss(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        with blocks.instead():
+            return model(**inputs).loss
+
     return Subject(model, {f"{layer._site.path}.{key}": value for layer in model.modules() if isinstance(layer, AdaptedLayer)
-                           for key, value in layer._part("bench").items()})
+                           for key, value in layer._part("bench").items()}, loss)
 
 
 def peft(args: argparse.Namespace) -> Subject:
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig(r=args.rank, lora_alpha=2 * args.rank, target_modules=list(TARGETS), task_type="CAUSAL_LM")
+    config = LoraConfig(r=args.rank, lora_alpha=2 * args.rank, lora_dropout=args.dropout, target_modules=list(TARGETS),
+                        task_type="CAUSAL_LM")
     model = get_peft_model(base(args), config).train()
     return Subject(model, {name.removeprefix("base_model.model.").replace(".default.weight", ""): value
-                           for name, value in model.named_parameters() if value.requires_grad})
+                           for name, value in model.named_parameters() if value.requires_grad}, lambda inputs: model(**inputs).loss)
 
 
 SUBJECTS: dict[str, Callable[[argparse.Namespace], Subject]] = {"adapterpack": ours, "peft": peft}
@@ -76,8 +91,19 @@ def fill(subject: Subject) -> None:
 
 
 def batch(args: argparse.Namespace) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(2)
-    ids = torch.randint(1, SIZES[args.size]["vocab_size"], (args.batch, args.length), generator=generator).to(args.device)
+    """Rows of the demo's orders, one after the other, all of whose tokens are learned; of the tiny model random ones."""
+    count = args.batch * args.length
+    if args.size == "tiny":
+        ids = torch.randint(1, TINY["vocab_size"], (count,), generator=torch.Generator().manual_seed(2))
+    else:
+        from transformers import AutoTokenizer
+
+        from adapterpack.demos.encoder import rows_of
+
+        text = "\n".join(f"{row['prompt']}\n{row['completion']}" for row in rows_of("orders", "train"))
+        tokens = AutoTokenizer.from_pretrained(smollm2())(text)["input_ids"]
+        ids = torch.tensor((tokens * (count // len(tokens) + 1))[:count])
+    ids = ids.reshape(args.batch, args.length).to(args.device)
     return {"input_ids": ids, "labels": ids}
 
 
@@ -86,7 +112,7 @@ def stepper(subject: Subject, inputs: dict[str, torch.Tensor]) -> Callable[[], f
     optimizer = torch.optim.AdamW(subject.adapter.values(), lr=1e-4)
 
     def step() -> float:
-        loss = subject.model(**inputs).loss
+        loss = subject.loss(inputs)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -96,7 +122,7 @@ def stepper(subject: Subject, inputs: dict[str, torch.Tensor]) -> Callable[[], f
 
 
 def gradients(subject: Subject, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    subject.model(**inputs).loss.backward()
+    subject.loss(inputs).backward()
     found = {name: value.grad.float().clone() for name, value in subject.adapter.items()}
     subject.model.zero_grad()
     return found
@@ -112,8 +138,8 @@ def resident_mb(field: str) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
 
 
-def peak(args: argparse.Namespace) -> float:
-    """MB above the model and its adapter, over three steps of one subject in this process."""
+def peak(args: argparse.Namespace) -> tuple[float, float]:
+    """MB of this process over three steps of one subject, and those above the model and its adapter."""
     subject, inputs = SUBJECTS[args.worker](args), batch(args)
     step = stepper(subject, inputs)
     if args.device == "cuda":
@@ -124,7 +150,8 @@ def peak(args: argparse.Namespace) -> float:
         before = resident_mb("VmRSS")
     for _ in range(3):
         step()
-    return (torch.cuda.max_memory_allocated() / 2**20 if args.device == "cuda" else resident_mb("VmHWM")) - before
+    most = torch.cuda.max_memory_allocated() / 2**20 if args.device == "cuda" else resident_mb("VmHWM")
+    return most, most - before
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
@@ -146,7 +173,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             wait(args)
             if run >= args.warm_up:
                 times[who].append(time.perf_counter() - started)
-    figures = {who: {"seconds": median(values), "fastest": min(values), "peak_mb": memory(who)} for who, values in times.items()}
+    figures = {who: {"seconds": median(values), "fastest": min(values), **memory(who)} for who, values in times.items()}
+    pairs = [ours / theirs for ours, theirs in zip(times["adapterpack"], times["peft"], strict=True)]
     return {
         "benchmark": "train",
         "size": args.size,
@@ -154,49 +182,57 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "dtype": args.dtype,
         "batch": [args.batch, args.length],
         "rank": args.rank,
+        "dropout": args.dropout,
         "sites": len(found["peft"]) // 2,
         "threads": torch.get_num_threads(),
         "runs": args.runs,
         **figures,
-        "ratio": figures["peft"]["seconds"] / figures["adapterpack"]["seconds"],
-        "ratio_peak": figures["peft"]["peak_mb"] / figures["adapterpack"]["peak_mb"],
-        "gradient_difference": difference / largest,
+        "time_ratio": median(pairs),
+        "time_ratios": [min(pairs), max(pairs)],
+        "peak_ratio": figures["adapterpack"]["peak_mb"] / figures["peft"]["peak_mb"],
+        "peak_ratio_above_model": figures["adapterpack"]["above_model_mb"] / figures["peft"]["above_model_mb"],
+        "gradient_difference": None if args.dropout else difference / largest,
     }
 
 
-def memory(who: str) -> float:
+def memory(who: str) -> dict[str, float]:
     done = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--worker", who], capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stderr)
-    return float(done.stdout.splitlines()[-1])
+    most, above = map(float, done.stdout.splitlines()[-1].split())
+    return {"peak_mb": most, "above_model_mb": above}
 
 
 def show(result: dict[str, Any]) -> None:
     rows, length = result["batch"]
-    print(f"Llama {result['size']}, {result['device']}, {result['dtype']}, {rows} x {length} tokens, {result['sites']} sites of rank "
-          f"{result['rank']}; median of {result['runs']}")
+    print(f"{result['size']}, {result['device']}, {result['dtype']}, {rows} x {length} tokens, {result['sites']} sites of rank "
+          f"{result['rank']}, dropout {result['dropout']}; median of {result['runs']}")
     for who in SUBJECTS:
         r = result[who]
-        print(f"  {who:12} step {1000 * r['seconds']:8.1f} ms   fastest {1000 * r['fastest']:8.1f} ms   peak {r['peak_mb']:6.0f} MB")
-    print(f"  ratio (PEFT / adapterpack): time {result['ratio']:.2f}, peak memory {result['ratio_peak']:.2f}")
-    print(f"  largest difference between the gradients: {result['gradient_difference']:.1e} of the largest gradient")
+        print(f"  {who:12} step {1000 * r['seconds']:8.1f} ms   fastest {1000 * r['fastest']:8.1f} ms   peak {r['peak_mb']:6.0f} MB, "
+              f"{r['above_model_mb']:.0f} above the model")
+    print("  adapterpack / PEFT: time {:.3f} in the median pair ({:.2f} to {:.2f}), peak memory {:.2f}, above the model {:.2f}".format(
+        result["time_ratio"], *result["time_ratios"], result["peak_ratio"], result["peak_ratio_above_model"]))
+    if result["gradient_difference"] is not None:
+        print(f"  largest difference between the gradients: {result['gradient_difference']:.1e} of the largest gradient")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=SIZES, default="135m")
+    parser.add_argument("--size", choices=("tiny", "135m"), default="135m", help="135m is SmolLM2")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the base; adapters are in float32")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--dropout", type=float, default=0.0)
+    parser.add_argument("--runs", type=int, default=12)
     parser.add_argument("--warm-up", type=int, default=2)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--worker", choices=SUBJECTS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
-        print(peak(args))
+        print(*peak(args))
         return
     result = measure(args)
     print(json.dumps(result, indent=2)) if args.json else show(result)

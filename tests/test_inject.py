@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from transformers import (
     DistilBertModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
 )
 
 import adapterpack
@@ -42,8 +45,9 @@ from adapterpack.manifest.parts import Canary
 from adapterpack.pack import canary
 from adapterpack.training.active import adapter_names
 from adapterpack.training.canaries.canary import verify_canary
+from adapterpack.training.kernels.dropout import Dropout
 from adapterpack.training.kernels.low_rank import add_low_rank, is_low_rank
-from adapterpack.training.layers.layer import AdaptedLayer
+from adapterpack.training.layers.layer import Adapted, AdaptedLayer
 from adapterpack.training.layers.whole import SavedModule
 from adapterpack.training.layers.wrapper import base_modules
 from adapterpack.training.parts import parts_of
@@ -182,16 +186,16 @@ def test_several_adapters_and_the_formula(names: list[str]) -> None:
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_a_base_in_float64_stays_in_float64(dropout: float) -> None:
-    """The branch of a float64 base is computed in float64, by the kernel and by the generic path: the formula within 1e-12."""
+    """The branch of a float64 base is computed in float64, with dropout and without: the formula within 1e-12."""
     model = mlp().double()
     shake(adapt(model, LoRA(r=3, alpha=5, dropout=dropout)), 0.5)
-    model.eval()[0].training = dropout > 0  # with dropout, the generic path at the first layer
+    model.eval()[0].training = dropout > 0
     x = torch.randn(6, 7, dtype=torch.float64)
     if dropout:
         torch.manual_seed(3)
         y = model[0](x)
         torch.manual_seed(3)
-        dropped = nn.functional.dropout(x, dropout)
+        dropped = Dropout.drawn(dropout).of(x)
         p = {key: value.astype(np.float64) for key, value in model[0]._params("default").items()}
         branch = dropped.numpy() @ p["lora_A"].T @ p["lora_B"].T * (5 / 3)
         expected = x.numpy() @ _float64(model[0].weight).T + _float64(model[0].bias) + branch
@@ -880,3 +884,39 @@ def test_a_checkpoint_holds_the_adapter_alone(tiny_llama: Path, tmp_path: Path) 
     copy.deepcopy(again).save_pretrained(tmp_path / "copy")
     detach(model).save_pretrained(tmp_path / "whole")
     assert torch.equal(logits(causal(tmp_path / "whole")), logits(causal(tiny_llama)))
+
+
+def test_experts_are_taken_by_a_word(caplog: pytest.LogCaptureFixture) -> None:
+    """Fused or one by one, alone and with all linear layers; what chooses among them never is, and what is left is said."""
+    torch.manual_seed(0)
+    common = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2,
+              "intermediate_size": 24}
+
+    def paths(model: nn.Module, targets: Any) -> set[str]:
+        adapt(model, LoRA(r=2, targets=targets))
+        return {module._site.path.removeprefix("model.layers.0.") for module in model.modules() if isinstance(module, Adapted)}
+
+    def mixtral() -> nn.Module:
+        return MixtralForCausalLM(MixtralConfig(**common, num_local_experts=3, num_experts_per_tok=2))
+
+    attention = {f"self_attn.{name}_proj" for name in "qkvo"}
+    fused = {"mlp.experts.gate_up_proj", "mlp.experts.down_proj"}
+    with caplog.at_level(logging.INFO):
+        assert paths(mixtral(), "all-linear") == attention
+    assert "all-linear takes 4 layers and leaves experts.down_proj (1), experts.gate_up_proj (1), gate.weight (1)" in caplog.text
+    assert paths(mixtral(), "all-experts") == fused
+    model = mixtral()
+    assert paths(model, ("all-linear", "all-experts")) == attention | fused
+    ids = torch.arange(1, 9)[None]
+    model(input_ids=ids, labels=ids).loss.backward()
+    assert all(value.grad is not None for value in model.parameters() if value.requires_grad)
+
+    class One(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate, self.mix = nn.Linear(4, 3), nn.Linear(4, 4)
+            self.experts = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+
+    assert paths(nn.Sequential(One()), "all-experts") == {"0.experts.0", "0.experts.1", "0.experts.2"}
+    assert paths(nn.Sequential(One()), "all-linear") == {"0.mix", "0.experts.0", "0.experts.1", "0.experts.2"}
+    assert paths(nn.Sequential(One()), ("all-linear", "gate")) == {"0.gate", "0.mix", "0.experts.0", "0.experts.1", "0.experts.2"}

@@ -17,6 +17,7 @@ from adapterpack.adapter_methods import BlockCirculant, Chain, Dense, Diagonal, 
 from adapterpack.adapter_methods.core.base import fold_form
 from adapterpack.adapter_methods.core.sparse import Sparse
 from adapterpack.training.kernels import low_rank
+from adapterpack.training.kernels.dropout import Dropout
 from adapterpack.training.kernels.low_rank import Frozen, belongs_within, fused
 
 pytestmark = pytest.mark.fast
@@ -45,6 +46,10 @@ def numbers(*shape: int, wanted: bool = True) -> torch.Tensor:
     return torch.randn(shape, dtype=torch.float64).requires_grad_(wanted)
 
 
+DRAW = Dropout(5, 1 << 14)
+"""Drops a quarter, the same in each pass, whatever shape the numbers have."""
+
+
 def dense(form: NormalForm, layer: Frozen, x: torch.Tensor, entry: torch.Tensor) -> torch.Tensor:
     """The normal form, by dense matrices."""
     change = 0 if form.down is None else form.down.dense() if form.up is None else form.up.dense() @ form.down.dense()
@@ -63,20 +68,20 @@ def test_the_fast_ways_have_the_right_values_and_derivatives(name: str, apart: b
     layers = [Frozen(numbers(9, 7, wanted=False), bias) for bias in (None, numbers(9, wanted=False))]
     subjects = ((2, 2, 7), layers[0], True), ((3, 7), layers[1], False), ((7,), layers[1], True), ((0, 7), layers[0], True)
     for shape, layer, of_x in subjects:
-        leaves = (numbers(*shape, wanted=of_x), numbers(*shape, wanted=of_x), numbers(3, 7), numbers(9, 3), numbers(3, 3), numbers(9))
+        leaves = (numbers(*shape, wanted=of_x), numbers(3, 7), numbers(9, 3), numbers(3, 3), numbers(9))
         for within in (False, True):
-            if within and not belongs_within(FORMS[name](*leaves[2:]), 10**6):
+            if within and not belongs_within(FORMS[name](*leaves[1:]), 10**6):
                 continue
             monkeypatch.setattr(low_rank, "belongs_within", lambda form, rows, within=within: within)
 
-            def f(x: torch.Tensor, entry: torch.Tensor, *rest: torch.Tensor, layer: Frozen = layer) -> torch.Tensor:
-                y = fused(FORMS[name](*rest), layer, x, entry if apart else None)
+            def f(x: torch.Tensor, *rest: torch.Tensor, layer: Frozen = layer) -> torch.Tensor:
+                y = fused(FORMS[name](*rest), layer, x, DRAW if apart else None)
                 if y is None:  # none of the chains: only within
-                    return dense(FORMS[name](*rest), layer, x, entry if apart else x)
+                    return dense(FORMS[name](*rest), layer, x, DRAW.of(x) if apart else x)
                 return y
 
-            form = FORMS[name](*leaves[2:])
-            torch.testing.assert_close(f(*leaves), dense(form, layer, leaves[0], leaves[1 if apart else 0]), atol=1e-12, rtol=1e-12)
+            form, (x, *_) = FORMS[name](*leaves[1:]), leaves
+            torch.testing.assert_close(f(*leaves), dense(form, layer, x, DRAW.of(x) if apart else x), atol=1e-12, rtol=1e-12)
             if leaves[0].numel():
                 assert torch.autograd.gradcheck(f, leaves)
                 assert torch.autograd.gradgradcheck(f, leaves, fast_mode=True)
@@ -204,9 +209,38 @@ def test_dropout_is_on_the_branch_alone() -> None:
     assert torch.equal(layer.train()(x), plain)
     B = dict(layer._adapters.named_parameters())["adapter:default.lora_B"]
     B.data.normal_()
-    draws, expected = layer(x.expand(4000, 6)).detach().double(), layer.eval()(x).detach().double()
-    assert ((draws.mean(0) - expected).abs() < 5 * draws.std(0) / 4000**0.5).all()
-    assert draws.std(0).min() > 0
+    for half in (False, True):
+        if half:
+            layer._base.bfloat16()
+            x = x.bfloat16()
+        draws, expected = layer.train()(x.expand(4000, 6)).detach().double(), layer.eval()(x).detach().double()
+        assert ((draws.mean(0) - expected).abs() < 5 * draws.std(0) / 4000**0.5 + half * 2**-8 * expected.abs()).all()
+        assert draws.std(0).min() > 0
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_dropout_keeps_nothing_but_what_it_is_made_of(half: bool) -> None:
+    """Of a layer whose input is kept anyway, dropout adds nothing as wide as the input to what is kept for the backward pass; the share
+    that is dropped is the one of the configuration, another in each pass, and the same again from torch's own random state.
+    """
+    layer: Any = adapt(nn.Sequential(nn.Linear(64, 64)), LoRA(r=2, dropout=0.1))[0].train()
+    x = torch.randn(100, 64, requires_grad=True)
+    if half:
+        layer._base.bfloat16()
+        x = x.detach().bfloat16().requires_grad_()
+    kept: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda value: kept.append(value) or value, lambda value: value):
+        layer(x)
+    wide = {value.untyped_storage().data_ptr() for value in kept if value.shape[0] == len(x) and value.shape[-1] == 64}
+    assert wide <= {x.untyped_storage().data_ptr()}
+    ones = torch.ones(1000, 1000)
+    first, second = Dropout.drawn(0.1), Dropout.drawn(0.1)
+    assert abs(float((first.of(ones) == 0).double().mean()) - 0.1) < 5 * (0.09 / ones.numel()) ** 0.5
+    assert not torch.equal(first.of(ones), second.of(ones))
+    torch.manual_seed(3)
+    again = Dropout.drawn(0.1)
+    torch.manual_seed(3)
+    assert torch.equal(again.of(ones), Dropout.drawn(0.1).of(ones))
 
 
 def test_evaluating_agrees_in_single_precision() -> None:

@@ -217,8 +217,8 @@ def _rows() -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize(("stored", "asked", "held"), [
-    ("bfloat16", {}, "bfloat16"), ("float16", {}, "float32"), ("float32", {"dtype": "bfloat16", "gradient_checkpointing": True}, "bfloat16"),
-    ("bfloat16", {"dtype": "float32"}, "float32"),
+    ("bfloat16", {}, "bfloat16"), ("float16", {}, "float32"), ("bfloat16", {"dtype": "float32"}, "float32"),
+    ("float32", {"dtype": "bfloat16", "gradient_checkpointing": True}, "bfloat16"),
 ])
 def test_a_base_is_held_in_its_own_dtype(
     stored: str, asked: dict[str, Any], held: str, tiny_llama: Path, tmp_path: Path

@@ -21,6 +21,7 @@ from adapterpack.training.config.aliases import ALIASES, translate
 from adapterpack.training.config.config import read_config
 from adapterpack.training.config.fields import LEAST, NAME, POSITIVE, TrainConfig
 from adapterpack.training.config.schema import schema
+from adapterpack.training.config.sources import Source, sources_of
 
 pytestmark = pytest.mark.fast
 
@@ -38,11 +39,13 @@ def test_yaml_round_trip(tmp_path: Path) -> None:
     """Every setting, each other than its default, through a YAML file: the config that comes back has them all."""
     hyper = {"r": 3, "alpha": 5.5, "use_rslora": True, "dropout": 0.25, "targets": ["query", "value"], "modules_to_save": ["classifier"],
              "rank_pattern": {"query": 7}, "alpha_pattern": {"value": 9.0}}
-    settings = {"task": "text-classification", "name": "other", "method": "lora", "eval_file": None, "val_set_size": 0.25, "on_bad_row": "skip", "max_length": 17,
+    settings = {"task": "text-classification", "name": "other", "method": "lora", "eval_file": None,
+                "val_set_size": 0.25, "on_bad_row": "skip", "max_length": 17,
                 "learning_rate": 3e-5, "num_train_epochs": 1.5, "max_steps": 11, "per_device_train_batch_size": 2,
                 "per_device_eval_batch_size": 4, "gradient_accumulation_steps": 3, "lr_scheduler_type": "cosine", "warmup_steps": 0.1,
-                "weight_decay": 0.01, "max_grad_norm": 0.5, "logging_steps": 7, "seed": 5, "dtype": "bfloat16", "bf16": True, "gradient_checkpointing": True,
-                "group_by_length": True, "packing": True,
+                "weight_decay": 0.01, "label_smoothing_factor": 0.1, "max_grad_norm": 0.5, "logging_steps": 7, "seed": 5,
+                "dtype": "bfloat16", "bf16": True, "gradient_checkpointing": True,
+                "group_by_length": True, "packing": True, "experts": True,
                 "max_train_samples": 100, "skip_train_samples": 3, "load_in_4bit": True, "load_in_8bit": False, "save_strategy": "epoch",
                 "save_steps": 9, "save_total_limit": 3, "eval_strategy": "epoch", "eval_steps": 4, "load_best_model_at_end": True,
                 "metric_for_best_model": "accuracy", "greater_is_better": True, "early_stopping_patience": 2,
@@ -177,7 +180,7 @@ def test_several_adapters_share_the_common_keys() -> None:
         ({"train_file": ["a", {"split": "train"}]}, [], ["train_file, entry 2", "has no path"]),
         ({"train_file": ["a", 5]}, [], ["train_file, entry 2", "a path, or a mapping", "5"]),
         ({"train_file": []}, [], ["no source"]),
-        ({"train_file": {"path": "a", "form": "alpacca"}}, [], ["unknown form of data", "did you mean 'alpaca'?"]),
+        ({"train_file": {"path": "a", "form": 3}}, [], ["form", "expected text"]),
         ({"train_file": {"path": "a", "columns": ["b"]}}, [], ["columns", "names with names"]),
         ({"eval_file": "a.csv", "val_set_size": 3}, [], ["val_set_size and eval_file"]),
         ({"targets": 5}, [], ["targets", "text or a list of names"]),
@@ -262,6 +265,28 @@ def test_files_that_are_no_configuration(tmp_path: Path, text: bytes, words: lis
         read_config(tmp_path / "none.yaml")
 
 
+def test_data_sets_by_llama_factorys_list(tmp_path: Path) -> None:
+    """Its names of data sets, files and columns; a name that the list does not have is an error with the nearest one."""
+    info = {"identity": {"file_name": "identity.json"},
+            "asked": {"hf_hub_url": "org/asked", "subset": "en", "columns": {"prompt": "q", "response": "a", "history": "before"}},
+            "chats": {"file_name": "chats.json", "formatting": "sharegpt", "columns": {"messages": "turns", "system": "rules"}},
+            "openai": {"file_name": "openai.json", "formatting": "sharegpt", "columns": {"messages": "messages"},
+                       "tags": {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}}}
+    (tmp_path / "dataset_info.json").write_text(json.dumps(info))
+    settings = {"model_name_or_path": "b", "output_dir": "o", "dataset_dir": str(tmp_path)}
+    (config,), notes = read_config({**settings, "dataset": "identity, asked,chats,openai", "val_size": 0.1})
+    assert sources_of(config.train_file, "here") == (
+        Source(str(tmp_path / "identity.json"), "alpaca"),
+        Source("org/asked", "alpaca", "en", columns={"instruction": "q", "output": "a", "history": "before"}),
+        Source(str(tmp_path / "chats.json"), "sharegpt", columns={"conversations": "turns", "system": "rules"}),
+        Source(str(tmp_path / "openai.json"), "messages", columns={"messages": "messages"}))
+    assert any("dataset_info.json" in note for note in notes)
+    with pytest.raises(ConfigError, match="did you mean 'identity'"):
+        read_config({**settings, "dataset": "identiti"})
+    with pytest.raises(StorageError, match=r"dataset_info\.json"):
+        read_config({**settings, "dataset": "identity", "dataset_dir": str(tmp_path / "none")})
+
+
 # --- the schema
 
 
@@ -308,9 +333,10 @@ GOOD: list[dict[str, Any]] = [
 ]
 BAD: list[dict[str, Any]] = [
     {"learning_rat": 1}, {"max_length": "long"}, {"max_length": True}, {"learning_rate": "fast"}, {"learning_rate": 0}, {"bf16": "perhaps"},
-    {"train_file": None}, {"train_file": {"pth": "a"}}, {"train_file": []}, {"name": 12}, {"name": "a b"}, {"targets": 5}, {"targets": ["q", 5]}, {"rank_pattern": {"q": "two"}}, {"r": "8"},
+    {"train_file": None}, {"train_file": {"pth": "a"}}, {"train_file": []},
+    {"name": 12}, {"name": "a b"}, {"targets": 5}, {"targets": ["q", 5]}, {"rank_pattern": {"q": "two"}}, {"r": "8"},
     {"r": 0}, {"dropout": 1.0}, {"seed": -1}, {"adapters": []}, {"adapters": [{"r": 2}]}, {"adapters": [{"name": "a", "rr": 2}]},
-    {"per_device_train_batch_size": 0}, {"max_train_samples": 0},
+    {"per_device_train_batch_size": 0}, {"max_train_samples": 0}, {"label_smoothing_factor": 1},
 ]
 
 

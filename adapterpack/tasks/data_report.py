@@ -57,6 +57,11 @@ class DataReport:
                 raise
             self.bad[own] = str(error)
 
+    def choose(self) -> str | None:
+        """The form that is wanted, which counts as chosen then."""
+        wanted, self.wanted = self.wanted, None
+        return wanted
+
     def read_as(self, form: str, columns: Iterable[str], read: Iterable[str]) -> None:
         """Notes the form of the rows, and says which of their columns are not read."""
         self.form, self.unread = form, tuple(sorted({*columns} - {*read}))
@@ -92,7 +97,7 @@ def table(reports: Iterable[DataReport]) -> str:
         data        form      rows   tokens  cut  left out  cannot be read  columns not read
         rows.jsonl  messages  1,200  34,567  3    0         0               id
     """
-    lines = [("data", "form", "rows", "tokens", "cut", "left out", "cannot be read", "columns not read")]
+    lines: list[tuple[str, ...]] = [("data", "form", "rows", "tokens", "cut", "left out", "cannot be read", "columns not read")]
     for one in reports:
         counts = (one.rows, one.tokens, one.cut, one.left_out, len(one.bad))
         lines.append((one.source, one.form, *(f"{count:,}" for count in counts), ", ".join(one.unread)))

@@ -51,7 +51,8 @@ def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: Se
     for number, row in enumerate(rows):
         with report.row(number) as place:
             if str(row["label"]) not in index:
-                raise ConfigError("a label that the training data does not have", where=place, expected=", ".join(labels), found=row["label"])
+                raise ConfigError("a label that the training data does not have", where=place, expected=", ".join(labels),
+                                  found=row["label"])
             texts = [row[column] for column in columns]
             if not all(isinstance(text, str) for text in texts):
                 raise ConfigError("a row without text", where=place, found=", ".join(map(repr, texts)))

@@ -25,8 +25,8 @@ from ..library_errors import library_errors
 from ..tasks.data_report import DataReport, report_of
 from ..tasks.task import IGNORED
 from .config.sources import Source
-from .data_files import Place, require_bounded, require_short_texts
-from .readable_files import KINDS, files_of, kind_of, part_of, readable
+from .rows.data_files import Place, require_bounded, require_short_texts
+from .rows.readable_files import KINDS, files_of, kind_of, part_of, readable
 
 
 def load_rows(source: Source | str, report: DataReport | None = None) -> Dataset:
@@ -54,7 +54,7 @@ def load_rows(source: Source | str, report: DataReport | None = None) -> Dataset
 
 def _of_files(source: Source, files: list[Path], report: DataReport) -> Dataset:
     """The rows of all files, those of one kind read together."""
-    kinds = dict.fromkeys(map(kind_of, files))
+    kinds = [str(kind) for kind in dict.fromkeys(map(kind_of, files))]
     tables = []
     for kind in kinds:
         names = [file for file in files if kind_of(file) == kind]
@@ -62,10 +62,11 @@ def _of_files(source: Source, files: list[Path], report: DataReport) -> Dataset:
             for path, name in zip(paths, names, strict=True):
                 require_bounded(path, name)
             with _reading(Place(paths, names)):
-                tables.append(load_dataset(KINDS[kind].builder, data_files={part_of(source.split): list(map(str, paths))}, split=source.split,
-                                           **KINDS[kind].options, **options))
+                part = {part_of(source.split): list(map(str, paths))}
+                tables.append(load_dataset(KINDS[kind].builder, data_files=part, split=source.split, **KINDS[kind].options, **options))
     with _reading(source.path):
-        return tables[0] if len(tables) == 1 else concatenate_datasets(tables)
+        first = tables[0].features  # kinds of files read the same texts as types of different names
+        return tables[0] if len(tables) == 1 else concatenate_datasets([table.cast(first) for table in tables])
 
 
 def _of_data_set(source: Source) -> Dataset:

@@ -31,7 +31,7 @@ from .layers.position_tracking import forget
 from .layers.two_pass import lead, release
 from .layers.wrapper import base_modules
 from .save import require_model_base
-from .sites import targetable_sites
+from .sites import left_out, targetable_sites
 
 log = logging.getLogger(__name__)
 
@@ -107,6 +107,7 @@ def _plan(model: nn.Module, config: SiteConfig, whole: list[str], rng: np.random
     kind = KINDS[method.kind]
     config = kind.ready(model, config)
     sites = kind.select(model, config.targets, method.traits, tuple(whole))
+    _say_left_out(model, config.targets, sites)
     needs = method.training.needs(config) if method.training.needs is not None else frozenset()
     measured = measure(model, sites, needs, data)
     if method.training.allocate is not None:
@@ -114,6 +115,16 @@ def _plan(model: nn.Module, config: SiteConfig, whole: list[str], rng: np.random
     configs = resolve_configs(method, [config.at(site.path) for site in sites], sites)
     shared = method.storage.shared.init(configs[0], sites, rng) if method.storage.shared is not None else {}
     return _Plan(method, sites, configs, shared, needs, measured)
+
+
+def _say_left_out(model: nn.Module, targets: str | tuple[str, ...], sites: Sequence[Site]) -> None:
+    """Says what of a model with experts the word ``all-linear`` leaves as it is."""
+    if "all-linear" not in ([targets] if isinstance(targets, str) else targets):
+        return
+    left = left_out(model, sites)
+    if any("experts" in name for name in left):
+        log.info("all-linear takes %d layers and leaves %s; all-experts takes the experts", len(sites),
+                 ", ".join(f"{name} ({count})" for name, count in sorted(left.items())))
 
 
 def _require_apart(name: str, plans: Sequence[_Plan]) -> None:

@@ -23,7 +23,6 @@ from ..tasks.task import NO_TASK, Task, type_of
 from .bounded_tokenizer import bounded
 from .model_size import bounded_build, require_fitting
 
-
 _HELD = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 

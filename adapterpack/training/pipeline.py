@@ -14,8 +14,8 @@ from typing import Any
 from transformers import EvalPrediction
 
 from ..hub.resolve import folder_of
-from ..io.atomic import refuse_existing
 from ..io import strict_json
+from ..io.atomic import refuse_existing
 from ..io.hashing import sha256_of
 from ..pack.pack import Pack
 from ..tasks.task import task_named
@@ -29,7 +29,7 @@ from .loop.preparing import prepared, training_of
 from .loop.resuming import Patience, RunFolder, Stopping, interruptible, kept
 from .loop.steps import Step, Steps
 from .loop.trainer import AdapterTrainer
-from .readable_files import files_of
+from .rows.readable_files import files_of
 from .save import save
 
 log = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ def train_one(config: TrainConfig, progress: Shown | None = None) -> tuple[Pack,
         with interruptible(stopping, arguments.world_size == 1 and config.save_strategy != "no"):
             result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         scores = trainer.evaluate() if evaluation is not None else {}
-        metrics = tuple({"name": key.removeprefix("eval_"), "value": float(scores[key]), "dataset": evaluated_on(config),
+        metrics = tuple({"name": key.removeprefix("eval_"), "value": float(scores[key]), "dataset": _evaluated_on(config),
                          "n": len(evaluation or ())} for key in ("eval_accuracy", "eval_loss") if key in scores)
         training = {
             "datasets": datasets,
@@ -146,12 +146,12 @@ def _dataset(source: Source) -> dict[str, str | None]:
         files = sorted(path for path in Path(source.path).rglob("*") if path.is_file())
     if not files:
         return {"id": source.path, "revision": source.revision, "digest": None}
-    digests = {path.name: sha256_of(path) for path in files}
-    digest = digests[files[0].name] if len(files) == 1 else hashlib.sha256(strict_json.canonical(digests)).hexdigest()
+    digests = [[path.name, sha256_of(path)] for path in files]
+    digest = digests[0][1] if len(files) == 1 else hashlib.sha256(strict_json.canonical(digests)).hexdigest()
     return {"id": Path(source.path).name, "revision": None, "digest": f"sha256:{digest}"}
 
 
-def evaluated_on(config: TrainConfig) -> str:
+def _evaluated_on(config: TrainConfig) -> str:
     """The name of the rows that a run is evaluated on."""
     source = config.train_file if config.eval_file is None else config.eval_file
     return ", ".join(Path(one.path).name for one in sources_of(source, "eval_file"))

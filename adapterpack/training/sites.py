@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -89,7 +90,20 @@ def _parameters(path: str, module: nn.Module) -> Iterator[Site]:
             yield Site(f"{path}.{leaf}".lstrip("."), width, out, kind, stack=value.shape[0] if value.ndim == 3 else 1)
 
 
-ALL = {"all-linear": tuple(kind for kind, layout in LAYOUTS.items() if layout.linear), "all-norm": ("norm",)}
+_LINEAR = tuple(kind for kind, layout in LAYOUTS.items() if layout.linear)
+_STACKED = ("experts", "turned_experts")
+_EXPERTS, _ROUTERS = "experts", ("gate", "router")
+"""What the owners of experts call them, and what chooses among them."""
+
+
+class Every(NamedTuple):
+    """Which sites ``targets`` takes by one word: those of these kinds, everywhere or in experts alone."""
+
+    kinds: tuple[str, ...]
+    experts: bool = False
+
+
+ALL = {"all-linear": Every(_LINEAR), "all-norm": Every(("norm",)), "all-experts": Every((*_STACKED, *_LINEAR), experts=True)}
 """What ``targets`` may say for every layer of a kind."""
 
 
@@ -146,12 +160,38 @@ def _input_embedding(model: nn.Module) -> str:
     return found_path
 
 
+def _aside(model: nn.Module, paths: Iterable[str]) -> set[str]:
+    """The paths that no word for all layers takes: of the output embedding, and of what chooses among experts."""
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    head_modules = {module for _, module in base_modules(head)} if head is not None else set()
+    aside = {path for path, module in base_modules(model) if module in head_modules}
+    owners = {path.rpartition(".")[0] for path in paths if path.rpartition(".")[2] == _EXPERTS}
+    routers = tuple(f"{owner}.{name}".lstrip(".") for owner in owners for name in _ROUTERS)
+    return aside | {path for path in paths if path in routers or path.startswith(tuple(f"{router}." for router in routers))}
+
+
+def _experts(model: nn.Module) -> tuple[str, ...]:
+    """The beginnings of paths in experts, which their owner or their class calls so."""
+    return tuple(f"{path}." for path, module in base_modules(model)
+                 if path.rpartition(".")[2] == _EXPERTS or _EXPERTS in type(module).__name__.lower())
+
+
+def left_out(model: nn.Module, sites: Iterable[Site]) -> Counter[str]:
+    """How many matrices of a model are none of these sites, by the ends of their paths, without norms and tables of embeddings."""
+    taken, left = {site.path for site in sites}, Counter[str]()
+    for path, kinds in targetable_sites(model).items():
+        if any(site.path not in taken and site.kind in {*_LINEAR, *_STACKED, "parameter"} for site in kinds[:1]):
+            left[".".join(path.split(".")[-2:])] += 1
+    return left
+
+
 def select(model: nn.Module, targets: str | tuple[str, ...], traits: Traits, exclude: tuple[str, ...] = ()) -> list[Site]:
     """The sites that ``targets`` names, in the model's order.
 
-    ``targets`` is ``"all-linear"`` or ``"all-norm"`` (every layer of that kind except the output embedding and the modules at or below the
-    paths ``exclude``), ``"input-embedding"``, or names: a literal module path or the end of one, matched whole components at a time; never
-    a pattern. A parameter that no layer owns is named by its own path, and attention stands for its projections.
+    ``targets`` is ``"all-linear"``, ``"all-norm"`` or ``"all-experts"`` (every layer of that kind except the output embedding, what chooses
+    among experts, and the modules at or below the paths ``exclude``), ``"input-embedding"``, or names, these words among them: a literal
+    module path or the end of one, matched whole components at a time; never a pattern. A parameter that no layer owns is named by its own
+    path, and attention stands for its projections.
 
     Raises:
         SiteNotFound: a name matches nothing; the nearest module name is given.
@@ -163,19 +203,19 @@ def select(model: nn.Module, targets: str | tuple[str, ...], traits: Traits, exc
     modules = {path: module for path, module in base_modules(model) if path}
     sites_by_path = targetable_sites(model, traits.layers)
     skipped = {path for path in sites_by_path if any(path == name or path.startswith(f"{name}.") for name in exclude)}
-    if isinstance(targets, str) and targets in ALL:
-        head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-        head_modules = {module_in_head for _, module_in_head in base_modules(head)} if head is not None else set()
-        sites = [site for path, module in modules.items() if path not in skipped and module not in head_modules
-                 for site in sites_by_path[path] if site.kind in ALL[targets] and site.kind in traits.layers and _wide_enough(site, traits)]
-        if not sites:
-            raise SiteNotFound("the model has no such layer that the method supports", expected=", ".join(traits.layers))
-        return sites
     names = (targets,) if isinstance(targets, str) else targets
     if targets == "input-embedding":
         names = (_input_embedding(model),)
     chosen: dict[str, Site] = {}
     for name in names:
+        if name in ALL:
+            aside, inside = skipped | _aside(model, sites_by_path), _experts(model) if ALL[name].experts else ("",)
+            every = {site.path: site for path, sites in sites_by_path.items() if path not in aside and path.startswith(inside)
+                     for site in sites if site.kind in ALL[name].kinds and site.kind in traits.layers and _wide_enough(site, traits)}
+            if not every:
+                raise SiteNotFound("the model has no such layer that the method supports", where=name, expected=", ".join(traits.layers))
+            chosen |= every
+            continue
         matches = [path for path in sites_by_path if path == name or path.endswith(f".{name}")]
         if not matches:
             leaves = {path.rpartition(".")[2] for path, sites in sites_by_path.items() if sites}

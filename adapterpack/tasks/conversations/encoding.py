@@ -30,7 +30,7 @@ def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: Se
         ConfigError: a row that is not of its columns' form; no row is left; or the tokenizer has no end token.
     """
     report = report_of(where)
-    form = form_of(rows.column_names, where, report.wanted)
+    form = form_of(rows.column_names, where, report.choose())
     report.read_as(form.name, rows.column_names, form.columns | form.optional)
     if tokenizer.eos_token_id is None:
         raise ConfigError("the tokenizer has no end token, so the model could not learn where to stop", where=where,

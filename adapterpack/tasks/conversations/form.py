@@ -35,7 +35,8 @@ class Conversation(NamedTuple):
 class DataForm:
     """One form of rows: ``columns`` are those that it is known by, ``optional`` what it reads besides, ``read`` makes messages of a row.
 
-    ``aliases`` are names that other tools have for it. ``continuous``: a row is text without turns, and one that is longer than a model reads at once becomes several.
+    ``aliases`` are names that other tools have for it.
+    ``continuous``: a row is text without turns, and one that is longer than a model reads at once becomes several.
     """
 
     name: str

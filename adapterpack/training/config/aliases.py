@@ -58,7 +58,6 @@ ALIASES: dict[str, str] = {
 """Their name -> ours."""
 
 INSTEAD: dict[str, str] = {
-    "dataset_dir": "name the file itself in train_file",
     "stage": "leave it out: the task and the columns of the data say what is learned",
     "rl": "leave it out: preference training is done by TRL's trainers, with adapt()",
     "template": "leave it out: the tokenizer's own chat template is used",
@@ -87,7 +86,7 @@ def _computes_bf16() -> bool:
     """Whether there is a GPU that computes in bfloat16."""
     import torch  # noqa: PLC0415 - most configurations need no torch to be read
 
-    return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return bool(torch.cuda.is_available() and torch.cuda.is_bf16_supported())
 
 
 VALUES: dict[str, Callable[[Any], Any]] = {

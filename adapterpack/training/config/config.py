@@ -16,6 +16,7 @@ from ...errors import ConfigError
 from ...io import plain_yaml, strict_json
 from .aliases import translate
 from .coerce import typed_value
+from .dataset_info import with_sources
 from .fields import LEAST, NAME, POSITIVE, TrainConfig
 from .sources import sources_of
 from .unknown_keys import require_known
@@ -37,7 +38,7 @@ def read_config(
     if isinstance(source, TrainConfig):
         settings = as_mapping(source)
     else:
-        settings = dict(source) if isinstance(source, Mapping) else _load_yaml(Path(source))
+        settings = with_sources(source if isinstance(source, Mapping) else _load_yaml(Path(source)), notes, where)
     entries = settings.pop("adapters", None)
     wins = translate(dict(map(_override, overrides)), notes, "an override")
     common = {**translate(settings, notes, where), **wins}
@@ -120,6 +121,9 @@ def _config(values: Mapping[str, Any], where: object) -> TrainConfig:
         if value is not None and not (least <= value < math.inf and (value > 0 or not above)):
             expected = f"{'more than' if above else 'at least'} {least}, and finite"
             raise ConfigError("a number out of range", where=f"{where}, {key}", expected=expected, found=value)
+    if typed.get("label_smoothing_factor", 0) >= 1:
+        raise ConfigError("a number out of range", where=f"{where}, label_smoothing_factor", expected="at least 0, and less than 1",
+                          found=typed["label_smoothing_factor"])
     if typed.get("load_in_4bit") and typed.get("load_in_8bit"):
         raise ConfigError("a base is loaded in 4 bits or in 8", where=where, found="load_in_4bit and load_in_8bit")
     for key in ("train_file", "eval_file"):

@@ -20,6 +20,7 @@ LEAST: dict[str, float] = {
     "gradient_accumulation_steps": 1,
     "warmup_steps": 0,
     "weight_decay": 0,
+    "label_smoothing_factor": 0,
     "max_grad_norm": 0,
     "logging_steps": 1,
     "seed": 0,
@@ -67,6 +68,7 @@ class TrainConfig:
     lr_scheduler_type: str = "linear"
     warmup_steps: float = 0.0
     weight_decay: float = 0.0
+    label_smoothing_factor: float = 0.0
     max_grad_norm: float = 1.0
     logging_steps: int = 10
     seed: int = 0
@@ -74,6 +76,7 @@ class TrainConfig:
     bf16: bool = False
     group_by_length: bool = False
     packing: bool = False
+    experts: bool = False
     gradient_checkpointing: bool = False
     max_train_samples: int | None = None
     skip_train_samples: int = 0

@@ -41,6 +41,16 @@ class Source:
     columns: Mapping[str, str] = field(default_factory=dict)
 
 
+def names_of(value: Any) -> str:
+    """The paths of the sources that a setting names, for messages.
+
+    Example:
+        >>> names_of(["a.jsonl", {"path": "org/set"}])
+        'a.jsonl, org/set'
+    """
+    return ", ".join(source.path for source in sources_of(value, "the data"))
+
+
 def sources_of(value: Any, where: object) -> tuple[Source, ...]:
     """The sources that a setting names: one by its path, one by a mapping, or a list of these.
 
@@ -64,7 +74,7 @@ def _source(entry: Any, where: object) -> Source:
     if not isinstance(entry, Mapping):
         raise ConfigError("a source of data is a path, or a mapping with one", where=where, found=repr(entry)[:80])
     hints = typing.get_type_hints(Source)
-    named = {_ALIASES.get(key, key): value for key, value in entry.items()}
+    named: dict[str, Any] = {_ALIASES.get(key, str(key)): value for key, value in entry.items()}
     if unknown := [key for key in named if key not in hints]:
         raise ConfigError("a source of data has no such setting", where=where, found=", ".join(map(repr, unknown)),
                           expected=", ".join(hints), remedy=nearest(str(unknown[0]), hints))

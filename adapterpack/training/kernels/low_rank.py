@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from ...adapter_methods import BlockCirculant, Dense, Kronecker, NormalForm, Scaled
 from ...adapter_methods.core.sparse import Sparse
 from .chain import Steps, add, add_back, back, by_step, chain_of, entering, of_matrix, through
+from .dropout import Dropout
 from .output_transform import after, turn_of
 
 
@@ -54,12 +55,12 @@ def belongs_within(form: NormalForm, rows: int) -> bool:
     return bool(wide * tall * (rows + rank * (1 + of_down + of_up)) < as_branch)
 
 
-def fused(form: NormalForm, layer: Frozen, x: torch.Tensor, entry: torch.Tensor | None = None) -> torch.Tensor | None:
-    """``scale * (layer(x) + up(down(entry))) + shift``, all of one precision, or None where there is no better way than to evaluate it.
+def fused(form: NormalForm, layer: Frozen, x: torch.Tensor, dropout: Dropout | None = None) -> torch.Tensor | None:
+    """``scale * (layer(x) + up(down(dropout(x)))) + shift``, all of one precision; None where there is no better way than to evaluate it.
 
-    ``x`` is ``[..., in]``; ``entry`` is what enters the branch if it is something else, as after dropout.
+    ``x`` is ``[..., in]``.
     """
-    if entry is None and belongs_within(form, x.shape[:-1].numel()):
+    if dropout is None and belongs_within(form, x.shape[:-1].numel()):
         bias, rest = _bias(form, layer)
         return _finished(rest, functional.linear(x, _changed(form, layer.weight), bias))
     turn = turn_of(form, len(layer.weight))
@@ -67,7 +68,7 @@ def fused(form: NormalForm, layer: Frozen, x: torch.Tensor, entry: torch.Tensor 
         return _finished(NormalForm(shift=form.shift), after(x, layer.weight, layer.bias, turn))
     if form.is_parallel and form.up is None and isinstance(form.down, _WIDE_INSIDE):
         bias, rest = _bias(form, layer)
-        return _finished(rest, functional.linear(x, layer.weight, bias) + _again(form.down, x if entry is None else entry))
+        return _finished(rest, functional.linear(x, layer.weight, bias) + _again(form.down, x if dropout is None else dropout.of(x)))
     chain = chain_of(form)
     if chain is None:
         return None
@@ -75,7 +76,7 @@ def fused(form: NormalForm, layer: Frozen, x: torch.Tensor, entry: torch.Tensor 
     if not steps and form.shift is None:
         return None
     bias, rest = _bias(form, layer)
-    flat = _Parallel.apply(_flat(x), _flat(entry) if entry is not None and steps else None, layer.weight, bias, steps, *matrices)[0]
+    flat = _Parallel.apply(_flat(x), dropout if steps else None, layer.weight, bias, steps, *matrices)[0]
     return _finished(rest, flat.reshape(*x.shape[:-1], len(layer.weight)))
 
 
@@ -98,12 +99,13 @@ def _changed(form: NormalForm, weight: torch.Tensor) -> torch.Tensor:
     return result
 
 
-def add_low_rank(form: NormalForm, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """``scale * (y + up(down(x))) + shift`` for a form of which :func:`is_low_rank` holds; ``x`` ``[..., in]``, ``y`` ``[..., out]``.
+def add_low_rank(form: NormalForm, y: torch.Tensor, x: torch.Tensor, dropout: Dropout | None = None) -> torch.Tensor:
+    """``scale * (y + up(down(dropout(x)))) + shift`` for a form of which :func:`is_low_rank` holds; ``x`` ``[..., in]``, ``y``
+    ``[..., out]``.
 
     The result is of the wider precision of ``y`` and the form.
     """
-    flat = _LowRank.apply(_flat(y), _flat(x), form.down.matrix, form.up.matrix)  # type: ignore[union-attr]
+    flat = _LowRank.apply(_flat(y), _flat(x), form.down.matrix, form.up.matrix, dropout)  # type: ignore[union-attr]
     return _finished(form, flat.reshape(y.shape))
 
 
@@ -122,72 +124,80 @@ def _finished(form: NormalForm, y: torch.Tensor) -> torch.Tensor:
 
 
 class _Parallel(torch.autograd.Function):
-    """``x W^T + b + chain(entry)`` of a frozen weight; ``entry`` is x itself if it is None.
+    """``x W^T + b + chain(dropout(x))`` of a frozen weight.
 
-    Kept for the backward pass are the matrices and what entered those that are trained. Values inside of the chain, which are narrow, are
+    Kept for the backward pass are the matrices and what entered those that are trained; for what dropout leaves of ``x``, ``x`` itself, of
+    which it is made again. Values inside of the chain, which are narrow, are
     results too: that way a gradient of the gradient finds where they came from. Inputs and results are matrices: torch lets nobody change
     a view that a function made, and models change the outputs of their layers in place.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, entry: torch.Tensor | None, weight: torch.Tensor, bias: torch.Tensor | None, steps: Steps,
+        ctx: Any, x: torch.Tensor, dropout: Dropout | None, weight: torch.Tensor, bias: torch.Tensor | None, steps: Steps,
         *matrices: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        """``x`` and ``entry`` ``[rows, in]``, ``weight`` ``[out, in]``, ``bias`` ``[out]`` or None -> ``[rows, out]``, and the values."""
-        start, at, trained = x if entry is None else entry, by_step(steps, matrices), by_step(steps, ctx.needs_input_grad[5:])
+        """``x`` ``[rows, in]``, ``weight`` ``[out, in]``, ``bias`` ``[out]`` or None -> ``[rows, out]``, and the values."""
+        at, trained = by_step(steps, matrices), by_step(steps, ctx.needs_input_grad[5:])
         y = functional.linear(x, weight, bias)
-        values = entering(steps, at, start)
+        values = entering(steps, at, x if dropout is None else dropout.of(x))
         if steps:
             add(y, steps[-1], at[-1], values[-1])
-        ctx.steps, ctx.count, ctx.apart = steps, len(matrices), entry is not None
+        ctx.steps, ctx.count, ctx.dropout = steps, len(matrices), dropout
         inside = [value for value, wanted in zip(values[1:], trained[1:], strict=True) if wanted]
-        ctx.save_for_backward(weight, *matrices, *([start] if trained and trained[0] else []), *inside)
+        ctx.save_for_backward(weight, *matrices, *([x] if trained and trained[0] else []), *inside)
         ctx.set_materialize_grads(False)
         return y, *inside
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor | None, *inside: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-        """Gradients of ``x``, ``entry``, the bias, and the matrices."""
+        """Gradients of ``x``, the bias, and the matrices."""
         steps: Steps = ctx.steps
-        of_x, of_entry, _, of_bias, _, *of_matrices = ctx.needs_input_grad
+        dropout: Dropout | None = ctx.dropout
+        of_x, _, _, of_bias, _, *of_matrices = ctx.needs_input_grad
         weight, *kept = ctx.saved_tensors
         at, trained = by_step(steps, kept[: ctx.count]), by_step(steps, of_matrices)
         values, added = kept[ctx.count :], [None, *inside] if steps and trained[0] else [*inside]
         for_matrices: list[torch.Tensor | None] = []
-        for_x, for_entry, going = gradient @ weight if of_x and gradient is not None else None, None, gradient
+        for_x, going = gradient @ weight if of_x and gradient is not None else None, gradient
         for position in reversed(range(len(steps))):
             extra = None
             if trained[position]:
                 value, extra = values.pop(), added.pop()
+                if dropout is not None and not position:
+                    value = dropout.of(value)
                 for_matrices.append(None if going is None else of_matrix(going, value))
             elif steps[position] is None:
                 for_matrices.append(None)
-            if going is not None and (position or ctx.apart or for_x is None):
+            if going is not None and (position or dropout is not None or for_x is None):
                 going = back(steps[position], at[position], going)
             elif going is not None:
                 add_back(for_x, steps[0], at[0], going)
             going = extra if going is None else going if extra is None else going + extra
-        if ctx.apart and of_entry:
-            for_entry = going
+        if dropout is not None and of_x and going is not None:
+            going = dropout.of(going)
+            for_x = going if for_x is None else for_x + going
         elif for_x is None and of_x:
             for_x = going
-        return for_x, for_entry, None, gradient.sum(0) if of_bias and gradient is not None else None, None, *reversed(for_matrices)
+        return for_x, None, None, gradient.sum(0) if of_bias and gradient is not None else None, None, *reversed(for_matrices)
 
 
 class _LowRank(torch.autograd.Function):
-    """``y + (x A^T) B^T`` for a layer's output that is there already.
+    """``y + (dropout(x) A^T) B^T`` for a layer's output that is there already.
 
     Only ``x``, ``A`` and ``B`` are kept for the backward pass: ``x A^T`` is computed again, which costs rank/width of a layer. ``x`` and
     ``y`` may be of a lower precision than ``A`` and ``B``: ``x`` is kept as it came, and every product is taken in theirs.
     """
 
     @staticmethod
-    def forward(ctx: Any, y: torch.Tensor, x: torch.Tensor, A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: Any, y: torch.Tensor, x: torch.Tensor, A: torch.Tensor, B: torch.Tensor, dropout: Dropout | None = None
+    ) -> torch.Tensor:
         """``y`` ``[rows, out]``, ``x`` ``[rows, in]``, ``A`` ``[r, in]``, ``B`` ``[out, r]`` -> ``[rows, out]``."""
         ctx.save_for_backward(x, A, B)
-        ctx.dtype = y.dtype
-        inner = x.to(A.dtype) @ A.T
+        ctx.dtype, ctx.dropout = y.dtype, dropout
+        wide = x.to(A.dtype)
+        inner = (wide if dropout is None else dropout.of(wide)) @ A.T
         # One pass over the output where the dtypes allow it: neither the branch nor the sum is a tensor of its own.
         return torch.addmm(y, inner, B.T) if y.dtype == B.dtype else y + inner @ B.T
 
@@ -195,14 +205,16 @@ class _LowRank(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Gradients of ``y``, ``x``, ``A`` and ``B``."""
         x, A, B = ctx.saved_tensors
-        of_y, of_x, of_a, of_b = ctx.needs_input_grad
-        wide = x.to(A.dtype)
+        of_y, of_x, of_a, of_b, _ = ctx.needs_input_grad
+        dropped = (lambda value: value) if ctx.dropout is None else ctx.dropout.of
+        wide = dropped(x.to(A.dtype))
         inner = through(gradient, B)
         return (
             gradient.to(ctx.dtype) if of_y else None,
-            (inner @ A).to(x.dtype) if of_x else None,
+            dropped(inner @ A).to(x.dtype) if of_x else None,
             inner.T @ wide if of_a else None,
             of_matrix(gradient, wide @ A.T) if of_b else None,
+            None,
         )
 
 

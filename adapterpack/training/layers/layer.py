@@ -14,6 +14,7 @@ from torch.nn import functional
 from ...adapter_methods import Method, Site, evaluate, frozen, run, to_matrix
 from ...errors import Unsupported
 from ..kernels import low_rank
+from ..kernels.dropout import Dropout
 from .tensors import as_parameter
 from .weights import device_of, tensor_of, weight_of
 from .wrapper import Wrapper, child, innermost, key_of
@@ -153,18 +154,21 @@ class AdaptedLayer(Adapted):
             site = self._with_weight(dtype) if method.traits.reads_weight else self._site
             form = None if method.forward is not None else method.normal_form(cfg, tensors, site)
             # Autocast rules do not reach the backward of a custom function, so the kernels stay out of its way.
-            quick = form is not None and not autocast
+            # A compiler makes dropout again by itself, and cannot look at a seed.
+            quick = form is not None and not autocast and not (drop and torch.compiler.is_compiling())
             layer = self._bare(dtype) if quick and first and x.dtype == dtype and name not in self._where else None
             if form is not None and layer is not None:
-                y = low_rank.fused(form, layer, x, drop(x) if drop else None)
+                y = low_rank.fused(form, layer, x, Dropout.drawn(cfg.dropout) if drop else None)
                 if y is not None:
                     return y.to(result)
-            quick = form is not None and quick and not drop and low_rank.is_low_rank(form)
+            quick = form is not None and quick and low_rank.is_low_rank(form)
 
             def adapted(ask: Any, visible: torch.Tensor, inner: torch.Tensor) -> torch.Tensor:
                 if form is None:
                     return run(method, cfg, tensors, site, ask, inner, drop)
-                return low_rank.add_low_rank(form, ask(visible), visible) if quick else evaluate(form, ask, inner, drop)
+                if quick:
+                    return low_rank.add_low_rank(form, ask(visible), visible, Dropout.drawn(cfg.dropout) if drop else None)
+                return evaluate(form, ask, inner, drop)
 
             if name not in self._where:
                 return adapted(base, x, inner).to(result)

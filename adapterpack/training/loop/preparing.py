@@ -19,10 +19,11 @@ from ...runtime.text.context_length import context_length
 from ...tasks.task import IGNORED, TASKS, Task, Training, reads_types
 from .. import data
 from ..config.fields import TrainConfig
+from ..config.sources import names_of
 from ..inject import adapt
 from ..loading import load_config, loaded, stored_dtype
-from ..packing import packed, require_apart
-from .reading import read
+from ..rows.packing import packed, require_apart
+from ..rows.reading import read
 
 log = logging.getLogger(__name__)
 
@@ -59,10 +60,11 @@ def prepared(config: TrainConfig, task: Task, folder: Path, tokenizer: Any) -> P
         model.config.pad_token_id = padding  # a decoder that classifies looks for its last real token
     heads = _heads(task, model, new) if task.heads else ()
     method_config = dataclasses.replace(
-        config.method_config, modules_to_save=tuple(dict.fromkeys([*config.method_config.modules_to_save, *heads]))
+        config.method_config, modules_to_save=tuple(dict.fromkeys([*config.method_config.modules_to_save, *heads])),
+        **({"targets": _with_experts(config.method_config.targets)} if config.experts else {})
     )
     if method_config.acts is not None:
-        _require_acting(method_config.acts, encoded, config.train_file)
+        _require_acting(method_config.acts, encoded, names_of(config.train_file))
     collator = data.Collator(padding or 0)  # masked, so any id would do
     adapt(model, method_config, config.pack_name, config.seed, map(collator, _samples(encoded, config)))
     return Prepared(model, _packed(model, encoded, config) if config.packing else encoded, evaluation, collator)
@@ -78,8 +80,8 @@ def _packed(model: Any, rows: list[dict[str, Any]], config: TrainConfig) -> list
                           remedy="leave packing out; group_by_length saves padding, too")
     require_apart(model, rows)
     result = packed(rows, config.max_length)
-    tokens = sum(len(row["input_ids"]) for row in rows)
-    log.info("%d rows are packed into %d, which are full to %.0f %%", len(rows), len(result), 100 * tokens / (len(result) * config.max_length))
+    share = sum(len(row["input_ids"]) for row in rows) / (len(result) * config.max_length)
+    log.info("%d rows are packed into %d, which are full to %.0f %%", len(rows), len(result), 100 * share)
     return result
 
 
@@ -92,6 +94,10 @@ def _dtype(config: TrainConfig, folder: Path) -> str:
         log.info("the base is stored in float16, and held in float32; dtype: bfloat16 would take half of that")
         return "float32"
     return stored
+
+
+def _with_experts(targets: str | tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys([*([targets] if isinstance(targets, str) else targets), "all-experts"]))
 
 
 def _quantization(config: TrainConfig, dtype: str) -> Any:
@@ -125,11 +131,11 @@ def _require_readable(rows: list[dict[str, Any]], folder: Path, config: TrainCon
     """Checks that the model has a position for every token."""
     longest, most = max(len(row["input_ids"]) for row in rows), context_length(load_config(folder).to_dict(), folder)
     if most is not None and longest > most:
-        raise ConfigError("rows are longer than the model can read", where=config.train_file, expected=f"at most {most} tokens",
+        raise ConfigError("rows are longer than the model can read", where=names_of(config.train_file), expected=f"at most {most} tokens",
                           found=longest, remedy=f"set max_length to {most}, or choose a base that reads longer texts")
 
 
-def _require_acting(acts: Acts, rows: list[dict[str, Any]], where: str) -> None:
+def _require_acting(acts: Acts, rows: list[dict[str, Any]], where: object) -> None:
     """Checks that an adapter which acts at some positions only has something to learn from; rows without one are counted in the log."""
     acting = 0
     for row in rows:

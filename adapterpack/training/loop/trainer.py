@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from ...adapter_methods import Progress
 from . import hooks, method_states
+from .blockwise_loss import BlockwiseLoss, blockwise_loss
 from .steps import Steps
 
 
@@ -25,6 +28,8 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self.remove_callback(transformers.PrinterCallback)
         self.steps, self.after = steps or Steps(), AfterStep()
+        self._blockwise: BlockwiseLoss | None = None
+        self._tried = False
         self.add_callback(self.after)
         self.add_callback(self.steps)
 
@@ -37,7 +42,9 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None, **kwargs: Any) -> Any:
         """The loss, and in training the penalties: once a step, however many batches a step has."""
-        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch, **kwargs)
+        wanted = return_outputs and self.compute_metrics is not None
+        with nullcontext() if wanted else self._without_logits(inputs):
+            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch, **kwargs)
         more = hooks.context(self.model) if model.training else None
         if more is not None:
             items = num_items_in_batch if self.model_accepts_loss_kwargs else None
@@ -48,6 +55,24 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
             whole = self.model_accepts_loss_kwargs and num_items_in_batch is not None
             loss = loss + (extra / self.current_gradient_accumulation_steps if whole else extra)
         return (loss, outputs) if return_outputs else loss
+
+    @contextmanager
+    def _without_logits(self, inputs: Any) -> Iterator[None]:
+        """The model's loss is computed without its logits inside, if it can be."""
+        if not self._tried:
+            self._tried = True
+            if self.args.n_gpu < 2:  # the threads of several share one head
+                self._blockwise = blockwise_loss(self.model, inputs, self.args.label_smoothing_factor)
+        if self._blockwise is None:
+            yield
+            return
+        smoother: Any = self.label_smoother  # type: ignore[has-type]
+        self.label_smoother = None  # the loss does that itself
+        try:
+            with self._blockwise.instead():
+                yield
+        finally:
+            self.label_smoother = smoother
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The optimizer, with the methods' own multiples of the learning rate."""

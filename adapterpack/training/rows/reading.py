@@ -71,7 +71,7 @@ def _encoded(parts: Sequence[_Part], training: Training, tokenizer: Any, max_len
         encoded = training.encode(rows, tokenizer, max_length, report, labels)
         if not encoded:
             raise ConfigError("no row of the data can be learned from", where=report, found=next(iter(report.bad.values()), None))
-        if report.wanted is not None and not report.form:
+        if report.wanted is not None:
             raise ConfigError("data of this task has no form to choose", where=report, found=f"form {report.wanted}", remedy="leave it out")
         report.rows, report.tokens = len(encoded), sum(len(row.get("input_ids", ())) for row in encoded)
         every += encoded

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import ConfigError, FormatError, storage_errors
-from ..io.safe_open import open_regular, whole
-from ..sandbox.limits import Limits
-from ..sandbox.sandbox import Sandbox
+from ...errors import ConfigError, FormatError, storage_errors
+from ...io.safe_open import open_regular, whole
+from ...sandbox.limits import Limits
+from ...sandbox.sandbox import Sandbox
 
 MAX_ROW = 16 << 20
 """The most bytes of a line, and of a text where rows are no lines."""
@@ -61,7 +61,7 @@ def require_bounded(path: Path, name: object = None) -> None:
                 steps = _STEP[marks]
                 levels = depth + np.cumsum(steps, dtype=np.int32)
                 if np.any((levels == 0) & (steps == 0)):  # the reader dies of a null there
-                    raise ConfigError("a row must be an object", where=f"{name}, from line {line} on")
+                    raise ConfigError("a row must be an object", where=Place((path,), (name,)))
                 if levels.max(initial=0) > MAX_DEPTH:
                     raise ConfigError("a row is nested too deeply", where=f"{name}, from line {line} on",
                                       expected=f"at most {MAX_DEPTH} levels", found=int(levels.max()))
@@ -137,21 +137,27 @@ def require_short_texts(rows: Any, where: object) -> None:
 
 
 class Place(NamedTuple):
-    """Files in an error, by their ``names``; as text, where they have a row a line, the first line that is no JSON as well."""
+    """Files in an error, by their ``names``; as text, where they have a row a line, the first line that is no JSON object as well."""
 
     paths: Sequence[Path]
-    names: Sequence[Path]
+    names: Sequence[object]
 
     def __str__(self) -> str:
         for path, name in zip(self.paths, self.names, strict=True):
             if path.suffix.lower() == ".jsonl" and path.is_file():
                 with path.open("rb") as file:
                     for number, text in enumerate(file, 1):
-                        try:
-                            _ = json.loads(text) if text.strip() else None
-                        except (ValueError, RecursionError):
+                        if flaw_of(text) is not None:
                             return f"{name}, line {number}"
         return str(self.names[0]) + (f" and {len(self.names) - 1} more" if len(self.names) > 1 else "")
+
+
+def flaw_of(line: bytes) -> str | None:
+    """Why a line is no row, or None: a blank one is none, too, but nobody misses it."""
+    try:
+        return None if not line.strip() or isinstance(json.loads(line), dict) else "a row must be an object"
+    except (ValueError, RecursionError) as error:
+        return f"no JSON: {error}"
 
 
 def _blocks(data: bytes | mmap, name: object) -> Iterator[tuple[int, int]]:

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import gzip
-import json
 import re
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from glob import glob, has_magic
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import ConfigError, StorageError, storage_errors
-from ..io.safe_open import open_regular
-from ..tasks.data_report import DataReport
-from .config.sources import Source
+from ...errors import ConfigError, StorageError, storage_errors
+from ...io.safe_open import open_regular
+from ...tasks.data_report import DataReport
+from ..config.sources import Source
+from .data_files import MAX_ROW, flaw_of
 
 
 class Kind(NamedTuple):
@@ -64,8 +64,10 @@ def files_of(source: Source) -> list[Path]:
     path = Path(source.path).expanduser()
     if path.is_dir():
         return []
-    files = sorted(Path(name) for name in glob(str(path), recursive=True) if Path(name).is_file()) if has_magic(str(path)) else [path]
-    named = has_magic(str(path)) or kind_of(path) is not None or path.is_file()
+    pattern = has_magic(str(path))
+    names = glob(str(path), recursive=True) if pattern else []  # noqa: PTH207 - Path's takes no pattern of an absolute path
+    files = sorted(Path(name) for name in names if Path(name).is_file()) if pattern else [path]
+    named = pattern or kind_of(path) is not None or path.is_file()
     if not named and source.path[:1] not in {".", "/", "~"}:
         return []
     if not files or not all(map(Path.is_file, files)):
@@ -81,8 +83,8 @@ def files_of(source: Source) -> list[Path]:
 
 @contextmanager
 def readable(files: Sequence[Path], report: DataReport) -> Iterator[tuple[list[Path], dict[str, Any]]]:
-    """Files of one kind as ``datasets`` may read them, and options for it: themselves, or plain copies of the packed ones, and of those with
-    a row a line the lines that are rows, where others are skipped. Copies last as long as the block.
+    """Files of one kind as ``datasets`` may read them, and options for it: themselves, or plain copies of those that are packed, and of
+    those with a row a line, where others are skipped, the lines that are rows. Copies last as long as the block.
 
     Raises:
         ConfigError: a packed file is damaged, or far larger than it looks.
@@ -97,7 +99,9 @@ def readable(files: Sequence[Path], report: DataReport) -> Iterator[tuple[list[P
         copies = []
         for number, file in enumerate(files):
             copy = _unpacked(file, Path(folder, f"{number}{kind_of(file)}")) if _is_packed(file) else file
-            copies.append(_rows_alone(copy, Path(folder, f"rows-{number}{kind_of(file)}"), file, report) if lines and report.skips else copy)
+            if lines and report.skips:
+                copy = _rows_alone(copy, Path(folder, f"rows-{number}{kind_of(file)}"), file, report)
+            copies.append(copy)
         yield copies, {"cache_dir": folder, "keep_in_memory": True}
 
 
@@ -132,14 +136,11 @@ def _unpacked(file: Path, copy: Path) -> Path:
 def _rows_alone(source: Path, copy: Path, file: Path, report: DataReport) -> Path:
     """Copies the lines that are JSON objects, and leaves the others blank."""
     with storage_errors(source), source.open("rb") as lines, copy.open("wb") as out:
-        for number, line in enumerate(lines, 1):
-            reason = None
-            try:
-                if line.strip() and not isinstance(json.loads(line), dict):
-                    reason = "a row must be an object"
-            except (ValueError, RecursionError) as error:
-                reason = f"no JSON: {error}"
-            if reason is not None:
-                report.bad[-number] = f"{reason} (at {file}, line {number})."
-            out.write(line if reason is None else b"\n")
+        for number, line in enumerate(iter(partial(lines.readline, MAX_ROW + 1), b""), 1):
+            if len(line) > MAX_ROW:
+                raise ConfigError("a row is too long", where=f"{file}, line {number}", expected=f"at most {MAX_ROW} bytes")
+            flaw = flaw_of(line)
+            if flaw is not None:
+                report.bad[-number] = f"{flaw} (at {file}, line {number})."
+            out.write(line if flaw is None else b"\n")
     return copy

@@ -1,0 +1,71 @@
+"""What a form of preferences is, and the forms by name: a file of this folder registers the one that it defines.
+
+Another package brings a form by an entry point of the group ``adapterpack.preference_forms``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ...errors import ConfigError
+from ...registry import Registry
+from ..conversations.form import Message, said
+from ..data_report import report_of
+from ..rows import Row
+
+
+@dataclass(frozen=True)
+class PreferenceForm:
+    """One form of rows: ``columns`` are those that it is known by, ``optional`` what it reads besides.
+
+    ``read`` makes of a row what TRL's trainers take: ``chosen`` and ``rejected``, with ``prompt`` where they do not begin with it, if
+    answers are ``paired``; else ``prompt``, ``completion`` and whether that is good, ``label``. Each is a text, or a list of messages.
+    """
+
+    name: str
+    columns: frozenset[str]
+    read: Callable[[Row], dict[str, Any]]
+    optional: frozenset[str] = frozenset()
+    paired: bool = True
+
+
+PREFERENCES: Registry[PreferenceForm] = Registry("form of preferences", PreferenceForm, "adapterpack.preference_forms", __package__)
+"""Name -> the form."""
+
+
+def preference_rows(rows: Any, where: object, paired: bool = True) -> list[dict[str, Any]]:
+    """The rows as TRL's trainers take them: pairs of answers, or single ones with a label.
+
+    Raises:
+        ConfigError: the columns are of no such form, or a row is not.
+    """
+    report = report_of(where)
+    form = _form_of(rows.column_names, where, paired)
+    report.read_as(form.name, rows.column_names, form.columns | form.optional)
+    read = []
+    for number, row in enumerate(rows):
+        with report.row(number) as place:
+            try:
+                read.append(form.read(row))
+            except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+                raise ConfigError(f"a row is not of the form {form.name}: {error}", where=place) from error
+    return read
+
+
+def _form_of(columns: Sequence[str], where: object, paired: bool) -> PreferenceForm:
+    """The form that has the most of its columns among these."""
+    forms = [form for form in PREFERENCES.values() if form.paired is paired]
+    fitting = [form for form in forms if form.columns <= set(columns)]
+    if not fitting:
+        raise ConfigError("these columns are of no known form of preferences", where=where, found=", ".join(columns),
+                          expected="; ".join(" + ".join(sorted(form.columns)) for form in forms))
+    return max(fitting, key=lambda form: len(form.columns))
+
+
+def answer(value: Any) -> list[Message]:
+    """An answer as messages: a text, one message, or several."""
+    if isinstance(value, str):
+        return [said("assistant", value)]
+    return [dict(value)] if isinstance(value, dict) else list(value)

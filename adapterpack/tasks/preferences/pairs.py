@@ -1,0 +1,22 @@
+"""Pairs as TRL has them: ``chosen`` and ``rejected`` after a ``prompt``, or with it in front; texts or lists of messages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..conversations.form import tools_of
+from ..rows import Row
+from .form import PREFERENCES, PreferenceForm
+
+
+def read(row: Row) -> dict[str, Any]:
+    """The three columns as they are, each of one kind."""
+    parts = {key: row[key] for key in ("prompt", "chosen", "rejected") if row.get(key) is not None}
+    if {"chosen", "rejected"} - parts.keys():
+        raise ValueError("an answer is missing")
+    if len({type(value) for value in parts.values()}) > 1:
+        raise ValueError("prompt and answers must all be texts, or all lists of messages")
+    return {**parts, **tools_of(row)}
+
+
+PREFERENCES.register(PreferenceForm("pairs", frozenset({"chosen", "rejected"}), read, frozenset({"prompt", "tools"})))

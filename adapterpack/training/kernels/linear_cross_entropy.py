@@ -1,0 +1,87 @@
+"""Cross entropy of a linear layer's outputs without the outputs: a block of rows at a time, whose gradient is made right away.
+
+The logits of a batch are by far the largest tensor of a language model with many words. Of a frozen head nothing but the gradient of what
+enters it is wanted, and that is as small as the input (Hsu et al. 2024, https://arxiv.org/abs/2410.10989, section 3.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+_NUMBERS = 1 << 23
+"""Logits of one block: 32 MiB."""
+
+
+def linear_cross_entropy(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor, smoothing: float = 0.0
+) -> torch.Tensor:
+    """The sum of the cross entropies of ``hidden W^T + b`` for ``targets``, with label smoothing as torch has it.
+
+    ``hidden`` is ``[rows, in]``, ``targets`` ``[rows]``; weight ``[out, in]`` and bias are frozen. Computed in float32 or finer.
+    """
+    total: torch.Tensor = _Blocks.apply(hidden, weight, bias, targets, smoothing)
+    return total
+
+
+def by_blocks(
+    head: Callable[[torch.Tensor], torch.Tensor], width: int, hidden: torch.Tensor, targets: torch.Tensor, smoothing: float = 0.0
+) -> torch.Tensor:
+    """The same of any ``head`` with ``width`` outputs, which is called once more for each block in the backward pass."""
+    def of_block(block: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        logits = head(block)
+        return functional.cross_entropy(logits.to(_wide(logits)), wanted, reduction="sum", label_smoothing=smoothing)
+
+    size = _rows(width)
+    sums = [checkpoint(of_block, block, wanted, use_reentrant=False)
+            for block, wanted in zip(hidden.split(size), targets.split(size), strict=True)]
+    return torch.stack(sums).sum()
+
+
+def _rows(width: int) -> int:
+    return max(_NUMBERS // width, 1)
+
+
+def _wide(value: torch.Tensor) -> torch.dtype:
+    return torch.promote_types(value.dtype, torch.float32)
+
+
+class _Blocks(torch.autograd.Function):
+    """Only the gradient of ``hidden`` is kept for the backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor, smoothing: float
+    ) -> torch.Tensor:
+        """See :func:`linear_cross_entropy`."""
+        total, of_hidden = torch.zeros((), dtype=_wide(hidden), device=hidden.device), None
+        if ctx.needs_input_grad[0]:
+            of_hidden = torch.empty_like(hidden)
+        size, width = _rows(len(weight)), len(weight)
+        for start in range(0, len(hidden), size):
+            logits = functional.linear(hidden[start : start + size], weight, bias)
+            logits, wanted = logits.to(_wide(logits)), targets[start : start + size, None]
+            whole = logits.logsumexp(1, keepdim=True)
+            total += (whole - (1 - smoothing) * logits.gather(1, wanted)).sum()
+            if smoothing:
+                total -= smoothing * logits.mean(1).sum()
+            if of_hidden is not None:
+                chances = logits.sub_(whole).exp_()
+                if smoothing:
+                    chances.sub_(smoothing / width)
+                chances.scatter_add_(1, wanted, chances.new_full((), smoothing - 1).expand(wanted.shape))
+                of_hidden[start : start + size] = chances.to(weight.dtype) @ weight
+        ctx.save_for_backward(*(() if of_hidden is None else (of_hidden,)))
+        return total
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """The gradient of ``hidden``."""
+        (of_hidden,) = ctx.saved_tensors
+        return of_hidden * gradient.to(of_hidden.dtype), None, None, None, None

@@ -1,0 +1,106 @@
+"""Lets a language model compute its loss without its logits, where what it does with them is known.
+
+The model's head hands its input on, and the model's loss takes that for logits: all else of the model's own call stays, such as the losses
+of routers, what wraps it for several processes, and gradient checkpointing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers.loss.loss_utils import ForCausalLMLoss
+
+from ...tasks.task import IGNORED
+from ..kernels.linear_cross_entropy import by_blocks, linear_cross_entropy
+
+_TOKENS = 8
+"""How much of a row a model is tried with."""
+_CLOSE = 1e-3
+
+
+class BlockwiseLoss:
+    """The loss of a model with the head ``head``, with label smoothing."""
+
+    def __init__(self, model: Any, head: nn.Module, smoothing: float = 0.0) -> None:
+        self._model, self._head, self._smoothing = model, head, smoothing
+        self._logits = head.forward
+
+    @contextmanager
+    def instead(self) -> Iterator[None]:
+        """The model's loss, computed so."""
+        before = self._model.__dict__.get("_loss_function")
+        self._head.forward, self._model.loss_function = _itself, self._loss  # type: ignore[method-assign, assignment]
+        try:
+            yield
+        finally:
+            del self._head.forward
+            if before is None:
+                del self._model._loss_function
+            else:
+                self._model.loss_function = before
+
+    def _loss(
+        self, logits: torch.Tensor, labels: torch.Tensor | None, vocab_size: int, num_items_in_batch: Any = None,
+        ignore_index: int = IGNORED, shift_labels: torch.Tensor | None = None, **_: Any
+    ) -> torch.Tensor:
+        """As ``ForCausalLMLoss`` of transformers, with what enters the head in the place of ``logits``."""
+        if shift_labels is None:
+            shift_labels = functional.pad(labels, (0, 1), value=ignore_index)[..., 1:]  # type: ignore[arg-type]
+        targets = shift_labels.reshape(-1).to(logits.device)
+        learned = targets != ignore_index
+        hidden, targets = logits.reshape(-1, logits.shape[-1])[learned], targets[learned]
+        if _is_plain(self._head):
+            total = linear_cross_entropy(hidden, self._head.weight, self._head.bias, targets, self._smoothing)
+        else:
+            total = by_blocks(self._logits, vocab_size, hidden, targets, self._smoothing)
+        items = len(targets) if num_items_in_batch is None else num_items_in_batch
+        return total / (items.to(total.device) if isinstance(items, torch.Tensor) else items)
+
+
+def blockwise_loss(model: Any, inputs: Mapping[str, Any], smoothing: float = 0.0) -> BlockwiseLoss | None:
+    """The loss of a model if it is that of its head's outputs and nothing is done with these before; None where it is another.
+
+    A model is tried with a few tokens of ``inputs``: its logits have to be its head's outputs, and the loss the same.
+    """
+    labels = inputs.get("labels")
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if (not isinstance(head, nn.Module) or not isinstance(labels, torch.Tensor) or labels.ndim != 2
+            or getattr(model, "loss_function", None) is not ForCausalLMLoss or _is_changed(head)):
+        return None
+    ids = inputs["input_ids"][:1, :_TOKENS]
+    found, loss, training = list[torch.Tensor](), BlockwiseLoss(model, head), model.training
+    handle = head.register_forward_hook(lambda module, args, output: found.append(output))
+    model.eval()
+    try:
+        with torch.no_grad():
+            whole = model(input_ids=ids, labels=ids)
+            handle.remove()
+            with loss.instead():
+                again = model(input_ids=ids, labels=ids).loss
+    except Exception:  # whatever such a model does with its logits, it is something else
+        return None
+    finally:
+        handle.remove()
+        model.train(training)
+    same = len(found) == 1 and found[0].shape == whole.logits.shape and torch.equal(found[0].float(), whole.logits.float())
+    return BlockwiseLoss(model, head, smoothing) if same and torch.isclose(again, whole.loss, rtol=_CLOSE) else None
+
+
+def _is_changed(head: nn.Module) -> bool:
+    """Whether something hooks into the head, took the place of its call, or holds its weight elsewhere."""
+    hooked: Any = head._forward_hooks or head._forward_pre_hooks or head._backward_hooks or head._backward_pre_hooks
+    away = any(type(value) not in {nn.Parameter, torch.Tensor} or value.is_meta or hasattr(value, "ds_id") for value in head.parameters())
+    return bool(hooked) or "forward" in head.__dict__ or away
+
+
+def _is_plain(head: nn.Module) -> bool:
+    return type(head) is nn.Linear and not any(value.requires_grad for value in head.parameters())
+
+
+def _itself(hidden: torch.Tensor) -> torch.Tensor:
+    return hidden
