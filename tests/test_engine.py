@@ -19,6 +19,8 @@ from adapterpack import Session, export, load
 from adapterpack.bundle.decoder_graph import DECODER
 from adapterpack.bundle.manifest import GRAPH, PAST
 from adapterpack.errors import AdapterpackError, BaseMismatch, ConfigError, FormatError, UnknownAdapter, Unsupported
+from adapterpack.io.safe_open import TENSORS
+from adapterpack.io.streamed_tensors import Streamed
 from adapterpack.runtime.engine.adapter_feeds import ResidentAdapter
 from adapterpack.runtime.engine.adapter_table import AdapterTable
 from adapterpack.runtime.engine.engine import Engine
@@ -277,6 +279,28 @@ def test_loading_is_proved_by_the_canary_and_leaks_nothing(engine: Engine, base_
             engine.adapters.unload(f"n{number % 7}")
     assert engine.adapters.nbytes == before == 0
     assert not engine.adapters._reading
+
+
+def test_packs_that_no_row_runs_with_are_on_the_disk_alone(bundle: Path, tmp_path: Path) -> None:
+    """A named pack costs no memory until a row needs it; one that was changed meanwhile is refused,
+    and the row that runs does not notice."""
+    engine, session = Engine(bundle, "cpu", max_rows=2, adapter_budget=0), Session(bundle, "cpu")
+    folder = tmp_path / "copy"
+    shutil.copytree(session.pack("alpha").path, folder)
+    engine.adapters.load(folder, "copy")
+    assert all(isinstance(engine.adapters.pack(name).tensors, Streamed) for name in engine.adapters.names)
+    prompt = ids(3)
+    (alone,) = session.generate([prompt], ["alpha"], max_new_tokens=4)
+    engine.add(prompt, "copy", max_new_tokens=4)
+    assert [event.text for event in drained(engine) if event.finish_reason] == [alone.text]
+    data = bytearray((folder / TENSORS).read_bytes())
+    data[-1] ^= 1
+    (folder / TENSORS).write_bytes(data)
+    engine.add(prompt, "beta", max_new_tokens=4)
+    (alone,) = session.generate([prompt], ["beta"], max_new_tokens=4)
+    with pytest.raises(FormatError, match="changed while it was in use"):
+        engine.add(prompt, "copy", max_new_tokens=4)
+    assert [event.text for event in drained(engine) if event.finish_reason] == [alone.text]
 
 
 def resident(name: str, size: int) -> ResidentAdapter:

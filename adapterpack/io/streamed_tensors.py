@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,22 +10,19 @@ from typing import Any
 import numpy as np
 
 from ..errors import FormatError, storage_errors
-from .safe_open import fill
+from .safe_open import fill, open_inside
 from .safetensors import DTYPES, SafetensorsFile, TensorInfo
 
 
 class Streamed(Mapping[str, np.ndarray]):
     """Tensor name -> array, read anew each time, and checked by its sha256: what is used is what was checked, whoever may write there.
 
-    Tensors that are not in the file as they are (``held``) are kept.
+    The file is open only while it is read, so that a process may have any number of packs. Tensors that are not in the file as they are
+    (``held``) are kept.
     """
 
     def __init__(self, path: Path, infos: Mapping[str, TensorInfo], digests: Mapping[str, str], held: Mapping[str, np.ndarray]) -> None:
         self._path, self._infos, self._digests, self._held = path, infos, digests, held
-        with storage_errors(path):
-            self._file = os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb", buffering=0)
-        if not stat.S_ISREG(os.fstat(self._file.fileno()).st_mode):
-            raise FormatError("this is not a regular file", where=path)
 
     @classmethod
     def of(cls, file: SafetensorsFile, tensors: Mapping[str, np.ndarray], digests: Mapping[str, str]) -> Streamed:
@@ -38,11 +33,11 @@ class Streamed(Mapping[str, np.ndarray]):
     def __getitem__(self, name: str) -> np.ndarray:
         if name in self._held:
             return self._held[name]
-        info = self._infos[name]
-        data = np.empty(info.nbytes, np.uint8)
-        with storage_errors(self._path):
-            whole = fill(self._file.fileno(), data.data, info.offset)
-        if not whole or hashlib.sha256(data.data).hexdigest() != self._digests[name]:
+        info = self._infos.get(name)
+        data = np.empty(0 if info is None else info.nbytes, np.uint8)
+        with storage_errors(self._path), open_inside(self._path) as file:
+            whole = info is not None and fill(file.fileno(), data.data, info.offset)
+        if info is None or not whole or hashlib.sha256(data.data).hexdigest() != self._digests[name]:
             raise FormatError("the file changed while it was in use", where=f"{self._path}, tensor {name}",
                               remedy="start again once nothing writes to it")
         data.flags.writeable = False

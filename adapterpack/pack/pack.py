@@ -21,6 +21,7 @@ from ..base.compatibility import Verdict
 from ..base.fingerprint import Fingerprint
 from ..errors import ConfigError, NothingToDo
 from ..io.safe_open import TENSORS
+from ..io.safetensors import SafetensorsFile
 from ..io.streamed_tensors import Streamed, Unread
 from ..manifest import manifest as m
 from ..manifest.described import Described
@@ -172,6 +173,20 @@ class Pack(Described):
     def full(self) -> dict[str, dict[str, np.ndarray]]:
         """The modules that were trained whole: path -> parameter name -> array."""
         return {group.path: self.params(group.path) for group in self.manifest.groups if group.role == "full"}
+
+    def unloaded(self) -> Pack:
+        """This pack with its tensors on the disk: each is read when it is looked at, and compared with its digest.
+
+        A pack that has no folder of our format stays as it is.
+
+        Raises:
+            FormatError: the folder's tensor file cannot be read any more.
+        """
+        if self.path is None or isinstance(self.tensors, Streamed) or not (self.path / m.FILE_NAME).is_file():
+            return self
+        file = SafetensorsFile(self.path / TENSORS)
+        digests = {name: entry.sha256 for name, entry in self.manifest.tensors.items()}
+        return dataclasses.replace(self, tensors=Streamed(file.path, file.tensors, digests, {}))
 
     def write(self, out: str | os.PathLike[str]) -> Pack:
         """Writes the pack to a new folder ``out``, whole or not at all, and returns it with its path.

@@ -75,7 +75,8 @@ class OpenBundle:
         self.provider, self.memory, self._cache_inputs = first.provider, first.memory, first.inputs
         packs, self._mode = _packs(self.folder, self.bundle), ADAPTER_MODES[self.bundle.mode](self)
         prompts = {name: cache for name, pack in packs.items() if (cache := self._prompt(pack)) is not None}
-        self._adapters = Adapters(packs, prompts, self._mode.opened({} if proved or verify == "off" else packs))
+        attached = self._mode.opened({} if proved or verify == "off" else packs)
+        self._adapters = Adapters({name: pack.unloaded() for name, pack in packs.items()}, prompts, attached)
         self._changing = threading.Lock()
         """Taken to put another value in the place of ``_adapters``; to read it takes no lock."""
         require_same(compared)
