@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +45,22 @@ def several(name: str) -> str:
 
 
 def streamed(reader: CallReader, text: str) -> None:
-    """Gives a reader a text letter by letter; what it has given out stays."""
-    before = ""
-    for end in range(1, len(text) + 1):
-        reader.read(text[:end], ended=False)
-        assert reader.text.startswith(before)
-        before = reader.text
-    reader.read(text, ended=True)
-    assert reader.text.startswith(before)
+    """Gives a reader a text letter by letter. The pieces that it gives out make up its text and its calls, and arguments come as they are
+    written: of each letter of them at most one is kept back."""
+    text_so_far, calls, kinds = "", list[Call](), ""
+    for end in range(1, len(text) + 2):
+        for kind, value in reader.read(text[:end], ended=end > len(text)):
+            kinds += kind[0]
+            match kind:
+                case "text":
+                    text_so_far += value
+                case "name":
+                    calls.append(Call(value, ""))
+                case "arguments":
+                    assert len(value) == 1 or end > len(text)
+                    calls[-1] = Call(calls[-1].name, calls[-1].arguments + value)
+        assert (text_so_far, calls) == (reader.text, reader.calls)
+    assert re.fullmatch("(t*(na+(e|$))*)*", kinds), kinds
 
 
 @pytest.mark.fast
@@ -77,15 +86,21 @@ def test_calls_are_read_while_the_answer_grows(name: str) -> None:
     before = "" if name == "llama" else "I look it up. "
     cut, other = before + WRITTEN[name][: WRITTEN[name].index("[1, 2]")], before + WRITTEN[name].replace("weather", "whether")
     plain = 'All of {"a": 1}, <tool, [TOOL and < are plain.  '
+    brackets = r'{"town": "\\\"}]{[ \\", "days": [[]]}'
     for text, most, said, calls in (
         (before + WRITTEN[name], None, before.strip(), [call]), (several(name), None, "", [call, call]), (several(name), 1, "", [call]),
-        (cut, None, cut, []), (WRITTEN[name].removesuffix("l>"), None, "", [call]), (other, None, other, []), (plain, None, plain, []),
-        ("", None, "", []), ("{}", None, "{}", []),
+        (cut, None, before.strip(), [Call("weather", ARGUMENTS.partition("[1, 2]")[0])]),
+        (WRITTEN[name].removesuffix("l>"), None, "", [call]), (other, None, other, []), (plain, None, plain, []),
+        (WRITTEN[name].replace(ARGUMENTS, brackets), None, "", [Call("weather", brackets)]), ("", None, "", []), ("{}", None, "{}", []),
     ):
         for read in (lambda reader, text: reader.read(text, ended=True), streamed):
             reader = CallReader(family, {"weather", "clock"}, most)
             read(reader, text)
             assert (reader.text.replace(" ", ""), reader.calls) == (said.replace(" ", ""), calls), text
+    if family.named is None:
+        reader = CallReader(family, {"weather"})
+        reader.read(family.marker + json.dumps({family.arguments: json.loads(ARGUMENTS), "name": "weather"}), ended=True)
+        assert (reader.text, reader.calls) == ("", [call]), "keys in another order"
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +139,11 @@ def test_a_grammar_holds_answers_to_calls(name: str, tokenizer: Tokenizer) -> No
     assert not accepts(tokenizer, grammar(several=False), twice)
     for text, expected in (("Hello, you", True), (written, True), (wrong, True), (clock, True), (clock.replace("UTC", "CET"), False)):
         assert accepts(tokenizer, grammar(free=True), text) is expected, text
+    if family.marker:
+        form = {"type": "object", "properties": {"dry": {"type": "boolean"}}, "required": ["dry"], "additionalProperties": False}
+        for text, expected in (('{"dry": true}', True), ('{"dry": 1}', False), ("Hello, you", False), (written, True), (twice, True),
+                               (wrong, True), (clock, True), (clock.replace("UTC", "CET"), False), ('{"dry": true}' + written, False)):
+            assert accepts(tokenizer, grammar(free=True, form=form), text) is expected, text
 
 
 def test_what_cannot_be_enforced_is_an_error(tokenizer: Tokenizer) -> None:

@@ -61,15 +61,40 @@ def test_a_call_has_arguments_that_fit(client: openai.OpenAI) -> None:
     required = client.chat.completions.create(**options(tool_choice="required", parallel_tool_calls=False, n=4)).choices
     assert all(len(choice.message.tool_calls or ()) == 1 for choice in required)
     with client.chat.completions.stream(**options(tool_choice=NAMED)) as stream:
-        kinds = [event.type for event in stream]
+        events = list(stream)
         (streamed,) = stream.get_final_completion().choices[0].message.tool_calls or ()
-    assert {"tool_calls.function.arguments.done", "chunk"} <= set(kinds)
+    deltas = [event.arguments_delta for event in events if event.type == "tool_calls.function.arguments.delta"]
+    assert len(deltas) > 5 and "".join(deltas) == call.function.arguments, "as they are written"
+    assert "tool_calls.function.arguments.done" in {event.type for event in events}
     assert (streamed.function.name, streamed.function.arguments) == (call.function.name, call.function.arguments)
+    heads = [call for chunk in client.chat.completions.create(**options(tool_choice=NAMED), stream=True) for choice in chunk.choices
+             for call in choice.delta.tool_calls or () if call.id or call.type or (call.function and call.function.name)]
+    assert [(head.index, bool(head.id), head.type, head.function.name, head.function.arguments) for head in heads if head.function] == [
+        (0, True, "function", "weather", "")], "the first chunk of a call alone has its id and name"
+    cut = client.chat.completions.create(**options(tool_choice=NAMED, max_tokens=22)).choices[0]
+    (half,) = cut.message.tool_calls or ()
+    assert cut.finish_reason == "length" and call.function.arguments.startswith(half.function.arguments)
     plain = client.chat.completions.create(**options(tool_choice="none", max_tokens=5)).choices[0]
     without = client.chat.completions.create(**{**options(max_tokens=5), "tools": openai.NOT_GIVEN}).choices[0]
     assert plain.message.content == without.message.content and plain.message.tool_calls is None
     free = client.chat.completions.create(**options(max_tokens=5)).choices[0]
     assert free.message.content and free.finish_reason == "length"
+
+
+@pytest.mark.long
+def test_a_call_or_a_form(client: openai.OpenAI) -> None:
+    """With tools and a schema an answer is a call of one of them or JSON that fits; where it has to be a call the schema has no say."""
+    form: Any = {"type": "json_schema", "json_schema": {"name": "sky", "schema": {
+        "type": "object", "properties": {"sky": {"enum": ["blue", "grey"]}}, "required": ["sky"], "additionalProperties": False}}}
+    choices = client.chat.completions.create(**options(tools=TOOLS[:1], response_format=form, n=8)).choices
+    for choice in choices:
+        if choice.message.tool_calls:
+            assert choice.message.content is None and choice.finish_reason == "tool_calls"
+        else:
+            assert json.loads(choice.message.content or "")["sky"] in ("blue", "grey")
+    assert any(choice.message.content for choice in choices)
+    named = client.chat.completions.create(**options(response_format=form, tool_choice=NAMED)).choices[0].message
+    assert [call.function.name for call in named.tool_calls or ()] == ["weather"]
 
 
 @pytest.mark.long
@@ -97,10 +122,12 @@ def test_what_was_called_is_in_the_prompt(client: openai.OpenAI, calling: Path) 
 
 REFUSED: tuple[tuple[dict[str, Any], str], ...] = (
     ({"tools": [*TOOLS, TOOLS[0]]}, "tools"), ({"tool_choice": {"type": "function", "function": {"name": "other"}}}, "tool_choice"),
-    ({"tools": openai.NOT_GIVEN, "tool_choice": "required"}, "tool_choice"), ({"response_format": {"type": "json_object"}}, "tools"),
+    ({"tools": openai.NOT_GIVEN, "tool_choice": "required"}, "tool_choice"), ({"extra_body": {"guided_regex": "a+"}}, "tools"),
     ({"tools": [{"type": "function", "function": {**CLOCK, "parameters": {"type": "object", "not": {}}}}], "tool_choice": "required"},
      "tools"),
     ({"tools": TOOLS * 100}, "tools"),
+    ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object", "not": {}}}}},
+     "response_format"),
     ({"tools": [{"type": "function", "function": {**CLOCK, "parameters": RECURSION}}], "tool_choice": "required"}, "tools"),
     ({"messages": [*ASKED, {"role": "assistant", "content": None, "tool_calls": [
         {"id": "a", "type": "function", "function": {"name": "clock", "arguments": "[]"}}]}]},
@@ -113,8 +140,7 @@ def test_what_cannot_be_called_is_refused(client: openai.OpenAI, server: Served)
     """With the field at fault; a model whose template has no known calls takes no tools, but may be told to use none."""
     for more, param in REFUSED:
         with pytest.raises(openai.BadRequestError) as caught:
-            client.chat.completions.create(**options(**{"tool_choice": "required", **more}
-                                                     if "response_format" in more else options(**more)))
+            client.chat.completions.create(**options(**more))
         assert caught.value.param == param, more
     with openai.OpenAI(base_url=f"{server.address}/v1", api_key=ANN, max_retries=0, timeout=60) as other:
         with pytest.raises(openai.BadRequestError) as caught:
@@ -153,6 +179,12 @@ def test_responses(client: openai.OpenAI, caller: Served) -> None:
     jsonschema.validate(json.loads(client.responses.create(**common, input="Where?", text=form).output_text), TOWNS)
     back = [*ASKED, *whole.output, *called.output, {"type": "function_call_output", "call_id": item.call_id, "output": "dry"}]
     assert client.responses.create(**common, input=back, max_output_tokens=2).output_text
+    assert called.usage is not None
+    cut = called.usage.output_tokens * 7 // 10
+    with client.responses.stream(**common, input=ASKED, tools=tools, tool_choice={"type": "function", "name": "weather"},
+                                 max_output_tokens=cut) as stream:
+        (half,) = stream.get_final_response().output
+    assert (half.type, half.status) == ("function_call", "incomplete")
     for more, code in (({"previous_response_id": "resp-1"}, "nothing_stored"), ({"background": True}, "invalid_request"),
                        ({"tools": [{"type": "web_search"}]}, "invalid_request"), ({"input": [{"role": "user"}]}, "invalid_request")):
         with pytest.raises(openai.BadRequestError) as caught:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from .family import Tool, ToolFamily
@@ -12,11 +12,13 @@ _JSON = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator":
 _ANYTHING = {"type": "object"}
 
 
-def grammar_of(family: ToolFamily, tools: Sequence[Tool], *, free: bool, several: bool, token: Callable[[str], int | None]) -> str:
+def grammar_of(family: ToolFamily, tools: Sequence[Tool], *, free: bool, several: bool, token: Callable[[str], int | None],
+               form: Mapping[str, Any] | None = None) -> str:
     """The grammar of answers that call one of these tools, or with ``several`` any number of them, with arguments that fit their schemas.
 
-    ``free``: an answer may be text without a call; then only ``strict`` tools have a say in their arguments. ``token`` is the id of a
-    special token, which no text stands for, or None.
+    ``free``: an answer may be text without a call, or with a ``form`` JSON that fits this schema; then only ``strict`` tools have a say in
+    their arguments. Only families with a marker can have a form: it tells calls from that JSON. ``token`` is the id of a special token,
+    which no text stands for, or None.
     """
     def text(written: str) -> str:
         special = token(written)
@@ -35,17 +37,20 @@ def grammar_of(family: ToolFamily, tools: Sequence[Tool], *, free: bool, several
         begin, calls = mark, f"{call} {f'({between} {mark} {call})*' if several else ''}"
     if not free:
         start = [f"start: {begin} {calls}"]
+    elif form is not None:
+        start = [f"start: form | {begin} {calls}", f"form: %json {json.dumps(_held_to(form))}"]
     elif not family.marker:
         start = [f"start: {calls} | OTHER", r"OTHER: /[^{](.|\n)*/"]
     elif token(family.marker) is not None:
         start = [f"start: TEXT | TEXT {begin} {calls}", r"TEXT: /(.|\n)*/"]
     else:
         start = [f"start: TEXT | begin {calls}", f"begin[lazy]: TEXT {begin}", r"TEXT: /(.|\n)*/"]
-    rules = [f"args_{number}: %json {json.dumps(_schema(tool, free))}" for number, tool in enumerate(tools)]
+    schemas = [_ANYTHING if free and not tool.strict else tool.parameters or _ANYTHING for tool in tools]
+    rules = [f"args_{number}: %json {json.dumps(_held_to(schema))}" for number, schema in enumerate(schemas)]
     return "\n".join(["%llguidance {}", *start, f"body: {' | '.join(bodies)}", *rules])
 
 
-def _schema(tool: Tool, free: bool) -> dict[str, Any]:
-    schema = dict(_ANYTHING if free and not tool.strict else tool.parameters) or _ANYTHING
+def _held_to(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """A schema with how its JSON is written: what it says of that goes first, but what cannot be enforced is always an error."""
     guidance = schema.get("x-guidance")
     return {**schema, "x-guidance": {**_JSON, **(guidance if isinstance(guidance, dict) else {}), "lenient": False}}

@@ -82,13 +82,28 @@ class FunctionCall(msgspec.Struct, frozen=True):
     arguments: str
 
 
-class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
-    """A call of a tool; of a stream's ``index`` says the how manieth it is."""
+class ToolCall(msgspec.Struct, frozen=True):
+    """A call of a tool."""
 
-    index: int | UnsetType = UNSET
     id: str
-    type: Literal["function"] = "function"
     function: FunctionCall
+    type: Literal["function"] = "function"
+
+
+class FunctionDelta(msgspec.Struct, frozen=True):
+    """What a chunk adds to a call: first its name, then its arguments piece by piece."""
+
+    arguments: str
+    name: str | UnsetType = UNSET
+
+
+class ToolCallDelta(msgspec.Struct, frozen=True):
+    """What a chunk adds to call number ``index``; the first one has its id."""
+
+    index: int
+    function: FunctionDelta
+    id: str | UnsetType = UNSET
+    type: Literal["function"] | UnsetType = UNSET
 
 
 class AnswerMessage(msgspec.Struct, frozen=True):
@@ -114,7 +129,7 @@ class Delta(msgspec.Struct, frozen=True):
 
     role: Literal["assistant"] | UnsetType = UNSET
     content: str | UnsetType = UNSET
-    tool_calls: list[ToolCall] | UnsetType = UNSET
+    tool_calls: list[ToolCallDelta] | UnsetType = UNSET
 
 
 class ChatChunkChoice(msgspec.Struct, frozen=True):

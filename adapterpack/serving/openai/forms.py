@@ -10,7 +10,8 @@ from typing import Any
 from msgspec import UNSET, UnsetType
 
 from ...runtime.generation.token_chooser import Choice
-from ...runtime.tools.reader import CallReader
+from ...runtime.tools.family import Call
+from ...runtime.tools.reader import CallReader, Piece
 from ..scheduling.rows import Said
 from . import sse
 from .answers import (
@@ -25,9 +26,11 @@ from .answers import (
     CompletionLogprobs,
     Delta,
     FunctionCall,
+    FunctionDelta,
     Provenance,
     TokenLogprob,
     ToolCall,
+    ToolCallDelta,
     TopLogprob,
     Usage,
 )
@@ -81,27 +84,36 @@ class Form:
 
 
 class Spoken:
-    """What one answer has said: text, and calls of tools where ``calls`` makes what reads them."""
+    """What one answer has said: ``text``, and calls of tools where ``calls`` makes what reads them."""
 
     def __init__(self, calls: Callable[[], CallReader] | None) -> None:
         self._reader, self._said = None if calls is None else calls(), ""
 
-    def more(self, text: str, ended: bool) -> tuple[str, list[ToolCall]]:
-        """What further text adds to the message: text, and calls that are complete now. Templates of Mistral take ids of nine letters and
-        digits only, and others any.
-        """
-        if self._reader is None:
-            return text, []
+    def more(self, text: str, ended: bool) -> list[Piece]:
+        """What further text adds to the message."""
         self._said += text
-        before, number = len(self._reader.text), len(self._reader.calls)
-        self._reader.read(self._said, ended)
-        calls = [ToolCall(index=index, id=secrets.token_hex(5)[:9], function=FunctionCall(*call))
-                 for index, call in enumerate(self._reader.calls[number:], number)]
-        return self._reader.text[before:], calls
+        if self._reader is None:
+            return [Piece("text", text)] if text else []
+        return self._reader.read(self._said, ended)
+
+    @property
+    def text(self) -> str:
+        """What is no call."""
+        return self._said if self._reader is None else self._reader.text
+
+    @property
+    def calls(self) -> list[Call]:
+        """The calls so far."""
+        return [] if self._reader is None else self._reader.calls
 
     def reason(self, reason: str | None) -> str | None:
         """Why the message ended."""
-        return "tool_calls" if reason == "stop" and self._reader is not None and self._reader.calls else reason
+        return "tool_calls" if reason == "stop" and self.calls else reason
+
+
+def call_id() -> str:
+    """The id of a call: templates of Mistral take nine letters and digits only, and others any."""
+    return secrets.token_hex(5)[:9]
 
 
 class ChatForm(Form):
@@ -115,9 +127,10 @@ class ChatForm(Form):
         """See :class:`Form`."""
         choices = []
         for place, row in enumerate(said):
-            text, calls = (spoken := Spoken(self._calls)).more(row.text, True)
-            alone = [ToolCall(id=call.id, function=call.function) for call in calls]
-            message = AnswerMessage("assistant", None if calls and not text else text, None, alone or UNSET)
+            spoken = Spoken(self._calls)
+            spoken.more(row.text, True)
+            calls = [ToolCall(call_id(), FunctionCall(*call)) for call in spoken.calls]
+            message = AnswerMessage("assistant", None if calls and not spoken.text else spoken.text, None, calls or UNSET)
             choices.append(ChatChoice(place, message, self._logprobs(row.choices), spoken.reason(row.reason)))
         return ChatCompletion(**self.head.fields(), choices=choices, usage=usage, adapterpack=self.head.provenance)
 
@@ -129,10 +142,14 @@ class ChatForm(Form):
     def piece(self, place: int, text: str, choices: Sequence[Choice], reason: str | None, usage: UnsetType | None) -> list[Any]:
         """See :class:`Form`; the reason of the end has a chunk of its own."""
         spoken = self._spoken.setdefault(place, Spoken(self._calls))
-        text, calls = spoken.more(text, reason is not None)
-        parts = [ChatChunkChoice(place, Delta(content=text), self._logprobs(choices))] if text or choices else []
-        if calls:
-            parts.append(ChatChunkChoice(place, Delta(tool_calls=calls)))
+        number = len(spoken.calls) - 1
+        deltas: list[Delta] = []
+        for piece in spoken.more(text, reason is not None):
+            number += piece.kind == "name"
+            deltas += _delta(piece, number)
+        if choices and not deltas:
+            deltas.append(Delta(content=""))
+        parts = [ChatChunkChoice(place, delta, None if after else self._logprobs(choices)) for after, delta in enumerate(deltas)]
         if reason is not None:
             parts.append(ChatChunkChoice(place, Delta(), None, spoken.reason(reason)))
         return [ChatChunk(**self.head.fields(), choices=[part], usage=usage) for part in parts]
@@ -150,6 +167,19 @@ class ChatForm(Form):
     def _token(self, token: int, logprob: float) -> dict[str, Any]:
         text, data = self._tokens.of(token)
         return {"token": text, "logprob": max(logprob, LEAST), "bytes": list(data)}
+
+
+def _delta(piece: Piece, number: int) -> list[Delta]:
+    """What a piece adds to a message, as a chunk has it; ``number`` is that of the call."""
+    match piece.kind:
+        case "text":
+            return [Delta(content=piece.value)]
+        case "name":
+            return [Delta(tool_calls=[ToolCallDelta(number, FunctionDelta("", piece.value), call_id(), "function")])]
+        case "arguments":
+            return [Delta(tool_calls=[ToolCallDelta(number, FunctionDelta(piece.value))])]
+        case "end":
+            return []
 
 
 class CompletionForm(Form):

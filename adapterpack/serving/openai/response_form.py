@@ -6,14 +6,15 @@ import secrets
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
 from msgspec import UnsetType
 
 from ...runtime.generation.token_chooser import Choice
 from ...runtime.tools.reader import CallReader
 from ..scheduling.rows import Said
 from . import sse
-from .answers import Provenance, ToolCall, Usage
-from .forms import Form, Head, Spoken
+from .answers import Provenance, Usage
+from .forms import Form, Head, Spoken, call_id
 from .requests import PlainText
 from .response_answers import (
     IncompleteDetails,
@@ -23,6 +24,7 @@ from .response_answers import (
     ResponseAnswer,
     ResponseEvent,
     ResponseUsage,
+    Status,
 )
 from .response_requests import ResponseRequest, TextConfig
 
@@ -35,7 +37,8 @@ class ResponseForm(Form):
     def __init__(self, body: ResponseRequest, provenance: Provenance, calls: Callable[[], CallReader] | None) -> None:
         self.head, self._body, self._spoken = Head("resp", body.model, provenance), body, Spoken(calls)
         self._output: list[OutputMessage | OutputCall] = []
-        self._message, self._text = "", ""  # the id of the message that is being written, and its text
+        self._message, self._text = "", ""  # the id of the message that is being written; its text, or the arguments of a call
+        self._call: OutputCall | None = None  # the call that is being written
         self._reason: str | None = None
         self._number = -1
 
@@ -57,12 +60,20 @@ class ResponseForm(Form):
     def piece(self, place: int, text: str, choices: Sequence[Choice], reason: str | None, usage: UnsetType | None) -> list[Any]:
         """See :class:`Form`."""
         self._reason = reason
-        text, calls = self._spoken.more(text, reason is not None)
-        events = self._said(text) if text else []
-        for call in calls:
-            events += [*self._closed(), *self._called(call)]
+        events: list[ResponseEvent] = []
+        for piece in self._spoken.more(text, reason is not None):
+            match piece.kind:
+                case "text":
+                    events += self._said(piece.value)
+                case "name":
+                    events += [*self._closed(), *self._call_begun(piece.value)]
+                case "arguments":
+                    events += self._call_goes_on(piece.value)
+                case "end":
+                    events += self._call_ended("completed")
         if reason is not None:
-            events += [*([] if self._message or self._output else self._opened()), *self._closed()]
+            nothing = not (self._message or self._call or self._output)
+            events += [*(self._opened() if nothing else ()), *self._closed(), *self._call_ended("incomplete")]
         return events
 
     def closing(self, usage: Usage, counted: bool) -> list[Any]:
@@ -96,14 +107,26 @@ class ResponseForm(Form):
                 self._event("response.content_part.done", **place, part=part),
                 self._event("response.output_item.done", output_index=index, item=message)]
 
-    def _called(self, call: ToolCall) -> list[ResponseEvent]:
-        index, name = len(self._output), call.function.name
-        item = OutputCall(f"fc_{secrets.token_hex(12)}", "completed", call.id, name, call.function.arguments)
+    def _call_begun(self, name: str) -> list[ResponseEvent]:
+        """A call begins."""
+        self._call, self._text = OutputCall(f"fc_{secrets.token_hex(12)}", "in_progress", call_id(), name, ""), ""
+        return [self._event("response.output_item.added", output_index=len(self._output), item=self._call)]
+
+    def _call_goes_on(self, text: str) -> list[ResponseEvent]:
+        """Its arguments go on."""
+        assert self._call is not None
+        self._text += text
+        return [self._event("response.function_call_arguments.delta", item_id=self._call.id, output_index=len(self._output), delta=text)]
+
+    def _call_ended(self, status: Status) -> list[ResponseEvent]:
+        """The call, if one was begun, has ended."""
+        if self._call is None:
+            return []
+        item, index = msgspec.structs.replace(self._call, status=status, arguments=self._text), len(self._output)
         self._output.append(item)
-        place: dict[str, Any] = {"item_id": item.id, "output_index": index}
-        return [self._event("response.output_item.added", output_index=index, item=OutputCall(item.id, "in_progress", call.id, name, "")),
-                self._event("response.function_call_arguments.delta", **place, delta=item.arguments),
-                self._event("response.function_call_arguments.done", **place, name=name, arguments=item.arguments),
+        self._call = None
+        return [self._event("response.function_call_arguments.done", item_id=item.id, output_index=index, name=item.name,
+                            arguments=item.arguments),
                 self._event("response.output_item.done", output_index=index, item=item)]
 
     def _event(self, kind: str, **fields: Any) -> ResponseEvent:

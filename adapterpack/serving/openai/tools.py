@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -105,11 +105,19 @@ class ToolUse:
         """Reads the calls of one answer."""
         return CallReader(self.family, {tool.name for tool in self.tools}, 1 if self.one else None)
 
-    def parameters(self, token: Callable[[str], int | None]) -> dict[str, Any]:
-        """The sampling parameters for it; ``token`` is the id of a special token."""
+    def parameters(self, token: Callable[[str], int | None], form: Mapping[str, Any] | None) -> dict[str, Any]:
+        """The sampling parameters for it; ``token`` is the id of a special token. An answer without a call is JSON that fits the schema
+        ``form``, if there is one.
+
+        Raises:
+            Refused: the calls of this model are JSON themselves.
+        """
+        if form is not None and not self.must and not self.family.marker:
+            raise Refused(400, "invalid_request", "this model writes calls as plain JSON, which nothing tells from JSON of another form: "
+                          "leave out the form, or the tools", param="tools")
         given: dict[str, Any] = {"skip_special_tokens": False}  # the marks of calls may be some
-        if self.must or any(tool.strict for tool in self.tools):
-            given["grammar"] = grammar_of(self.family, self.tools, free=not self.must, several=not self.one, token=token)
+        if self.must or form is not None or any(tool.strict for tool in self.tools):
+            given["grammar"] = grammar_of(self.family, self.tools, free=not self.must, several=not self.one, token=token, form=form)
         elif self.one and self.family.closing:
             given["stop"] = (self.family.closing.strip(),)
         return given

@@ -68,6 +68,7 @@ class Preparer:
         """
         loop = asyncio.get_running_loop()
         given, tools = body.parameters(self._limits), self._tool_use(body)
+        form = {name: given[name] for name in GRAMMARS if name in given}
         if tools is not None:
             given = self._with_tools(given, tools)
         prompts = await loop.run_in_executor(self._tokens, self._prompts, body)
@@ -75,9 +76,13 @@ class Preparer:
         mask = None
         if any(name in given for name in GRAMMARS):
             turn = self._turns.setdefault(tenant, asyncio.Lock())
+            compiled = partial(grammar_mask, self._engine.bundle.tokenizer)
             async with turn:
-                where = None if tools is None else "tools"
-                mask = await loop.run_in_executor(self._forms, partial(grammar_mask, self._engine.bundle.tokenizer, samplings[0], where))
+                if tools is None:
+                    mask = await loop.run_in_executor(self._forms, compiled, samplings[0])
+                else:
+                    await loop.run_in_executor(self._forms, compiled, Sampling(**form))  # alone first: an error names its own field
+                    mask = await loop.run_in_executor(self._forms, compiled, samplings[0], "tools")
         return Prepared(prompts, samplings, mask, None if tools is None else tools.reader)
 
     def _tool_use(self, body: Sampled) -> ToolUse | None:
@@ -89,11 +94,18 @@ class Preparer:
         return tool_use(body.tools, body.tool_choice, body.parallel_tool_calls, family, self._limits)
 
     def _with_tools(self, given: dict[str, Any], tools: ToolUse) -> dict[str, Any]:
-        """The parameters of a request with those that its tools need."""
+        """The parameters of a request with those that its tools need. A JSON schema is one of an answer that calls none.
+
+        Raises:
+            Refused: the answer is to have another form.
+        """
         form = next((name for name in GRAMMARS if name in given), None)
-        more = tools.parameters(self._engine.bundle.tokenizer.special_id)
-        if form is not None:
-            raise Refused(400, "invalid_request", "an answer calls tools, or has a form of its own: leave one of them out", param="tools")
+        schema = None if form is None else given[form]
+        if form is not None and not isinstance(schema, dict):
+            raise Refused(400, "invalid_request", "an answer that may call tools has a form only by a JSON schema, as an object",
+                          param="tools")
+        more = tools.parameters(self._engine.bundle.tokenizer.special_id, schema)
+        given = {name: value for name, value in given.items() if name != form}
         return {**given, **more, "stop": (*given.get("stop", ()), *more.get("stop", ()))}
 
     def _warm(self) -> None:
