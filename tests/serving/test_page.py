@@ -206,6 +206,18 @@ def test_text_side_by_side(page: Page, launch: Callable[..., Served], bundle: Pa
     assert server.adapters["gamma"][7:19] in facts
     assert re.search(r"first token after .*24 tokens.*tokens/s", facts.replace("\n", " "))
     page.wait("document.querySelectorAll('#live .chart polyline').length >= 3")
+    page.run("(select => { select.value = '+'; select.dispatchEvent(new Event('change')); })(document.querySelector('#model-c2'))")
+    for place, name, weight in (("first", "gamma", "-0.25"), ("second", "alpha", "1")):
+        page.run(f"document.querySelector('#mix-c2-{place}').value = '{name}'")
+        page.run(f"document.querySelector('#weight-c2-{place}').value = {weight}")
+    ask(page)
+    page.wait("document.querySelector('#said').innerText === 'Ended: alpha and -0.25 × gamma + 1 × alpha.'")
+    mix = [{"name": "gamma", "weight": -0.25}, {"name": "alpha"}]
+    both = server.post("/v1/chat/completions", {"model": f"base {EVIL}", "adapters": mix, **body}).json()["choices"][0]
+    assert answers(page)[1].split() == both["message"]["content"].split() != answers(page)[0].split()
+    assert re.search(rf"1 × {server.adapters['alpha'][7:19]} -0.25 × {server.adapters['gamma'][7:19]} ✓", page.text(".pane.c2 .facts"))
+    page.picture("mixed")
+    page.run("(select => { select.value = 'gamma'; select.dispatchEvent(new Event('change')); })(document.querySelector('#model-c2'))")
     ask(page, max_tokens="450")
     page.wait("document.querySelector('.pane.c2 .output').hasAttribute('aria-busy')")
     page.wait("document.querySelector('.pane.c2 .output').innerText.length > 30")

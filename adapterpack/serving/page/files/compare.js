@@ -2,6 +2,7 @@
 
 import { at, el, say } from "./elements.js";
 import { LABELS } from "./labels.js";
+import { agrees } from "./mix.js";
 import { Pane } from "./pane.js";
 import { get } from "./server.js";
 import { TAGS } from "./tags.js";
@@ -23,7 +24,7 @@ export class Compare {
   /** The models that the key may name, the base first. */
   offer(models) {
     this.models = models;
-    this.panes.forEach((pane, place) => models.length && pane.offer(models, models[Math.min(place, models.length - 1)].id));
+    this.panes.forEach((pane, place) => models.length && pane.offer(models, models[Math.min(place, models.length - 1)].id, this.kind?.mixes));
     this.form?.toggleAttribute("hidden", !models.length);
     this.panes[1].element.hidden = models.length < 2;
     if (this.form) this.first.textContent = models.length < 2 ? "Ask" : "Ask both";
@@ -69,18 +70,17 @@ export class Compare {
     await Promise.all(this.asked.map((pane) => this.ask(pane, texts)));
     this.stopping = null;
     this.busy(false);
-    say(`Ended: ${this.asked.map((pane) => pane.model).join(" and ")}.`);
+    say(`Ended: ${this.asked.map((pane) => pane.name).join(" and ")}.`);
   }
 
   /** Asks for one pane. The digest that answers is compared with what the server lists, anew where a pack was exchanged meanwhile. */
   async ask(pane, texts) {
-    const model = pane.model;
+    const { asked } = pane;
+    const { model, ...mix } = asked;
     pane.begin();
     try {
-      const { digest, facts } = await this.kind.answer(model, texts, this.chosen(), pane, this.stopping.signal);
-      let listed = this.models.find((one) => one.id === model)?.root;
-      if (digest !== listed) listed = (await get(`v1/models/${encodeURIComponent(model)}`)).root;
-      pane.tell(facts, digest, listed);
+      const { digest, facts } = await this.kind.answer(model, texts, { ...this.chosen(), ...mix }, pane, this.stopping.signal);
+      pane.tell(facts, digest, agrees(digest, asked, this.models) || agrees(digest, asked, (await get("v1/models")).data));
     } catch (problem) {
       pane.fail(problem);
     } finally {

@@ -1,31 +1,46 @@
 // One side of a comparison: which model, its answer, and what is known of that: the digest, times, tokens.
 
 import { digestButton, el } from "./elements.js";
+import { Mix, packsOf } from "./mix.js";
+
+const MIXED = "+"; // which is no adapter's name
 
 export class Pane {
   /** `side` names it, and `tone` is its colour in the palette. */
   constructor(side, tone) {
     this.side = side;
-    this.select = el("select", { id: `model-${tone}` });
+    this.mix = new Mix(side, tone);
+    this.select = el("select", { id: `model-${tone}`, onchange: () => this.mix.show(this.select.value === MIXED) });
     this.output = el("div", { class: "output", "aria-live": "polite", tabindex: 0, role: "region", "aria-label": `${side} answer` });
     this.facts = el("p", { class: "facts" });
-    this.element = el("article", { class: `pane ${tone}` }, el("label", { for: `model-${tone}` }, side), this.select, this.output, this.facts);
+    this.element = el("article", { class: `pane ${tone}` }, el("label", { for: `model-${tone}` }, side), this.select, this.mix.element, this.output, this.facts);
     this.clear("Nothing asked yet.");
   }
 
-  get model() {
-    return this.select.value;
+  /** What a request asks for: a model, or the base with several adapters. */
+  get asked() {
+    return this.select.value === MIXED ? { model: this.base, adapters: this.mix.adapters } : { model: this.select.value };
   }
 
-  /** The models to choose from. One that has gone stays chosen, so that nobody asks another one unawares. */
-  offer(models, first) {
-    const chosen = this.model || first;
+  /** The same in words. */
+  get name() {
+    const { model, adapters } = this.asked;
+    return adapters ? adapters.map(({ name, weight }) => `${weight} × ${name}`).join(" + ") : model;
+  }
+
+  /** The models to choose from; `mixes`: two adapters at once, too. One that has gone stays chosen, so that nobody asks another unawares. */
+  offer(models, first, mixes) {
+    const chosen = this.select.value || first;
     const names = models.map((model) => model.id);
     if (this.offered === names.join("\n")) return; // a list that is open stays open
     this.offered = names.join("\n");
-    const gone = chosen && !names.includes(chosen) ? [el("option", { value: chosen }, `${chosen} (no longer there)`)] : [];
-    this.select.replaceChildren(...models.map((model) => el("option", { value: model.id }, model.parent ? model.id : `${model.id} (base)`)), ...gone);
+    this.base = models.find((model) => !model.parent)?.id;
+    const adapters = models.filter((model) => model.parent).map((model) => model.id);
+    const mixed = mixes && this.base && adapters.length > 1 ? [el("option", { value: MIXED }, "two adapters, mixed …")] : [];
+    const gone = chosen && chosen !== MIXED && !names.includes(chosen) ? [el("option", { value: chosen }, `${chosen} (no longer there)`)] : [];
+    this.select.replaceChildren(...models.map((model) => el("option", { value: model.id }, model.parent ? model.id : `${model.id} (base)`)), ...mixed, ...gone);
     this.select.value = chosen || names[0];
+    this.mix.offer(adapters);
   }
 
   clear(words = "") {
@@ -57,16 +72,15 @@ export class Pane {
     else this.output.append(note);
   }
 
-  /** Facts below the answer, and which digest answered: the one that is listed, or another. */
-  tell(facts, answered, listed) {
+  /** Facts below the answer, and which digest answered: what was asked and is listed, or another. */
+  tell(facts, answered, right) {
     const parts = facts.map((fact) => el("span", {}, fact));
-    if (answered) parts.unshift(verdict(answered, listed));
+    if (answered) parts.unshift(verdict(answered, right));
     this.facts.replaceChildren(...parts);
   }
 }
 
-function verdict(answered, listed) {
-  const same = answered === listed;
-  const words = same ? "✓ as listed" : "✗ not the pack that is listed";
-  return el("span", { class: same ? "right" : "wrong" }, digestButton(answered), ` ${words}`);
+function verdict(answered, right) {
+  const packs = packsOf(answered).flatMap(({ pack, weight }) => [weight == null ? "" : ` ${weight} × `, digestButton(pack)]);
+  return el("span", { class: right ? "right" : "wrong" }, ...packs, right ? " ✓ as listed" : " ✗ not the pack that is listed");
 }

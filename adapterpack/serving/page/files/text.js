@@ -10,6 +10,7 @@ let templated = true;
 
 export const TEXT = {
   route: `/${CHAT}`,
+  mixes: true,
   inputs: [{ id: "prompt", label: "Prompt", value: "Tell me in one sentence what you can do.", rows: 3 }],
   options: [
     { id: "temperature", label: "Temperature", type: "number", min: 0, max: 2, step: "any", placeholder: "the model's" },

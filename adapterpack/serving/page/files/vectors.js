@@ -6,6 +6,7 @@ import { request } from "./server.js";
 
 export const VECTORS = {
   route: "/v1/embeddings",
+  mixes: true,
   inputs: [
     { id: "one", label: "One text", value: "Where is my parcel?", rows: 2 },
     { id: "other", label: "Another text", value: "My order has not arrived.", rows: 2 },
@@ -14,7 +15,7 @@ export const VECTORS = {
 
   async answer(model, texts, options, pane, signal) {
     const asked = performance.now();
-    const response = await request("v1/embeddings", { body: { model, input: texts, encoding_format: "float" }, signal });
+    const response = await request("v1/embeddings", { body: { model, ...options, input: texts, encoding_format: "float" }, signal });
     const { data } = await response.json();
     const near = cosine(data[0].embedding, data[1].embedding);
     const mark = el("span", { class: "mark" });
