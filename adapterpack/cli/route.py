@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 import adapterpack
@@ -18,8 +20,12 @@ from .output import emit, line
               help="Seconds for which a server that did not answer is tried after all others.")
 @click.option("--few", default=8, show_default=True, type=click.IntRange(min=1), metavar="N",
               help="Requests that a server may have at a time before the next ones go to another.")
+@click.option("--tls-cert", metavar="FILE", help="The certificate (chain) to speak TLS with, PEM; it is read again when it is renewed.")
+@click.option("--tls-key", metavar="FILE", help="Its key, PEM, which only you may read; needed with --tls-cert.")
+@click.option("--replica-ca", metavar="FILE", help="The certificates, PEM, by which servers at https:// are trusted, in place of the "
+              "system's.")
 @shared
-def command(*, replicas: tuple[str, ...], host: str, port: int, pause: float, few: int, as_json: bool) -> None:
+def command(*, replicas: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Gives requests on to servers of one bundle, those for one adapter to one of them.
 
     Each server then has few adapters in memory, and finds prompts again that it has read. When one ends, its adapters move to the others,
@@ -35,4 +41,4 @@ def command(*, replicas: tuple[str, ...], host: str, port: int, pause: float, fe
         else:
             line(f"{address} gives requests on to {', '.join(replicas)}")
 
-    adapterpack.route(replicas, host=host, port=port, pause=pause, few=few, ready=ready)
+    adapterpack.route(replicas, ready=ready, **options)

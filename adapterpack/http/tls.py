@@ -10,6 +10,9 @@ from ..errors import ConfigError, storage_errors
 from ..io.private import require_private
 from .followed import Followed
 
+IN_THE_CLEAR = "keys and answers cross the network as they are: give --tls-cert and --tls-key, or put a proxy with TLS before it"
+"""The warning of a server that others reach without TLS."""
+
 
 class Certificate:
     """A certificate and its key, in PEM files. ``context`` gives each connection what the files hold when it begins.
@@ -39,6 +42,21 @@ class Certificate:
 
     def _exchange(self, connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
         connection.context = self._file.value
+
+
+def trusting(authorities: Path) -> ssl.SSLContext:
+    """Trusts the servers whose certificates are in a file, or are signed by one of those, and no others.
+
+    Raises:
+        ConfigError: there is none in it.
+        StorageError: it cannot be read.
+    """
+    with storage_errors(authorities):
+        try:
+            return ssl.create_default_context(cafile=authorities)
+        except ssl.SSLError as error:
+            raise ConfigError("this file holds no certificate", where=authorities, expected="PEM",
+                              found=error.reason or str(error)) from error
 
 
 def _context(certificate: Path, key: Path) -> ssl.SSLContext:

@@ -19,6 +19,8 @@ MOST_ADAPTERS = 100
 """Adapters with series of their own; further ones are counted together."""
 MOST_QUOTAS = 1000
 """Quotas of keys with series of their own: those of which most is used."""
+TEXT_TYPE = "text/plain; version=0.0.4"
+"""Of series in Prometheus's text form."""
 OTHERS = "(others)"
 BASE = "(base)"
 MIXED = "(mixed)"

@@ -13,6 +13,7 @@ from ..version import VERSION
 from .audit import Record
 from .catalogue import Model
 from .keys import Key
+from .metrics import TEXT_TYPE
 from .openai.answers import ModelCard, ModelList
 from .openapi import document
 from .route import RouteSpec
@@ -40,7 +41,7 @@ async def version(state: State, request: Request, key: Key, record: Record) -> R
 
 async def metrics(state: State, request: Request, key: Key, record: Record) -> Response:
     """All series in Prometheus's text form."""
-    return Response(state.metrics.text(), media_type="text/plain; version=0.0.4")
+    return Response(state.metrics.text(), media_type=TEXT_TYPE)
 
 
 async def models(state: State, request: Request, key: Key, record: Record) -> Response:

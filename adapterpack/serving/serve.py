@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from ..errors import ConfigError
 from ..extras import needed_by
-from ..http.tls import Certificate
+from ..http.tls import IN_THE_CLEAR, Certificate
 from ..hub.resolve import folder_of
 from ..pack.pack import Pack
 from ..runtime.engine.base import Engine
@@ -91,7 +91,7 @@ def serve(bundle: str | os.PathLike[str], *, adapters: Sequence[Pack | str | os.
     tls = Certificate.of(tls_cert, tls_key)
     scheme, context = ("http", None) if tls is None else ("https", tls.context)
     if tls is None and (not is_loopback(host) or (admin is not None and open_to_others(admin))):
-        _LOG.warning("keys and answers cross the network as they are: give --tls-cert and --tls-key, or put a proxy with TLS before it")
+        _LOG.warning(IN_THE_CLEAR)
     signers = Signers([Path(key) for key in require_signature])
     size = {"max_rows": max_rows, "max_length": max_length}
     engine = Engine(folder_of(bundle), provider, threads=threads, **{name: value for name, value in size.items() if value is not None})

@@ -19,7 +19,8 @@ import httpx
 import pytest
 from jsonschema import Draft202012Validator
 from processes import child
-from servers import ANN, Served
+from prometheus_client.parser import text_string_to_metric_families
+from servers import ANN, BOB, Served
 
 from adapterpack import Session, route
 from adapterpack.errors import ConfigError
@@ -130,6 +131,14 @@ def streamed(client: httpx.Client, body: dict[str, Any]) -> str:
     return text
 
 
+def figures(client: httpx.Client) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    """The series of a router."""
+    answer = client.get("/metrics")
+    assert answer.status_code == 200
+    return {(sample.name, tuple(sorted(sample.labels.items()))): sample.value
+            for family in text_string_to_metric_families(answer.text) for sample in family.samples}
+
+
 def asked(server: Served) -> set[str | None]:
     return {record["adapter"] for record in server.audited() if record["status"] == 200 and record["rows"]}
 
@@ -197,8 +206,8 @@ def test_no_target_leads_elsewhere() -> None:
 
 @pytest.mark.long
 def test_what_is_passed_on(routed: tuple[str, list[Served]]) -> None:
-    """Listings, refusals with their headers, and the digest of what answered; readiness as long as one server is there, and 503 with
-    Retry-After when none is. A client that goes away ends its rows."""
+    """Listings, refusals with their headers, the digest of what answered, and the metrics of all servers with the router's own, to an
+    admin; readiness as long as one server is there, and 503 with Retry-After when none is. A client that goes away ends its rows."""
     address, servers = routed
     with httpx.Client(base_url=address, headers=HEADERS, timeout=30) as client:
         assert [card["id"] for card in client.get("/v1/models").json()["data"]] == ["base", "alpha", "beta", "gamma"]
@@ -215,12 +224,23 @@ def test_what_is_passed_on(routed: tuple[str, list[Served]]) -> None:
         while not any(record["outcome"] == "disconnected" for server in servers for record in server.audited()):
             assert time.monotonic() < deadline
             time.sleep(0.05)
+        series = figures(client)
+        addresses = {server.address for server in servers}
+        assert {dict(labels)["replica"] for name, labels in series if name == "adapterpack_resident_adapters"} == addresses
+        assert sum(value for (name, labels), value in series.items() if name == "adapterpack_generation_tokens_total") >= 2
         for server in servers[:2]:
             server.ended(signal.SIGKILL)
         assert {client.post("/v1/completions", json={"model": name, "prompt": "x", "max_tokens": 2}).status_code
                 for name in ("base", "alpha", "beta", "gamma")} == {200}
         assert client.get("/ready").status_code == 200
+        series = figures(client)
+        assert {address: series["adapterpack_replica_up", (("replica", address),)] for address in addresses} == {
+            server.address: float(server is servers[2]) for server in servers}
+        outcomes = Counter({outcome: sum(value for (_, labels), value in series.items() if ("outcome", outcome) in labels)
+                            for outcome in ("answered", "passed_on", "lost")})
+        assert outcomes["answered"] >= 8 and outcomes["passed_on"] >= 1 and outcomes["lost"] == 0
+        assert client.get("/metrics", headers={"Authorization": f"Bearer {BOB}"}).status_code == 403
         servers[2].ended(signal.SIGKILL)
-        assert (client.get("/ready").status_code, client.get("/health").status_code) == (503, 200)
+        assert [client.get(path).status_code for path in ("/ready", "/metrics", "/health")] == [503, 503, 200]
         refused = client.post("/v1/completions", json={"model": "alpha", "prompt": "x"})
         assert (refused.status_code, refused.json()["error"]["code"], refused.headers["Retry-After"]) == (503, "no_replica", "1")

@@ -9,17 +9,20 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import httpx
 from starlette.requests import Request
+from starlette.responses import Response
 
 from ...http.bodies import body_of, require_size
 from ...http.refused import Refused
+from ..metrics import TEXT_TYPE
 from ..openai import sse
 from ..openai.refusals import details, response
+from .figures import Figures, Outcome
 from .rendezvous import Replica, Replicas
 
 _LOG = logging.getLogger("adapterpack.serving")
@@ -27,8 +30,11 @@ _HOP = frozenset({"connection", "keep-alive", "proxy-authenticate", "proxy-autho
                   "host", "content-length"})
 """Headers that concern one connection alone."""
 OWN_PATHS = ("/health", "/ready")
-"""What the router answers itself."""
+"""What the router answers itself, to everybody."""
+_METRICS = "/metrics"
+"""What it answers to those who may see the metrics of its replicas."""
 _READY_SECONDS = 2.0
+_METRICS_SECONDS = 5.0
 
 
 class Forwarding:
@@ -36,6 +42,8 @@ class Forwarding:
 
     def __init__(self, replicas: Replicas, client: httpx.AsyncClient, body_bytes: int, body_seconds: float) -> None:
         self._replicas, self._client, self._bytes, self._seconds = replicas, client, body_bytes, body_seconds
+        self._figures = Figures(replicas)
+        self._own = {**dict(zip(OWN_PATHS, (self._health, self._ready), strict=True)), _METRICS: self._metrics}
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answers one request. Where the client goes away, the replica hears of it."""
@@ -43,8 +51,9 @@ class Forwarding:
             return
         request = Request(scope, receive)
         try:
-            if scope["path"] in OWN_PATHS:
-                await self._say_ready(scope, receive, send)
+            own = self._own.get(scope["path"])
+            if own is not None:
+                await (await own(request))(scope, receive, send)
                 return
             if not scope["raw_path"].startswith(b"/"):  # "@host/" behind a replica's address would be another host
                 raise Refused(400, "invalid_request", "a request's target is a path")
@@ -100,24 +109,25 @@ class Forwarding:
                 try:
                     answer = await self._client.send(self._given(request, body, replica), stream=True)
                 except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-                    self._failed(replica, error)
+                    self._failed(replica, "passed_on", error)
                     continue
                 except httpx.TransportError as error:
-                    self._failed(replica, error)
+                    self._failed(replica, "lost", error)
                     raise
                 try:
                     if answer.status_code == 503 and place + 1 < len(order):
-                        self._failed(replica, "503")
+                        self._failed(replica, "passed_on", "503")
                         continue
                     replica.gone_until = 0.0
                     yield answer
+                    self._figures.count(replica.address, "answered")
                     return
                 except httpx.TransportError as error:  # in the middle of the answer
-                    self._failed(replica, error)
+                    self._failed(replica, "lost", error)
                     raise
                 finally:
                     await answer.aclose()
-        raise Refused(503, "no_replica", "no server takes requests at the moment", retry_after=1)
+        raise _none()
 
     def _given(self, request: Request, body: bytes, replica: Replica) -> httpx.Request:
         headers = [(name, value) for name, value in request.headers.raw if name.decode("latin-1") not in _HOP]
@@ -125,24 +135,45 @@ class Forwarding:
         url = httpx.URL(replica.address).copy_with(raw_path=request.scope["raw_path"] + (b"?" + query if query else b""))
         return self._client.build_request(request.method, url, content=body or None, headers=headers)
 
-    def _failed(self, replica: Replica, reason: object) -> None:
+    def _failed(self, replica: Replica, outcome: Outcome, reason: object) -> None:
         self._replicas.failed(replica)
+        self._figures.count(replica.address, outcome)
         _LOG.warning("%s takes no requests: %s", replica.address, str(reason) or type(reason).__name__)
 
-    async def _say_ready(self, scope: Any, receive: Any, send: Any) -> None:
-        """``/health`` says that this process works; ``/ready`` whether a replica takes requests."""
-        ready = scope["path"] == "/health" or any(await asyncio.gather(*map(self._is_ready, self._replicas.all)))
-        answer = response(Refused(503, "no_replica", "no server takes requests at the moment", retry_after=1))
-        if ready:
-            answer.status_code, answer.body = 200, b'{"status":"ok"}'
-            answer.init_headers({"content-type": "application/json"})
-        await answer(scope, receive, send)
+    async def _health(self, request: Request) -> Response:
+        """This process works."""
+        return Response(b'{"status":"ok"}', media_type="application/json")
 
-    async def _is_ready(self, replica: Replica) -> bool:
-        try:
-            return (await self._client.get(f"{replica.address}/ready", timeout=_READY_SECONDS)).status_code == 200
-        except httpx.TransportError:
-            return False
+    async def _ready(self, request: Request) -> Response:
+        """Whether a replica takes requests."""
+        answers = await self._answers("/ready", _READY_SECONDS)
+        return await self._health(request) if any(one.status_code == 200 for one in answers.values()) else response(_none())
+
+    async def _metrics(self, request: Request) -> Response:
+        """The router's figures and those of all replicas, to those who may see the latter: keys are the replicas' business."""
+        answers = await self._answers(_METRICS, _METRICS_SECONDS, [one for one in request.headers.raw if one[0] == b"authorization"])
+        said = {address: answer.text for address, answer in answers.items() if answer.status_code == 200}
+        if said:
+            return Response(self._figures.text(said), media_type=TEXT_TYPE)
+        refusal = next(iter(answers.values()), None)
+        if refusal is None:
+            return response(_none())
+        return Response(refusal.content, refusal.status_code, media_type=refusal.headers.get("content-type"))
+
+    async def _answers(self, path: str, seconds: float, headers: Sequence[tuple[bytes, bytes]] = ()) -> dict[str, httpx.Response]:
+        """What the replicas that can be reached answer, by their addresses."""
+        async def one(replica: Replica) -> httpx.Response | None:
+            try:
+                return await self._client.get(replica.address + path, timeout=seconds, headers=list(headers))
+            except httpx.TransportError:
+                return None
+
+        answers = await asyncio.gather(*map(one, self._replicas.all))
+        return {replica.address: answer for replica, answer in zip(self._replicas.all, answers, strict=True) if answer is not None}
+
+
+def _none() -> Refused:
+    return Refused(503, "no_replica", "no server takes requests at the moment", retry_after=1)
 
 
 async def _gone(receive: Any) -> None:
