@@ -107,6 +107,8 @@ CASES: dict[str, tuple[bytes, int, str | None]] = {
     "tools where none are known": (post(chat(tools=[tool("f")])), 400, "no_tool_format"),
     "arguments of 100,000 levels": (post(chat(messages=[{"role": "assistant", "tool_calls": [
         {"id": "a", "type": "function", "function": {"name": "f", "arguments": "[" * 100_000}}]}])), 400, "invalid_request"),
+    "tokens of a call without arguments": (post({"model": "alpha", "messages": [{"role": "assistant", "tool_calls": [
+        {"id": "a", "type": "function", "function": {"name": "f", "arguments": ""}}]}]}, "/tokenize"), 400, "invalid_request"),
     "2,000 items": (post({"model": "alpha", "input": [{"role": "user", "content": "x"}] * 2000}, "/v1/responses"), 400, "invalid_request"),
     "an item of another kind": (post({"model": "alpha", "input": [{"type": "item_reference", "id": "../x"}]}, "/v1/responses"), 400,
                                 "invalid_request"),

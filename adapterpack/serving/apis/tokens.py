@@ -25,7 +25,7 @@ from ..keys import Key
 from ..limits import Limits
 from ..one_pass.rows import runs_task
 from ..one_pass.tensors import OUTPUTS
-from ..openai.requests import Message
+from ..openai.requests import Message, breaches_of
 from ..route import RouteSpec
 from ..state import State
 
@@ -40,7 +40,8 @@ class TokenizeRequest(Part, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     return_token_strs: bool | None = None
 
     def breaches(self) -> Iterator[Misfit]:
-        """Both, or none."""
+        """Both, or none; messages that are none."""
+        yield from breaches_of(self.messages or ())
         if (self.prompt is None) == (self.messages is None):
             yield Misfit("/prompt", "give prompt or messages")
 

@@ -7,7 +7,7 @@ those of :class:`Sampled` that are listed without an effect cannot change an ans
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta, field
@@ -184,12 +184,23 @@ class Message(Part, frozen=True, forbid_unknown_fields=True):
     function_call: None = None
     annotations: Annotated[list[Any], Meta(max_length=0)] | None = None
 
+    def breaches(self) -> Iterator[Misfit]:
+        """Calls with arguments that are none."""
+        for place, call in enumerate(self.tool_calls or ()):
+            yield from (Misfit(f"/tool_calls/{place}{pointer}", what) for pointer, what in call.breaches())
+
     def rendered(self) -> dict[str, Any]:
         """As chat templates take it."""
         content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content or ())
         calls = [call.shown() for call in self.tool_calls] if self.tool_calls else None
         named = {"name": self.name, "tool_call_id": self.tool_call_id, "tool_calls": calls}
         return {"role": self.role, "content": content, **{key: value for key, value in named.items() if value is not None}}
+
+
+def breaches_of(messages: Sequence[Message]) -> Iterator[Misfit]:
+    """What types cannot say of the messages in a field of that name."""
+    for number, message in enumerate(messages):
+        yield from (Misfit(f"/messages/{number}{pointer}", what) for pointer, what in message.breaches())
 
 
 class ChatRequest(Sampled, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -205,11 +216,8 @@ class ChatRequest(Sampled, frozen=True, kw_only=True, forbid_unknown_fields=True
     modalities: list[Literal["text"]] | None = None
 
     def breaches(self) -> Iterator[Misfit]:
-        """Two numbers of tokens; the likeliest tokens without log-probabilities; calls with arguments that are none."""
-        for number, message in enumerate(self.messages):
-            for place, call in enumerate(message.tool_calls or ()):
-                for pointer, what in call.breaches():
-                    yield Misfit(f"/messages/{number}/tool_calls/{place}{pointer}", what)
+        """Messages that are none; two numbers of tokens; the likeliest tokens without log-probabilities."""
+        yield from breaches_of(self.messages)
         if self.max_tokens is not None and self.max_completion_tokens is not None:
             yield Misfit("/max_completion_tokens", "max_tokens is the former name of max_completion_tokens: give one of them")
         if self.top_logprobs is not None and not self.logprobs:
