@@ -33,6 +33,7 @@ from adapterpack import LoRA, Pack, adapt, attach, load, save, train
 from adapterpack.base.checkpoint import Checkpoint
 from adapterpack.errors import AdapterpackError, ConfigError, NonFinite, OutputExists, StorageError, UnknownName, Unsupported
 from adapterpack.tasks import text_classification, text_generation
+from adapterpack.tasks.problems import labels_in
 from adapterpack.tasks.task import task_named
 from adapterpack.training import data
 from adapterpack.training.canaries.canary import verify_canary
@@ -254,8 +255,8 @@ def test_csv_and_parquet_and_json_are_the_same_rows(tiny_bert: Path, tmp_path: P
     tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
     for kind in ("jsonl", "json", "csv", "parquet"):
         loaded = data.load_rows(str(tmp_path / f"r.{kind}"))
-        assert data.labels_in(loaded, kind) == ["no", "yes"]
-        encoded = text_classification.encode(loaded, tokenizer, 32, kind, ["no", "yes"])
+        assert data.labels_in(loaded, task_named(TEXT).training, kind).names == ("no", "yes")
+        encoded = text_classification.encode(loaded, tokenizer, 32, kind, labels_in(["no", "yes"], "here"))
         assert [row["labels"] for row in encoded] == [0, 1]
         assert encoded[1]["input_ids"] == [48]
     for kind in ("csv", "parquet"):
@@ -268,8 +269,8 @@ def test_labels_and_pairs(tiny_bert: Path) -> None:
     """Numbers are labels in their own order; two sentences are one input."""
     tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
     rows = Dataset.from_list([{"sentence1": "w1", "sentence2": "w2 w3", "label": label} for label in (10, 2, 1)])
-    labels = data.labels_in(rows, "here")
-    assert labels == ["1", "2", "10"]
+    labels = data.labels_in(rows, task_named(TEXT).training, "here")
+    assert labels.names == ("1", "2", "10")
     encoded = text_classification.encode(rows, tokenizer, 2, "here", labels)
     assert [row["labels"] for row in encoded] == [2, 1, 0]
     assert [len(row["input_ids"]) for row in encoded] == [2, 2, 2]
@@ -279,7 +280,7 @@ def test_pairs_are_trained_with_their_types(minilm: Path, tiny_bert: Path, tmp_p
     """A model that tells the two texts apart by types sees in training what it sees in a pipeline; one that does not is given none."""
     tokenizer = AutoTokenizer.from_pretrained(minilm)
     rows = Dataset.from_list([{"sentence1": "a b", "sentence2": "c", "label": label} for label in ("no", "yes")])
-    (row, _) = text_classification.encode(rows, tokenizer, 8, "here", ["no", "yes"])
+    (row, _) = text_classification.encode(rows, tokenizer, 8, "here", labels_in(["no", "yes"], "here"))
     expected = tokenizer("a b", "c")
     assert (row["input_ids"], row["token_type_ids"]) == (expected["input_ids"], expected["token_type_ids"])
     assert row["token_type_ids"] == [0, 0, 0, 0, 1, 1]
@@ -290,7 +291,7 @@ def test_pairs_are_trained_with_their_types(minilm: Path, tiny_bert: Path, tmp_p
     ("rows", "more", "error", "words"),
     [
         ([{"txt": "w1", "label": "a"}, {"txt": "w2", "label": "b"}], {}, ConfigError, ["columns text and label", "txt, label"]),
-        ([{"text": "w1"}], {}, ConfigError, ["columns text and label", "found text"]),
+        ([{"text": "w1"}], {}, ConfigError, ["no column of labels", "label or labels", "found text"]),
         ([{"text": "w1", "label": "a"}, {"text": "w2", "label": None}], {}, ConfigError, ["without a label", "row 2"]),
         ([{"text": "w1", "label": "a"}, {"text": None, "label": "b"}], {}, ConfigError, ["without text", "row 2"]),
         ([{"text": "w1", "label": "a"}], {}, ConfigError, ["at least two labels", "found a"]),
@@ -309,8 +310,9 @@ def test_pairs_are_trained_with_their_types(minilm: Path, tiny_bert: Path, tmp_p
         ([{"messages": [{"role": "user", "content": "w1"}]}], CAUSAL, ConfigError, ["row 1", "not the assistant's"]),
         ([{"messages": []}], CAUSAL, ConfigError, ["row 1", "form messages"]),
         ([{"prompt": "w1 w2 w3", "completion": "w4"}], {**CAUSAL, "max_length": 3}, ConfigError, ["longer than max_length"]),
-        ([{"text": "w1", "label": ["a", "b"]}], {}, ConfigError, ["one text or whole number", "row 1", "['a', 'b']"]),
-        ([{"text": "w1", "label": 0.25}, {"text": "w2", "label": 1.5}], {}, ConfigError, ["one text or whole number", "regression"]),
+        ([{"text": "w1", "label": 0.25}, {"text": "w2", "label": 1.0}], {"problem_type": "single_label_classification"}, ConfigError,
+         ["one text or whole number", "row 1", "regression"]),
+        (None, {"problem_type": "several"}, ConfigError, ["problem_type", "multi_label_classification", "'several'"]),
         ([{"text": " ".join(["w1"] * 70), "label": str(n)} for n in (0, 1)], {"max_length": 99}, ConfigError,
          ["longer than the model can read", "at most 64", "found 70", "set max_length to 64"]),
         (None, {**CAUSAL, "train_file": "T5"}, Unsupported, ["no model for the task", "found t5", "text2text-generation"]),
@@ -342,9 +344,10 @@ def test_labels_keep_their_names(tiny_bert: Path, tmp_path: Path, caplog: pytest
     columns = {"premise": ["w1", "w2"], "hypothesis": ["w3", "w4"], "label": [1, 0], "source": ["a", "b"]}
     Dataset.from_dict(columns, features).to_parquet(tmp_path / "r.parquet")
     rows = data.load_rows(str(tmp_path / "r.parquet"))
-    assert data.labels_in(rows, "here") == ["neg", "pos"]
+    labels = data.labels_in(rows, task_named(TEXT).training, "here")
+    assert labels.names == ("neg", "pos")
     with caplog.at_level(logging.WARNING):
-        encoded = text_classification.encode(rows, AutoTokenizer.from_pretrained(tiny_bert), 1, "here", ["neg", "pos"])
+        encoded = text_classification.encode(rows, AutoTokenizer.from_pretrained(tiny_bert), 1, "here", labels)
     assert [row["labels"] for row in encoded] == [1, 0]
     assert "here: read as premise + hypothesis; these columns are not read: source" in caplog.text
     assert "here: 2 of 2 rows are cut at max_length (1)" in caplog.text

@@ -19,6 +19,7 @@ from ..io.typed_json import Misfit
 from ..manifest import limits
 from ..manifest.parts import Base, FileEntry
 from ..pack.pack import SIGNATURE
+from ..tasks.problems import ONE, PROBLEMS
 from ..tasks.task import MAIN, task_named
 from . import FILE_NAME as FILE_NAME  # noqa: PLC0414 - a name of this module too
 from .reports import CanaryReport, DecoderReport, QuantizationReport
@@ -142,6 +143,8 @@ class BundleFile(FileEntry, frozen=True):
 class Bundle:
     """The manifest of a bundle. ``slots`` counts slot 0, which is the base; ``io_before`` is of the graphs before the one that answers.
 
+    ``base_problem`` is what the logits of the base's own head are for.
+
     ``padding`` is the side on which a decoder's shorter rows are filled up, ``pooling`` how hidden states become one vector a row, and
     ``dtype`` the float type that the graphs were made in. ``decoder``: there is a graph of the decoder for the engine. ``in_place``:
     an older version wrote a graph for single steps, which nothing reads any more.
@@ -159,6 +162,7 @@ class Bundle:
     max_labels: Annotated[int, Meta(ge=0, le=100_000)] = 0
     base_labels: Labels | None = None
     base_head_trained: bool = True
+    base_problem: Annotated[str, Meta(pattern=rf"^({'|'.join(PROBLEMS)})\Z")] = ONE.name
     quantization: Mapping[str, Any] | None = None
     parity: Mapping[str, Any] = field(default_factory=dict)
     io: Signature = field(default_factory=Signature)
@@ -345,7 +349,7 @@ def parse_bundle(data: bytes, where: object) -> Bundle:
 _NO_CANARIES: dict[str, Any] = {"replayed": {}, "not_replayed": {}}
 OPTIONAL: Mapping[str, Mapping[str, Any]] = {
     "Bundle": {"io": {}, "io_before": {}, "target": "ort", "pooling": "mean", "padding": "left", "dtype": "float32", "in_place": False,
-               "decoder": False},
+               "decoder": False, "base_problem": ONE.name},
     "Base": {"architecture": None, "dims": None, "files": None, "probe": None, "variants": []},
     "MappedSite": {"labels": 0, "entry": None, "ranks": {}, "positional": False, "part": MAIN, "flat": False, "kind": "linear", "at": 0,
                    "members": [], "heads": None, "dtype": "float32"},

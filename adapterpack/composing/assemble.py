@@ -19,7 +19,7 @@ from ..manifest import manifest as m
 from ..manifest.parts import Composition, Member
 from ..pack.lineage import descended
 from ..pack.pack import Adapter, Pack, build
-from .compatibility import common_base, common_task, require_same_site
+from .compatibility import common_base, common_problem, common_task, require_same_site
 from .full_modules import average
 from .text import parse
 
@@ -53,7 +53,7 @@ def assemble(parents: Sequence[Pack], tree: TreeLike, name: str, seed: int = 0) 
     weights |= {group.path: group.weight for pack in parents for group in pack.manifest.groups if group.role == "full" and group.weight}
     licenses = {pack.manifest.license for pack in parents}
     return build(
-        name, method, adapters, task=task, base=base,
+        name, method, adapters, task=task, base=base, problem=common_problem(parents),
         shared=_shared(method, len(sites), seed),
         full=average(parents, [part[member] for member in by_name]),
         weights=weights,

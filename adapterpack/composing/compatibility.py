@@ -11,6 +11,7 @@ from ..base import compatibility
 from ..errors import BaseMismatch, Unsupported
 from ..manifest import manifest as m
 from ..pack.pack import Pack
+from ..tasks.problems import ONE
 from ..tasks.task import NO_TASK
 
 SIDE_BY_SIDE = "compose adapters of one task, or serve them side by side in a bank bundle"
@@ -85,6 +86,19 @@ def common_task(packs: Sequence[Pack]) -> m.Task:
                               where=f"'{labelled[0][0]}' and '{name}'", expected=listed(labelled[0][1]), found=listed(labels),
                               remedy=f"{SIDE_BY_SIDE}; or say what becomes of modules trained whole: whole='union', or 'pick:NAME'")
     return replace(common_type(packs), labels=labelled[0][1] if labelled else None)
+
+
+def common_problem(packs: Sequence[Pack]) -> str:
+    """What the logits of the packs' heads are for.
+
+    Raises:
+        Unsupported: it differs.
+    """
+    problems = {pack.manifest.problem: pack.name for pack in packs if pack.manifest.task.labels is not None}
+    if len(problems) > 1:
+        raise Unsupported("the logits of the packs' heads are for different problems", where=", ".join(map(repr, problems.values())),
+                          found=", ".join(problems), remedy=f"{SIDE_BY_SIDE}; or keep one of the heads: whole='pick:NAME'")
+    return next(iter(problems), ONE.name)
 
 
 def common_type(packs: Sequence[Pack]) -> m.Task:

@@ -12,16 +12,17 @@ from ..errors import ConfigError, Unsupported, nearest
 from ..io.safetensors import FLOATS, dtype_name
 from ..manifest import manifest as m
 from ..pack.pack import Pack
-from .compatibility import SIDE_BY_SIDE, common_task, common_type, listed
+from .compatibility import SIDE_BY_SIDE, common_problem, common_task, common_type, listed
 
 Modules = dict[str, dict[str, np.ndarray]]
 
 
 class FullModules(NamedTuple):
-    """The task of the new pack, with its labels, and the modules that it carries whole."""
+    """The task of the new pack, with its labels, the modules that it carries whole, and what the logits of its head are for."""
 
     task: m.Task
     modules: Modules
+    problem: str
 
 
 class Policy(NamedTuple):
@@ -48,7 +49,7 @@ def apply_policy(policy: str, packs: Sequence[Pack], weights: Sequence[float]) -
 
 
 def _averaged(packs: Sequence[Pack], weights: Sequence[float], of: str) -> FullModules:
-    return FullModules(common_task(packs), average(packs, weights))
+    return FullModules(common_task(packs), average(packs, weights), common_problem(packs))
 
 
 def _picked(packs: Sequence[Pack], weights: Sequence[float], of: str) -> FullModules:
@@ -57,7 +58,8 @@ def _picked(packs: Sequence[Pack], weights: Sequence[float], of: str) -> FullMod
     if of not in by_name:
         raise ConfigError("no pack of that name takes part", where="whole", expected=" or ".join(by_name), found=repr(of),
                           remedy=nearest(of, by_name))
-    return FullModules(replace(common_type(packs), labels=by_name[of].manifest.task.labels), by_name[of].full())
+    return FullModules(replace(common_type(packs), labels=by_name[of].manifest.task.labels), by_name[of].full(),
+                       by_name[of].manifest.problem)
 
 
 def _united(packs: Sequence[Pack], weights: Sequence[float], of: str) -> FullModules:
@@ -82,7 +84,7 @@ def _united(packs: Sequence[Pack], weights: Sequence[float], of: str) -> FullMod
     sizes = [len(labels or ()) for labels in sets]
     paths = list(dict.fromkeys(path for part in parts for path in part))
     modules = {path: _joined(path, [part.get(path) for part in parts], sizes, [name for _, name in named]) for path in paths}
-    return FullModules(replace(common_type(packs), labels=tuple(together)), modules)
+    return FullModules(replace(common_type(packs), labels=tuple(together)), modules, common_problem(packs))
 
 
 def _joined(path: str, parts: Sequence[dict[str, np.ndarray] | None], sizes: Sequence[int], names: Sequence[str]) -> dict[str, np.ndarray]:

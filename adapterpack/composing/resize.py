@@ -107,6 +107,7 @@ def resize(
         task=manifest.task,
         base=manifest.base,
         full=parent.full(),
+        problem=manifest.problem,
         weights=base_tensors([joint for joint, _, _ in kept], [parent]),
         lineage=descended("resize", [parent], details),
         license=manifest.license,

@@ -229,6 +229,7 @@ def build_pack(work: Work, outcome: Outcome, name: str) -> Pack:
         task=whole.task,
         base=work.base,
         full=whole.modules,
+        problem=whole.problem,
         weights=base_tensors([joint for joint, _ in kept], work.parents),
         lineage=descended(work.request.rule, work.parents, details, work.weights),
         license=licenses.pop() if len(licenses) == 1 else None,

@@ -39,6 +39,7 @@ def dequantized(pack: Pack) -> tuple[Pack, tuple[str, ...]]:
     adapters = {adapter.site: (adapter.config, adapter.params) for adapter in pack.adapters()}  # quantized packs have one method
     weights = {group.path: group.weight for group in claims.groups}
     plain = build(pack.name, pack.method, adapters, task=claims.task, base=claims.base, full=pack.full(), weights=weights,
+                  problem=claims.problem,
                   lineage=descended("convert", [pack], {"dequantized": stored["scheme"]}),
                   training=claims.training, license=claims.license, extensions=claims.extensions)
     return plain, (f"the pack is quantized ({stored['scheme']}): its values are written as float32, with the error they have",)

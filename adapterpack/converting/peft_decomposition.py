@@ -56,7 +56,7 @@ def _transform(pack: Pack, base: BaseModel, hook: Callable[[Method], Completed |
         sites[adapter.site] = (cfg, params)
     weights = {**{group.path: group.weight for group in claims.groups}, **names}
     return build(pack.name, pack.method, sites, shared=shared, full=pack.full(), task=claims.task, base=claims.base, weights=weights,
-                 training=claims.training, license=claims.license, extensions=claims.extensions)
+                 problem=claims.problem, training=claims.training, license=claims.license, extensions=claims.extensions)
 
 
 def _widths(weight: np.ndarray) -> tuple[int, int]:

@@ -24,6 +24,7 @@ from ..io.readable import size
 from ..manifest.manifest import Base
 from ..merging.staging import require_space
 from ..onnx_graph.save import save_graph
+from ..tasks.problems import ONE, problem_in
 from ..tasks.task import MAIN, Task
 from .arguments import Request
 from .attach_plan import plans_of, sites_of
@@ -188,6 +189,7 @@ def _manifest(request: Request, source: Source, graph: BaseGraph, plan: Plan, si
         max_rank=plan.max_rank if is_bank else 0,
         max_labels=max((site.labels for site in sites.values()), default=0),
         base_labels=_labels(source.folder, task),
+        base_problem=problem_in(Checkpoint(source.folder).config) if task.labelled else ONE.name,
         base_head_trained=not task.heads or any(name.partition(".")[0] in task.heads for name in Checkpoint(source.folder).tensors),
         io=signature_of(graph.model),
         io_before={part: signature_of(model) for part, model in graph.before.items()},

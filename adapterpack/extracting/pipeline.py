@@ -25,6 +25,7 @@ from ..lowrank.spectra import Loss
 from ..lowrank.truncation import Cut
 from ..manifest import manifest as m
 from ..pack.pack import Pack, build
+from ..tasks.problems import problem_in
 from ..tasks.task import TASKS, type_of
 from .classify import Classified, Matrix, classify
 from .difference import Difference, Pair
@@ -116,13 +117,15 @@ def extract(
                           remedy="give the fine-tuned checkpoint first and its base second" if not left_out else "extract with rest keep")
     for checkpoint in (new, old):
         checkpoint.require_unchanged()
+    task = _task(new)
     pack = build(
         pack_name,
         lora,
         {_site(new, change): as_lora(_layer_factors(change)) for change in sites},
-        task=_task(new),
+        task=task,
         base=_base(old),
         full=_modules(new, kept),
+        problem=None if task.labels is None else problem_in(new.config),
         weights={change.matrix.path: change.matrix.base_name for change in sites}
         | {n.rpartition(".")[0]: b for n, b in kept.items() if b is not None and n.endswith(".weight")},
         extensions={"x_extract": _provenance(new, old, changes, sites, kept, left_out, plan)},

@@ -14,6 +14,7 @@ from msgspec import Meta, field
 from ..errors import FormatError
 from ..io import strict_json, typed_json
 from ..io.typed_json import Misfit, Part
+from ..tasks.problems import MARKED, ONE
 from . import limits
 from .limits import LARGEST_CLAIM, LARGEST_SETTING, OF_CLAIMS, Claims, Hex, Key, Settings, ShortText, too_large
 from .migrations import upgraded
@@ -51,7 +52,7 @@ MOST_SETTINGS = 1 << 20
 NAME = re.compile(limits.NAME)
 METHODS = "methods"
 """The feature of a pack in which a group has a method that is not the pack's."""
-FEATURES = frozenset({"int8", METHODS, "composition"})
+FEATURES = frozenset({"int8", METHODS, "composition", *MARKED})
 """What this reader understands of ``must_understand``."""
 _INTEGRITY = b'\n  "integrity": "'
 """What stands before the digest in canonical bytes, and nowhere else: a text holds no line break."""
@@ -106,6 +107,11 @@ class Manifest(Part, frozen=True, dict=True):
             if problem := typed_json.misfit(claims, kind):
                 yield Misfit(pointer + problem.pointer, problem.message)
             yield from too_large(claims, pointer, LARGEST_CLAIM)
+
+    @property
+    def problem(self) -> str:
+        """What the logits of the pack's head are for, as ``problem_type`` of transformers' configs has it."""
+        return next((feature for feature in self.must_understand if feature in MARKED), ONE.name)
 
     def to_json(self) -> dict[str, Any]:
         """The manifest as plain JSON values."""

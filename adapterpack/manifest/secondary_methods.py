@@ -9,6 +9,7 @@ import numpy as np
 
 from ..adapter_methods import Method, Site
 from ..errors import Unsupported
+from ..tasks.problems import MARKED
 from . import manifest as m
 from .composed_method import FEATURE
 
@@ -23,9 +24,10 @@ class MethodSites(NamedTuple):
     adapters: Sites
 
 
-def features(method: Method, groups: Iterable[m.Group]) -> tuple[str, ...]:
-    """What a reader must understand of a float pack of this method with these groups."""
-    needed = {FEATURE: method.storage.composition is not None, m.METHODS: any(group.method is not None for group in groups)}
+def features(method: Method, groups: Iterable[m.Group], problem: str | None = None) -> tuple[str, ...]:
+    """What a reader must understand of a float pack of this method with these groups, and of its head's ``problem``."""
+    needed = {FEATURE: method.storage.composition is not None, m.METHODS: any(group.method is not None for group in groups),
+              **dict.fromkeys(MARKED & {problem}, True)}
     return tuple(sorted(feature for feature, has in needed.items() if has))
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..base.dtypes import TORCH
 from ..pack.pack import Pack
+from ..tasks.problems import MARKED
 from .full_modules import FullModules
 
 _DTYPE_KEYS = ("dtype", "torch_dtype")
@@ -53,6 +54,7 @@ def _labels(pack: Pack, full_modules: FullModules) -> dict[str, Any]:
         "id2label": {str(i): label for i, label in enumerate(labels)},
         "label2id": {label: i for i, label in enumerate(labels)},
         "num_labels": len(labels),
+        **({"problem_type": pack.manifest.problem} if pack.manifest.problem in MARKED else {}),
     }
 
 

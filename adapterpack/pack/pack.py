@@ -263,12 +263,14 @@ def build(
     shared: Mapping[str, np.ndarray] | None = None,
     full: Mapping[str, Mapping[str, np.ndarray]] | None = None,
     weights: Mapping[str, str | None] | None = None,
+    problem: str | None = None,
     **rest: Any,
 ) -> Pack:
     """A pack from parts: ``adapters`` maps each site to its resolved config and parameters; ``full`` the modules trained whole.
 
     ``secondary`` holds the sites of other methods in the same pack; ``shared`` the parameters that all sites of ``method`` have in common.
-    ``weights`` names the base tensor behind each path; ``rest`` goes to :class:`~.manifest.manifest.Manifest`.
+    ``weights`` names the base tensor behind each path, ``problem`` what a head's logits are for; ``rest`` goes to
+    :class:`~.manifest.manifest.Manifest`.
 
     Raises:
         FormatError: the method would make far more numbers than it stores, so that no reader would take the pack.
@@ -320,7 +322,7 @@ def build(
         groups=tuple(groups),
         tensors=described,
         files=(),
-        must_understand=features(method, groups),
+        must_understand=features(method, groups, problem),
         composition=method.storage.composition,
         **rest,
     )

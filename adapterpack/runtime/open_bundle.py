@@ -23,6 +23,7 @@ from ..onnx_graph.confine import require_safe
 from ..onnx_graph.graph_file import GraphFile, Stored
 from ..pack.pack import Pack
 from ..pack.validate.validation import load
+from ..tasks.problems import PROBLEMS
 from ..tasks.session import Head
 from ..tasks.task import MAIN, task_named
 from .adapters.mix import Mix
@@ -280,7 +281,9 @@ class OpenBundle:
         pack = None if isinstance(pack, Mix) else pack
         named = None if pack is None else pack.manifest.task.labels
         by_base = self.bundle.base_head_trained
-        return Head(by_base or (pack is not None and bool(pack.full())), named or (self.bundle.base_labels if by_base else None))
+        problem = self.bundle.base_problem if named is None or pack is None else pack.manifest.problem
+        return Head(by_base or (pack is not None and bool(pack.full())), named or (self.bundle.base_labels if by_base else None),
+                    PROBLEMS[problem])
 
     def head_trained(self, adapter: str | None) -> bool:
         """Whether a row's head was trained, by its adapter or with the base."""

@@ -6,7 +6,6 @@ from typing import Any
 
 from .one_pass import NoOptions, OnePass, Prepared
 from .rows import Row, file_of
-from .scores import labelled
 from .session import Arrays, Head, Session
 from .task import MAIN, TASKS, Part, Task
 
@@ -18,7 +17,7 @@ def prepare(session: Session, row: Row, options: NoOptions) -> Prepared:
 
 def result(session: Session, row: Prepared, outputs: Arrays, head: Head, options: NoOptions) -> dict[str, Any]:
     """``label`` and ``scores``."""
-    return labelled(outputs, head)
+    return head.scored(outputs["logits"][0])
 
 
 TASKS.register(Task(

@@ -11,6 +11,7 @@ import numpy as np
 from ..errors import ConfigError
 from .data_report import report_of
 from .one_pass import NoOptions, OnePass, Prepared
+from .problems import Labels
 from .rows import Row, types_of
 from .scores import no_head, probabilities
 from .session import Arrays, Head, Session
@@ -64,7 +65,7 @@ def best_span(starts: np.ndarray, ends: np.ndarray, inside: Sequence[bool]) -> t
     return int(start), int(end), float(spans[start, end])
 
 
-def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: Sequence[str] = ()) -> list[dict[str, Any]]:
+def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: Labels | None = None) -> list[dict[str, Any]]:
     """Token ids of question and context, and where in them the answer begins and ends; columns ``question``, ``context`` and ``answers``
     (``text`` and ``answer_start``, lists of which the first counts), as those of SQuAD.
 
@@ -119,14 +120,14 @@ def _text(value: Any) -> str:
     return value
 
 
-def accuracy(outputs: Any, labels: Any) -> float:
+def metrics(outputs: Any, labels: Any) -> dict[str, float]:
     """The share of answers that begin and end where they should."""
     right = [np.argmax(logits, -1) == places for logits, places in zip(outputs[:2], labels, strict=True)]
-    return float(np.logical_and(*right).mean())
+    return {"accuracy": float(np.logical_and(*right).mean())}
 
 
 TASKS.register(Task(
     "question-answering", "AutoModelForQuestionAnswering", OnePass(prepare, result), ("ForQuestionAnswering",),
     parts=(Part(MAIN, "plain", (*TEXT, "token_type_ids")),), heads=("qa_outputs",),
-    training=Training(encode, ("start_positions", "end_positions"), accuracy), peft_type="QUESTION_ANS",
+    training=Training(encode, ("start_positions", "end_positions"), metrics), peft_type="QUESTION_ANS",
 ))

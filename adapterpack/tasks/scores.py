@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from .session import Arrays, Head
-
 
 def probabilities(logits: np.ndarray) -> np.ndarray:
     """The softmax of a vector."""
@@ -31,11 +29,28 @@ def scored(logits: np.ndarray, labels: Sequence[str]) -> dict[str, Any]:
             "scores": {label: round(float(score), 6) for label, score in zip(labels, chances, strict=True)}}
 
 
+def any_of(logits: np.ndarray, labels: Sequence[str], likely: float) -> dict[str, Any]:
+    """The probability of each label by itself, the likeliest one, and all that are at least as probable as ``likely``.
+
+    Example:
+        >>> any_of(np.array([0.0, 9.0, -9.0]), ["new", "urgent", "spam"], 0.5)["labels"]
+        ['new', 'urgent']
+    """
+    chances = [scored(np.array([logit]), [label])["scores"][label] for logit, label in zip(logits, labels, strict=False)]
+    scores = dict(zip(labels, chances, strict=True))
+    return {"label": labels[int(np.argmax(chances))], "labels": [label for label in labels if scores[label] >= likely], "scores": scores}
+
+
+def valued(logits: np.ndarray, labels: Sequence[str]) -> dict[str, Any]:
+    """The number that a head gives.
+
+    Example:
+        >>> valued(np.array([3.25]), ["score"])
+        {'label': 'score', 'scores': {'score': 3.25}}
+    """
+    return {"label": labels[0], "scores": {label: round(float(value), 6) for label, value in zip(labels, logits, strict=False)}}
+
+
 def no_head(what: str) -> dict[str, Any]:
     """The answer of a head that nobody trained."""
     return {what: None, "note": "the base has no trained head for this task"}
-
-
-def labelled(outputs: Arrays, head: Head) -> dict[str, Any]:
-    """The label of a row of logits ``[1, labels]``, by its own head's labels: logits beyond these are other adapters'."""
-    return no_head("label") if head.labels is None else scored(outputs["logits"][0], head.labels)

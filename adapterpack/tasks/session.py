@@ -8,7 +8,9 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from .problems import ONE, Problem
 from .rows import Picture
+from .scores import no_head
 
 Arrays = dict[str, np.ndarray]
 Span = tuple[int, int]
@@ -16,11 +18,16 @@ Span = tuple[int, int]
 
 class Head(NamedTuple):
     """The head that a row's outputs come from: whether it was ``trained``, and the ``labels`` of its logits, in order; None where nobody
-    trained it, or where the task has none.
+    trained it, or where the task has none. ``problem`` is what the logits are for.
     """
 
     trained: bool
     labels: Sequence[str] | None
+    problem: Problem = ONE
+
+    def scored(self, logits: np.ndarray) -> dict[str, Any]:
+        """What a result says of one row of logits ``[labels]``: those beyond the head's own labels are other adapters'."""
+        return no_head("label") if self.labels is None else self.problem.scored(logits, self.labels)
 
 
 class Session(Protocol):

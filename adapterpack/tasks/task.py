@@ -16,6 +16,8 @@ import numpy as np
 from ..errors import UnknownName, Unsupported, nearest
 from ..registry import Registry
 from .one_pass import OnePass
+from .problems import IGNORED as IGNORED  # noqa: PLC0414 - a name of this module too
+from .problems import LABEL_COLUMNS
 from .rows import Row
 from .session import Arrays, Session
 
@@ -26,8 +28,6 @@ TEXT = ("input_ids", "attention_mask")
 DECODER = (*TEXT, "position_ids", "past_key_values")
 HEADS = ("classifier", "score")
 """What transformers calls the head of a classifier."""
-IGNORED = -100
-"""The label of a position that is not learned."""
 
 AXES: dict[str, tuple[str | None, ...]] = {
     "input_ids": ("batch", "sequence"),
@@ -51,8 +51,9 @@ _SUPPLIED = frozenset({"position_ids", "image_features", "past_key_values", "enc
 
 Answer = Callable[[Session, Sequence[Row], Sequence[str | None], Mapping[str, Any]], list[dict[str, Any]]]
 """(session, rows, the adapter of each row, sampling parameters) -> what a result says of each row."""
-Encode = Callable[[Any, Any, int, object, Sequence[str]], list[dict[str, Any]]]
-"""(rows of data, tokenizer, most tokens, where the rows are from, labels) -> token ids and targets of each row that can be learned."""
+Encode = Callable[[Any, Any, int, object, Any], list[dict[str, Any]]]
+"""(rows of data, tokenizer, most tokens, where the rows are from, the :class:`.problems.Labels` of a task that has some) -> token ids and
+targets of each row that can be learned."""
 Example = Callable[[Any, Arrays, np.random.Generator], Arrays]
 """(the model's config, the example so far, random numbers) -> inputs that are no other task's."""
 
@@ -76,11 +77,16 @@ class Part:
 
 
 class Training(NamedTuple):
-    """How a task is trained: ``encode`` makes token ids and ``targets`` of data; ``accuracy`` compares outputs with targets."""
+    """How a task is trained: ``encode`` makes token ids and ``targets`` of data; ``metrics`` compares outputs with targets, where the
+    task has no labels, whose problem does. ``label_columns`` are where a labelled task finds the label of a row, or with ``by_token`` of
+    each of its words.
+    """
 
     encode: Encode
     targets: tuple[str, ...] = ("labels",)
-    accuracy: Callable[[Any, Any], float] | None = None
+    metrics: Callable[[Any, Any], Mapping[str, float]] | None = None
+    label_columns: tuple[str, ...] = LABEL_COLUMNS
+    by_token: bool = False
 
 
 @dataclass(frozen=True, eq=False)

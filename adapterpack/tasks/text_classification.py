@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from typing import Any
-
-import numpy as np
 
 from ..errors import ConfigError
 from .data_report import report_of
 from .one_pass import NoOptions, OnePass, Prepared, text_inputs
+from .problems import LABEL_COLUMNS, Labels
 from .rows import Row, types_of
-from .scores import labelled
 from .session import Arrays, Head, Session
 from .task import HEADS, TASKS, Task, Training
 
@@ -29,50 +26,41 @@ def prepare(session: Session, row: Row, options: NoOptions) -> Prepared:
 
 def result(session: Session, row: Prepared, outputs: Arrays, head: Head, options: NoOptions) -> dict[str, Any]:
     """``label`` and ``scores``."""
-    return labelled(outputs, head)
+    return head.scored(outputs["logits"][0])
 
 
-def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: Sequence[str]) -> list[dict[str, Any]]:
-    """Token ids and types and the label's index; columns ``label`` and those of :data:`COLUMNS`.
+def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: Labels) -> list[dict[str, Any]]:
+    """Token ids and types and what is learned of the label; columns ``label`` or ``labels`` and those of :data:`COLUMNS`.
 
     The log says which columns are not read and how many rows are cut.
 
     Raises:
         ConfigError: other columns, or a label that is not among ``labels``.
     """
-    columns = next((columns for columns in COLUMNS if {*columns, "label"} <= set(rows.column_names)), None)
-    if columns is None:
+    label = next((name for name in LABEL_COLUMNS if name in rows.column_names), None)
+    columns = next((columns for columns in COLUMNS if {*columns} <= set(rows.column_names)), None)
+    if columns is None or label is None:
         raise ConfigError("classification needs the columns text and label", where=where, found=", ".join(rows.column_names),
                           expected="label and " + ", or ".join(map(" + ".join, COLUMNS)))
     report = report_of(where)
-    report.read_as(" + ".join(columns), rows.column_names, {*columns, "label"})
-    index = {label: position for position, label in enumerate(labels)}
+    report.read_as(" + ".join(columns), rows.column_names, {*columns, label})
     encoded, cut = [], 0
     for number, row in enumerate(rows):
         with report.row(number) as place:
-            if str(row["label"]) not in index:
-                raise ConfigError("a label that the training data does not have", where=place, expected=", ".join(labels),
-                                  found=row["label"])
-            texts = [row[column] for column in columns]
+            target, texts = labels.target(row[label], place), [row[column] for column in columns]
             if not all(isinstance(text, str) for text in texts):
                 raise ConfigError("a row without text", where=place, found=", ".join(map(repr, texts)))
             tokens = tokenizer(*texts, truncation=True, max_length=max_length)
             cut += len(tokens["input_ids"]) == max_length and len(tokenizer(*texts)["input_ids"]) > max_length
-            encoded.append({"input_ids": tokens["input_ids"], "labels": index[str(row["label"])], **types_of(tokens)})
+            encoded.append({"input_ids": tokens["input_ids"], "labels": target, **types_of(tokens)})
     report.cut = cut
-    log.info("%s: %d rows of %s, %d labels", where, len(rows), " + ".join(columns), len(labels))
+    log.info("%s: %d rows of %s, %d labels", where, len(rows), " + ".join(columns), len(labels.names))
     if cut:
         log.warning("%s: %d of %d rows are cut at max_length (%d)", where, cut, len(rows), max_length)
     return encoded
 
 
-def accuracy(outputs: Any, labels: np.ndarray) -> float:
-    """The share of rows whose largest logit is that of their label."""
-    logits = outputs[0] if isinstance(outputs, tuple) else outputs
-    return float((np.argmax(logits, -1) == labels).mean())
-
-
 TASKS.register(Task(
     "text-classification", "AutoModelForSequenceClassification", OnePass(prepare, result), ("ForSequenceClassification",),
-    heads=HEADS, labelled=True, training=Training(encode, accuracy=accuracy), peft_type="SEQ_CLS",
+    heads=HEADS, labelled=True, training=Training(encode), peft_type="SEQ_CLS",
 ))

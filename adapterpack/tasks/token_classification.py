@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..errors import ConfigError
+from .data_report import report_of
 from .one_pass import NoOptions, OnePass, Prepared
-from .rows import Row, text_of
+from .problems import IGNORED, Labels
+from .rows import Row, text_of, types_of
 from .scores import no_head, scored
 from .session import Arrays, Head, Session
-from .task import HEADS, TASKS, Task
+from .task import HEADS, TASKS, Task, Training
+
+LABEL_COLUMNS = ("labels", "ner_tags", "tags")
+"""The columns of the labels of words, as data sets call them; the first that is there counts."""
 
 
 def prepare(session: Session, row: Row, options: NoOptions) -> Prepared:
@@ -30,7 +36,33 @@ def result(session: Session, row: Prepared, outputs: Arrays, head: Head, options
     return {"tokens": tokens}
 
 
+def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: Labels) -> list[dict[str, Any]]:
+    """Token ids, and the label of each word at its first token; columns ``tokens``, lists of words, and ``labels``, ``ner_tags`` or
+    ``tags``, a label for each.
+
+    Raises:
+        ConfigError: other columns, a row with more words than labels or without any, or a label that is not among ``labels``.
+    """
+    column = next((name for name in LABEL_COLUMNS if name in rows.column_names), None)
+    if column is None or "tokens" not in rows.column_names:
+        raise ConfigError("token classification needs the columns tokens and labels", where=where, found=", ".join(rows.column_names))
+    report = report_of(where)
+    report.read_as(f"tokens + {column}", rows.column_names, {"tokens", column})
+    encoded = []
+    for number, row in enumerate(rows):
+        with report.row(number) as place:
+            words, wanted = row["tokens"], row[column]
+            if not words or not isinstance(wanted, list) or len(words) != len(wanted) or not all(isinstance(word, str) for word in words):
+                raise ConfigError("a row needs words and a label for each", where=place, found=f"{words!r:.80} and {wanted!r:.80}")
+            tokens = tokenizer(words, is_split_into_words=True, truncation=True, max_length=max_length)
+            targets, of_words = [labels.target(label, place) for label in wanted], tokens.word_ids()
+            firsts = [IGNORED if word is None or word in of_words[:at] else targets[word] for at, word in enumerate(of_words)]
+            report.cut += max((word for word in of_words if word is not None), default=-1) < len(words) - 1
+            encoded.append({"input_ids": tokens["input_ids"], "labels": firsts, **types_of(tokens)})
+    return encoded
+
+
 TASKS.register(Task(
     "token-classification", "AutoModelForTokenClassification", OnePass(prepare, result), ("ForTokenClassification",), heads=HEADS,
-    labelled=True, peft_type="TOKEN_CLS",
+    labelled=True, training=Training(encode, label_columns=LABEL_COLUMNS, by_token=True), peft_type="TOKEN_CLS",
 ))

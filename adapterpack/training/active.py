@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from torch import nn
 
 from ..errors import UnknownAdapter, Unsupported, nearest
+from .layers.head_labels import name_outputs
 from .layers.layer import Adapted
 from .layers.whole import SavedModule
 from .layers.wrapper import Wrapper
@@ -33,6 +34,7 @@ def active(model: nn.Module, names: str | list[str] | None) -> nn.Module:
                               remedy="choose one of them")
     for module in wrappers:
         module._active = tuple(name for name in wanted if name in module._names)
+    name_outputs(model)
     return model
 
 
@@ -55,6 +57,7 @@ def only(model: nn.Module, name: str | None) -> Iterator[None]:
             module.training = mode
         for wrapper, names in before.items():
             wrapper._active = names
+        name_outputs(model)
 
 
 def wrappers_of(model: nn.Module) -> Iterator[Adapted | SavedModule]:

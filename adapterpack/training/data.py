@@ -23,7 +23,9 @@ from datasets import (
 from ..errors import ConfigError
 from ..library_errors import library_errors
 from ..tasks.data_report import DataReport, report_of
-from ..tasks.task import IGNORED
+from ..tasks.problems import IGNORED, Labels
+from ..tasks.problems import labels_in as of_values
+from ..tasks.task import Training
 from .config.sources import Source
 from .rows.data_files import Place, require_bounded, require_short_texts
 from .rows.readable_files import KINDS, files_of, kind_of, part_of, readable
@@ -94,10 +96,15 @@ def _reading(where: object) -> Any:
 
 def _with_names(rows: Dataset) -> Dataset:
     """The rows with the names of classes in the place of their numbers, where the data say what the numbers mean."""
+    def named(value: Any, feature: ClassLabel) -> Any:
+        if isinstance(value, list):
+            return [named(item, feature) for item in value]
+        return None if value is None or value < 0 else feature.int2str(value)
+
     for name, feature in rows.features.items():
-        if isinstance(feature, ClassLabel):
-            names = [None if number is None or number < 0 else feature.int2str(number) for number in rows[name]]
-            rows = rows.remove_columns(name).add_column(name, names)
+        inner = getattr(feature, "feature", feature)  # of a list of classes
+        if isinstance(inner, ClassLabel):
+            rows = rows.remove_columns(name).add_column(name, [named(value, inner) for value in rows[name]])
     return rows
 
 
@@ -113,28 +120,28 @@ def _quiet_datasets() -> Iterator[None]:
             enable_progress_bars()
 
 
-def labels_in(rows: Dataset, where: object) -> list[str]:
-    """The labels of classification rows as text, sorted; numbers in their own order.
+def labels_in(rows: Dataset, training: Training, where: object, problem: str | None = None) -> Labels:
+    """The labels of the rows of a labelled task; what they are for is told by them where ``problem`` is None.
 
     Raises:
-        ConfigError: there is no column ``label``, a row has none, or all have the same.
+        ConfigError: there is no column of labels, a row has none, or there is nothing to tell apart.
     """
-    if "label" not in rows.column_names:
-        raise ConfigError("classification needs the columns text and label", where=where, found=", ".join(rows.column_names))
-    values, report = set(), report_of(where)
-    for number, label in enumerate(rows["label"]):
+    column = label_column(rows, training)
+    if column is None:
+        raise ConfigError("the rows have no column of labels", where=where, expected=" or ".join(training.label_columns),
+                          found=", ".join(rows.column_names))
+    values, report = [], report_of(where)
+    for number, value in enumerate(rows[column]):
         with report.row(number) as place:
-            if label is None or label == "":
+            if value is None or value == "":
                 raise ConfigError("a row without a label", where=place)
-            if not isinstance(label, str | int | bool) and not (isinstance(label, float) and label.is_integer()):
-                raise ConfigError("a label must be one text or whole number: several labels of a row and regression cannot be trained yet",
-                                  where=place, found=repr(label)[:80])
-            values.add(label)
-    distinct = sorted(values, key=lambda label: (isinstance(label, str), label))
-    labels = list(dict.fromkeys(map(str, distinct)))
-    if len(labels) < 2:
-        raise ConfigError("there is nothing to tell apart", where=where, expected="at least two labels", found=", ".join(labels))
-    return labels
+            values.append(value)
+    return of_values([label for labels in values for label in labels] if training.by_token else values, where, problem)
+
+
+def label_column(rows: Dataset, training: Training) -> str | None:
+    """The column of the labels, if there is one."""
+    return next((name for name in training.label_columns if name in rows.column_names), None)
 
 
 @dataclass(frozen=True)

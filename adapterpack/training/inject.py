@@ -27,8 +27,10 @@ from .canaries.canary import verify_attached
 from .checkpoint_names import drawn_modules
 from .injection import is_linear, swap, wrapping
 from .layers.embedding_rows import AdaptedTable
+from .layers.head_labels import name_outputs
 from .layers.position_tracking import forget
 from .layers.two_pass import lead, release
+from .layers.whole import HeadLabels
 from .layers.wrapper import base_modules
 from .save import require_model_base
 from .sites import left_out, targetable_sites
@@ -140,7 +142,8 @@ def _require_apart(name: str, plans: Sequence[_Plan]) -> None:
 def attach(model: nn.Module, pack: Pack, name: str | None = None, check_base: bool = True, check_canary: bool = True) -> nn.Module:
     """Puts a trained pack into ``model``, in place, under the pack's name, and makes it the active one.
 
-    The model's own parameters are frozen; the pack's may be trained on. ``check_base=False`` leaves out the comparison of the model with
+    The model's own parameters are frozen; the pack's may be trained on. The labels of its head stand in the model's config while it is
+    active, so that pipelines show them. ``check_base=False`` leaves out the comparison of the model with
     the base that the pack was made for, and the replay of the pack's canary: four forward passes over a few tokens, made where the model
     is of the class that the canary was recorded on. ``check_canary=False`` leaves out the replay alone. After an error the model is as it
     was. A base that is quantized otherwise than in training is let pass with a ``UserWarning``, which says how far its logits are off.
@@ -170,8 +173,9 @@ def attach(model: nn.Module, pack: Pack, name: str | None = None, check_base: bo
                     raise SiteNotFound("a site has another shape in this model", where=f"{adapter.site.path}, {side}",
                                        expected=getattr(adapter.site, side), found=getattr(layer._site, side))
             check_shapes(adapter.method, adapter.config, layer._site, site_params, pack.name)
+        labels = None if pack.manifest.task.labels is None else HeadLabels(pack.manifest.task.labels, pack.manifest.problem)
         for path, params in pack.full().items():
-            work.saved(path)._add(name, params, pack.manifest.task.labels)
+            work.saved(path)._add(name, params, labels)
     if pack.method.limits.one_pass:
         lead(model, name, pack.method.first_pass)
     if check_base:
@@ -220,6 +224,7 @@ def detach(model: nn.Module, name: str | None = None) -> nn.Module:
     swap(model, empty)
     forget(model, names if name is None else [name])
     follow(model)
+    name_outputs(model)
     return model
 
 

@@ -6,7 +6,7 @@ import contextlib
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from ..errors import AdapterpackError, FormatError, StorageError, Unsupported
 from ..runtime.text.model_files import read_bytes
 from ..runtime.text.tokenizer import MAX_TOKENIZER
 from ..runtime.text.tokenizer_limits import require_bounded_load
+from ..tasks.problems import MARKED
 from ..tasks.task import NO_TASK, Task, type_of
 from .bounded_tokenizer import bounded
 from .model_size import bounded_build, require_fitting
@@ -35,19 +36,23 @@ def stored_dtype(folder: Path) -> str:
     return max(counts, key=counts.__getitem__, default="float32")
 
 
-def load_model(task: Task, folder: Path, labels: list[str] | None = None, seed: int = 0, dtype: str = "float32") -> Any:
+def load_model(task: Task, folder: Path, labels: Sequence[str] | None = None, seed: int = 0, dtype: str = "float32") -> Any:
     """The task's model on a base, in ``dtype``; a new head, where there is one, is drawn from ``seed``."""
     return loaded(task, folder, labels, seed, dtype)[0]
 
 
 def loaded(
-    task: Task, folder: Path, labels: list[str] | None = None, seed: int = 0, dtype: str = "float32", quantization: Any = None
+    task: Task, folder: Path, labels: Sequence[str] | None = None, seed: int = 0, dtype: str = "float32", quantization: Any = None,
+    problem: str | None = None,
 ) -> tuple[Any, list[str]]:
-    """The model, and the paths of the modules whose parameters the checkpoint does not hold; ``quantization`` is transformers' config."""
+    """The model, and the paths of the modules whose parameters the checkpoint does not hold; ``quantization`` is transformers' config,
+    ``problem`` what a head's logits are for.
+    """
     settings: dict[str, Any] = {}
     if labels:
         settings = {"num_labels": len(labels), "id2label": dict(enumerate(labels)),
-                    "label2id": {label: i for i, label in enumerate(labels)}}
+                    "label2id": {label: i for i, label in enumerate(labels)},
+                    "problem_type": problem if problem in MARKED else None}
     config = load_config(folder, task, **settings)
     require_class(task, config, folder)
     # a base that came with a head for other labels gets a new one

@@ -55,9 +55,3 @@ def parts_of(model: nn.Module, name: str) -> Parts:
     secondary = [MethodSites(methods[name], sites) for name, sites in sites_by_method.items() if name != method.name]
     full = {module._path: module._params(name) for module in wrappers if isinstance(module, SavedModule)}
     return Parts(method, sites_by_method[method.name], secondary, shared, full)
-
-
-def labels_of(model: nn.Module, name: str) -> tuple[str, ...] | None:
-    """The labels that came with an attached adapter's head, or None."""
-    heads = (module for module in wrappers_of(model) if isinstance(module, SavedModule))
-    return next((head._labels[name] for head in heads if head._labels.get(name)), None)

@@ -27,7 +27,7 @@ from .loop.arguments import arguments_of
 from .loop.memory import memory_errors
 from .loop.preparing import prepared, training_of
 from .loop.resuming import Patience, RunFolder, Stopping, interruptible, kept
-from .loop.steps import Step, Steps
+from .loop.steps import Step, Steps, evaluated
 from .loop.trainer import AdapterTrainer
 from .rows.readable_files import files_of
 from .save import save
@@ -96,14 +96,14 @@ def train_one(config: TrainConfig, progress: Shown | None = None) -> tuple[Pack,
     arguments = arguments_of(config, run.path, learned.targets)
     checkpoint = run.begin() if arguments.should_save else run.last()
     with memory_errors(config), kept(run):
-        model, rows, evaluation, collator = prepared(config, task, base, load_tokenizer(base))
+        model, rows, evaluation, collator, compare = prepared(config, task, base, load_tokenizer(base))
         trainer = AdapterTrainer(
             model=model,
             args=arguments,
             train_dataset=rows,
             eval_dataset=evaluation,
             data_collator=collator,
-            compute_metrics=None if learned.accuracy is None else partial(_metrics, learned.accuracy),
+            compute_metrics=None if compare is None else partial(_metrics, compare),
             callbacks=[stopping, *_stopping_early(config)],
             steps=steps,
         )
@@ -112,8 +112,8 @@ def train_one(config: TrainConfig, progress: Shown | None = None) -> tuple[Pack,
         with interruptible(stopping, arguments.world_size == 1 and config.save_strategy != "no"):
             result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         scores = trainer.evaluate() if evaluation is not None else {}
-        metrics = tuple({"name": key.removeprefix("eval_"), "value": float(scores[key]), "dataset": _evaluated_on(config),
-                         "n": len(evaluation or ())} for key in ("eval_accuracy", "eval_loss") if key in scores)
+        metrics = tuple({"name": name, "value": value, "dataset": _evaluated_on(config), "n": len(evaluation or ())}
+                        for name, value in evaluated(scores).items())
         training = {
             "datasets": datasets,
             "objective": task.name,
@@ -157,5 +157,5 @@ def _evaluated_on(config: TrainConfig) -> str:
     return ", ".join(Path(one.path).name for one in sources_of(source, "eval_file"))
 
 
-def _metrics(accuracy: Callable[[Any, Any], float], prediction: EvalPrediction) -> dict[str, float]:
-    return {"accuracy": accuracy(prediction.predictions, prediction.label_ids)}
+def _metrics(compare: Callable[[Any, Any], Mapping[str, float]], prediction: EvalPrediction) -> dict[str, float]:
+    return dict(compare(prediction.predictions, prediction.label_ids))

@@ -24,15 +24,18 @@ from ..io.safetensors import DTYPES
 from ..manifest import manifest as m
 from ..manifest.parts import Dims
 from ..pack.pack import Pack, build, is_module
+from ..tasks.problems import ONE
 from ..tasks.task import NO_TASK, TASKS, takes_ids, type_of
 from ..version import VERSION
 from .active import adapter_names
 from .base_quantization import quantization_of
 from .canaries.canary import make_canary
 from .checkpoint_names import drawn_modules, stored_names
+from .layers.head_labels import labels_of, own_outputs
 from .layers.weights import tensor_of
+from .layers.whole import HeadLabels
 from .layers.wrapper import base_modules
-from .parts import Parts, labels_of, parts_of
+from .parts import Parts, parts_of
 
 DTYPE_NAMES = {dtype.name: name for name, dtype in DTYPES.items()}
 """numpy's and torch's name of a dtype -> that of safetensors."""
@@ -70,7 +73,8 @@ def save(
                                remedy="name one with adapter=")
     chosen = adapter or names[0]
     parts = parts_of(model, chosen)
-    checkpoint = _checkpoint(model, base)
+    task, checkpoint = _task(model), _checkpoint(model, base)
+    head = labels_of(model, chosen) or _own_labels(model, task, bool(parts.full))
     pack = build(
         name or (Path(out).name if out is not None else chosen),
         parts.method,
@@ -78,7 +82,8 @@ def save(
         secondary=parts.secondary,
         shared=parts.shared,
         full=parts.full,
-        task=_task(model, labels_of(model, chosen), bool(parts.full)),
+        task=m.Task(task, None if getattr(model, "config", None) is None else type(model).__name__, None if head is None else head.names),
+        problem=None if head is None else head.problem,
         base=_base(model, checkpoint),
         weights=_weights(model, parts, checkpoint),
         canary=make_canary(model, chosen),
@@ -102,16 +107,22 @@ def _require_held(pack: Pack, drawn: list[str]) -> None:
                                remedy="train such modules whole: modules_to_save of the config names them")
 
 
-def _task(model: nn.Module, labels: tuple[str, ...] | None, head: bool) -> m.Task:
+def _task(model: nn.Module) -> str:
     """The task that the model's class was made for: none of a plain module, nor of one that gives features of something else than texts
-    and pictures. With a trained ``head`` its labels are those of the model's config, if the adapter came with none."""
+    and pictures."""
     config = getattr(model, "config", None)
     if config is None:
-        return m.Task(NO_TASK, None, labels)
+        return NO_TASK
     name = type_of(type(model).__name__, config.to_dict() if hasattr(config, "to_dict") else None)
-    if labels is None and head and name in TASKS and TASKS[name].labelled:
-        labels = tuple(config.id2label[i] for i in sorted(config.id2label))
-    return m.Task(NO_TASK if name == "feature-extraction" and not takes_ids(model) else name, type(model).__name__, labels)
+    return NO_TASK if name == "feature-extraction" and not takes_ids(model) else name
+
+
+def _own_labels(model: nn.Module, task: str, head: bool) -> HeadLabels | None:
+    """The labels of the model's config for a ``head`` that was trained with it."""
+    if not head or task not in TASKS or not TASKS[task].labelled:
+        return None
+    names, problem = own_outputs(model)
+    return HeadLabels(tuple(names[number] for number in sorted(names)), problem or ONE.name)
 
 
 def require_model_base(model: nn.Module, pack: Pack) -> Verdict | None:

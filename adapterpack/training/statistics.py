@@ -13,6 +13,7 @@ from ..errors import ConfigError, Unsupported
 from ..hub.resolve import folder_of
 from ..pack.pack import Pack
 from ..pack.validate.validation import load
+from ..tasks.problems import ONE, PROBLEMS, Labels
 from ..tasks.task import NO_TASK, Task, task_named, task_of
 from . import data
 from .calibration import measure as measure_sites
@@ -66,9 +67,9 @@ def measure(
     chosen, folder = pack if isinstance(pack, Pack) else load(pack), folder_of(base)
     task = _task(chosen, folder)
     tokenizer = load_tokenizer(folder)
-    labels = None if chosen.manifest.task.labels is None else list(chosen.manifest.task.labels)
+    labels = None if chosen.manifest.task.labels is None else Labels(chosen.manifest.task.labels, PROBLEMS[chosen.manifest.problem])
     encoded = _encoded(source, task, tokenizer, labels, kind, rows, max_length)
-    model = attach(load_model(task, folder, labels), chosen, check_canary=False)
+    model = attach(load_model(task, folder, None if labels is None else labels.names), chosen, check_canary=False)
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     if getattr(model.config, "pad_token_id", padding) is None:
         model.config.pad_token_id = padding
@@ -96,15 +97,15 @@ def _task(pack: Pack, folder: Path) -> Task:
 
 
 def _encoded(
-    source: str, task: Task, tokenizer: Any, labels: list[str] | None, kind: str, rows: int, max_length: int
+    source: str, task: Task, tokenizer: Any, labels: Labels | None, kind: str, rows: int, max_length: int
 ) -> list[dict[str, Any]]:
     if task.training is None or task.training.targets != ("labels",) or (task.labelled and not labels):
         raise Unsupported("packs of this task are not measured", where=f"task {task.name}",
                           expected="text-generation, or text-classification with labels", remedy="use a rule that looks at no data")
     table = data.load_rows(source)
     table = table.select(range(min(rows, len(table))))
-    if labels and kind == "moment" and "label" not in table.column_names:  # nobody looks at it
-        table = table.add_column("label", [labels[0]] * len(table))
-    return task.training.encode(table, tokenizer, max_length, source, labels or ())
+    if labels and labels.problem is ONE and kind == "moment" and not set(task.training.label_columns) & set(table.column_names):
+        table = table.add_column("label", [labels.names[0]] * len(table))  # at which nobody looks
+    return task.training.encode(table, tokenizer, max_length, source, labels)
 
 

@@ -290,11 +290,12 @@ def _write_bundle(origin: _Origin, folder: Path, packs: Sequence[Pack], report: 
     added = [BundledAdapter(pack.name, pack.id, f"adapters/{pack.name}", None, pack.manifest.task.labels) for pack in packs]
     sites = {path: dataclasses.replace(site, fields=(), labels=0, role="adapter", ranks={}, positional=False)
              for path, site in origin.bundle.sites.items() if site.weight}
-    labels = next((pack.manifest.task.labels for pack in packs if pack.full() and pack.manifest.task.labels), origin.bundle.base_labels)
+    labels, problem = next(((pack.manifest.task.labels, pack.manifest.problem) for pack in packs
+                            if pack.full() and pack.manifest.task.labels), (origin.bundle.base_labels, origin.bundle.base_problem))
     parity: dict[str, Any] = {"folded": dict(report.checks)}
     bundle = dataclasses.replace(origin.bundle, mode="folded", sites=sites, adapters=(*origin.bundle.adapters, *added), slots=0, max_rank=0,
-                                 max_labels=0, base_labels=labels, parity=parity, io=signature_of(ir.load(folder / GRAPH)), target="ort",
-                                 in_place=False, decoder=False)
+                                 max_labels=0, base_labels=labels, base_problem=problem, parity=parity,
+                                 io=signature_of(ir.load(folder / GRAPH)), target="ort", in_place=False, decoder=False)
     if origin.bundle.decoder:
         bundle = made_anew(bundle, folder, origin.bundle)
     bundle.write(folder)

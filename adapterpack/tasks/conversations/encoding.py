@@ -10,7 +10,7 @@ from ...chat.template import ChatTemplate
 from ...errors import ConfigError
 from ...library_errors import library_errors
 from ..data_report import report_of
-from ..task import IGNORED
+from ..problems import IGNORED, Labels
 from .form import Conversation, Message, form_of, text_of
 
 log = logging.getLogger(__name__)
@@ -19,7 +19,7 @@ Piece = tuple[list[int], bool]
 """Token ids, and whether they are learned."""
 
 
-def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: Sequence[str] = ()) -> list[dict[str, Any]]:
+def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: Labels | None = None) -> list[dict[str, Any]]:
     """Token ids and labels for causal language modelling: the loss is on the assistant's turns alone, and on the end of each.
 
     A chat template, where the tokenizer has one, renders the turns, and its own end of a turn is learned; else the tokenizer's end token.

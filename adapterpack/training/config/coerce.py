@@ -20,7 +20,7 @@ def typed_value(key: str, value: Any, hint: Any, where: object) -> Any:
         >>> typed_value("learning_rate", "1e-4", float, "here"), typed_value("targets", ["q"], str | tuple[str, ...], "here")
         (0.0001, ('q',))
     """
-    allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    allowed = typing.get_args(hint) if typing.get_origin(hint) in {types.UnionType, typing.Union} else (hint,)
     for kind in allowed:
         try:
             return _as(kind, value)

@@ -46,13 +46,15 @@ class TrainConfig:
     """All settings of one adapter's training; the hyper-parameters of its method are in ``method_config``.
 
     ``train_file`` and ``eval_file`` are a data file, a pattern of files, a folder, or a hub data set's name; or a mapping with one under
-    ``path`` and more of :class:`.sources.Source`; or a list of these.
+    ``path`` and more of :class:`.sources.Source`; or a list of these. ``problem_type`` says what the labels of a
+    classifier are for, where they do not tell it themselves.
     """
 
     model_name_or_path: str
     train_file: Sources
     output_dir: str
     task: str = "text-generation"
+    problem_type: Literal["single_label_classification", "multi_label_classification", "regression"] | None = None
     name: str | None = None
     method: str = "lora"
     eval_file: Sources | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +14,13 @@ from ...errors import SiteNotFound, nearest
 from .tensors import as_numpy, as_tensor
 from .weights import require_floats, require_in_memory
 from .wrapper import Wrapper, bare, child, key_of
+
+
+class HeadLabels(NamedTuple):
+    """What the outputs of a head mean: the names of its logits, and what these are for."""
+
+    names: tuple[str, ...]
+    problem: str
 
 
 class SavedModule(Wrapper):
@@ -28,14 +35,14 @@ class SavedModule(Wrapper):
         super().__init__(base)
         self._path = path
         self._modules["copies"] = nn.ModuleDict()
-        self._labels: dict[str, tuple[str, ...] | None] = {}
+        self._labels: dict[str, HeadLabels | None] = {}
 
     @property
     def _names(self) -> tuple[str, ...]:
         """The names of the copies, in the order in which they came."""
         return tuple(self._labels)
 
-    def _add(self, name: str, params: Mapping[str, np.ndarray] | None = None, labels: tuple[str, ...] | None = None) -> None:
+    def _add(self, name: str, params: Mapping[str, np.ndarray] | None = None, labels: HeadLabels | None = None) -> None:
         """Adds a trainable float32 copy; ``params`` replaces its tensors, in shape too (a head with other labels)."""
         require_in_memory(self._base, self._path)
         require_floats(self._base, self._path)

@@ -13,7 +13,8 @@ from torch import nn
 
 from ...hub.resolve import folder_of
 from ...io.readable import size
-from ...tasks.task import IGNORED, task_named
+from ...tasks.problems import IGNORED
+from ...tasks.task import task_named
 from ..config.fields import TrainConfig
 from ..layers.layer import Adapted
 from ..layers.whole import SavedModule
@@ -74,7 +75,7 @@ def _memory(config: TrainConfig, ready: Prepared, trained: int, owned: Sequence[
     width, layers = getattr(text, "hidden_size", 0) or 0, getattr(text, "num_hidden_layers", 0) or 0
     kept = 1 if config.gradient_checkpointing else layers
     activations = _ACTIVATIONS * wide // 2 * tokens * width * kept + wide * tokens * width * (layers - kept)
-    logits = 0 if isinstance(ready.train[0].get("labels"), int) else 3 * 4 * tokens * (getattr(text, "vocab_size", 0) or 0)
+    logits = 0 if not isinstance(ready.train[0].get("labels"), list) else 3 * 4 * tokens * (getattr(text, "vocab_size", 0) or 0)
     parts = {"base": sum(value.numel() * value.element_size() for value in owned), "adapter_and_optimizer": 4 * _OPTIMIZER * trained,
              "activations": activations, "logits": logits}
     return {**parts, "sum": sum(parts.values())}

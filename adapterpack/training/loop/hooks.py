@@ -12,7 +12,7 @@ from torch.func import vmap
 from torch.nn import functional
 
 from ...adapter_methods import Method, Progress, Site, Trained, is_stacked
-from ...tasks.task import IGNORED
+from ...tasks.problems import IGNORED
 from ..layers.layer import Adapted
 from ..layers.prompts import Prompts
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,8 @@ from transformers import BitsAndBytesConfig
 from ...adapter_methods.core.token_positions import Acts
 from ...errors import ConfigError, MissingExtra, NothingToDo, Unsupported
 from ...runtime.text.context_length import context_length
-from ...tasks.task import IGNORED, TASKS, Task, Training, reads_types
+from ...tasks.problems import IGNORED
+from ...tasks.task import TASKS, Task, Training, reads_types
 from .. import data
 from ..config.fields import TrainConfig
 from ..config.sources import names_of
@@ -32,12 +33,14 @@ SAMPLES = 256
 
 
 class Prepared(NamedTuple):
-    """What is trained: the model with a fresh adapter in it, encoded rows, and what makes batches of them."""
+    """What is trained: the model with a fresh adapter in it, encoded rows, what makes batches of them, and what compares outputs with
+    targets."""
 
     model: Any
     train: list[dict[str, Any]]
     evaluation: list[dict[str, Any]] | None
     collator: data.Collator
+    metrics: Callable[[Any, Any], Mapping[str, float]] | None
 
 
 def prepared(config: TrainConfig, task: Task, folder: Path, tokenizer: Any) -> Prepared:
@@ -51,7 +54,8 @@ def prepared(config: TrainConfig, task: Task, folder: Path, tokenizer: Any) -> P
     encoded, evaluation, labels = read(config, task, training, tokenizer)
     _require_readable([*encoded, *(evaluation or ())], folder, config)
     dtype = _dtype(config, folder)
-    model, new = loaded(task, folder, labels, dtype=dtype, quantization=_quantization(config, dtype))
+    names, problem = (None, None) if labels is None else (labels.names, labels.problem.name)
+    model, new = loaded(task, folder, names, dtype=dtype, quantization=_quantization(config, dtype), problem=problem)
     if not reads_types(model):
         for row in (*encoded, *(evaluation or ())):
             row.pop("token_type_ids", None)
@@ -67,7 +71,8 @@ def prepared(config: TrainConfig, task: Task, folder: Path, tokenizer: Any) -> P
         _require_acting(method_config.acts, encoded, names_of(config.train_file))
     collator = data.Collator(padding or 0)  # masked, so any id would do
     adapt(model, method_config, config.pack_name, config.seed, map(collator, _samples(encoded, config)))
-    return Prepared(model, _packed(model, encoded, config) if config.packing else encoded, evaluation, collator)
+    metrics = training.metrics if labels is None else labels.problem.metrics
+    return Prepared(model, _packed(model, encoded, config) if config.packing else encoded, evaluation, collator, metrics)
 
 
 def _packed(model: Any, rows: list[dict[str, Any]], config: TrainConfig) -> list[dict[str, Any]]:

@@ -33,6 +33,21 @@ class Step(NamedTuple):
                 f"{f'{hours}:{minutes:02}' if hours else minutes}:{seconds:02} left")
 
 
+_SPEED = ("runtime", "samples_per_second", "steps_per_second", "num_tokens")
+"""What a trainer says of an evaluation besides its metrics."""
+
+
+def evaluated(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics of an evaluation, without the trainer's prefix; the loss comes last.
+
+    Example:
+        >>> evaluated({"eval_loss": 0.5, "eval_accuracy": 1.0, "eval_runtime": 0.1, "epoch": 3})
+        {'accuracy': 1.0, 'loss': 0.5}
+    """
+    named = {key.removeprefix("eval_"): float(value) for key, value in metrics.items() if key.startswith("eval_")}
+    return {key: named[key] for key in sorted(named, key=lambda key: key == "loss") if key not in _SPEED}
+
+
 class Steps(TrainerCallback, ExportableState):  # type: ignore[misc]
     """Counts; checks each step's loss; every ``logging_steps`` steps the log gets a line, and ``progress`` is called after each step.
 
@@ -88,7 +103,6 @@ class Steps(TrainerCallback, ExportableState):  # type: ignore[misc]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Mapping[str, float] | None = None, **_: Any
     ) -> None:
         """One line for an evaluation."""
-        scores = {key: (metrics or {}).get(f"eval_{key}") for key in ("loss", "accuracy")}
         if state.is_world_process_zero:
             log.info("evaluated after step %d: %s", state.global_step,
-                     ", ".join(f"{key} {value:.4g}" for key, value in scores.items() if value is not None))
+                     ", ".join(f"{key} {value:.4g}" for key, value in evaluated(metrics or {}).items()))

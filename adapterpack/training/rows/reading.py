@@ -12,6 +12,7 @@ from datasets import concatenate_datasets
 
 from ...errors import ConfigError
 from ...tasks.data_report import DataReport, table
+from ...tasks.problems import Labels
 from ...tasks.task import Task, Training
 from .. import data
 from ..config.fields import TrainConfig
@@ -31,11 +32,11 @@ class _Part(NamedTuple):
 
 
 class Read(NamedTuple):
-    """Encoded rows to learn from and to evaluate on, None where there are none, and the labels that they have."""
+    """Encoded rows to learn from and to evaluate on, None where there are none, and the labels of a task that has some."""
 
     train: list[dict[str, Any]]
     evaluation: list[dict[str, Any]] | None
-    labels: list[str]
+    labels: Labels | None
 
 
 def read(config: TrainConfig, task: Task, training: Training, tokenizer: Any) -> Read:
@@ -45,7 +46,10 @@ def read(config: TrainConfig, task: Task, training: Training, tokenizer: Any) ->
         ConfigError: data of no known form, rows that cannot be read, or none is left.
     """
     parts = _chosen(_loaded(config.train_file, config), config)
-    labels = data.labels_in(*_labelled(parts)) if task.labelled else []
+    labels = None
+    if task.labelled:
+        rows, report = _labelled(parts, training)
+        labels = data.labels_in(rows, training, report, config.problem_type)
     parts, apart = _divided(parts, config)
     if config.eval_file is not None:
         apart = _loaded(config.eval_file, config)
@@ -65,7 +69,7 @@ def _loaded(sources: Any, config: TrainConfig) -> list[_Part]:
     return parts
 
 
-def _encoded(parts: Sequence[_Part], training: Training, tokenizer: Any, max_length: int, labels: list[str]) -> list[dict[str, Any]]:
+def _encoded(parts: Sequence[_Part], training: Training, tokenizer: Any, max_length: int, labels: Labels | None) -> list[dict[str, Any]]:
     every = []
     for rows, report in parts:
         encoded = training.encode(rows, tokenizer, max_length, report, labels)
@@ -78,11 +82,11 @@ def _encoded(parts: Sequence[_Part], training: Training, tokenizer: Any, max_len
     return every
 
 
-def _labelled(parts: Sequence[_Part]) -> _Part:
+def _labelled(parts: Sequence[_Part], training: Training) -> _Part:
     """The labels of all parts together."""
     if len(parts) == 1:
         return parts[0]
-    columns = [rows.select_columns([name for name in rows.column_names if name == "label"]) for rows, _ in parts]
+    columns = [rows.select_columns([name for name in rows.column_names if name == data.label_column(rows, training)]) for rows, _ in parts]
     return _Part(concatenate_datasets(columns), DataReport("all data", parts[0].report.skips))
 
 

@@ -1,0 +1,185 @@
+"""What the logits of a head are for: one of several labels, any number of them, or a number; and what each is learned from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..errors import ConfigError, UnknownName, nearest
+from .scores import any_of, scored, valued
+
+IGNORED = -100
+"""The label of a position that is not learned."""
+LABEL_COLUMNS = ("label", "labels")
+"""The columns of a row's labels, as data sets call them; the first that is there counts."""
+_LIKELY = 0.5
+"""The probability from which on a label is one of those that a row has."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """How a head's labels are read, learned, scored and compared.
+
+    Args:
+        name: as ``problem_type`` of transformers' configs has it.
+        recognizes: tells by the labels of all rows whether they are of this kind.
+        names: (the labels of all rows, where they are from) -> the names of the logits, in order.
+        target: (a row's label, the names) -> what is learned; a KeyError for a label that is none of them.
+        scored: (logits of one row, the names) -> what a result says of it.
+        metrics: (logits of all rows, their targets) -> metric -> value.
+    """
+
+    name: str
+    recognizes: Callable[[Sequence[Any]], bool]
+    names: Callable[[Sequence[Any], object], list[str]]
+    target: Callable[[Any, Sequence[str]], Any]
+    scored: Callable[[np.ndarray, Sequence[str]], dict[str, Any]]
+    metrics: Callable[[np.ndarray, np.ndarray], Mapping[str, float]]
+
+
+class Labels(NamedTuple):
+    """The names of a head's logits, in order, and what these are for."""
+
+    names: tuple[str, ...]
+    problem: Problem
+
+    def target(self, value: Any, where: object) -> Any:
+        """What is learned of a row with this label.
+
+        Raises:
+            ConfigError: it is none of them.
+        """
+        try:
+            return self.problem.target(value, self.names)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError("a label that the training data does not have", where=where, expected=", ".join(self.names),
+                              found=value) from error
+
+
+def labels_in(values: Sequence[Any], where: object, problem: str | None = None) -> Labels:
+    """The labels of rows, in the order of their names, numbers in their own; what they are for is told by them where ``problem`` is None.
+
+    Raises:
+        ConfigError: a row has none, there is nothing to tell apart, or a label is not of the problem.
+        UnknownName: there is no such problem.
+
+    Example:
+        >>> labels_in(["no", "yes", "no"], "here").names, labels_in([["b"], ["a", "b"]], "here").problem.name
+        (('no', 'yes'), 'multi_label_classification')
+    """
+    for number, label in enumerate(values):
+        if label is None or label == "":
+            raise ConfigError("a row without a label", where=f"{where}, row {number + 1}")
+    kind = problem_named(problem) if problem else next(one for one in PROBLEMS.values() if one.recognizes(values))
+    return Labels(tuple(kind.names(values, where)), kind)
+
+
+def problem_named(name: str) -> Problem:
+    """The problem of that name.
+
+    Raises:
+        UnknownName: there is none.
+    """
+    if name not in PROBLEMS:
+        raise UnknownName("unknown problem_type", found=repr(name), remedy=nearest(name, PROBLEMS))
+    return PROBLEMS[name]
+
+
+def problem_in(config: Mapping[str, Any]) -> str:
+    """The problem that a model's config names; one label of several where it names none.
+
+    Example:
+        >>> problem_in({"problem_type": None}), problem_in({"problem_type": "regression"})
+        ('single_label_classification', 'regression')
+    """
+    name = config.get("problem_type")
+    return name if isinstance(name, str) and name in PROBLEMS else ONE.name
+
+
+def _named(values: Iterable[Any], where: Callable[[int], str]) -> list[str]:
+    """The distinct labels as text: numbers in their own order, then texts."""
+    distinct = set()
+    for number, label in enumerate(values):
+        if not isinstance(label, str | int | bool) and not (isinstance(label, float) and label.is_integer()):
+            raise ConfigError("a label must be one text or whole number", where=where(number), found=repr(label)[:80],
+                              remedy="problem_type: regression learns numbers, multi_label_classification lists of labels")
+        distinct.add(label)
+    ordered = sorted(distinct, key=lambda label: (isinstance(label, str), label))
+    return list(dict.fromkeys(map(str, ordered)))
+
+
+def _several(values: Sequence[Any], where: object) -> list[str]:
+    labels = _named(values, lambda number: f"{where}, row {number + 1}")
+    if len(labels) < 2:
+        raise ConfigError("there is nothing to tell apart", where=where, expected="at least two labels", found=", ".join(labels))
+    return labels
+
+
+def _sets(values: Sequence[Any], where: object) -> list[str]:
+    for number, value in enumerate(values):
+        if not isinstance(value, list | tuple):
+            raise ConfigError("several labels of a row are a list", where=f"{where}, row {number + 1}", found=repr(value)[:80])
+    labels = _named((label for value in values for label in value), lambda _: str(where))
+    if not labels:
+        raise ConfigError("there is nothing to tell apart", where=where, expected="a row with a label", found="empty lists")
+    return labels
+
+
+def _numbers(values: Sequence[Any], where: object) -> list[str]:
+    for number, value in enumerate(values):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ConfigError("a number is learned, and this is none", where=f"{where}, row {number + 1}", found=repr(value)[:80])
+    return ["score"]
+
+
+def _among(value: Any, names: Sequence[str]) -> tuple[float, ...]:
+    wanted = {_index(label, names) for label in value}
+    return tuple(float(number in wanted) for number in range(len(names)))
+
+
+def _index(value: Any, names: Sequence[str]) -> int:
+    return {name: number for number, name in enumerate(names)}[str(value)]
+
+
+def _first(outputs: Any) -> np.ndarray:
+    """The logits among a model's outputs."""
+    return np.asarray(outputs[0] if isinstance(outputs, tuple) else outputs)
+
+
+def _accuracy(outputs: Any, targets: np.ndarray) -> dict[str, float]:
+    """The share of rows, or of labelled tokens, whose largest logit is that of their label."""
+    learned = targets != IGNORED
+    return {"accuracy": float((np.argmax(_first(outputs), -1) == targets)[learned].mean())}
+
+
+def _agreement(outputs: Any, targets: np.ndarray) -> dict[str, float]:
+    """The share of rows with exactly their labels, and F1 over all labels of all rows."""
+    chosen, wanted = 1 / (1 + np.exp(-_first(outputs))) >= _LIKELY, targets > _LIKELY
+    right, both = (chosen & wanted).sum(), chosen.sum() + wanted.sum()
+    return {"accuracy": float((chosen == wanted).all(-1).mean()), "f1": float(2 * right / both) if both else 1.0}
+
+
+def _distance(outputs: Any, targets: np.ndarray) -> dict[str, float]:
+    """The mean squared error, and Pearson's correlation where there is one."""
+    values, wanted = _first(outputs).reshape(-1).astype(np.float64), targets.reshape(-1).astype(np.float64)
+    spread = values.std() * wanted.std()
+    return {"mse": float(((values - wanted) ** 2).mean()), **({"pearson": float(np.corrcoef(values, wanted)[0, 1])} if spread else {})}
+
+
+def _kinds(values: Sequence[Any]) -> Iterator[type]:
+    return map(type, values)
+
+
+ANY = Problem("multi_label_classification", lambda values: any(kind in {list, tuple} for kind in _kinds(values)), _sets, _among,
+              lambda logits, names: any_of(logits, names, _LIKELY), _agreement)
+NUMBER = Problem("regression", lambda values: set(_kinds(values)) == {float} and not all(map(float.is_integer, values)), _numbers,
+                 lambda value, _: float(value), valued, _distance)
+ONE = Problem("single_label_classification", lambda values: True, _several, _index, scored, _accuracy)
+PROBLEMS: dict[str, Problem] = {problem.name: problem for problem in (ANY, NUMBER, ONE)}
+"""Name -> the problem. By labels the first that recognizes them is chosen."""
+MARKED = frozenset({ANY.name, NUMBER.name})
+"""The problems that a pack lists in ``must_understand``: whoever reads such logits as those of one label reads them wrongly."""
