@@ -23,6 +23,7 @@ LIBRARIES = {
     "gguf": "gguf",
     "llguidance": "structured",
     "opentelemetry": "otel",
+    "trl": "trl",
 }
 """Library -> the extra that installs it."""
 STAGES = {"export": "export", "demo": "demo"}

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+
+import adapterpack
 
 
 @contextmanager
@@ -16,3 +21,14 @@ def child(command: list[Any], **options: Any) -> Iterator[subprocess.Popen[str]]
             yield process
         finally:
             process.kill()
+
+
+def run_two(*command: str) -> None:
+    """The command in two processes that talk over gloo."""
+    package = str(Path(adapterpack.__file__).parents[1])  # a script has its own folder on its path, and not this one
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": package}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *command]
+    with child(launcher, env=environment, stderr=-1, stdout=-1) as process:
+        output, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors[-3000:]
+    assert output.count("trained '") in (0, 2), output  # only one process speaks

@@ -301,7 +301,7 @@ def test_pairs_are_trained_with_their_types(minilm: Path, tiny_bert: Path, tmp_p
         (None, {"eval_file": "nowhere.csv"}, StorageError, ["no such data file", "nowhere.csv"]),
         (None, {"model_name_or_path": "./nowhere"}, StorageError, ["no such folder", "nowhere"]),
         (None, {"task": "text-clasification"}, UnknownName, ["'text-clasification'", "did you mean 'text-classification'"]),
-        (None, {"task": "feature-extraction"}, Unsupported, ["feature-extraction", "text-generation"]),
+        (None, {"task": "fill-mask"}, Unsupported, ["fill-mask", "text-generation"]),
         (None, {"lr_scheduler_type": "liner"}, ConfigError, ["liner"]),
         (None, {"targets": ["qery"]}, AdapterpackError, ["did you mean 'query'"]),
         ([{"question": "w1", "answer": "w2"}], CAUSAL, ConfigError, ["no known form", "completion + prompt", "question, answer"]),

@@ -19,9 +19,10 @@ from adapterpack.errors import AdapterpackError, ConfigError, StorageError, Unkn
 from adapterpack.tasks.task import TASKS
 from adapterpack.training.config.aliases import ALIASES, translate
 from adapterpack.training.config.config import read_config
-from adapterpack.training.config.fields import LEAST, NAME, POSITIVE, TrainConfig
+from adapterpack.training.config.fields import LEAST, NAME, PARTS, POSITIVE, TrainConfig
 from adapterpack.training.config.schema import schema
 from adapterpack.training.config.sources import Source, sources_of
+from adapterpack.training.trainers.kind import TRAINERS, NoSettings
 
 pytestmark = pytest.mark.fast
 
@@ -39,8 +40,8 @@ def test_yaml_round_trip(tmp_path: Path) -> None:
     """Every setting, each other than its default, through a YAML file: the config that comes back has them all."""
     hyper = {"r": 3, "alpha": 5.5, "use_rslora": True, "dropout": 0.25, "targets": ["query", "value"], "modules_to_save": ["classifier"],
              "rank_pattern": {"query": 7}, "alpha_pattern": {"value": 9.0}}
-    settings = {"task": "text-classification", "name": "other", "method": "lora", "eval_file": None,
-                "problem_type": "regression", "val_set_size": 0.25, "on_bad_row": "skip", "max_length": 17,
+    settings = {"task": "text-classification", "trainer": "sft", "adapter_name_or_path": "packs/first", "name": "other", "method": "lora",
+                "eval_file": None, "problem_type": "regression", "val_set_size": 0.25, "on_bad_row": "skip", "max_length": 17,
                 "learning_rate": 3e-5, "num_train_epochs": 1.5, "max_steps": 11, "per_device_train_batch_size": 2,
                 "per_device_eval_batch_size": 4, "gradient_accumulation_steps": 3, "lr_scheduler_type": "cosine", "warmup_steps": 0.1,
                 "weight_decay": 0.01, "label_smoothing_factor": 0.1, "max_grad_norm": 0.5, "logging_steps": 7, "seed": 5,
@@ -50,7 +51,7 @@ def test_yaml_round_trip(tmp_path: Path) -> None:
                 "save_steps": 9, "save_total_limit": 3, "eval_strategy": "epoch", "eval_steps": 4, "load_best_model_at_end": True,
                 "metric_for_best_model": "accuracy", "greater_is_better": True, "early_stopping_patience": 2,
                 "report_to": ("tensorboard", "wandb")}
-    assert {*settings, *NEEDED} == {f.name for f in dataclasses.fields(TrainConfig)} - {"method_config"}
+    assert {*settings, *NEEDED} == {f.name for f in dataclasses.fields(TrainConfig)} - PARTS
     path = tmp_path / "train.yaml"
     path.write_text(yaml.safe_dump({**NEEDED, **settings, "report_to": ["tensorboard", "wandb"], **hyper}))
     (config,), notes = read_config(path)
@@ -64,7 +65,7 @@ def test_yaml_round_trip(tmp_path: Path) -> None:
 def test_defaults_are_the_dataclasses() -> None:
     """The three needed keys alone give the dataclasses' defaults; the name is the folder's."""
     config = one()
-    assert config == TrainConfig(**NEEDED, method_config=LoRA())
+    assert config == TrainConfig(**NEEDED, method_config=LoRA(), trainer_config=NoSettings())
     assert config.pack_name == "tickets"
     assert read_config(TrainConfig(**NEEDED))[0] == [config]
 
@@ -108,7 +109,8 @@ def test_other_tools_names_are_translated_and_reported(foreign: dict[str, Any], 
 
 def test_every_alias_leads_to_a_setting() -> None:
     """No alias is a key of ours, and none leads nowhere."""
-    keys = {f.name for cls in (TrainConfig, *(method.config for method in methods().values())) for f in dataclasses.fields(cls)}
+    own = [owner.config for owner in (*methods().values(), *TRAINERS.values())]
+    keys = {f.name for cls in (TrainConfig, *own) for f in dataclasses.fields(cls)}
     assert set(ALIASES.values()) <= keys
     assert not set(ALIASES) & keys
 
@@ -207,8 +209,8 @@ def test_several_adapters_share_the_common_keys() -> None:
         ({"adapters": [{"name": "a", "output_dir": "x"}, {"name": "b", "output_dir": "x"}]}, [], ["the same output_dir", "found x"]),
         ({"adapters": [{"name": "a", "rr": 2}]}, [], ["adapter a", "'rr'"]),
         ({"adapters": [{"name": "a"}, {"name": "b"}]}, ["name=c"], ["one name for several adapters"]),
-        ({"learning_rat": 1, "stage": "sft", "template": "llama3", "block_size": 4, "qqq": 1}, [],
-         ["5 keys are not known", "did you mean 'learning_rate'?", "stage: leave it out", "chat template", "a setting of", "qqq"]),
+        ({"learning_rat": 1, "deepspeed": "z3.json", "template": "llama3", "block_size": 4, "qqq": 1}, [],
+         ["5 keys are not known", "did you mean 'learning_rate'?", "deepspeed: leave it out", "chat template", "a setting of", "qqq"]),
         ({"rr": 1, "adapters": [{"name": "a", "vall_file": 2}, {"name": "b", "learning_rat": 3}]}, [],
          ["3 keys are not known", "2 adapters", "'rr', 'vall_file', 'learning_rat'"]),
         ({"load_in_4bit": True, "load_in_8bit": True}, [], ["4 bits or in 8"]),
@@ -293,8 +295,8 @@ def test_data_sets_by_llama_factorys_list(tmp_path: Path) -> None:
 def test_the_schema_is_one_and_has_every_setting() -> None:
     """Valid draft 2020-12; its keys are the fields of the dataclasses and ``adapters``, no alias; defaults and limits are the code's."""
     Draft202012Validator.check_schema(SCHEMA)
-    fields = {f.name: f for f in dataclasses.fields(TrainConfig) if f.name != "method_config"}
-    theirs = {f.name for method in methods().values() for f in dataclasses.fields(method.config)}
+    fields = {f.name: f for f in dataclasses.fields(TrainConfig) if f.name not in PARTS}
+    theirs = {f.name for owner in (*methods().values(), *TRAINERS.values()) for f in dataclasses.fields(owner.config)}
     properties = SCHEMA["properties"]
     assert set(properties) == {*fields, *theirs, "adapters"}
     assert not set(fields) & theirs, "a hyper-parameter has the name of a setting of the run"
@@ -314,7 +316,8 @@ def test_the_schema_is_one_and_has_every_setting() -> None:
     own = {f.name for f in dataclasses.fields(TrainConfig)}
     limits = {key: value.get("exclusiveMinimum" if key in POSITIVE else "minimum") for key, value in properties.items() if key in own}
     assert {key: value for key, value in limits.items() if value is not None} == LEAST
-    assert sorted(properties["task"]["enum"]) == [name for name, task in TASKS.items() if task.training]
+    assert sorted(properties["task"]["enum"]) == [
+        name for name, task in TASKS.items() if task.training or any(name in kind.tasks for kind in TRAINERS.values())]
     assert properties["name"]["pattern"] == NAME == MANIFEST["$defs"]["PackInfo"]["properties"]["name"]["pattern"]
 
 

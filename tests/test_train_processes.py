@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from processes import child
+from processes import run_two
 from transformers import AutoModelForCausalLM
 
-import adapterpack
 from adapterpack import LoRA, Pack, adapt, load, save, train
 
 pytestmark = pytest.mark.long
@@ -41,17 +38,6 @@ save(model, sys.argv[2] if rank == 0 else None, base=sys.argv[1])
 dist.barrier()
 dist.destroy_process_group()
 """
-
-
-def run_two(*command: str) -> None:
-    """The command in two processes that talk over gloo."""
-    package = str(Path(adapterpack.__file__).parents[1])  # a script has its own folder on its path, and not this one
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": package}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *command]
-    with child(launcher, env=environment, stderr=-1, stdout=-1) as process:
-        output, errors = process.communicate(timeout=240)
-    assert process.returncode == 0, errors[-3000:]
-    assert output.count("trained '") in (0, 2), output  # only one process speaks
 
 
 def close(one: Pack, other: Pack) -> None:

@@ -1,4 +1,4 @@
-"""Reads a base model's tokenizer digests, its chat template, and the license that its model card states."""
+"""Reads a base model's tokenizer digests, its chat template, the pooling of its embeddings, and the license that its model card states."""
 
 from __future__ import annotations
 
@@ -55,3 +55,12 @@ def license_of(folder: Path) -> str | None:
             license_ = value.partition(" #")[0].strip().strip("'\"")
             return license_ if license_ and license_.isprintable() and len(license_) <= _MAX_LICENSE else None
     return None
+
+
+def pooling_of(folder: Path) -> str:
+    """What the base says of its embeddings, as sentence-transformers writes it next to a model; the mean where it says nothing."""
+    path = folder / "1_Pooling" / "config.json"
+    config = read_json(path, folder) if path.is_file() else {}
+    names = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls", "pooling_mode_lasttoken": "last"}
+    chosen = [name for key, name in names.items() if isinstance(config, dict) and config.get(key) is True]
+    return chosen[0] if len(chosen) == 1 else "mean"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 import adapterpack
@@ -18,8 +20,11 @@ from .progress import apart, training
 @click.option("--dry-run", is_flag=True, help="Load everything, say what would be trained and in how much memory, and train nothing.")
 @click.option("--on-bad-row", type=click.Choice(("fail", "skip")), help="What happens with rows that cannot be read: the run ends, or the "
               "log says how many are left out, and why. By default as the configuration says, else fail.")
+@click.option("--reward", "rewards", multiple=True, metavar="FILE.py:FUNCTION",
+              help="A function of yours that scores answers, for trainer: grpo. The file is run: name your own alone.")
 @shared
-def command(config: str, overrides: tuple[str, ...], print_config: bool, dry_run: bool, on_bad_row: str | None, as_json: bool) -> None:
+def command(config: str, overrides: tuple[str, ...], print_config: bool, dry_run: bool, on_bad_row: str | None, rewards: tuple[str, ...],
+            as_json: bool) -> None:
     """Trains the adapters that CONFIG describes and writes one pack each; returns the packs.
 
     The same command goes on with a run that was interrupted, from its last checkpoint.
@@ -35,10 +40,10 @@ def command(config: str, overrides: tuple[str, ...], print_config: bool, dry_run
         _print_config(config, overrides, as_json)
         return
     if dry_run:
-        _dry_run(config, overrides, as_json)
+        _dry_run(config, overrides, rewards, as_json)
         return
     with training("train") as progress:
-        packs = adapterpack.train(config, overrides, progress)
+        packs = adapterpack.train(config, overrides, progress, _functions(rewards))
     trained = [{**adapterpack.inspect(str(pack.path)), "training": dict(pack.manifest.training)} for pack in packs if pack.path is not None]
     if len(trained) < len(packs):
         return  # one process of several, and not the one that writes
@@ -68,11 +73,20 @@ def _print_config(config: str, overrides: tuple[str, ...], as_json: bool) -> Non
     click.echo(plain_yaml.dumps(whole), nl=False)
 
 
-def _dry_run(config: str, overrides: tuple[str, ...], as_json: bool) -> None:
+def _functions(rewards: tuple[str, ...]) -> list[Any]:
+    """The functions that are named; without any, nothing is imported."""
+    if not rewards:
+        return []
+    from ..training.loop.rewards import reward_named  # noqa: PLC0415 - the help needs none of it
+
+    return [reward_named(text) for text in rewards]
+
+
+def _dry_run(config: str, overrides: tuple[str, ...], rewards: tuple[str, ...], as_json: bool) -> None:
     from ..training.loop.dry_run import dry_run  # noqa: PLC0415 - the help needs none of it
 
     with apart():
-        reports = dry_run(config, overrides)
+        reports = dry_run(config, overrides, _functions(rewards))
     if as_json:
         emit({"command": "train", "dry_run": reports})
         return

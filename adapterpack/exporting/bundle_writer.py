@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from ..base.base_folder import copy_carried, read_json
+from ..base.base_folder import copy_carried
+from ..base.base_metadata import pooling_of
 from ..base.checkpoint import Checkpoint
 from ..bundle.decoder_graph import DECODER
 from ..bundle.manifest import Bundle, BundledAdapter, MappedSite, graph_file
@@ -194,18 +195,9 @@ def _manifest(request: Request, source: Source, graph: BaseGraph, plan: Plan, si
         io=signature_of(graph.model),
         io_before={part: signature_of(model) for part, model in graph.before.items()},
         target=request.target.name,
-        pooling=request.pooling or _pooling(source.folder),
+        pooling=request.pooling or pooling_of(source.folder),
         dtype=request.dtype,
     )
-
-
-def _pooling(folder: Path) -> str:
-    """What the base says of its embeddings, as sentence-transformers writes it next to a model; the mean where it says nothing."""
-    path = folder / "1_Pooling" / "config.json"
-    config = read_json(path, folder) if path.is_file() else {}
-    names = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls", "pooling_mode_lasttoken": "last"}
-    chosen = [name for key, name in names.items() if isinstance(config, dict) and config.get(key) is True]
-    return chosen[0] if len(chosen) == 1 else "mean"
 
 
 def _labels(folder: Path, task: Task) -> tuple[str, ...] | None:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
+from ..errors import ConfigError
+from .data_report import report_of
+from .problems import Labels
 from .rows import Row, file_of, map_rows
 from .session import Session
-from .task import MAIN, TASKS, Part, Task
+from .targets import target_ids
+from .task import MAIN, TASKS, Part, Task, Training
 from .text_generation import completions
 
 
@@ -17,9 +22,31 @@ def answer(session: Session, rows: Sequence[Row], adapters: Sequence[str | None]
     return completions(session, [], adapters, sampling, {"input_features": features})
 
 
+def encode(rows: Any, media: Any, max_length: int, where: object, labels: Labels | None = None) -> list[dict[str, Any]]:
+    """The features of each recording, made when a batch needs them, and the token ids of what is said; columns ``audio``, the path of a
+    file, and ``text`` or ``sentence``.
+
+    Raises:
+        ConfigError: other columns, or a row without a text.
+    """
+    report = report_of(where)
+    column = next((name for name in ("text", "sentence") if name in rows.column_names), None)
+    if column is None or "audio" not in rows.column_names:
+        raise ConfigError("speech recognition needs the columns audio and text", where=where, found=", ".join(rows.column_names))
+    report.read_as(f"audio + {column}", rows.column_names, {"audio", column})
+    start, encoded = getattr(media.config, "decoder_start_token_id", None), []
+    for number, row in enumerate(rows):
+        with report.row(number) as place:
+            ids = target_ids(media.tokenizer, row[column], max_length + 1, place, start)
+            report.cut += len(ids) > max_length
+            encoded.append({"input_features": partial(media.speech, row["audio"], place), "labels": ids[:max_length]})
+    return encoded
+
+
 TASKS.register(Task(
     "automatic-speech-recognition", "AutoModelForSpeechSeq2Seq", answer, ("ForConditionalGeneration",),
     lambda config: bool(config.get("num_mel_bins")),
     parts=(Part("encoder", "encoder", ("input_features",)),
            Part(MAIN, "cross_decoder", ("decoder_input_ids", "past_key_values", "encoder"))),
+    training=Training(encode, reads="media"),
 ))

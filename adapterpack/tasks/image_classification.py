@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
+from ..errors import ConfigError
+from .data_report import report_of
 from .one_pass import NoOptions, OnePass, Prepared
+from .problems import LABEL_COLUMNS, Labels
 from .rows import Row, file_of
 from .session import Arrays, Head, Session
-from .task import MAIN, TASKS, Part, Task
+from .task import MAIN, TASKS, Part, Task, Training
 
 
 def prepare(session: Session, row: Row, options: NoOptions) -> Prepared:
@@ -20,7 +24,27 @@ def result(session: Session, row: Prepared, outputs: Arrays, head: Head, options
     return head.scored(outputs["logits"][0])
 
 
+def encode(rows: Any, media: Any, max_length: int, where: object, labels: Labels) -> list[dict[str, Any]]:
+    """The pixels of each image, made when a batch needs them, and what is learned of its label; columns ``image``, the path of a picture,
+    and ``label`` or ``labels``.
+
+    Raises:
+        ConfigError: other columns, or a label that is not among ``labels``.
+    """
+    report = report_of(where)
+    column = next((name for name in LABEL_COLUMNS if name in rows.column_names), None)
+    if column is None or "image" not in rows.column_names:
+        raise ConfigError("image classification needs the columns image and label", where=where, found=", ".join(rows.column_names))
+    report.read_as(f"image + {column}", rows.column_names, {"image", column})
+    encoded = []
+    for number, row in enumerate(rows):
+        with report.row(number) as place:
+            encoded.append({"pixel_values": partial(media.pixels, row["image"], place), "labels": labels.target(row[column], place)})
+    return encoded
+
+
 TASKS.register(Task(
     "image-classification", "AutoModelForImageClassification", OnePass(prepare, result), ("ForImageClassification",),
     parts=(Part(MAIN, "plain", ("pixel_values",)),), heads=("classifier",), labelled=True,
+    training=Training(encode, reads="media"),
 ))

@@ -7,9 +7,11 @@ from functools import partial
 from typing import Any
 
 from ..errors import ConfigError
+from .conversations.encoding import by_row
+from .problems import IGNORED, Labels
 from .rows import Row, among, file_of, map_rows, prompt_of
 from .session import Session
-from .task import DECODER, MAIN, TASKS, Part, Task
+from .task import DECODER, MAIN, TASKS, Part, Task, Training
 from .text_generation import completions
 
 
@@ -38,8 +40,32 @@ def _ids(session: Session, row: Row) -> list[int]:
     return [*ids[:at], *[token] * session.image_positions, *ids[at + (token in ids) :]]
 
 
+def encode(rows: Any, media: Any, max_length: int, where: object, labels: Labels | None = None) -> list[dict[str, Any]]:
+    """Token ids and labels as of text generation, with as many image tokens as the image of a row has positions where its one stands, or
+    before everything, and its pixels, made when a batch needs them; the column ``image`` besides those of a form of language models' data.
+
+    Raises:
+        ConfigError: no column of images, or a row with several image tokens; else as of text generation.
+    """
+    if "image" not in rows.column_names:
+        raise ConfigError("images with texts need the column image", where=where, found=", ".join(rows.column_names))
+    images, token, encoded = rows["image"], media.image_token, []
+    for number, parts in by_row(rows.remove_columns("image"), media.tokenizer, max_length, where).items():
+        for part in parts[:1]:  # the other parts of a long text have no image
+            ids, wanted = part["input_ids"], part["labels"]
+            if ids.count(token) > 1:
+                raise ConfigError("a row has one token for its image", where=f"{where}, row {number + 1}",
+                                  found=f"{ids.count(token)} image tokens")
+            at, there = (ids.index(token), 1) if token in ids else (0, 0)
+            encoded.append({"input_ids": [*ids[:at], *[token] * media.image_positions, *ids[at + there :]],
+                            "labels": [*wanted[:at], *[IGNORED] * media.image_positions, *wanted[at + there :]],
+                            "pixel_values": partial(media.pixels, images[number], f"{where}, row {number + 1}")})
+    return encoded
+
+
 TASKS.register(Task(
     "image-text-to-text", "AutoModelForImageTextToText", answer, ("ForConditionalGeneration",),
     lambda config: bool(config.get("vision_config")) and not config.get("is_encoder_decoder"),
     parts=(Part("vision", "vision", ("pixel_values",)), Part(MAIN, "seeing_decoder", (*DECODER, "image_features"))),
+    training=Training(encode, reads="media"),
 ))

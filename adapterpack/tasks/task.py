@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from inspect import signature
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -76,10 +76,12 @@ class Part:
         return self.axes.get(name) or AXES[name]
 
 
-class Training(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Training:
     """How a task is trained: ``encode`` makes token ids and ``targets`` of data; ``metrics`` compares outputs with targets, where the
     task has no labels, whose problem does. ``label_columns`` are where a labelled task finds the label of a row, or with ``by_token`` of
-    each of its words.
+    each of its words. Rows are read with the base's tokenizer, or where ``reads`` is ``media`` with what makes arrays of pictures and
+    speech as well; ``constants`` are further inputs of each batch.
     """
 
     encode: Encode
@@ -87,6 +89,8 @@ class Training(NamedTuple):
     metrics: Callable[[Any, Any], Mapping[str, float]] | None = None
     label_columns: tuple[str, ...] = LABEL_COLUMNS
     by_token: bool = False
+    reads: str = "tokenizer"
+    constants: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,14 +2,53 @@
 
 from __future__ import annotations
 
+import logging
+from typing import Any
+
+from ..errors import ConfigError
+from ..library_errors import library_errors
+from .conversations.form import form_of, text_of
+from .data_report import report_of
+from .problems import Labels
 from .rows import prompt_of
-from .task import MAIN, TASKS, TEXT, Part, Task
+from .targets import target_ids
+from .task import MAIN, TASKS, TEXT, Part, Task, Training
 from .text_generation import answer
+
+log = logging.getLogger(__name__)
+
+
+def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: Labels | None = None) -> list[dict[str, Any]]:
+    """Token ids of what is read, and of the last answer with its end; the rows have a form of language models' data.
+
+    Both are cut at ``max_length``. The log says how many rows are, and which columns are not read.
+
+    Raises:
+        ConfigError: a row that is not of its columns' form, or one without anything to read.
+    """
+    report = report_of(where)
+    form = form_of(rows.column_names, where, report.wanted)
+    report.read_as(form.name, rows.column_names, form.columns | form.optional)
+    encoded = []
+    for number, row in enumerate(rows):
+        with report.row(number) as place:
+            with library_errors("transformers", f"a row is not of the form {form.name}", where=place, kind=ConfigError):
+                *before, last = form.read(row).messages
+                source = "\n".join(text_of(message["content"]) for message in before)
+            if not source:
+                raise ConfigError("a row has nothing to read before its answer", where=place)
+            ids, answer_ids = tokenizer(source)["input_ids"], target_ids(tokenizer, last["content"], max_length + 1, place)
+            report.cut += max(len(ids), len(answer_ids)) > max_length
+            encoded.append({"input_ids": ids[:max_length], "labels": answer_ids[:max_length]})
+    if report.cut:
+        log.warning("%s: %d of %d rows are cut at max_length (%d)", where, report.cut, len(rows), max_length)
+    return encoded
+
 
 TASKS.register(Task(
     "text2text-generation", "AutoModelForSeq2SeqLM", answer, ("ForConditionalGeneration", "MTModel"),
     lambda config: bool(config.get("is_encoder_decoder")),
     parts=(Part("encoder", "encoder", TEXT),
            Part(MAIN, "cross_decoder", ("decoder_input_ids", "attention_mask", "past_key_values", "encoder"))),
-    prompt=prompt_of, peft_type="SEQ_2_SEQ_LM", aliases=("translation", "summarization"),
+    prompt=prompt_of, training=Training(encode), peft_type="SEQ_2_SEQ_LM", aliases=("translation", "summarization"),
 ))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from ..errors import ConfigError
+from .data_report import report_of
 from .embeddings import EmbeddingOptions, embedding, width_of
 from .one_pass import OnePass, Prepared, text_inputs
+from .problems import Labels
 from .rows import PROMPTS, Row, file_of
 from .session import Arrays, Head, Session
-from .task import MAIN, TASKS, TEXT, Part, Task
+from .task import MAIN, TASKS, TEXT, Part, Task, Training
 
 
 def prepare(session: Session, row: Row, options: EmbeddingOptions) -> Prepared:
@@ -27,8 +30,33 @@ def result(session: Session, row: Prepared, outputs: Arrays, head: Head, options
     return embedding(outputs[row.notes][0], options)
 
 
+def encode(rows: Any, media: Any, max_length: int, where: object, labels: Labels | None = None) -> list[dict[str, Any]]:
+    """The pixels of each image, made when a batch needs them, and the token ids of the text that goes with it; columns ``image`` and
+    ``text`` or ``caption``. What is learned is which text of a batch goes with which image (Radford et al. 2021, https://arxiv.org/abs/2103.00020).
+
+    Raises:
+        ConfigError: other columns, or a row without a text.
+    """
+    report = report_of(where)
+    column = next((name for name in ("text", "caption") if name in rows.column_names), None)
+    if column is None or "image" not in rows.column_names:
+        raise ConfigError("images and texts need the columns image and text", where=where, found=", ".join(rows.column_names))
+    report.read_as(f"image + {column}", rows.column_names, {"image", column})
+    encoded = []
+    for number, row in enumerate(rows):
+        with report.row(number) as place:
+            if not isinstance(row[column], str):
+                raise ConfigError("a row without text", where=place, found=repr(row[column])[:80])
+            ids = media.tokenizer(row[column])["input_ids"]
+            report.cut += len(ids) > max_length
+            encoded.append({"input_ids": media.tokenizer(row[column], truncation=True, max_length=max_length)["input_ids"],
+                            "pixel_values": partial(media.pixels, row["image"], place)})
+    return encoded
+
+
 TASKS.register(Task(
     "zero-shot-image-classification", "AutoModelForZeroShotImageClassification", OnePass(prepare, result, EmbeddingOptions), ("Model",),
     lambda config: bool(config.get("logit_scale_init_value")),
     parts=(Part("text", "text_tower", TEXT), Part(MAIN, "image_tower", ("pixel_values",))),
+    training=Training(encode, (), reads="media", constants={"return_loss": True}),
 ))

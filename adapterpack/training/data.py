@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import (
+    Audio,
     ClassLabel,
     Dataset,
+    Image,
     are_progress_bars_disabled,
     concatenate_datasets,
     disable_progress_bars,
@@ -51,7 +54,7 @@ def load_rows(source: Source | str, report: DataReport | None = None) -> Dataset
     if missing := sorted(set(source.columns.values()) - set(rows.column_names)):
         raise ConfigError("the data has no such column", where=f"{source.path}, columns", found=", ".join(missing),
                           expected=", ".join(rows.column_names))
-    return _with_names(rows.rename_columns({theirs: ours for ours, theirs in source.columns.items()}))
+    return _with_names(_undecoded(rows).rename_columns({theirs: ours for ours, theirs in source.columns.items()}))
 
 
 def _of_files(source: Source, files: list[Path], report: DataReport) -> Dataset:
@@ -92,6 +95,14 @@ def _list(files: str | tuple[str, ...] | None) -> str | list[str] | None:
 def _reading(where: object) -> Any:
     return library_errors("datasets", "the data cannot be read", where=where, kind=ConfigError,
                           expected="json, jsonl, csv, tsv, txt or parquet rows, a folder of them or of pictures, or a hub data set")
+
+
+def _undecoded(rows: Dataset) -> Dataset:
+    """The rows with the bytes and paths of pictures and recordings, which tasks read themselves, within limits."""
+    for name, feature in rows.features.items():
+        if isinstance(feature, Image | Audio):
+            rows = rows.cast_column(name, type(feature)(decode=False))
+    return rows
 
 
 def _with_names(rows: Dataset) -> Dataset:
@@ -146,28 +157,35 @@ def label_column(rows: Dataset, training: Training) -> str | None:
 
 @dataclass(frozen=True)
 class Collator:
-    """Pads the rows of a batch on the right to the longest: ids, mask and types, and labels where they are sequences.
+    """Makes a batch of rows: lists are padded on the right to the longest, with a mask of ids; what a row makes only when it is needed,
+    such as pixels, is made. ``constants`` are further inputs, and ``dtype`` is that of floats.
 
     Rows that say their positions are packed, and have no mask: what is padding there comes after all that is learned.
     """
 
     pad_token_id: int
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    dtype: torch.dtype = torch.float32
 
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """``input_ids`` and ``attention_mask`` ``[batch, longest]``; what else rows have: lists ``[batch, longest]``, numbers ``[batch]``,
-        tuples ``[batch, n]``.
+        tuples ``[batch, n]``, arrays ``[batch, ...]``.
         """
-        width = max(len(row["input_ids"]) for row in rows)
+        batch: dict[str, Any] = dict(self.constants)
+        for key in rows[0]:
+            values = [row[key]() if callable(row[key]) else row[key] for row in rows]
+            if isinstance(values[0], list):
+                width, is_ids = max(map(len, values)), key.endswith("input_ids")
+                fill = self.pad_token_id if is_ids else IGNORED if key == "labels" else 0
+                if is_ids and "position_ids" not in rows[0]:
+                    mask = [[1] * len(value) + [0] * (width - len(value)) for value in values]
+                    batch[key.replace("input_ids", "attention_mask")] = torch.tensor(mask)
+                values = [[*value, *[fill] * (width - len(value))] for value in values]
+            tensor = torch.from_numpy(np.stack(values)) if isinstance(values[0], np.ndarray) else torch.tensor(values)
+            batch[key] = tensor.to(self.dtype) if tensor.is_floating_point() else tensor
+        return batch
 
-        def padded(values: list[int], fill: int) -> list[int]:
-            return [*values, *[fill] * (width - len(values))]
 
-        batch = {
-            "input_ids": [padded(row["input_ids"], self.pad_token_id) for row in rows],
-        }
-        if "position_ids" not in rows[0]:
-            batch["attention_mask"] = [padded([1] * len(row["input_ids"]), 0) for row in rows]
-        for key in rows[0].keys() - {"input_ids"}:
-            fill = IGNORED if key == "labels" else 0
-            batch[key] = [padded(row[key], fill) if isinstance(row[key], list) else row[key] for row in rows]
-        return {key: torch.tensor(values) for key, values in batch.items()}
+def token_count(row: Mapping[str, Any]) -> int:
+    """The tokens of the longest text of an encoded row; 0 where it has none."""
+    return max((len(value) for key, value in row.items() if key.endswith("input_ids")), default=0)

@@ -6,13 +6,11 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import EvalPrediction
-
+from ..errors import ConfigError
 from ..hub.resolve import folder_of
 from ..io import strict_json
 from ..io.atomic import refuse_existing
@@ -22,15 +20,17 @@ from ..tasks.task import task_named
 from .config.config import as_mapping, claimed, read_config
 from .config.fields import TrainConfig
 from .config.sources import Source, sources_of
-from .loading import load_tokenizer
 from .loop.arguments import arguments_of
+from .loop.making import own_forward, trainer_for
 from .loop.memory import memory_errors
-from .loop.preparing import prepared, training_of
+from .loop.preparing import prepared, reader_of, training_of
 from .loop.resuming import Patience, RunFolder, Stopping, interruptible, kept
+from .loop.rewards import Reward, require_rewards
 from .loop.steps import Step, Steps, evaluated
-from .loop.trainer import AdapterTrainer
 from .rows.readable_files import files_of
 from .save import save
+from .trainers.choose import require_task
+from .trainers.kind import TRAINERS
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,8 @@ Shown = Callable[[Step], None]
 
 
 def train(
-    config: str | os.PathLike[str] | Mapping[str, Any] | TrainConfig, overrides: Iterable[str] = (), progress: Shown | None = None
+    config: str | os.PathLike[str] | Mapping[str, Any] | TrainConfig, overrides: Iterable[str] = (), progress: Shown | None = None,
+    rewards: Sequence[Reward] = (),
 ) -> list[Pack]:
     """Trains the adapters that ``config`` describes and writes one pack each; returns the packs.
 
@@ -51,6 +52,7 @@ def train(
         config: a YAML file, a mapping or a :class:`TrainConfig`.
         overrides: ``key=value`` texts.
         progress: called after each step with how far the training is.
+        rewards: functions that score answers, for ``trainer: grpo``: of ``completions``, ``prompts`` and the rows' other columns.
 
     Raises:
         ConfigError: an unknown key, a wrong value, or data of no known form.
@@ -62,10 +64,12 @@ def train(
     Example:
         >>> train("train.yaml", ["learning_rate=1e-3"])  # doctest: +SKIP
     """
-    return [train_one(run_config, progress)[0] for run_config in checked_configs(config, overrides)]
+    return [train_one(run_config, progress, rewards)[0] for run_config in checked_configs(config, overrides, rewards)]
 
 
-def checked_configs(config: str | os.PathLike[str] | Mapping[str, Any] | TrainConfig, overrides: Iterable[str] = ()) -> list[TrainConfig]:
+def checked_configs(
+    config: str | os.PathLike[str] | Mapping[str, Any] | TrainConfig, overrides: Iterable[str] = (), rewards: Sequence[Reward] = ()
+) -> list[TrainConfig]:
     """The configurations of a run's adapters, after all that can be checked before a model is loaded.
 
     Raises:
@@ -76,7 +80,7 @@ def checked_configs(config: str | os.PathLike[str] | Mapping[str, Any] | TrainCo
         log.info("%s", note)
     for run_config in configs:
         refuse_existing(Path(run_config.output_dir))
-        training_of(task_named(run_config.task))
+        require_trainable(run_config, rewards)
         arguments_of(run_config, run_config.output_dir)
         folder_of(run_config.model_name_or_path)
         for source in filter(None, (run_config.train_file, run_config.eval_file)):
@@ -85,39 +89,46 @@ def checked_configs(config: str | os.PathLike[str] | Mapping[str, Any] | TrainCo
     return configs
 
 
-def train_one(config: TrainConfig, progress: Shown | None = None) -> tuple[Pack, Any]:
+def require_trainable(config: TrainConfig, rewards: Sequence[Reward]) -> None:
+    """Checks that the task can be trained, and in the way that the configuration names.
+
+    Raises:
+        ConfigError, Unsupported: it cannot.
+    """
+    kind, task = TRAINERS[config.trainer], task_named(config.task)
+    require_task(kind, task)
+    require_rewards(kind, rewards)
+    if not kind.columns:
+        training_of(task, kind)
+    elif config.group_by_length:
+        raise ConfigError(f"the trainer {kind.name} cannot group rows by their length", where="group_by_length", remedy="leave it out")
+
+
+def train_one(config: TrainConfig, progress: Shown | None = None, rewards: Sequence[Reward] = ()) -> tuple[Pack, Any]:
     """Trains one adapter and writes its pack; returns the pack and the model with the adapter active in it."""
     started = time.perf_counter()
-    task = task_named(config.task)
-    learned = training_of(task)
+    kind, task = TRAINERS[config.trainer], task_named(config.task)
     refuse_existing(Path(config.output_dir))
     base, datasets = folder_of(config.model_name_or_path), list(map(_dataset, sources_of(config.train_file, "train_file")))
     run, steps, stopping = RunFolder(config.output_dir, {**as_mapping(config), "datasets": datasets}), Steps(progress), Stopping()
-    arguments = arguments_of(config, run.path, learned.targets)
+    arguments = arguments_of(config, run.path, () if kind.columns else training_of(task, kind).targets)
     checkpoint = run.begin() if arguments.should_save else run.last()
     with memory_errors(config), kept(run):
-        model, rows, evaluation, collator, compare = prepared(config, task, base, load_tokenizer(base))
-        trainer = AdapterTrainer(
-            model=model,
-            args=arguments,
-            train_dataset=rows,
-            eval_dataset=evaluation,
-            data_collator=collator,
-            compute_metrics=None if compare is None else partial(_metrics, compare),
-            callbacks=[stopping, *_stopping_early(config)],
-            steps=steps,
-        )
+        reader = reader_of(task, kind, base)
+        ready = prepared(config, task, base, reader)
+        model, evaluation = ready.model, ready.rows.evaluation
         if checkpoint is not None:
             log.info("going on from %s", checkpoint)
-        with interruptible(stopping, arguments.world_size == 1 and config.save_strategy != "no"):
+        with own_forward(model), interruptible(stopping, arguments.world_size == 1 and config.save_strategy != "no"):
+            trainer = trainer_for(config, ready, arguments, reader, rewards, callbacks=[stopping, *_stopping_early(config)], steps=steps)
             result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        scores = trainer.evaluate() if evaluation is not None else {}
+            scores = trainer.evaluate() if evaluation is not None else {}
         metrics = tuple({"name": name, "value": value, "dataset": _evaluated_on(config), "n": len(evaluation or ())}
                         for name, value in evaluated(scores).items())
         training = {
             "datasets": datasets,
-            "objective": task.name,
-            "rows": len(rows),
+            "objective": kind.name if kind.columns else task.name,
+            "rows": len(ready.rows.train),
             "steps": int(result.global_step),
             "final_loss": steps.recent(config.logging_steps),
             "learning_rate": config.learning_rate,
@@ -127,7 +138,8 @@ def train_one(config: TrainConfig, progress: Shown | None = None) -> tuple[Pack,
         }
         first = trainer.is_world_process_zero()
         pack = save(model, config.output_dir if first else None, adapter=config.pack_name, base=base, name=config.pack_name,
-                    training=training, metrics=metrics)  # by all processes, as what is sharded is gathered
+                    training=training, metrics=metrics,
+                    parents=() if ready.started is None else (ready.started,))  # by all processes, as what is sharded is gathered
     if first:
         run.end()
     trainer.accelerator.wait_for_everyone()
@@ -157,5 +169,3 @@ def _evaluated_on(config: TrainConfig) -> str:
     return ", ".join(Path(one.path).name for one in sources_of(source, "eval_file"))
 
 
-def _metrics(compare: Callable[[Any, Any], Mapping[str, float]], prediction: EvalPrediction) -> dict[str, float]:
-    return dict(compare(prediction.predictions, prediction.label_ids))

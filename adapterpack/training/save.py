@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from ..io.atomic import refuse_existing
 from ..io.safetensors import DTYPES
 from ..manifest import manifest as m
 from ..manifest.parts import Dims
+from ..pack.lineage import descended
 from ..pack.pack import Pack, build, is_module
 from ..tasks.problems import ONE
 from ..tasks.task import NO_TASK, TASKS, takes_ids, type_of
@@ -52,12 +53,14 @@ def save(
     name: str | None = None,
     training: Mapping[str, Any] | None = None,
     metrics: tuple[Mapping[str, Any], ...] = (),
+    parents: Sequence[Pack] = (),
 ) -> Pack:
     """Packs an adapter of ``model`` into the new folder ``out`` (None: in memory only) and returns the pack.
 
     ``adapter`` defaults to the only one; ``base`` to where the model was loaded from; ``name`` to the folder's; ``training`` is what is
-    to be claimed of the training, besides the versions of the libraries. The pack carries the fingerprint of the base and how that was
-    quantized, the digests of its tokenizer, and a canary for models that take token ids, images or speech.
+    to be claimed of the training, besides the versions of the libraries; ``parents`` are packs that it went on from. The pack carries the
+    fingerprint of the base and how that was quantized, the digests of its tokenizer, and a canary for models that take token ids, images
+    or speech.
 
     Raises:
         NonFinite: a trained tensor, or what the adapted model gives, holds NaN or infinity.
@@ -90,6 +93,7 @@ def save(
         training={"framework_versions": {"adapterpack": VERSION, "torch": str(torch.__version__), "transformers": version("transformers")},
                   **(training or {})},
         metrics=metrics,
+        lineage=descended("train", parents, {}) if parents else None,
         base_quantization=quantization_of(model),
         tokenizer=tokenizer_of(checkpoint) if checkpoint else None,
         base_license=license_of(checkpoint.folder) if checkpoint else None,

@@ -99,13 +99,14 @@ def _task(pack: Pack, folder: Path) -> Task:
 def _encoded(
     source: str, task: Task, tokenizer: Any, labels: Labels | None, kind: str, rows: int, max_length: int
 ) -> list[dict[str, Any]]:
-    if task.training is None or task.training.targets != ("labels",) or (task.labelled and not labels):
+    reads = task.training
+    if reads is None or reads.targets != ("labels",) or reads.reads != "tokenizer" or (task.labelled and not labels):
         raise Unsupported("packs of this task are not measured", where=f"task {task.name}",
                           expected="text-generation, or text-classification with labels", remedy="use a rule that looks at no data")
     table = data.load_rows(source)
     table = table.select(range(min(rows, len(table))))
-    if labels and labels.problem is ONE and kind == "moment" and not set(task.training.label_columns) & set(table.column_names):
+    if labels and labels.problem is ONE and kind == "moment" and not set(reads.label_columns) & set(table.column_names):
         table = table.add_column("label", [labels.names[0]] * len(table))  # at which nobody looks
-    return task.training.encode(table, tokenizer, max_length, source, labels)
+    return reads.encode(table, tokenizer, max_length, source, labels)
 
 

@@ -20,7 +20,13 @@ Piece = tuple[list[int], bool]
 
 
 def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: Labels | None = None) -> list[dict[str, Any]]:
-    """Token ids and labels for causal language modelling: the loss is on the assistant's turns alone, and on the end of each.
+    """What :func:`by_row` gives for all rows, one after another."""
+    return [part for parts in by_row(rows, tokenizer, max_length, where).values() for part in parts]
+
+
+def by_row(rows: Any, tokenizer: Any, max_length: int, where: object) -> dict[int, list[dict[str, Any]]]:
+    """Of each row by its number the token ids and labels for causal language modelling: the loss is on the assistant's turns alone, and on
+    the end of each.
 
     A chat template, where the tokenizer has one, renders the turns, and its own end of a turn is learned; else the tokenizer's end token.
     Rows longer than ``max_length`` tokens are cut at the end, plain text into rows of that length; rows with nothing left
@@ -35,7 +41,8 @@ def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: La
     if tokenizer.eos_token_id is None:
         raise ConfigError("the tokenizer has no end token, so the model could not learn where to stop", where=where,
                           remedy="use the tokenizer of a generating model")
-    encoded, cut, skipped = [], 0, 0
+    encoded: dict[int, list[dict[str, Any]]] = {}
+    cut = skipped = 0
     for number, row in enumerate(rows):
         with report.row(number) as place:
             with library_errors("transformers", f"a row is not of the form {form.name}", where=place, kind=ConfigError):
@@ -48,8 +55,8 @@ def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: La
             parts = [(ids[start : start + max_length], wanted[start : start + max_length]) for start in starts]
             kept = [{"input_ids": part, "labels": learned} for part, learned in parts if any(label != IGNORED for label in learned)]
             cut += bool(kept) and not form.continuous and len(ids) > max_length
-            encoded.append(kept)
-    left_out = sum(not kept for kept in encoded)
+            encoded[number] = kept
+    left_out = sum(not kept for kept in encoded.values())
     report.cut, report.left_out = cut, left_out
     if left_out and left_out == len(encoded):
         if form.continuous:
@@ -61,9 +68,9 @@ def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: La
                         (skipped, "learned in part: their chat template, or none, does not show where each answer is")):
         if count:
             log.warning("%s: %d of %d rows are %s", where, count, len(rows), what)
-    result = [part for kept in encoded for part in kept]
-    log.info("%s: %d rows of the form %s, %d tokens", where, len(rows), form.name, sum(len(part["input_ids"]) for part in result))
-    return result
+    tokens = sum(len(part["input_ids"]) for kept in encoded.values() for part in kept)
+    log.info("%s: %d rows of the form %s, %d tokens", where, len(rows), form.name, tokens)
+    return encoded
 
 
 def _answers(conversation: Conversation) -> int:

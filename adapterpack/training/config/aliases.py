@@ -41,6 +41,20 @@ ALIASES: dict[str, str] = {
     "cutoff_len": "max_length",
     "finetuning_type": "method",
     "additional_target": "modules_to_save",
+    # preference training: axolotl's and LLaMA-Factory's
+    "rl": "trainer",
+    "stage": "trainer",
+    "rl_beta": "beta",
+    "dpo_beta": "beta",
+    "orpo_alpha": "beta",
+    "pref_beta": "beta",
+    "pref_loss": "loss_type",
+    "dpo_label_smoothing": "label_smoothing",
+    "kto_desirable_weight": "desirable_weight",
+    "kto_undesirable_weight": "undesirable_weight",
+    "kto_chosen_weight": "desirable_weight",
+    "kto_rejected_weight": "undesirable_weight",
+    "lora_model_dir": "adapter_name_or_path",
     # earlier and other names
     "max_seq_length": "max_length",
     "model_name": "model_name_or_path",
@@ -58,8 +72,9 @@ ALIASES: dict[str, str] = {
 """Their name -> ours."""
 
 INSTEAD: dict[str, str] = {
-    "stage": "leave it out: the task and the columns of the data say what is learned",
-    "rl": "leave it out: preference training is done by TRL's trainers, with adapt()",
+    "ref_model": "leave it out: the reference is what the adapter began as",
+    "reward_funcs": "name it on the command line, --reward file.py:function: no configuration brings code",
+    "reward_model": "name a function on the command line, --reward file.py:function: no configuration brings code",
     "template": "leave it out: the tokenizer's own chat template is used",
     "chat_template": "leave it out: the tokenizer's own chat template is used",
     "deepspeed": "leave it out, and launch with accelerate",
@@ -90,6 +105,7 @@ def _computes_bf16() -> bool:
 
 
 VALUES: dict[str, Callable[[Any], Any]] = {
+    "stage": lambda value: {"rm": "reward", "pt": "sft"}.get(value, value),
     "adapter": lambda value: "lora" if value == "qlora" else value,  # load_in_4bit says the rest
     "lora_target": lambda value: "all-linear" if value == "all" else _names(value),
     "additional_target": _names,

@@ -14,10 +14,11 @@ from typing import Any
 from ...adapter_methods import get
 from ...errors import ConfigError
 from ...io import plain_yaml, strict_json
+from ..trainers.choose import trainer_of
 from .aliases import translate
 from .coerce import typed_value
 from .dataset_info import with_sources
-from .fields import LEAST, NAME, POSITIVE, TrainConfig
+from .fields import LEAST, NAME, PARTS, POSITIVE, TrainConfig
 from .sources import sources_of
 from .unknown_keys import require_known
 
@@ -68,12 +69,11 @@ def read_config(
 
 def as_mapping(config: TrainConfig) -> dict[str, Any]:
     """All settings of a run and of its method under their own names: a configuration that is read as this one."""
-    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name != "method_config"}
-    fields = () if config.method_config is None else dataclasses.fields(config.method_config)
-    return {**values, **{f.name: getattr(config.method_config, f.name) for f in fields}}
+    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in PARTS}
+    return {**values, **{f.name: getattr(part, f.name) for part in config.own for f in dataclasses.fields(part)}}
 
 
-_PLACES = frozenset({"model_name_or_path", "train_file", "eval_file", "output_dir", "name", "report_to"})
+_PLACES = frozenset({"model_name_or_path", "train_file", "eval_file", "output_dir", "name", "report_to", "adapter_name_or_path"})
 """Settings that say where something is: the pack says what it is."""
 
 
@@ -107,15 +107,8 @@ def _hints(cls: type[Any]) -> dict[str, Any]:
         return {f.name: Any for f in dataclasses.fields(cls)}
 
 
-def _config(values: Mapping[str, Any], where: object) -> TrainConfig:
-    method = get(str(values.get("method", "lora")).lower())
-    run_fields = {f.name: f for f in dataclasses.fields(TrainConfig) if f.name != "method_config"}
-    method_fields = {f.name for f in dataclasses.fields(method.config)}
-    for name, field in run_fields.items():
-        if field.default is dataclasses.MISSING and name not in values:
-            raise ConfigError("a key is missing", where=where, expected=name, remedy=f"add '{name}: ...'")
-    hints = {**_hints(method.config), **_hints(TrainConfig)}
-    typed = {key: typed_value(key, value, hints[key], where) for key, value in values.items()}
+def _require_bounds(typed: Mapping[str, Any], where: object) -> None:
+    """Checks the numbers of a run."""
     for key, least in LEAST.items():
         value, above = typed.get(key), key in POSITIVE
         if value is not None and not (least <= value < math.inf and (value > 0 or not above)):
@@ -124,6 +117,22 @@ def _config(values: Mapping[str, Any], where: object) -> TrainConfig:
     if typed.get("label_smoothing_factor", 0) >= 1:
         raise ConfigError("a number out of range", where=f"{where}, label_smoothing_factor", expected="at least 0, and less than 1",
                           found=typed["label_smoothing_factor"])
+
+
+def _config(values: Mapping[str, Any], where: object) -> TrainConfig:
+    method, kind = get(str(values.get("method", "lora")).lower()), trainer_of(values)
+    values = {**kind.defaults, "task": kind.tasks[0] if kind.tasks else TrainConfig.task, **values, "trainer": kind.name}
+    run_fields = {f.name: f for f in dataclasses.fields(TrainConfig) if f.name not in PARTS}
+    method_fields, kind_fields = ({f.name for f in dataclasses.fields(part.config)} for part in (method, kind))
+    if both := sorted(method_fields & kind_fields):
+        raise ConfigError(f"the method {method.name} and the trainer {kind.name} both have a setting of this name", where=where,
+                          found=", ".join(both), remedy="choose another method")
+    for name, field in run_fields.items():
+        if field.default is dataclasses.MISSING and name not in values:
+            raise ConfigError("a key is missing", where=where, expected=name, remedy=f"add '{name}: ...'")
+    hints = {**_hints(method.config), **_hints(kind.config), **_hints(TrainConfig)}
+    typed = {key: typed_value(key, value, hints[key], where) for key, value in values.items()}
+    _require_bounds(typed, where)
     if typed.get("load_in_4bit") and typed.get("load_in_8bit"):
         raise ConfigError("a base is loaded in 4 bits or in 8", where=where, found="load_in_4bit and load_in_8bit")
     for key in ("train_file", "eval_file"):
@@ -136,10 +145,11 @@ def _config(values: Mapping[str, Any], where: object) -> TrainConfig:
         raise ConfigError("a number out of range", where=f"{where}, max_steps", expected="at least 1, or -1 for epochs", found=0)
     try:
         method_config = method.config(**{key: value for key, value in typed.items() if key in method_fields})
+        trainer_config = kind.config(**{key: value for key, value in typed.items() if key in kind_fields})
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"the method's configuration is not usable: {error}", where=where) from error
+        raise ConfigError(f"the configuration of the method or of the trainer is not usable: {error}", where=where) from error
     settings = {key: value for key, value in typed.items() if key in run_fields}
-    config = TrainConfig(**{**settings, "method": method.name}, method_config=method_config)
+    config = TrainConfig(**{**settings, "method": method.name}, method_config=method_config, trainer_config=trainer_config)
     if not re.fullmatch(NAME, config.pack_name):
         raise ConfigError("a pack cannot have this name", where=f"{where}, name", found=repr(config.pack_name),
                           expected="up to 128 letters, digits, dots, underscores and hyphens, the first a letter or digit")

@@ -37,13 +37,17 @@ LEAST: dict[str, float] = {
 POSITIVE = frozenset({"learning_rate", "num_train_epochs"})
 """Of these, zero would train nothing."""
 
+PARTS = frozenset({"method_config", "trainer_config"})
+"""The fields that are no settings but hold some."""
+
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 """What a pack may be called, as the manifest has it; checked before training, not after."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """All settings of one adapter's training; the hyper-parameters of its method are in ``method_config``.
+    """All settings of one adapter's training; the hyper-parameters of its method are in ``method_config``, the settings that only its
+    kind of training has in ``trainer_config``. ``adapter_name_or_path`` is a pack that the training goes on from.
 
     ``train_file`` and ``eval_file`` are a data file, a pattern of files, a folder, or a hub data set's name; or a mapping with one under
     ``path`` and more of :class:`.sources.Source`; or a list of these. ``problem_type`` says what the labels of a
@@ -55,8 +59,10 @@ class TrainConfig:
     output_dir: str
     task: str = "text-generation"
     problem_type: Literal["single_label_classification", "multi_label_classification", "regression"] | None = None
+    trainer: str = "sft"
     name: str | None = None
     method: str = "lora"
+    adapter_name_or_path: str | None = None
     eval_file: Sources | None = None
     val_set_size: float = 0.0
     on_bad_row: Literal["fail", "skip"] = "fail"
@@ -95,6 +101,12 @@ class TrainConfig:
     early_stopping_patience: int | None = None
     report_to: str | tuple[str, ...] = "none"
     method_config: Any = None
+    trainer_config: Any = None
+
+    @property
+    def own(self) -> tuple[Any, ...]:
+        """The two parts whose fields stand beside the run's own in a file."""
+        return tuple(part for part in (self.method_config, self.trainer_config) if part is not None)
 
     @property
     def pack_name(self) -> str:

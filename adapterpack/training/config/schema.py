@@ -1,4 +1,4 @@
-"""Generates the methods' part of the training schema: their hyper-parameters, read off the registry.
+"""Generates the part of the training schema that methods and trainers have: their own settings, read off the registries.
 
 ``python -m adapterpack.training.config.schema > schemas/train.v1.json`` writes the schema anew; the settings of a run stay as they are.
 """
@@ -15,7 +15,11 @@ from typing import Any
 
 from ... import resources
 from ...adapter_methods import Method, methods
-from .fields import TrainConfig
+from ..trainers.kind import TRAINERS, TrainerKind
+from .fields import PARTS, TrainConfig
+
+Owner = Method | TrainerKind
+"""What has settings of its own."""
 
 NUMBER, NAMES = {"$ref": "#/$defs/number"}, {"$ref": "#/$defs/names"}
 
@@ -37,19 +41,20 @@ DESCRIBED: dict[str, dict[str, Any]] = {
 
 
 def schema() -> dict[str, Any]:
-    """The training schema with the hyper-parameters of every registered method.
+    """The training schema with the settings of every registered method and kind of training.
 
     Example:
         >>> schema()["properties"]["r"]["minimum"]
         1
     """
     written = resources.schema("train.v1")
-    fields = [field.name for field in dataclasses.fields(TrainConfig) if field.name != "method_config"]
+    fields = [field.name for field in dataclasses.fields(TrainConfig) if field.name not in PARTS]
     properties = {key: written["properties"][key] for key in fields}
-    used: dict[str, list[Method]] = {}
-    for method in methods().values():
-        for field in dataclasses.fields(method.config):
-            used.setdefault(field.name, []).append(method)
+    used: dict[str, list[Owner]] = {}
+    owners: list[Owner] = [*methods().values(), *TRAINERS.values()]
+    for owner in owners:
+        for field in dataclasses.fields(owner.config):
+            used.setdefault(field.name, []).append(owner)
     for name, those in used.items():
         properties[name] = _property(name, those)
     entry = {"type": "object", "properties": {key: {"$ref": f"#/properties/{key}"} for key in properties},
@@ -58,7 +63,7 @@ def schema() -> dict[str, Any]:
             "$defs": {**written["$defs"], "adapter": {**written["$defs"]["adapter"], **entry}}}
 
 
-def _property(name: str, those: list[Method]) -> dict[str, Any]:
+def _property(name: str, those: list[Owner]) -> dict[str, Any]:
     fields = [next(field for field in dataclasses.fields(method.config) if field.name == name) for method in those]
     kinds = [_kind(typing.get_type_hints(method.config)[name]) for method in those]
     described = DESCRIBED.get(name, {})

@@ -9,8 +9,10 @@ from typing import Any
 
 from ...adapter_methods import Method, SiteConfig, get, methods
 from ...errors import ConfigError, nearest
+from ..trainers.choose import trainer_of
+from ..trainers.kind import TRAINERS
 from .aliases import ALIASES, INSTEAD
-from .fields import TrainConfig
+from .fields import PARTS, TrainConfig
 
 
 def require_known(parts: Mapping[Any, Mapping[str, Any]]) -> None:
@@ -22,7 +24,7 @@ def require_known(parts: Mapping[Any, Mapping[str, Any]]) -> None:
     unknown: dict[Any, tuple[object, Method]] = {}
     for place, values in parts.items():
         method = get(str(values.get("method", "lora")).lower())
-        known = {f.name for cls in (TrainConfig, method.config) for f in dataclasses.fields(cls)} - {"method_config"}
+        known = {f.name for cls in (TrainConfig, method.config, trainer_of(values).config) for f in dataclasses.fields(cls)} - PARTS
         for key in values:
             if key not in known:
                 unknown.setdefault(key, (place, method))
@@ -38,6 +40,9 @@ def require_known(parts: Mapping[Any, Mapping[str, Any]]) -> None:
 def _one(key: Any, method: Method, where: object) -> ConfigError:
     """The error for the only key that neither a training nor its method has; it names the other methods that have it."""
     having = _having(key)
+    if trainers := _trainers(key):
+        return ConfigError(f"this is a setting of the trainers {', '.join(trainers)}", where=where, found=repr(key),
+                          remedy=f"leave it out, or choose one of them: trainer: {trainers[0]}")
     if not having:
         return ConfigError("unknown key", where=where, found=repr(key), remedy=INSTEAD.get(key) or nearest(str(key), _keys(method)))
     common = {f.name for f in dataclasses.fields(SiteConfig)}
@@ -49,6 +54,8 @@ def _one(key: Any, method: Method, where: object) -> ConfigError:
 
 def _advice(key: Any, method: Method) -> str:
     """What to do about a key, in a few words."""
+    if trainers := _trainers(key):
+        return f"a setting of the trainers {', '.join(trainers)}"
     if having := _having(key):
         return f"a setting of {', '.join(having[:3])}, not of {method.name}"
     close = get_close_matches(str(key), _keys(method), n=1)
@@ -59,6 +66,10 @@ def _having(key: Any) -> list[str]:
     return sorted(method.name for method in methods().values() if key in {f.name for f in dataclasses.fields(method.config)})
 
 
+def _trainers(key: Any) -> list[str]:
+    return sorted(kind.name for kind in TRAINERS.values() if key in {f.name for f in dataclasses.fields(kind.config)})
+
+
 def _keys(method: Method) -> set[str]:
     fields = {f.name for cls in (TrainConfig, method.config) for f in dataclasses.fields(cls)}
-    return {*fields, *ALIASES, "adapters"} - {"method_config"}
+    return {*fields, *ALIASES, "adapters"} - PARTS

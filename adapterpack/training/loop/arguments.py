@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,23 +13,31 @@ from transformers import TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 
 from ...errors import ConfigError, MissingExtra
+from ...extras import needed_by
 from ..config.fields import TrainConfig
+from ..trainers.kind import TRAINERS, TrainerKind
 
 _OWN = frozenset({"output_dir", "gradient_checkpointing", "report_to", "load_best_model_at_end"})
 """Settings that are not passed on as they are."""
 
 
 def arguments_of(config: TrainConfig, folder: str | Path, targets: tuple[str, ...] = ()) -> TrainingArguments:
-    """What ``transformers.Trainer`` takes; it writes into ``folder``.
+    """What the trainer takes; it writes into ``folder``. ``targets`` are the inputs that outputs are compared with.
 
     Raises:
         ConfigError: it refuses a setting, or two settings do not go together.
-        MissingExtra: metrics are to be reported by a package that is not installed.
+        MissingExtra: the trainer is of a package that is not installed, or metrics are to be reported by one.
     """
-    supported = {f.name for f in dataclasses.fields(TrainingArguments)}
+    kind = TRAINERS[config.trainer]
+    arguments = class_at(kind.arguments, kind)
+    supported = {f.name for f in dataclasses.fields(arguments)}
     taken: dict[str, Any] = {f.name: getattr(config, f.name) for f in dataclasses.fields(TrainConfig) if f.name in supported - _OWN}
-    if config.gradient_checkpointing:  # the name that newer versions of transformers use
-        taken["activation_checkpointing" if "activation_checkpointing" in supported else "gradient_checkpointing"] = True
+    if config.trainer_config is not None:
+        taken |= {f.name: _plain(getattr(config.trainer_config, f.name)) for f in dataclasses.fields(config.trainer_config)
+                  if f.name in supported}
+    # the name that newer versions of transformers use; said in either case, as TRL's default is another
+    checkpointing = "activation_checkpointing" if "activation_checkpointing" in supported else "gradient_checkpointing"
+    taken[checkpointing] = config.gradient_checkpointing
     if config.group_by_length:  # rows of about one length share a batch, so that little is padding
         taken["train_sampling_strategy"] = "group_by_length"
     _require_evaluation(config)
@@ -36,7 +45,7 @@ def arguments_of(config: TrainConfig, folder: str | Path, targets: tuple[str, ..
         taken |= {"load_best_model_at_end": True, "save_strategy": config.eval_strategy,
                   "save_steps": config.eval_steps or config.logging_steps}  # what was evaluated is what can be gone back to
     try:
-        return TrainingArguments(
+        return arguments(
             **taken,
             output_dir=str(folder),
             report_to=_reporters(config),
@@ -45,7 +54,7 @@ def arguments_of(config: TrainConfig, folder: str | Path, targets: tuple[str, ..
             do_eval=has_evaluation(config),
             use_cpu=not torch.accelerator.is_available(),  # said, because only then bf16 is let pass on a CPU
             remove_unused_columns=False,
-            label_names=list(targets),
+            label_names=list(targets) or None,
             logging_nan_inf_filter=False,
         )
     except ValueError as error:
@@ -55,6 +64,21 @@ def arguments_of(config: TrainConfig, folder: str | Path, targets: tuple[str, ..
 def has_evaluation(config: TrainConfig) -> bool:
     """Whether there are rows to evaluate on."""
     return config.eval_file is not None or config.val_set_size > 0
+
+
+def class_at(path: str, kind: TrainerKind) -> Any:
+    """The class that ``module:class`` names.
+
+    Raises:
+        MissingExtra: its package is not installed.
+    """
+    module, _, name = path.partition(":")
+    with needed_by(f"the trainer {kind.name}"):
+        return getattr(importlib.import_module(module), name)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def takes_best(config: TrainConfig) -> bool:

@@ -69,7 +69,7 @@ def blockwise_loss(model: Any, inputs: Mapping[str, Any], smoothing: float = 0.0
     """
     labels = inputs.get("labels")
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    if (not isinstance(head, nn.Module) or not isinstance(labels, torch.Tensor) or labels.ndim != 2
+    if ("input_ids" not in inputs or not isinstance(head, nn.Module) or not isinstance(labels, torch.Tensor) or labels.ndim != 2
             or getattr(model, "loss_function", None) is not ForCausalLMLoss or _is_changed(head)):
         return None
     ids = inputs["input_ids"][:1, :_TOKENS]

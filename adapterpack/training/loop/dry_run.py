@@ -16,12 +16,15 @@ from ...io.readable import size
 from ...tasks.problems import IGNORED
 from ...tasks.task import task_named
 from ..config.fields import TrainConfig
+from ..data import token_count
 from ..layers.layer import Adapted
 from ..layers.whole import SavedModule
 from ..layers.wrapper import base_modules
-from ..loading import load_tokenizer
 from ..pipeline import checked_configs
-from .preparing import Prepared, prepared
+from ..trainers.kind import TRAINERS
+from .media import Media
+from .preparing import Prepared, prepared, reader_of
+from .rewards import Reward
 
 _SHOWN = 4
 """Rows of the first batch that are shown."""
@@ -32,23 +35,27 @@ _ACTIVATIONS = 34
 https://arxiv.org/abs/2205.05198, equation 1, without the scores of attention)."""
 
 
-def dry_run(config: str | os.PathLike[str] | Mapping[str, Any] | TrainConfig, overrides: Iterable[str] = ()) -> list[dict[str, Any]]:
+def dry_run(config: str | os.PathLike[str] | Mapping[str, Any] | TrainConfig, overrides: Iterable[str] = (),
+            rewards: Sequence[Reward] = ()) -> list[dict[str, Any]]:
     """A report for each adapter, after the data were read, the model was loaded and the adapter put into it.
 
     Raises:
         ConfigError, OutputExists, StorageError: as of :func:`adapterpack.train`.
     """
-    return [_report(one) for one in checked_configs(config, overrides)]
+    return [_report(one) for one in checked_configs(config, overrides, rewards)]
 
 
 def _report(config: TrainConfig) -> dict[str, Any]:
     base = folder_of(config.model_name_or_path)
-    tokenizer = load_tokenizer(base)
-    ready = prepared(config, task_named(config.task), base, tokenizer)
+    task = task_named(config.task)
+    reader = reader_of(task, TRAINERS[config.trainer], base)
+    ready = prepared(config, task, base, reader)
     adapted = [module for module in ready.model.modules() if isinstance(module, Adapted)]
     trained = sum(value.numel() for value in ready.model.parameters() if value.requires_grad)
     owned = [value for _, module in base_modules(ready.model) for value in module.parameters(recurse=False)]
-    lengths = [len(row["input_ids"]) for row in ready.train]
+    rows = ready.rows.train
+    encoded = ready.rows.collator is not None
+    lengths = [token_count(row) for row in rows] if encoded else [_length(row, reader, config) for row in rows]
     batches = math.ceil(len(lengths) / (config.per_device_train_batch_size * config.gradient_accumulation_steps))
     return {
         "name": config.pack_name,
@@ -64,7 +71,8 @@ def _report(config: TrainConfig) -> dict[str, Any]:
         "longest_row": max(lengths),
         "steps": config.max_steps if config.max_steps > 0 else math.ceil(batches * config.num_train_epochs),
         "memory_estimate": {key: size(value) for key, value in _memory(config, ready, trained, owned, max(lengths)).items()},
-        "first_batch": [_decoded(row, tokenizer) for row in ready.train[: min(_SHOWN, config.per_device_train_batch_size)]],
+        "first_batch": [_decoded(row, reader) if encoded and isinstance(row.get("input_ids"), list) else _parts(row)
+                        for row in (rows[number] for number in range(min(_SHOWN, config.per_device_train_batch_size, len(rows))))],
     }
 
 
@@ -75,7 +83,7 @@ def _memory(config: TrainConfig, ready: Prepared, trained: int, owned: Sequence[
     width, layers = getattr(text, "hidden_size", 0) or 0, getattr(text, "num_hidden_layers", 0) or 0
     kept = 1 if config.gradient_checkpointing else layers
     activations = _ACTIVATIONS * wide // 2 * tokens * width * kept + wide * tokens * width * (layers - kept)
-    logits = 0 if not isinstance(ready.train[0].get("labels"), list) else 3 * 4 * tokens * (getattr(text, "vocab_size", 0) or 0)
+    logits = 0 if not isinstance(ready.rows.train[0].get("labels", []), list) else 3 * 4 * tokens * (getattr(text, "vocab_size", 0) or 0)
     parts = {"base": sum(value.numel() * value.element_size() for value in owned), "adapter_and_optimizer": 4 * _OPTIMIZER * trained,
              "activations": activations, "logits": logits}
     return {**parts, "sum": sum(parts.values())}
@@ -86,9 +94,26 @@ def _wide(value: nn.Parameter) -> int:
     return value.element_size() if value.is_floating_point() else 2
 
 
-def _decoded(row: Mapping[str, Any], tokenizer: Any) -> list[dict[str, Any]]:
-    """A row as text in parts, each learned or not; the label of a whole row follows it."""
+def _length(row: Mapping[str, Any], tokenizer: Any, config: TrainConfig) -> int:
+    """About how many tokens the trainer makes of a row that it reads itself: those of its texts, as far as they are not cut."""
+    texts = (str(part["text"]) for part in _parts(row))
+    return min(sum(len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts), config.max_length)
+
+
+def _parts(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row of something else than one text, column by column."""
+    return [{"text": f"{key}: {'...' if callable(value) else value} ", "learned": key == "labels"} for key, value in row.items()
+            if value is not None]
+
+
+def _decoded(row: Mapping[str, Any], reader: Any) -> list[dict[str, Any]]:
+    """A row as text in parts, each learned or not; the label of a whole row, or the answer to it, follows it."""
+    tokenizer = reader.tokenizer if isinstance(reader, Media) else reader
     ids, labels = row["input_ids"], row.get("labels")
+    if isinstance(labels, list) and len(labels) != len(ids):
+        return [{"text": tokenizer.decode(ids), "learned": False}, {"text": tokenizer.decode(labels), "learned": True}]
+    if not isinstance(labels, list) and "start_positions" not in row and labels is None:
+        return [{"text": tokenizer.decode(ids), "learned": True}]
     if not isinstance(labels, list):
         answer = labels if labels is not None else tokenizer.decode(ids[row["start_positions"] : row["end_positions"] + 1])
         return [{"text": tokenizer.decode(ids), "learned": False}, {"text": str(answer), "learned": True}]

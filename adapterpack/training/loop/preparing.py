@@ -15,16 +15,21 @@ from transformers import BitsAndBytesConfig
 
 from ...adapter_methods.core.token_positions import Acts
 from ...errors import ConfigError, MissingExtra, NothingToDo, Unsupported
+from ...pack.pack import Pack
 from ...runtime.text.context_length import context_length
-from ...tasks.problems import IGNORED
+from ...tasks.problems import IGNORED, NUMBER, PROBLEMS, Labels
 from ...tasks.task import TASKS, Task, Training, reads_types
 from .. import data
 from ..config.fields import TrainConfig
 from ..config.sources import names_of
 from ..inject import adapt
+from ..layers.wrapper import Wrapper
 from ..loading import load_config, loaded, stored_dtype
 from ..rows.packing import packed, require_apart
-from ..rows.reading import read
+from ..rows.reading import read, tables
+from ..trainers.kind import TRAINERS, TrainerKind
+from .going_on import put_back, started_from
+from .media import READERS, Media
 
 log = logging.getLogger(__name__)
 
@@ -32,52 +37,116 @@ SAMPLES = 256
 """Rows of the training data that an initialisation may look at."""
 
 
+class Rows(NamedTuple):
+    """Rows to train on and to evaluate with, as the trainer takes them: encoded by the task with what makes batches of them, or as they
+    are. ``labels`` are those of a head, and ``metrics`` compares outputs with targets."""
+
+    train: Any
+    evaluation: Any
+    labels: Labels | None = None
+    collator: data.Collator | None = None
+    metrics: Callable[[Any, Any], Mapping[str, float]] | None = None
+
+
 class Prepared(NamedTuple):
-    """What is trained: the model with a fresh adapter in it, encoded rows, what makes batches of them, and what compares outputs with
-    targets."""
+    """What is trained: the model with its adapter active, and the rows. ``reference`` is the name of an adapter that stays as the trained
+    one began; None where it began as nothing, or where nothing is compared with it. ``started`` is the pack that it began as.
+    """
 
     model: Any
-    train: list[dict[str, Any]]
-    evaluation: list[dict[str, Any]] | None
-    collator: data.Collator
-    metrics: Callable[[Any, Any], Mapping[str, float]] | None
+    rows: Rows
+    reference: str | None
+    started: Pack | None
 
 
-def prepared(config: TrainConfig, task: Task, folder: Path, tokenizer: Any) -> Prepared:
-    """Reads the data, loads the model, and puts the adapter into it.
+def prepared(config: TrainConfig, task: Task, folder: Path, reader: Any) -> Prepared:
+    """Reads the data with ``reader`` (:func:`reader_of`), loads the model, and puts the adapter into it.
 
     Raises:
-        ConfigError: data of no known form, or rows that are longer than the model can read.
+        ConfigError: data of no known form, rows that are longer than the model can read, or settings that a pack does not have from
+            which the training goes on.
         NothingToDo: the adapter would act in no row.
     """
-    training = training_of(task)
-    encoded, evaluation, labels = read(config, task, training, tokenizer)
-    _require_readable([*encoded, *(evaluation or ())], folder, config)
+    kind = TRAINERS[config.trainer]
+    started = None if config.adapter_name_or_path is None else started_from(config)
+    given = None if started is None or started.manifest.task.labels is None else Labels(
+        started.manifest.task.labels, PROBLEMS[started.manifest.problem])
+    rows = _as_they_are(config, kind, folder) if kind.columns else _encoded(config, task, kind, reader, folder, given)
+    names, problem = (None, None) if rows.labels is None else (rows.labels.names, rows.labels.problem.name)
     dtype = _dtype(config, folder)
-    names, problem = (None, None) if labels is None else (labels.names, labels.problem.name)
     model, new = loaded(task, folder, names, dtype=dtype, quantization=_quantization(config, dtype), problem=problem)
-    if not reads_types(model):
-        for row in (*encoded, *(evaluation or ())):
+    if rows.collator is not None and not reads_types(model):
+        for row in (*rows.train, *(rows.evaluation or ())):
             row.pop("token_type_ids", None)
-    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    if task.labelled and getattr(model.config, "pad_token_id", padding) is None:
-        model.config.pad_token_id = padding  # a decoder that classifies looks for its last real token
+    if rows.collator is not None:
+        collator = dataclasses.replace(rows.collator, dtype=model.dtype)
+        rows = rows._replace(collator=collator)
+        if task.labelled and getattr(model.config, "pad_token_id", 0) is None:
+            model.config.pad_token_id = collator.pad_token_id  # a decoder that classifies looks for its last real token
+    if started is not None:
+        reference = put_back(model, started, config, kind.reference)
+        return Prepared(model, _packed(model, rows, config) if config.packing else rows, reference, started)
     heads = _heads(task, model, new) if task.heads else ()
     method_config = dataclasses.replace(
         config.method_config, modules_to_save=tuple(dict.fromkeys([*config.method_config.modules_to_save, *heads])),
         **({"targets": _with_experts(config.method_config.targets)} if config.experts else {})
     )
-    if method_config.acts is not None:
-        _require_acting(method_config.acts, encoded, names_of(config.train_file))
-    collator = data.Collator(padding or 0)  # masked, so any id would do
-    adapt(model, method_config, config.pack_name, config.seed, map(collator, _samples(encoded, config)))
-    metrics = training.metrics if labels is None else labels.problem.metrics
-    return Prepared(model, _packed(model, encoded, config) if config.packing else encoded, evaluation, collator, metrics)
+    if method_config.acts is not None and rows.collator is not None:
+        _require_acting(method_config.acts, rows.train, names_of(config.train_file))
+    samples = None if rows.collator is None else map(rows.collator, _samples(rows.train, config))
+    adapt(model, method_config, config.pack_name, config.seed, samples)
+    if kind.columns:
+        _require_plain_output(model, kind)
+    return Prepared(model, _packed(model, rows, config) if config.packing else rows, None, None)
 
 
-def _packed(model: Any, rows: list[dict[str, Any]], config: TrainConfig) -> list[dict[str, Any]]:
+def reader_of(task: Task, kind: TrainerKind, folder: Path) -> Any:
+    """What reads the rows of a task: the base's tokenizer, or what makes arrays of pictures and speech as well."""
+    reads = "tokenizer" if kind.columns else training_of(task, kind).reads
+    return READERS[reads](folder, task)
+
+
+def _encoded(config: TrainConfig, task: Task, kind: TrainerKind, reader: Any, folder: Path, labels: Labels | None) -> Rows:
+    """The rows as the task reads them, or the kind of training; of a head that was trained before, the labels stay."""
+    training = training_of(task, kind)
+    train, evaluation, labels = read(config, task, training, reader, labels)
+    _require_readable([*train, *(evaluation or ())], folder, config)
+    padding = 0
+    if data.token_count(train[0]):
+        tokenizer = reader.tokenizer if isinstance(reader, Media) else reader
+        padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
+    return Rows(train, evaluation, labels, data.Collator(padding, training.constants),  # masked, so any id would do
+                training.metrics if labels is None else labels.problem.metrics)
+
+
+def _as_they_are(config: TrainConfig, kind: TrainerKind, folder: Path) -> Rows:
+    """The rows for a trainer that reads them itself.
+
+    Raises:
+        ConfigError: other columns, or the trainer would make longer rows than the model can read.
+    """
+    most = context_length(load_config(folder).to_dict(), folder)
+    if most is not None and config.max_length > most:
+        raise ConfigError("rows may be longer than the model can read", where=names_of(config.train_file),
+                          expected=f"at most {most} tokens", found=f"max_length {config.max_length}", remedy=f"set max_length to {most}")
+    return Rows(*tables(config, kind), Labels(("score",), NUMBER) if kind.scores else None)
+
+
+def _require_plain_output(model: Any, kind: TrainerKind) -> None:
+    """Checks that the output layer is the base's own: trainers multiply by its weight themselves, and would not see an adapter of it.
+
+    Raises:
+        Unsupported: it is not.
+    """
+    if isinstance(model.get_output_embeddings(), Wrapper):
+        raise Unsupported(f"the trainer {kind.name} does not see an adapter of the output layer", where="targets",
+                          remedy="take the output layer out of targets and of modules_to_save")
+
+
+def _packed(model: Any, ready: Rows, config: TrainConfig) -> Rows:
     """The rows packed, where they are sequences of which each token is learned by those before it, and the model keeps them apart."""
-    if not all(row.keys() == {"input_ids", "labels"} and isinstance(row["labels"], list) for row in rows):
+    rows = ready.train
+    if ready.collator is None or not all(row.keys() == {"input_ids", "labels"} and isinstance(row["labels"], list) for row in rows):
         raise ConfigError("only rows of language models can be packed", where="packing", found=f"task {config.task}",
                           remedy="leave packing out; group_by_length saves padding, too")
     if config.method_config.acts is not None:
@@ -87,7 +156,7 @@ def _packed(model: Any, rows: list[dict[str, Any]], config: TrainConfig) -> list
     result = packed(rows, config.max_length)
     share = sum(len(row["input_ids"]) for row in rows) / (len(result) * config.max_length)
     log.info("%d rows are packed into %d, which are full to %.0f %%", len(rows), len(result), 100 * share)
-    return result
+    return ready._replace(train=result)
 
 
 def _dtype(config: TrainConfig, folder: Path) -> str:
@@ -120,12 +189,14 @@ def _quantization(config: TrainConfig, dtype: str) -> Any:
                               bnb_4bit_compute_dtype=torch.bfloat16 if config.bf16 else getattr(torch, dtype))
 
 
-def training_of(task: Task) -> Training:
-    """How a task is trained.
+def training_of(task: Task, kind: TrainerKind) -> Training:
+    """How the rows of a task are read: as the kind of training says, or else the task.
 
     Raises:
-        Unsupported: it cannot be.
+        Unsupported: neither does.
     """
+    if kind.reading is not None:
+        return kind.reading
     if task.training is None:
         raise Unsupported("this task cannot be trained yet", found=task.name,
                           expected=", ".join(name for name, trainable in TASKS.items() if trainable.training is not None))
@@ -134,7 +205,7 @@ def training_of(task: Task) -> Training:
 
 def _require_readable(rows: list[dict[str, Any]], folder: Path, config: TrainConfig) -> None:
     """Checks that the model has a position for every token."""
-    longest, most = max(len(row["input_ids"]) for row in rows), context_length(load_config(folder).to_dict(), folder)
+    longest, most = max(map(data.token_count, rows)), context_length(load_config(folder).to_dict(), folder)
     if most is not None and longest > most:
         raise ConfigError("rows are longer than the model can read", where=names_of(config.train_file), expected=f"at most {most} tokens",
                           found=longest, remedy=f"set max_length to {most}, or choose a base that reads longer texts")

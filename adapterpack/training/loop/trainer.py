@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -36,23 +36,24 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """A batch forward and backward; its share of the step's loss."""
         loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
-        mask = inputs.get("attention_mask")
-        self.steps.batch(self.accelerator.reduce(loss, "mean"), inputs["input_ids"].numel() if mask is None else mask.sum())
+        self.steps.batch(self.accelerator.reduce(loss, "mean"), _tokens(inputs))
         return loss
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None, **kwargs: Any) -> Any:
         """The loss, and in training the penalties: once a step, however many batches a step has."""
         wanted = return_outputs and self.compute_metrics is not None
         with nullcontext() if wanted else self._without_logits(inputs):
-            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch, **kwargs)
-        more = hooks.context(self.model) if model.training else None
+            result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch, **kwargs)
+        loss, outputs = result if return_outputs else (result, None)
+        more = hooks.context(self.model) if model.training and "labels" in inputs else None
         if more is not None:
             items = num_items_in_batch if self.model_accepts_loss_kwargs else None
             loss = hooks.with_context(loss, inputs["labels"], items, more, self.current_gradient_accumulation_steps)
         extra = hooks.penalty(self.model) if model.training else None
         if extra is not None:
             # Where the model divides by the items of all batches of a step, the trainer does not divide by their number.
-            whole = self.model_accepts_loss_kwargs and num_items_in_batch is not None
+            scaled = self.loss_is_scaled_for_ga  # None: told by what the model takes
+            whole = self.model_accepts_loss_kwargs and num_items_in_batch is not None if scaled is None else scaled
             loss = loss + (extra / self.current_gradient_accumulation_steps if whole else extra)
         return (loss, outputs) if return_outputs else loss
 
@@ -97,8 +98,27 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
         if checkpoint is not None:
             self.after.states = method_states.read(Path(checkpoint))
 
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """None in the folder of checkpoints: a pack gets its own."""
+
+    def _send_telemetry(self) -> None:
+        """Nothing is sent of a training, whatever a library would say of it."""
+
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """A checkpoint holds the adapter alone: that the base is missing in it is no news."""
+
+
+def adapting(trainer: type[Any]) -> type[Any]:
+    """The class of a trainer that derives from transformers', with what :class:`AdapterTrainer` adds to that."""
+    return AdapterTrainer if issubclass(AdapterTrainer, trainer) else type(trainer.__name__, (AdapterTrainer, trainer), {})
+
+
+def _tokens(inputs: Any) -> torch.Tensor | int:
+    """How many tokens a batch has, in whatever parts; 0 where they are not made yet."""
+    if not isinstance(inputs, Mapping):
+        return 0
+    masks = [value.sum() for key, value in inputs.items() if key.endswith("attention_mask")]
+    return sum(masks) if masks else sum(value.numel() for key, value in inputs.items() if key.endswith("input_ids"))
 
 
 class _SeededByEpoch(LengthGroupedSampler):  # type: ignore[misc]

@@ -17,6 +17,7 @@ from ...tasks.task import Task, Training
 from .. import data
 from ..config.fields import TrainConfig
 from ..config.sources import sources_of
+from ..trainers.kind import TrainerKind
 
 log = logging.getLogger(__name__)
 
@@ -39,15 +40,14 @@ class Read(NamedTuple):
     labels: Labels | None
 
 
-def read(config: TrainConfig, task: Task, training: Training, tokenizer: Any) -> Read:
-    """All rows of a configuration; the log gets a table of what became of them.
+def read(config: TrainConfig, task: Task, training: Training, tokenizer: Any, labels: Labels | None = None) -> Read:
+    """All rows of a configuration; the log gets a table of what became of them. ``labels`` are those of a head that was trained before.
 
     Raises:
         ConfigError: data of no known form, rows that cannot be read, or none is left.
     """
     parts = _chosen(_loaded(config.train_file, config), config)
-    labels = None
-    if task.labelled:
+    if task.labelled and labels is None:
         rows, report = _labelled(parts, training)
         labels = data.labels_in(rows, training, report, config.problem_type)
     parts, apart = _divided(parts, config)
@@ -59,6 +59,24 @@ def read(config: TrainConfig, task: Task, training: Training, tokenizer: Any) ->
     for report in reports:
         _say_bad(report)
     return Read(train, evaluation if apart else None, labels)
+
+
+def tables(config: TrainConfig, kind: TrainerKind) -> tuple[Any, Any]:
+    """All rows of a configuration for a trainer that reads them itself: to learn from, and to evaluate on, None where there are none.
+
+    Raises:
+        ConfigError: they have not the columns that it needs.
+    """
+    parts, apart = _divided(_chosen(_loaded(config.train_file, config), config), config)
+    if config.eval_file is not None:
+        apart = _loaded(config.eval_file, config)
+    for rows, report in (*parts, *apart):
+        columns = next((columns for columns in kind.columns if columns <= set(rows.column_names)), None)
+        if columns is None:
+            raise ConfigError(f"the trainer {kind.name} needs other columns", where=report, found=", ".join(rows.column_names),
+                              expected=", or ".join(" + ".join(sorted(columns)) for columns in kind.columns))
+    train, evaluation = (concatenate_datasets([part.rows for part in some]) if some else None for some in (parts, apart))
+    return train, evaluation
 
 
 def _loaded(sources: Any, config: TrainConfig) -> list[_Part]:
@@ -77,7 +95,7 @@ def _encoded(parts: Sequence[_Part], training: Training, tokenizer: Any, max_len
             raise ConfigError("no row of the data can be learned from", where=report, found=next(iter(report.bad.values()), None))
         if report.wanted is not None:
             raise ConfigError("data of this task has no form to choose", where=report, found=f"form {report.wanted}", remedy="leave it out")
-        report.rows, report.tokens = len(encoded), sum(len(row.get("input_ids", ())) for row in encoded)
+        report.rows, report.tokens = len(encoded), sum(map(data.token_count, encoded))
         every += encoded
     return every
 

@@ -1,0 +1,23 @@
+"""Makes token ids of the answers that an encoder and a decoder learn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..errors import ConfigError
+
+
+def target_ids(tokenizer: Any, text: Any, max_length: int, where: object, start: int | None = None) -> list[int]:
+    """The ids of an answer with the end token; ``start``, with which the decoder begins by itself, is not learned.
+
+    Raises:
+        ConfigError: it is no text.
+    """
+    if not isinstance(text, str):
+        raise ConfigError("a row without an answer", where=where, found=repr(text)[:80])
+    ids: list[int] = tokenizer(text_target=text)["input_ids"]
+    if tokenizer.eos_token_id is not None and ids[-1:] != [tokenizer.eos_token_id]:
+        ids = [*ids, tokenizer.eos_token_id]
+    if len(ids) > 1 and ids[0] == start:
+        ids = ids[1:]
+    return ids[:max_length]

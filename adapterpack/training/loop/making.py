@@ -1,0 +1,70 @@
+"""Makes the trainer of a run: transformers' own or one of another package, each with what adapters need besides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from transformers import EvalPrediction, PreTrainedTokenizerBase, TrainingArguments
+
+from ...errors import Unsupported
+from ..config.fields import TrainConfig
+from ..trainers.kind import TRAINERS, TrainerKind
+from .arguments import class_at
+from .preparing import Prepared
+from .reference import Reference
+from .rewards import Reward
+from .trainer import adapting
+
+
+def trainer_for(
+    config: TrainConfig, ready: Prepared, arguments: TrainingArguments, reader: Any, rewards: Sequence[Reward] = (), **options: Any
+) -> Any:
+    """The trainer that a configuration names, for what is prepared; ``options`` are the trainer's.
+
+    Raises:
+        MissingExtra: its package is not installed.
+        Unsupported: it cannot use the base's tokenizer.
+    """
+    kind, rows = TRAINERS[config.trainer], ready.rows
+    given: dict[str, Any] = {"model": ready.model, "args": arguments, "train_dataset": rows.train, "eval_dataset": rows.evaluation,
+                             **options}
+    if rows.collator is not None:
+        given |= {"data_collator": rows.collator, "compute_metrics": None if rows.metrics is None else partial(_compared, rows.metrics)}
+    else:
+        given |= {"processing_class": _padding(reader, kind)}
+    if kind.reference:
+        given["ref_model"] = Reference(ready.model, ready.reference)
+    if kind.settings:
+        given["settings"] = config.trainer_config or kind.config()
+    if kind.rewards:
+        given["reward_funcs"] = list(rewards)
+    return adapting(class_at(kind.trainer, kind))(**given)
+
+
+@contextmanager
+def own_forward(model: Any) -> Iterator[None]:
+    """Gives a model its ``forward`` back, in whose place trainers put others: for their losses, and for mixed precision."""
+    before = model.__dict__.get("forward")
+    try:
+        yield
+    finally:
+        model.__dict__.pop("forward", None)
+        if before is not None:
+            model.__dict__["forward"] = before
+
+
+def _padding(tokenizer: Any, kind: TrainerKind) -> Any:
+    """The tokenizer with a token for padding, as one is looked for."""
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise Unsupported(f"the trainer {kind.name} calls the tokenizer itself, and this one may take any time for a text",
+                          where="tokenizer", remedy="choose a base whose tokenizer has plainer rules")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _compared(compare: Callable[[Any, Any], Mapping[str, float]], prediction: EvalPrediction) -> dict[str, float]:
+    return dict(compare(prediction.predictions, prediction.label_ids))

@@ -1,0 +1,88 @@
+"""Reads pictures, speech and texts for a base, as a session does that serves it."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...errors import ConfigError, Unsupported
+from ...runtime.media.inputs import image_of, speech_of
+from ...runtime.media.processor_config import preparation, section
+from ...tasks.task import Task
+from ..canaries.images import positions_of
+from ..loading import empty_model, load_config, load_tokenizer
+
+_PIXELS = ("channels", "height", "width")
+
+
+class Media:
+    """What a task's rows are read with where they are no texts alone; nothing is loaded before a row needs it."""
+
+    def __init__(self, folder: Path, task: Task) -> None:
+        self._folder, self._task = folder, task
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The base's tokenizer."""
+        return load_tokenizer(self._folder)
+
+    @cached_property
+    def config(self) -> Any:
+        """The base's configuration."""
+        return load_config(self._folder, self._task)
+
+    @cached_property
+    def image_token(self) -> int:
+        """The id that stands for one position of an image.
+
+        Raises:
+            Unsupported: the base has none.
+        """
+        token = getattr(self.config, "image_token_id", None)
+        if not isinstance(token, int):
+            raise Unsupported("the base has no token that stands for an image", where=self._folder, found=self.config.model_type)
+        return token
+
+    @cached_property
+    def image_positions(self) -> int:
+        """How many positions one image takes among the tokens."""
+        vision = self.config.vision_config
+        size = vision.image_size if isinstance(vision.image_size, list | tuple) else (vision.image_size,) * 2
+        return positions_of(empty_model(self._folder, self._task), (getattr(vision, "num_channels", 3), *size))
+
+    def pixels(self, picture: Any, where: object) -> np.ndarray:
+        """One image as ``pixel_values`` ``[channels, height, width]``: a path or the bytes of a PNG or JPEG picture, a ``.npy`` file, or
+        a row of a data set of pictures.
+        """
+        if isinstance(picture, dict):  # as data sets hold one
+            picture = picture.get("bytes") or picture.get("path")
+        if not isinstance(picture, str | bytes):
+            raise ConfigError("a row needs an image", where=where, expected="the path of a picture", found=type(picture).__name__)
+        return image_of(picture, _PIXELS, self._preparation)
+
+    def speech(self, path: Any, where: object) -> np.ndarray:
+        """One recording as ``input_features`` ``[mel, frames]``, from a ``.wav`` or ``.npy`` file."""
+        if isinstance(path, dict):
+            path = path.get("path")
+        if not isinstance(path, str):
+            raise ConfigError("a row needs audio", where=where, expected="the path of a file", found=type(path).__name__)
+        config = self.config
+        return speech_of(Path(path), (config.num_mel_bins, 2 * config.max_source_positions), self._extractor)
+
+    @cached_property
+    def _extractor(self) -> Any:
+        return section(self._folder, "feature_extractor")[0]
+
+    @cached_property
+    def _prepared(self) -> Any:
+        return preparation(self._folder)
+
+    def _preparation(self) -> Any:
+        return self._prepared
+
+
+READERS = {"tokenizer": lambda folder, task: load_tokenizer(folder), "media": Media}
+"""What a task's training reads rows with -> (the base, the task) -> it."""

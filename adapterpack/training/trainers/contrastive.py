@@ -1,0 +1,70 @@
+"""Embeddings that are near for texts which belong together, by the losses of sentence-transformers.
+
+Rows are pairs (``anchor`` and ``positive``), triplets (with ``negative`` as well), or scored pairs (``sentence1``, ``sentence2``,
+``score``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ...errors import ConfigError
+from ...tasks.data_report import report_of
+from ...tasks.problems import Labels
+from ...tasks.task import Training
+from .kind import TRAINERS, TrainerKind
+
+FORMS = (("anchor", "positive", "negative"), ("anchor", "positive"), ("sentence1", "sentence2", "score"), ("sentence1", "sentence2"),
+         ("query", "positive", "negative"), ("query", "positive"))
+"""The columns of a row, as data sets call them; the first form that is there counts. Numbers are scores, and all else are texts."""
+
+
+@dataclass(frozen=True)
+class Contrastive:
+    """``loss``: ``multiple_negatives`` tells a text's partner from all other partners of the batch, by cosines times ``scale`` (Henderson
+    et al. 2017, https://arxiv.org/abs/1705.00652); ``triplet`` keeps the negative farther than the positive by ``margin``; ``cosine``
+    learns scores; by default what the columns allow. ``pooling``: by default the base's own, else the mean.
+    """
+
+    loss: Literal["multiple_negatives", "triplet", "cosine"] | None = None
+    pooling: Literal["mean", "cls", "last"] | None = None
+    scale: float = 20.0
+    margin: float = 0.3
+
+
+def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: Labels | None = None) -> list[dict[str, Any]]:
+    """Token ids of the texts of each row, and its score.
+
+    Raises:
+        ConfigError: columns of no form, or a row without a text or a score.
+    """
+    report = report_of(where)
+    columns = next((form for form in FORMS if {*form} <= set(rows.column_names)), None)
+    if columns is None:
+        raise ConfigError("embeddings are learned from pairs, triplets or scored pairs", where=where, found=", ".join(rows.column_names),
+                          expected=", or ".join(map(" + ".join, FORMS)))
+    report.read_as(" + ".join(columns), rows.column_names, columns)
+    encoded = []
+    for number, row in enumerate(rows):
+        with report.row(number) as place:
+            made: dict[str, Any] = {}
+            for part, column in zip(("anchor", "positive", "negative"), columns, strict=False):
+                if column == "score":
+                    if isinstance(row[column], bool) or not isinstance(row[column], int | float):
+                        raise ConfigError("a row without a score", where=place, found=repr(row[column])[:80])
+                    made["labels"] = float(row[column])
+                elif not isinstance(row[column], str):
+                    raise ConfigError("a row without text", where=place, found=f"{column}: {row[column]!r:.80}")
+                else:
+                    ids = tokenizer(row[column])["input_ids"]
+                    report.cut += len(ids) > max_length
+                    made[f"{part}_input_ids"] = tokenizer(row[column], truncation=True, max_length=max_length)["input_ids"]
+            encoded.append(made)
+    return encoded
+
+
+TRAINERS.register(TrainerKind(
+    "contrastive", "adapterpack.training.loop.embedding_trainer:EmbeddingTrainer", "transformers:TrainingArguments",
+    ("feature-extraction",), config=Contrastive, reading=Training(encode), settings=True,
+))

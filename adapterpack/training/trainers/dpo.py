@@ -1,0 +1,21 @@
+"""Direct preference optimization (Rafailov et al. 2023, https://arxiv.org/abs/2305.18290), by TRL."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .kind import PAIRS, TRAINERS, TrainerKind
+
+
+@dataclass(frozen=True)
+class DPO:
+    """``beta``: how much the answers' odds may leave the reference's. ``loss_type``: as TRL calls it, one or several. ``label_smoothing``:
+    the share of pairs that may be the wrong way round."""
+
+    beta: float = 0.1
+    loss_type: tuple[str, ...] = ("sigmoid",)
+    label_smoothing: float = 0.0
+
+
+TRAINERS.register(TrainerKind("dpo", "trl:DPOTrainer", "trl:DPOConfig", ("text-generation",), PAIRS, DPO, {"learning_rate": 1e-5},
+                              reference=True))

@@ -1,0 +1,58 @@
+"""What a kind of training is, and the kinds by name: a file of this folder registers the one that it defines.
+
+Another package brings a kind by an entry point of the group ``adapterpack.trainers``. Nothing here imports a trainer before one is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ...registry import Registry
+from ...tasks.task import Training
+
+
+@dataclass(frozen=True)
+class NoSettings:
+    """The settings of a kind that has none of its own."""
+
+
+@dataclass(frozen=True, eq=False)
+class TrainerKind:
+    """One kind of training.
+
+    Args:
+        name: as TRL and other tools call it.
+        trainer: ``module:class`` of the trainer, one of transformers' or derived from it.
+        arguments: ``module:class`` of its arguments.
+        tasks: the tasks that it trains, the usual one first; none: every task that says how it is trained.
+        columns: sets of columns of which rows have one; none: the task reads the rows, and else the trainer does.
+        config: the class of its own settings, under the names that the arguments have for them.
+        defaults: settings of a run that have another default here.
+        reference: it compares with what the adapter began as, by a model of which it is told as ``ref_model``.
+        rewards: it learns from functions that score answers, of which it is told as ``reward_funcs``.
+        scores: its models give one number, a score.
+        reading: how rows are read, where not as the task does.
+        settings: its own settings are its trainer's, which takes them as ``settings``, and not its arguments'.
+    """
+
+    name: str
+    trainer: str
+    arguments: str
+    tasks: tuple[str, ...] = ()
+    columns: tuple[frozenset[str], ...] = ()
+    config: type[Any] = NoSettings
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    reference: bool = False
+    rewards: bool = False
+    scores: bool = False
+    reading: Training | None = None
+    settings: bool = False
+
+
+TRAINERS: Registry[TrainerKind] = Registry("kind of training", TrainerKind, "adapterpack.trainers", __package__)
+"""Name -> the kind."""
+
+PAIRS = (frozenset({"prompt", "chosen", "rejected"}), frozenset({"chosen", "rejected"}))
+"""The columns of preferences: two answers to a prompt, which may stand in both."""

@@ -1,0 +1,20 @@
+"""Answers that are good or bad by themselves (Ethayarajh et al. 2024, https://arxiv.org/abs/2402.01306), by TRL."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .kind import TRAINERS, TrainerKind
+
+
+@dataclass(frozen=True)
+class KTO:
+    """``beta``: how much the answers' odds may leave the reference's. The weights are those of good and of bad answers."""
+
+    beta: float = 0.1
+    desirable_weight: float = 1.0
+    undesirable_weight: float = 1.0
+
+
+TRAINERS.register(TrainerKind("kto", "trl:KTOTrainer", "trl:KTOConfig", ("text-generation",),
+                              (frozenset({"prompt", "completion", "label"}),), KTO, {"learning_rate": 1e-5}, reference=True))

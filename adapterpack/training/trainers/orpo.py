@@ -1,0 +1,18 @@
+"""Odds-ratio preference optimization (Hong et al. 2024, https://arxiv.org/abs/2403.07691), by TRL: no reference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .kind import PAIRS, TRAINERS, TrainerKind
+
+
+@dataclass(frozen=True)
+class ORPO:
+    """``beta``: the weight of the odds ratio, lambda in the paper."""
+
+    beta: float = 0.1
+
+
+TRAINERS.register(TrainerKind("orpo", "trl.experimental.orpo:ORPOTrainer", "trl.experimental.orpo:ORPOConfig", ("text-generation",), PAIRS,
+                              ORPO, {"learning_rate": 1e-5}))

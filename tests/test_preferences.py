@@ -1,0 +1,186 @@
+"""Preference training by TRL's trainers from a configuration: what is learned, what it is compared with, and whose rewards count."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import adapterpack
+from adapterpack import LoRA, adapt, attach, load, save, train
+from adapterpack.errors import AdapterpackError, ConfigError, UnknownName, Unsupported
+from adapterpack.tasks.task import task_named
+from adapterpack.training.config.config import read_config
+from adapterpack.training.loading import load_model, load_tokenizer
+from adapterpack.training.loop.arguments import arguments_of
+from adapterpack.training.loop.making import trainer_for
+from adapterpack.training.loop.preparing import prepared
+
+CAUSAL = "text-generation"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The data sets' cache in a folder of the test's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv("HF_DATASETS_CACHE", str(folder))
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", folder)
+        yield folder
+
+
+def pairs(count: int = 24) -> list[dict[str, Any]]:
+    """Prompts, each with an answer of low words, which is the better one, and one of high words."""
+    dice = random.Random(0)
+    return [{"prompt": f"w{dice.randrange(80)} w{dice.randrange(80)}", "chosen": f" w{dice.randrange(8)} w{dice.randrange(8)}",
+             "rejected": f" w{dice.randrange(40, 48)} w{dice.randrange(40, 48)}"} for _ in range(count)]
+
+
+def rows_of(kind: str) -> list[dict[str, Any]]:
+    """The same in the form that a kind of training reads."""
+    if kind == "grpo":
+        return [{"prompt": row["prompt"]} for row in pairs(8)]
+    if kind == "kto":
+        return [{"prompt": row["prompt"], "completion": row[side], "label": side == "chosen"} for row in pairs()
+                for side in ("chosen", "rejected")]
+    return pairs()
+
+
+def low(completions: list[str], **columns: Any) -> list[float]:
+    """A reward: the share of low words in an answer."""
+    return [sum(word in {f"w{n}" for n in range(8)} for word in text.split()) / 8 for text in completions]
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "dpo": {"rl": "dpo", "rl_beta": 0.2},  # axolotl's names
+    "kto": {"stage": "kto", "pref_beta": 0.2, "kto_rejected_weight": 1.5},  # LLaMA-Factory's
+    "orpo": {"trainer": "orpo", "beta": 0.5},
+    "reward": {"stage": "rm"},
+    "grpo": {"trainer": "grpo", "num_generations": 4, "max_completion_length": 8, "learning_rate": 2e-2},
+}
+
+
+def config(base: Path, folder: Path, kind: str, **more: Any) -> dict[str, Any]:
+    path = folder / f"{kind}.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows_of(kind)))
+    return {"model_name_or_path": str(base), "train_file": str(path), "output_dir": str(folder / kind), "learning_rate": 1e-2,
+            "max_steps": 12, "max_length": 32, "r": 4, "per_device_train_batch_size": 8, "save_strategy": "no", **SETTINGS[kind], **more}
+
+
+def margin(model: Any, tokenizer: Any) -> float:
+    """How much likelier the better answers are than the others, or how much more they score, in the mean."""
+    def value(prompt: str, answer: str) -> float:
+        begins = len(tokenizer(prompt)["input_ids"])
+        ids = tokenizer(prompt + answer, return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            logits = model(input_ids=ids).logits
+        if logits.ndim == 2:
+            return float(logits[0, 0])
+        return float(logits[0, begins - 1 : -1].log_softmax(-1).gather(-1, ids[0, begins:, None]).sum())
+
+    return sum(value(row["prompt"], row["chosen"]) - value(row["prompt"], row["rejected"]) for row in pairs()) / len(pairs())
+
+
+@pytest.mark.parametrize("kind", ["dpo", "reward", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("kto", "orpo", "grpo"))])
+def test_the_better_answers_become_likelier(kind: str, tiny_llama: Path, tmp_path: Path) -> None:
+    """Under the names of three tools: a valid pack, which on a fresh base prefers the better answers by more than the base does; the folder
+    holds nothing else, and the model's own ``forward`` is where it was."""
+    (pack,) = train(config(tiny_llama, tmp_path, kind), rewards=[low] if kind == "grpo" else ())
+    assert adapterpack.validate(tmp_path / kind, tiny_llama).valid
+    assert (pack.manifest.training["objective"], pack.manifest.training["steps"]) == (kind, 12)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [kind, f"{kind}.jsonl"]
+    task = task_named(pack.manifest.task.type)
+    assert (task.name, pack.manifest.problem) == (
+        ("text-classification", "regression") if kind == "reward" else (CAUSAL, "single_label_classification"))
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    model = load_model(task, tiny_llama, pack.manifest.task.labels).eval()
+    model.config.pad_token_id = tokenizer.pad_token_id
+    before = margin(model, tokenizer)
+    assert margin(attach(model, load(tmp_path / kind)), tokenizer) > before + 0.5
+
+
+@pytest.mark.parametrize("begins", ["a pack", "the base"])
+def test_the_reference_is_what_the_adapter_began_as(begins: str, tiny_llama: Path, tmp_path: Path) -> None:
+    """The loss of DPO of a policy that has moved away, against the formula with a second model: the base alone, or with the pack that the
+    training goes on from. The reference owns no weight, and the pack that is written names its parent."""
+    more: dict[str, Any] = {}
+    started = None
+    if begins == "a pack":
+        torch.manual_seed(3)
+        first = adapt(load_model(task_named(CAUSAL), tiny_llama), LoRA(r=4), "sft")
+        for parameter in first.parameters():
+            if parameter.requires_grad:
+                torch.nn.init.normal_(parameter, std=0.2)
+        started = save(first, tmp_path / "sft", base=tiny_llama)
+        more = {"adapter_name_or_path": str(tmp_path / "sft")}
+    (settings,), _ = read_config(config(tiny_llama, tmp_path, "dpo", **more))
+    tokenizer = load_tokenizer(tiny_llama)
+    ready = prepared(settings, task_named(CAUSAL), tiny_llama, tokenizer)
+    trainer = trainer_for(settings, ready, arguments_of(settings, tmp_path / "runs"), tokenizer)
+    assert sum(parameter.numel() for parameter in trainer.ref_model.parameters()) == 0
+    batch = next(iter(trainer.get_train_dataloader()))
+    with torch.no_grad():
+        assert float(trainer.compute_loss(ready.model, batch)) == pytest.approx(0.693147, abs=1e-5)
+        for parameter in ready.model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    reference = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    if started is not None:
+        attach(reference, started)
+
+    def answers(model: Any) -> torch.Tensor:
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1].log_softmax(-1)
+        return (logits.gather(-1, batch["input_ids"][:, 1:, None])[..., 0] * batch["completion_mask"][:, 1:]).sum(1)
+
+    ratios = (answers(ready.model) - answers(reference)).chunk(2)
+    expected = -torch.nn.functional.logsigmoid(0.2 * (ratios[0] - ratios[1])).mean()
+    assert abs(float(expected.detach()) - 0.693147) > 1e-3
+    assert float(trainer.compute_loss(ready.model, batch).detach()) == pytest.approx(float(expected.detach()), abs=1e-6)
+    if started is not None:
+        (pack,) = train(config(tiny_llama, tmp_path, "dpo", max_steps=1, **more))
+        assert [parent.digest for parent in pack.manifest.lineage.parents] == [started.id]
+        assert adapterpack.validate(tmp_path / "dpo", tiny_llama).valid
+        with pytest.raises(ConfigError, match=r"keeps the settings of its method.*alpha"):
+            train(config(tiny_llama, tmp_path, "dpo", output_dir=str(tmp_path / "x"), alpha=3, **more))
+        with pytest.raises(ConfigError, match=r"another method.*expected dora, found lora"):
+            train(config(tiny_llama, tmp_path, "dpo", output_dir=str(tmp_path / "x"), method="dora", **more))
+
+
+@pytest.mark.parametrize(("kind", "more", "error", "words"), [
+    ("grpo", {}, ConfigError, "no function that gives any.*--reward"),
+    ("grpo", {"reward_funcs": "x.py"}, ConfigError, "no configuration brings code"),
+    ("dpo", {"rl": "dop"}, UnknownName, "unknown kind of training.*'dop'"),
+    ("dpo", {"task": "text-classification"}, ConfigError, "dpo does not train this task.*expected text-generation"),
+    ("dpo", {"method": "kasa"}, ConfigError, "both have a setting.*beta"),
+    ("dpo", {"num_generations": 2}, ConfigError, "a setting of the trainers grpo"),
+    ("dpo", {"max_length": 512}, ConfigError, "longer than the model can read.*set max_length to 64"),
+    ("dpo", {"group_by_length": True}, ConfigError, "cannot group rows"),
+    ("dpo", {"modules_to_save": ["lm_head"]}, Unsupported, "does not see an adapter of the output layer"),
+    ("kto", {"stage": "dpo", "kto_rejected_weight": None}, ConfigError, "dpo needs other columns.*chosen"),
+])
+def test_what_cannot_be_is_said_before_anything_is_trained(
+    kind: str, more: dict[str, Any], error: type[AdapterpackError], words: str, tiny_llama: Path, tmp_path: Path,
+) -> None:
+    """A sentence that names the setting; nothing is written."""
+    values = {key: value for key, value in config(tiny_llama, tmp_path, kind, **more).items() if value is not None}
+    with pytest.raises(error, match=words):
+        train(values)
+    assert [path.name for path in tmp_path.iterdir()] == [f"{kind}.jsonl"]
+
+
+@pytest.mark.fast
+def test_rewards_are_named_on_the_command_line_alone(tmp_path: Path) -> None:
+    """``file.py:function`` is run and called; a file or a function that is not there is a sentence."""
+    from adapterpack.training.loop.rewards import reward_named
+
+    (tmp_path / "mine.py").write_text("def short(completions, **columns):\n    return [-len(text) for text in completions]\n")
+    assert reward_named(f"{tmp_path / 'mine.py'}:short")(["ab", ""]) == [-2, 0]
+    for text, words in ((f"{tmp_path / 'mine.py'}:shor", "no such function.*did you mean 'short'"), ("mine", "its file and its function"),
+                        (f"{tmp_path / 'none.py'}:f", "no such file of rewards")):
+        with pytest.raises(AdapterpackError, match=words):
+            reward_named(text)
