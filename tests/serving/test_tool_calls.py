@@ -183,7 +183,8 @@ def test_responses(client: openai.OpenAI, caller: Served) -> None:
     cut = called.usage.output_tokens * 7 // 10
     with client.responses.stream(**common, input=ASKED, tools=tools, tool_choice={"type": "function", "name": "weather"},
                                  max_output_tokens=cut) as stream:
-        (half,) = stream.get_final_response().output
+        *_, end = stream
+    (half,) = end.response.output  # type: ignore[union-attr]
     assert (half.type, half.status) == ("function_call", "incomplete")
     for more, code in (({"previous_response_id": "resp-1"}, "nothing_stored"), ({"background": True}, "invalid_request"),
                        ({"tools": [{"type": "web_search"}]}, "invalid_request"), ({"input": [{"role": "user"}]}, "invalid_request")):
