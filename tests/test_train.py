@@ -217,6 +217,7 @@ def _rows() -> list[dict[str, str]]:
     return [{"text": 'w1 "w2", w3', "label": "no"}, {"text": "w44", "label": "yes"}]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("stored", "asked", "held"), [
     ("bfloat16", {}, "bfloat16"), ("float16", {}, "float32"), ("bfloat16", {"dtype": "float32"}, "float32"),
     ("float32", {"dtype": "bfloat16", "gradient_checkpointing": True}, "bfloat16"),
