@@ -20,7 +20,9 @@ from transformers import AutoTokenizer
 
 from adapterpack import LoRA, adapt, train
 from adapterpack.errors import AdapterpackError, ConfigError, StorageError, Unsupported
+from adapterpack.tasks import text_classification
 from adapterpack.tasks.preferences.form import preference_rows
+from adapterpack.tasks.problems import ONE, Labels
 from adapterpack.tasks.task import task_named
 from adapterpack.training import data
 from adapterpack.training.config.config import read_config
@@ -301,3 +303,12 @@ def test_preferences_are_rows_of_trl(row: dict[str, Any], expected: dict[str, An
     spoiled = dict.fromkeys({"chosen", "label"} & row.keys())
     with pytest.raises(ConfigError, match="row 1"):
         preference_rows(Dataset.from_list([{**row, **spoiled}]), "here", "label" not in row)
+
+
+@pytest.mark.parametrize("columns", text_classification.COLUMNS)
+def test_texts_have_the_names_that_data_sets_give_them(columns: tuple[str, ...], tiny_bert: Path) -> None:
+    """One text or two, by each of the names; both go to the tokenizer."""
+    rows = Dataset.from_list([{**{name: f"w{at}" for at, name in enumerate(columns)}, "label": "a"}])
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
+    (row,) = text_classification.encode(rows, tokenizer, 9, "here", Labels(("a", "b"), ONE))
+    assert row["input_ids"] == tokenizer(*(f"w{at}" for at in range(len(columns))))["input_ids"]

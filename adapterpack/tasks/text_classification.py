@@ -15,7 +15,8 @@ from .task import HEADS, TASKS, Task, Training
 
 log = logging.getLogger(__name__)
 
-COLUMNS = (("sentence1", "sentence2"), ("text", "text_pair"), ("premise", "hypothesis"), ("text",), ("sentence",))
+COLUMNS = (("sentence1", "sentence2"), ("text", "text_pair"), ("text1", "text2"), ("premise", "hypothesis"), ("question1", "question2"),
+           ("question", "sentence"), ("text",), ("sentence",), ("content",), ("review",))
 """The columns of one text or two, as data sets call them; the first that are there count."""
 
 
