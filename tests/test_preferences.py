@@ -101,7 +101,8 @@ def test_the_better_answers_become_likelier(kind: str, tiny_llama: Path, tmp_pat
     model = load_model(task, tiny_llama, pack.manifest.task.labels).eval()
     model.config.pad_token_id = tokenizer.pad_token_id
     before = margin(model, tokenizer)
-    assert margin(attach(model, load(tmp_path / kind)), tokenizer) > before + 0.5
+    least = 0.1 if kind == "grpo" else 0.5  # of its own tries at random, where the others are told what is better
+    assert margin(attach(model, load(tmp_path / kind)), tokenizer) > before + least
 
 
 @pytest.mark.parametrize("begins", ["a pack", "the base"])

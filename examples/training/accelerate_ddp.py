@@ -20,7 +20,7 @@ ROWS = Path(__file__).parents[1] / "data" / "orders.train.jsonl"
 
 def main(base: str, out: str, steps: int = 100) -> None:
     """What each process does."""
-    accelerator = Accelerator()
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
     tokenizer = AutoTokenizer.from_pretrained(base)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     model = adapterpack.adapt(AutoModelForCausalLM.from_pretrained(base), adapterpack.LoRA(r=8, targets="all-linear"), "orders", seed=0)
