@@ -27,7 +27,6 @@ from adapterpack.tasks.task import task_named
 from adapterpack.training import data
 from adapterpack.training.config.config import read_config
 from adapterpack.training.config.sources import Source
-from adapterpack.training.loop.preparing import training_of
 from adapterpack.training.rows import packing, readable_files
 from adapterpack.training.rows.reading import read
 
@@ -72,7 +71,8 @@ def config(base: Path, folder: Path, **more: Any) -> dict[str, Any]:
 def rows_of(base: Path, **settings: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None]:
     (one,), _ = read_config({"model_name_or_path": str(base), "output_dir": "out", **settings})
     task = task_named(one.task)
-    found = read(one, task, training_of(task), AutoTokenizer.from_pretrained(base))
+    assert task.training is not None
+    found = read(one, task, task.training, AutoTokenizer.from_pretrained(base))
     return found[0], found[1]
 
 
