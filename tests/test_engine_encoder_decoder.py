@@ -25,7 +25,7 @@ from adapterpack.tasks.task import MAIN
 Make = Callable[..., Any]
 pytestmark = pytest.mark.long  # two graphs each, traced
 
-FAMILIES = ("t5", "bart", "whisper")
+FAMILIES = ("t5", "bart", "whisper", "trocr")
 NAMES: list[str | None] = [None, "low-rank", "diagonal", "rotation"]
 
 
@@ -34,7 +34,8 @@ def inputs(session: Any, seed: int) -> dict[str, Any]:
     dice = np.random.default_rng(seed)
     if "input_ids" in session.task.inputs:
         return {"prompt": [int(token) for token in dice.integers(3, 90, dice.integers(1, (context_of(session) or 150) + 1))]}
-    return {"features": {"input_features": dice.standard_normal((1, *session.shape("input_features"))).astype(np.float32)}}
+    (name,) = session.task.parts[0].inputs  # speech or an image
+    return {"features": {name: dice.standard_normal((1, *session.shape(name))).astype(np.float32)}}
 
 
 def alone(session: Session, said: dict[str, Any], name: str | None, **options: Any) -> Any:
@@ -102,7 +103,7 @@ def test_logits_of_rows_among_others_are_those_of_rows_alone(family: str, encode
     packs = [None if name is None else together.bundle.pack(name) for name in NAMES]
 
     def row(engine: Engine, seed: int) -> Any:
-        said = inputs(Session(bundle, "cpu") if family == "whisper" else engine.bundle, seed)
+        said = inputs(Session(bundle, "cpu"), seed)
         return engine.row(said.get("prompt", []), packs[seed], Sampling(), said.get("features"))
 
     rows = [row(together, seed) for seed in range(4)]
@@ -138,7 +139,7 @@ def test_the_graph_and_a_session_on_it(family: str, encoder_decoder_of: Make) ->
     placed, usual = Session(bundle, "cpu"), Session(ordinary, "cpu")
     said = [inputs(usual, seed) for seed in range(4)]
     prompts = [one["prompt"] for one in said if "prompt" in one]
-    given = None if prompts else {"input_features": np.concatenate([one["features"]["input_features"] for one in said])}
+    given = None if prompts else {name: np.concatenate([one["features"][name] for one in said]) for name in said[0]["features"]}
     assert placed.generate(prompts, NAMES, given=given, max_new_tokens=12) == usual.generate(prompts, NAMES, given=given, max_new_tokens=12)
     assert MAIN not in placed._opened
     if family == "bart":

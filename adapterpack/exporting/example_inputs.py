@@ -77,7 +77,7 @@ def _vocabulary(config: Any) -> int:
 
 
 def _image_shape(config: Any) -> tuple[int, int, int]:
-    vision = getattr(config, "vision_config", config)
+    vision = getattr(config, "vision_config", None) or getattr(config, "encoder", None) or config
     size = getattr(vision, "image_size", None)
     if size is None:
         raise Unsupported("the config does not say how large the model's images are", found=type(config).__name__, expected="image_size")

@@ -82,7 +82,8 @@ class CrossDecoder(TorchPart):
         cache = EncoderDecoderCache(*(DynamicCache([(pair[0], pair[1]) for pair in pairs]) for pairs in (past_key_values, encoder)))
         key = encoder[0][0]
         masked = {} if attention_mask is None else {"attention_mask": attention_mask}
-        hidden = key.new_zeros((key.shape[0], key.shape[2], self.config.hidden_size))  # only its shape is read
+        width = (getattr(self.config, "encoder", None) or self.config).hidden_size
+        hidden = key.new_zeros((key.shape[0], key.shape[2], width))  # only its shape is read
         output = self.inner(encoder_outputs=BaseModelOutput(hidden), decoder_input_ids=decoder_input_ids, use_cache=True,
                             **{self.cache: cache}, **masked)
         return {"logits": output.logits, **_pairs("present", cache.self_attention_cache)}

@@ -60,8 +60,8 @@ def context_length(config: Mapping[str, Any], where: object = None) -> int | Non
 
 def text_part(config: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
     """The part of a configuration that has one of these keys: itself, or the one of its language model."""
-    inner = config.get("text_config")
-    return inner if isinstance(inner, Mapping) and not any(key in config for key in keys) else config
+    inner = next((part for name in ("text_config", "decoder") if isinstance(part := config.get(name), Mapping)), None)
+    return config if inner is None or any(key in config for key in keys) else inner
 
 
 def context_of(session: Configured) -> int | None:

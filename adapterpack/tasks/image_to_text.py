@@ -1,0 +1,25 @@
+"""Texts of images by an encoder that sees and a decoder: captions, and what is written in a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .rows import Row, file_of, map_rows
+from .session import Session
+from .task import MAIN, TASKS, Part, Task
+from .text_generation import completions
+
+
+def answer(session: Session, rows: Sequence[Row], adapters: Sequence[str | None], sampling: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """``completion``: the text of the image."""
+    pixels = session.pixels(map_rows(rows, lambda row: file_of(row, "image")))
+    return completions(session, [], adapters, sampling, {"pixel_values": pixels})
+
+
+TASKS.register(Task(
+    "image-to-text", "AutoModelForImageTextToText", answer, ("VisionEncoderDecoderModel",),
+    lambda config: config.get("model_type") == "vision-encoder-decoder",
+    parts=(Part("encoder", "encoder", ("pixel_values",)),
+           Part(MAIN, "cross_decoder", ("decoder_input_ids", "past_key_values", "encoder"))),
+))
