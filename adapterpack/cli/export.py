@@ -35,7 +35,8 @@ from .quantize import accuracy_sentence
                    "default it is made where the model's family has one.")
 @click.option("--in-place", is_flag=True, hidden=True, help="The former name of --static-cache.")
 @click.option("--cache", default="float", show_default=True, metavar="C",
-              help="What keys and values are in the engine's graph: float, or int8, a quarter of the memory.")
+              help="What keys and values are in the engine's graph: float, or int8, a quarter of the memory at about the error of int8 "
+                   "weights.")
 @click.option("--slots", type=int, metavar="N", help="Slots of a bank, the base's slot 0 included.")
 @click.option("--max-rank", type=int, metavar="R", help="The largest rank that a slot of a bank can take.")
 @click.option("--frontend", metavar="F", help="What makes the graph: mobius or transformers; by default the first that is proved right.")
