@@ -93,10 +93,9 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     _encoder("whisper", "automatic-speech-recognition", lambda hf: hf.WhisperConfig(
         **_PAIR, max_source_positions=20, max_target_positions=64, num_mel_bins=8, pad_token_id=0, bos_token_id=1, eos_token_id=2,
         decoder_start_token_id=3, suppress_tokens=None, begin_suppress_tokens=None), "q_proj", "v_proj", "fc1"),
-    _encoder("trocr", "image-to-text", lambda hf: hf.VisionEncoderDecoderConfig.from_encoder_decoder_configs(
-        hf.ViTConfig(**_VISION), hf.TrOCRConfig(**{name: size for name, size in _PAIR.items() if "encoder" not in name},
-                                                max_position_embeddings=64), decoder_start_token_id=3, pad_token_id=0, eos_token_id=2),
-        "q_proj", "v_proj", "fc1"),
+    _encoder("vit-mbart", "image-to-text", lambda hf: hf.VisionEncoderDecoderConfig.from_encoder_decoder_configs(
+        hf.ViTConfig(**_VISION), hf.MBartConfig(**_PAIR, max_position_embeddings=64), decoder_start_token_id=3, pad_token_id=0,
+        eos_token_id=2), "q_proj", "v_proj", "fc1"),
     _encoder("vit", "image-classification", lambda hf: hf.ViTConfig(**_VISION, num_labels=3), "q_proj", "v_proj", attention=""),
     _encoder("clip", "zero-shot-image-classification", lambda hf: hf.CLIPConfig(
         text_config={**_ENCODER, "projection_dim": 16}, vision_config={**_VISION, "projection_dim": 16}, projection_dim=16),

@@ -25,7 +25,7 @@ from adapterpack.tasks.task import MAIN
 Make = Callable[..., Any]
 pytestmark = pytest.mark.long  # two graphs each, traced
 
-FAMILIES = ("t5", "bart", "whisper", "trocr")
+FAMILIES = ("t5", "bart", "whisper", "vit-mbart")
 NAMES: list[str | None] = [None, "low-rank", "diagonal", "rotation"]
 
 
