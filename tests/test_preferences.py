@@ -162,7 +162,7 @@ def test_the_reference_is_what_the_adapter_began_as(begins: str, tiny_llama: Pat
     ("dpo", {"max_length": 512}, ConfigError, "longer than the model can read.*set max_length to 64"),
     ("dpo", {"group_by_length": True}, ConfigError, "cannot group rows"),
     ("dpo", {"modules_to_save": ["lm_head"]}, Unsupported, "does not see an adapter of the output layer"),
-    ("kto", {"stage": "dpo", "kto_rejected_weight": None}, ConfigError, "dpo needs other columns.*chosen"),
+    ("kto", {"stage": "dpo", "kto_rejected_weight": None}, ConfigError, "no known form of preferences.*chosen"),
 ])
 def test_what_cannot_be_is_said_before_anything_is_trained(
     kind: str, more: dict[str, Any], error: type[AdapterpackError], words: str, tiny_llama: Path, tmp_path: Path,

@@ -21,14 +21,15 @@ from transformers import AutoTokenizer
 from adapterpack import LoRA, adapt, train
 from adapterpack.errors import AdapterpackError, ConfigError, StorageError, Unsupported
 from adapterpack.tasks import text_classification
-from adapterpack.tasks.preferences.form import preference_rows
+from adapterpack.tasks.data_report import DataReport
+from adapterpack.tasks.preferences.form import labelled_answers, pairs_of_answers
 from adapterpack.tasks.problems import ONE, Labels
 from adapterpack.tasks.task import task_named
 from adapterpack.training import data
 from adapterpack.training.config.config import read_config
 from adapterpack.training.config.sources import Source
 from adapterpack.training.rows import packing, readable_files
-from adapterpack.training.rows.reading import read
+from adapterpack.training.rows.reading import read, tables
 
 
 def user(text: str) -> dict[str, str]:
@@ -298,12 +299,34 @@ def test_every_row_is_in_one_pack(lengths: list[int]) -> None:
 def test_preferences_are_rows_of_trl(row: dict[str, Any], expected: dict[str, Any]) -> None:
     """Whatever form they have; a row of another one is named."""
     rows = Dataset.from_list([row])
-    assert preference_rows(rows, "here", "label" not in row) == [expected]
+    read, other = (pairs_of_answers, labelled_answers) if "label" not in row else (labelled_answers, pairs_of_answers)
+    assert read(rows, DataReport("here")) == [expected]
     with pytest.raises(ConfigError, match="no known form of preferences"):
-        preference_rows(rows, "here", "label" in row)
+        other(rows, DataReport("here"))
     spoiled = dict.fromkeys({"chosen", "label"} & row.keys())
     with pytest.raises(ConfigError, match="row 1"):
-        preference_rows(Dataset.from_list([{**row, **spoiled}]), "here", "label" not in row)
+        read(Dataset.from_list([{**row, **spoiled}]), DataReport("here"))
+
+
+def test_preferences_of_several_files_are_one_table(tmp_path: Path) -> None:
+    """LLaMA-Factory's pairs and ShareGPT's side by side, one row left out; texts and messages together are refused."""
+    def written(name: str, rows: list[dict[str, Any]]) -> str:
+        (tmp_path / name).write_text(lines(rows))
+        return str(tmp_path / name)
+
+    alpaca = written("alpaca.jsonl", [{"instruction": "w1", "chosen": "w2", "rejected": "w3"},
+                                      {"instruction": "w1", "chosen": "w2", "rejected": None}])
+    chats = written("chats.jsonl", [{"conversations": [{"from": "human", "value": "w4"}], "chosen": {"from": "gpt", "value": "w5"},
+                                     "rejected": {"from": "gpt", "value": "w6"}}])
+    texts = written("texts.jsonl", [{"prompt": "w1", "chosen": "w2", "rejected": "w3"}])
+    values = {"base_model": "x", "output_dir": "y", "method": "lora", "trainer": "dpo", "on_bad_row": "skip"}
+    (config,), _ = read_config({**values, "train_file": [alpaca, chats]})
+    rows, apart = tables(config, pairs_of_answers)
+    assert apart is None
+    assert [(row["prompt"][-1]["content"], row["chosen"][0]["content"]) for row in rows] == [("w1", "w2"), ("w4", "w5")]
+    (config,), _ = read_config({**values, "train_file": [alpaca, texts]})
+    with pytest.raises(ConfigError, match="rows of different kinds"):
+        tables(config, pairs_of_answers)
 
 
 @pytest.mark.parametrize("columns", text_classification.COLUMNS)

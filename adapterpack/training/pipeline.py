@@ -98,7 +98,7 @@ def require_trainable(config: TrainConfig, rewards: Sequence[Reward]) -> None:
     kind, task = TRAINERS[config.trainer], task_named(config.task)
     require_task(kind, task)
     require_rewards(kind, rewards)
-    if not kind.columns:
+    if not kind.rows:
         training_of(task, kind)
     elif config.group_by_length:
         raise ConfigError(f"the trainer {kind.name} cannot group rows by their length", where="group_by_length", remedy="leave it out")
@@ -111,7 +111,7 @@ def train_one(config: TrainConfig, progress: Shown | None = None, rewards: Seque
     refuse_existing(Path(config.output_dir))
     base, datasets = folder_of(config.model_name_or_path), list(map(_dataset, sources_of(config.train_file, "train_file")))
     run, steps, stopping = RunFolder(config.output_dir, {**as_mapping(config), "datasets": datasets}), Steps(progress), Stopping()
-    arguments = arguments_of(config, run.path, () if kind.columns else training_of(task, kind).targets)
+    arguments = arguments_of(config, run.path, () if kind.rows else training_of(task, kind).targets)
     checkpoint = run.begin() if arguments.should_save else run.last()
     with memory_errors(config), kept(run):
         reader = reader_of(task, kind, base)
@@ -127,7 +127,7 @@ def train_one(config: TrainConfig, progress: Shown | None = None, rewards: Seque
                         for name, value in evaluated(scores).items())
         training = {
             "datasets": datasets,
-            "objective": kind.name if kind.columns else task.name,
+            "objective": kind.name if kind.rows else task.name,
             "rows": len(ready.rows.train),
             "steps": int(result.global_step),
             "final_loss": steps.recent(config.logging_steps),

@@ -12,7 +12,7 @@ from typing import Any
 from ...errors import ConfigError
 from ...registry import Registry
 from ..conversations.form import Message, said
-from ..data_report import report_of
+from ..data_report import DataReport
 from ..rows import Row
 
 
@@ -35,14 +35,26 @@ PREFERENCES: Registry[PreferenceForm] = Registry("form of preferences", Preferen
 """Name -> the form."""
 
 
-def preference_rows(rows: Any, where: object, paired: bool = True) -> list[dict[str, Any]]:
-    """The rows as TRL's trainers take them: pairs of answers, or single ones with a label.
+def pairs_of_answers(rows: Any, report: DataReport) -> list[dict[str, Any]]:
+    """Two answers to each prompt, as TRL's trainers take them.
 
     Raises:
         ConfigError: the columns are of no such form, or a row is not.
     """
-    report = report_of(where)
-    form = _form_of(rows.column_names, where, paired)
+    return _read(rows, report, paired=True)
+
+
+def labelled_answers(rows: Any, report: DataReport) -> list[dict[str, Any]]:
+    """Single answers, each with a verdict, as TRL's trainers take them.
+
+    Raises:
+        ConfigError: the columns are of no such form, or a row is not.
+    """
+    return _read(rows, report, paired=False)
+
+
+def _read(rows: Any, report: DataReport, paired: bool) -> list[dict[str, Any]]:
+    form = _form_of(rows.column_names, report, paired)
     report.read_as(form.name, rows.column_names, form.columns | form.optional)
     read = []
     for number, row in enumerate(rows):
@@ -54,12 +66,13 @@ def preference_rows(rows: Any, where: object, paired: bool = True) -> list[dict[
     return read
 
 
-def _form_of(columns: Sequence[str], where: object, paired: bool) -> PreferenceForm:
-    """The form that has the most of its columns among these."""
-    forms = [form for form in PREFERENCES.values() if form.paired is paired]
+def _form_of(columns: Sequence[str], report: DataReport, paired: bool) -> PreferenceForm:
+    """The form that is wanted, else the one that has the most of its columns among these."""
+    wanted = report.choose()
+    forms = [form for form in PREFERENCES.values() if form.paired is paired and wanted in (None, form.name)]
     fitting = [form for form in forms if form.columns <= set(columns)]
     if not fitting:
-        raise ConfigError("these columns are of no known form of preferences", where=where, found=", ".join(columns),
+        raise ConfigError("these columns are of no known form of preferences", where=report, found=", ".join(columns),
                           expected="; ".join(" + ".join(sorted(form.columns)) for form in forms))
     return max(fitting, key=lambda form: len(form.columns))
 

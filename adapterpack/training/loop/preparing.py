@@ -17,6 +17,7 @@ from ...adapter_methods.core.token_positions import Acts
 from ...errors import ConfigError, MissingExtra, NothingToDo, Unsupported
 from ...pack.pack import Pack
 from ...runtime.text.context_length import context_length
+from ...tasks.data_report import DataReport
 from ...tasks.problems import IGNORED, NUMBER, PROBLEMS, Labels
 from ...tasks.task import TASKS, Task, Training, reads_types
 from .. import data
@@ -71,7 +72,7 @@ def prepared(config: TrainConfig, task: Task, folder: Path, reader: Any) -> Prep
     started = None if config.adapter_name_or_path is None else started_from(config)
     given = None if started is None or started.manifest.task.labels is None else Labels(
         started.manifest.task.labels, PROBLEMS[started.manifest.problem])
-    rows = _as_they_are(config, kind, folder) if kind.columns else _encoded(config, task, kind, reader, folder, given)
+    rows = _encoded(config, task, kind, reader, folder, given) if kind.rows is None else _tables(config, kind, kind.rows, folder)
     names, problem = (None, None) if rows.labels is None else (rows.labels.names, rows.labels.problem.name)
     dtype = _dtype(config, folder)
     model, new = loaded(task, folder, names, dtype=dtype, quantization=_quantization(config, dtype), problem=problem)
@@ -95,14 +96,14 @@ def prepared(config: TrainConfig, task: Task, folder: Path, reader: Any) -> Prep
         _require_acting(method_config.acts, rows.train, names_of(config.train_file))
     samples = None if rows.collator is None else map(rows.collator, _samples(rows.train, config))
     adapt(model, method_config, config.pack_name, config.seed, samples)
-    if kind.columns:
+    if kind.rows:
         _require_plain_output(model, kind)
     return Prepared(model, _packed(model, rows, config) if config.packing else rows, None, None)
 
 
 def reader_of(task: Task, kind: TrainerKind, folder: Path) -> Any:
     """What reads the rows of a task: the base's tokenizer, or what makes arrays of pictures and speech as well."""
-    reads = "tokenizer" if kind.columns else training_of(task, kind).reads
+    reads = "tokenizer" if kind.rows else training_of(task, kind).reads
     return READERS[reads](folder, task)
 
 
@@ -119,17 +120,17 @@ def _encoded(config: TrainConfig, task: Task, kind: TrainerKind, reader: Any, fo
                 training.metrics if labels is None else labels.problem.metrics)
 
 
-def _as_they_are(config: TrainConfig, kind: TrainerKind, folder: Path) -> Rows:
-    """The rows for a trainer that reads them itself.
+def _tables(config: TrainConfig, kind: TrainerKind, make: Callable[[Any, DataReport], Any], folder: Path) -> Rows:
+    """The rows for a trainer that encodes them itself.
 
     Raises:
-        ConfigError: other columns, or the trainer would make longer rows than the model can read.
+        ConfigError: data of no known form, or the trainer would make longer rows than the model can read.
     """
     most = context_length(load_config(folder).to_dict(), folder)
     if most is not None and config.max_length > most:
         raise ConfigError("rows may be longer than the model can read", where=names_of(config.train_file),
                           expected=f"at most {most} tokens", found=f"max_length {config.max_length}", remedy=f"set max_length to {most}")
-    return Rows(*tables(config, kind), Labels(("score",), NUMBER) if kind.scores else None)
+    return Rows(*tables(config, make), Labels(("score",), NUMBER) if kind.scores else None)
 
 
 def _require_plain_output(model: Any, kind: TrainerKind) -> None:

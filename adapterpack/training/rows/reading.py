@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
-from datasets import concatenate_datasets
+from datasets import Dataset, concatenate_datasets
+from pyarrow import ArrowInvalid, ArrowTypeError
 
 from ...errors import ConfigError
 from ...tasks.data_report import DataReport, table
@@ -17,7 +18,6 @@ from ...tasks.task import Task, Training
 from .. import data
 from ..config.fields import TrainConfig
 from ..config.sources import sources_of
-from ..trainers.kind import TrainerKind
 
 log = logging.getLogger(__name__)
 
@@ -54,29 +54,42 @@ def read(config: TrainConfig, task: Task, training: Training, tokenizer: Any, la
     if config.eval_file is not None:
         apart = _loaded(config.eval_file, config)
     train, evaluation = (_encoded(some, training, tokenizer, config.max_length, labels) for some in (parts, apart))
-    reports = [part.report for part in (*parts, *apart)]
-    log.info("data:\n%s", table(reports))
-    for report in reports:
-        _say_bad(report)
+    _say([part.report for part in (*parts, *apart)])
     return Read(train, evaluation if apart else None, labels)
 
 
-def tables(config: TrainConfig, kind: TrainerKind) -> tuple[Any, Any]:
-    """All rows of a configuration for a trainer that reads them itself: to learn from, and to evaluate on, None where there are none.
+def tables(config: TrainConfig, make: Callable[[Any, DataReport], Any]) -> tuple[Any, Any]:
+    """All rows of a configuration as ``make`` makes them for a trainer that encodes them itself: to learn from, and to evaluate on, None
+    where there are none. The log gets a table of what became of them.
 
     Raises:
-        ConfigError: they have not the columns that it needs.
+        ConfigError: data of no known form, rows that cannot be read, or none is left.
     """
     parts, apart = _divided(_chosen(_loaded(config.train_file, config), config), config)
     if config.eval_file is not None:
         apart = _loaded(config.eval_file, config)
-    for rows, report in (*parts, *apart):
-        columns = next((columns for columns in kind.columns if columns <= set(rows.column_names)), None)
-        if columns is None:
-            raise ConfigError(f"the trainer {kind.name} needs other columns", where=report, found=", ".join(rows.column_names),
-                              expected=", or ".join(" + ".join(sorted(columns)) for columns in kind.columns))
-    train, evaluation = (concatenate_datasets([part.rows for part in some]) if some else None for some in (parts, apart))
+    train, evaluation = (_table(some, make) if some else None for some in (parts, apart))
+    _say([part.report for part in (*parts, *apart)])
     return train, evaluation
+
+
+def _table(parts: Sequence[_Part], make: Callable[[Any, DataReport], Any]) -> Dataset:
+    """The rows of several sources in one table."""
+    tables = []
+    for rows, report in parts:
+        made = make(rows, report)
+        if not len(made):
+            raise ConfigError("no row of the data can be learned from", where=report, found=next(iter(report.bad.values()), None))
+        _require_no_form(report)
+        report.rows = len(made)
+        try:
+            tables.append(made if isinstance(made, Dataset) else Dataset.from_list(made))
+        except (ArrowInvalid, ArrowTypeError) as error:
+            raise ConfigError("some rows hold texts and others messages", where=report, remedy="give all of them one form") from error
+    if len({str(table.features) for table in tables}) > 1:
+        raise ConfigError("the sources hold rows of different kinds", where=", ".join(part.report.source for part in parts),
+                          found="; ".join(", ".join(table.column_names) for table in tables), remedy="give all of them one form")
+    return concatenate_datasets(tables)
 
 
 def _loaded(sources: Any, config: TrainConfig) -> list[_Part]:
@@ -93,8 +106,7 @@ def _encoded(parts: Sequence[_Part], training: Training, tokenizer: Any, max_len
         encoded = training.encode(rows, tokenizer, max_length, report, labels)
         if not encoded:
             raise ConfigError("no row of the data can be learned from", where=report, found=next(iter(report.bad.values()), None))
-        if report.wanted is not None:
-            raise ConfigError("data of this task has no form to choose", where=report, found=f"form {report.wanted}", remedy="leave it out")
+        _require_no_form(report)
         report.rows, report.tokens = len(encoded), sum(map(data.token_count, encoded))
         every += encoded
     return every
@@ -139,6 +151,18 @@ def _divided(parts: list[_Part], config: TrainConfig) -> tuple[list[_Part], list
                           expected=f"a share of {count} rows, or less than so many", found=config.val_set_size)
     order = np.random.default_rng(config.seed).permutation(count)
     return _some(parts, np.sort(order[size:])), _some(parts, np.sort(order[:size]))
+
+
+def _require_no_form(report: DataReport) -> None:
+    """Checks that a form was chosen where one was named."""
+    if report.wanted is not None:
+        raise ConfigError("data of this task has no form to choose", where=report, found=f"form {report.wanted}", remedy="leave it out")
+
+
+def _say(reports: Sequence[DataReport]) -> None:
+    log.info("data:\n%s", table(reports))
+    for report in reports:
+        _say_bad(report)
 
 
 def _say_bad(report: DataReport) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .kind import PAIRS, TRAINERS, TrainerKind
+from ...tasks.preferences.form import pairs_of_answers
+from .kind import TRAINERS, TrainerKind
 
 
 @dataclass(frozen=True)
@@ -17,5 +18,5 @@ class DPO:
     label_smoothing: float = 0.0
 
 
-TRAINERS.register(TrainerKind("dpo", "trl:DPOTrainer", "trl:DPOConfig", ("text-generation",), PAIRS, DPO, {"learning_rate": 1e-5},
-                              reference=True))
+TRAINERS.register(TrainerKind("dpo", "trl:DPOTrainer", "trl:DPOConfig", ("text-generation",), pairs_of_answers, DPO,
+                              {"learning_rate": 1e-5}, reference=True))

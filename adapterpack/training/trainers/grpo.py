@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+from ...errors import ConfigError
+from ...tasks.data_report import DataReport
 from .kind import TRAINERS, TrainerKind
 
 
@@ -21,5 +24,17 @@ class GRPO:
     scale_rewards: str = "group"
 
 
-TRAINERS.register(TrainerKind("grpo", "trl:GRPOTrainer", "trl:GRPOConfig", ("text-generation",), (frozenset({"prompt"}),), GRPO,
-                              {"learning_rate": 1e-5}, rewards=True))
+def prompts(rows: Any, report: DataReport) -> Any:
+    """The rows as they are: the functions that score answers are told of all their columns.
+
+    Raises:
+        ConfigError: they have no prompts.
+    """
+    if "prompt" not in rows.column_names:
+        raise ConfigError("answers need a prompt", where=report, expected="a column prompt", found=", ".join(rows.column_names))
+    report.read_as("prompt", (), ())
+    return rows
+
+
+TRAINERS.register(TrainerKind("grpo", "trl:GRPOTrainer", "trl:GRPOConfig", ("text-generation",), prompts, GRPO, {"learning_rate": 1e-5},
+                              rewards=True))

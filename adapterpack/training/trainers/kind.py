@@ -5,11 +5,12 @@ Another package brings a kind by an entry point of the group ``adapterpack.train
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ...registry import Registry
+from ...tasks.data_report import DataReport
 from ...tasks.task import Training
 
 
@@ -27,7 +28,7 @@ class TrainerKind:
         trainer: ``module:class`` of the trainer, one of transformers' or derived from it.
         arguments: ``module:class`` of its arguments.
         tasks: the tasks that it trains, the usual one first; none: every task that says how it is trained.
-        columns: sets of columns of which rows have one; none: the task reads the rows, and else the trainer does.
+        rows: what makes the trainer's rows of a table and its report, where the trainer encodes them itself; None: the task does.
         config: the class of its own settings, under the names that the arguments have for them.
         defaults: settings of a run that have another default here.
         reference: it compares with what the adapter began as, by a model of which it is told as ``ref_model``.
@@ -41,7 +42,7 @@ class TrainerKind:
     trainer: str
     arguments: str
     tasks: tuple[str, ...] = ()
-    columns: tuple[frozenset[str], ...] = ()
+    rows: Callable[[Any, DataReport], Any] | None = None
     config: type[Any] = NoSettings
     defaults: Mapping[str, Any] = field(default_factory=dict)
     reference: bool = False
@@ -53,6 +54,3 @@ class TrainerKind:
 
 TRAINERS: Registry[TrainerKind] = Registry("kind of training", TrainerKind, "adapterpack.trainers", __package__)
 """Name -> the kind."""
-
-PAIRS = (frozenset({"prompt", "chosen", "rejected"}), frozenset({"chosen", "rejected"}))
-"""The columns of preferences: two answers to a prompt, which may stand in both."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ...tasks.preferences.form import labelled_answers
 from .kind import TRAINERS, TrainerKind
 
 
@@ -16,5 +17,5 @@ class KTO:
     undesirable_weight: float = 1.0
 
 
-TRAINERS.register(TrainerKind("kto", "trl:KTOTrainer", "trl:KTOConfig", ("text-generation",),
-                              (frozenset({"prompt", "completion", "label"}),), KTO, {"learning_rate": 1e-5}, reference=True))
+TRAINERS.register(TrainerKind("kto", "trl:KTOTrainer", "trl:KTOConfig", ("text-generation",), labelled_answers, KTO,
+                              {"learning_rate": 1e-5}, reference=True))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .kind import PAIRS, TRAINERS, TrainerKind
+from ...tasks.preferences.form import pairs_of_answers
+from .kind import TRAINERS, TrainerKind
 
 
 @dataclass(frozen=True)
@@ -14,5 +15,5 @@ class ORPO:
     beta: float = 0.1
 
 
-TRAINERS.register(TrainerKind("orpo", "trl.experimental.orpo:ORPOTrainer", "trl.experimental.orpo:ORPOConfig", ("text-generation",), PAIRS,
-                              ORPO, {"learning_rate": 1e-5}))
+TRAINERS.register(TrainerKind("orpo", "trl.experimental.orpo:ORPOTrainer", "trl.experimental.orpo:ORPOConfig", ("text-generation",),
+                              pairs_of_answers, ORPO, {"learning_rate": 1e-5}))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .kind import PAIRS, TRAINERS, TrainerKind
+from ...tasks.preferences.form import pairs_of_answers
+from .kind import TRAINERS, TrainerKind
 
 
 @dataclass(frozen=True)
@@ -14,5 +15,5 @@ class Reward:
     center_rewards_coefficient: float | None = None
 
 
-TRAINERS.register(TrainerKind("reward", "trl:RewardTrainer", "trl:RewardConfig", ("text-classification",), PAIRS, Reward,
+TRAINERS.register(TrainerKind("reward", "trl:RewardTrainer", "trl:RewardConfig", ("text-classification",), pairs_of_answers, Reward,
                               {"learning_rate": 1e-4}, scores=True))
