@@ -202,7 +202,7 @@ def test_what_is_refused(bundle_of: Make, quantized: Make, tmp_path: Path) -> No
 
 def test_a_slot_is_never_taken_for_a_weight(bundle_of: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What may be fed has no numbers to quantize, whatever the nodes that read it are called: the graph's inputs stay, with their bytes."""
-    monkeypatch.setattr(weights, "PREFIX", "no such prefix")
+    monkeypatch.setattr(weights, "ADDED", "no such prefix")
     quantize(bundle_of("llama", "inputs"), tmp_path / "out", scheme="int8")
     before, after = (ir.load(folder / GRAPH).graph for folder in (bundle_of("llama", "inputs"), tmp_path / "out"))
     assert [value.name for value in after.inputs] == [value.name for value in before.inputs]

@@ -551,7 +551,7 @@ def test_a_list_of_adapters(tiny_bert: Path, tmp_path: Path) -> None:
     [
         ({"output_dir": "TAKEN"}, OutputExists),
         ({"train_file": "nowhere.csv"}, StorageError),
-        ({"task": "feature-extraction"}, Unsupported),
+        ({"task": "fill-mask"}, Unsupported),
         ({"model_name_or_path": "./nowhere"}, StorageError),
     ],
 )

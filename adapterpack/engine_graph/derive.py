@@ -35,6 +35,8 @@ from .position_inputs import PositionInputs
 from .rotation import rotate_in_attention
 from .source_rows import read_sources
 
+_MULTIPLE = 8
+"""Of what the operator wants the width of heads to be a multiple."""
 _THROUGH = frozenset({"Reshape", "Expand", "Unsqueeze", "Transpose", "Mul", "Cast"})
 """What may be between a cache and the product with it: heads are repeated, keys are turned and scaled."""
 _ELEMENTWISE = frozenset({"Add", "Mul", "Div", "Sub", "Tanh", "Cast", "Clip", "Squeeze", "Unsqueeze"})
@@ -70,7 +72,7 @@ def make_decoder(model: Any, config: Mapping[str, Any], bundle: Bundle) -> None:
     """Changes a decoder's graph, in place; ``config`` is the model's.
 
     Raises:
-        Unsupported: an attention of the graph is of no known build.
+        Unsupported: an attention of the graph is of no known build, or its heads have a width that the operator does not take.
     """
     graph = model.graph
     ids = next(value for value in graph.inputs if value.name in {"input_ids", "decoder_input_ids"})
@@ -80,6 +82,10 @@ def make_decoder(model: Any, config: Mapping[str, Any], bundle: Bundle) -> None:
     if not attentions or [attention.layer for attention in attentions] != list(range(len(caches) // 2)):
         raise Unsupported("no attention of a known build writes into each cache of this graph", expected=f"{len(caches) // 2} of them",
                           found=len(attentions), remedy="leave --static-cache out")
+    odd = {width for cache in caches.values() if isinstance(width := cache.shape[-1], int) and width % _MULTIPLE}
+    if odd:
+        raise Unsupported("the operator of the engine's attention wants heads of other widths", expected=f"a multiple of {_MULTIPLE}",
+                          found=", ".join(map(str, sorted(odd))), remedy="leave --static-cache out")
     batch = ids.shape[0]
     lengths, total = _input(graph, CACHE_LENGTHS, [batch], ir.DataType.INT32), _input(graph, LONGEST, [], ir.DataType.INT32)
     windows, cap = _windows(config, len(attentions)), config.get("attn_logit_softcapping") or 0.0

@@ -20,6 +20,7 @@ from ..runtime.generation.decoder import DecoderOnly, EncoderDecoder
 from ..runtime.generation.start import start_ids
 from ..runtime.ort_values import array_of
 from ..runtime.session import Session
+from ..runtime.text.context_length import text_part
 from ..slots.precision import precision
 from ..tasks.session import Arrays
 from ..tasks.task import MAIN
@@ -31,8 +32,8 @@ _PIECE = 3
 """Tokens of a prompt that are read at a time, so that the longer ones go on from what is in their caches."""
 _ROOM = 32
 """Positions for the prompts of adapters."""
-_VOCABULARY = 64
-"""Ids of the rows, which every model has."""
+_IDS = 64
+"""Ids that rows are made of, if the model has as many."""
 
 
 def with_decoder(folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
@@ -55,9 +56,13 @@ def with_decoder(folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
 
 def _proof(session: Session, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
     tolerance, rng = precision(session.bundle.dtype).tolerance, np.random.default_rng(11)
-    rows = [[int(token) for token in rng.integers(1, _VOCABULARY, length)] for length in _LENGTHS]
-    prompts, sources = _behind(session, rows, rng) if session.task.has_encoder else (rows, None)
-    tokens = rng.integers(1, _VOCABULARY, (_STEPS, len(rows)))
+    vocabulary = text_part(session.config, "vocab_size").get("vocab_size")
+    most = min(_IDS, vocabulary) if isinstance(vocabulary, int) else _IDS
+    rows = [[int(token) for token in rng.integers(1, most, length)] for length in _LENGTHS]
+    start = [*start_ids(session), *(int(token) for token in rng.integers(1, most, _PIECE))] if session.task.has_encoder else []
+    # A decoder behind an encoder reads as many tokens of each row: the ordinary graph knows no other way.
+    prompts, sources = ([start] * len(rows), _sources(session, rows, rng)) if start else (rows, None)
+    tokens = rng.integers(1, most, (_STEPS, len(rows)))
     reader = AdapterReader(session, SlotValues(session.bundle, folder, session.stored))
     batch = RowBatch[Row](session, reader, len(rows), max(_LENGTHS) + _STEPS + _ROOM)
     packs = session.packs if session.bundle.mode == "bank" else {}
@@ -85,16 +90,12 @@ def _names(session: Session) -> list[list[str | None]]:
     return [[name] * count for name in dict.fromkeys(choices)]
 
 
-def _behind(session: Session, rows: Sequence[Sequence[int]], rng: np.random.Generator) -> tuple[list[list[int]], list[Arrays]]:
-    """What a decoder and its encoder read of each row: the encoder rows of different lengths, if it reads tokens, and the decoder as many
-    for each, which the ordinary graph knows no other way.
-    """
-    sources: list[Arrays] = [{"input_ids": np.array([ids], np.int64)} for ids in rows]
-    if "input_ids" not in session.task.inputs:
-        (name,) = session.task.parts[0].inputs
-        sources = [{name: rng.standard_normal((1, *session.shape(name))).astype(np.float32)} for _ in rows]
-    start = [*start_ids(session), *(int(token) for token in rng.integers(1, _VOCABULARY, _PIECE))]
-    return [start] * len(rows), sources
+def _sources(session: Session, rows: Sequence[Sequence[int]], rng: np.random.Generator) -> list[Arrays]:
+    """What an encoder reads of each row: the row, if it reads tokens."""
+    if "input_ids" in session.task.inputs:
+        return [{"input_ids": np.array([ids], np.int64)} for ids in rows]
+    (name,) = session.task.parts[0].inputs
+    return [{name: rng.standard_normal((1, *session.shape(name))).astype(np.float32)} for _ in rows]
 
 
 def _ordinary(session: Session, rows: Sequence[Sequence[int]], sources: Sequence[Arrays] | None, names: list[str | None],

@@ -144,7 +144,7 @@ def test_the_document_is_true(server: Served) -> None:
         if events := operation["responses"]["200"]["content"].get("text/event-stream"):
             written = {"components": document["components"], **events["schema"]["properties"]["data"]["anyOf"][1]["contentSchema"]}
             lines = [line[6:] for line in server.post(path, {**good, "stream": True}).text.splitlines() if line.startswith("data: {")]
-            assert len(lines) > 1 and all(jsonschema.Draft202012Validator(written).is_valid(json.loads(line)) for line in lines)
+            assert lines and all(jsonschema.Draft202012Validator(written).is_valid(json.loads(line)) for line in lines)
         for change in ({"lora_path": "x"}, {"n": 0}, {"model": 5}, {"stop": {}}, {"temperature": "hot"}, {"logit_bias": []},
                        {"response_format": {"type": "xml"}}, {"stream_options": {"x": 1}}, {"max_tokens": 1.5}):
             answer = server.post(path, {**good, **change})
