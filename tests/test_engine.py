@@ -282,25 +282,23 @@ def test_loading_is_proved_by_the_canary_and_leaks_nothing(engine: Engine, base_
 
 
 def test_packs_that_no_row_runs_with_are_on_the_disk_alone(bundle: Path, tmp_path: Path) -> None:
-    """A named pack costs no memory until a row needs it; one that was changed meanwhile is refused,
-    and the row that runs does not notice."""
-    engine, session = Engine(bundle, "cpu", max_rows=2, adapter_budget=0), Session(bundle, "cpu")
-    folder = tmp_path / "copy"
-    shutil.copytree(session.pack("alpha").path, folder)
-    engine.adapters.load(folder, "copy")
+    """A bundle's pack costs no memory until a row needs it; one that was changed meanwhile is refused, and the row that runs does not
+    notice."""
+    folder = tmp_path / "bundle"
+    shutil.copytree(bundle, folder)
+    engine, session, prompt = Engine(folder, "cpu", max_rows=2, adapter_budget=0), Session(bundle, "cpu"), ids(3)
     assert all(isinstance(engine.adapters.pack(name).tensors, Streamed) for name in engine.adapters.names)
-    prompt = ids(3)
-    (alone,) = session.generate([prompt], ["alpha"], max_new_tokens=4)
-    engine.add(prompt, "copy", max_new_tokens=4)
-    assert [event.text for event in drained(engine) if event.finish_reason] == [alone.text]
-    data = bytearray((folder / TENSORS).read_bytes())
-    data[-1] ^= 1
-    (folder / TENSORS).write_bytes(data)
+    alone = {name: session.generate([prompt], [name], max_new_tokens=4)[0].text for name in ("alpha", "beta")}
+    engine.add(prompt, "alpha", max_new_tokens=4)
+    assert [event.text for event in drained(engine) if event.finish_reason] == [alone["alpha"]]
     engine.add(prompt, "beta", max_new_tokens=4)
-    (alone,) = session.generate([prompt], ["beta"], max_new_tokens=4)
-    with pytest.raises(FormatError, match="changed while it was in use"):
-        engine.add(prompt, "copy", max_new_tokens=4)
-    assert [event.text for event in drained(engine) if event.finish_reason] == [alone.text]
+    path = engine.adapters.pack("alpha").path / TENSORS
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(FormatError, match="not the one that its manifest lists"):
+        engine.add(prompt, "alpha", max_new_tokens=4)
+    assert [event.text for event in drained(engine) if event.finish_reason] == [alone["beta"]]
 
 
 def resident(name: str, size: int) -> ResidentAdapter:

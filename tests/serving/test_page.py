@@ -281,7 +281,7 @@ def test_labels_and_vectors(page: Page, launch: Callable[..., Served], bundle_of
     server = launch(features)
     page.open(server.address)
     sign_in(page, ANN)
-    page.wait("!document.querySelector('#content').hidden && document.querySelectorAll('#model-c1 option').length === 3")
+    page.wait("!document.querySelector('#content').hidden && document.querySelectorAll('#model-c1 option').length === 4")
     ask(page, one="w1 w2", other="w3")
     page.wait("document.querySelectorAll('.facts .right').length === 2")
     one, two = (item["embedding"] for item in server.post("/v1/embeddings", {"model": "alpha", "input": ["w1 w2", "w3"]}).json()["data"])

@@ -95,7 +95,7 @@ class AdapterTable:
             with self._lock:
                 self._require_free(loaded, replace)
                 before = self._packs.get(loaded.name)
-                self._packs[loaded.name] = loaded.unloaded()
+                self._packs[loaded.name] = loaded
                 if pin:
                     self._pinned.add(loaded.id)
         finally:
