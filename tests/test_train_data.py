@@ -308,6 +308,15 @@ def test_preferences_are_rows_of_trl(row: dict[str, Any], expected: dict[str, An
         read(Dataset.from_list([{**row, **spoiled}]), DataReport("here"))
 
 
+def test_a_form_may_be_named_for_text_to_text_as_well(tiny_llama: Path) -> None:
+    """Rows that fit two forms are read as the one that is named, which is not refused as a form that nobody chooses."""
+    rows = Dataset.from_list([{"prompt": "w1", "completion": "w2", "text": "w3"}])
+    report = DataReport("here", wanted="prompt-completion")
+    encode = task_named("text2text-generation").training.encode  # type: ignore[union-attr]
+    assert len(encode(rows, AutoTokenizer.from_pretrained(tiny_llama), 8, report, None)) == 1
+    assert (report.form, report.wanted) == ("prompt-completion", None)
+
+
 def test_preferences_of_several_files_are_one_table(tmp_path: Path) -> None:
     """LLaMA-Factory's pairs and ShareGPT's side by side, one row left out; texts and messages together are refused."""
     def written(name: str, rows: list[dict[str, Any]]) -> str:

@@ -1,1 +1,1 @@
-"""The graph that the engine runs, made from a bundle's ordinary decoder and proved against it; whoever writes a bundle makes it here."""
+"""Derives the engine's graph from a bundle's ordinary decoder and proves that both agree; export, merge and quantize call it."""

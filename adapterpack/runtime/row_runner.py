@@ -1,6 +1,6 @@
 """Runs many rows through a bundle: the next one begins where one ends, and results come in the order of the rows.
 
-Rows run in blocks: one ends before the next begins. The last digits of a result depend on the rows that it runs beside, so a run that stops
+Rows run in blocks: one ends before the next begins. The last digits of a result depend on the other rows of its batch, so a run that stops
 and goes on behind a block gives the same bytes as one that never stopped.
 """
 

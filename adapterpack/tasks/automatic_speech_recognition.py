@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from ..errors import ConfigError
 from .data_report import report_of
 from .problems import Labels
 from .rows import Row, file_of, map_rows
@@ -30,10 +29,7 @@ def encode(rows: Any, media: Any, max_length: int, where: object, labels: Labels
         ConfigError: other columns, or a row without a text.
     """
     report = report_of(where)
-    column = next((name for name in ("text", "sentence") if name in rows.column_names), None)
-    if column is None or "audio" not in rows.column_names:
-        raise ConfigError("speech recognition needs the columns audio and text", where=where, found=", ".join(rows.column_names))
-    report.read_as(f"audio + {column}", rows.column_names, {"audio", column})
+    column = report.read_pair(rows.column_names, "audio", ("text", "sentence"), "speech recognition needs")
     start, encoded = getattr(media.config, "decoder_start_token_id", None), []
     for number, row in enumerate(rows):
         with report.row(number) as place:

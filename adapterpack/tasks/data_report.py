@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..errors import ConfigError
 
@@ -67,6 +67,24 @@ class DataReport:
         self.form, self.unread = form, tuple(sorted({*columns} - {*read}))
         if self.unread:
             log.warning("%s: read as %s; these columns are not read: %s", self, form, ", ".join(self.unread))
+
+    def read_pair(self, columns: Sequence[str], first: str, others: Sequence[str], reader: str) -> str:
+        """The column among ``others`` that is there, next to the column ``first``; the rows count as read by both.
+
+        Raises:
+            ConfigError: one is missing. ``reader`` says who needs them.
+        """
+        second = next((name for name in others if name in columns), None)
+        if second is None or first not in columns:
+            raise ConfigError(f"{reader} the columns {first} and {others[0]}", where=self, found=", ".join(columns))
+        self.read_as(f"{first} + {second}", columns, {first, second})
+        return second
+
+    def tokenized(self, tokenizer: Any, max_length: int, *texts: str) -> Any:
+        """What a tokenizer makes of a text, or of a pair, with at most ``max_length`` ids; what is longer counts as cut."""
+        tokens = tokenizer(*texts, truncation=True, max_length=max_length)
+        self.cut += len(tokens["input_ids"]) == max_length and len(tokenizer(*texts)["input_ids"]) > max_length
+        return tokens
 
     def of(self, numbers: Sequence[int]) -> DataReport:
         """A report of some of the rows; what cannot be read is kept together."""

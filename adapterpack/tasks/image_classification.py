@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from ..errors import ConfigError
 from .data_report import report_of
 from .one_pass import NoOptions, OnePass, Prepared
 from .problems import LABEL_COLUMNS, Labels
@@ -32,10 +31,7 @@ def encode(rows: Any, media: Any, max_length: int, where: object, labels: Labels
         ConfigError: other columns, or a label that is not among ``labels``.
     """
     report = report_of(where)
-    column = next((name for name in LABEL_COLUMNS if name in rows.column_names), None)
-    if column is None or "image" not in rows.column_names:
-        raise ConfigError("image classification needs the columns image and label", where=where, found=", ".join(rows.column_names))
-    report.read_as(f"image + {column}", rows.column_names, {"image", column})
+    column = report.read_pair(rows.column_names, "image", LABEL_COLUMNS, "image classification needs")
     encoded = []
     for number, row in enumerate(rows):
         with report.row(number) as place:

@@ -61,7 +61,7 @@ class Labels(NamedTuple):
 
 
 def labels_in(values: Sequence[Any], where: object, problem: str | None = None) -> Labels:
-    """The labels of rows, in the order of their names, numbers in their own; what they are for is told by them where ``problem`` is None.
+    """The labels of rows, in the order of their names, numbers in their own; without ``problem``, their values decide what they are for.
 
     Raises:
         ConfigError: a row has none, there is nothing to tell apart, or a label is not of the problem.
@@ -182,4 +182,4 @@ ONE = Problem("single_label_classification", lambda values: True, _several, _ind
 PROBLEMS: dict[str, Problem] = {problem.name: problem for problem in (ANY, NUMBER, ONE)}
 """Name -> the problem. By labels the first that recognizes them is chosen."""
 MARKED = frozenset({ANY.name, NUMBER.name})
-"""The problems that a pack lists in ``must_understand``: whoever reads such logits as those of one label reads them wrongly."""
+"""The problems that a pack lists in ``must_understand``, since readers that know one label of several would read these logits wrongly."""

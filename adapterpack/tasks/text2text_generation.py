@@ -27,7 +27,7 @@ def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: La
         ConfigError: a row that is not of its columns' form, or one without anything to read.
     """
     report = report_of(where)
-    form = form_of(rows.column_names, where, report.wanted)
+    form = form_of(rows.column_names, where, report.choose())
     report.read_as(form.name, rows.column_names, form.columns | form.optional)
     encoded = []
     for number, row in enumerate(rows):

@@ -45,19 +45,17 @@ def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: La
                           expected="label and " + ", or ".join(map(" + ".join, COLUMNS)))
     report = report_of(where)
     report.read_as(" + ".join(columns), rows.column_names, {*columns, label})
-    encoded, cut = [], 0
+    encoded = []
     for number, row in enumerate(rows):
         with report.row(number) as place:
             target, texts = labels.target(row[label], place), [row[column] for column in columns]
             if not all(isinstance(text, str) for text in texts):
                 raise ConfigError("a row without text", where=place, found=", ".join(map(repr, texts)))
-            tokens = tokenizer(*texts, truncation=True, max_length=max_length)
-            cut += len(tokens["input_ids"]) == max_length and len(tokenizer(*texts)["input_ids"]) > max_length
+            tokens = report.tokenized(tokenizer, max_length, *texts)
             encoded.append({"input_ids": tokens["input_ids"], "labels": target, **types_of(tokens)})
-    report.cut = cut
     log.info("%s: %d rows of %s, %d labels", where, len(rows), " + ".join(columns), len(labels.names))
-    if cut:
-        log.warning("%s: %d of %d rows are cut at max_length (%d)", where, cut, len(rows), max_length)
+    if report.cut:
+        log.warning("%s: %d of %d rows are cut at max_length (%d)", where, report.cut, len(rows), max_length)
     return encoded
 
 

@@ -43,11 +43,8 @@ def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: La
     Raises:
         ConfigError: other columns, a row with more words than labels or without any, or a label that is not among ``labels``.
     """
-    column = next((name for name in LABEL_COLUMNS if name in rows.column_names), None)
-    if column is None or "tokens" not in rows.column_names:
-        raise ConfigError("token classification needs the columns tokens and labels", where=where, found=", ".join(rows.column_names))
     report = report_of(where)
-    report.read_as(f"tokens + {column}", rows.column_names, {"tokens", column})
+    column = report.read_pair(rows.column_names, "tokens", LABEL_COLUMNS, "token classification needs")
     encoded = []
     for number, row in enumerate(rows):
         with report.row(number) as place:

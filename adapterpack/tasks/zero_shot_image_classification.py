@@ -38,18 +38,13 @@ def encode(rows: Any, media: Any, max_length: int, where: object, labels: Labels
         ConfigError: other columns, or a row without a text.
     """
     report = report_of(where)
-    column = next((name for name in ("text", "caption") if name in rows.column_names), None)
-    if column is None or "image" not in rows.column_names:
-        raise ConfigError("images and texts need the columns image and text", where=where, found=", ".join(rows.column_names))
-    report.read_as(f"image + {column}", rows.column_names, {"image", column})
+    column = report.read_pair(rows.column_names, "image", ("text", "caption"), "images and texts need")
     encoded = []
     for number, row in enumerate(rows):
         with report.row(number) as place:
             if not isinstance(row[column], str):
                 raise ConfigError("a row without text", where=place, found=repr(row[column])[:80])
-            ids = media.tokenizer(row[column])["input_ids"]
-            report.cut += len(ids) > max_length
-            encoded.append({"input_ids": media.tokenizer(row[column], truncation=True, max_length=max_length)["input_ids"],
+            encoded.append({"input_ids": report.tokenized(media.tokenizer, max_length, row[column])["input_ids"],
                             "pixel_values": partial(media.pixels, row["image"], place)})
     return encoded
 

@@ -132,7 +132,7 @@ def _quiet_datasets() -> Iterator[None]:
 
 
 def labels_in(rows: Dataset, training: Training, where: object, problem: str | None = None) -> Labels:
-    """The labels of the rows of a labelled task; what they are for is told by them where ``problem`` is None.
+    """The labels of the rows of a labelled task; without ``problem``, their values decide what they are for.
 
     Raises:
         ConfigError: there is no column of labels, a row has none, or there is nothing to tell apart.

@@ -8,7 +8,7 @@ _MARKS = re.compile(r'\\.?|["{}\[\]]', re.DOTALL)
 
 
 class Brackets:
-    """Follows the brackets of JSON from a place on, of which ``depth`` are open there. What it has read it does not read again.
+    """Finds where JSON's brackets close in a text that grows, of which ``depth`` are open at first; no character is read twice.
 
     Example:
         >>> brackets = Brackets(0)

@@ -25,7 +25,7 @@ class Piece(NamedTuple):
 
 
 class CallReader:
-    """What an answer says and calls: ``text`` is what is no call; ``calls`` are at most ``most``, of which the last may be growing.
+    """Splits an answer into ``text`` and at most ``most`` ``calls`` of tools, the last of which may still be growing.
 
     Text that may become a call is kept back until it is clear. A call begins once its name, one of ``names``, and the brace of its
     arguments are there, and these are what the model writes, also where it is cut off in them. What looks like a call and is none is text.

@@ -1,4 +1,4 @@
-"""Reads the list of data sets that LLaMA-Factory keeps beside them, ``dataset_info.json``: its configurations name data by it."""
+"""Reads ``dataset_info.json``, LLaMA-Factory's list of data sets, by whose names its configurations choose data."""
 
 from __future__ import annotations
 

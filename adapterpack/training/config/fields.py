@@ -105,7 +105,7 @@ class TrainConfig:
 
     @property
     def own(self) -> tuple[Any, ...]:
-        """The two parts whose fields stand beside the run's own in a file."""
+        """The settings of the method and of the trainer, which a file has at the same level as the run's."""
         return tuple(part for part in (self.method_config, self.trainer_config) if part is not None)
 
     @property

@@ -51,8 +51,6 @@ def read(config: TrainConfig, task: Task, training: Training, tokenizer: Any, la
         rows, report = _labelled(parts, training)
         labels = data.labels_in(rows, training, report, config.problem_type)
     parts, apart = _divided(parts, config)
-    if config.eval_file is not None:
-        apart = _loaded(config.eval_file, config)
     train, evaluation = (_encoded(some, training, tokenizer, config.max_length, labels) for some in (parts, apart))
     _say([part.report for part in (*parts, *apart)])
     return Read(train, evaluation if apart else None, labels)
@@ -66,8 +64,6 @@ def tables(config: TrainConfig, make: Callable[[Any, DataReport], Any]) -> tuple
         ConfigError: data of no known form, rows that cannot be read, or none is left.
     """
     parts, apart = _divided(_chosen(_loaded(config.train_file, config), config), config)
-    if config.eval_file is not None:
-        apart = _loaded(config.eval_file, config)
     train, evaluation = (_table(some, make) if some else None for some in (parts, apart))
     _say([part.report for part in (*parts, *apart)])
     return train, evaluation
@@ -141,9 +137,9 @@ def _chosen(parts: list[_Part], config: TrainConfig) -> list[_Part]:
 
 
 def _divided(parts: list[_Part], config: TrainConfig) -> tuple[list[_Part], list[_Part]]:
-    """The rows to learn from, and those kept apart for evaluations: a share of all, or so many, drawn by the seed."""
+    """The rows to learn from, and those to evaluate on: of files of their own, or a share of all, or so many, drawn by the seed."""
     if not config.val_set_size:
-        return parts, []
+        return parts, [] if config.eval_file is None else _loaded(config.eval_file, config)
     count = sum(len(part.rows) for part in parts)
     size = round(config.val_set_size * count if config.val_set_size < 1 else config.val_set_size)
     if not 0 < size < count:

@@ -57,9 +57,7 @@ def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: La
                 elif not isinstance(row[column], str):
                     raise ConfigError("a row without text", where=place, found=f"{column}: {row[column]!r:.80}")
                 else:
-                    ids = tokenizer(row[column])["input_ids"]
-                    report.cut += len(ids) > max_length
-                    made[f"{part}_input_ids"] = tokenizer(row[column], truncation=True, max_length=max_length)["input_ids"]
+                    made[f"{part}_input_ids"] = report.tokenized(tokenizer, max_length, row[column])["input_ids"]
             encoded.append(made)
     return encoded
 
