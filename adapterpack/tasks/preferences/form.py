@@ -81,4 +81,6 @@ def answer(value: Any) -> list[Message]:
     """An answer as messages: a text, one message, or several."""
     if isinstance(value, str):
         return [said("assistant", value)]
+    if value is None:
+        raise ValueError("an answer is missing")
     return [dict(value)] if isinstance(value, dict) else list(value)

@@ -156,7 +156,8 @@ def _require_no_form(report: DataReport) -> None:
 
 
 def _say(reports: Sequence[DataReport]) -> None:
-    log.info("data:\n%s", table(reports))
+    for line in table(reports).splitlines():  # a record is one line: texts of strangers cannot make another
+        log.info("%s", line)
     for report in reports:
         _say_bad(report)
 
@@ -164,6 +165,9 @@ def _say(reports: Sequence[DataReport]) -> None:
 def _say_bad(report: DataReport) -> None:
     if report.bad:
         reasons = list(report.bad.values())
-        more = f"\n... and {len(reasons) - _SHOWN} more" if len(reasons) > _SHOWN else ""
-        log.warning("%s: %d rows are left out, as they cannot be read:\n%s%s", report, len(reasons), "\n".join(reasons[:_SHOWN]), more)
+        log.warning("%s: %d rows are left out, as they cannot be read", report, len(reasons))
+        for reason in reasons[:_SHOWN]:
+            log.warning("%s", reason)
+        if len(reasons) > _SHOWN:
+            log.warning("... and %d more", len(reasons) - _SHOWN)
         report.bad.clear()  # the rows that are kept apart say the same
