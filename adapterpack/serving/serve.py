@@ -1,4 +1,4 @@
-"""Runs a server as a process at an address: opens the bundle, loads adapters, and ends when it is told to, after the last answer."""
+"""Runs a server as a process at an address: opens the bundle, loads adapters, and ends on SIGTERM after the last answer."""
 
 from __future__ import annotations
 

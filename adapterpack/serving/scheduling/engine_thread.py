@@ -197,7 +197,7 @@ class EngineThread:
         self.activity = Activity(f"a step of {len(self._running)} rows with the adapters {', '.join(adapters) or 'none'}", start)
         events = self.engine.step()
         self.activity = None
-        told = []
+        answered = []
         for event in events:
             row = self._running[event.request]
             if event.choice is not None:
@@ -205,21 +205,21 @@ class EngineThread:
             if event.finish_reason is not None:
                 del self._running[event.request]
                 self._ended(row)
-            told.append((row, event))
+            answered.append((row, event))
         self._stepped(time.monotonic() - start, sum(event.choice is not None for event in events))
-        self._tell(told)
+        self._tell(answered)
 
-    def _tell(self, told: Sequence[tuple[Row, Event]]) -> None:
+    def _tell(self, answered: Sequence[tuple[Row, Event]]) -> None:
         with suppress(RuntimeError):  # the loop is closed: nobody listens
-            self._loop.call_soon_threadsafe(_take, told, time.monotonic())
+            self._loop.call_soon_threadsafe(_take, answered, time.monotonic())
 
     def _fail(self, rows: Sequence[Row]) -> None:
         error = EngineStopped("the engine has stopped", remedy="start the server again; its log says why")
         self._tell([(row, Event(0, None, finish_reason="error", error=error)) for row in rows])
 
 
-def _take(told: Sequence[tuple[Row, Event]], at: float) -> None:
-    for row, event in told:
+def _take(answered: Sequence[tuple[Row, Event]], at: float) -> None:
+    for row, event in answered:
         row.outbox.take(row.place, event, at)
 
 

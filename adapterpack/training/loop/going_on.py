@@ -1,4 +1,4 @@
-"""Trains an adapter further that is in a pack already, and keeps beside it what it was."""
+"""Trains the adapter of a pack further, and keeps a copy of what it was."""
 
 from __future__ import annotations
 

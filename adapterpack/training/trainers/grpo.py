@@ -25,7 +25,7 @@ class GRPO:
 
 
 def prompts(rows: Any, report: DataReport) -> Any:
-    """The rows as they are: the functions that score answers are told of all their columns.
+    """The rows as they are: the functions that score answers get all their columns.
 
     Raises:
         ConfigError: they have no prompts.

@@ -31,8 +31,8 @@ class TrainerKind:
         rows: what makes the trainer's rows of a table and its report, where the trainer encodes them itself; None: the task does.
         config: the class of its own settings, under the names that the arguments have for them.
         defaults: settings of a run that have another default here.
-        reference: it compares with what the adapter began as, by a model of which it is told as ``ref_model``.
-        rewards: it learns from functions that score answers, of which it is told as ``reward_funcs``.
+        reference: it compares with what the adapter began as, a model that it takes as ``ref_model``.
+        rewards: it learns from functions that score answers, which it takes as ``reward_funcs``.
         scores: its models give one number, a score.
         reading: how rows are read, where not as the task does.
         settings: its own settings are its trainer's, which takes them as ``settings``, and not its arguments'.
