@@ -78,8 +78,16 @@ def training(label: str) -> Iterator[Callable[[Any], None] | None]:
         if not sys.stderr.isatty():
             yield None
             return
-        with _bar(label, lambda p: (p.MofNCompleteColumn(), _field(p)), text="loss -, - tokens/s") as update:
-            yield lambda step: update(completed=step.done, total=step.total, text=f"loss {step.loss:.4g}, {step.speed:,.0f} tokens/s")
+        with _bars(lambda p: (p.MofNCompleteColumn(), _field(p))) as add:
+            bars: dict[str, Callable[..., None]] = {"": add(label, None, "loss -, - tokens/s")}
+
+            def show(step: Any) -> None:
+                if step.name not in bars:
+                    bars[""](visible=False)  # each of several adapters has a bar of its own
+                    bars[step.name] = add(one_line(step.name), None, "")
+                bars[step.name](completed=step.done, total=step.total, text=f"loss {step.loss:.4g}, {step.speed:,.0f} tokens/s")
+
+            yield show
 
 
 def _lines(label: str) -> Callable[[int, int], None]:
@@ -115,12 +123,19 @@ def row_bar(label: str, total: int | None) -> Iterator[Callable[[int, int, int],
 @contextlib.contextmanager
 def _bar(label: str, columns: Callable[[Any], tuple[Any, ...]], total: int | None = None, text: str = "") -> Iterator[Callable[..., None]]:
     """A function that updates a bar on the terminal, which has these columns of ``rich.progress`` besides its label and the time left."""
+    with _bars(columns) as add:
+        yield add(label, total, text)
+
+
+@contextlib.contextmanager
+def _bars(columns: Callable[[Any], tuple[Any, ...]]) -> Iterator[Callable[[str, int | None, str], Callable[..., None]]]:
+    """A function that adds such a bar, of a label, a total if it is known, and a text; it returns the one that updates it."""
     from rich import progress as p  # noqa: PLC0415 - only a terminal pays for it
     from rich.console import Console  # noqa: PLC0415
 
     shown = (p.TextColumn("{task.description}", markup=False), p.BarColumn(), *columns(p), p.TimeRemainingColumn())
     with p.Progress(*shown, console=Console(stderr=True), transient=True) as bar:
-        yield partial(bar.update, bar.add_task(label, total=total, text=text))
+        yield lambda label, total, text: partial(bar.update, bar.add_task(label, total=total, text=text))
 
 
 def _field(progress: Any) -> Any:

@@ -60,7 +60,11 @@ class Prepared(NamedTuple):
     started: Pack | None
 
 
-def prepared(config: TrainConfig, task: Task, folder: Path, reader: Any) -> Prepared:
+Load = Callable[..., tuple[Any, list[str]]]
+"""Loads a model as :func:`adapterpack.training.loading.loaded` does."""
+
+
+def prepared(config: TrainConfig, task: Task, folder: Path, reader: Any, load: Load = loaded) -> Prepared:
     """Reads the data with ``reader`` (:func:`reader_of`), loads the model, and puts the adapter into it.
 
     Raises:
@@ -75,7 +79,7 @@ def prepared(config: TrainConfig, task: Task, folder: Path, reader: Any) -> Prep
     rows = _encoded(config, task, kind, reader, folder, given) if kind.rows is None else _tables(config, kind, kind.rows, folder)
     names, problem = (None, None) if rows.labels is None else (rows.labels.names, rows.labels.problem.name)
     dtype = _dtype(config, folder)
-    model, new = loaded(task, folder, names, dtype=dtype, quantization=_quantization(config, dtype), problem=problem)
+    model, new = load(task, folder, names, dtype=dtype, quantization=_quantization(config, dtype), problem=problem)
     if rows.collator is not None and not reads_types(model):
         for row in (*rows.train, *(rows.evaluation or ())):
             row.pop("token_type_ids", None)

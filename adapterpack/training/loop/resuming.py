@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Any
 
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import SaveStrategy
 
 from ...errors import NonFinite, OutputExists
 from ...io import strict_json
@@ -89,17 +90,22 @@ class Patience(EarlyStoppingCallback):  # type: ignore[misc]
         super().on_train_begin(args, state, control, **options)
         kept_state = state.stateful_callbacks.get(type(self).__name__, self.state())
         self.early_stopping_patience_counter = kept_state["attributes"]["early_stopping_patience_counter"]
+        control.should_training_stop |= self.early_stopping_patience_counter >= self.early_stopping_patience
 
 
 class Stopping(TrainerCallback):  # type: ignore[misc]
-    """Ends a run at the next step with a checkpoint when it is asked to."""
+    """Ends runs at the next step, with a checkpoint if they have some, when it is asked to."""
 
     wanted = False
+
+    def stop(self) -> None:
+        """Asks for it."""
+        self.wanted = True
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Between two steps all that a run goes on from belongs together."""
         if self.wanted:
-            control.should_save = control.should_training_stop = True
+            control.should_save, control.should_training_stop = args.save_strategy != SaveStrategy.NO, True
 
 
 @contextmanager
@@ -129,7 +135,7 @@ def interruptible(stopping: Stopping, alone: bool) -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         if stopping.wanted:
             raise KeyboardInterrupt
-        stopping.wanted = True
+        stopping.stop()
 
     ours = alone and threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler
     before = signal.signal(signal.SIGINT, stop) if ours else None

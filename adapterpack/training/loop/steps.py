@@ -18,18 +18,23 @@ log = logging.getLogger(__name__)
 
 
 class Step(NamedTuple):
-    """How far a training is: the step that is done, how many there are, its loss, tokens a second, and seconds that are left."""
+    """How far a training is: the step that is done, how many there are, its loss, tokens a second, and seconds that are left.
+
+    ``name`` is that of the adapter, where several are trained together.
+    """
 
     done: int
     total: int
     loss: float
     speed: float
     left: float
+    name: str = ""
 
     def __str__(self) -> str:
         minutes, seconds = divmod(round(self.left), 60)
         hours, minutes = divmod(minutes, 60)
-        return (f"step {self.done} of {self.total}: loss {self.loss:.4g}, {self.speed:,.0f} tokens/s, "
+        place = f"{self.name}, step" if self.name else "step"
+        return (f"{place} {self.done} of {self.total}: loss {self.loss:.4g}, {self.speed:,.0f} tokens/s, "
                 f"{f'{hours}:{minutes:02}' if hours else minutes}:{seconds:02} left")
 
 
@@ -51,11 +56,12 @@ def evaluated(metrics: Mapping[str, Any]) -> dict[str, float]:
 class Steps(TrainerCallback, ExportableState):  # type: ignore[misc]
     """Counts; checks each step's loss; every ``logging_steps`` steps the log gets a line, and ``progress`` is called after each step.
 
-    What it knows is part of a checkpoint, so that a run which goes on says the same as one that was never interrupted.
+    What it knows is part of a checkpoint, so that a run which goes on says the same as one that was never interrupted. ``name`` stands
+    in what it says, where other runs say something, too.
     """
 
-    def __init__(self, progress: Callable[[Step], None] | None = None, losses: list[float] | None = None) -> None:
-        self.progress, self.losses = progress, list(losses or ())
+    def __init__(self, progress: Callable[[Step], None] | None = None, losses: list[float] | None = None, name: str = "") -> None:
+        self.progress, self.losses, self.name = progress, list(losses or ()), name
         self._loss: Any = 0.0
         self._tokens: Any = 0
         self._counted, self._started, self._first = 0, time.monotonic(), 0
@@ -74,7 +80,8 @@ class Steps(TrainerCallback, ExportableState):  # type: ignore[misc]
         return sum(last) / len(last)
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """The clock starts; a run that goes on has steps behind it already."""
+        """The clock starts; a run that goes on has steps behind it already, or all of them."""
+        control.should_training_stop |= state.global_step >= state.max_steps
         self._started, self._first = time.monotonic(), state.global_step
         self.losses = list((state.stateful_callbacks.get(type(self).__name__) or self.state())["attributes"]["losses"])[: self._first]
 
@@ -93,7 +100,7 @@ class Steps(TrainerCallback, ExportableState):  # type: ignore[misc]
         self.losses.append(loss)
         seconds, done = max(time.monotonic() - self._started, 1e-9), state.global_step - self._first
         step = Step(state.global_step, state.max_steps, self.recent(args.logging_steps), self._counted / seconds,
-                    seconds / done * (state.max_steps - state.global_step))
+                    seconds / done * (state.max_steps - state.global_step), self.name)
         if self.progress is not None:
             self.progress(step)
         if state.is_world_process_zero and (state.global_step % args.logging_steps == 0 or state.global_step == state.max_steps):
@@ -104,5 +111,5 @@ class Steps(TrainerCallback, ExportableState):  # type: ignore[misc]
     ) -> None:
         """One line for an evaluation."""
         if state.is_world_process_zero:
-            log.info("evaluated after step %d: %s", state.global_step,
+            log.info("%sevaluated after step %d: %s", f"{self.name}, " if self.name else "", state.global_step,
                      ", ".join(f"{key} {value:.4g}" for key, value in evaluated(metrics or {}).items()))

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 import transformers
+from torch.utils.data import RandomSampler, Sampler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from ...adapter_methods import Progress
 from . import hooks, method_states
@@ -32,6 +32,11 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
         self._tried = False
         self.add_callback(self.after)
         self.add_callback(self.steps)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """An epoch's steps; none of a run that had ended when it was interrupted."""
+        if not self.control.should_training_stop:
+            super()._run_epoch(*args, **kwargs)
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """A batch forward and backward; its share of the step's loss."""
@@ -82,9 +87,11 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
         return self.optimizer
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        """The order of rows; one by length is drawn anew from the seed in each epoch, so that a run that goes on finds the same."""
+        """The order of rows; one with a generator of its own is drawn anew from the seed in each epoch, so that a run that goes on finds
+        the same."""
         sampler = super()._get_train_sampler(train_dataset)
-        return _SeededByEpoch(sampler, self.args.seed) if isinstance(sampler, LengthGroupedSampler) else sampler
+        own = hasattr(sampler, "generator") and not isinstance(sampler, RandomSampler)  # of which accelerate makes one by epochs
+        return _SeededByEpoch(sampler, self.args.seed) if own else sampler
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """A checkpoint's state of the optimizer, and with it that of the methods."""
@@ -121,17 +128,22 @@ def _tokens(inputs: Any) -> torch.Tensor | int:
     return sum(masks) if masks else sum(value.numel() for key, value in inputs.items() if key.endswith("input_ids"))
 
 
-class _SeededByEpoch(LengthGroupedSampler):  # type: ignore[misc]
-    """Rows of about one length together, in an order that the seed and the epoch tell."""
+class _SeededByEpoch(Sampler[int]):
+    """Another sampler's rows, in an order that the seed and the epoch tell."""
 
-    def __init__(self, sampler: LengthGroupedSampler, seed: int) -> None:
-        super().__init__(sampler.batch_size, lengths=sampler.lengths)
-        self._seed = seed
+    def __init__(self, sampler: Any, seed: int) -> None:
+        self._sampler, self._seed = sampler, seed
         self.set_epoch(0)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._sampler)
+
+    def __len__(self) -> int:
+        return len(self._sampler)
 
     def set_epoch(self, epoch: int) -> None:
         """The order of that epoch."""
-        self.generator = torch.Generator().manual_seed(self._seed + epoch)
+        self._sampler.generator = torch.Generator().manual_seed(self._seed + epoch)
 
 
 class AfterStep(TrainerCallback):  # type: ignore[misc]

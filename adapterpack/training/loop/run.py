@@ -1,0 +1,131 @@
+"""Trains one adapter and makes its pack: two parts, so that several can be trained together and packed when all are."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ...hub.resolve import folder_of
+from ...io import strict_json
+from ...io.atomic import refuse_existing
+from ...io.hashing import sha256_of
+from ...pack.pack import Pack
+from ...tasks.task import task_named
+from ..config.config import as_mapping, claimed
+from ..config.fields import TrainConfig
+from ..config.sources import Source, sources_of
+from ..loading import loaded
+from ..rows.readable_files import files_of
+from ..save import save
+from ..trainers.kind import TRAINERS
+from .arguments import arguments_of
+from .making import own_forward, trainer_for
+from .memory import memory_errors
+from .preparing import Load, Prepared, prepared, reader_of, training_of
+from .resuming import Patience, RunFolder, Stopping, interruptible, kept
+from .rewards import Reward
+from .steps import Step, Steps, evaluated
+from .turns import Pause, Turns
+
+log = logging.getLogger(__name__)
+
+Shown = Callable[[Step], None]
+
+
+class Company(NamedTuple):
+    """What a run has in common with those that are trained together with it, and how it lets them have their turn."""
+
+    pause: Pause
+    stopping: Stopping
+    load: Load
+
+
+class Trained(NamedTuple):
+    """An adapter that is trained, and not packed yet."""
+
+    config: TrainConfig
+    folder: RunFolder
+    ready: Prepared
+    trainer: Any
+    training: dict[str, Any]
+    metrics: tuple[dict[str, Any], ...]
+    started: float
+
+
+def trained(config: TrainConfig, progress: Shown | None = None, rewards: Sequence[Reward] = (), company: Company | None = None) -> Trained:
+    """Trains one adapter, alone or in ``company``; goes on from the last checkpoint of the same run."""
+    started = time.perf_counter()
+    kind, task = TRAINERS[config.trainer], task_named(config.task)
+    refuse_existing(Path(config.output_dir))
+    base, datasets = folder_of(config.model_name_or_path), list(map(_dataset, sources_of(config.train_file, "train_file")))
+    run = RunFolder(config.output_dir, {**as_mapping(config), "datasets": datasets})
+    steps = Steps(progress, name="" if company is None else config.pack_name)
+    stopping = Stopping() if company is None else company.stopping
+    arguments = arguments_of(config, run.path, () if kind.rows else training_of(task, kind).targets)
+    checkpoint = run.begin() if arguments.should_save else run.last()
+    with memory_errors(config), kept(run):
+        reader = reader_of(task, kind, base)
+        ready = prepared(config, task, base, reader, loaded if company is None else company.load)
+        evaluation = ready.rows.evaluation
+        if checkpoint is not None:
+            log.info("going on from %s", checkpoint)
+        callbacks = [stopping, *_stopping_early(config), *([] if company is None else [Turns(company.pause, stopping)])]
+        with own_forward(ready.model), interruptible(stopping, arguments.world_size == 1 and config.save_strategy != "no"):
+            trainer = trainer_for(config, ready, arguments, reader, rewards, callbacks=callbacks, steps=steps)
+            result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+            scores = trainer.evaluate() if evaluation is not None else {}
+    metrics = tuple({"name": name, "value": value, "dataset": _evaluated_on(config), "n": len(evaluation or ())}
+                    for name, value in evaluated(scores).items())
+    training = {
+        "datasets": datasets,
+        "objective": kind.name if kind.rows else task.name,
+        "rows": len(ready.rows.train),
+        "steps": int(result.global_step),
+        "final_loss": steps.recent(config.logging_steps),
+        "learning_rate": config.learning_rate,
+        "seed": config.seed,
+        "precision": "bf16" if config.bf16 else "float32",
+        "config": claimed(config),
+    }
+    return Trained(config, run, ready, trainer, training, metrics, started)
+
+
+def packed(done: Trained) -> Pack:
+    """Writes the pack of a trained adapter, in the first of several processes, and removes the run's checkpoints."""
+    config, ready = done.config, done.ready
+    first = done.trainer.is_world_process_zero()
+    with memory_errors(config), kept(done.folder):
+        pack = save(ready.model, config.output_dir if first else None, adapter=config.pack_name, base=folder_of(config.model_name_or_path),
+                    name=config.pack_name, training=done.training, metrics=done.metrics,
+                    parents=() if ready.started is None else (ready.started,))  # by all processes, as what is sharded is gathered
+    if first:
+        done.folder.end()
+    done.trainer.accelerator.wait_for_everyone()
+    log.info("trained '%s' in %.1f s", pack.name, time.perf_counter() - done.started)
+    return pack
+
+
+def _stopping_early(config: TrainConfig) -> list[Patience]:
+    return [] if config.early_stopping_patience is None else [Patience(config.early_stopping_patience)]
+
+
+def _dataset(source: Source) -> dict[str, str | None]:
+    """A source by name and digest, of several files that of their names and digests; a hub data set by its name and revision."""
+    files = files_of(source)
+    if not files and Path(source.path).is_dir():
+        files = sorted(path for path in Path(source.path).rglob("*") if path.is_file())
+    if not files:
+        return {"id": source.path, "revision": source.revision, "digest": None}
+    digests = [[path.name, sha256_of(path)] for path in files]
+    digest = digests[0][1] if len(files) == 1 else hashlib.sha256(strict_json.canonical(digests)).hexdigest()
+    return {"id": Path(source.path).name, "revision": None, "digest": f"sha256:{digest}"}
+
+
+def _evaluated_on(config: TrainConfig) -> str:
+    """The name of the rows that a run is evaluated on."""
+    source = config.train_file if config.eval_file is None else config.eval_file
+    return ", ".join(Path(one.path).name for one in sources_of(source, "eval_file"))
