@@ -20,6 +20,7 @@ from adapterpack.training.loading import load_model, load_tokenizer
 from adapterpack.training.loop.arguments import arguments_of
 from adapterpack.training.loop.making import trainer_for
 from adapterpack.training.loop.preparing import prepared
+from adapterpack.training.loop.steps import Step
 
 CAUSAL = "text-generation"
 
@@ -65,11 +66,16 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
+PREFIX = {"method": "prefix_tuning", "num_virtual_tokens": 3}
+PROMPT = {"method": "prompt_tuning", "num_virtual_tokens": 3}
+
+
 def config(base: Path, folder: Path, kind: str, **more: Any) -> dict[str, Any]:
     path = folder / f"{kind}.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows_of(kind)))
+    rank = {} if "method" in more else {"r": 4}
     return {"model_name_or_path": str(base), "train_file": str(path), "output_dir": str(folder / kind), "learning_rate": 1e-2,
-            "max_steps": 12, "max_length": 32, "r": 4, "per_device_train_batch_size": 8, "save_strategy": "no", **SETTINGS[kind], **more}
+            "max_steps": 12, "max_length": 32, **rank, "per_device_train_batch_size": 8, "save_strategy": "no", **SETTINGS[kind], **more}
 
 
 def margin(model: Any, tokenizer: Any) -> float:
@@ -105,11 +111,30 @@ def test_the_better_answers_become_likelier(kind: str, tiny_llama: Path, tmp_pat
     assert margin(attach(model, load(tmp_path / kind)), tokenizer) > before + least
 
 
-@pytest.mark.parametrize("begins", ["a pack", "the base"])
-def test_the_reference_is_what_the_adapter_began_as(begins: str, tiny_llama: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["dpo", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("grpo", "kto", "orpo", "reward"))])
+def test_a_run_goes_on_to_the_same_pack(kind: str, tiny_llama: Path, tmp_path: Path) -> None:
+    """In another epoch than that of the checkpoint, with dropout, and with the answers of ``grpo``: the bytes of a run without a stop."""
+    values = config(tiny_llama, tmp_path, kind, dropout=0.1, save_strategy="steps", save_steps=3, name=kind)
+    rewards = [low] if kind == "grpo" else ()
+
+    def stop(step: Step) -> None:
+        if step.done == 5:
+            raise RuntimeError("the machine stops")
+
+    with pytest.raises(RuntimeError, match="the machine stops"):
+        train(values, progress=stop, rewards=rewards)
+    steps: list[Step] = []
+    (pack,) = train(values, progress=steps.append, rewards=rewards)
+    assert steps[0].done == 4
+    assert pack.id == train({**values, "output_dir": str(tmp_path / "whole")}, rewards=rewards)[0].id
+
+
+@pytest.mark.parametrize(("begins", "method"), [("a pack", {}), ("the base", {}), ("the base", PREFIX), ("the base", PROMPT)])
+def test_the_reference_is_what_the_adapter_began_as(begins: str, method: dict[str, Any], tiny_llama: Path, tmp_path: Path) -> None:
     """The loss of DPO of a policy that has moved away, against the formula with a second model: the base alone, or with the pack that the
-    training goes on from. The reference owns no weight, and the pack that is written names its parent."""
-    more: dict[str, Any] = {}
+    training goes on from. The reference owns no weight, and the pack that is written names its parent. A prompt, which changes the base's
+    outputs from the first step on, is told from the base as any other adapter."""
+    more: dict[str, Any] = {**method}
     started = None
     if begins == "a pack":
         torch.manual_seed(3)
@@ -126,7 +151,7 @@ def test_the_reference_is_what_the_adapter_began_as(begins: str, tiny_llama: Pat
     assert sum(parameter.numel() for parameter in trainer.ref_model.parameters()) == 0
     batch = next(iter(trainer.get_train_dataloader()))
     with torch.no_grad():
-        assert float(trainer.compute_loss(ready.model, batch)) == pytest.approx(0.693147, abs=1e-5)
+        assert (float(trainer.compute_loss(ready.model, batch)) == pytest.approx(0.693147, abs=1e-5)) == (not method)
         for parameter in ready.model.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
