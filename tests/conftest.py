@@ -85,6 +85,28 @@ def _traced_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread_each() -> Iterator[None]:
+    """Where as many processes as cores test, a session of ONNX Runtime that is not told otherwise has one thread: by default it has one a
+    core, and those that have nothing to do wait busily.
+    """
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        yield
+        return
+    from adapterpack.runtime.providers.starting import Started
+
+    options_of = Started.session_options
+
+    def session_options(started: Started) -> Any:
+        options = options_of(started)
+        options.intra_op_num_threads = started.device.threads or 1
+        return options
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Started, "session_options", session_options)
+        yield
+
+
 @pytest.fixture(scope="session")
 def minilm() -> Path:
     """all-MiniLM-L6-v2, a real sentence encoder (22 M), from its wheel."""

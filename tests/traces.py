@@ -6,6 +6,8 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
+from functools import cache
 from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
@@ -29,6 +31,7 @@ def kept(folder: Path) -> Iterator[None]:
             return trace(form, part, inputs)
         file = folder / f"{_key(form, part, inputs)}.onnx"
         if not file.exists():
+            operators_kept()
             graph = trace(form, part, inputs)
             new = file.with_suffix(f".{os.getpid()}")
             ir.save(graph, new, format="protobuf")
@@ -37,8 +40,22 @@ def kept(folder: Path) -> Iterator[None]:
         return ir.from_proto(ir.to_proto(ir.load(file, format="protobuf")))  # which holds its weights itself
 
     with MonkeyPatch.context() as patch:
+        operators_kept = cache(lambda: _keep_operators(patch))
         patch.setattr(frontend, "_traced", traced)
         yield
+
+
+def _keep_operators(patch: MonkeyPatch) -> None:
+    """What torch.onnx makes of the sources of its operators, some hundreds, is made for the first trace and copied for the others."""
+    module = import_module("torch.onnx._internal.exporter._registration")
+    parsed = cache(module.ONNXRegistry.from_torchlib)
+
+    def from_torchlib(opset_version: int = module._constants.TORCHLIB_OPSET) -> Any:
+        registry = copy(parsed(opset_version))
+        registry.functions = {name: list(known) for name, known in registry.functions.items()}
+        return registry
+
+    patch.setattr(module.ONNXRegistry, "from_torchlib", staticmethod(from_torchlib))
 
 
 def _key(form: Any, part: Any, inputs: dict[str, Any]) -> str:

@@ -73,8 +73,8 @@ def begin(bundle: Path, folder: Path, **options: Any) -> Served:
     if "keys" not in options:
         write_keys(folder / "keys", entry("ann", ANN, admin=True), entry("bob", BOB, adapters=["alpha"], base=False, max_rows=4),
                    entry("old", OLD, expires="2020-01-01T00:00:00Z"))
-    given = {"keys": str(folder / "keys"), "audit": str(folder / "audit"), "provider": "cpu", "name": "base", "max_rows": 4, "limits": {},
-             **options}
+    given = {"keys": str(folder / "keys"), "audit": str(folder / "audit"), "provider": "cpu", "threads": 1, "name": "base", "max_rows": 4,
+             "limits": {}, **options}
     with (folder / "log").open("w") as log:
         process = subprocess.Popen([sys.executable, "-c", PROGRAM, str(bundle), json.dumps(given)], stdout=subprocess.PIPE, stderr=log,
                                    text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
