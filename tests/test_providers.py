@@ -151,6 +151,9 @@ print(json.dumps(found))
 """
 FAMILIES = ("llama", "vit", "bert", "gpt2", "whisper")
 FORMS = ("float32", "float16", "bfloat16", "int8", "int4")
+PLACED_GRAPHS = [(family, form) for number, family in enumerate(FAMILIES) for place, form in enumerate(FORMS)
+                 if family == "llama" or form == "float32" or (number + place) % 2]
+"""Of one family every form, of every family float32 and each second of the others, so that every form is there of three families."""
 
 
 def exported(family: str, form: str, folder: Path) -> Path:
@@ -165,7 +168,7 @@ def exported(family: str, form: str, folder: Path) -> Path:
 
 @on_hollow
 @pytest.mark.sampled(13)
-@pytest.mark.parametrize(("family", "form"), [(family, form) for family in FAMILIES for form in FORMS])
+@pytest.mark.parametrize(("family", "form"), PLACED_GRAPHS)
 def test_the_table_says_where_onnx_runtime_puts_every_node(family: str, form: str, hollow: Make, tmp_path: Path) -> None:
     """Of every graph of a bundle: what the table names is what ONNX Runtime itself leaves to the CPU, beside shapes."""
     bundle, table = exported(family, form, tmp_path), kernels_of("cuda")
