@@ -1,9 +1,10 @@
-"""One training step of a LoRA: adapterpack beside PEFT, on the same model, targets, initial tensors, rows and optimizer.
+"""One training step of a LoRA: adapterpack beside PEFT, and PEFT's model under TRL, on the same base, targets, initial tensors and rows.
 
-The model is SmolLM2, of which real rows are learned, or a tiny random Llama. Both models live in one process and take their steps in turn,
-after warm-up steps that are not counted; a step is forward, backward and AdamW, with the loss as each one's trainer computes it. Without
-dropout the gradients of the first step are compared. Peak memory is that of a process of its own for each, which takes three steps: on CUDA
-what torch allocated, on the CPU the largest resident size, whole and above that before the first step.
+The model is SmolLM2, of which real rows are learned, or a tiny random Llama. All models live in one process and take their steps in turn,
+after warm-up steps that are not counted; a step is forward, backward and AdamW, with the loss as each one's trainer computes it. The floor
+is the base without an adapter: forward, and backward down to the embeddings, with our loss. Without dropout the gradients of the first step
+are compared. Peak memory is that of a process of its own for each, which takes three steps: on CUDA what torch allocated, on the CPU the
+largest resident size, whole and above that before the first step.
 
     python benchmarks/train.py
     python benchmarks/train.py --dropout 0.05 --length 1024
@@ -13,6 +14,7 @@ what torch allocated, on the CPU the largest resident size, whole and above that
 from __future__ import annotations
 
 import argparse
+import atexit
 import json
 import subprocess
 import sys
@@ -20,6 +22,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
@@ -78,7 +81,40 @@ def peft(args: argparse.Namespace) -> Subject:
                            for name, value in model.named_parameters() if value.requires_grad}, lambda inputs: model(**inputs).loss)
 
 
-SUBJECTS: dict[str, Callable[[argparse.Namespace], Subject]] = {"adapterpack": ours, "peft": peft}
+def trl(args: argparse.Namespace) -> Subject:
+    """PEFT's model with the loss of TRL's SFTTrainer, which does not make all logits either."""
+    from datasets import Dataset
+    from transformers import AutoTokenizer
+    from trl import SFTConfig, SFTTrainer
+
+    theirs = peft(args)
+    scratch = TemporaryDirectory()
+    atexit.register(scratch.cleanup)
+    config = SFTConfig(scratch.name, report_to=[], bf16=False, gradient_checkpointing=False, max_length=args.length,
+                       use_cpu=args.device == "cpu")
+    trainer = SFTTrainer(theirs.model, config, train_dataset=Dataset.from_dict({"text": ["one row"]}),
+                         processing_class=AutoTokenizer.from_pretrained(smollm2()))
+    trainer.model.train()
+    return theirs._replace(loss=lambda inputs: trainer.compute_loss(trainer.model, dict(inputs)))
+
+
+def floor(args: argparse.Namespace) -> Subject:
+    """The frozen base: what a step costs that has no adapter, with gradients of all activations as adapters need them."""
+    from adapterpack.training.loop.blockwise_loss import blockwise_loss
+
+    model = base(args).train().requires_grad_(False)
+    model.enable_input_require_grads()
+    blocks = blockwise_loss(model, batch(args))
+    assert blocks is not None
+
+    def loss(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        with blocks.instead():
+            return model(**inputs).loss
+
+    return Subject(model, {}, loss)
+
+
+SUBJECTS: dict[str, Callable[[argparse.Namespace], Subject]] = {"adapterpack": ours, "peft": peft, "trl": trl, "floor": floor}
 
 
 @torch.no_grad()
@@ -104,18 +140,19 @@ def batch(args: argparse.Namespace) -> dict[str, torch.Tensor]:
         tokens = AutoTokenizer.from_pretrained(smollm2())(text)["input_ids"]
         ids = torch.tensor((tokens * (count // len(tokens) + 1))[:count])
     ids = ids.reshape(args.batch, args.length).to(args.device)
-    return {"input_ids": ids, "labels": ids}
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
 
 
 def stepper(subject: Subject, inputs: dict[str, torch.Tensor]) -> Callable[[], float]:
     """A function that takes one step and returns its loss."""
-    optimizer = torch.optim.AdamW(subject.adapter.values(), lr=1e-4)
+    optimizer = torch.optim.AdamW(subject.adapter.values(), lr=1e-4) if subject.adapter else None
 
     def step() -> float:
         loss = subject.loss(inputs)
         loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        if optimizer:
+            optimizer.step()
+            optimizer.zero_grad()
         return float(loss.detach())
 
     return step
@@ -126,6 +163,11 @@ def gradients(subject: Subject, inputs: dict[str, torch.Tensor]) -> dict[str, to
     found = {name: value.grad.float().clone() for name, value in subject.adapter.items()}
     subject.model.zero_grad()
     return found
+
+
+def contestants(args: argparse.Namespace) -> list[str]:
+    """TRL is left out of the tiny model, which has no tokenizer."""
+    return [who for who in SUBJECTS if who != "trl" or args.size != "tiny"]
 
 
 def wait(args: argparse.Namespace) -> None:
@@ -155,11 +197,11 @@ def peak(args: argparse.Namespace) -> tuple[float, float]:
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    subjects = {who: make(args) for who, make in SUBJECTS.items()}
+    subjects = {who: SUBJECTS[who](args) for who in contestants(args)}
     inputs = batch(args)
     for subject in subjects.values():
         fill(subject)
-    found = {who: gradients(subject, inputs) for who, subject in subjects.items()}
+    found = {who: gradients(subjects[who], inputs) for who in ("adapterpack", "peft")}
     assert found["adapterpack"].keys() == found["peft"].keys()
     largest = max(float(value.abs().max()) for value in found["peft"].values())
     difference = max(float((found["adapterpack"][name] - value).abs().max()) for name, value in found["peft"].items())
@@ -174,7 +216,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             if run >= args.warm_up:
                 times[who].append(time.perf_counter() - started)
     figures = {who: {"seconds": median(values), "fastest": min(values), **memory(who)} for who, values in times.items()}
-    pairs = [ours / theirs for ours, theirs in zip(times["adapterpack"], times["peft"], strict=True)]
+    pairs = {who: [ours / theirs for ours, theirs in zip(times["adapterpack"], values, strict=True)]
+             for who, values in times.items() if who != "adapterpack"}
     return {
         "benchmark": "train",
         "size": args.size,
@@ -187,10 +230,12 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "runs": args.runs,
         **figures,
-        "time_ratio": median(pairs),
-        "time_ratios": [min(pairs), max(pairs)],
-        "peak_ratio": figures["adapterpack"]["peak_mb"] / figures["peft"]["peak_mb"],
-        "peak_ratio_above_model": figures["adapterpack"]["above_model_mb"] / figures["peft"]["above_model_mb"],
+        "ratios": {who: {
+            "time": median(values),
+            "times": [min(values), max(values)],
+            "peak": figures["adapterpack"]["peak_mb"] / figures[who]["peak_mb"],
+            "peak_above_model": figures["adapterpack"]["above_model_mb"] / figures[who]["above_model_mb"],
+        } for who, values in pairs.items()},
         "gradient_difference": None if args.dropout else difference / largest,
     }
 
@@ -207,12 +252,13 @@ def show(result: dict[str, Any]) -> None:
     rows, length = result["batch"]
     print(f"{result['size']}, {result['device']}, {result['dtype']}, {rows} x {length} tokens, {result['sites']} sites of rank "
           f"{result['rank']}, dropout {result['dropout']}; median of {result['runs']}")
-    for who in SUBJECTS:
+    for who in ("adapterpack", *result["ratios"]):
         r = result[who]
         print(f"  {who:12} step {1000 * r['seconds']:8.1f} ms   fastest {1000 * r['fastest']:8.1f} ms   peak {r['peak_mb']:6.0f} MB, "
               f"{r['above_model_mb']:.0f} above the model")
-    print("  adapterpack / PEFT: time {:.3f} in the median pair ({:.2f} to {:.2f}), peak memory {:.2f}, above the model {:.2f}".format(
-        result["time_ratio"], *result["time_ratios"], result["peak_ratio"], result["peak_ratio_above_model"]))
+    for who, ratio in result["ratios"].items():
+        print("  adapterpack / {}: time {:.3f} in the median pair ({:.2f} to {:.2f}), peak memory {:.2f}, above the model {:.2f}".format(
+            who, ratio["time"], *ratio["times"], ratio["peak"], ratio["peak_above_model"]))
     if result["gradient_difference"] is not None:
         print(f"  largest difference between the gradients: {result['gradient_difference']:.1e} of the largest gradient")
 

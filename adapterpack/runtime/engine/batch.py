@@ -42,7 +42,8 @@ class GrowingEngine:
             self.engine = None  # its memory goes first
             if engine is not None:
                 rows, length = max(rows, engine.max_rows), max(length, engine.max_length)
-            engine = self.engine = DecoderEngine(session, max_rows=rows, max_length=length, prefix_budget=self._prefix_budget)
+            engine = self.engine = DecoderEngine(session, max_rows=rows, max_length=length, prompts_together=True,
+                                                 prefix_budget=self._prefix_budget)
         return engine
 
 

@@ -1,6 +1,6 @@
 """The engine of decoders: a decode loop in which rows with different adapters come and go.
 
-Each step reads waiting prompts, up to a budget of tokens, and makes one token for every row whose prompt has been read.
+Steps take turns: one makes a token for every row whose prompt has been read, the next one reads prompts, up to a budget of tokens.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ from .requests import Beam, Event, Request
 from .row_batch import RowBatch
 from .sources import source_of
 
+SHORT = 32
+"""Prompts of fewer tokens are read together with the next one."""
 LONGEST_POOL = 4096
 """Positions of a row of the pool, where the model has more and nobody asks for them."""
 
@@ -43,8 +45,10 @@ LONGEST_POOL = 4096
 class DecoderEngine(Engine):
     """Runs a bundle that has the engine's graph: up to ``max_rows`` requests at a time, of up to ``max_length`` positions each.
 
-    ``prefill_budget`` is the most tokens of prompts that a step reads, ``adapter_budget`` the bytes of adapters that stay in memory without
-    a running row, and ``prefix_budget`` those of keys and values that are kept, in the host's memory, for prompts that begin as one before.
+    ``prefill_budget`` is the most tokens of prompts that a step reads. A step reads one prompt, or several short ones, so that no first
+    token waits until other prompts have been read, too; with ``prompts_together`` it reads as many as the budget allows, which takes a
+    whole batch a little less time. ``adapter_budget`` are the bytes of adapters that stay in memory without a running row, and
+    ``prefix_budget`` those of keys and values that are kept, in the host's memory, for prompts that begin as one before.
 
     Raises:
         Unsupported: the bundle has no graph for the engine.
@@ -55,8 +59,8 @@ class DecoderEngine(Engine):
     ahead = 2  # a row has many steps: these begin when the first ends
 
     def __init__(self, bundle: str | os.PathLike[str] | OpenBundle, provider: str | Device | None = None, *, threads: int | None = None,
-                 max_rows: int = 8, max_length: int | None = None, prefill_budget: int = 256, adapter_budget: int = 1 << 30,
-                 prefix_budget: int = 256 << 20, verify: str = "cached") -> None:
+                 max_rows: int = 8, max_length: int | None = None, prefill_budget: int = 256, prompts_together: bool = False,
+                 adapter_budget: int = 1 << 30, prefix_budget: int = 256 << 20, verify: str = "cached") -> None:
         self.bundle = bundle if isinstance(bundle, OpenBundle) else OpenBundle(bundle, provider, threads, verify=verify)
         if not self.bundle.bundle.decoder:
             raise without_decoder(self.bundle.bundle, self.bundle.folder)
@@ -64,13 +68,14 @@ class DecoderEngine(Engine):
             raise ConfigError("an engine has at least one row, one position and one token of prompts a step",
                               found=f"max_rows {max_rows}, max_length {max_length}, prefill_budget {prefill_budget}")
         context = context_of(self.bundle)
-        self.max_rows, self.prefill_budget = max_rows, prefill_budget
+        self.max_rows, self.prefill_budget, self.prompts_together = max_rows, prefill_budget, prompts_together
         self.max_length = min(max_length or LONGEST_POOL, context or max_length or LONGEST_POOL)
         reader = AdapterReader(self.bundle, SlotValues(self.bundle.bundle, self.bundle.folder, self.bundle.stored))
         self.adapters = AdapterTable(self.bundle, reader.read, partial(require_canary, self.bundle, reader), adapter_budget)
         self.rows = RowBatch[Beam](self.bundle, reader, max_rows, self.max_length, prefix_budget)
         self._start = start_ids(self.bundle) if self.bundle.task.has_encoder else None
         self._waiting = deque[Request]()
+        self._prompts_next = False
 
     @property
     def busy(self) -> bool:
@@ -116,13 +121,19 @@ class DecoderEngine(Engine):
             raise
 
     def _step(self) -> list[Event]:
-        """Takes messages in, reads prompts up to the budget, and makes a token for every row that is ready."""
+        """Takes messages in; then reads prompts, or makes a token for every running row, in turn if there are both. Between the two whoever
+        got an answer may have asked again.
+        """
         events: list[Event] = []
         self._take_messages(events)
         while self._waiting and self._taken + self._waiting[0].answer.width <= self.max_rows:
             self.rows.admit(self._waiting.popleft())
-        self._decode(events)
-        self._read_prompts(events)
+        self._prompts_next = bool(self.rows.reading) and (self._prompts_next or not self.rows.running)
+        if self._prompts_next:
+            self._read_prompts(events)
+        else:
+            self._decode(events)
+        self._prompts_next = not self._prompts_next
         return events
 
     def forget(self) -> None:
@@ -184,12 +195,13 @@ class DecoderEngine(Engine):
 
     def _read_prompts(self, events: list[Event]) -> None:
         """Reads prompts in the order in which they came, a piece at a time where they are longer than the budget."""
-        budget = self.prefill_budget
-        while budget > 0 and self.rows.reading:
+        enough = self.prefill_budget if self.prompts_together else min(SHORT, self.prefill_budget)
+        read = 0
+        while read < enough and self.rows.reading:
             row = self.rows.next_to_read().request
             whole = row.features or row.source
-            tokens = len(row.prompt) if whole else min(budget, len(row.prompt) - row.done)
-            budget -= tokens + max((array.shape[-1] for array in row.source.values()), default=0)
+            tokens = len(row.prompt) if whole else min(self.prefill_budget - read, len(row.prompt) - row.done)
+            read += tokens + max((array.shape[-1] for array in row.source.values()), default=0)
             try:
                 logits = self.rows.prefill(tokens)
             except AdapterpackError as error:

@@ -44,6 +44,8 @@ class EngineThread:
     def __init__(self, engine: Engine, loop: asyncio.AbstractEventLoop, stepped: Callable[[float, int], None],
                  loader: Executor | None = None) -> None:
         self.engine, self._loop, self._stepped = engine, loop, stepped
+        self._order = threading.Lock()
+        """Held by whoever looks at the queue, or at what is ready."""
         self._queue: FairQueue[Row] = FairQueue()
         self._messages: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._ready: set[Row] = set()
@@ -67,8 +69,11 @@ class EngineThread:
         self._loader.shutdown()
 
     def add(self, rows: Sequence[Row]) -> None:
-        """Adds the rows of a request; any thread may."""
-        self._messages.put(partial(self._add, rows))
+        """Adds the rows of a request; any thread may. Those that can begin soon are made ready at once, while the engine is in a step."""
+        with self._order:
+            for row in rows:
+                self._queue.put(row)
+        self._make_ready()
         if self.failure is not None:  # the thread may have ended before it saw the message
             self._fail(rows)
 
@@ -118,9 +123,10 @@ class EngineThread:
             self.failure = self.failure or RuntimeError("closed")
             self.activity = None
             self._take_messages(wait=False)
-            left = [*self._ready]
-            while (row := self._queue.pop()) is not None:
-                left.append(row)
+            with self._order:
+                left = [*self._ready]
+                while (row := self._queue.pop()) is not None:
+                    left.append(row)
             self._fail(left)
 
     def _take_messages(self, wait: bool) -> None:
@@ -134,17 +140,14 @@ class EngineThread:
         while not self._closing and not go.wait(0.05):
             pass
 
-    def _add(self, rows: Sequence[Row]) -> None:
-        for row in rows:
-            if not row.ended:
-                self._queue.put(row)
-
     def _cancel(self, rows: Sequence[Row]) -> None:
         for row in rows:
             if row.ended:
                 continue
             row.ended = True
-            if self._queue.remove(row):
+            with self._order:
+                waited = self._queue.remove(row)
+            if waited:
                 self._tell([(row, Event(0, None, finish_reason="cancelled"))])
             elif row.request is not None:
                 self.engine.cancel(row.request.number)
@@ -154,11 +157,13 @@ class EngineThread:
         together: of a request with many rows no step runs with a few.
         """
         by_pack: dict[str | None, list[Row]] = {}
-        while len(self._ready) < self.engine.max_rows + self.engine.ahead and (row := self._queue.pop()) is not None:
-            self._ready.add(row)
-            by_pack.setdefault(None if row.pack is None else row.pack.id, []).append(row)
+        with self._order:
+            while len(self._ready) < self.engine.max_rows + self.engine.ahead and (row := self._queue.pop()) is not None:
+                self._ready.add(row)
+                by_pack.setdefault(None if row.pack is None else row.pack.id, []).append(row)
         for rows in by_pack.values():
-            self._loader.submit(self._make, rows)
+            with suppress(RuntimeError):  # the loader has been closed, and the rows were told so
+                self._loader.submit(self._make, rows)
 
     def _make(self, rows: Sequence[Row]) -> None:
         messages: list[Callable[[], None]] = []
@@ -188,8 +193,9 @@ class EngineThread:
 
     def _ended(self, row: Row) -> None:
         row.ended = True
-        self._ready.discard(row)
-        self._queue.ended(row)
+        with self._order:
+            self._ready.discard(row)
+            self._queue.ended(row)
 
     def _step(self) -> None:
         start = time.monotonic()
@@ -201,7 +207,8 @@ class EngineThread:
         for event in events:
             row = self._running[event.request]
             if event.choice is not None:
-                self._queue.charge(row)
+                with self._order:
+                    self._queue.charge(row)
             if event.finish_reason is not None:
                 del self._running[event.request]
                 self._ended(row)

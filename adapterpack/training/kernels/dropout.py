@@ -25,7 +25,11 @@ class Dropout(NamedTuple):
 
     def of(self, x: torch.Tensor) -> torch.Tensor:
         """``x`` with the dropped numbers zero."""
+        return x * self.factors(x)
+
+    def factors(self, x: torch.Tensor) -> torch.Tensor:
+        """What each number of ``x``, or of another tensor of its size, is multiplied by: zero, or a little more than one."""
         generator = torch.Generator(x.device).manual_seed(self.seed)
         drawn = torch.empty(-(-x.numel() // _EACH), dtype=torch.int64, device=x.device).random_(-(1 << 63), None, generator=generator)
         kept = drawn.view(torch.int16)[: x.numel()].view(x.shape) >= self.dropped - _STEPS // 2
-        return x * kept.to(x.dtype).mul_(_STEPS / (_STEPS - self.dropped))
+        return kept.to(x.dtype).mul_(_STEPS / (_STEPS - self.dropped))

@@ -159,13 +159,14 @@ class _Parallel(torch.autograd.Function):
         at, trained = by_step(steps, kept[: ctx.count]), by_step(steps, of_matrices)
         values, added = kept[ctx.count :], [None, *inside] if steps and trained[0] else [*inside]
         for_matrices: list[torch.Tensor | None] = []
-        for_x, going = gradient @ weight if of_x and gradient is not None else None, gradient
+        for_x, going, factors = gradient @ weight if of_x and gradient is not None else None, gradient, None
         for position in reversed(range(len(steps))):
             extra = None
             if trained[position]:
                 value, extra = values.pop(), added.pop()
                 if dropout is not None and not position:
-                    value = dropout.of(value)
+                    factors = dropout.factors(value)
+                    value = value * factors
                 for_matrices.append(None if going is None else of_matrix(going, value))
             elif steps[position] is None:
                 for_matrices.append(None)
@@ -175,8 +176,8 @@ class _Parallel(torch.autograd.Function):
                 add_back(for_x, steps[0], at[0], going)
             going = extra if going is None else going if extra is None else going + extra
         if dropout is not None and of_x and going is not None:
-            going = dropout.of(going)
-            for_x = going if for_x is None else for_x + going
+            factors = dropout.factors(going) if factors is None else factors
+            for_x = going * factors if for_x is None else for_x.addcmul_(going, factors)
         elif for_x is None and of_x:
             for_x = going
         return for_x, None, None, gradient.sum(0) if of_bias and gradient is not None else None, None, *reversed(for_matrices)
@@ -206,12 +207,12 @@ class _LowRank(torch.autograd.Function):
         """Gradients of ``y``, ``x``, ``A`` and ``B``."""
         x, A, B = ctx.saved_tensors
         of_y, of_x, of_a, of_b, _ = ctx.needs_input_grad
-        dropped = (lambda value: value) if ctx.dropout is None else ctx.dropout.of
-        wide = dropped(x.to(A.dtype))
-        inner = through(gradient, B)
+        wide, inner = x.to(A.dtype), through(gradient, B)
+        factors = None if ctx.dropout is None else ctx.dropout.factors(wide)
+        wide, for_x = wide if factors is None else wide * factors, inner @ A if of_x else None
         return (
             gradient.to(ctx.dtype) if of_y else None,
-            dropped(inner @ A).to(x.dtype) if of_x else None,
+            None if for_x is None else (for_x if factors is None else for_x * factors).to(x.dtype),
             inner.T @ wide if of_a else None,
             of_matrix(gradient, wide @ A.T) if of_b else None,
             None,
