@@ -11,6 +11,7 @@ import torch
 import transformers
 
 import adapterpack
+from adapterpack.errors import NothingToDo
 from adapterpack.pack.pack import Pack
 
 pytestmark = pytest.mark.fast
@@ -106,3 +107,35 @@ def test_peft_loads_an_averaged_head(tmp_path: Any) -> None:
     loaded = peft.PeftModel.from_pretrained(bert(), tmp_path / "both")
     found = loaded.base_model.model.classifier.modules_to_save["default"].weight.detach().numpy()
     np.testing.assert_allclose(found, 0.25 * heads[0] + 0.75 * heads[1], atol=1e-6)
+
+
+@pytest.mark.parametrize(("rule", "weights"), [("linear", [0.7, 0.3]), ("average", [2.0, 3.0]), ("task_arithmetic", [1.0, -0.4])])
+def test_ia3_packs_give_an_ia3(tmp_path: Any, rule: str, weights: list[float]) -> None:
+    """``l = 1 + sum w_i (l_i - 1)`` on outputs and inputs, in float64; where the weights have the sum 1 what PEFT's own
+    ``add_weighted_adapter`` gives. PEFT loads the pack with these numbers, and its recipe repeats it."""
+    config = peft.IA3Config(target_modules=["q_proj", "down_proj"], feedforward_modules=["down_proj"])
+    model = peft.get_peft_model(tiny_llama(), config, adapter_name="s0")
+    model.add_adapter("s1", config)
+    for seed, name in enumerate(("s0", "s1")):
+        for key, value in model.named_parameters():
+            if f"ia3_l.{name}" in key:
+                value.data = 1 + 0.3 * torch.randn(value.shape, generator=torch.Generator().manual_seed(seed + len(key)))
+    model.save_pretrained(tmp_path / "peft")
+    folders = [tmp_path / "peft" / name for name in ("s0", "s1")]
+    pack = adapterpack.compose(folders, rule=rule, weights=weights, out=tmp_path / "both")
+    assert pack.manifest.method.type == "ia3"
+    found = peft.PeftModel.from_pretrained(tiny_llama(), tmp_path / "both")
+    layers = {name: module for name, module in found.named_modules() if hasattr(module, "ia3_l") and "default" in module.ia3_l}
+    factors = {"linear": weights, "average": [0.4, 0.6], "task_arithmetic": [0.3 * weight for weight in weights]}[rule]
+    if sum(factors) == 1:
+        model.add_weighted_adapter(["s0", "s1"], factors, "sum")
+    assert len(layers) == 4
+    for name, module in layers.items():
+        parts = [model.get_submodule(name).ia3_l[part].detach().double() for part in ("s0", "s1")]
+        wanted = 1 + sum(factor * (part - 1) for factor, part in zip(factors, parts, strict=True))
+        torch.testing.assert_close(module.ia3_l["default"].detach().double(), wanted, rtol=1e-6, atol=1e-6)  # float32 of numbers near 1
+        if sum(factors) == 1:
+            torch.testing.assert_close(module.ia3_l["default"], model.get_submodule(name).ia3_l["sum"], rtol=1e-6, atol=1e-6)
+    assert adapterpack.compose(folders, recipe=tmp_path / "both").id == pack.id
+    with pytest.raises(NothingToDo):
+        adapterpack.compose([folders[0], folders[0]], weights=[1.0, -1.0])

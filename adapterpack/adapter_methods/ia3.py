@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import Unsupported
-from .core.base import Method, NormalForm, Traits
+from .core.base import Method, NormalForm, Storage, Traits
 from .core.config import NoBranch, by_suffix
 from .core.operators import Diagonal
 from .core.peft_form import TRANSPOSED, PeftForm
@@ -65,6 +65,12 @@ def _normal_form(cfg: IA3, params: Params, site: Site) -> NormalForm:
     return NormalForm(pre=Diagonal(factors[0, :])) if cfg.feedforward else NormalForm(output_scale=factors[:, 0])
 
 
+def _summed(terms: Sequence[tuple[Params, float]]) -> dict[str, np.ndarray]:
+    """``l = 1 + sum_i w_i (l_i - 1)``: a change of (IA)^3 is linear in ``l - 1``, on inputs and on outputs."""
+    total = 1 + sum(weight * (np.asarray(params["ia3_l"], np.float64) - 1) for params, weight in terms)
+    return {"ia3_l": np.asarray(total, np.float32)}
+
+
 def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
     inner = [path for path, cfg in sites.items() if cfg.feedforward]
     # PEFT takes a name in this list for the end of a path, even in the middle of a word; a text it matches whole, as a pattern.
@@ -101,6 +107,7 @@ ia3 = METHODS.register(Method(
     init=_init,
     normal_form=_normal_form,
     examples=(IA3(), IA3(feedforward=True), IA3(feedforward=("other", "0.proj"))),
+    storage=Storage(summed=_summed),
     peft=PeftForm(
         peft_type="IA3",
         suffixes={"ia3_l": "ia3_l"},

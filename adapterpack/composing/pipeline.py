@@ -20,6 +20,7 @@ from .recipe import Recipe, repeat
 from .rules.lorahub import searched
 from .rules.rule import RULES
 from .statistics import Statistics
+from .within import within_method
 from .work import Progress, Request, Work, build_pack, combine_sites, prepare
 
 Packs = Sequence[Pack | str | os.PathLike[str]]
@@ -49,6 +50,8 @@ def compose(
 ) -> Pack:
     """One LoRA pack whose change is that of several packs, combined by a rule (:func:`adapterpack.rules`); or, with a tree, one pack that
     holds them all and combines them when it runs.
+
+    Packs of (IA)^3 alone, under a rule that is a weighted sum of changes and without rank, energy or budget, give one of (IA)^3, exactly.
 
     Args:
         packs: the packs, or their folders; all of one base and one task. A pack that does not change a site adds nothing there. Their order
@@ -116,6 +119,9 @@ def compose(
     checked_weights(packs, weights)
     parents = load_all(packs)
     called = chosen_name(name, out, rule, parents)
+    own = within_method(parents, request, called) if statistics is None and score is None else None
+    if own is not None:
+        return own if out is None else own.write(out)
     work = prepare(parents, request, base, statistics)
     if work.rule.search:
         work = _search_weights(work, score, called)

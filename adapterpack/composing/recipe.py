@@ -28,6 +28,7 @@ from .assemble import assemble
 from .rules.rule import RULES
 from .statistics import Statistics
 from .statistics import read as read_statistics
+from .within import within_method
 from .work import Progress, Request, build_pack, combine_sites, prepare
 
 FORMAT = "adapterpack-recipe-1"
@@ -160,8 +161,11 @@ def repeat(
     else:
         weights = tuple(parent.weight for parent in recipe.parents if parent.weight is not None)
         request = Request(recipe.rule or TREE, weights or None, recipe.params, **recipe.options)
-        work = prepare(parents, request, base, _measured(recipe, statistics))
-        made = build_pack(work, combine_sites(work, progress), recipe.name)
+        within = within_method(parents, request, recipe.name)
+        if within is None:
+            work = prepare(parents, request, base, _measured(recipe, statistics))
+            within = build_pack(work, combine_sites(work, progress), recipe.name)
+        made = within
     if recipe.result is not None and made.id != recipe.result:
         raise FormatError("the same packs gave another result than the recipe says", where=f"recipe of '{recipe.name}'",
                           expected=recipe.result, found=made.id,

@@ -23,7 +23,7 @@ from ..pack.pack import Pack, build
 from ..pack.validate.validation import load
 from .arguments import chosen_name, opened_base
 from .budget import FULL_RANK, check_budget, parameters, ranks_within
-from .result import as_lora, base_tensors, truncation
+from .result import as_lora, truncation, whole_tensors
 from .sites import JointSite, gather
 
 
@@ -108,7 +108,7 @@ def resize(
         base=manifest.base,
         full=parent.full(),
         problem=manifest.problem,
-        weights=base_tensors([joint for joint, _, _ in kept], [parent]),
+        weights={**whole_tensors([parent]), **{joint.site.path: joint.weight for joint, _, _ in kept}},
         lineage=descended("resize", [parent], details),
         license=manifest.license,
     )

@@ -12,7 +12,6 @@ from ..adapter_methods.lora import LoRA
 from ..lowrank.space import Factors
 from ..lowrank.spectra import Loss
 from ..pack.pack import Pack
-from .sites import JointSite
 
 
 def as_lora(change: Factors, dtype: Any = np.float32) -> tuple[LoRA, dict[str, np.ndarray]]:
@@ -28,10 +27,9 @@ def _of_rank(rank: int) -> LoRA:
     return LoRA(r=rank, alpha=float(rank))
 
 
-def base_tensors(sites: Sequence[JointSite], parents: Sequence[Pack]) -> dict[str, str | None]:
-    """The base tensor behind every path of the result."""
-    whole = {group.path: group.weight for parent in parents for group in parent.manifest.groups if group.role == "full" and group.weight}
-    return {**whole, **{joint.site.path: joint.weight for joint in sites}}
+def whole_tensors(parents: Sequence[Pack]) -> dict[str, str | None]:
+    """The base tensor behind every module that a parent has trained whole."""
+    return {group.path: group.weight for parent in parents for group in parent.manifest.groups if group.role == "full" and group.weight}
 
 
 def truncation(losses: Mapping[str, Loss]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..adapter_methods import Method, Site
 from ..adapter_methods.lora import lora
 from ..errors import ConfigError, NonFinite, NothingToDo
 from ..io.threads import in_order, one_thread_each, workers
@@ -24,8 +25,8 @@ from .arguments import checked_weights, opened_base
 from .budget import FULL_RANK, check_budget, parameters, ranks_within
 from .compatibility import common_base
 from .finish import cut_all, decompose_all, finite
-from .full_modules import apply_policy
-from .result import as_lora, base_tensors, truncation
+from .full_modules import FullModules, apply_policy
+from .result import as_lora, truncation, whole_tensors
 from .rules.rule import RULES, Rule
 from .sites import JointSite, gather
 from .statistics import Statistics, of_packs
@@ -220,18 +221,28 @@ def build_pack(work: Work, outcome: Outcome, name: str) -> Pack:
     details = _lineage_params(work, outcome)
     if work.request.rank_is_default:
         warnings.warn(RankChosen(work.request.rule, work.request.rank or 0, details["truncation"]["total"] ** 2), stacklevel=3)
-    licenses = {parent.manifest.license for parent in work.parents}
     kept = [(joint, change) for joint, change in zip(work.sites, outcome.changes, strict=True) if change is not None]
+    lineage = descended(work.request.rule, work.parents, details, work.weights)
+    return described(name, lora, {joint.site: as_lora(change) for joint, change in kept}, work.base, whole, work.parents,
+                     {joint.site.path: joint.weight for joint, _ in kept}, lineage)
+
+
+def described(
+    name: str, method: Method, adapters: Mapping[Site, tuple[Any, Mapping[str, np.ndarray]]], base: m.Base, whole: FullModules,
+    parents: Sequence[Pack], weights: Mapping[str, str | None], lineage: m.Lineage,
+) -> Pack:
+    """A pack of combined changes, with what its parents have in common; ``weights`` are the base tensors behind its sites."""
+    licenses = {parent.manifest.license for parent in parents}
     return build(
         name,
-        lora,
-        {joint.site: as_lora(change) for joint, change in kept},
+        method,
+        adapters,
         task=whole.task,
-        base=work.base,
+        base=base,
         full=whole.modules,
         problem=whole.problem,
-        weights=base_tensors([joint for joint, _ in kept], work.parents),
-        lineage=descended(work.request.rule, work.parents, details, work.weights),
+        weights={**whole_tensors(parents), **weights},
+        lineage=lineage,
         license=licenses.pop() if len(licenses) == 1 else None,
     )
 

@@ -140,6 +140,8 @@ class Storage(NamedTuple):
     once, its matrices along their first axis."""
     appended_rows: Callable[[Any, Params, int], np.ndarray | None] | None = None
     """The rows that an adapter of a table of so many rows puts after the last of them (words added before training), or None."""
+    summed: Callable[[Sequence[tuple[Params, float]]], dict[str, np.ndarray]] | None = None
+    """The parameters of one adapter whose change is the weighted sum of those of several of the same config at a site, exactly; numpy."""
     spec_version: int = 1
     composition: Any = None
     """What a manifest says of a method that is made of the methods of several packs."""

@@ -23,10 +23,23 @@ _FLAT = 0.9995
 """The cosine above which two directions are interpolated in a straight line: their angle is lost in rounding."""
 
 
+def _as_given(weights: Sequence[float]) -> Sequence[float]:
+    return weights
+
+
+def _times(weights: Sequence[float], *, lam: float) -> list[float]:
+    return [lam * weight for weight in weights]
+
+
+def _shares(weights: Sequence[float]) -> list[float]:
+    """``w_i / sum_i |w_i|``: the divisor is never near 0."""
+    return [weight / sum(map(abs, weights)) for weight in weights]
+
+
 rule("cat", "the factors side by side: the weighted sum of the changes, as it stands, of rank sum r_i", formula="sum w_i D_i",
-     paper=f"{ARXIV}2212.04089", needs="G", exact=True, reduce=False, laws=SUM)(summed)
+     paper=f"{ARXIV}2212.04089", needs="G", exact=True, reduce=False, laws=SUM, coefficients=_as_given)(summed)
 rule("linear", "the weighted sum of the changes, brought to the smallest rank that holds it", formula="sum w_i D_i",
-     paper=f"{ARXIV}2212.04089", needs="G", exact=True, laws=SUM)(summed)
+     paper=f"{ARXIV}2212.04089", needs="G", exact=True, laws=SUM, coefficients=_as_given)(summed)
 rule("svd", "the best approximation of the weighted sum of a rank, or with a share of its energy, that you give",
      formula="svd_k(sum w_i D_i)", paper="https://doi.org/10.1007/BF02288367", needs="C", exact=False, cut=True, laws=SUM)(summed)
 
@@ -42,24 +55,25 @@ def total(terms: Sequence[Term], *, lam: float = 1.0) -> Sum:
 
 
 @rule("task_arithmetic", "the sum of the changes at one scale; every pack counts 1 without weights", formula="lam sum w_i D_i",
-      paper=f"{ARXIV}2212.04089", needs="G", exact=True, unit=True, neutral={"lam": 1.0}, laws=SUM)
+      paper=f"{ARXIV}2212.04089", needs="G", exact=True, unit=True, neutral={"lam": 1.0}, laws=SUM, coefficients=_times)
 def task_arithmetic(terms: Sequence[Term], *, lam: float = 0.3) -> Sum:
     """``lam sum_i w_i D_i``, with the scale that eight tasks want."""
     return total(terms, lam=lam)
 
 
 @rule("negate", "the opposite of the changes: what they taught is taken away", formula="-lam sum w_i D_i", paper=f"{ARXIV}2212.04089",
-      needs="G", exact=True, unit=True, neutral={"lam": -1.0}, laws=SUM)
+      needs="G", exact=True, unit=True, neutral={"lam": -1.0}, laws=SUM,
+      coefficients=lambda weights, *, lam: _times(weights, lam=-lam))
 def negate(terms: Sequence[Term], *, lam: float = 1.0) -> Sum:
     """``-lam sum_i w_i D_i``."""
     return total(terms, lam=-lam)
 
 
 @rule("average", "the mean of the changes (model soup), by weights whose size alone counts", formula="sum w_i D_i / sum |w_i|",
-      paper=f"{ARXIV}2203.05482", needs="G", exact=True, laws=MEAN)
+      paper=f"{ARXIV}2203.05482", needs="G", exact=True, laws=MEAN, coefficients=_shares)
 def average(terms: Sequence[Term]) -> Sum:
-    """``sum_i w_i D_i / sum_i |w_i|``: the divisor is never near 0."""
-    return reweighted(terms, np.array([term.weight for term in terms]) / sum(abs(term.weight) for term in terms))
+    """``sum_i w_i D_i / sum_i |w_i|``."""
+    return reweighted(terms, _shares([term.weight for term in terms]))
 
 
 def products(sites: Sequence[Sequence[Term]], **_: Any) -> np.ndarray:

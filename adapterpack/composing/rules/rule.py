@@ -65,7 +65,8 @@ class Rule(NamedTuple):
     ``reduce``: the result is brought to its numerical rank. ``cut``: the rule wants a rank or an energy. ``unit``: without weights every
     pack counts 1, not 1/T. ``neutral``: parameters under which the rule changes a lone pack least. ``statistics``: which kind of them the
     rule needs of every pack. ``search``: the weights are searched for, by a score of what they make; the function has the search's
-    parameters too.
+    parameters too. ``coefficients`` are those of a rule that is a sum of the changes with numbers that follow from the weights alone: it
+    takes these, and the rule's parameters by keyword.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Rule(NamedTuple):
     laws: Laws = Laws()
     statistics: str = ""
     search: bool = False
+    coefficients: Callable[..., Sequence[float]] | None = None
 
     @property
     def parameters(self) -> dict[str, inspect.Parameter]:
