@@ -72,6 +72,16 @@ from .runtime.session import Session as Session
 from .serving.replicas.pipeline import route as route
 from .serving.serve import serve as serve
 from .training.active import active as active
+from .training.active import disabled as disabled
+from .training.active import using as using
+from .training.attached.hotswap import hotswap as hotswap
+from .training.attached.load_for import load_for as load_for
+from .training.attached.merging import merge_into as merge_into
+from .training.attached.merging import unmerge_from as unmerge_from
+from .training.attached.state import adapter_state_dict as adapter_state_dict
+from .training.attached.state import load_adapter_state_dict as load_adapter_state_dict
+from .training.attached.status import status as status
+from .training.attached.weighing import set_weight as set_weight
 from .training.inject import adapt as adapt
 from .training.inject import attach as attach
 from .training.inject import detach as detach

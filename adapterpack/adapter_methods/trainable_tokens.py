@@ -9,14 +9,14 @@ same D. A head with a weight of its own keeps it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from .core.arrays import array_namespace
-from .core.base import Forward, Method, NormalForm, Storage, Traits
+from .core.base import Forward, Limits, Method, NormalForm, Storage, Traits
 from .core.config import NoBranch, by_suffix, require_whole
 from .core.operators import Array, Dense
 from .core.peft_form import PeftForm, PeftSecondary
@@ -90,6 +90,12 @@ def _fold(cfg: TrainableTokens, params: Params, site: Site, weight: Array, bias:
     return xp.take(xp.concat([weight, params["trainable_tokens_delta"]], axis=0), source, axis=0), bias
 
 
+def _together(configs: Sequence[TrainableTokens]) -> bool:
+    """Whether no token is trained twice."""
+    ids = [index for cfg in configs for index in cfg.token_indices]
+    return len(set(ids)) == len(ids)
+
+
 def _appended_rows(cfg: TrainableTokens, params: Params, rows: int) -> np.ndarray | None:
     """Raises ValueError where a word between the last row and the last trained one is not trained itself, so that its row is not known."""
     new = range(rows, max(cfg.token_indices, default=-1) + 1)
@@ -132,6 +138,7 @@ trainable_tokens = METHODS.register(Method(
         makes=lambda cfg, site: site.out_features * (len(cfg.token_indices) + 1),
         appended_rows=_appended_rows,
     ),
+    limits=Limits(together=_together),
     peft=PeftForm(
         peft_type="TRAINABLE_TOKENS",
         suffixes={"trainable_tokens_delta": "trainable_tokens_delta"},

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 
 from torch import nn
 
-from ..errors import UnknownAdapter, Unsupported, nearest
+from ..errors import ConfigError, UnknownAdapter, Unsupported, nearest
+from .attached.merged import require_unmerged
 from .layers.head_labels import name_outputs
 from .layers.layer import Adapted
+from .layers.rows import Rows
 from .layers.whole import SavedModule
-from .layers.wrapper import Wrapper
+from .sites import in_experts
 
 
 def active(model: nn.Module, names: str | list[str] | None) -> nn.Module:
@@ -19,23 +21,107 @@ def active(model: nn.Module, names: str | list[str] | None) -> nn.Module:
 
     Raises:
         UnknownAdapter: the model has no adapter of that name.
-        Unsupported: several of a method of which only one can be active, such as prompts.
+        Unsupported: several of a method of which only one can be active, such as prompts; or adapters are merged into the weights.
     """
     wanted = [names] if isinstance(names, str) else list(names or ())
-    names_in_model = adapter_names(model)
-    for name in wanted:
-        if name not in names_in_model:
-            raise UnknownAdapter("the model has no such adapter", found=repr(name), remedy=nearest(name, names_in_model))
+    require_unmerged(model)
+    require_names(model, wanted)
     wrappers = list(wrappers_of(model))
     for module in wrappers:
-        alone = [name for name in wanted if isinstance(module, Adapted) and name in module._names and module._exclusive(name)]
-        if len(alone) > 1:
+        if isinstance(module, Adapted) and (alone := module._excluding(wanted)):
             raise Unsupported("only one of these adapters can be active at a time", where=module._site.path, found=", ".join(alone),
                               remedy="choose one of them")
     for module in wrappers:
-        module._active = tuple(name for name in wanted if name in module._names)
+        module._active, module._rows = tuple(name for name in wanted if name in module._names), None
     name_outputs(model)
     return model
+
+
+@contextmanager
+def using(model: nn.Module, names: str | list[str] | None = None, *, adapters: Sequence[str | None] | None = None) -> Iterator[nn.Module]:
+    """The model with other adapters active inside the block: one, several (applied in order), or one for each row of its batches.
+
+    ``adapters`` names one adapter for each row, None for the base: every call inside the block has that many rows, or a multiple, as beam
+    search makes of them. Afterwards, after an error too, the model is as it was; blocks may be nested. The choice is the model's own, so
+    that all threads that call it meanwhile see it.
+
+    Raises:
+        UnknownAdapter: the model has no adapter of that name.
+        Unsupported: see :func:`active`; an adapter cannot differ from row to row, which names it and says why.
+
+    Example:
+        >>> from adapterpack import LoRA, adapt
+        >>> model = adapt(nn.Sequential(nn.Linear(4, 3)), LoRA(r=2), "tickets")
+        >>> with using(model, adapters=["tickets", None]):
+        ...     tuple(model(torch.ones(2, 4)).shape)
+        (2, 3)
+    """
+    if names is not None and adapters is not None:
+        raise ConfigError("adapters are active in all rows, or one is named for each", where="using", remedy="give one of the two")
+    before = {module: (module._active, module._rows) for module in wrappers_of(model)}
+    rows: Rows | None = None
+    try:
+        if adapters is None:
+            active(model, names)
+        else:
+            rows = _by_rows(model, adapters)
+        yield model
+    finally:
+        if rows is not None:
+            rows.close()
+        for module in wrappers_of(model):
+            chosen, module._rows = before.get(module, ((), None))
+            module._active = tuple(name for name in chosen if name in module._names)
+        name_outputs(model)
+
+
+def disabled(model: nn.Module) -> AbstractContextManager[nn.Module]:
+    """The base alone inside the block, bit for bit; afterwards the adapters that were active are again. See :func:`using`.
+
+    Example:
+        >>> from adapterpack import LoRA, adapt
+        >>> model = adapt(nn.Sequential(nn.Linear(4, 3)), LoRA(r=2))
+        >>> with disabled(model) as base:
+        ...     tuple(base(torch.ones(2, 4)).shape)
+        (2, 3)
+    """
+    return using(model, None)
+
+
+def _by_rows(model: nn.Module, adapters: Sequence[str | None]) -> Rows:
+    """Lets each row of a batch have the adapter that is named for it."""
+    wanted = list(dict.fromkeys(name for name in adapters if name is not None))
+    if isinstance(adapters, str) or not adapters:
+        raise ConfigError("one adapter is named for each row, None for the base", where="adapters", found=repr(adapters))
+    require_unmerged(model)
+    require_names(model, wanted)
+    wrappers = list(wrappers_of(model))
+    for module in wrappers:
+        for name in wanted:
+            if name in module._names and (reason := module._same_for_all_rows(name) or _in_experts(model, module)):
+                raise Unsupported(f"this adapter cannot differ from row to row: {reason}", where=name,
+                                  remedy="call the model with one adapter at a time")
+    rows = Rows(model, adapters)
+    for module in wrappers:
+        module._active, module._rows = tuple(name for name in wanted if name in module._names), rows
+    return rows
+
+
+def _in_experts(model: nn.Module, module: Adapted | SavedModule) -> str:
+    path = module._site.path if isinstance(module, Adapted) else module._path
+    return f"{path} lies in experts, which see tokens and not rows" if in_experts(model, path) else ""
+
+
+def require_names(model: nn.Module, names: Sequence[str]) -> None:
+    """Checks that the model has adapters of these names.
+
+    Raises:
+        UnknownAdapter: one it has not.
+    """
+    known = adapter_names(model)
+    for name in names:
+        if name not in known:
+            raise UnknownAdapter("the model has no such adapter", found=repr(name), remedy=nearest(name, known))
 
 
 def adapter_names(model: nn.Module) -> list[str]:
@@ -47,17 +133,13 @@ def adapter_names(model: nn.Module) -> list[str]:
 def only(model: nn.Module, name: str | None) -> Iterator[None]:
     """The model in evaluation mode with one adapter (or none) active; as it was before afterwards."""
     modes = {module: module.training for module in model.modules()}
-    before = {module: module._active for module in modes if isinstance(module, Wrapper)}
-    try:
-        active(model, name)
-        model.eval()
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-        for wrapper, names in before.items():
-            wrapper._active = names
-        name_outputs(model)
+    with using(model, name):
+        try:
+            model.eval()
+            yield
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
 
 
 def wrappers_of(model: nn.Module) -> Iterator[Adapted | SavedModule]:

@@ -14,13 +14,14 @@ from torch import nn
 
 from ..adapter_methods import Calibration, Method, Site, SiteConfig, is_stacked, method_of, resolve_configs
 from ..adapter_methods.core.shapes import check_shapes
-from ..errors import AdapterpackError, BaseMismatch, ParityError, SiteNotFound, UnknownAdapter, Unsupported, nearest
+from ..errors import AdapterpackError, BaseMismatch, ParityError, SiteNotFound, Unsupported, nearest
 from ..manifest.secondary_methods import MethodSites, require_combinable
 from ..pack.fits import require_sites
 from ..pack.pack import Pack
-from .active import active, adapter_names, wrappers_of
+from .active import active, adapter_names, require_names, wrappers_of
 from .adapter_checkpoints import follow
 from .adapter_kinds import KINDS
+from .attached.merged import require_unmerged
 from .base_quantization import difference
 from .calibration import measure
 from .canaries.canary import verify_attached
@@ -208,9 +209,10 @@ def detach(model: nn.Module, name: str | None = None) -> nn.Module:
     Raises:
         UnknownAdapter: the model has no adapter of that name.
     """
+    require_unmerged(model)
     names = adapter_names(model)
-    if name is not None and name not in names:
-        raise UnknownAdapter("the model has no such adapter", found=repr(name), remedy=nearest(name, names))
+    if name is not None:
+        require_names(model, [name])
     empty: dict[nn.Module, nn.Module] = {}
     for adapter in names if name is None else [name]:
         release(model, adapter)
@@ -251,6 +253,7 @@ def _module_path(model: nn.Module, name: str) -> str:
 
 
 def _refuse_taken(model: nn.Module, name: str) -> None:
+    require_unmerged(model)
     if not name:
         raise AdapterpackError("an adapter needs a name", found=repr(name))
     if name in adapter_names(model):

@@ -8,9 +8,9 @@ import numpy as np
 from torch import nn
 
 from ..adapter_methods import Method, Site
-from ..errors import UnknownAdapter, Unsupported, nearest
+from ..errors import Unsupported
 from ..manifest.secondary_methods import MethodSites
-from .active import adapter_names, wrappers_of
+from .active import require_names, wrappers_of
 from .layers.layer import Adapted
 from .layers.tensors import as_numpy
 from .layers.whole import SavedModule
@@ -34,9 +34,8 @@ def parts_of(model: nn.Module, name: str) -> Parts:
     Raises:
         UnknownAdapter: the model has no adapter of that name.
     """
+    require_names(model, [name])
     wrappers = [module for module in wrappers_of(model) if name in module._names]
-    if not wrappers:
-        raise UnknownAdapter("the model has no such adapter", found=repr(name), remedy=nearest(name, adapter_names(model)))
     adapted = [module for module in wrappers if isinstance(module, Adapted)]
     if not adapted:
         raise Unsupported("this adapter changes no layer by a method, so its method is not known here", where=name,

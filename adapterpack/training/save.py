@@ -29,6 +29,7 @@ from ..tasks.problems import ONE
 from ..tasks.task import NO_TASK, TASKS, takes_ids, type_of
 from ..version import VERSION
 from .active import adapter_names
+from .attached.merged import require_unmerged
 from .base_quantization import quantization_of
 from .canaries.canary import make_canary
 from .checkpoint_names import drawn_modules, stored_names
@@ -70,6 +71,7 @@ def save(
     """
     if out is not None:
         refuse_existing(Path(out))
+    require_unmerged(model)
     names = adapter_names(model)
     if adapter is None and len(names) != 1:
         raise AdapterpackError("the model holds several adapters or none", found=", ".join(names) or "none",

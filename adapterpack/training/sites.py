@@ -176,6 +176,11 @@ def _experts(model: nn.Module) -> tuple[str, ...]:
                  if path.rpartition(".")[2] == _EXPERTS or _EXPERTS in type(module).__name__.lower())
 
 
+def in_experts(model: nn.Module, path: str) -> bool:
+    """Whether a path lies in experts, which are called with tokens in an order of their own."""
+    return path.startswith(_experts(model))
+
+
 def left_out(model: nn.Module, sites: Iterable[Site]) -> Counter[str]:
     """How many matrices of a model are none of these sites, by the ends of their paths, without norms and tables of embeddings."""
     taken, left = {site.path for site in sites}, Counter[str]()

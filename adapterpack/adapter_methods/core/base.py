@@ -156,6 +156,8 @@ class Limits(NamedTuple):
     """Why no graph can hold it; empty where one can."""
     one_pass: bool = False
     """Whether the model must see a sequence whole: a cache holds tokens that a layer then does not count."""
+    together: Callable[[Sequence[Any]], bool] | None = None
+    """Whether several adapters of an ``exclusive`` method, by their configs, change nothing in common, and may be active at once."""
 
 
 class Method(NamedTuple):

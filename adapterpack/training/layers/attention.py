@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,8 +36,15 @@ class AdaptedAttention(Adapted):
             return output
         hidden, _ = self._entered(args, kwargs)
         h = output[0] if isinstance(output, tuple) else output
-        changed = h + self._added(self._active[-1], hidden, kwargs.get("position_embeddings")).to(h.dtype)
-        return (changed, *output[1:]) if isinstance(output, tuple) else changed
+        for name in self._active if self._rows is not None else self._active[-1:]:
+            h = self._by_row(name, hidden, h, partial(self._changed, name, kwargs.get("position_embeddings")))
+        return (h, *output[1:]) if isinstance(output, tuple) else h
+
+    def _changed(self, name: str, places: Any, hidden: torch.Tensor, h: torch.Tensor, index: torch.Tensor | None) -> torch.Tensor:
+        """The output ``h`` with a prompt attended to; ``index`` are the rows of the batch that ``hidden`` and ``h`` hold."""
+        if index is not None and places is not None:  # one for all rows, or one for each
+            places = tuple(place if len(place) == 1 else place[index] for place in places)
+        return h + self._weights.get(name, 1.0) * self._added(name, hidden, places).to(h.dtype)
 
     def _added(self, name: str, hidden: torch.Tensor, places: Any) -> torch.Tensor:
         method, cfg = self._methods[name]

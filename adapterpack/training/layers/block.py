@@ -57,9 +57,17 @@ class AdaptedBlock(Adapted):
         h = output[0] if isinstance(output, tuple) else output
         block_input = self._entered(args, kwargs)[0] if args or kwargs else None
         for name in self._active:
-            changed = self._applied(name, h, self._watched_inputs.pop(name, None) if name in self._hooks else block_input)
-            h = placed(self._where[name](), changed, h, self._site) if name in self._where else changed
+            source = self._watched_inputs.pop(name, None) if name in self._hooks else block_input
+            h = self._by_row(name, h, h, partial(self._changed, name, source))
         return (h, *output[1:]) if isinstance(output, tuple) else h
+
+    def _changed(self, name: str, source: Any, h: torch.Tensor, _: torch.Tensor, index: torch.Tensor | None) -> torch.Tensor:
+        """The output ``h`` with an adapter applied, where it acts; ``index`` are the rows of the batch that ``h`` holds."""
+        if index is not None and isinstance(source, torch.Tensor):
+            source = source[index]
+        changed: torch.Tensor = self._weighted(name, h, self._applied(name, h, source))
+        mask = self._mask(name, h, index)
+        return changed if mask is None else placed(mask, changed, h, self._site)
 
     def _applied(self, name: str, h: torch.Tensor, x: Any) -> torch.Tensor:
         method, cfg = self._methods[name]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...adapter_methods import Method, fold, from_matrix
+from ...adapter_methods import Method, from_matrix
 from ...errors import Unsupported
 from ..kernels import low_rank
 from .layer import AdaptedLayer, Tensors
@@ -50,30 +50,40 @@ class AdaptedConv(AdaptedLayer):
         """The convolution's output with the active adapters applied."""
         if not self._active:
             return self._base(*args, **kwargs)  # type: ignore[no-any-return]
-        x, _ = self._entered(args, kwargs)
-        owned = (value.dtype for name in self._active for value in self._all_params(name) if value.is_floating_point())
+        x, base = self._entered(args, kwargs)
+        if self._rows is None:
+            return self._with(self._active, x)
+        y: torch.Tensor = base(x)
+        for name in self._active:
+            y = self._by_row(name, x, y, lambda own, *_, name=name: self._with((name,), own))  # type: ignore[misc]
+        return y
+
+    def _with(self, names: tuple[str, ...], x: torch.Tensor) -> torch.Tensor:
+        """The convolution's output with these adapters applied."""
+        owned = (value.dtype for name in names for value in self._all_params(name) if value.is_floating_point())
         dtype = torch.promote_types(x.dtype, next(owned))
-        dropout = self.training and any(self._methods[name][1].dropout for name in self._active)
-        methods = [self._methods[name][0] for name in self._active]
+        dropout = self.training and any(self._methods[name][1].dropout for name in names)
+        methods = [self._methods[name][0] for name in names]
         apart = dropout or dtype != x.dtype or all(_is_thin(method) for method in methods)
         if apart and all(method.traits.additive for method in methods):
-            return self._added(x, dtype)
+            return self._added(names, x, dtype)
         weight, bias = self._wide(dtype)
-        for name in self._active:
+        for name in names:
             weight, bias = self._folded(name, weight, bias, dtype)
         y = self._convolved(x.to(dtype), weight, bias)
         return y if torch.is_autocast_enabled(x.device.type) else y.to(x.dtype)
 
-    def _added(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    def _added(self, names: tuple[str, ...], x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """The base's output and the changes' own."""
         y: torch.Tensor = self._base(x)
         result = y
-        for name in self._active:
+        for name in names:
             method, cfg = self._methods[name]
             inner = nn.functional.dropout(x.to(dtype), cfg.dropout, self.training)
             form = method.normal_form(cfg, self._tensors(name, dtype), self._site) if _is_thin(method) else None
             thin = form is not None and low_rank.is_low_rank(form) and form.output_scale is None and form.shift is None
-            result = result + (self._narrow(inner, form) if thin else self._whole(name, inner, dtype))
+            change = self._narrow(inner, form) if thin else self._whole(name, inner, dtype)
+            result = result + (self._weighted(name, torch.zeros_like(change), change) if thin else change)
         return result.to(y.dtype)
 
     def _narrow(self, x: torch.Tensor, form: Any) -> torch.Tensor:
@@ -95,13 +105,6 @@ class AdaptedConv(AdaptedLayer):
         """The frozen weight as a matrix, and the bias."""
         site = self._with_weight(dtype)
         return site.weight, site.base_bias
-
-    def _folded(
-        self, name: str, weight: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        method, cfg = self._methods[name]
-        site = self._with_weight(dtype) if method.traits.reads_weight else self._site
-        return fold(method, cfg, self._tensors(name, dtype), site, weight, bias)
 
     def _convolved(self, x: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """The layer's own convolution with another weight ``[any number of outputs, in / groups * kernel]``."""

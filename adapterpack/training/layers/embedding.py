@@ -48,11 +48,16 @@ class AdaptedEmbedding(AdaptedLayer):
         def result(ids: torch.Tensor) -> torch.Tensor:
             y = before(ids)
             dtype = torch.promote_types(y.dtype, next(value.dtype for value in self._all_params(name) if value.is_floating_point()))
-            keep = None
-            if self.training and cfg.dropout:
-                keep = nn.functional.dropout(torch.ones(ids.shape, dtype=dtype, device=ids.device), cfg.dropout)
             site = self._with_weight(dtype) if method.traits.reads_weight else self._site
-            adapted: torch.Tensor = look_up(method.normal_form(cfg, self._tensors(name, dtype), site), lambda _: y, ids, keep)
-            return adapted.to(y.dtype)
+            form = method.normal_form(cfg, self._tensors(name, dtype), site)
+
+            def adapted(ids: torch.Tensor, y: torch.Tensor, _: torch.Tensor | None) -> torch.Tensor:
+                keep = None
+                if self.training and cfg.dropout:
+                    keep = nn.functional.dropout(torch.ones(ids.shape, dtype=dtype, device=ids.device), cfg.dropout)
+                changed: torch.Tensor = self._weighted(name, y, look_up(form, lambda _: y, ids, keep))
+                return changed.to(y.dtype)
+
+            return self._by_row(name, ids, y, adapted)
 
         return result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,14 +33,24 @@ class AdaptedTable(AdaptedLayer):
         return self._looked_up(x, self._base)
 
     def _looked_up(self, x: torch.Tensor, owner: nn.Module) -> torch.Tensor:
-        flat, stored = x.reshape(-1), self._stored[0].detach()
-        rows: torch.Tensor = stored[flat].float()
+        stored = self._stored[0].detach()
+        rows: torch.Tensor = stored[x].float()
         for name in self._active:
-            method, cfg = self._methods[name]
-            rows, _ = fold(method, cfg, self._every(name), self._site, rows, None, flat)  # type: ignore[arg-type]
+            rows = self._by_row(name, x, rows, partial(self._replaced, name))
         scale = getattr(owner, "embed_scale", None)  # some models scale what they look up
-        rows = rows.to(stored.dtype) if scale is None else rows.to(stored.dtype) * torch.as_tensor(scale).to(rows)
-        return rows.reshape(*x.shape, rows.shape[-1])
+        return rows.to(stored.dtype) if scale is None else rows.to(stored.dtype) * torch.as_tensor(scale).to(rows)
+
+    def _replaced(self, name: str, x: torch.Tensor, rows: torch.Tensor, _: torch.Tensor | None) -> torch.Tensor:
+        """The rows of the token ids ``[...]`` with an adapter folded in: ``[..., width]``."""
+        method, cfg = self._methods[name]
+        flat = rows.reshape(-1, rows.shape[-1])
+        folded, _ = fold(method, cfg, self._every(name), self._site, flat, None, x.reshape(-1))  # type: ignore[arg-type]
+        changed: torch.Tensor = self._weighted(name, flat, folded).reshape(rows.shape)
+        return changed
+
+    def _tied_to(self, leaf: str) -> list[nn.Module]:
+        """See :class:`Adapted`."""
+        return list(self._ties) if leaf == "weight" else []
 
     def _follow(self, tied: nn.Module) -> None:
         """Changes the outputs of ``tied``, a head or an embedding with the table for its weight, by the active adapters; until
@@ -62,7 +73,10 @@ class AdaptedTable(AdaptedLayer):
         for name in self._active:
             method, cfg = self._methods[name]
             tensors = {key: value.to(y.dtype) if value.is_floating_point() else value for key, value in self._every(name).items()}
-            site = dataclasses.replace(self._site, weight=self._stored[0].detach())
-            before = y
-            y = run(method, cfg, tensors, site, lambda _, before=before: before, x)  # type: ignore[misc]
+            act = partial(run, method, cfg, tensors, dataclasses.replace(self._site, weight=self._stored[0].detach()))
+
+            def changed(x: torch.Tensor, y: torch.Tensor, _: Any, name: str = name, act: Any = act) -> Any:
+                return self._weighted(name, y, act(lambda _: y, x))
+
+            y = self._by_row(name, x, y, changed)
         return y

@@ -26,6 +26,11 @@ def own_outputs(model: Any) -> tuple[dict[int, str], str | None]:
     return own
 
 
+def keep_outputs(model: Any) -> None:
+    """Lets the labels that stand in the model's config be its own from now on, for a head that has become the model's."""
+    model.__dict__.pop(_KEPT, None)
+
+
 def name_outputs(model: Any) -> None:
     """Writes the labels of the last active head that has some into the model's config; where none has, those of the config itself."""
     if not hasattr(getattr(model, "config", None), "id2label"):

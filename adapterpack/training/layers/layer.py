@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ...adapter_methods import Method, Site, evaluate, frozen, run, to_matrix
+from ...adapter_methods import Dense, Method, Site, evaluate, fold, from_matrix, frozen, run, to_matrix
 from ...errors import Unsupported
 from ..kernels import low_rank
 from ..kernels.dropout import Dropout
@@ -25,6 +26,8 @@ Tensors = Mapping[str, nn.Parameter]
 class Adapted(Wrapper):
     """A wrapper whose adapters are those of a method at a site: their own parameters, the shared ones, and the constants."""
 
+    _whole_batch = ""
+    """Why a wrapper of this class cannot have other adapters from row to row of a batch; empty where it can."""
     _several = False
     """Whether a module may stand in several wrappers of this class, one for each of its sites."""
     _adapters: nn.ModuleDict = child("adapters")
@@ -39,6 +42,7 @@ class Adapted(Wrapper):
         self._secondary: set[str] = set()  # the adapters whose method here is not the one that they are named by
         self._first_pass_params: dict[str, Mapping[str, torch.Tensor]] = {}
         self._where: dict[str, Callable[[], torch.Tensor]] = {}
+        self._weights: dict[str, float] = {}
 
     def _add(self, name: str, method: Method, cfg: Any, params: Mapping[str, np.ndarray], constants: Tensors, shared: Tensors) -> None:
         """Adds an adapter; its own parameters are trained as float32, on the base's device, unless the method says that they are frozen.
@@ -79,11 +83,63 @@ class Adapted(Wrapper):
             self._secondary.discard(name)
             self._first_pass_params.pop(name, None)
             self._where.pop(name, None)
+            self._weights.pop(name, None)
             self._active = tuple(active for active in self._active if active != name)
 
-    def _exclusive(self, name: str) -> bool:
-        """Whether no other adapter of such a method may be active at the same time."""
-        return self._methods[name][0].traits.exclusive
+    def _excluding(self, names: Sequence[str]) -> list[str]:
+        """Those among the names of adapters of which only one can be active at a time; none where there are no two."""
+        alone = [name for name in names if name in self._methods and self._methods[name][0].traits.exclusive]
+        methods = {self._methods[name][0].name: self._methods[name][0] for name in alone}
+        together = next(iter(methods.values())).limits.together if len(methods) == 1 else None
+        fitting = len(alone) < 2 or (together is not None and together([self._methods[name][1] for name in alone]))
+        return [] if fitting else alone
+
+    def _same_for_all_rows(self, name: str) -> str:
+        """See :class:`Wrapper`."""
+        limits = self._methods[name][0].limits
+        return self._whole_batch or ("it looks at more than the tokens of a row" if limits.one_pass or limits.torch_only else "")
+
+    def _weighted(self, name: str, plain: Any, changed: Any) -> Any:
+        """``plain`` and the weight's share of what the adapter has changed in it."""
+        weight = self._weights.get(name, 1.0)
+        return changed if weight == 1 else plain + weight * (changed - plain)
+
+    def _by_row(self, name: str, x: torch.Tensor, y: torch.Tensor, run: Callable[..., torch.Tensor]) -> torch.Tensor:
+        """``y``, the output without the adapter, with ``run(x, y, index)`` in the rows ``index`` that have it: all, or some of a batch."""
+        if self._rows is None:
+            return run(x, y, None)
+        index = self._rows.index(name, x, self._site)
+        return y.index_copy(0, index, run(x[index], y[index], index).to(y.dtype)) if len(index) else y
+
+    def _mask(self, name: str, x: torch.Tensor, index: torch.Tensor | None) -> torch.Tensor | None:
+        """Where the adapter acts in the rows ``index`` (None: all) that ``x`` holds, ``[rows, length]``; None: everywhere.
+
+        Raises:
+            Unsupported: some of the rows are meant, and the layer does not see them apart.
+        """
+        if name not in self._where:
+            return None
+        mask = self._where[name]()
+        if index is not None and x.ndim < 3:
+            raise Unsupported("this layer does not see rows of tokens, so its adapter cannot act at some tokens of some rows",
+                              where=self._site.path, found=tuple(x.shape), remedy="use one adapter for all rows")
+        return mask if index is None else mask[index]
+
+    def _parameters_folded(self) -> list[tuple[nn.Module, str]]:
+        """The modules, and the names of their parameters, into which adapters here are folded."""
+        return []
+
+    def _merged(self) -> dict[tuple[nn.Module, str], torch.Tensor]:
+        """These parameters, and a bias that the folds give, with the active adapters folded in; in their own shapes and precision.
+
+        Raises:
+            Unsupported: a fold gives a bias, and the layer can have none.
+        """
+        raise NotImplementedError
+
+    def _tied_to(self, leaf: str) -> list[nn.Module]:
+        """The modules that have the same parameter under the same name and follow this one's adapters."""
+        return []
 
     @property
     def _stored(self) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -126,12 +182,22 @@ class AdaptedLayer(Adapted):
         if not self._active:
             return self._base(*args, **kwargs)  # type: ignore[no-any-return]
         x, result = self._entered(args, kwargs)
+        if self._rows is not None:
+            return self._row_by_row(x, result)
         for position, name in enumerate(self._active):
             result = self._applied(name, result, position == 0 and len(args) + len(kwargs) == 1)
         return result(x)  # type: ignore[no-any-return]
 
-    def _applied(self, name: str, before: Any, first: bool) -> Any:
-        """The adapter on top of ``before``, which is the wrapped layer if it comes ``first``."""
+    def _row_by_row(self, x: torch.Tensor, base: Any) -> torch.Tensor:
+        """The output of a batch whose rows have one adapter each, or none."""
+        y: torch.Tensor = base(x)
+        for name in self._active:
+            y = self._by_row(name, x, y, lambda own, plain, index, name=name: self._applied(  # type: ignore[misc]
+                name, lambda value: plain if value is own else base(value), False, index)(own))
+        return y
+
+    def _applied(self, name: str, before: Any, first: bool, index: torch.Tensor | None = None) -> Any:
+        """The adapter on top of ``before``, which is the wrapped layer if it comes ``first``; in the rows ``index`` of the batch alone."""
         method, cfg = self._methods[name]
 
         def forward(x: torch.Tensor) -> torch.Tensor:
@@ -156,7 +222,11 @@ class AdaptedLayer(Adapted):
             # Autocast rules do not reach the backward of a custom function, so the kernels stay out of its way.
             # A compiler makes dropout again by itself, and cannot look at a seed.
             quick = form is not None and not autocast and not (drop and torch.compiler.is_compiling())
-            layer = self._bare(dtype) if quick and first and x.dtype == dtype and name not in self._where else None
+            weight = self._weights.get(name, 1.0)
+            if weight != 1 and form is not None and form.is_branch and isinstance(form.up, Dense):
+                form, weight = form._replace(up=form.up._replace(factor=form.up.factor * weight)), 1.0
+            everywhere = name not in self._where and weight == 1
+            layer = self._bare(dtype) if quick and first and x.dtype == dtype and everywhere else None
             if form is not None and layer is not None:
                 y = low_rank.fused(form, layer, x, Dropout.drawn(cfg.dropout) if drop else None)
                 if y is not None:
@@ -170,16 +240,51 @@ class AdaptedLayer(Adapted):
                     return low_rank.add_low_rank(form, ask(visible), visible, Dropout.drawn(cfg.dropout) if drop else None)
                 return evaluate(form, ask, inner, drop)
 
-            if name not in self._where:
+            if everywhere:
                 return adapted(base, x, inner).to(result)
-            mask, plain = self._where[name](), base(x)
-            if form is not None and form.is_branch:  # which adds nothing where it is given nothing
+            plain = base(x)
+            mask = self._mask(name, x, index)
+            if mask is not None and form is not None and form.is_branch and weight == 1:  # which adds nothing where it is given nothing
                 visible = placed(mask, x, torch.zeros_like(x), self._site)
                 return adapted(lambda _: plain, visible, visible if autocast else visible.to(dtype)).to(result)
-            changed = adapted(lambda value: plain if value is inner else base(value), x, inner)
-            return placed(mask, changed.to(result), plain, self._site)
+            changed = adapted(lambda value: plain if value is x or value is inner else base(value), x, inner)
+            changed = (changed if weight == 1 else plain + weight * (changed - plain)).to(result)
+            return changed if mask is None else placed(mask, changed, plain, self._site)
 
         return forward
+
+    def _parameters_folded(self) -> list[tuple[nn.Module, str]]:
+        """See :class:`Adapted`."""
+        return [(innermost(self), "weight")]
+
+    def _merged(self) -> dict[tuple[nn.Module, str], torch.Tensor]:
+        """See :class:`Adapted`."""
+        module = innermost(self)
+        stored, stored_bias = self._stored
+        owned = (value.dtype for name in self._active for value in self._all_params(name) if value.is_floating_point())
+        dtype = torch.promote_types(stored.dtype, functools.reduce(torch.promote_types, owned, torch.float32))
+        with torch.no_grad():
+            weight, bias = to_matrix(self._site.kind, stored).to(dtype), None if stored_bias is None else stored_bias.to(dtype)
+            for name in self._active:
+                weight, bias = self._folded(name, weight, bias, dtype)
+            merged = {(module, "weight"): from_matrix(self._site.kind, weight, stored.shape).to(stored.dtype).contiguous()}
+            if bias is not None and "bias" not in module._parameters:
+                raise Unsupported("the fold gives this layer a bias, and it can have none", where=self._site.path,
+                                  found=type(module).__name__, remedy="keep the adapter unmerged")
+            if bias is not None:
+                merged[module, "bias"] = bias.to(stored.dtype if stored_bias is None else stored_bias.dtype)
+        return merged
+
+    def _folded(
+        self, name: str, weight: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The weight ``[out, in]`` and the bias with the adapter folded in, all of ``dtype``."""
+        method, cfg = self._methods[name]
+        site = self._with_weight(dtype) if method.traits.reads_weight else self._site
+        folded, moved = fold(method, cfg, self._tensors(name, dtype), site, weight, bias)
+        if moved is not None and bias is None:
+            bias = torch.zeros_like(moved)
+        return self._weighted(name, weight, folded), None if moved is None else self._weighted(name, bias, moved)
 
     def _bare(self, dtype: torch.dtype) -> low_rank.Frozen | None:
         """The wrapped layer's weight and bias, if they are frozen and of ``dtype`` and calling the layer comes to nothing else.

@@ -10,6 +10,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from ...adapter_methods import Method, fold
+from ...errors import Unsupported
 from .layer import AdaptedLayer, Tensors
 from .weights import require_in_memory
 from .wrapper import innermost
@@ -42,12 +43,27 @@ class AdaptedNorm(AdaptedLayer):
         """The layer's output with the active adapters applied."""
         if not self._active:
             return self._base(*args, **kwargs)
+        if self._rows is None:
+            return self._with(self._active, args, kwargs)
+        x, base = self._entered(args, kwargs)
+        if len(args) + len(kwargs) > 1:
+            raise Unsupported("this layer has inputs beside the one that its adapters change, so they cannot differ from row to row",
+                              where=self._site.path, found=type(self._base).__name__, remedy="use one adapter for all rows")
+        y = base(x)
+        for name in self._active:
+            y = self._by_row(name, x, y, lambda own, *_, name=name: self._with((name,), (own,), {}))  # type: ignore[misc]
+        return y
+
+    def _with(self, names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The layer's output with these adapters applied."""
         stored_weight, stored_bias = self.weight, getattr(self._base, "bias", None)
         weight, bias = stored_weight.detach()[:, None], None if stored_bias is None else stored_bias.detach()
-        for name in self._active:
+        for name in names:
             method, cfg = self._methods[name]
-            site = dataclasses.replace(self._site, weight=weight, base_bias=bias)
-            weight, bias = fold(method, cfg, self._every(name), site, weight, bias)
+            site, before = dataclasses.replace(self._site, weight=weight, base_bias=bias), weight
+            weight, moved = fold(method, cfg, self._every(name), site, weight, bias)
+            weight = self._weighted(name, before, weight)
+            bias = moved if moved is None or bias is None else self._weighted(name, bias, moved)
         new, bias = weight[:, 0].to(stored_weight.dtype), None if stored_bias is None or bias is None else bias.to(stored_bias.dtype)
         if type(self._base) is nn.LayerNorm:  # the call that functional_call comes to, without its swapping
             x, _ = self._entered(args, kwargs)

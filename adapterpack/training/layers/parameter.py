@@ -24,6 +24,7 @@ class AdaptedParameter(Adapted):
     """
 
     _several = True
+    _whole_batch = "it changes a parameter, which has one value for all rows"
 
     def __init__(self, base: nn.Module, site: Site) -> None:
         super().__init__(base, site)
@@ -43,22 +44,33 @@ class AdaptedParameter(Adapted):
                               found=f"dropout {cfg.dropout}", remedy="set dropout to 0")
         super()._add(name, method, cfg, params, constants, shared)
 
+    def _parameters_folded(self) -> list[tuple[nn.Module, str]]:
+        """See :class:`Adapted`."""
+        owner, _, leaf = self._leaf.rpartition(".")
+        return [(innermost(self).get_submodule(owner), leaf)]
+
+    def _merged(self) -> dict[tuple[nn.Module, str], torch.Tensor]:
+        """See :class:`Adapted`."""
+        (place,) = self._parameters_folded()
+        with torch.no_grad():
+            return {place: self._changed(self._active).contiguous()}
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The module's output with the active adapters in its parameters."""
         changed: dict[str, torch.Tensor] = {}
         module: nn.Module = self
         while isinstance(module, AdaptedParameter):
             if module._active:
-                changed[module._leaf] = module._changed()
+                changed[module._leaf] = module._changed(module._active)
             module = module._base
         return functional_call(module, changed, args, kwargs) if changed else module(*args, **kwargs)
 
-    def _changed(self) -> torch.Tensor:
-        """The parameter with the active adapters folded in."""
+    def _changed(self, names: tuple[str, ...]) -> torch.Tensor:
+        """The parameter with these adapters folded in."""
         parameter, _ = self._stored
         weight = to_matrix(self._site.kind, parameter.detach())
-        for name in self._active:
-            weight = self._folded(name, weight)
+        for name in names:
+            weight = self._weighted(name, weight, self._folded(name, weight))
         return from_matrix(self._site.kind, weight, parameter.shape).to(parameter.dtype)
 
     def _folded(self, name: str, weight: torch.Tensor) -> torch.Tensor:

@@ -37,6 +37,8 @@ _OWNER = "_adapterpack_prompt"
 class Prompts(Adapted):
     """The input embedding, with any number of named prompts for the trunk above it, of which one is active at a time."""
 
+    _whole_batch = "a prompt is tokens of its own, of which all rows of a batch have as many"
+
     def __init__(self, embedding: nn.Module, model: PreTrainedModel) -> None:
         inner = getattr(model.base_model, "decoder", None)  # which some heads (OPT's) call past the model around it
         self._trunk_in_tuple = (inner if isinstance(inner, PreTrainedModel) else model.base_model,)  # a tuple: it is no part of this module

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from ...errors import SiteNotFound, nearest
+from ...adapter_methods import Site
+from ...errors import SiteNotFound, Unsupported, nearest
 from .tensors import as_numpy, as_tensor
 from .weights import require_floats, require_in_memory
 from .wrapper import Wrapper, bare, child, key_of
@@ -81,7 +82,28 @@ class SavedModule(Wrapper):
         """The output of the last active copy, or of the original; in the original's precision."""
         if not self._active:
             return self._base(*args, **kwargs)
-        twin = self._copies[key_of(self._active[-1])]
+        if self._rows is None:
+            return self._copied(self._active[-1], args, kwargs)
+        x, base = self._entered(args, kwargs)
+        y, site = base(x), Site(self._path, 0, 0)
+        for name in self._active:
+            index = self._rows.index(name, x, site)
+            if not len(index):
+                continue
+            own = self._copied(name, (x[index],), {})
+            if len(args) + len(kwargs) > 1 or not isinstance(y, torch.Tensor) or y.shape[1:] != own.shape[1:]:
+                raise Unsupported("a module that was trained whole gives other outputs than the base, and one batch cannot hold both",
+                                  where=self._path, found=f"'{name}'", remedy="use one adapter for all rows")
+            y = y.index_copy(0, index, own.to(y.dtype))
+        return y
+
+    def _same_for_all_rows(self, name: str) -> str:
+        """See :class:`Wrapper`: whether the outputs of the copies fit together is seen when they are there."""
+        return ""
+
+    def _copied(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The output of a copy, in the original's precision."""
+        twin = self._copies[key_of(name)]
         output = twin(*map(_wide, args), **{key: _wide(value) for key, value in kwargs.items()})
         x, _ = self._entered(args, kwargs)
         if torch.is_autocast_enabled(x.device.type) or not isinstance(output, torch.Tensor):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from .rows import Rows
 from .tensors import as_numpy
 
 
@@ -27,13 +28,15 @@ class Wrapper(nn.Module):
     """
 
     _active: tuple[str, ...]
+    _rows: Rows | None
+    """Which of the active adapters each row of a batch has; None: all rows have all of them."""
     _base: nn.Module = child("base")
 
     def __init__(self, base: nn.Module) -> None:
         super().__init__()
         self.training = base.training
         self._modules["base"] = base
-        self._active = ()
+        self._active, self._rows = (), None
         self._entry = first_parameter(type(innermost(base)).forward)
 
     @property
@@ -52,6 +55,10 @@ class Wrapper(nn.Module):
     def _params(self, name: str) -> dict[str, np.ndarray]:
         """The adapter's own parameters as numpy arrays: floats as float32, the rest as it is."""
         return {key: as_numpy(value) for key, value in self._part(name).named_parameters()}
+
+    def _same_for_all_rows(self, name: str) -> str:
+        """Why the adapter cannot be that of some rows of a batch alone; empty where it can."""
+        raise NotImplementedError
 
     def _entered(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Callable[[Any], Any]]:
         """The input among the arguments of a call, and the wrapped module as a function of the input alone."""

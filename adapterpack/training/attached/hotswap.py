@@ -1,0 +1,92 @@
+"""Puts the values of a pack into an adapter that a model holds already, without anything being compiled again."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ...adapter_methods import Site
+from ...adapter_methods.nodes.composed import packed
+from ...errors import Unsupported
+from ...manifest.manifest import Group
+from ...pack.pack import SHARED, Pack
+from ..active import require_names, wrappers_of
+from ..layers.head_labels import name_outputs
+from ..layers.layer import Adapted
+from ..layers.tensors import as_tensor
+from ..layers.whole import HeadLabels, SavedModule
+from ..save import require_model_base
+from .merged import require_unmerged
+from .state import load_adapter_state_dict
+
+_IN_TRAINING = {"dropout"}
+"""Hyper-parameters that act in training alone: the adapter keeps its own."""
+
+
+def hotswap(model: nn.Module, name: str, pack: Pack, check_base: bool = True) -> nn.Module:
+    """Puts the values of ``pack`` into the adapter ``name`` of a model, in place: modules, graphs and compiled code stay.
+
+    The pack must be of the same methods, at the same sites, with tensors of the same shapes and the same hyper-parameters: nothing that
+    ``torch.compile`` has looked at changes then. One that differs is attached beside it. After an error nothing has changed.
+
+    Raises:
+        UnknownAdapter: the model has no adapter of that name.
+        BaseMismatch: the model is not the pack's base.
+        Unsupported: the pack has other methods, sites or hyper-parameters, which are named.
+        SiteNotFound, FormatError: it has other tensors, see :func:`~adapterpack.load_adapter_state_dict`.
+
+    Example:
+        >>> model = attach(base, load("packs/tickets"))  # doctest: +SKIP
+        >>> compiled = torch.compile(model)  # doctest: +SKIP
+        >>> hotswap(model, "tickets", load("packs/tickets-v2"))  # doctest: +SKIP
+    """
+    require_unmerged(model)
+    require_names(model, [name])
+    if check_base:
+        require_model_base(model, pack)
+    layers = {(module._site.path, module._methods[name][0].name): module for module in wrappers_of(model)
+              if isinstance(module, Adapted) and name in module._names}
+    shared = pack.shared()
+    state: dict[str, torch.Tensor] = {f"{SHARED}.{key}": _tensor(value) for key, value in shared.items()}
+    shape_of = partial(_shape_of, {path: module._site for (path, _), module in layers.items()})
+    for adapter in pack.adapters(shape_of):
+        path, method = adapter.site.path, adapter.method.name
+        if (path, method) not in layers:
+            raise Unsupported("the pack changes a site that the adapter does not change by that method", where=path, found=method,
+                              remedy="attach it beside the adapter")
+        _require_equal(layers[path, method]._methods[name][1], adapter.config, f"{name}, {path}")
+        state |= {f"{path}.{key}": _tensor(value) for key, value in adapter.params.items()
+                  if method != pack.method.name or key not in shared}
+    state |= {f"{path}.{key}": _tensor(value) for path, params in pack.full().items() for key, value in params.items()}
+    load_adapter_state_dict(model, name, state)
+    if pack.manifest.task.labels is not None:
+        labels = HeadLabels(pack.manifest.task.labels, pack.manifest.problem)
+        for module in wrappers_of(model):
+            if isinstance(module, SavedModule) and name in module._names:
+                module._labels[name] = labels
+        name_outputs(model)
+    return model
+
+
+def _tensor(value: np.ndarray) -> torch.Tensor:
+    return as_tensor(value, torch.device("cpu"))
+
+
+def _shape_of(sites: dict[str, Site], group: Group) -> tuple[int, int]:
+    """The shape of the weight at a group's site; what the adapter does not change is refused later, by name."""
+    site = sites.get(group.path)
+    known = (0, 0) if site is None else (site.out_features, site.in_features)
+    return group.out_features or known[0], group.in_features or known[1]
+
+
+def _require_equal(own: Any, other: Any, where: str) -> None:
+    mine, theirs = packed(own), packed(other)
+    differing = sorted(key for key in (mine.keys() | theirs.keys()) - _IN_TRAINING if mine.get(key) != theirs.get(key))
+    if differing:
+        raise Unsupported("the pack has other hyper-parameters, which compiled code would not see change", where=where,
+                          expected=", ".join(f"{key}={mine.get(key)}" for key in differing),
+                          found=", ".join(f"{key}={theirs.get(key)}" for key in differing), remedy="attach it beside the adapter")

@@ -1,0 +1,71 @@
+"""Reads the tensors of one adapter out of a model, and puts others of the same names and shapes in their place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from ...errors import FormatError, SiteNotFound, nearest
+from ...pack.pack import SHARED
+from ..active import require_names, wrappers_of
+from ..layers.layer import Adapted
+
+
+def adapter_state_dict(model: nn.Module, name: str) -> dict[str, torch.Tensor]:
+    """The tensors of an adapter by the path of their site and their own name: ``layers.0.q_proj.lora_A``.
+
+    What all sites share stands under ``@shared``, a prompt under ``@prompt``, and a module that was trained whole under its path. The
+    tensors are the model's own, without gradients: copy them to keep them. :func:`load_adapter_state_dict` takes them back, and
+    :func:`~adapterpack.save` writes a pack.
+
+    Raises:
+        UnknownAdapter: the model has no adapter of that name.
+
+    Example:
+        >>> from adapterpack import LoRA, adapt
+        >>> model = adapt(nn.Sequential(nn.Linear(4, 3)), LoRA(r=2), "tickets")
+        >>> {key: tuple(value.shape) for key, value in adapter_state_dict(model, "tickets").items()}
+        {'0.lora_A': (2, 4), '0.lora_B': (3, 2)}
+    """
+    require_names(model, [name])
+    state: dict[str, torch.Tensor] = {}
+    for module in wrappers_of(model):
+        if name not in module._names:
+            continue
+        if isinstance(module, Adapted):
+            own = {f"{module._site.path}.{key}": value for key, value in module._part(name).named_parameters()}
+            own |= {f"{SHARED}.{key}": value for key, value in module._shared(name).items()}
+        else:
+            own = {f"{module._path}.{key}": value for key, value in module._part(name).state_dict().items()}
+        state |= {key: value.detach() for key, value in own.items() if isinstance(value, torch.Tensor)}
+    return state
+
+
+def load_adapter_state_dict(model: nn.Module, name: str, state: Mapping[str, torch.Tensor]) -> nn.Module:
+    """Copies tensors into an adapter of a model, in place: what has been compiled or captured with it sees the new values.
+
+    ``state`` must have the names and shapes of :func:`adapter_state_dict`, all of them and no others, floats for floats; nothing is copied
+    unless everything fits. They are copied to the adapter's own devices and precision.
+
+    Raises:
+        UnknownAdapter: the model has no adapter of that name.
+        SiteNotFound: a name is missing, or is not one of the adapter's.
+        FormatError: a tensor is of another shape, or is not of floats where the adapter's is.
+    """
+    own = adapter_state_dict(model, name)
+    for key in state.keys() - own.keys():
+        raise SiteNotFound("the adapter has no such tensor", where=name, found=repr(key), remedy=nearest(str(key), own))
+    for key, value in own.items():
+        if key not in state:
+            raise SiteNotFound("a tensor of the adapter is missing", where=name, expected=key, remedy=nearest(key, state))
+        new = state[key]
+        if not isinstance(new, torch.Tensor) or new.shape != value.shape or new.is_floating_point() != value.is_floating_point():
+            found = f"{new.dtype} {tuple(new.shape)}" if isinstance(new, torch.Tensor) else type(new).__name__
+            raise FormatError("a tensor does not fit the adapter's", where=f"{name}, {key}",
+                              expected=f"{value.dtype} {tuple(value.shape)}", found=found)
+    with torch.no_grad():
+        for key, value in own.items():
+            value.copy_(state[key])
+    return model

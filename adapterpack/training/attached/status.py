@@ -1,0 +1,154 @@
+"""Lists the adapters in a model: what is active, what would be trained, and where everything lies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...io.readable import percent, size
+from ..active import adapter_names, wrappers_of
+from ..layers.layer import Adapted
+from ..layers.whole import SavedModule
+from ..layers.wrapper import base_modules
+from .merged import merged_in
+from .weighing import weight_of_adapter
+
+
+@dataclass(frozen=True)
+class AdapterStatus:
+    """One adapter of a model.
+
+    ``methods`` are those of its sites, the one that it is named by first. ``sites`` counts the places that it changes, ``whole_modules``
+    what it has trained whole; ``parameters`` and ``trainable`` count numbers, what several sites share once. ``active`` says that it takes
+    part in a pass, in some rows at least, and ``merged`` that it is folded into the weights.
+    """
+
+    name: str
+    methods: tuple[str, ...]
+    active: bool
+    merged: bool
+    weight: float
+    sites: int
+    whole_modules: int
+    parameters: int
+    trainable: int
+    dtypes: tuple[str, ...]
+    devices: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Status:
+    """A model and its adapters; as text a table, and as JSON by :meth:`to_json`.
+
+    ``parameters`` counts all numbers of the model, those of its adapters included, and ``trainable`` those that a training would change,
+    ``trainable_share`` of all. ``base_dtypes`` and ``base_devices`` are those of the model's own parameters. ``rows`` are the adapters of
+    the rows of a batch inside of ``using(adapters=...)``. ``kept_bytes`` is what a merge keeps to restore the base.
+    """
+
+    model: str
+    adapters: tuple[AdapterStatus, ...]
+    active: tuple[str, ...]
+    merged: tuple[str, ...]
+    rows: tuple[str | None, ...] | None
+    parameters: int
+    trainable: int
+    trainable_share: float
+    base_dtypes: tuple[str, ...]
+    base_devices: tuple[str, ...]
+    kept_bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as JSON values: numbers, texts, lists and dicts."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()} | {
+            "adapters": [{key: list(value) if isinstance(value, tuple) else value for key, value in asdict(adapter).items()}
+                         for adapter in self.adapters]}
+
+    def __str__(self) -> str:
+        head = (f"{self.model}: {self.parameters:,} parameters, {self.trainable:,} trainable ({percent(self.trainable_share)}); "
+                f"base {' '.join(self.base_dtypes)} on {' '.join(self.base_devices)}")
+        if not self.adapters:
+            return f"{head}\nno adapters"
+        columns = ("adapter", "methods", "state", "weight", "sites", "whole", "parameters", "trainable", "dtype", "device")
+        rows = [(one.name, " ".join(one.methods), "merged" if one.merged else "active" if one.active else "off", f"{one.weight:g}",
+                 f"{one.sites}", f"{one.whole_modules}", f"{one.parameters:,}", f"{one.trainable:,}", " ".join(one.dtypes),
+                 " ".join(one.devices)) for one in self.adapters]
+        lines = [head, *_aligned([columns, *rows])]
+        if self.kept_bytes:
+            lines.append(f"{size(self.kept_bytes)} of the base are kept for unmerge_from")
+        return "\n".join(lines)
+
+
+def status(model: nn.Module) -> Status:
+    """What adapters a model holds: their methods, sites, weights, parameters, dtypes and devices, which are active or merged, and what
+    share of the model would be trained.
+
+    Example:
+        >>> from adapterpack import LoRA, adapt
+        >>> found = status(adapt(nn.Sequential(nn.Linear(4, 3)), LoRA(r=2), "tickets"))
+        >>> found.active, found.trainable, found.adapters[0].sites
+        (('tickets',), 14, 1)
+    """
+    wrappers, merged = list(wrappers_of(model)), merged_in(model)
+    folded = () if merged is None else merged.names
+    rows = next((module._rows.adapters for module in wrappers if module._rows is not None), None)
+    active = list(dict.fromkeys(name for module in wrappers if isinstance(module, Adapted) or not folded for name in module._active))
+    own = [value for _, module in base_modules(model) for value in module._parameters.values() if value is not None]
+    everything = list(model.parameters())
+    total, trainable = _count(everything), _count(value for value in everything if value.requires_grad)
+    return Status(
+        model=type(model).__name__,
+        adapters=tuple(_adapter(model, name, name in active, name in folded) for name in adapter_names(model)),
+        active=tuple(active),
+        merged=folded,
+        rows=rows,
+        parameters=total,
+        trainable=trainable,
+        trainable_share=trainable / total if total else 0.0,
+        base_dtypes=_names(value.dtype for value in own),
+        base_devices=_names(value.device for value in own),
+        kept_bytes=0 if merged is None else merged.nbytes,
+    )
+
+
+def _adapter(model: nn.Module, name: str, active: bool, merged: bool) -> AdapterStatus:
+    wrappers = [module for module in wrappers_of(model) if name in module._names]
+    layers = [module for module in wrappers if isinstance(module, Adapted)]
+    layers.sort(key=lambda module: name in module._secondary)
+    values = list({id(value): value for value in _parameters(wrappers, name)}.values())
+    return AdapterStatus(
+        name=name,
+        methods=tuple(dict.fromkeys(module._methods[name][0].name for module in layers)),
+        active=active,
+        merged=merged,
+        weight=weight_of_adapter(model, name),
+        sites=len(layers),
+        whole_modules=len(wrappers) - len(layers),
+        parameters=_count(values),
+        trainable=_count(value for value in values if value.requires_grad),
+        dtypes=_names(value.dtype for value in values),
+        devices=_names(value.device for value in values),
+    )
+
+
+def _parameters(wrappers: Iterable[Adapted | SavedModule], name: str) -> Iterator[nn.Parameter]:
+    for module in wrappers:
+        yield from module._part(name).parameters()
+        if isinstance(module, Adapted):
+            yield from module._shared(name).values()
+
+
+def _count(values: Iterable[torch.Tensor]) -> int:
+    return sum(value.numel() for value in values)
+
+
+def _names(values: Iterable[object]) -> tuple[str, ...]:
+    return tuple(sorted({str(value).removeprefix("torch.") for value in values}))
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
