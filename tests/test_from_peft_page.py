@@ -1,0 +1,65 @@
+"""The page for users of PEFT: every block of it runs, theirs and ours, and both compute the same."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+import transformers
+from peft.helpers import rescale_adapter_scale
+from peft.utils.hotswap import hotswap_adapter
+
+import adapterpack
+
+pytestmark = pytest.mark.fast
+PAGE = Path(__file__).parent.parent / "docs" / "from-peft.md"
+
+
+def blocks() -> list[tuple[str, str]]:
+    """The blocks of code on the page, each with whose it is."""
+    found = re.findall(r"```python\n# (PEFT|adapterpack)\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
+    assert len(found) == PAGE.read_text("utf-8").count("```") // 2
+    return found
+
+
+def folders(base: Path, folder: Path) -> None:
+    """Three adapters that PEFT wrote, of one shape."""
+    for seed, name in enumerate(("tickets", "orders", "more")):
+        torch.manual_seed(seed)
+        config = peft.LoraConfig(r=3, lora_alpha=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+        peft.get_peft_model(transformers.AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(folder / name)
+
+
+def test_the_blocks_run_and_agree(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In order, PEFT's in one namespace and ours in another; ``out`` of each pair is the same within 1e-5."""
+    monkeypatch.chdir(tmp_path)
+    folders(tiny_llama, tmp_path / "adapters")
+    ids = torch.tensor([[0, 5, 17, 40], [9, 9, 50, 2], [3, 4, 5, 6]])
+    names: dict[str, Any] = {name: getattr(peft, name) for name in (
+        "AutoPeftModelForCausalLM", "LoraConfig", "PeftModel", "get_peft_model", "get_peft_model_state_dict", "set_peft_model_state_dict")}
+    common = {"torch": torch, "AutoModelForCausalLM": transformers.AutoModelForCausalLM, "BASE": str(tiny_llama),
+              "batch": {"input_ids": ids, "attention_mask": (ids != 0).long()}}
+    spaces: dict[str, dict[str, Any]] = {
+        "PEFT": {**common, **names, "rescale_adapter_scale": rescale_adapter_scale, "hotswap_adapter": hotswap_adapter},
+        "adapterpack": {**common, "adapterpack": adapterpack, "LoRA": adapterpack.LoRA, "pipeline": transformers.pipeline}}
+    pairs = 0
+    with torch.no_grad():
+        for whose, code in blocks():
+            exec(compile(code, f"{PAGE.name}, {whose}", "exec"), spaces[whose])
+            if whose == "adapterpack" and "out" in spaces["PEFT"]:
+                torch.testing.assert_close(*(torch.as_tensor(space["out"]) for space in spaces.values()), rtol=1e-5, atol=1e-5, msg=code)
+                assert ("ids" in spaces["PEFT"]) == ("ids" in spaces["adapterpack"])
+                for key in ("ids", "trained"):
+                    if key in spaces["PEFT"]:
+                        assert torch.equal(*(torch.as_tensor(space.pop(key)) for space in spaces.values()))
+                del spaces["PEFT"]["out"]
+                pairs += 1
+    assert pairs == sum(whose == "PEFT" for whose, _ in blocks())
+    both = adapterpack.attach(transformers.AutoModelForCausalLM.from_pretrained(tiny_llama), adapterpack.load("packs/both"))
+    with torch.no_grad():
+        torch.testing.assert_close(spaces["adapterpack"]["out"], both(**common["batch"]).logits, rtol=1e-5, atol=1e-5)
+    assert spaces["adapterpack"]["text"].startswith("w5 w6")
