@@ -46,7 +46,7 @@ def main(folder: str) -> None:
             if parameter.requires_grad:
                 parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
     expected = output(model)
-    adapterpack.save(model, out / "style", base=out / "unet")
+    adapterpack.save(model, out / "style")
     adapterpack.convert(out / "style", out / "style.safetensors", to="diffusers", base=out / "unet")
     pipeline = StableDiffusionPipeline(vae=None, text_encoder=None, tokenizer=None, unet=unet(), scheduler=DDIMScheduler(),
                                        safety_checker=None, feature_extractor=None, requires_safety_checker=False)
