@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -82,6 +83,21 @@ def _traced_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     folder = (place.parent if "PYTEST_XDIST_WORKER" in os.environ else place) / "traces"
     folder.mkdir(exist_ok=True)
     with traces.kept(folder):
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_power_cut() -> Iterator[None]:
+    """Files and folders are not synced in this process: tests write thousands of packs, and none of them outlives its test."""
+    sync = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        mode = os.fstat(descriptor).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            sync(descriptor)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
         yield
 
 

@@ -32,9 +32,9 @@ from adapterpack.training.loading import load_model
 
 TASK = task_named("text-generation")
 _IDS: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
-LARGE = LlamaConfig(vocab_size=32000, hidden_size=1024, intermediate_size=2816, num_hidden_layers=20, num_attention_heads=16,
+LARGE = LlamaConfig(vocab_size=32000, hidden_size=1024, intermediate_size=2816, num_hidden_layers=16, num_attention_heads=16,
                     num_key_value_heads=4, tie_word_embeddings=False, **_IDS)
-"""292 million numbers: 584 MB in halves, twice that in float32."""
+"""246 million numbers: 492 MB in halves, twice that in float32."""
 LARGEST, REST = 32000 * 1024 * 4, 600 << 20
 MIDDLE = LlamaConfig(vocab_size=8000, hidden_size=384, intermediate_size=1024, num_hidden_layers=8, num_attention_heads=6,
                      num_key_value_heads=2, tie_word_embeddings=True, **_IDS)
@@ -76,8 +76,8 @@ print(peak - before)
 @pytest.mark.long
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_memory_does_not_grow_with_the_model(dtype: torch.dtype, tmp_path: Path) -> None:
-    """A process that exports and proves 292 million numbers, base and adapter, takes no more memory of its own than 1.5 times the largest
-    tensor and 600 MB, the frontend included; the graph alone is 1.2 GB, and so is the model in torch."""
+    """A process that exports and proves 246 million numbers, base and adapter, takes no more memory of its own than 1.5 times the largest
+    tensor and 600 MB, the frontend included; the graph alone is 984 MB, and so is the model in torch."""
     base = saved(LARGE, tmp_path / "base", dtype, "400MB")
     lora_pack(base, size=0.02, sites={"model.layers.3.mlp.up_proj": (2816, 1024)}).write(tmp_path / "pack")
     command = [sys.executable, "-W", "ignore", "-c", WATCHED, base, tmp_path / "bundle", tmp_path / "pack"]
@@ -85,7 +85,7 @@ def test_memory_does_not_grow_with_the_model(dtype: torch.dtype, tmp_path: Path)
     assert done.returncode == 0, done.stderr[-2000:]
     assert int(done.stdout) <= 1.5 * LARGEST + REST
     assert (tmp_path / "bundle" / "model.onnx").stat().st_size < 2 << 20
-    assert (tmp_path / "bundle" / "model.onnx.data").stat().st_size > 1.1e9
+    assert (tmp_path / "bundle" / "model.onnx.data").stat().st_size > 0.95e9
     assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 

@@ -179,7 +179,10 @@ def render(known: Iterable[Method]) -> str:
     table = "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *body])
     configs = "\n".join(f"- {method.name}: `{config}`" for method in listed for config in method.examples)
     meanings = "\n".join(f"- `{i.name}`: {(i.check.__doc__ or '').strip().splitlines()[0]}" for i in INVARIANTS)
-    intro = "A cell is promised, and then tested for every config and every layer, block or model below, or not applicable by its trait."
+    intro = (
+        "A cell is promised, and then tested for every config, or not applicable by its trait. The suite tests the first config of a "
+        "method on every layer, block or model below, and the others on two; `prove` tests all."
+    )
     subjects = [part for name, each in (("Layers", LAYERS), ("Blocks", BLOCKS), ("Models", MODELS))
                 for part in (f"## {name}", ", ".join(one.label for one in each))]
     sections = ["# Methods and what they promise", f"{intro}\nMade by `python -m adapterpack.testing`.", table, *subjects,

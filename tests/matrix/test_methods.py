@@ -14,6 +14,8 @@ GOLDEN = Path(__file__).parent.parent / "golden" / "matrix.md"
 CATALOGUE = Path(__file__).parents[2] / "docs" / "methods.md"
 CELLS: dict[str, tuple[Invariant, list[Case]]] = {}
 """``lora[0]-layer_agrees`` -> an invariant, and one config of a method on every layer on which it is checked."""
+FEW = (0, 3)
+"""Of many layers those of a method's further configs: wide with a bias, and tall without."""
 for case in (case for method in methods().values() for case in cases(method)):
     for promised in (one for one in INVARIANTS if one.holds_for(case)):
         name = f"{case.method.name}[{case.method.examples.index(case.config)}]-{promised.name}"
@@ -29,7 +31,8 @@ def _marks(cell: str) -> list[pytest.MarkDecorator]:
 @pytest.mark.parametrize(("invariant", "on"), [pytest.param(*CELLS[cell], id=cell, marks=_marks(cell)) for cell in CELLS])
 def test_invariant(invariant: Invariant, on: list[Case]) -> None:
     """Every promised cell holds; the equation stands in the invariant's docstring."""
-    for case in on:
+    first = on[0].config == on[0].method.examples[0]
+    for case in on if first or len(on) <= max(FEW) else [on[place] for place in FEW]:
         try:
             invariant.check(case)
         except Exception as error:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from servers import ANN, Served
 
-EXAMPLES = 5
+EXAMPLES = 2
 """Of each route, besides those at the bounds of its schemas."""
 LEFT_OUT = ("positive_data_acceptance",)  # a document cannot say all: two forms of one answer, a text longer than the context
 
