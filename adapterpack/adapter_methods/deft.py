@@ -3,8 +3,8 @@
     W' = W - Q Z^T W + s Q R
 
 P ``[out, r]`` and R ``[r, in]`` are trained. ``relu``: Q is P and Z its positive part; ``qr``: both are the orthonormal columns of P, so
-that ``Q Z^T`` is a projection. R begins as ``Z^T W / s``: a fresh adapter changes nothing but by rounding. PEFT's ``para`` has no R and
-begins with a change; it is not read. Where a layer has fewer outputs than r, their number takes its place.
+that ``Q Z^T`` is a projection. R begins as ``Z^T W / s``: a fresh adapter changes nothing but by rounding. Without R it is PaRa. Where a
+layer has fewer outputs than r, their number takes its place.
 """
 
 from __future__ import annotations
@@ -15,16 +15,18 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import Unsupported
 from .core.arrays import array_namespace
 from .core.base import Method, NormalForm, Traits
-from .core.config import RankConfig, require_number
+from .core.config import RankConfig, require_choice, require_number
 from .core.layouts import STACKS, WEIGHTS
 from .core.operators import Array, Dense
 from .core.peft_form import TRANSPOSED, PeftForm
 from .core.peft_keys import plain
 from .core.site import Params, Site
 from .registry import METHODS
+
+METHODS_OF_P = ("relu", "qr")
+"""How Q and Z are made of P."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,7 @@ class DEFT(RankConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.decomposition_method not in ("relu", "qr"):
-            raise ValueError(f"decomposition_method must be relu or qr, not {self.decomposition_method!r}")
+        require_choice("decomposition_method", self.decomposition_method, METHODS_OF_P)
         if self.alpha is not None:
             require_number("alpha", self.alpha)
             if self.alpha <= 0:
@@ -62,14 +63,14 @@ def _shapes(cfg: DEFT, site: Site) -> dict[str, tuple[int, ...]]:
 
 def _init(cfg: DEFT, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
     P = rng.normal(0, 0.02, _shapes(cfg, site)["deft_P"]).astype(np.float32)
-    _, Z = _sides(cfg, P)
+    _, Z = sides(cfg.decomposition_method, P)
     return {"deft_P": P, "deft_R": (Z.T @ np.asarray(site.weight) / cfg.scale).astype(np.float32)}
 
 
-def _sides(cfg: DEFT, P: Array) -> tuple[Array, Array]:
-    """Q and Z."""
+def sides(method: str, P: Array) -> tuple[Array, Array]:
+    """Q and Z ``[out, r]`` of P, by one of :data:`METHODS_OF_P`."""
     xp = array_namespace(P)
-    if cfg.decomposition_method == "relu":
+    if method == "relu":
         return P, xp.clip(P, 0, None)
     wide = P if P.dtype in (xp.float32, xp.float64) else xp.astype(P, xp.float32)  # half precision has no such decomposition
     Q = xp.astype(xp.linalg.qr(wide)[0], P.dtype)
@@ -77,7 +78,7 @@ def _sides(cfg: DEFT, P: Array) -> tuple[Array, Array]:
 
 
 def _normal_form(cfg: DEFT, params: Params, site: Site) -> NormalForm:
-    Q, Z = _sides(cfg, params["deft_P"])
+    Q, Z = sides(cfg.decomposition_method, params["deft_P"])
     xp = array_namespace(Q, Z)
     return NormalForm(down=Dense(cfg.scale * params["deft_R"] - xp.matmul(Z.T, site.weight)), up=Dense(Q))
 
@@ -90,9 +91,6 @@ def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _from_peft(config: Mapping[str, Any]) -> DEFT:
-    if config.get("para"):
-        raise Unsupported("an adapter that only removes a subspace is not supported", where="para", expected="false", found="true",
-                          remedy="merge it with PEFT")
     return DEFT(r=config.get("r", 8), alpha=config.get("alpha"), dropout=config.get("deft_dropout", 0.0),
                 decomposition_method=config.get("decomposition_method", "relu"))
 
@@ -116,5 +114,6 @@ deft = METHODS.register(Method(
         to_config=_to_peft,
         from_config=_from_peft,
         features=lambda params: (params["deft_R"].shape[1], params["deft_P"].shape[0]),
+        matches=lambda config: config.get("peft_type") == "DEFT" and not config.get("para"),
     ),
 ))

@@ -26,6 +26,7 @@ from .core.layouts import STACKS, WEIGHTS
 from .core.operators import Array, Dense
 from .core.peft_form import TRANSPOSED, PeftForm, PeftLayer
 from .core.peft_keys import by_site, literal, plain
+from .core.peft_lora import FOR_TRAINING_ALONE, READ_AS_LORA, as_lora
 from .core.site import Params, Site
 from .inits import init_named
 from .registry import METHODS
@@ -139,7 +140,7 @@ def as_kernels(site: Site, params: Params) -> dict[str, np.ndarray]:
     return {"lora_A": A.reshape(len(A), -1, *site.kernel), "lora_B": B.reshape(*B.shape, *ones)}
 
 
-OTHERS = ("use_dora", "kasa_config", "alora_invocation_tokens")
+OTHERS = ("use_dora", "kasa_config", "alora_invocation_tokens", "lora_bias")
 """The keys of PEFT's config that mark other methods of the same type."""
 _SUFFIXES = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight"}
 EMBEDDED = {"lora_A": "lora_embedding_A", "lora_B": "lora_embedding_B"}
@@ -210,6 +211,9 @@ lora = METHODS.register(Method(
         from_config=_from_peft,
         features=lambda params: (params["lora_A"].shape[1], params["lora_B"].shape[0]),
         matches=lambda config: config.get("peft_type") == "LORA" and not any(map(config.get, OTHERS)),
+        from_peft_file=as_lora,
+        understood=READ_AS_LORA,
+        dropped=FOR_TRAINING_ALONE,
         layers={
             "conv": PeftLayer(axes=(3, 4, 5), stored=as_kernels),
             "embedding": PeftLayer(EMBEDDED),

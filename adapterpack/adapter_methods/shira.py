@@ -18,7 +18,7 @@ from .core.peft_form import PeftContent, PeftForm
 from .core.peft_keys import PeftKeys
 from .core.seeded_indices import places
 from .core.site import Params, Site
-from .core.sparse import Sparse
+from .core.sparse import Sparse, require_places
 from .registry import METHODS
 
 
@@ -81,6 +81,11 @@ def _normal_form(cfg: SHiRA, params: Params, site: Site) -> NormalForm:
     return NormalForm(down=Sparse(params["shira_weight"], params["shira_indices"], (site.out_features, site.in_features)))
 
 
+def _require(cfg: SHiRA, params: Params, site: Site) -> None:
+    if "shira_indices" in params:
+        require_places(params["shira_indices"], (site.out_features, site.in_features))
+
+
 _KEYS = PeftKeys(SHiRA, {"r": 32, "random_seed": None}, {"mask_type": "random", "fan_in_fan_out": False, "init_weights": True})
 
 
@@ -101,7 +106,7 @@ shira = METHODS.register(Method(
     init=_init,
     normal_form=_normal_form,
     examples=(SHiRA(r=1), SHiRA(r=2, random_seed=5), SHiRA(r=1, random_seed=None)),
-    storage=Storage(constants=_constants),
+    storage=Storage(constants=_constants, require=_require),
     peft=PeftForm(
         peft_type="SHIRA",
         suffixes={"shira_weight": "shira_weight", "shira_indices": "shira_indices"},

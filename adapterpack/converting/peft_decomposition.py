@@ -52,8 +52,11 @@ def _transform(pack: Pack, base: BaseModel, hook: Callable[[Method], Completed |
     for adapter in pack.adapters(lambda group: _widths(to_matrix(group.kind, checkpoint.read(names[group.path])))):
         weight = to_matrix(adapter.site.kind, checkpoint.read(names[adapter.site.path])).astype(np.float32)
         site_params = {name: value for name, value in adapter.params.items() if name not in shared}
-        cfg, params = change(adapter.config, site_params, dataclasses.replace(adapter.site, weight=weight), _torch_svd)
+        cfg, params = change(adapter.config, site_params, dataclasses.replace(adapter.site, weight=weight, shared=shared), _torch_svd)
         sites[adapter.site] = (cfg, params)
+    common = pack.method.storage.shared
+    kept = {} if common is None or not sites else common.shapes(next(iter(sites.values()))[0], list(sites))
+    shared = {name: value for name, value in shared.items() if name in kept}
     weights = {**{group.path: group.weight for group in claims.groups}, **names}
     return build(pack.name, pack.method, sites, shared=shared, full=pack.full(), task=claims.task, base=claims.base, weights=weights,
                  problem=claims.problem, training=claims.training, license=claims.license, extensions=claims.extensions)

@@ -19,7 +19,7 @@ from ..manifest.described import Described
 from ..tasks.task import peft_type_of
 from . import patterns
 from .names import form_of
-from .options import likely, parsed, unknown_options
+from .options import likely, not_read, parsed, unknown_options
 from .tensors import Sorted, kind_of, named, site_of, sort, untied
 
 CONFIG = "adapter_config.json"
@@ -87,8 +87,7 @@ def content_of(folder: Path, config: Mapping[str, Any], expected: Iterable[Metho
         candidates = list(methods().values())
     method = next((method for method in candidates if method.peft and method.peft.reads(config)), None)
     if method is None or method.peft is None:
-        raise Unsupported("this PEFT method is not supported", where=folder / CONFIG, found=config.get("peft_type"),
-                          expected=", ".join(sorted({method.peft.peft_type for method in candidates if method.peft})))
+        raise not_read(config, candidates, folder / CONFIG)
     secondary = {guest.peft.secondary.key: guest for guest in candidates if guest.peft is not None and guest.peft.secondary is not None
                  and method.peft.peft_type in guest.peft.secondary.hosts and config.get(guest.peft.secondary.key)}
     file = folder / TENSORS
@@ -99,7 +98,8 @@ def content_of(folder: Path, config: Mapping[str, Any], expected: Iterable[Metho
     except (TypeError, ValueError, ArithmeticError) as error:
         raise FormatError(f"the PEFT configuration is not usable: {error}", where=folder / CONFIG) from error
     layers = [layer.config for layer in method.peft.layers.values()]
-    unknown = unknown_options({key: value for key, value in config.items() if key not in secondary}, written, layers, folder / CONFIG)
+    known = {*secondary, *method.peft.understood}
+    unknown = unknown_options({key: value for key, value in config.items() if key not in known}, written, layers, folder / CONFIG)
     tensors = tensors or SafetensorsFile(file, private=True)
     parts = sort(method, secondary, tensors, config, file)
     adapters, shared = _adapters(method, cfg, config, parts, folder, packed)
@@ -130,7 +130,7 @@ def _adapters(method: Method, cfg: Any, config: Mapping[str, Any], sorted_tensor
         params = untied(params, config.get("target_modules"), file)
     if method.peft.from_peft_file is not None:
         try:
-            adopted = method.peft.from_peft_file(PeftContent(cfg, shared, params, packed))
+            adopted = method.peft.from_peft_file(PeftContent(cfg, shared, params, packed, config))
             cfg, shared, params = adopted.config, dict(adopted.shared), {path: dict(tensors) for path, tensors in adopted.sites.items()}
         except (TypeError, ValueError, IndexError) as error:
             raise FormatError(f"the tensors do not fit the PEFT configuration: {error}", where=file) from error

@@ -66,17 +66,17 @@ def shared_name(method: Method, param: str) -> str:
         return f"{PREFIX}@shared.{param}"
     if param in method.peft.shared:
         return method.peft.shared[param]
-    stem, _, number = param.rpartition("_")
-    return f"{method.peft.shared[stem]}.{number}"
+    stem = next(stem for stem in method.peft.shared if param.startswith(f"{stem}_"))
+    return f"{method.peft.shared[stem]}.{param.removeprefix(f'{stem}_')}"
 
 
 def shared_param(method: Method, name: str) -> str | None:
     """The shared parameter that PEFT's tensor ``name`` holds, or None."""
     assert method.peft is not None
     for param, whole in method.peft.shared.items():
-        number = name.removeprefix(f"{whole}.")
-        if name == whole or (number != name and number.isdecimal()):
-            return param if name == whole else f"{param}_{number}"
+        one = name.removeprefix(f"{whole}.")
+        if name == whole or (one not in {name, ""} and "." not in one):
+            return param if name == whole else f"{param}_{one}"
     return None
 
 

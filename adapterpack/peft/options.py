@@ -37,6 +37,27 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _PICKLES = ("adapter_model.bin", "adapter_model.pt")
 
 
+_NOT_READ: dict[str, tuple[str, str]] = {
+    "ADAMSS": ("the file does not say which rows of a weight its parts change: PEFT clusters them anew, by estimates of singular vectors",
+               "merge it with PEFT on the machine that trained it"),
+    "POLY": ("every call of the model names a task, by which the skills are mixed: there is no one adapter in it",
+             "take the mixture of one task out of it with PEFT, as a LoRA"),
+    "SHADOW": ("a second model runs beside the layers and changes what goes into them: no layer of the base has such a place",
+               "run it with PEFT"),
+    "XLORA": ("its experts are folders elsewhere, which a configuration names and nobody here opens",
+              "read each expert's folder, and compose them: --tree \"xlora(a, b)\""),
+}
+"""Types of PEFT that are not read: why, and what to do."""
+
+
+def not_read(config: Mapping[str, Any], known: Sequence[Method], where: Path) -> Unsupported:
+    """The error for a configuration that is of no method."""
+    kind = config.get("peft_type")
+    why, remedy = _NOT_READ.get(str(kind), ("", ""))
+    return Unsupported(f"this PEFT method is not supported{': ' if why else ''}{why}", where=where, found=kind,
+                       expected=", ".join(sorted({method.peft.peft_type for method in known if method.peft})), remedy=remedy)
+
+
 def likely(config: Mapping[str, Any]) -> list[Method]:
     """The method that has the config's own name, if it accounts for every option that is on: then no other needs to be tried."""
     method = METHODS.find(str(config.get("peft_type")).lower())

@@ -72,6 +72,8 @@ def sort(method: Method, secondary: Mapping[str, Method], tensors: SafetensorsFi
             raise FormatError("a tensor name that PEFT does not write", where=where, found=name, expected=f"{prefix}...")
         rest = name.removeprefix(prefix)
         ending = next((ending for ending in endings if not bare and rest.endswith(f".{ending}")), None)
+        if ending is None and any(rest.endswith(f".{end}") for end in method.peft.dropped):
+            continue
         if ending is not None:
             owner = endings[ending]
             sites = result.params if owner is None else result.secondary.setdefault(owner, {})

@@ -118,7 +118,7 @@ class Case(NamedTuple):
         """The site's own parameters as ``init`` makes them."""
         needs = frozenset() if self.method.training.needs is None else self.method.training.needs(self.config)
         site = dataclasses.replace(self.site, weight=self.weight, base_bias=self.bias) if "weight" in needs else self.site
-        return self.method.init(self.config, site, np.random.default_rng(4))
+        return self.method.init(self.config, dataclasses.replace(site, shared=self.shared()), np.random.default_rng(4))
 
     def shared(self) -> dict[str, np.ndarray]:
         """The parameters that would be shared with other sites."""
@@ -132,7 +132,8 @@ class Case(NamedTuple):
     @property
     def trains(self) -> frozenset[str]:
         """The names of the parameters that training changes."""
-        stored, kept = {**self.shared(), **self.own()}, frozen(self.method, self.config)
+        stored = {**self.shared(), **self.own()}
+        kept = frozen(self.method, self.config, stored)
         return frozenset(name for name, value in stored.items() if is_float(value) and name not in kept)
 
     def trained(self, dtype: Any = np.float64) -> dict[str, np.ndarray]:
@@ -204,7 +205,7 @@ def adapted(case: Case, params: Params, weight: Any, bias: Any, x: Any) -> Any:
 def results(case: Case, params: Params, weight: Any, bias: Any, x: Any) -> dict[str, Any]:
     """Everything that the method's functions give: the output, and the folded weight and bias of a kind that folds."""
     found = {"the output": adapted(case, params, weight, bias, x)}
-    if PROOFS[case.method.kind].folds:
+    if PROOFS[case.method.kind].folds and not case.method.limits.unfoldable:
         found["the weight"], found["the bias"] = folded_at(case, params, weight, bias)
     return found
 

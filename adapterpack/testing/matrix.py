@@ -65,7 +65,7 @@ def _everywhere(method: Method) -> bool:
 
 
 def _folds(method: Method) -> bool:
-    return _always(method) and PROOFS[method.kind].folds
+    return _always(method) and PROOFS[method.kind].folds and not method.limits.unfoldable
 
 
 FEW = (LAYERS[0], LAYERS[3], *BLOCKS[:2])

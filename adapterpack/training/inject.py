@@ -26,7 +26,7 @@ from .base_quantization import difference
 from .calibration import measure
 from .canaries.canary import verify_attached
 from .checkpoint_names import drawn_modules
-from .injection import is_linear, swap, wrapping
+from .injection import Work, is_linear, swap, wrapping
 from .layers.embedding_rows import AdaptedTable
 from .layers.head_labels import name_outputs
 from .layers.position_tracking import forget
@@ -67,13 +67,14 @@ def adapt(
     chosen = [config] if isinstance(config, SiteConfig) else list(config)
     whole = [_module_path(model, path) for site_config in chosen for path in site_config.modules_to_save]
     whole += _drawn(model, chosen, whole)
-    plans = [_plan(model, site_config, whole, rng, samples) for site_config in chosen]
+    plans = [_plan(model, site_config, whole, samples) for site_config in chosen]
     _require_apart(name, plans)
     with wrapping(model, name) as work:
         for plan in plans:
-            work.share(plan.method, plan.shared)
+            shared = _shared(plan, work, rng)
+            work.share(plan.method, shared)
             for site, cfg in zip(plan.sites, plan.configs, strict=True):
-                params = partial(_fresh, plan.method, cfg, rng, plan.calibration.get(site.path))
+                params = partial(_fresh, plan.method, cfg, rng, plan.calibration.get(site.path), shared)
                 work.adapter(site.path, plan.method, cfg, params, "weight" in plan.needs, secondary=plan is not plans[0])
         for path in whole:
             work.saved(path)._add(name)
@@ -95,17 +96,16 @@ def _drawn(model: nn.Module, configs: Sequence[SiteConfig], whole: Sequence[str]
 
 
 class _Plan(NamedTuple):
-    """What one config makes of a model: its method, the sites with their configs, what they share, and their calibration."""
+    """What one config makes of a model: its method, the sites with their configs, and their calibration."""
 
     method: Method
     sites: list[Site]
     configs: list[Any]
-    shared: Mapping[str, np.ndarray]
     needs: frozenset[str]
     calibration: Mapping[str, Calibration]
 
 
-def _plan(model: nn.Module, config: SiteConfig, whole: list[str], rng: np.random.Generator, data: Any) -> _Plan:
+def _plan(model: nn.Module, config: SiteConfig, whole: list[str], data: Any) -> _Plan:
     method = method_of(config)
     kind = KINDS[method.kind]
     config = kind.ready(model, config)
@@ -116,8 +116,15 @@ def _plan(model: nn.Module, config: SiteConfig, whole: list[str], rng: np.random
     if method.training.allocate is not None:
         config = method.training.allocate(config, [dataclasses.replace(site, calibration=measured.get(site.path)) for site in sites])
     configs = resolve_configs(method, [config.at(site.path) for site in sites], sites)
-    shared = method.storage.shared.init(configs[0], sites, rng) if method.storage.shared is not None else {}
-    return _Plan(method, sites, configs, shared, needs, measured)
+    return _Plan(method, sites, configs, needs, measured)
+
+
+def _shared(plan: _Plan, work: Work, rng: np.random.Generator) -> Mapping[str, np.ndarray]:
+    """What the sites of a plan share as it begins."""
+    shared, sites = plan.method.storage.shared, plan.sites
+    if shared is None:
+        return {}
+    return shared.init(plan.configs[0], [work.weighed(site.path, plan.method) for site in sites] if shared.reads_weights else sites, rng)
 
 
 def _say_left_out(model: nn.Module, targets: str | tuple[str, ...], sites: Sequence[Site]) -> None:
@@ -230,10 +237,11 @@ def detach(model: nn.Module, name: str | None = None) -> nn.Module:
     return model
 
 
-def _fresh(method: Method, cfg: Any, rng: np.random.Generator, calibration: Calibration | None, site: Site) -> Mapping[str, np.ndarray]:
+def _fresh(method: Method, cfg: Any, rng: np.random.Generator, calibration: Calibration | None, shared: Mapping[str, np.ndarray],
+           site: Site) -> Mapping[str, np.ndarray]:
     """What a site begins with; at a stack of matrices, what each of them begins with."""
     if not is_stacked(site.kind):
-        return method.init(cfg, dataclasses.replace(site, calibration=calibration), rng)
+        return method.init(cfg, dataclasses.replace(site, calibration=calibration, shared=shared), rng)
     weights = [None] * site.stack if site.weight is None else site.weight
     per_matrix = [method.init(cfg, dataclasses.replace(site, weight=weight), rng) for weight in weights]
     return {name: np.stack([params[name] for params in per_matrix]) for name in per_matrix[0]}

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..adapter_methods import LAYOUTS, Method, Site, to_matrix
+from ..adapter_methods import LAYOUTS, Method, Site, constants_of, to_matrix
 from ..errors import Unsupported
 from ..manifest.manifest import Group
 from .adapter_kinds import KINDS
@@ -29,6 +29,7 @@ class Work:
 
     def __init__(self, model: nn.Module, name: str) -> None:
         self.model, self.name = model, name
+        self._begun: dict[str, Mapping[str, np.ndarray]] = {}
         self._shared: dict[str, dict[str, nn.Parameter]] = {}
         self.swaps: dict[nn.Module, nn.Module] = {}
         self.touched: list[Adapted | SavedModule] = []
@@ -37,6 +38,7 @@ class Work:
     def share(self, method: Method, shared: Mapping[str, np.ndarray]) -> None:
         """Says what the sites of a method have in common; before the first of them."""
         device = device_of(self.model, type(self.model).__name__) if shared else torch.device("cpu")
+        self._begun[method.name] = shared
         self._shared[method.name] = {key: as_parameter(value, device) for key, value in shared.items()}
 
     def adapter(self, path: str, method: Method, cfg: Any, params: Callable[[Site], Mapping[str, np.ndarray]], weight: bool = False,
@@ -49,13 +51,17 @@ class Work:
         self.touched.append(wrapper)
         site = _with_weight(wrapper) if weight or method.traits.reads_weight else wrapper._site
         site_params = params(site)
-        constant_arrays = method.storage.constants(cfg, site) if method.storage.constants is not None else {}
+        constant_arrays = constants_of(method, cfg, {**self._begun.get(method.name, {}), **site_params}, site)
         device = device_of(wrapper._base, path)
         constants = {key: self._constant(value, device) for key, value in constant_arrays.items()}
         wrapper._add(self.name, method, cfg, site_params, constants, self._shared.get(method.name, {}))
         if secondary:
             wrapper._secondary.add(self.name)
         return wrapper
+
+    def weighed(self, path: str, method: Method) -> Site:
+        """A site with its weight and bias, float32."""
+        return _with_weight(self._wrapper(path, method))
 
     def shape_of(self, group: Group, method: Method) -> tuple[int, int]:
         """The shape of the weight at a group's site; a width that the pack says stays, to be compared with the layer's."""

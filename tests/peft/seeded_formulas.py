@@ -14,7 +14,7 @@ from peft.tuners.unilora.model import UniLoraModel
 from peft.tuners.waveft.wavelet import Wavelet
 from torch import nn
 
-from adapterpack import C3A, FourierFT, RandLoRA, SHiRA, TinyLoRA, UniLoRA, VBLoRA, VeRA, WaveFT
+from adapterpack import C3A, FourierFT, PVeRA, RandLoRA, SHiRA, TinyLoRA, UniLoRA, VBLoRA, VeRA, WaveFT
 
 
 def kaiming(generator: torch.Generator, rows: int, columns: int) -> np.ndarray:
@@ -29,6 +29,15 @@ def vera(cfg: VeRA, params: Mapping[str, np.ndarray], weight: np.ndarray, everyt
     A = kaiming(generator, cfg.r, max(w.shape[1] for w in everything.values()))
     B = kaiming(generator, max(w.shape[0] for w in everything.values()), cfg.r)
     b, d = params["vera_lambda_b"].astype(np.float64), params["vera_lambda_d"].astype(np.float64)
+    return np.diag(b) @ B[: len(weight)] @ np.diag(d) @ A[:, : weight.shape[1]]
+
+
+def pvera(cfg: PVeRA, params: Mapping[str, np.ndarray], weight: np.ndarray, everything: Mapping[str, np.ndarray]) -> np.ndarray:
+    """VeRA with the upper half of a pair whose A has 2 r rows, and of d."""
+    generator = torch.Generator().manual_seed(cfg.projection_prng_key)
+    A = kaiming(generator, 2 * cfg.r, max(w.shape[1] for w in everything.values()))[: cfg.r]
+    B = kaiming(generator, max(w.shape[0] for w in everything.values()), cfg.r)
+    b, d = params["pvera_lambda_b"].astype(np.float64), params["pvera_lambda_d"].astype(np.float64)[: cfg.r]
     return np.diag(b) @ B[: len(weight)] @ np.diag(d) @ A[:, : weight.shape[1]]
 
 

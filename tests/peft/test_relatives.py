@@ -19,7 +19,25 @@ from peft.tuners.lokr.layer import factorization
 from torch import nn
 
 import adapterpack
-from adapterpack import DEFT, AdaLoRA, Bat, DeLoRA, DoRA, GraLoRA, HiRA, KaSA, LoHa, LoKr, MiSS, MiSSMini, MoRA
+from adapterpack import (
+    DEFT,
+    OSF,
+    AdaLoRA,
+    Bat,
+    DeLoRA,
+    DoRA,
+    GraLoRA,
+    HiRA,
+    KaSA,
+    LoHa,
+    LoKr,
+    MiSS,
+    MiSSMini,
+    MoRA,
+    PaRa,
+    PEANuT,
+    SuperTuning,
+)
 from adapterpack.adapter_methods import Repeat, Site, Sums, complete, fold, get, run
 from adapterpack.adapter_methods.lokr import divided
 from adapterpack.adapter_methods.registry import method_of
@@ -107,6 +125,39 @@ def deft(cfg: Any, t: Weights, W: np.ndarray) -> np.ndarray:
     return W - Q @ Z.T @ W + (cfg.alpha / cfg.r if cfg.alpha else 1) * Q @ t["deft_R"]
 
 
+def para(cfg: Any, t: Weights, W: np.ndarray) -> np.ndarray:
+    Q = t["deft_P"] if cfg.decomposition_method == "relu" else np.linalg.qr(t["deft_P"])[0]
+    return W - Q @ (np.where(Q > 0, Q, 0) if cfg.decomposition_method == "relu" else Q).T @ W
+
+
+_ACTS = {"relu": lambda h: np.maximum(h, 0), "silu": lambda h: h / (1 + np.exp(-h)), "identity": lambda h: h}
+
+
+def peanut(cfg: Any, t: Weights, W: np.ndarray) -> np.ndarray:
+    act, kept = _ACTS[cfg.act_fn], []
+    h = act(W.T @ t["peanut_A"].T)
+    for i in range(cfg.depth):
+        kept.append(h)
+        h = act(h @ t[f"peanut_encoder_{i}"].T)
+    for i in range(cfg.depth):
+        h = act(h @ t[f"peanut_decoder_{i}"].T) + kept[cfg.depth - 1 - i]
+    return W + cfg.scaling * (h @ t["peanut_B"].T).T
+
+
+def osf(cfg: Any, t: Weights, W: np.ndarray) -> np.ndarray:
+    u, values, vt = np.linalg.svd(W, full_matrices=False)
+    kept = len(values) - t["osf_U"].shape[1]
+    return (u[:, :kept] * values[:kept]) @ vt[:kept] + t["osf_U"] @ np.diag(t["osf_S"]) @ t["osf_V"]
+
+
+def supertuning(cfg: Any, t: Weights, W: np.ndarray) -> np.ndarray:
+    flat = W.reshape(-1).copy()
+    for place, value in zip(t["supertuning_indices"], t["supertuning_values"], strict=True):
+        flat[place] += value
+    changed = flat.reshape(W.shape)
+    return changed if cfg.r is None else changed + cfg.alpha / cfg.r * t["supertuning_lora_B"] @ t["supertuning_lora_A"]
+
+
 EVEN = (12, 8, 12, 4)
 TABLE: dict[str, Row] = {
     "DoRA": Row(DoRA(r=3, alpha=5), peft.LoraConfig(r=3, lora_alpha=5, use_dora=True), dora),
@@ -138,6 +189,18 @@ TABLE: dict[str, Row] = {
     "DEFT": Row(DEFT(r=3), peft.DeftConfig(r=3), deft),
     "DEFT by QR": Row(DEFT(r=3, alpha=2, decomposition_method="qr"),
                       peft.DeftConfig(r=3, alpha=2, decomposition_method="qr"), deft),
+    "PaRa": Row(PaRa(r=3), peft.DeftConfig(r=3, para=True), para),
+    "PaRa by QR": Row(PaRa(r=2, decomposition_method="qr"), peft.DeftConfig(r=2, para=True, decomposition_method="qr"), para),
+    "PEANuT": Row(PEANuT(r=3), peft.PeanutConfig(r=3), peanut),
+    "PEANuT, deep": Row(PEANuT(r=4, depth=2, act_fn="swish", scaling=0.5), peft.PeanutConfig(r=4, depth=2, act_fn="silu", scaling=0.5),
+                        peanut),
+    "PEANuT, linear": Row(PEANuT(r=2, depth=1, act_fn="identity"), peft.PeanutConfig(r=2, depth=1, act_fn="linear"), peanut),
+    "OSF": Row(OSF(effective_rank=3), peft.OSFConfig(effective_rank=3), osf),
+    "OSF, a share, a rank of its own": Row(OSF(effective_rank=0.6, rank_pattern={"b": 2}),
+                                           peft.OSFConfig(effective_rank=0.6, rank_pattern={"[bB]": 2}), osf),
+    "Super-Tuning": Row(SuperTuning(sparsity=0.7), peft.SupertuningConfig(sparsity=0.7), supertuning),
+    "Supra": Row(SuperTuning(sparsity=0.8, select_top=False, r=3, alpha=5),
+                 peft.SupertuningConfig(sparsity=0.8, select_top=False, r=3, lora_alpha=5), supertuning),
     "MiSS": Row(MiSS(r=5), peft.MissConfig(r=5), miss),
     "MiSS mini": Row(MiSSMini(r=3, mini_r=4), peft.MissConfig(r=3, mini_r=4, init_weights="mini"), miss, EVEN),
     "Bat": Row(Bat(r=4), peft.MissConfig(r=4, init_weights="bat"), bat, EVEN),

@@ -15,11 +15,11 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from seeded_formulas import c3a, fourierft, randlora, shira, tinylora, unilora, vblora, vera, waveft
+from seeded_formulas import c3a, fourierft, pvera, randlora, shira, tinylora, unilora, vblora, vera, waveft
 from torch import nn
 
 import adapterpack
-from adapterpack import C3A, FourierFT, RandLoRA, SHiRA, TinyLoRA, UniLoRA, VBLoRA, VeRA, WaveFT
+from adapterpack import C3A, FourierFT, PVeRA, RandLoRA, SHiRA, TinyLoRA, UniLoRA, VBLoRA, VeRA, WaveFT
 from adapterpack.adapter_methods import complete, fold
 from adapterpack.adapter_methods.core.torch_random import TorchGenerator
 from adapterpack.errors import FormatError, Unsupported
@@ -73,6 +73,10 @@ ROWS: dict[str, Row] = {
     "vera": Row(VeRA(r=5, projection_prng_key=3),
                 peft.VeraConfig(r=5, projection_prng_key=3, target_modules=T, save_projection=False), vera),
     "vera with its projection": Row(VeRA(r=4, save_projection=True), peft.VeraConfig(r=4, target_modules=T), vera, stored=True),
+    "pvera": Row(PVeRA(r=5, projection_prng_key=3, sample=False),
+                 peft.PveraConfig(r=5, projection_prng_key=3, target_modules=T, save_projection=False), pvera),
+    "pvera with its projection": Row(PVeRA(r=4, save_projection=True, sample=False), peft.PveraConfig(r=4, target_modules=T), pvera,
+                                     stored=True),
     "fourierft": Row(FourierFT(n_frequency=20, scaling=9, random_loc_seed=5),
                      peft.FourierFTConfig(n_frequency=20, scaling=9, random_loc_seed=5, target_modules=T), fourierft),
     "fourierft by site": Row(FourierFT(n_frequency=20, n_frequency_pattern={"block.2": 30, "first": 100}),

@@ -10,7 +10,7 @@ Python array API: the same few lines run on torch tensors while training and on 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -78,7 +78,7 @@ class Traits:
     min_features: tuple[int, int] = (1, 1)
     """The smallest numbers of outputs and inputs of a layer that it can change: a single number cannot be rotated."""
     frozen: tuple[str, ...] = ()
-    """Its parameters that are stored and not trained, besides those that are not of a floating type."""
+    """Its parameters that are stored and not trained, besides those that are not of a floating type; ``v`` stands for ``v_...``, too."""
     exclusive: bool = False
     """At most one adapter of such a method is active at a time."""
     positional: bool = False
@@ -86,10 +86,12 @@ class Traits:
 
 
 class Shared(NamedTuple):
-    """Parameters that all sites of one adapter have in common, stored once; ``normal_form`` gets them among its parameters."""
+    """Parameters that all sites of one adapter have in common, stored once; ``normal_form`` gets them among its parameters, and an ``init``
+    that begins from them finds them at its site. With ``reads_weights`` they themselves begin from the weights of all sites."""
 
     shapes: Callable[[Any, Sequence[Site]], dict[str, tuple[int, ...]]]
     init: Callable[[Any, Sequence[Site], np.random.Generator], dict[str, np.ndarray]]
+    reads_weights: bool = False
 
 
 class Progress(NamedTuple):
@@ -116,6 +118,8 @@ class Training(NamedTuple):
     """The config, adapted to the calibration of all sites: ranks that are shared out among them, for instance."""
     rates: Callable[[Any], Mapping[str, float]] | None = None
     """config -> parameter name -> what multiplies its learning rate."""
+    sampled: Callable[[Any, Params, Site], NormalForm] | None = None
+    """The normal form while a linear layer trains, where that draws random numbers."""
     penalty: Callable[[Any, Params, int], Array] | None = None
     """A term of one site that is added to the loss; the number of all sites is for those that are an average."""
     after_step: Callable[[Progress, Any, Mapping[str, Trained]], tuple[Any, Mapping[str, Mapping[str, Array]]]] | None = None
@@ -129,6 +133,8 @@ class Storage(NamedTuple):
     shared: Shared | None = None
     constants: Callable[[Any, Site], dict[str, np.ndarray]] | None = None
     """What follows from the config, the site and (by trait) its weight, and is neither trained nor stored: random bases from a seed, ..."""
+    derived: Callable[[Any, Params, Site], dict[str, np.ndarray]] | None = None
+    """The same of what follows from parameters that are stored and not trained, too."""
     makes: Callable[[Any, Site], int] | None = None
     """How many numbers ``constants`` and ``normal_form`` make at a site, within a small factor, where the stored parameters and the site's
     weight have fewer. The config comes from the pack: what it may have its reader make is limited by this (pack/bounds.py)."""
@@ -138,6 +144,9 @@ class Storage(NamedTuple):
     to_stored: Callable[[Any, Params, Site], tuple[Any, dict[str, np.ndarray]]] | None = None
     """The config and the parameters of a trained site in the form that a pack stores, where that differs. Those of a stack come all at
     once, its matrices along their first axis."""
+    require: Callable[[Any, Params, Site], None] | None = None
+    """Raises ValueError unless the values of a site's parameters, which are strangers', are possible there: places in its weight, ...
+    A width that is not known is 0."""
     appended_rows: Callable[[Any, Params, int], np.ndarray | None] | None = None
     """The rows that an adapter of a table of so many rows puts after the last of them (words added before training), or None."""
     summed: Callable[[Sequence[tuple[Params, float]]], dict[str, np.ndarray]] | None = None
@@ -271,17 +280,18 @@ def _block(vector: Array, rows: slice) -> Array:
     return vector if vector.shape[0] == 1 else vector[rows]
 
 
-def frozen(method: Method, cfg: Any) -> frozenset[str]:
-    """The parameters that are stored and not trained under a config: the method's own, and those that the config keeps.
+def frozen(method: Method, cfg: Any, names: Iterable[str]) -> frozenset[str]:
+    """Those of the parameters that are stored and not trained under a config: the method's own, and those that the config keeps.
 
     Example:
         >>> from adapterpack import LoRA
         >>> from adapterpack.adapter_methods import get
-        >>> sorted(frozen(get("lora"), LoRA(init="mica")))
+        >>> sorted(frozen(get("lora"), LoRA(init="mica"), ["lora_A", "lora_B", "start_A", "start_B"]))
         ['lora_B', 'start_A', 'start_B']
     """
-    kept: frozenset[str] = cfg.frozen
-    return kept.union(method.traits.frozen)
+    kept: frozenset[str] = cfg.frozen.union(method.traits.frozen)
+    stems = tuple(f"{name}_" for name in method.traits.frozen)
+    return frozenset(name for name in names if name in kept or name.startswith(stems))
 
 
 def complete(method: Method, cfg: Any, params: Params, site: Site) -> dict[str, Array]:
@@ -293,11 +303,15 @@ def complete(method: Method, cfg: Any, params: Params, site: Site) -> dict[str, 
         >>> sorted(complete(get("lora"), LoRA(r=1), {"lora_A": np.ones((1, 2)), "lora_B": np.ones((3, 1))}, Site("layer", 2, 3)))
         ['lora_A', 'lora_B']
     """
-    if method.storage.constants is None:
-        return dict(params)
+    made = constants_of(method, cfg, params, site)
     dtype = next((value.dtype for value in params.values() if np.issubdtype(value.dtype, np.floating)), np.dtype(np.float32))
-    made = method.storage.constants(cfg, site)
     return {**{name: value.astype(dtype) if np.issubdtype(value.dtype, np.floating) else value for name, value in made.items()}, **params}
+
+
+def constants_of(method: Method, cfg: Any, params: Params, site: Site) -> dict[str, np.ndarray]:
+    """What is neither trained nor stored at a site (:class:`Storage`), as the method makes it of the stored parameters."""
+    made = {} if method.storage.constants is None else method.storage.constants(cfg, site)
+    return made if method.storage.derived is None else {**made, **method.storage.derived(cfg, params, site)}
 
 
 def amount(method: Method, cfg: Any, site: Site) -> int:

@@ -13,13 +13,15 @@ from .site import Params, Site
 class PeftContent(NamedTuple):
     """What a folder that PEFT wrote holds: the config (for all sites), the tensors that all sites share, and site path -> its tensors.
 
-    ``packed``: it is the folder of a pack, whose manifest says what these files leave open; they are taken as they are.
+    ``packed``: it is the folder of a pack, whose manifest says what these files leave open; they are taken as they are. ``written`` is
+    PEFT's own configuration.
     """
 
     config: Any
     shared: Mapping[str, np.ndarray]
     sites: Mapping[str, Mapping[str, np.ndarray]]
     packed: bool = False
+    written: Mapping[str, Any] = {}
 
 
 class PeftLayer(NamedTuple):
@@ -81,7 +83,7 @@ class PeftForm(NamedTuple):
     features: Callable[[Params], tuple[int | None, int | None]]
     """parameters of a site -> its input and output width, None where they do not say it."""
     shared: Mapping[str, str] = {}
-    """shared parameter name -> PEFT's whole tensor name. With ``{"v": "x"}``, ``v_0`` is ``x.0``, and so on."""
+    """shared parameter name -> PEFT's whole tensor name. With ``{"v": "x"}``, ``v_0`` is ``x.0``, and ``v_query`` ``x.query``."""
     matches: Callable[[Mapping[str, Any]], bool] | None = None
     """Whether a PEFT config is of this method; None: every one of its ``peft_type``. Needed where one type stands for several methods."""
     aliases: Mapping[str, str] = {}
@@ -100,6 +102,10 @@ class PeftForm(NamedTuple):
     """Whether PEFT's config names the modules, and does not count them from the last."""
     from_peft_file: Callable[[PeftContent], PeftContent] | None = None
     """A PEFT file's content -> the pack's: for a method whose tensors say more than the config, or that stores less than PEFT."""
+    understood: frozenset[str] = frozenset()
+    """Keys of PEFT's config that the reading accounts for, though none is written."""
+    dropped: tuple[str, ...] = ()
+    """What follows the module path in the names of tensors that PEFT stores for training alone, and that are left out."""
     to_peft_with_base: Completed | None = None
     """Computes, from the base's weights, the config and tensors that PEFT's file needs and the pack does not store."""
     from_peft_with_base: Completed | None = None

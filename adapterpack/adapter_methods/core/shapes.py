@@ -1,4 +1,4 @@
-"""Checks that the tensors of a site have the shapes that its method declares."""
+"""Checks that the tensors of a site have the shapes that its method declares, and values that it can use."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def features(form: PeftForm, params: Mapping[str, np.ndarray], where: str) -> tu
 
 
 def check_shapes(method: Method, cfg: Any, site: Site, params: Mapping[str, np.ndarray], where: object) -> Site:
-    """The site, if every parameter has the shape that the method gives it there, as far as the site's known widths say it.
+    """The site, if every parameter has the shape that the method gives it there, as far as the site's known widths say it, and its values.
 
     Raises:
-        FormatError: one has not; names the site, the parameter and both shapes.
+        FormatError: one has not; names the site, the parameter and both shapes, or what is wrong with the values.
     """
     widths, stack = (site.in_features, site.out_features), (site.stack,) if is_stacked(site.kind) else ()
     if method.peft is not None and not stack and not all(widths) and params:
@@ -46,6 +46,11 @@ def check_shapes(method: Method, cfg: Any, site: Site, params: Mapping[str, np.n
         if stored is None or len(stored) != len(shape) or any(want not in {None, have} for want, have in zip(shape, stored, strict=True)):
             raise FormatError("a tensor has the wrong shape", where=f"{where}, {site.path}, {param}", expected=shape,
                               found="no such tensor" if stored is None else stored)
+    if method.storage.require is not None:
+        try:
+            method.storage.require(cfg, params, site)
+        except ValueError as error:
+            raise FormatError(f"the values of a tensor do not fit the site: {error}", where=f"{where}, {site.path}") from error
     return site
 
 

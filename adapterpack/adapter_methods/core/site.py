@@ -37,7 +37,8 @@ class Site:
     several of them.
 
     ``weight`` (``[out, in]``) and ``base_bias`` (``[out]``, or None) are given only to methods whose
-    trait ``reads_weight`` is set, and with ``calibration`` to an ``init`` that needs them. A width is 0 where it is not known: a file of
+    trait ``reads_weight`` is set, and with ``calibration`` to an ``init`` that needs them; an ``init`` also gets ``shared``, with which
+    the parameters begin that all sites have in common. A width is 0 where it is not known: a file of
     another library need not say both.
     """
 
@@ -51,3 +52,4 @@ class Site:
     weight: Array | None = field(default=None, compare=False, repr=False)
     base_bias: Array | None = field(default=None, compare=False, repr=False)
     calibration: Calibration | None = field(default=None, compare=False, repr=False)
+    shared: Params = field(default_factory=dict, compare=False, repr=False)

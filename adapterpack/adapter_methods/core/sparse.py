@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from .arrays import array_namespace
 from .operators import Array
 
@@ -54,3 +56,14 @@ def _flat(xp: Any, at: Array, shape: tuple[int, int]) -> Array:
     """Places ``[2, n]`` as numbers ``[n]``, counted row by row."""
     wide = xp.astype(at, xp.int64, copy=False)
     return wide[0] * shape[1] + wide[1]
+
+
+def require_places(at: np.ndarray, shape: tuple[int, ...]) -> None:
+    """Raises ValueError unless ``at`` ``[axes, n]`` are different places in an array of ``shape``, whose axes may be 0: not known."""
+    if at.dtype.kind not in "iu":
+        raise ValueError(f"places are whole numbers, not {at.dtype}")
+    for axis, size in zip(at, shape, strict=True):
+        if axis.size and (axis.min() < 0 or (size and axis.max() >= size)):
+            raise ValueError(f"a place lies outside of the weight: {axis.min()} to {axis.max()}, of {size or 'unknown'}")
+    if at.shape[1] > 1 and np.any(np.all(np.diff(at[:, np.lexsort(at)]) == 0, axis=0)):
+        raise ValueError("a place is named twice")

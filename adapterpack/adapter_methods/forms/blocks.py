@@ -119,7 +119,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 """Name -> what stands between ``down`` and ``up``; zero is mapped to zero by each, so that a branch can be padded."""
 
-ALIASES = {"swish": "silu", "gelu_new": "gelu_tanh", "linear": "identity"}
+ALIASES = {"swish": "silu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "linear": "identity"}
 """Other names of activations -> ours."""
 
 ENTRIES = {"attention.output.dense": "attention.self.query", "output.dense": "intermediate.dense", "fc2": "fc1"}

@@ -58,8 +58,9 @@ class Adapted(Wrapper):
 
     def _trainable(self, name: str, yes: bool = True) -> None:
         """Lets the adapter's parameters be trained, or not."""
-        kept = frozen(*self._methods[name])
-        for part in (self._adapters[key_of(name)], self._common[key_of(name)]):
+        parts = (self._adapters[key_of(name)], self._common[key_of(name)])
+        kept = frozen(*self._methods[name], [key for part in parts for key in part])
+        for part in parts:
             for key, value in part.items():
                 value.requires_grad_(yes and value.is_floating_point() and key not in kept)
 
@@ -218,7 +219,8 @@ class AdaptedLayer(Adapted):
 
             inner = x if autocast else x.to(dtype)
             site = self._with_weight(dtype) if method.traits.reads_weight else self._site
-            form = None if method.forward is not None else method.normal_form(cfg, tensors, site)
+            make_form = (method.training.sampled if self.training else None) or method.normal_form
+            form = None if method.forward is not None else make_form(cfg, tensors, site)
             # Autocast rules do not reach the backward of a custom function, so the kernels stay out of its way.
             # A compiler makes dropout again by itself, and cannot look at a seed.
             quick = form is not None and not autocast and not (drop and torch.compiler.is_compiling())

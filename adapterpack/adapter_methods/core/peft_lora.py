@@ -1,0 +1,72 @@
+"""Reads what PEFT trains as a LoRA of another form, and what is a plain LoRA once it is trained.
+
+- BD-LoRA (``use_bdlora``): A or B is block-diagonal, and stored as its blocks one below the other. Here it is the whole matrix.
+- QALoRA (``use_qalora``, arXiv 2309.14717): A sees means of groups of inputs, times the number of groups. Here it sees the inputs.
+- MonteCLoRA (``monteclora_config``) and VeLoRA (``velora_config``, arXiv 2405.17991) differ in training: what they store for it is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from .config import require_whole
+from .peft_form import PeftContent
+
+READ_AS_LORA = frozenset({"use_bdlora", "use_qalora", "monteclora_config", "velora_config"})
+"""The keys of PEFT's config that this accounts for."""
+FOR_TRAINING_ALONE = (*(f"lora_monteclora_sampler.{name}" for name in ("std_prior", "expert_weights_prior", "gaussian_var_prior",
+                                                                       "expert_weights")), "lora_velora_embed")
+"""What MonteCLoRA and VeLoRA store of a site beside the factors."""
+_MOST_BLOCKS, _LARGEST_GROUP = 64, 1024
+"""How much larger a stranger's factor may become: shards of a server, and groups of a quantized weight."""
+
+
+def as_lora(content: PeftContent) -> PeftContent:
+    """The content with plain factors.
+
+    Raises:
+        ValueError: the factors are not of the blocks or groups that the config says.
+    """
+    blocks, sites = content.written.get("use_bdlora"), content.sites
+    if content.packed or not (blocks or content.written.get("use_qalora")):
+        return content
+    if content.written.get("use_qalora"):
+        group = content.written.get("qalora_group_size", 16)
+        require_whole("qalora_group_size", group, 1, _LARGEST_GROUP)
+        return content._replace(sites={path: {**params, "lora_A": _ungrouped(params["lora_A"], group)} if "lora_A" in params else params
+                                       for path, params in sites.items()})
+    if not isinstance(blocks, Mapping):
+        raise ValueError(f"use_bdlora must be a configuration, not {blocks!r:.80}")
+    require_whole("nblocks", blocks.get("nblocks", 1), 1, _MOST_BLOCKS)
+    return content._replace(sites={path: _whole(path, params, blocks) for path, params in sites.items()})
+
+
+def _ungrouped(A: np.ndarray, group: int) -> np.ndarray:
+    """A of the inputs, of A of the means of ``group`` of them each: ``[r, groups]`` to ``[r, groups * group]``."""
+    return np.repeat(A * A.dtype.type(A.shape[1] / group), group, axis=1)
+
+
+def _whole(path: str, params: Mapping[str, np.ndarray], blocks: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The factors of a site; PEFT looks for each of the config's names anywhere in the module's own."""
+    leaf, whole = path.rpartition(".")[2], dict(params)
+    for factor, key in (("lora_A", "target_modules_bd_a"), ("lora_B", "target_modules_bd_b")):
+        names = blocks.get(key) or []
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"{key} must be a list of names, not {names!r:.80}")
+        if factor in params and any(name in leaf for name in names):
+            whole[factor] = _diagonal(params[factor], blocks.get("nblocks", 1))
+    return whole
+
+
+def _diagonal(stacked: np.ndarray, count: int) -> np.ndarray:
+    """The block-diagonal matrix of blocks that are stored one below the other."""
+    if stacked.ndim != 2 or len(stacked) % count:
+        raise ValueError(f"a factor of shape {stacked.shape} is not {count} blocks one below the other")
+    tall, wide = len(stacked) // count, stacked.shape[1]
+    matrix = np.zeros((len(stacked), count * wide), stacked.dtype)
+    for number in range(count):
+        matrix[number * tall : (number + 1) * tall, number * wide : (number + 1) * wide] = stacked[number * tall : (number + 1) * tall]
+    return matrix

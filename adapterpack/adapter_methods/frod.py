@@ -1,0 +1,225 @@
+"""FRoD: all layers of one role are decomposed over one basis, and adapted between its two sides (doi 10.1609/aaai.v40i31.39813).
+
+    W' = U (S + diag(l)) V^T,   W = U diag(l_0) V^T,   V [in, in] shared by the layers of a role, U [out, in] with columns of length 1
+
+l ``[in]`` begins as l_0, S ``[in, in]`` is zero but for ``sparse_rate`` of its places off the diagonal, which the layers of a role share. V
+comes of the weights of all these layers (a generalized singular value decomposition of higher order) and is stored; U and l_0 come of V
+and the layer's weight, in float64, and are rounded to float32. A fresh adapter is the layer but for that rounding.
+
+Where the layers of a role have fewer rows together than inputs, some directions of V are in none of their weights. There U is zero. PEFT
+takes what rounding leaves of them, made as long as 1, for U's columns, so that what its file means depends on the machine: it is refused.
+And PEFT reads V from its file, but computes U of a V that it makes anew, with the signs of its own library: it can load only packs that
+came from it (``own_basis`` is false).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ..errors import FormatError, Unsupported
+from .core.arrays import array_namespace
+from .core.base import Method, NormalForm, Shared, Storage, Traits
+from .core.config import LARGEST_WHOLE, SiteConfig, is_number, require_flag, require_number, require_whole
+from .core.layouts import LINEAR
+from .core.operators import Dense
+from .core.peft_form import TRANSPOSED, PeftForm
+from .core.peft_keys import PeftKeys
+from .core.site import Params, Site
+from .core.sparse import require_places, scattered
+from .registry import METHODS
+
+
+@dataclass(frozen=True)
+class FRoD(SiteConfig):
+    """The hyper-parameters of FRoD. ``projection_prng_key`` draws the places of S.
+
+    Example:
+        >>> FRoD(sparse_rate=0.02).own_basis
+        True
+    """
+
+    sparse_rate: float = 0.01
+    projection_prng_key: int = 0
+    regularization_alpha: float = 1e-3
+    own_basis: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not is_number(self.sparse_rate) or not 0 < self.sparse_rate <= 1:
+            raise ValueError(f"sparse_rate must be above 0 and at most 1, not {self.sparse_rate!r}")
+        require_number("regularization_alpha", self.regularization_alpha)
+        if self.regularization_alpha <= 0:
+            raise ValueError(f"regularization_alpha must be above 0, not {self.regularization_alpha!r}")
+        require_whole("projection_prng_key", self.projection_prng_key, 0, LARGEST_WHOLE)
+        require_flag("own_basis", self.own_basis)
+        for name in ("sparse_rate", "regularization_alpha"):
+            object.__setattr__(self, name, float(getattr(self, name)))
+
+    @property
+    def redundant(self) -> bool:
+        """V is stored, since it comes of the weights of several layers, and an adapter is read layer by layer."""
+        return True
+
+
+def role(path: str) -> str:
+    """The role of a layer, by the end of its path, as PEFT names it.
+
+    Example:
+        >>> role("layers.0.self_attn.q_proj"), role("h.1.q"), role("layer.0.attention.output.dense"), role("layer.0.output.dense")
+        ('self_attn_q_proj', 'q', 'attention_output', 'output_dense')
+    """
+    *before, outer, leaf = ["", "", *path.split(".")][-3:]
+    if not outer or outer.isdigit():
+        return leaf
+    return "attention_output" if (before[-1], outer, leaf) == ("attention", "output", "dense") else f"{outer}_{leaf}"
+
+
+def _count(cfg: FRoD, width: int) -> int:
+    """How many places of S are not zero."""
+    return max(1, min(int(width * width * cfg.sparse_rate), width * width - width))
+
+
+def _shapes(cfg: FRoD, site: Site) -> dict[str, tuple[int, ...]]:
+    return {"frod_lambda_l": (site.in_features,), "frod_lambda_s_values": (_count(cfg, site.in_features),)}
+
+
+def _by_role(sites: Sequence[Site]) -> dict[str, list[Site]]:
+    roles: dict[str, list[Site]] = {}
+    for site in sites:
+        roles.setdefault(role(site.path), []).append(site)
+    for name, layers in roles.items():
+        if len({site.in_features for site in layers}) > 1:
+            raise Unsupported("layers of one role have unlike numbers of inputs, and no basis in common", where=name,
+                              found=", ".join(f"{site.path} {site.in_features}" for site in layers[:5]),
+                              remedy="leave some of them out of the targets")
+    return roles
+
+
+def _shared_shapes(cfg: FRoD, sites: Sequence[Site]) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, layers in _by_role(sites).items():
+        width = layers[0].in_features
+        shapes |= {f"frod_V_{name}": (width, width), f"frod_indices_{name}": (2, _count(cfg, width)), f"frod_size_{name}": (2,)}
+    return shapes
+
+
+def _shared(cfg: FRoD, sites: Sequence[Site], rng: np.random.Generator) -> dict[str, np.ndarray]:
+    made: dict[str, np.ndarray] = {}
+    draw = np.random.default_rng(cfg.projection_prng_key)
+    for name, layers in sorted(_by_role(sites).items()):
+        width = layers[0].in_features
+        row, column = np.divmod(draw.choice(width * width - width, _count(cfg, width), replace=False), max(width - 1, 1))
+        made[f"frod_V_{name}"] = _basis([np.asarray(site.weight, np.float64) for site in layers], cfg.regularization_alpha)
+        made[f"frod_indices_{name}"] = np.stack([row, column + (column >= row)])
+        made[f"frod_size_{name}"] = np.array([width, width])
+    return made
+
+
+def _basis(weights: Sequence[np.ndarray], ridge: float) -> np.ndarray:
+    """V of several weights ``[out, in]``: what they have in common is an eigenvector of the mean of the inverses of their parts."""
+    stacked = np.concatenate(weights)
+    width = stacked.shape[1]
+    if len(stacked) < width:
+        return np.linalg.svd(stacked)[2].T.astype(np.float32)
+    Q, R = np.linalg.qr(stacked)
+    parts = np.split(Q, np.cumsum([len(weight) for weight in weights])[:-1])
+    mean = sum(np.linalg.inv(part.T @ part + ridge * np.eye(width)) for part in parts) / len(parts)
+    return (R.T @ np.linalg.eigh(mean)[1]).astype(np.float32)
+
+
+def _sides(V: np.ndarray, weight: Any) -> tuple[np.ndarray, np.ndarray]:
+    """U without its lengths made 1, and these lengths; float64."""
+    wide, target = np.asarray(V, np.float64), np.asarray(weight, np.float64)
+    try:
+        outer = np.linalg.solve(wide, target.T).T
+    except np.linalg.LinAlgError:
+        outer = target @ np.linalg.pinv(wide, rcond=1e-6).T
+    return outer, np.linalg.norm(outer, axis=0)
+
+
+_NOISE = 1e-6
+"""Of the largest column of U diag(l_0): below it there is only what float32's rounding of V left."""
+
+
+def _init(cfg: FRoD, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    shared = site.shared or _shared(cfg, [site], rng)
+    made = {name: np.zeros(shape, np.float32) for name, shape in _shapes(cfg, site).items()}
+    return {**made, "frod_lambda_l": _sides(shared[f"frod_V_{role(site.path)}"], site.weight)[1].astype(np.float32)}
+
+
+def _derived(cfg: FRoD, params: Params, site: Site) -> dict[str, np.ndarray]:
+    """U, of parameters that come from a file."""
+    try:
+        require_places(np.asarray(params[f"frod_indices_{role(site.path)}"]), (site.in_features, site.in_features))
+    except ValueError as error:
+        raise FormatError(f"the places of S are not possible: {error}", where=site.path) from error
+    outer, lengths = _sides(params[f"frod_V_{role(site.path)}"], site.weight)
+    noise = lengths <= _NOISE * lengths.max()
+    if noise.any() and not cfg.own_basis:
+        raise Unsupported("the layers of this role have fewer rows together than inputs, and PEFT fills the directions that are left with "
+                          "what rounding leaves there: what its file means depends on the machine that reads it", where=site.path,
+                          found=f"{int(noise.sum())} of {len(noise)} directions",
+                          remedy="merge it with PEFT on the machine that trained it")
+    return {"U": np.where(noise, 0, outer / np.where(noise, 1, lengths)).astype(np.float32)}
+
+
+def _normal_form(cfg: FRoD, params: Params, site: Site) -> NormalForm:
+    U, V, lengths, name = params["U"], params[f"frod_V_{role(site.path)}"], params["frod_lambda_l"], role(site.path)
+    xp = array_namespace(lengths)
+    S = scattered(xp, params["frod_lambda_s_values"], params[f"frod_indices_{name}"], (V.shape[0], V.shape[0]))
+    turned = xp.matmul(S, V.T) + lengths[:, None] * V.T
+    return NormalForm(down=Dense(xp.matmul(U, turned) - site.weight))
+
+
+_KEYS = PeftKeys(
+    FRoD,
+    {"sparse_rate": 0.01, "projection_prng_key": 0, "regularization_alpha": 1e-3, "dropout": 0.0},
+    {"save_projection": True, "fan_in_fan_out": False, "bias": "none", "init_weights": True, "progressbar": True,
+     "runtime_offload_base_weight": False},
+    renamed={"dropout": "frod_dropout"},
+)
+
+
+def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any] | None:
+    return None if next(iter(sites.values())).own_basis else _KEYS.to_config(sites)
+
+
+def _from_peft(config: Mapping[str, Any]) -> Any:
+    if config.get("save_projection") is False:
+        raise Unsupported("this file leaves out the basis, which comes of the weights of all layers, with the signs of one machine's "
+                          "library", where="save_projection", expected="true", found="false",
+                          remedy="save it again with PEFT after setting save_projection=True in its config")
+    return replace(_KEYS.from_config(config), own_basis=False)
+
+
+frod = METHODS.register(Method(
+    name="frod",
+    summary="the layers of one role decomposed over one basis, and adapted by sparse entries between its two sides",
+    paper="https://doi.org/10.1609/aaai.v40i31.39813",
+    formula="W' = U (S + diag(l)) V^T,  V shared,  S sparse",
+    config=FRoD,
+    traits=Traits(additive=False, identity_at_init=False, row_separable=True, low_rank=False, reads_weight=True, frozen=("frod_V",),
+                  layers=LINEAR, min_features=(1, 2)),
+    shapes=_shapes,
+    init=_init,
+    normal_form=_normal_form,
+    examples=(FRoD(sparse_rate=0.1), FRoD(sparse_rate=0.3, projection_prng_key=3, dropout=0.1)),
+    storage=Storage(
+        derived=_derived,
+        makes=lambda cfg, site: site.in_features * (2 * site.in_features + site.out_features),
+        shared=Shared(_shared_shapes, _shared, reads_weights=True),
+    ),
+    peft=PeftForm(
+        peft_type="FROD",
+        suffixes={name: name for name in ("frod_lambda_l", "frod_lambda_s_values")},
+        layers=TRANSPOSED,
+        to_config=_to_peft,
+        from_config=_from_peft,
+        features=lambda params: (params["frod_lambda_l"].shape[0], None),
+        shared={"frod_V": "base_model.frod_V", "frod_indices": "base_model.frod_s_indices", "frod_size": "base_model.frod_s_size"},
+    ),
+))

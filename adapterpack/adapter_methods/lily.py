@@ -1,0 +1,184 @@
+"""Lily: layers share their low-rank factors, and a router mixes those on the way up (Zhong et al. 2024, arXiv 2407.09946, section 3).
+
+    y_t = base(x_t) + s sum_e p_e B_e^T A x_t,   p = mean over the tokens t of softmax(R A x_t)
+
+A ``[r, in]`` is shared by ``stride`` consecutive layers of one name and shape, the matrices B_e ``[r, out]`` of the ``experts`` by all of
+them; R ``[experts, r]`` is each layer's own. The mean is over the tokens of a row, here. PEFT takes it over all tokens of a batch, so that
+what it makes of a row depends on the other rows; with one row to a batch both are the same. Padding counts on both sides. The tokens in a
+cache no longer pass the layer, so an adapter of Lily refuses one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .core.arrays import array_namespace
+from .core.base import Limits, Method, NormalForm, Shared, Storage, Traits
+from .core.config import MOST_SITES, RankConfig, require_flag, require_number, require_whole
+from .core.operators import Array
+from .core.peft_form import Factorise, PeftForm
+from .core.peft_keys import PeftKeys
+from .core.site import Params, Site
+from .forms.routes import Gate, Route
+from .loha import kaiming
+from .registry import METHODS
+
+_MOST_EXPERTS = 1 << 10
+_UNFOLDABLE = "its weights are means over the tokens of a row, which no weight of a layer knows"
+
+
+@dataclass(frozen=True)
+class Lily(RankConfig):
+    """The hyper-parameters of Lily. ``block`` is the number of a site's A among those of the layers of its name and shape; with ``spread``
+    every site has a copy of A and B, as in PEFT's files, and trains it by itself.
+
+    Example:
+        >>> Lily(r=32, stride=4, experts=8).scale
+        1.0
+    """
+
+    r: int = 32
+    stride: int = 1
+    experts: int = 2
+    scaling: float = 1.0
+    block: int | None = None
+    spread: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_whole("stride", self.stride, 1, MOST_SITES)
+        require_whole("experts", self.experts, 2, _MOST_EXPERTS)
+        require_number("scaling", self.scaling)
+        object.__setattr__(self, "scaling", float(self.scaling))
+        if self.block is not None:
+            require_whole("block", self.block, 0, MOST_SITES)
+        require_flag("spread", self.spread)
+
+    @property
+    def scale(self) -> float:
+        """``s``, the number that multiplies the branch."""
+        return self.scaling
+
+    @property
+    def redundant(self) -> bool:
+        """PEFT reads copies at every site."""
+        return self.spread
+
+
+class _Mean(NamedTuple):
+    """The weights of a gate, averaged over the tokens of each row."""
+
+    gate: Gate
+
+    def weights(self, x: Array) -> Array:
+        """``[rows, tokens, in]`` to ``[rows, 1, experts]``; a row without an axis of tokens is one token."""
+        weights = self.gate.weights(x)
+        xp, tokens = array_namespace(weights), tuple(range(1, weights.ndim - 1))
+        return xp.mean(weights, axis=tokens, keepdims=True) if tokens else weights
+
+
+def _group(site: Site) -> str:
+    """What the sites that share have in common, in the names of what they share."""
+    return f"{site.path.rpartition('.')[2]}_{site.out_features}x{site.in_features}"
+
+
+def _resolve(configs: Sequence[Any], sites: Sequence[Site]) -> list[Any]:
+    """Blocks are counted in the order of the model's modules."""
+    if any(cfg.block is not None or cfg.spread for cfg in configs):
+        return list(configs)
+    seen: dict[str, int] = {}
+    resolved = []
+    for cfg, site in zip(configs, sites, strict=True):
+        number = seen.get(_group(site), 0)
+        seen[_group(site)] = number + 1
+        resolved.append(replace(cfg, block=number // cfg.stride))
+    return resolved
+
+
+def _factors(cfg: Lily, site: Site) -> dict[str, tuple[int, ...]]:
+    return {"lily_A": (cfg.r, site.in_features), "lily_B": (cfg.experts * cfg.r, site.out_features)}
+
+
+def _shapes(cfg: Lily, site: Site) -> dict[str, tuple[int, ...]]:
+    return {"lily_router": (cfg.experts, cfg.r), **(_factors(cfg, site) if cfg.spread else {})}
+
+
+def _names(cfg: Lily, site: Site) -> dict[str, str]:
+    """``lily_A`` and ``lily_B`` -> what the site's are called."""
+    if cfg.spread:
+        return {name: name for name in ("lily_A", "lily_B")}
+    return {"lily_A": f"lily_A_{_group(site)}_{cfg.block or 0}", "lily_B": f"lily_B_{_group(site)}"}
+
+
+def _common(cfg: Lily, sites: Sequence[Site]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    groups: dict[str, list[Site]] = {}
+    for site in () if cfg.spread else sites:
+        groups.setdefault(_group(site), []).append(site)
+    for group, members in groups.items():
+        shapes = _factors(cfg, members[0])
+        yield f"lily_B_{group}", shapes["lily_B"]
+        yield from ((f"lily_A_{group}_{block}", shapes["lily_A"]) for block in range(math.ceil(len(members) / cfg.stride)))
+
+
+def _shared(cfg: Lily, sites: Sequence[Site], rng: np.random.Generator) -> dict[str, np.ndarray]:
+    return {name: kaiming(rng, shape) if name.startswith("lily_A") else np.zeros(shape, np.float32) for name, shape in _common(cfg, sites)}
+
+
+def _init(cfg: Lily, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    made = {name: kaiming(rng, shape) for name, shape in _shapes(cfg, site).items()}
+    return {name: 0 * value if name == "lily_B" else value for name, value in made.items()}
+
+
+def _normal_form(cfg: Lily, params: Params, site: Site) -> NormalForm:
+    A, B = (params[name] for name in _names(cfg, site).values())
+    xp = array_namespace(A, B)
+    gate = _Mean(Gate(xp.matmul(params["lily_router"], A), cfg.experts))
+    return NormalForm(routes=(Route(gate, xp.concat([A] * cfg.experts, axis=0), cfg.scale * B.T, (cfg.r,) * cfg.experts),))
+
+
+_KEYS = PeftKeys(Lily, {"r": 32, "stride": 1, "experts": 2, "scaling": 1.0}, {"init_weights": True},
+                 renamed={"stride": "stride_A", "experts": "num_B"})
+
+
+def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any] | None:
+    return _KEYS.to_config(sites) if next(iter(sites.values())).spread else None
+
+
+def _spread(cfg: Lily, params: Mapping[str, np.ndarray], site: Site, factorise: Factorise) -> tuple[Lily, dict[str, np.ndarray]]:
+    """With A and B at the site."""
+    return replace(cfg, spread=True, block=None), {**params, **{name: site.shared[own] for name, own in _names(cfg, site).items()
+                                                               if not cfg.spread}}
+
+
+lily = METHODS.register(Method(
+    name="lily",
+    summary="low-rank factors that layers share, and a router that mixes those on the way up",
+    paper="https://arxiv.org/abs/2407.09946",
+    formula="y'_t = W x_t + b + s sum_e p_e B_e^T A x_t,  p = mean_t softmax(R A x_t)",
+    config=Lily,
+    traits=Traits(additive=False, identity_at_init=True, row_separable=False, low_rank=False, batchable=False, layers=("linear",)),
+    shapes=_shapes,
+    init=_init,
+    normal_form=_normal_form,
+    examples=(Lily(r=3), Lily(r=2, stride=2, experts=3, scaling=0.5)),
+    storage=Storage(
+        shared=Shared(lambda cfg, sites: dict(_common(cfg, sites)), _shared),
+        makes=lambda cfg, site: cfg.experts * cfg.r * (site.in_features + site.out_features),
+        resolve=_resolve,
+    ),
+    limits=Limits(unfoldable=_UNFOLDABLE, torch_only="its router looks at all tokens of a row, and a graph's slots at one", one_pass=True),
+    peft=PeftForm(
+        peft_type="LILY",
+        suffixes={"lily_A": "lily_A.weight", "lily_B": "lily_B.weight", "lily_router": "lily_router.weight"},
+        to_config=_to_peft,
+        from_config=lambda config: replace(_KEYS.from_config(config), spread=True),
+        features=lambda params: (params["lily_A"].shape[1], params["lily_B"].shape[1]) if "lily_A" in params else (None, None),
+        shared={"lily_A": "base_model.lily_A", "lily_B": "base_model.lily_B"},
+        to_peft_with_base=_spread,
+    ),
+))

@@ -1,0 +1,87 @@
+"""LoRA whose second factor has a bias (PEFT's ``lora_bias``).
+
+    y' = base(x) + s * (B (A x) + c)
+
+A, B and s are LoRA's; c ``[out]`` begins at zero. Where a layer has no bias it gets one, and a merge, whose files have no place for it,
+refuses the adapter, as PEFT does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+
+from .core.base import NormalForm, Storage
+from .core.layouts import LINEAR
+from .core.peft_form import TRANSPOSED, PeftForm
+from .core.site import Params, Site
+from .lora import OTHERS, LoRA, lora
+from .registry import METHODS
+
+_BIAS, _KEY = "lora_B_bias", "lora_bias"
+
+
+@dataclass(frozen=True)
+class LoRABias(LoRA):
+    """The hyper-parameters of LoRA.
+
+    Example:
+        >>> LoRABias(r=8, alpha=16).scale
+        2.0
+    """
+
+
+def _shapes(cfg: LoRABias, site: Site) -> dict[str, tuple[int, ...]]:
+    return {**lora.shapes(cfg, site), _BIAS: (site.out_features,)}
+
+
+def _init(cfg: LoRABias, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    return {**lora.init(cfg, site, rng), _BIAS: np.zeros(site.out_features, np.float32)}
+
+
+def _normal_form(cfg: LoRABias, params: Params, site: Site) -> NormalForm:
+    form: NormalForm = lora.normal_form(cfg, params, site)
+    return form._replace(shift=cfg.scale * params[_BIAS])
+
+
+def _to_stored(cfg: LoRABias, params: Params, site: Site) -> tuple[LoRABias, dict[str, np.ndarray]]:
+    """With LoRA's start taken off."""
+    assert lora.storage.to_stored is not None
+    plain, factors = lora.storage.to_stored(cfg, params, site)
+    return plain, {**factors, _BIAS: np.ascontiguousarray(params[_BIAS])}
+
+
+def _form(of_lora: PeftForm) -> PeftForm:
+    def to_config(sites: Mapping[str, Any]) -> dict[str, Any] | None:
+        written = of_lora.to_config(sites)
+        return None if written is None else {**written, _KEY: True}
+
+    def from_config(config: Mapping[str, Any]) -> LoRABias:
+        read = of_lora.from_config(config)
+        return LoRABias(**{field.name: getattr(read, field.name) for field in fields(LoRA)})
+
+    def matches(config: Mapping[str, Any]) -> bool:
+        return config.get("peft_type") == of_lora.peft_type and [key for key in OTHERS if config.get(key)] == [_KEY]
+
+    return of_lora._replace(suffixes={**of_lora.suffixes, _BIAS: "lora_B.bias"}, to_config=to_config, from_config=from_config,
+                            matches=matches, layers=TRANSPOSED, peft_supports=lambda cfg, site: site.bias)
+
+
+assert lora.peft is not None  # for the type checker
+lora_bias = METHODS.register(lora._replace(
+    name="lora_bias",
+    summary="a LoRA whose second factor has a bias",
+    paper="https://arxiv.org/abs/2106.09685",
+    formula="y' = W x + b + s (B A x + c)",
+    config=LoRABias,
+    traits=replace(lora.traits, low_rank=False, layers=LINEAR),
+    shapes=_shapes,
+    init=_init,
+    normal_form=_normal_form,
+    examples=(LoRABias(r=3, alpha=5), LoRABias(r=2, use_rslora=True, init="pissa", dropout=0.1)),
+    storage=Storage(to_stored=_to_stored),
+    peft=_form(lora.peft),
+))

@@ -1,0 +1,142 @@
+"""OSF: the smallest singular directions of a weight are trained, within the space that the largest leave (arXiv 2504.07097, section 3).
+
+    W' = W - U_0 S_0 V_0 + U S V,   W = U_high S_high V_high + U_0 S_0 V_0
+
+U ``[out, k]``, S ``[k]`` and V ``[k, in]`` begin as U_0, S_0 and V_0, the directions of the k smallest singular values; ``effective_rank``
+is how many are kept, as a number or a share of the smaller width, half of it by default. Gradients of U and V are projected off U_high and
+V_high, as in PEFT. U_0 S_0 V_0 is computed anew from the weight wherever the adapter goes, in float32: as a product it does not depend on
+the signs that a library chooses, only on a gap between the singular values on both sides of the cut.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from .core.arrays import array_namespace
+from .core.base import Method, NormalForm, Storage, Traits, constant
+from .core.config import SiteConfig, by_suffix, require_whole
+from .core.layouts import WEIGHTS
+from .core.operators import Array, Dense
+from .core.peft_form import PeftContent, PeftForm
+from .core.peft_keys import default_and_pattern
+from .core.site import Params, Site
+from .registry import METHODS
+
+
+@dataclass(frozen=True)
+class OSF(SiteConfig):
+    """The hyper-parameters of OSF: a number of kept directions, or a share of them below 1. ``rank_pattern`` says it by site.
+
+    Example:
+        >>> OSF(effective_rank=0.75, rank_pattern={"v_proj": 16}).at("layers.0.v_proj").effective_rank
+        16
+    """
+
+    effective_rank: float | None = None
+    rank_pattern: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "effective_rank", _share_or_number(self.effective_rank))
+        object.__setattr__(self, "rank_pattern", {name: _share_or_number(value) for name, value in self.rank_pattern.items()})
+
+    def at(self, path: str) -> OSF:
+        """The config at one site: patterns are looked up by the literal path or its last components."""
+        found = by_suffix(self.rank_pattern, path, self.effective_rank)
+        return replace(self, effective_rank=found, rank_pattern={}) if self.rank_pattern else self
+
+
+def _share_or_number(value: Any) -> Any:
+    """A share below 1 as it is, anything else as a whole number; a YAML file's 8 comes as 8.0."""
+    if value is None or (isinstance(value, float) and 0 < value < 1):
+        return value
+    number = int(value) if isinstance(value, float) and value.is_integer() else value
+    require_whole("effective_rank", number, 0)
+    return number
+
+
+def _kept(cfg: OSF, site: Site) -> int:
+    """How many directions are kept; at least one is trained."""
+    most, wanted = min(site.out_features, site.in_features), cfg.effective_rank
+    kept = most // 2 if wanted is None else int(most * wanted) if isinstance(wanted, float) else wanted
+    return min(kept, most - 1)
+
+
+def _shapes(cfg: OSF, site: Site) -> dict[str, tuple[int, ...]]:
+    k = min(site.out_features, site.in_features) - _kept(cfg, site)
+    return {"osf_U": (site.out_features, k), "osf_S": (k,), "osf_V": (k, site.in_features)}
+
+
+def _parts(cfg: OSF, site: Site) -> dict[str, np.ndarray]:
+    U, S, V = np.linalg.svd(np.asarray(site.weight, np.float32), full_matrices=False)
+    kept = _kept(cfg, site)
+    return {"U_high": U[:, :kept], "V_high": V[:kept], "U_0": U[:, kept:], "S_0": S[kept:], "V_0": V[kept:]}
+
+
+def _init(cfg: OSF, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    parts = _parts(cfg, site)
+    return {f"osf_{name}": np.ascontiguousarray(parts[f"{name}_0"]) for name in ("U", "S", "V")}
+
+
+def _normal_form(cfg: OSF, params: Params, site: Site) -> NormalForm:
+    U, V = _apart(params["osf_U"], params["U_high"]), _apart(params["osf_V"].T, params["V_high"].T).T
+    xp = array_namespace(U, V)
+    scaled, start = U * params["osf_S"], params["U_0"] * params["S_0"]
+    # (U S) V - (U_0 S_0) V_0, in two differences: nothing is left of them at the start, not even a rounding.
+    return NormalForm(down=Dense(xp.concat([V, V - params["V_0"]], axis=0)), up=Dense(xp.concat([scaled - start, start], axis=1)))
+
+
+def _apart(trained: Array, kept: Array) -> Array:
+    """``trained`` ``[n, k]`` itself, whose gradient is projected off the orthonormal columns of ``kept``."""
+    value = constant(trained)
+    if value is trained:
+        return trained
+    free = trained - kept @ (kept.T @ trained)
+    return value + (free - constant(free))
+
+
+def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
+    default, others = default_and_pattern({path: cfg.effective_rank for path, cfg in sites.items()}, anchored=True)
+    pattern = {f"^{re.escape(path.removeprefix('^'))}$": value for path, value in others.items()}  # PEFT searches for it anywhere
+    return {"effective_rank": default, "rank_pattern": pattern, "init_weights": True, "target_svd_config": None}
+
+
+def _from_peft_file(content: PeftContent) -> PeftContent:
+    """The ranks by the tensors: PEFT's pattern may fit a path anywhere."""
+    found = {}
+    for path, params in content.sites.items():
+        U, V = (params.get(name, np.empty(0)) for name in ("osf_U", "osf_V"))
+        site = Site(path, V.shape[1], U.shape[0])
+        if _shapes(content.config, site)["osf_U"] != U.shape:
+            found[f"^{path}"] = min(V.shape[1], U.shape[0]) - U.shape[1]
+    return content._replace(config=replace(content.config, rank_pattern=found))
+
+
+osf = METHODS.register(Method(
+    name="osf",
+    summary="the smallest singular directions of a weight are trained, apart from the largest",
+    paper="https://arxiv.org/abs/2504.07097",
+    formula="W' = W - U_0 S_0 V_0 + U S V,  U_0 S_0 V_0 the smallest terms of W",
+    config=OSF,
+    traits=Traits(additive=False, identity_at_init=True, row_separable=True, low_rank=False, reads_weight=True, layers=WEIGHTS),
+    shapes=_shapes,
+    init=_init,
+    normal_form=_normal_form,
+    examples=(OSF(), OSF(effective_rank=0.75, dropout=0.1)),
+    storage=Storage(constants=_parts, makes=lambda cfg, site: min(site.out_features, site.in_features)
+                    * (site.out_features + site.in_features + 1)),
+    peft=PeftForm(
+        peft_type="OSF",
+        suffixes={f"osf_{name}": f"osf_svd_params.{name}_low" for name in ("U", "S", "V")},
+        to_config=_to_peft,
+        from_config=lambda config: OSF(effective_rank=config.get("effective_rank")),
+        features=lambda params: (params["osf_V"].shape[1], params["osf_U"].shape[0]),
+        from_peft_file=_from_peft_file,
+        peft_supports=lambda cfg, site: _kept(cfg, site) > 0,
+    ),
+))

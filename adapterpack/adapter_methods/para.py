@@ -1,0 +1,86 @@
+"""PaRa: a subspace of the outputs is taken out of the weight, and nothing put there (Chen et al. 2024, arXiv 2406.05641; DEFT's P alone).
+
+    W' = W - Q Z^T W
+
+P ``[out, r]`` is trained; Q and Z are made of it as in DEFT. A fresh adapter already takes something away. In PEFT it is DEFT's ``para``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from .core.arrays import array_namespace
+from .core.base import NormalForm
+from .core.config import RankConfig, require_choice
+from .core.operators import Dense
+from .core.peft_form import PeftForm
+from .core.site import Params, Site
+from .deft import METHODS_OF_P, deft, sides
+from .registry import METHODS
+
+
+@dataclass(frozen=True)
+class PaRa(RankConfig):
+    """The hyper-parameters of PaRa.
+
+    Example:
+        >>> PaRa(r=8, decomposition_method="qr").rank
+        8
+    """
+
+    decomposition_method: str = "relu"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_choice("decomposition_method", self.decomposition_method, METHODS_OF_P)
+
+
+def _shapes(cfg: PaRa, site: Site) -> dict[str, tuple[int, ...]]:
+    return {"deft_P": (site.out_features, min(cfg.r, site.out_features))}
+
+
+def _init(cfg: PaRa, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    return {"deft_P": rng.normal(0, 0.02, _shapes(cfg, site)["deft_P"]).astype(np.float32)}
+
+
+def _normal_form(cfg: PaRa, params: Params, site: Site) -> NormalForm:
+    Q, Z = sides(cfg.decomposition_method, params["deft_P"])
+    xp = array_namespace(Q, Z)
+    return NormalForm(down=Dense(xp.matmul(Z.T, site.weight)), up=Dense(Q, -1.0))
+
+
+def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
+    first: PaRa = next(iter(sites.values()))
+    return {"r": first.r, "alpha": None, "deft_dropout": first.dropout, "decomposition_method": first.decomposition_method, "para": True,
+            "init_scale": 1.0, "init_weights": True, "fan_in_fan_out": False, "bias": "none"}
+
+
+def _form(of_deft: PeftForm) -> PeftForm:
+    return of_deft._replace(
+        suffixes={"deft_P": "deft_P"},
+        to_config=_to_peft,
+        from_config=lambda config: PaRa(r=config.get("r", 8), dropout=config.get("deft_dropout", 0.0),
+                                        decomposition_method=config.get("decomposition_method", "relu")),
+        features=lambda params: (None, params["deft_P"].shape[0]),
+        matches=lambda config: config.get("peft_type") == of_deft.peft_type and config.get("para") is True,
+    )
+
+
+assert deft.peft is not None  # for the type checker
+para = METHODS.register(deft._replace(
+    name="para",
+    summary="a subspace of the outputs taken out of the weight",
+    paper="https://arxiv.org/abs/2406.05641",
+    formula="W' = W - Q Z^T W",
+    config=PaRa,
+    traits=replace(deft.traits, layers=deft.traits.layers[:2]),
+    shapes=_shapes,
+    init=_init,
+    normal_form=_normal_form,
+    examples=(PaRa(r=2), PaRa(r=3, decomposition_method="qr", dropout=0.1)),
+    peft=_form(deft.peft),
+))

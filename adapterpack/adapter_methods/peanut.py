@@ -1,0 +1,113 @@
+"""PEANuT: a small network that makes the change of a weight out of the weight itself (Zhong et al. 2024, arXiv 2410.01870, section 3).
+
+    W' = W + s B h^T,   h = f(W^T A^T), then f(h E_i^T) for each encoder, then f(h D_i^T) + (h before encoder depth - i) for each decoder
+
+A is [r, out], B is [out, r], the ``depth`` encoders E and decoders D are [r, r]. h ``[in, r]`` is a function of the frozen weight, so the
+change has rank r, and an adapter is its network: on another weight it makes another change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .core.base import Method, NormalForm, Storage, Traits
+from .core.config import RankConfig, require_number, require_whole
+from .core.layouts import WEIGHTS
+from .core.operators import Dense
+from .core.peft_form import PeftForm
+from .core.peft_keys import PeftKeys
+from .core.site import Params, Site
+from .forms.blocks import ACTIVATIONS, ALIASES
+from .loha import kaiming
+from .registry import METHODS
+
+_DEEPEST = 16
+"""Encoders, and decoders; the paper has up to three."""
+_THEIRS = {"identity": "linear", "gelu_tanh": "gelu_new"}
+"""Our names of activations -> those of transformers."""
+
+
+@dataclass(frozen=True)
+class PEANuT(RankConfig):
+    """The hyper-parameters of PEANuT; ``act_fn`` is f.
+
+    Example:
+        >>> PEANuT(r=32, depth=1, act_fn="swish").act_fn
+        'silu'
+    """
+
+    r: int = 32
+    depth: int = 0
+    act_fn: str = "relu"
+    scaling: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_whole("depth", self.depth, 0, _DEEPEST)
+        require_number("scaling", self.scaling)
+        act = ALIASES.get(self.act_fn, self.act_fn)
+        if act not in ACTIVATIONS:
+            raise ValueError(f"act_fn must be one of {', '.join(ACTIVATIONS)}, not {self.act_fn!r:.80}")
+        object.__setattr__(self, "act_fn", act)
+        object.__setattr__(self, "scaling", float(self.scaling))
+
+    @property
+    def scale(self) -> float:
+        """``s``, the number that multiplies the change."""
+        return self.scaling
+
+
+def _shapes(cfg: PEANuT, site: Site) -> dict[str, tuple[int, ...]]:
+    inner = {f"peanut_{part}_{i}": (cfg.r, cfg.r) for part in ("encoder", "decoder") for i in range(cfg.depth)}
+    return {"peanut_A": (cfg.r, site.out_features), "peanut_B": (site.out_features, cfg.r), **inner}
+
+
+def _init(cfg: PEANuT, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    made = {name: kaiming(rng, shape) for name, shape in _shapes(cfg, site).items()}
+    return {**made, "peanut_B": np.zeros_like(made["peanut_B"])}
+
+
+def _normal_form(cfg: PEANuT, params: Params, site: Site) -> NormalForm:
+    act, passed = ACTIVATIONS[cfg.act_fn], []
+    h = act(site.weight.T @ params["peanut_A"].T)
+    for i in range(cfg.depth):
+        passed.append(h)
+        h = act(h @ params[f"peanut_encoder_{i}"].T)
+    for i in range(cfg.depth):
+        h = act(h @ params[f"peanut_decoder_{i}"].T) + passed.pop()
+    return NormalForm(down=Dense(h.T), up=Dense(params["peanut_B"], cfg.scale))
+
+
+_KEYS = PeftKeys(PEANuT, {"r": 32, "depth": 0, "act_fn": "relu", "scaling": 1.0}, {"init_weights": True})
+
+
+def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
+    written = _KEYS.to_config(sites)
+    return {**written, "act_fn": _THEIRS.get(written["act_fn"], written["act_fn"])}
+
+
+peanut = METHODS.register(Method(
+    name="peanut",
+    summary="a small network makes the change of a weight out of the weight",
+    paper="https://arxiv.org/abs/2410.01870",
+    formula="W' = W + s B f(... f(W^T A^T))^T,  f an activation",
+    config=PEANuT,
+    traits=Traits(additive=False, identity_at_init=True, row_separable=True, low_rank=False, reads_weight=True, layers=WEIGHTS),
+    shapes=_shapes,
+    init=_init,
+    normal_form=_normal_form,
+    examples=(PEANuT(r=3, act_fn="tanh"), PEANuT(r=4, depth=2, act_fn="silu", scaling=2)),
+    storage=Storage(makes=lambda cfg, site: (2 * cfg.depth + 2) * cfg.r * (site.in_features + cfg.r)),
+    peft=PeftForm(
+        peft_type="PEANUT",
+        suffixes={"peanut_A": "peanut_A.weight", "peanut_B": "peanut_B.weight",
+                  **{f"peanut_{part}_{i}": f"peanut_{part}s.{i}.weight" for part in ("encoder", "decoder") for i in range(_DEEPEST)}},
+        to_config=_to_peft,
+        from_config=_KEYS.from_config,
+        features=lambda params: (None, params["peanut_B"].shape[0]),
+    ),
+))

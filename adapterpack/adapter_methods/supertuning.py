@@ -1,0 +1,153 @@
+"""Super-Tuning: trained changes of the largest, or smallest, weights (arXiv 2607.09287); with a rank, LoRA beside them ("Supra").
+
+    W' = W + S + s B A,   S [out, in] zero but for the places of the (1 - sparsity) out in largest |W|,   s = alpha / r
+
+The places are chosen once, when the adapter is made, and stored with the values in int32, counted row by row: chosen anew they would be
+others wherever two weights are as large, as most are in 16 bits. Dropout acts on the whole change, in PEFT on ``B A`` alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..errors import Unsupported
+from .core.arrays import array_namespace
+from .core.base import Method, NormalForm, Storage, Training, Traits, require_widths
+from .core.config import SiteConfig, is_number, require_flag, require_number, require_whole
+from .core.layouts import LINEAR
+from .core.operators import Dense
+from .core.peft_form import PeftContent, PeftForm
+from .core.peft_keys import PeftKeys
+from .core.site import Params, Site
+from .core.sparse import Sparse, require_places
+from .loha import kaiming
+from .registry import METHODS
+
+
+@dataclass(frozen=True)
+class SuperTuning(SiteConfig):
+    """The hyper-parameters of Super-Tuning; with ``r`` it is Supra, whose ``alpha`` defaults to ``2 r``.
+
+    Example:
+        >>> SuperTuning(sparsity=0.99).alpha, SuperTuning(r=8).scale
+        (None, 2.0)
+    """
+
+    sparsity: float = 0.99
+    select_top: bool = True
+    r: int | None = None
+    alpha: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not is_number(self.sparsity) or not 0 <= self.sparsity < 1:
+            raise ValueError(f"sparsity must lie in [0, 1), not {self.sparsity!r}")
+        object.__setattr__(self, "sparsity", float(self.sparsity))
+        require_flag("select_top", self.select_top)
+        if self.r is None:
+            if self.alpha is not None or self.dropout:
+                raise ValueError("alpha and dropout belong to the low-rank part, which there is with r only")
+            return
+        require_whole("r", self.r)
+        alpha = 2.0 * self.r if self.alpha is None else self.alpha
+        require_number("alpha", alpha)
+        object.__setattr__(self, "alpha", float(alpha))
+
+    @property
+    def scale(self) -> float:
+        """``s``, the number that multiplies ``B A``; 1 without one."""
+        return 1.0 if self.r is None else float(self.alpha or 0.0) / self.r
+
+    @property
+    def redundant(self) -> bool:
+        """The places are stored: the weight alone does not say them for certain."""
+        return True
+
+
+def _count(cfg: SuperTuning, site: Site) -> int:
+    """How many weights are changed, as PEFT counts them, but at least one."""
+    return max(1, int(site.out_features * site.in_features * (1 - cfg.sparsity)))
+
+
+def _shapes(cfg: SuperTuning, site: Site) -> dict[str, tuple[int, ...]]:
+    count = (_count(cfg, site),)
+    sparse = {"supertuning_values": count, "supertuning_indices": count}
+    if cfg.r is None:
+        return dict(sparse)
+    return {**sparse, "supertuning_lora_A": (cfg.r, site.in_features), "supertuning_lora_B": (site.out_features, cfg.r)}
+
+
+def _init(cfg: SuperTuning, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    count, sizes = _count(cfg, site), np.abs(np.asarray(site.weight)).reshape(-1)
+    order = np.argsort(-sizes if cfg.select_top else sizes, kind="stable")
+    made = {"supertuning_values": np.zeros(count, np.float32), "supertuning_indices": order[:count].astype(np.int32)}
+    if cfg.r is None:
+        return made
+    return {**made, "supertuning_lora_A": kaiming(rng, (cfg.r, site.in_features)),
+            "supertuning_lora_B": np.zeros((site.out_features, cfg.r), np.float32)}
+
+
+def _normal_form(cfg: SuperTuning, params: Params, site: Site) -> NormalForm:
+    require_widths(site)
+    flat = params["supertuning_indices"]
+    xp = array_namespace(flat)
+    at = xp.stack([flat // site.in_features, flat % site.in_features])
+    sparse = Sparse(params["supertuning_values"], at, (site.out_features, site.in_features))
+    if cfg.r is None:
+        return NormalForm(down=sparse)
+    return NormalForm(down=Dense(sparse.dense() + xp.matmul(cfg.scale * params["supertuning_lora_B"], params["supertuning_lora_A"])))
+
+
+def _require(cfg: SuperTuning, params: Params, site: Site) -> None:
+    require_places(np.asarray(params["supertuning_indices"])[None], (site.out_features * site.in_features,))
+
+
+_KEYS = PeftKeys(
+    SuperTuning,
+    {"sparsity": 0.99, "select_top": True, "r": None, "alpha": None, "dropout": 0.0},
+    {"init_weights": True, "save_precomputed_indices": True},
+    renamed={"alpha": "lora_alpha", "dropout": "lora_dropout"},
+)
+
+
+def _from_peft(config: Mapping[str, Any]) -> Any:
+    return _KEYS.from_config(config if config.get("r") is not None else {**config, "lora_dropout": 0.0})
+
+
+def _from_peft_file(content: PeftContent) -> PeftContent:
+    if any("supertuning_indices" not in params for params in content.sites.values()):
+        raise Unsupported("this file does not say which weights it changes: of two that are as large the library chose one",
+                          where="supertuning_indices", expected="the places of the values",
+                          remedy="save it again with PEFT after setting save_precomputed_indices=True in its config")
+    return content
+
+
+supertuning = METHODS.register(Method(
+    name="supertuning",
+    summary="trained changes of the largest or smallest weights, and with a rank LoRA beside them",
+    paper="https://arxiv.org/abs/2607.09287",
+    formula="W' = W + S + s B A,  S sparse, at the largest |W|;  s = alpha / r",
+    config=SuperTuning,
+    traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=False, layers=LINEAR),
+    shapes=_shapes,
+    init=_init,
+    normal_form=_normal_form,
+    examples=(SuperTuning(sparsity=0.8), SuperTuning(sparsity=0.9, select_top=False, r=3, alpha=5, dropout=0.1)),
+    storage=Storage(require=_require, makes=lambda cfg, site: site.out_features * site.in_features),
+    training=Training(needs=lambda cfg: frozenset({"weight"})),
+    peft=PeftForm(
+        peft_type="SUPERTUNING",
+        suffixes={"supertuning_values": "supertuning_values", "supertuning_indices": "supertuning_indices",
+                  "supertuning_lora_A": "supertuning_lora_A.weight", "supertuning_lora_B": "supertuning_lora_B.weight"},
+        to_config=_KEYS.to_config,
+        from_config=_from_peft,
+        features=lambda params: (params["supertuning_lora_A"].shape[1], params["supertuning_lora_B"].shape[0])
+        if "supertuning_lora_A" in params else (None, None),
+        from_peft_file=_from_peft_file,
+        peft_supports=lambda cfg, site: int(site.out_features * site.in_features * (1 - cfg.sparsity)) > 0,
+    ),
+))
