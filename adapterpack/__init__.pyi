@@ -3,6 +3,7 @@ from .adapter_methods.adalora import AdaLoRA as AdaLoRA
 from .adapter_methods.alora import ALoRA as ALoRA
 from .adapter_methods.bat import Bat as Bat
 from .adapter_methods.beft import BEFT as BEFT
+from .adapter_methods.biased_lora import BiasedLoRA as BiasedLoRA
 from .adapter_methods.boft import BOFT as BOFT
 from .adapter_methods.bottleneck import Bottleneck as Bottleneck
 from .adapter_methods.c3a import C3A as C3A

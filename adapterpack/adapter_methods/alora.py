@@ -9,13 +9,13 @@ before the invocation has the base's keys and values, and a cache that the base 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .core.layouts import LINEAR
 from .core.peft_form import PeftForm
 from .core.token_positions import Invoked, require_invocation
-from .lora import OTHERS, LoRA, lora
+from .lora import OTHERS, LoRA, derived, lora
 from .registry import METHODS
 
 _TOKENS = "alora_invocation_tokens"
@@ -50,10 +50,8 @@ def _forms(plain: PeftForm) -> PeftForm:
         return None if written is None or other_tokens else {**written, _TOKENS: list(tokens)}
 
     def from_config(config: Mapping[str, Any]) -> ALoRA:
-        read = plain.from_config(config)
         tokens = config.get(_TOKENS)
-        return ALoRA(**{field.name: getattr(read, field.name) for field in fields(LoRA)},
-                     alora_invocation_tokens=tuple(tokens) if isinstance(tokens, list) else ())
+        return derived(ALoRA, plain.from_config(config), alora_invocation_tokens=tuple(tokens) if isinstance(tokens, list) else ())
 
     def matches(config: Mapping[str, Any]) -> bool:
         return config.get("peft_type") == plain.peft_type and [key for key in OTHERS if config.get(key)] == [_TOKENS]

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -75,6 +75,14 @@ class LoRA(AlphaConfig):
     def frozen(self) -> frozenset[str]:
         """What the init keeps as it began."""
         return init_named(self.init).frozen | _START
+
+
+Kind = TypeVar("Kind", bound=LoRA)
+
+
+def derived(kind: type[Kind], plain: LoRA, **more: Any) -> Kind:
+    """The config of a method that is made of LoRA, with the hyper-parameters of ``plain`` and its own."""
+    return kind(**{field.name: getattr(plain, field.name) for field in fields(LoRA)}, **more)
 
 
 _START = frozenset({"start_A", "start_B"})
@@ -210,7 +218,8 @@ lora = METHODS.register(Method(
         to_config=_to_peft,
         from_config=_from_peft,
         features=lambda params: (params["lora_A"].shape[1], params["lora_B"].shape[0]),
-        matches=lambda config: config.get("peft_type") == "LORA" and not any(map(config.get, OTHERS)),
+        matches=lambda config: config.get("peft_type") == "LORA" and not any(map(config.get, OTHERS))
+        and config.get("bias") in (None, "none"),
         from_peft_file=as_lora,
         understood=READ_AS_LORA,
         dropped=FOR_TRAINING_ALONE,

@@ -9,7 +9,7 @@ refuses the adapter, as PEFT does.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from .core.base import NormalForm, Storage
 from .core.layouts import LINEAR
 from .core.peft_form import TRANSPOSED, PeftForm
 from .core.site import Params, Site
-from .lora import OTHERS, LoRA, lora
+from .lora import OTHERS, LoRA, derived, lora
 from .registry import METHODS
 
 _BIAS, _KEY = "lora_B_bias", "lora_bias"
@@ -59,15 +59,13 @@ def _form(of_lora: PeftForm) -> PeftForm:
         written = of_lora.to_config(sites)
         return None if written is None else {**written, _KEY: True}
 
-    def from_config(config: Mapping[str, Any]) -> LoRABias:
-        read = of_lora.from_config(config)
-        return LoRABias(**{field.name: getattr(read, field.name) for field in fields(LoRA)})
-
     def matches(config: Mapping[str, Any]) -> bool:
         return config.get("peft_type") == of_lora.peft_type and [key for key in OTHERS if config.get(key)] == [_KEY]
 
-    return of_lora._replace(suffixes={**of_lora.suffixes, _BIAS: "lora_B.bias"}, to_config=to_config, from_config=from_config,
-                            matches=matches, layers=TRANSPOSED, peft_supports=lambda cfg, site: site.bias)
+    return of_lora._replace(
+        suffixes={**of_lora.suffixes, _BIAS: "lora_B.bias"}, to_config=to_config,
+        from_config=lambda config: derived(LoRABias, of_lora.from_config(config)), matches=matches, layers=TRANSPOSED,
+        peft_supports=lambda cfg, site: site.bias)
 
 
 assert lora.peft is not None  # for the type checker

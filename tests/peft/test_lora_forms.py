@@ -70,6 +70,8 @@ def dense(tensors: dict[str, np.ndarray], scale: float, whole: Any = lambda leaf
             if f"{at}.lora_B.bias" in tensors:
                 change = scale * torch.tensor(tensors[f"{at}.lora_B.bias"].astype(np.float64))
                 layer.bias = nn.Parameter(change if layer.bias is None else layer.bias + change)
+            if f"{at}.base_layer.bias" in tensors:
+                layer.bias.copy_(torch.tensor(tensors[f"{at}.base_layer.bias"]))
     return net
 
 
@@ -87,6 +89,7 @@ FORMS = {
     "MonteCLoRA": ({"monteclora_config": peft.tuners.lora.config.MontecloraConfig(num_samples=2, buffer_size=2)}, None),
     "VeLoRA": ({"velora_config": peft.tuners.lora.config.VeloraConfig(num_groups=2)}, None),
     "lora_bias": ({"lora_bias": True}, None),
+    "biased_lora": ({"bias": "lora_only"}, None),
 }
 
 
@@ -101,7 +104,7 @@ def test_a_form_of_peft_here_and_there_again(name: str, tmp_path: Path) -> None:
     wanted = out(dense(tensors, 1.5) if whole is None else dense(tensors, 1.5, whole))
     assert np.abs(wanted - out(Net())).max() > 0.05
     pack = from_peft.read(tmp_path / "theirs")
-    assert pack.method.name == ("lora_bias" if name == "lora_bias" else "lora")
+    assert pack.method.name == (name if "bias" in name else "lora")
     pack.write(tmp_path / "ours")
     adapterpack.load(tmp_path / "ours")
     again = peft.PeftModel.from_pretrained(Net(), tmp_path / "ours").eval()

@@ -1,7 +1,7 @@
 """Reads what PEFT trains as a LoRA of another form, and what is a plain LoRA once it is trained.
 
 - BD-LoRA (``use_bdlora``): A or B is block-diagonal, and stored as its blocks one below the other. Here it is the whole matrix.
-- QALoRA (``use_qalora``, arXiv 2309.14717): A sees means of groups of inputs, times the number of groups. Here it sees the inputs.
+- QALoRA (``use_qalora``, arXiv 2309.14717): A sees means of groups of inputs, times their number.
 - MonteCLoRA (``monteclora_config``) and VeLoRA (``velora_config``, arXiv 2405.17991) differ in training: what they store for it is left out.
 """
 

@@ -1,0 +1,83 @@
+"""LoRA that trains the layer's own bias as well (PEFT's ``bias="lora_only"``).
+
+    y' = base(x) + s * B (A x) + (b' - b)
+
+A, B and s are LoRA's; b' ``[out]`` is the new bias itself, as in PEFT, and begins as b. A layer without a bias has A and B alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from .core.base import NormalForm, Storage
+from .core.layouts import LINEAR
+from .core.peft_form import TRANSPOSED, PeftForm
+from .core.site import Params, Site
+from .lora import OTHERS, LoRA, derived, lora
+from .registry import METHODS
+
+
+@dataclass(frozen=True)
+class BiasedLoRA(LoRA):
+    """The hyper-parameters of LoRA.
+
+    Example:
+        >>> BiasedLoRA(r=8, alpha=16).scale
+        2.0
+    """
+
+
+def _shapes(cfg: BiasedLoRA, site: Site) -> dict[str, tuple[int, ...]]:
+    return {**lora.shapes(cfg, site), **({"bias": (site.out_features,)} if site.bias else {})}
+
+
+def _init(cfg: BiasedLoRA, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    return {**lora.init(cfg, site, rng), **({"bias": np.array(site.base_bias)} if site.bias else {})}
+
+
+def _normal_form(cfg: BiasedLoRA, params: Params, site: Site) -> NormalForm:
+    form: NormalForm = lora.normal_form(cfg, params, site)
+    return form._replace(shift=params["bias"] - site.base_bias) if site.bias else form
+
+
+def _to_stored(cfg: BiasedLoRA, params: Params, site: Site) -> tuple[BiasedLoRA, dict[str, np.ndarray]]:
+    """With LoRA's start taken off."""
+    assert lora.storage.to_stored is not None
+    plain, factors = lora.storage.to_stored(cfg, params, site)
+    return plain, {**factors, **({"bias": np.ascontiguousarray(params["bias"])} if site.bias else {})}
+
+
+def _form(of_lora: PeftForm) -> PeftForm:
+    def to_config(sites: Mapping[str, Any]) -> dict[str, Any] | None:
+        written = of_lora.to_config(sites)
+        return None if written is None else {**written, "bias": "lora_only"}
+
+    def matches(config: Mapping[str, Any]) -> bool:
+        return (config.get("peft_type") == of_lora.peft_type and config.get("bias") in ("lora_only", "all")
+                and not any(map(config.get, OTHERS)))
+
+    return of_lora._replace(
+        suffixes={**of_lora.suffixes, "bias": "base_layer.bias"}, to_config=to_config,
+        from_config=lambda config: derived(BiasedLoRA, of_lora.from_config(config)), matches=matches, layers=TRANSPOSED,
+        understood=of_lora.understood | {"bias"})
+
+
+assert lora.peft is not None  # for the type checker
+biased_lora = METHODS.register(lora._replace(
+    name="biased_lora",
+    summary="a LoRA that trains the layer's own bias, too",
+    paper="https://arxiv.org/abs/2106.09685",
+    formula="y' = W x + b' + s B A x",
+    config=BiasedLoRA,
+    traits=replace(lora.traits, additive=False, low_rank=False, reads_weight=True, layers=LINEAR),
+    shapes=_shapes,
+    init=_init,
+    normal_form=_normal_form,
+    examples=(BiasedLoRA(r=3, alpha=5), BiasedLoRA(r=2, use_rslora=True, init="olora", dropout=0.1)),
+    storage=Storage(to_stored=_to_stored),
+    peft=_form(lora.peft),
+))
