@@ -40,6 +40,7 @@ class Row(NamedTuple):
 IDS = (4, 7)
 OURS, BOTH = "test_peft_loads_our_pack", "test_our_folder_in_peft_and_the_formula"
 RELATIVES, SEEDED, ROTATIONS = (f"peft/test_{name}.py::" for name in ("relatives", "seeded", "rotations"))
+FORMS, SHARED = "peft/test_lora_forms.py::", "peft/test_shared_bases.py::"
 PROMPTS, HUB = "test_prompts.py::", "test_adapterhub.py::test_it_gives_what_adapterhub_gives"
 ROWS = (
     Row("LoRA", "lora", {"r": 3}, "test_inject.py::test_loss_and_gradients_are_pefts[False]"),
@@ -58,6 +59,7 @@ ROWS = (
     Row("LoHa", "loha", {"r": 2}, f"{RELATIVES}{OURS}[LoHa by factors]"),
     Row("LoKr", "lokr", {"r": 2}, f"{RELATIVES}{OURS}[LoKr with w2 in two]"),
     Row("VeRA", "vera", {"r": 3}, f"{SEEDED}{OURS}[vera]"),
+    Row("PVeRA", "pvera", {"r": 3}, f"{SEEDED}{OURS}[pvera]"),
     Row("RandLoRA", "randlora", {"r": 3}, f"{SEEDED}{OURS}[randlora]"),
     Row("VB-LoRA", "vblora", {"r": 2, "vector_length": 4}, f"{SEEDED}{OURS}[vblora]"),
     Row("Uni-LoRA", "unilora", {"r": 2}, f"{SEEDED}{OURS}[unilora]"),
@@ -66,6 +68,15 @@ ROWS = (
     Row("MiSS", "miss", {"r": 3}, f"{RELATIVES}{OURS}[MiSS]"),
     Row("Bone, MiSS's old name", "miss", {"r": 4}, f"{RELATIVES}test_bone_is_read_as_miss"),
     Row("KaSA", "kasa", {"r": 3}, f"{RELATIVES}{OURS}[KaSA]"),
+    Row("LoRA with a bias, lora_bias", "lora_bias", {"r": 3}, f"{FORMS}test_lora_with_a_bias_of_ours"),
+    Row("LoRA with bias=lora_only", "biased_lora", {"r": 3}, f"{FORMS}test_a_form_of_peft_here_and_there_again[biased_lora]"),
+    Row("PEANuT", "peanut", {"r": 4, "depth": 2}, f"{RELATIVES}{OURS}[PEANuT, deep]"),
+    Row("OSF", "osf", {"effective_rank": 3}, f"{RELATIVES}{OURS}[OSF]"),
+    Row("Super-Tuning", "supertuning", {"sparsity": 0.7}, f"{RELATIVES}{OURS}[Super-Tuning]"),
+    Row("Supra, Super-Tuning with LoRA", "supertuning", {"sparsity": 0.8, "r": 3}, f"{RELATIVES}{OURS}[Supra]"),
+    Row("PaRa", "para", {"r": 3}, f"{RELATIVES}{OURS}[PaRa]"),
+    Row("FRoD", "frod", {"sparse_rate": 0.2}, f"{SHARED}test_frod_of_peft_here_and_there_again"),
+    Row("Lily", "lily", {"r": 3, "stride": 2}, f"{SHARED}test_lily_of_peft_and_its_batches"),
     Row("MoRA", "mora", {"r": 2}, f"{RELATIVES}test_mora_is_its_formula[rope-(7, 12)]"),
     Row("SHiRA", "shira", {"r": 2}, f"{SEEDED}{OURS}[shira]"),
     Row("IA3", "ia3", {}, f"{ROTATIONS}{BOTH}[ia3]"),
@@ -136,6 +147,10 @@ BESIDE = {
     "inits leave the base's bits, and PEFT reads what comes of them":
         "test_inits.py::test_in_a_model_the_base_is_untouched_and_the_pack_is_plain[pissa]",
     "inits start where PEFT's do": "test_inits.py::test_the_start_is_the_one_that_peft_takes[pissa-pissa]",
+    "BD-LoRA": "peft/test_lora_forms.py::test_a_form_of_peft_here_and_there_again[BD-LoRA]",
+    "MonteCLoRA": "peft/test_lora_forms.py::test_a_form_of_peft_here_and_there_again[MonteCLoRA]",
+    "VeLoRA": "peft/test_lora_forms.py::test_a_form_of_peft_here_and_there_again[VeLoRA]",
+    "QALoRA": "peft/test_lora_forms.py::test_qalora_is_what_pefts_layer_computes",
     "X-LoRA": "test_composition.py::test_xlora_is_pefts_xlora[deep, by layer]",
     "Arrow": "test_composition.py::test_arrow_is_pefts_arrow[2-0.3]",
     "Linear": "matrix/test_methods.py::test_invariant[lora[0]-layer_agrees]",

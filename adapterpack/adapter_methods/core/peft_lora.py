@@ -2,7 +2,7 @@
 
 - BD-LoRA (``use_bdlora``): A or B is block-diagonal, and stored as its blocks one below the other. Here it is the whole matrix.
 - QALoRA (``use_qalora``, arXiv 2309.14717): A sees means of groups of inputs, times their number.
-- MonteCLoRA (``monteclora_config``) and VeLoRA (``velora_config``, arXiv 2405.17991) differ in training: what they store for it is left out.
+- MonteCLoRA (``monteclora_config``) and VeLoRA (``velora_config``, arXiv 2405.17991) differ in training: what they store for it is dropped.
 """
 
 from __future__ import annotations
