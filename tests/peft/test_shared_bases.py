@@ -135,7 +135,8 @@ def test_frods_that_mean_nothing_certain(tmp_path: Path) -> None:
     with pytest.raises(Unsupported, match="leaves out the basis"):
         from_peft.read(tmp_path / "without")
     narrow = nn.Sequential(nn.Linear(9, 4))
-    shaken(peft.get_peft_model(copy.deepcopy(narrow), peft.FrodConfig(target_modules=["0"], progressbar=False))).save_pretrained(tmp_path / "narrow")
+    config = peft.FrodConfig(target_modules=["0"], progressbar=False)
+    shaken(peft.get_peft_model(copy.deepcopy(narrow), config)).save_pretrained(tmp_path / "narrow")
     with pytest.raises(Unsupported, match="fewer rows together than inputs"):
         attach(narrow, from_peft.read(tmp_path / "narrow"), check_base=False)
     peft.get_peft_model(Net(), peft.FrodConfig(target_modules=T, progressbar=False)).save_pretrained(tmp_path / "far")
