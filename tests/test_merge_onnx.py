@@ -251,7 +251,8 @@ def test_kinds(kind: str, shape: tuple[int, ...], tmp_path: Path) -> None:
     assert sum(len(pieces) >= 1 for pieces in report["m.weight"].pieces) == (3 if "experts" in kind else 1)
 
 
-FOLDABLE = [method for method in methods().values() if method.kind == "weight" and not method.traits.positional]
+FOLDABLE = [method for method in methods().values() if method.kind == "weight" and not method.traits.positional
+            and not method.limits.unfoldable]
 
 
 @pytest.mark.sampled(4)

@@ -113,10 +113,15 @@ def _shared(cfg: FRoD, sites: Sequence[Site], rng: np.random.Generator) -> dict[
     for name, layers in sorted(_by_role(sites).items()):
         width = layers[0].in_features
         row, column = np.divmod(draw.choice(width * width - width, _count(cfg, width), replace=False), max(width - 1, 1))
-        made[f"frod_V_{name}"] = _basis([np.asarray(site.weight, np.float64) for site in layers], cfg.regularization_alpha)
+        made[f"frod_V_{name}"] = _basis([_rounded(site.weight) for site in layers], cfg.regularization_alpha)
         made[f"frod_indices_{name}"] = np.stack([row, column + (column >= row)])
         made[f"frod_size_{name}"] = np.array([width, width])
     return made
+
+
+def _rounded(weight: Any) -> np.ndarray:
+    """A weight in float32, as float64: every direction is as good for a role of one layer, and rounding would choose among them."""
+    return np.asarray(weight, np.float32).astype(np.float64)
 
 
 def _basis(weights: Sequence[np.ndarray], ridge: float) -> np.ndarray:
@@ -203,7 +208,7 @@ frod = METHODS.register(Method(
     formula="W' = U (S + diag(l)) V^T,  V shared,  S sparse",
     config=FRoD,
     traits=Traits(additive=False, identity_at_init=False, row_separable=True, low_rank=False, reads_weight=True, frozen=("frod_V",),
-                  layers=LINEAR, min_features=(1, 2)),
+                  layers=LINEAR, min_features=(2, 2)),
     shapes=_shapes,
     init=_init,
     normal_form=_normal_form,

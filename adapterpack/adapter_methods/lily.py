@@ -2,8 +2,8 @@
 
     y_t = base(x_t) + s sum_e p_e B_e^T A x_t,   p = mean over the tokens t of softmax(R A x_t)
 
-A ``[r, in]`` is shared by ``stride`` consecutive layers of one name and shape, the matrices B_e ``[r, out]`` of the ``experts`` by all of
-them; R ``[experts, r]`` is each layer's own. The mean is over the tokens of a row, here. PEFT takes it over all tokens of a batch, so that
+A ``[r, in]`` is shared by ``stride`` consecutive layers of one name and shape, the matrices B_e ``[r, out]`` of the ``num_experts`` by all of
+them; R ``[num_experts, r]`` is each layer's own. The mean is over the tokens of a row, here. PEFT takes it over all tokens of a batch, so that
 what it makes of a row depends on the other rows; with one row to a batch both are the same. Padding counts on both sides. The tokens in a
 cache no longer pass the layer, so an adapter of Lily refuses one.
 """
@@ -38,13 +38,13 @@ class Lily(RankConfig):
     every site has a copy of A and B, as in PEFT's files, and trains it by itself.
 
     Example:
-        >>> Lily(r=32, stride=4, experts=8).scale
+        >>> Lily(r=32, stride=4, num_experts=8).scale
         1.0
     """
 
     r: int = 32
     stride: int = 1
-    experts: int = 2
+    num_experts: int = 2
     scaling: float = 1.0
     block: int | None = None
     spread: bool = False
@@ -52,7 +52,7 @@ class Lily(RankConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_whole("stride", self.stride, 1, MOST_SITES)
-        require_whole("experts", self.experts, 2, _MOST_EXPERTS)
+        require_whole("num_experts", self.num_experts, 2, _MOST_EXPERTS)
         require_number("scaling", self.scaling)
         object.__setattr__(self, "scaling", float(self.scaling))
         if self.block is not None:
@@ -101,11 +101,11 @@ def _resolve(configs: Sequence[Any], sites: Sequence[Site]) -> list[Any]:
 
 
 def _factors(cfg: Lily, site: Site) -> dict[str, tuple[int, ...]]:
-    return {"lily_A": (cfg.r, site.in_features), "lily_B": (cfg.experts * cfg.r, site.out_features)}
+    return {"lily_A": (cfg.r, site.in_features), "lily_B": (cfg.num_experts * cfg.r, site.out_features)}
 
 
 def _shapes(cfg: Lily, site: Site) -> dict[str, tuple[int, ...]]:
-    return {"lily_router": (cfg.experts, cfg.r), **(_factors(cfg, site) if cfg.spread else {})}
+    return {"lily_router": (cfg.num_experts, cfg.r), **(_factors(cfg, site) if cfg.spread else {})}
 
 
 def _names(cfg: Lily, site: Site) -> dict[str, str]:
@@ -137,12 +137,12 @@ def _init(cfg: Lily, site: Site, rng: np.random.Generator) -> dict[str, np.ndarr
 def _normal_form(cfg: Lily, params: Params, site: Site) -> NormalForm:
     A, B = (params[name] for name in _names(cfg, site).values())
     xp = array_namespace(A, B)
-    gate = _Mean(Gate(xp.matmul(params["lily_router"], A), cfg.experts))
-    return NormalForm(routes=(Route(gate, xp.concat([A] * cfg.experts, axis=0), cfg.scale * B.T, (cfg.r,) * cfg.experts),))
+    gate = _Mean(Gate(xp.matmul(params["lily_router"], A), cfg.num_experts))
+    return NormalForm(routes=(Route(gate, xp.concat([A] * cfg.num_experts, axis=0), cfg.scale * B.T, (cfg.r,) * cfg.num_experts),))
 
 
-_KEYS = PeftKeys(Lily, {"r": 32, "stride": 1, "experts": 2, "scaling": 1.0}, {"init_weights": True},
-                 renamed={"stride": "stride_A", "experts": "num_B"})
+_KEYS = PeftKeys(Lily, {"r": 32, "stride": 1, "num_experts": 2, "scaling": 1.0}, {"init_weights": True},
+                 renamed={"stride": "stride_A", "num_experts": "num_B"})
 
 
 def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -165,10 +165,10 @@ lily = METHODS.register(Method(
     shapes=_shapes,
     init=_init,
     normal_form=_normal_form,
-    examples=(Lily(r=3), Lily(r=2, stride=2, experts=3, scaling=0.5)),
+    examples=(Lily(r=3), Lily(r=2, stride=2, num_experts=3, scaling=0.5)),
     storage=Storage(
         shared=Shared(lambda cfg, sites: dict(_common(cfg, sites)), _shared),
-        makes=lambda cfg, site: cfg.experts * cfg.r * (site.in_features + site.out_features),
+        makes=lambda cfg, site: cfg.num_experts * cfg.r * (site.in_features + site.out_features),
         resolve=_resolve,
     ),
     limits=Limits(unfoldable=_UNFOLDABLE, torch_only="its router looks at all tokens of a row, and a graph's slots at one", one_pass=True),

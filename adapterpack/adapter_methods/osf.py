@@ -127,7 +127,7 @@ osf = METHODS.register(Method(
     shapes=_shapes,
     init=_init,
     normal_form=_normal_form,
-    examples=(OSF(), OSF(effective_rank=0.75, dropout=0.1)),
+    examples=(OSF(), OSF(effective_rank=0.25)),
     storage=Storage(constants=_parts, makes=lambda cfg, site: min(site.out_features, site.in_features)
                     * (site.out_features + site.in_features + 1)),
     peft=PeftForm(

@@ -77,7 +77,7 @@ para = METHODS.register(deft._replace(
     paper="https://arxiv.org/abs/2406.05641",
     formula="W' = W - Q Z^T W",
     config=PaRa,
-    traits=replace(deft.traits, layers=deft.traits.layers[:2]),
+    traits=replace(deft.traits, layers=deft.traits.layers[:2], min_features=(2, 1)),
     shapes=_shapes,
     init=_init,
     normal_form=_normal_form,

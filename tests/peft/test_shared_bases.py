@@ -186,7 +186,7 @@ def test_lily_of_ours_is_small_and_goes_to_peft(tiny_llama: Path, tmp_path: Path
     """Shared tensors are stored once: 2 layers of one A and one B for a name; with `convert --to peft` PEFT has the same logits."""
     from transformers import LlamaForCausalLM
 
-    ours = shaken(adapt(LlamaForCausalLM.from_pretrained(tiny_llama), Lily(r=3, stride=2, experts=3, targets=("q_proj", "up_proj"))))
+    ours = shaken(adapt(LlamaForCausalLM.from_pretrained(tiny_llama), Lily(r=3, stride=2, num_experts=3, targets=("q_proj", "up_proj"))))
     pack = save(ours, tmp_path / "pack")
     assert len(pack.shared()) == 4 and not (tmp_path / "pack" / "adapter_config.json").exists()
     adapterpack.load(tmp_path / "pack")
