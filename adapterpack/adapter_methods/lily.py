@@ -2,7 +2,7 @@
 
     y_t = base(x_t) + s sum_e p_e B_e^T A x_t,   p = mean over the tokens t of softmax(R A x_t)
 
-A ``[r, in]`` is shared by ``stride`` consecutive layers of one name and shape, the ``num_experts`` matrices B_e ``[r, out]`` by all of them;
+A ``[r, in]`` is shared by ``stride`` consecutive layers of one name and shape, and the ``num_experts`` B_e ``[r, out]`` by all of them;
 R ``[num_experts, r]`` is each layer's own. The mean is over the tokens of a row, here. PEFT takes it over all tokens of a batch, so that
 what it makes of a row depends on the other rows; with one row to a batch both are the same. Padding counts on both sides. The tokens in a
 cache no longer pass the layer, so an adapter of Lily refuses one.
