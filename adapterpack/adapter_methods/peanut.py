@@ -72,8 +72,9 @@ def _init(cfg: PEANuT, site: Site, rng: np.random.Generator) -> dict[str, np.nda
 
 
 def _normal_form(cfg: PEANuT, params: Params, site: Site) -> NormalForm:
-    act, passed = ACTIVATIONS[cfg.act_fn], []
-    h = act(site.weight.T @ params["peanut_A"].T)
+    act, weight, passed = ACTIVATIONS[cfg.act_fn], site.weight, []
+    assert weight is not None  # for the type checker
+    h = act(weight.T @ params["peanut_A"].T)
     for i in range(cfg.depth):
         passed.append(h)
         h = act(h @ params[f"peanut_encoder_{i}"].T)
