@@ -18,6 +18,8 @@ from torch import nn
 
 import adapterpack
 from adapterpack import LoRABias, adapt, attach, save
+from adapterpack.adapter_methods.core.peft_form import PeftContent
+from adapterpack.adapter_methods.core.peft_lora import as_lora
 from adapterpack.errors import FormatError, Unsupported
 from adapterpack.pack import from_peft
 
@@ -156,6 +158,14 @@ def test_blocks_that_cannot_be_are_refused(change: dict[str, Any], error: str, t
     file.write_text(json.dumps({**config, "use_bdlora": {**config["use_bdlora"], **change}}))
     with pytest.raises(FormatError, match=error):
         from_peft.read(tmp_path)
+
+
+@pytest.mark.parametrize("options", [{"use_qalora": True, "qalora_group_size": 1024}, {"use_bdlora": {"nblocks": 64}}])
+def test_factors_far_larger_than_the_file_are_refused_before_they_are_made(options: dict[str, Any]) -> None:
+    """A stranger's group, or number of blocks, times 2^24 numbers: refused by the count alone."""
+    A = np.broadcast_to(np.float32(0), (1 << 12, 1 << 12))
+    with pytest.raises(ValueError, match="of a file of 16777216"):
+        as_lora(PeftContent(None, {}, {"layer": {"lora_A": A}}, written=options))
 
 
 @pytest.mark.parametrize(("kind", "reason"), [("POLY", "names a task"), ("SHADOW", "second model"), ("XLORA", "folders elsewhere"),

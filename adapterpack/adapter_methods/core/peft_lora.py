@@ -21,7 +21,9 @@ FOR_TRAINING_ALONE = (*(f"lora_monteclora_sampler.{name}" for name in ("std_prio
                                                                        "expert_weights")), "lora_velora_embed")
 """What MonteCLoRA and VeLoRA store of a site beside the factors."""
 _MOST_BLOCKS, _LARGEST_GROUP = 64, 1024
-"""How much larger a stranger's factor may become: shards of a server, and groups of a quantized weight."""
+"""Shards of a server, and groups of a quantized weight."""
+_FACTOR, _FREE = 16, 1 << 24
+"""How many numbers may be made for each that a stranger's file stores, and whatever it stores; one of the two factors is always whole."""
 
 
 def as_lora(content: PeftContent) -> PeftContent:
@@ -36,12 +38,23 @@ def as_lora(content: PeftContent) -> PeftContent:
     if content.written.get("use_qalora"):
         group = content.written.get("qalora_group_size", 16)
         require_whole("qalora_group_size", group, 1, _LARGEST_GROUP)
+        _require_bounded(sites, "lora_A", group)
         return content._replace(sites={path: {**params, "lora_A": _ungrouped(params["lora_A"], group)} if "lora_A" in params else params
                                        for path, params in sites.items()})
     if not isinstance(blocks, Mapping):
         raise ValueError(f"use_bdlora must be a configuration, not {blocks!r:.80}")
     require_whole("nblocks", blocks.get("nblocks", 1), 1, _MOST_BLOCKS)
+    for factor in ("lora_A", "lora_B"):
+        _require_bounded(sites, factor, blocks.get("nblocks", 1))
     return content._replace(sites={path: _whole(path, params, blocks) for path, params in sites.items()})
+
+
+def _require_bounded(sites: Mapping[str, Mapping[str, np.ndarray]], factor: str, times: int) -> None:
+    """Raises ValueError if the factor, so many times as large at every site, is far more than all that is stored."""
+    stored = sum(value.size for params in sites.values() for value in params.values())
+    made = times * sum(params[factor].size for params in sites.values() if factor in params)
+    if made > _FACTOR * stored + _FREE:
+        raise ValueError(f"{factor} would be {made} numbers, of a file of {stored}")
 
 
 def _ungrouped(A: np.ndarray, group: int) -> np.ndarray:
