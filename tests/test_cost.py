@@ -232,6 +232,13 @@ def variants(method: Any) -> Iterator[Any]:
                         continue
 
 
+def places(shape: tuple[int, ...], wide: int) -> np.ndarray:
+    """Different places in a matrix of that width, where a shape is that of places; else zeros."""
+    if len(shape) != 2 or shape[0] != 2:
+        return np.zeros(shape, np.int32)
+    return np.stack(np.divmod(np.arange(shape[1], dtype=np.int32), wide))
+
+
 @pytest.mark.parametrize("name", list(methods()))
 def test_a_method_makes_as_many_numbers_as_it_says(name: str) -> None:
     """Constants and normal form at wide, at tall and at square sites hold at most 64 bytes for each number that is stored, that the weight
@@ -248,7 +255,7 @@ def test_a_method_makes_as_many_numbers_as_it_says(name: str) -> None:
             stored = sum(map(math.prod, shapes.values()))
             if stored > 1 << 20 or max(getattr(cfg, "token_indices", ()), default=0) >= tall:
                 continue
-            params = {key: np.zeros(shape, np.int32) if "indices" in key else rng.random(shape, np.float32) + 0.1
+            params = {key: places(shape, wide) if "indices" in key else rng.random(shape, np.float32) + 0.1
                       for key, shape in shapes.items()}
             weight = rng.random((tall, wide), np.float32)
             site = dataclasses.replace(plain, weight=weight, base_bias=np.zeros(tall, np.float32))
