@@ -56,8 +56,9 @@ class Adapter(NamedTuple):
 
     @property
     def wide(self) -> dict[str, np.ndarray]:
-        """The parameters in at least float32: in half precision the method's own scale would round."""
-        return {name: value if value.dtype == np.float64 else value.astype(np.float32, copy=False) for name, value in self.params.items()}
+        """The parameters in at least float32: in half precision the method's own scale would round. Whole numbers stay what they are."""
+        return {name: value if value.dtype == np.float64 or np.issubdtype(value.dtype, np.integer) else value.astype(np.float32, copy=False)
+                for name, value in self.params.items()}
 
 
 @dataclass(frozen=True)
