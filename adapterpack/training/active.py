@@ -131,15 +131,20 @@ def adapter_names(model: nn.Module) -> list[str]:
 
 @contextmanager
 def only(model: nn.Module, name: str | None) -> Iterator[None]:
-    """The model in evaluation mode with one adapter (or none) active; as it was before afterwards."""
+    """The model in evaluation mode with one adapter (or none) active, of weight 1; as it was before afterwards."""
     modes = {module: module.training for module in model.modules()}
+    weights = {module: module._weights for module in modes if isinstance(module, Adapted)}
     with using(model, name):
         try:
             model.eval()
+            for module in weights:
+                module._weights = {}
             yield
         finally:
             for module, mode in modes.items():
                 module.training = mode
+            for module, own in weights.items():
+                module._weights = own
 
 
 def wrappers_of(model: nn.Module) -> Iterator[Adapted | SavedModule]:
