@@ -71,10 +71,11 @@ def test_a_canary_of_images_is_replayed(made: Make) -> None:
 
 @pytest.mark.parametrize(("name", "mode"), [
     pytest.param(name, mode, marks=[pytest.mark.long] * ((name, mode) != ("whisper", "bank")))
-    for name in ("whisper", "clip", "llava") for mode in MODES
+    for name in ("whisper", "clip", "llava") for mode in MODES if mode != "folded" or name == "clip"  # whose graphs are traced anew
 ])
 def test_canaries_of_speech_and_of_images_beside_texts_are_replayed(name: str, mode: str, made: Make, tmp_path: Path) -> None:
-    """Through all graphs, in every mode: at export, by ``validate``, and in eight bits; another adapter in the graph is found."""
+    """Through all graphs, in every mode, folded where there are texts and images: at export, by ``validate``, and in eight bits; another
+    adapter in the graph is found."""
     base, bundle = made(name)
     if mode != "bank":
         bundle = tmp_path / mode
