@@ -145,5 +145,5 @@ p_tuning = METHODS.register(Method(
     examples=(PTuning(num_virtual_tokens=3), PTuning(num_virtual_tokens=4, encoder_hidden=5),
               PTuning(num_virtual_tokens=3, encoder="lstm", encoder_hidden=5)),
     storage=Storage(to_stored=_to_stored),
-    peft=peft_form("P_TUNING", _to_peft, _from_peft),
+    peft=peft_form("P_TUNING", _to_peft, _from_peft, parts=True),
 ))

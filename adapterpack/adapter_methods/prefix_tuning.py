@@ -113,5 +113,5 @@ prefix_tuning = METHODS.register(Method(
     examples=(PrefixTuning(num_virtual_tokens=3), PrefixTuning(num_virtual_tokens=1, init="text", token_ids=(5, 3)),
               PrefixTuning(num_virtual_tokens=2, projection=True, encoder_hidden=5)),
     storage=Storage(makes=lambda cfg, site: cfg.num_virtual_tokens * cfg.width(site), to_stored=_to_stored),
-    peft=peft_form("PREFIX_TUNING", _to_peft, _from_peft, wide=False),
+    peft=peft_form("PREFIX_TUNING", _to_peft, _from_peft, wide=False, parts=True),
 ))

@@ -84,5 +84,5 @@ prompt_tuning = METHODS.register(Method(
     normal_form=_normal_form,
     examples=(PromptTuning(num_virtual_tokens=3), PromptTuning(num_virtual_tokens=1, init="random"),
               PromptTuning(num_virtual_tokens=5, init="text", token_ids=(4, 7))),
-    peft=peft_form("PROMPT_TUNING", lambda cfg: dict(_PEFT_INIT), _from_peft),
+    peft=peft_form("PROMPT_TUNING", lambda cfg: dict(_PEFT_INIT), _from_peft, parts=True),
 ))

@@ -10,7 +10,7 @@ from torch import nn
 from ..adapter_methods import Site, Traits
 from ..errors import SiteNotFound
 from .block_targets import block_at, select_blocks
-from .layers import attention, prompts
+from .layers import attention, encoder_decoder_prompts, prompts
 from .layers.block import AdaptedBlock
 from .layers.conv import AdaptedConv
 from .layers.embedding import AdaptedEmbedding
@@ -68,6 +68,6 @@ KINDS: dict[str, Kind] = {
     "activation": Kind(select_blocks, AdaptedBlock, _block, outermost=True),
     "attention": Kind(attention.select_attention, attention.AdaptedAttention, attention.around_attention, ready=attention.last_layers,
                       outermost=True),
-    "prompt": Kind(prompts.select, prompts.Prompts, prompts.around_embedding, prompts.embedding, prompts.ready),
+    "prompt": Kind(prompts.select, prompts.Prompts, encoder_decoder_prompts.around_embedding, prompts.embedding, prompts.ready),
 }
 """Kind of a method -> how a model takes it."""

@@ -14,6 +14,7 @@ import numpy as np
 import peft
 import pytest
 import torch
+from peft.tuners.waveft.wavelet import Wavelet
 from safetensors.torch import load_file, save_file
 from seeded_formulas import c3a, fourierft, pvera, randlora, shira, tinylora, unilora, vblora, vera, waveft
 from torch import nn
@@ -22,6 +23,7 @@ import adapterpack
 from adapterpack import C3A, FourierFT, PVeRA, RandLoRA, SHiRA, TinyLoRA, UniLoRA, VBLoRA, VeRA, WaveFT
 from adapterpack.adapter_methods import complete, fold
 from adapterpack.adapter_methods.core.torch_random import TorchGenerator
+from adapterpack.adapter_methods.core.wavelets import filters
 from adapterpack.errors import FormatError, Unsupported
 from adapterpack.manifest import manifest as m
 from adapterpack.pack import from_peft
@@ -107,6 +109,8 @@ ROWS: dict[str, Row] = {
     "waveft db4 by site": Row(WaveFT(n_frequency=25, scaling=4, wavelet_family="db4", n_frequency_pattern={"block.2": 9}),
                               peft.WaveFTConfig(n_frequency=25, scaling=4, wavelet_family="db4", n_frequency_pattern={"block.2": 9},
                                                 target_modules=T), waveft),
+    "waveft sym8": Row(WaveFT(n_frequency=25, scaling=4, wavelet_family="sym8"),
+                       peft.WaveFTConfig(n_frequency=25, scaling=4, wavelet_family="sym8", target_modules=T), waveft),
     "waveft db2 in proportion": Row(WaveFT(n_frequency=25, wavelet_family="db2", proportional_parameters=True),
                                     peft.WaveFTConfig(n_frequency=25, wavelet_family="db2", proportional_parameters=True,
                                                       target_modules=T), waveft, (12, 5)),
@@ -363,3 +367,15 @@ def test_veras_stored_projection_is_dropped_where_its_seed_gives_it(tmp_path: Pa
         require_close(adapterpack.attach(Net(), pack, check_base=False)(x), theirs(x))
         again = peft.PeftModel.from_pretrained(Net(), tmp_path / "again")
         require_close(again.get_base_model()(x), theirs(x))
+
+
+def test_every_wavelet_of_peft() -> None:
+    """Ours are computed, PEFT's are a table of 12 digits: the same numbers, and each transform is orthonormal."""
+    for name in (*(f"db{order}" for order in range(1, 11)), *(f"sym{order}" for order in range(2, 11))):
+        low, high = map(np.array, filters(name))
+        assert np.abs(low - Wavelet(name).rec_lo).max() < 1e-11
+        assert np.abs(high - Wavelet(name).rec_hi).max() < 1e-11
+        for shift in range(0, len(low), 2):
+            assert abs(low[shift:] @ low[: len(low) - shift] - (shift == 0)) < 1e-11
+    with pytest.raises(Unsupported, match="wavelet"):
+        filters("coif1")

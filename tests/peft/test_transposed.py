@@ -110,9 +110,24 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_such_method_is_here() -> None:
-    """A method that gets a PEFT form for transposed layers is tested here, too."""
+    """A method that gets a PEFT form for transposed layers is tested here, too; what acts at some positions only cannot be merged."""
     known = {method.name for method in methods().values() if method.peft is not None and "transposed" in method.peft.layers}
-    assert known == {method for method, _ in THEIRS.values()}
+    assert known == {"alora", *(method for method, _ in THEIRS.values())}
+
+
+def test_an_activated_lora(base: Path, tmp_path: Path) -> None:
+    """From its invocation on, in the one row that has it: attached, and by PEFT from the pack; a merge is refused."""
+    config = peft.LoraConfig(r=3, target_modules=EVERY, task_type="CAUSAL_LM", alora_invocation_tokens=[int(IDS[0, 2])])
+    theirs = written(config, tmp_path / "theirs", gpt2())
+    plain = outputs(gpt2())
+    assert np.abs((theirs - plain)[0, 2:]).max() > 0.02
+    assert np.abs((theirs - plain)[0, :2]).max() == 0
+    pack = load(tmp_path / "theirs")
+    assert np.abs(outputs(attach(gpt2(), pack), torch.float32) - theirs).max() < CLOSE * np.abs(theirs).max()
+    convert(tmp_path / "theirs", tmp_path / "pack", to="pack", base=base)
+    assert np.abs(outputs(peft.PeftModel.from_pretrained(gpt2(), tmp_path / "pack")) - theirs).max() < CLOSE * np.abs(theirs).max()
+    with pytest.raises(Unsupported):
+        merge(base, [pack], tmp_path / "merged")
 
 
 @pytest.mark.sampled(5)

@@ -1,5 +1,5 @@
-"""Daubechies' wavelets, and one step of the inverse transform along an axis (Daubechies 1988, "Orthonormal bases of compactly supported
-wavelets")."""
+"""Daubechies' wavelets and symlets, and one step of the inverse transform along an axis (Daubechies 1988, "Orthonormal bases of compactly
+supported wavelets"; 1992, "Ten Lectures on Wavelets", section 8.1.1, for the least asymmetric ones)."""
 
 from __future__ import annotations
 
@@ -14,26 +14,36 @@ from .operators import Array
 
 _ORDERS = 10
 """The orders that PEFT has."""
+_EQUAL = 1e-6
+"""Roots are simple: those that are this close are one."""
+_OUTSIDE: dict[int, tuple[int, ...]] = {2: (), 3: (), 4: (1,), 5: (0,), 6: (0, 2), 7: (0,), 8: (1, 3), 9: (1, 2), 10: (0, 2, 4)}
+"""Order of a symlet -> the roots that it takes outside of the unit circle, counted by their angle in the upper half-plane."""
 
 
-def _daubechies(order: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The half-band polynomial ``sum_k C(N-1+k, k) y^k`` is split by its roots; those inside the unit circle make the filter."""
+def _filters(order: int, outside: Sequence[int] = ()) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The half-band polynomial ``sum_k C(N-1+k, k) y^k`` is split by its roots; those inside the unit circle make the filter, or of those
+    that are named the ones outside of it, with their conjugates."""
     y = np.roots([comb(order - 1 + k, k) for k in range(order)][::-1]).astype(complex)
     middle, spread = 1 - 2 * y, np.sqrt((1 - 2 * y) ** 2 - 1)
-    inside = np.where(np.abs(middle + spread) < 1, middle + spread, middle - spread)
-    low = np.poly(inside).real
+    roots = np.where(np.abs(middle + spread) < 1, middle + spread, middle - spread)
+    upper = sorted((root for root in roots if root.imag > -_EQUAL), key=np.angle)
+    for root in [upper[number] for number in outside]:
+        pair = np.minimum(np.abs(roots - root), np.abs(roots - root.conjugate())) < _EQUAL
+        roots = np.where(pair, 1 / roots, roots)
+    low = np.poly(roots).real
     for _ in range(order):
         low = np.convolve(low, [1, 1])
     low *= sqrt(2) / low.sum()
     return tuple(low.tolist()), tuple((low[::-1] * (-1.0) ** np.arange(2 * order)).tolist())
 
 
-_FILTERS = {f"db{order}": _daubechies(order) for order in range(1, _ORDERS + 1)}
+_FILTERS = {f"db{order}": _filters(order) for order in range(1, _ORDERS + 1)}
+_FILTERS |= {f"sym{order}": _filters(order, outside) for order, outside in _OUTSIDE.items()}
 """A table of numbers, which torch.compile takes as they are."""
 
 
 def filters(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The low and the high reconstruction filter of the wavelet ``db1`` to ``db10``: ``2 N`` numbers each.
+    """The low and the high reconstruction filter of a wavelet, ``2 N`` numbers each: ``db1`` to ``db10`` or ``sym2`` to ``sym10``.
 
     Raises:
         Unsupported: another family or order.
@@ -43,7 +53,7 @@ def filters(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
         [0.7071, -0.7071]
     """
     if name not in _FILTERS:
-        raise Unsupported("this wavelet is not known", expected=f"db1 to db{_ORDERS}", found=repr(name)[:40],
+        raise Unsupported("this wavelet is not known", expected=f"db1 to db{_ORDERS} or sym2 to sym{_ORDERS}", found=repr(name)[:40],
                           remedy="use another wavelet_family, or use_idwt=False")
     return _FILTERS[name]
 

@@ -16,7 +16,7 @@ from ..core.arrays import array_namespace
 from ..core.base import Traits
 from ..core.config import require_whole
 from ..core.operators import Array
-from ..core.peft_form import PeftForm
+from ..core.peft_form import PeftContent, PeftForm
 from ..core.site import PROMPT, Params, Site
 from .prompt_config import CacheConfig, PromptSite
 
@@ -120,10 +120,12 @@ def peft_form(
     from_config: Callable[[Mapping[str, Any]], Any],
     names: tuple[str, ...] = (STORED,),
     wide: bool = True,
+    parts: bool = False,
 ) -> PeftForm:
     """PEFT's form of a prompt method, made from its config at the one site; PEFT knows the tensors by bare names.
 
-    ``wide``: the stored tensor is as wide as the model's embeddings.
+    ``wide``: the stored tensor is as wide as the model's embeddings. ``parts``: models with an encoder and a decoder can have it; PEFT
+    then stores embeddings for both, of which it uses the encoder's, and keys and values once, of which it uses the decoder's.
     """
 
     def written(sites: Mapping[str, Any]) -> dict[str, Any]:
@@ -134,10 +136,16 @@ def peft_form(
                 **to_config(cfg)}
 
     def read(config: Mapping[str, Any]) -> Any:
-        if config.get("num_transformer_submodules") not in {None, 1}:
-            raise Unsupported("prompts of encoder-decoder models are not supported", where="num_transformer_submodules", expected=1,
-                              found=repr(config["num_transformer_submodules"])[:80])
+        if config.get("num_transformer_submodules") not in ({None, 1, 2} if parts else {None, 1}):
+            raise Unsupported("this method's prompts of models with an encoder and a decoder are not supported",
+                              where="num_transformer_submodules", expected=1, found=repr(config["num_transformer_submodules"])[:80])
         return from_config(config)
+
+    def used(content: PeftContent) -> PeftContent:
+        """Without the embeddings that PEFT stores for a decoder and does not use."""
+        rows, halves = content.config.num_virtual_tokens, content.written.get("num_transformer_submodules") == 2
+        return content._replace(sites={path: {name: value[:rows] if halves and len(value) == 2 * rows else value
+                                              for name, value in params.items()} for path, params in content.sites.items()})
 
     def equivalent(sites: Mapping[str, Any], task: str | None) -> bool:
         """PEFT pools a classifier's first virtual token."""
@@ -146,7 +154,9 @@ def peft_form(
     def features(params: Params) -> tuple[int | None, None]:
         return params[STORED].shape[1] if wide else None, None
 
-    return PeftForm(peft_type, {name: name for name in names}, written, read, features, site=PROMPT, equivalent=equivalent)
+    return PeftForm(peft_type, {name: name for name in names}, written, read, features, site=PROMPT, equivalent=equivalent,
+                    from_peft_file=used if parts and wide else None,
+                    by_task=lambda task: {"num_transformer_submodules": 2} if parts and not wide and task == "SEQ_2_SEQ_LM" else {})
 
 
 def embedding_fields(config: Mapping[str, Any]) -> dict[str, Any]:

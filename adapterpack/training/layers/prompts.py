@@ -30,7 +30,7 @@ from .wrapper import base_modules
 
 _CACHES = ("cache", "past_key_values")
 """What a trunk calls its cache, in newer and older versions of transformers."""
-_OWNER = "_adapterpack_prompt"
+OWNER = "_adapterpack_prompt"
 """The attribute of a cache that says whose virtual tokens are in it."""
 
 
@@ -40,8 +40,7 @@ class Prompts(Adapted):
     _whole_batch = "a prompt is tokens of its own, of which all rows of a batch have as many"
 
     def __init__(self, embedding: nn.Module, model: PreTrainedModel) -> None:
-        inner = getattr(model.base_model, "decoder", None)  # which some heads (OPT's) call past the model around it
-        self._trunk_in_tuple = (inner if isinstance(inner, PreTrainedModel) else model.base_model,)  # a tuple: it is no part of this module
+        self._trunk_in_tuple = (self._trunk_of(model),)  # a tuple: it is no part of this module
         trunk, config = self._trunk_in_tuple[0], model.config.get_text_config()
         super().__init__(embedding, Site(PROMPT, 0, 0, "prompt"))
         vocabulary, width = embedding.weight.shape  # type: ignore[misc, operator]
@@ -56,6 +55,12 @@ class Prompts(Adapted):
         self._inner = trunk.forward
         self._redirected = False
         self._prompt_states: torch.Tensor | None = None
+
+    @staticmethod
+    def _trunk_of(model: PreTrainedModel) -> PreTrainedModel:
+        """The part of a model before whose tokens a prompt goes."""
+        inner = getattr(model.base_model, "decoder", None)  # which some heads (OPT's) call past the model around it
+        return inner if isinstance(inner, PreTrainedModel) else model.base_model
 
     @property
     def _trunk(self) -> PreTrainedModel:
@@ -120,14 +125,16 @@ class Prompts(Adapted):
         if not past:
             inputs = self._with_embeds(inputs, form, tasks) if form.embeds is not None else self._with_cache(inputs, form)
         output = self._inner(**inputs, return_dict=True)
-        cut = form.length if form.embeds is not None and not past else 0
-        if self._is_encoder and getattr(self._methods[name][1], "pooled", None) == "prompt":
-            cut = 0
+        cut = self._length_cut(form, name) if form.embeds is not None and not past else 0
         if self.training and cut and getattr(self._methods[name][1], "learnt", ()):  # for the loss on the prompt itself (hooks.context)
             self._prompt_states = output.last_hidden_state[:, :cut]
         output = self._without_prompt(output, cut, wants_cache, name)
         plain = as_dict is False or (as_dict is None and not getattr(self._trunk.config, "return_dict", True))
         return output.to_tuple() if plain else output
+
+    def _length_cut(self, form: PromptForm, name: str) -> int:
+        """How many states at the beginning of the trunk's output are left out: those of the prompt, unless they are pooled."""
+        return 0 if self._is_encoder and getattr(self._methods[name][1], "pooled", None) == "prompt" else form.length
 
     def _count(self, inputs: dict[str, Any], extra: int, past: int, shown: bool) -> None:
         """Lets mask, positions and token types count ``extra`` virtual tokens; ``shown``: they are among this pass's inputs."""
@@ -186,7 +193,7 @@ class Prompts(Adapted):
         """The output at the model's own tokens; an encoder's pooled output is made again from its own first token."""
         parts = dict(output.items())
         if (cache := parts.get(self._cache_name)) is not None:
-            setattr(cache, _OWNER, name)
+            setattr(cache, OWNER, name)
             if not wants_cache:
                 del parts[self._cache_name]
         if cut:
@@ -220,7 +227,7 @@ def _length(cache: Any, name: str) -> int:
     if not isinstance(cache, DynamicCache):
         raise Unsupported("a prompt needs a cache that grows", where=PROMPT, expected=DynamicCache.__name__, found=type(cache).__name__)
     length = int(cache.get_seq_length())
-    if length and getattr(cache, _OWNER, None) != name:
+    if length and getattr(cache, OWNER, None) != name:
         raise Unsupported("this cache was filled without the prompt, which cannot be put before it any more", where=PROMPT, found=name,
                           remedy="begin with an empty cache")
     return length
@@ -230,9 +237,9 @@ def select(model: nn.Module, targets: str | tuple[str, ...], traits: Traits, exc
     """The one site of a prompt.
 
     Raises:
-        Unsupported: the model is none of transformers, has an encoder and a decoder, or is to train its input embedding whole.
+        Unsupported: the model is none of transformers, or is to train its input embedding whole.
     """
-    embedding_modules = {module for _, module in base_modules(_of_transformers(model).get_input_embeddings())}
+    embedding_modules = {module for _, module in base_modules(of_transformers(model).get_input_embeddings())}
     inside = [path for path, module in base_modules(model) if module in embedding_modules]
     for path in exclude:
         if any(table == path or table.startswith(f"{path}.") for table in inside):
@@ -243,19 +250,17 @@ def select(model: nn.Module, targets: str | tuple[str, ...], traits: Traits, exc
 
 def embedding(model: nn.Module, path: str) -> nn.Module:
     """What stands in the place of the model's input embedding."""
-    return _of_transformers(model).get_input_embeddings()  # type: ignore[no-any-return]
+    return of_transformers(model).get_input_embeddings()  # type: ignore[no-any-return]
 
 
-def around_embedding(model: nn.Module, module: nn.Module, path: str, traits: Traits) -> Prompts:
-    """The holder of a model's prompts."""
-    return Prompts(module, _of_transformers(model))
+def of_transformers(model: nn.Module) -> PreTrainedModel:
+    """The model itself, if it is one of transformers.
 
-
-def _of_transformers(model: nn.Module) -> PreTrainedModel:
+    Raises:
+        Unsupported: it is not.
+    """
     if not isinstance(model, PreTrainedModel):
         raise Unsupported("a prompt needs a model of transformers", where=PROMPT, found=type(model).__name__)
-    if model.config.is_encoder_decoder:
-        raise Unsupported("prompts of encoder-decoder models are not supported", where=PROMPT, found=type(model).__name__)
     return model
 
 

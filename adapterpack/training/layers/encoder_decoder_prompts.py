@@ -1,0 +1,135 @@
+"""Puts prompts into a model with an encoder and a decoder, as PEFT does: embeddings before the encoder's tokens, so that the decoder sees
+the states above them, and keys and values before the decoder's own.
+
+    h = encoder([P; E(x)]),   y = decoder(y_<t, h)      prefixes:  K' = [P_K; K], V' = [P_V; V] in the decoder's attention to itself
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
+
+from ...adapter_methods import PROMPT, Method, Traits
+from ...adapter_methods.forms.prompt import PromptForm
+from ...adapter_methods.forms.prompt_config import PromptSite
+from ...errors import Unsupported
+from .layer import Tensors
+from .prompts import OWNER, Prompts, of_transformers
+
+_CACHE = "past_key_values"
+
+
+def around_embedding(model: nn.Module, module: nn.Module, path: str, traits: Traits) -> Prompts:
+    """The holder of a model's prompts, by whether it has an encoder and a decoder."""
+    found = of_transformers(model)
+    return EncoderDecoderPrompts(module, found) if found.config.is_encoder_decoder else Prompts(module, found)
+
+
+class EncoderDecoderPrompts(Prompts):
+    """The input embedding, with prompts for the encoder and the decoder above it. A mask covers the model's own tokens only."""
+
+    def __init__(self, embedding: nn.Module, model: PreTrainedModel) -> None:
+        super().__init__(embedding, model)
+        self._decoder_in_tuple = (model.get_decoder(),)
+        self._decode = self._decoder.forward
+        self._decoder_takes = tuple(inspect.signature(type(self._decoder).forward).parameters)[1:]
+        config, site = model.config, self._site
+        assert isinstance(site, PromptSite)
+        heads = getattr(config, "decoder_attention_heads", None) or config.num_attention_heads
+        self._site = dataclasses.replace(
+            site, heads=heads, head_dim=getattr(config, "d_kv", None) or config.hidden_size // heads,
+            layers=getattr(config, "decoder_layers", None) or getattr(config, "num_decoder_layers", None) or config.num_hidden_layers)
+
+    @staticmethod
+    def _trunk_of(model: PreTrainedModel) -> PreTrainedModel:
+        encoder: PreTrainedModel = model.get_encoder()
+        return encoder
+
+    @property
+    def _decoder(self) -> PreTrainedModel:
+        return self._decoder_in_tuple[0]
+
+    def _add(self, name: str, method: Method, cfg: Any, params: Mapping[str, np.ndarray], constants: Tensors, shared: Tensors) -> None:
+        """See :class:`Prompts`; the first prompt leads the decoder through here, too."""
+        first = not self._redirected
+        super()._add(name, method, cfg, params, constants, shared)
+        if first:
+            self._decode = self._decoder.forward
+            self._decoder.forward = self._around_decoder
+
+    def _remove(self, name: str) -> None:
+        """See :class:`Prompts`."""
+        super()._remove(name)
+        if not self._names and self._decoder.__dict__.get("forward") == self._around_decoder:
+            del self._decoder.forward
+            if self._decoder.forward != self._decode:  # somebody had put one of their own there
+                self._decoder.forward = self._decode
+
+    def _around(self, *args: Any, **kwargs: Any) -> Any:
+        """The encoder's output, with the states above the active prompt's embeddings before the others."""
+        if not self._active or self._form(self._active[-1]).embeds is None:
+            return self._inner(*args, **kwargs)
+        return super()._around(*args, **kwargs)
+
+    def _length_cut(self, form: PromptForm, name: str) -> int:
+        """None: the decoder sees the prompt's states."""
+        return 0
+
+    def _around_decoder(self, *args: Any, **kwargs: Any) -> Any:
+        """The decoder's output, with its masks counting the active prompt."""
+        if not self._active:
+            return self._decode(*args, **kwargs)
+        name = self._active[-1]
+        form, inputs = self._form(name), {**dict(zip(self._decoder_takes, args, strict=False)), **kwargs}
+        if form.embeds is None:
+            return self._with_prefix(inputs, form, name)
+        states, mask = inputs.get("encoder_hidden_states"), inputs.get("encoder_attention_mask")
+        if mask is not None and states is not None:
+            if mask.ndim != 2 or mask.shape[1] + form.length != states.shape[1]:
+                raise Unsupported("these states of the encoder were made without the prompt", where=PROMPT, found=tuple(mask.shape),
+                                  expected=(states.shape[0], states.shape[1] - form.length),
+                                  remedy="give the model its token ids and their mask, not an encoder's output")
+            inputs["encoder_attention_mask"] = _longer(mask, form.length)
+        return self._decode(**inputs)
+
+    def _with_prefix(self, inputs: dict[str, Any], form: PromptForm, name: str) -> Any:
+        cache = inputs.get(_CACHE)
+        if cache is None:
+            cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        if not isinstance(cache, EncoderDecoderCache):
+            raise Unsupported("a prompt needs a cache that grows", where=PROMPT, expected=EncoderDecoderCache.__name__,
+                              found=type(cache).__name__)
+        own = cache.self_attention_cache
+        if not own.get_seq_length():
+            self._fill(own, form, inputs)
+            setattr(cache, OWNER, name)
+        elif getattr(cache, OWNER, None) != name:
+            raise Unsupported("this cache was filled without the prompt, which cannot be put before it any more", where=PROMPT, found=name,
+                              remedy="begin with an empty cache")
+        if (mask := inputs.get("attention_mask")) is not None:
+            inputs["attention_mask"] = _longer(mask, form.length)
+        return self._decode(**{**inputs, _CACHE: cache})
+
+    def _fill(self, own: Any, form: PromptForm, inputs: dict[str, Any]) -> None:
+        ids = inputs.get("input_ids") if inputs.get("inputs_embeds") is None else inputs["inputs_embeds"]
+        weight, prompt = self._base.weight, form.cache
+        assert prompt is not None
+        assert ids is not None
+        assert isinstance(weight, torch.Tensor)
+        for layer, (keys, values) in enumerate(prompt.to(weight.dtype)):
+            own.update(keys.expand(len(ids), *keys.shape), values.expand(len(ids), *values.shape), layer)
+
+    def _prefill(self, ids: Sequence[int]) -> np.ndarray:
+        raise Unsupported("an encoder and decoder has no cache of a text that a prompt could begin with", where=PROMPT,
+                          found=type(self._trunk).__name__, remedy="choose another init")
+
+
+def _longer(mask: torch.Tensor, count: int) -> torch.Tensor:
+    return torch.cat([mask.new_ones(len(mask), count), mask], dim=1)

@@ -1,0 +1,123 @@
+"""Prompts of models with an encoder and a decoder: PEFT's folders, row by row, padded, generated, there and back; and refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from families import FAMILIES
+
+import adapterpack
+from adapterpack import PrefixTuning, PromptTuning, active, adapt, attach, convert, detach, load
+from adapterpack.errors import Unsupported
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+CLOSE = 2e-5
+"""Of the largest logit: float32 passes over sums in the same order but for the mask's."""
+COUNT = 5
+ROWS = [[3, 7, 9, 11, 2, 5], [8, 4, 6]]
+WANTED = torch.tensor([[0, 4, 9, 12], [0, 6, 6, 3]])
+CONFIGS: dict[str, Any] = {
+    "prompt_tuning": lambda: peft.PromptTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=COUNT),
+    "p_tuning": lambda: peft.PromptEncoderConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=COUNT, encoder_hidden_size=8),
+    "prefix_tuning": lambda: peft.PrefixTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=COUNT),
+}
+CASES = [(family, method) for family in ("t5", "bart") for method in CONFIGS]
+
+
+def theirs(family: str, method: str, folder: Path) -> Any:
+    """PEFT's model, moved; its folder."""
+    model = peft.get_peft_model(FAMILIES[family].build(), CONFIGS[method]()).eval()
+    noise = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for value in model.parameters():
+            if value.requires_grad:
+                value.add_(0.5 * torch.randn(value.shape, generator=noise))
+    model.save_pretrained(folder)
+    return model
+
+
+@torch.no_grad()
+def alone(model: Any) -> torch.Tensor:
+    """The logits of each row by itself."""
+    return torch.cat([model(input_ids=torch.tensor([row]), attention_mask=torch.ones(1, len(row), dtype=torch.long),
+                            decoder_input_ids=wanted[None]).logits for row, wanted in zip(ROWS, WANTED, strict=True)])
+
+
+def batch() -> dict[str, torch.Tensor]:
+    """Both rows, the shorter one padded on the right."""
+    longest = max(map(len, ROWS))
+    return {"input_ids": torch.tensor([row + [0] * (longest - len(row)) for row in ROWS]),
+            "attention_mask": torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in ROWS])}
+
+
+def require_same(found: torch.Tensor, wanted: torch.Tensor) -> None:
+    assert found.shape == wanted.shape
+    assert (found - wanted).abs().max() <= CLOSE * wanted.abs().max()
+
+
+@pytest.mark.parametrize(("family", "method"), CASES)
+def test_attached_it_is_peft(family: str, method: str, tmp_path: Path) -> None:
+    """Alone and padded; greedy tokens are those of the logits; switched off and taken out the base's own bits; PEFT loads the pack."""
+    wanted = alone(theirs(family, method, tmp_path / "theirs"))
+    base = alone(FAMILIES[family].build())
+    assert (wanted - base).abs().max() > 0.05 * base.abs().max(), "the prompt does something"
+    pack = load(tmp_path / "theirs")
+    assert pack.method.name == method
+    model: Any = attach(FAMILIES[family].build(), pack)
+    require_same(alone(model), wanted)
+    with torch.no_grad():
+        padded = model(**batch(), decoder_input_ids=WANTED).logits
+        require_same(padded, wanted)
+        tokens = model.generate(**batch(), max_new_tokens=4, do_sample=False, eos_token_id=None, forced_eos_token_id=None, min_new_tokens=4)
+        said = model(**batch(), decoder_input_ids=tokens[:, :-1]).logits.argmax(-1)
+    assert torch.equal(said[:, -4:], tokens[:, -4:])
+    assert torch.equal(alone(active(model, None)), base)
+    assert torch.equal(alone(detach(model)), base)
+    convert(tmp_path / "theirs", tmp_path / "pack", to="pack")
+    require_same(alone(peft.PeftModel.from_pretrained(FAMILIES[family].build(), tmp_path / "pack").eval()), wanted)
+
+
+def test_they_are_trained_saved_and_read_by_peft(tmp_path: Path) -> None:
+    """A step of each moves the prompt; the pack means the same here and in PEFT."""
+    for number, config in enumerate((PromptTuning(num_virtual_tokens=COUNT), PrefixTuning(num_virtual_tokens=COUNT, init="random"))):
+        base = FAMILIES["t5"].build()
+        base.save_pretrained(tmp_path / "base")
+        model: Any = adapt(FAMILIES["t5"].load(tmp_path / "base"), config)
+        before = alone(model)
+        optimizer = torch.optim.SGD([value for value in model.parameters() if value.requires_grad], lr=5.0)
+        model(**batch(), labels=WANTED).loss.backward()
+        optimizer.step()
+        assert not torch.equal(alone(model), before)
+        adapterpack.save(model, tmp_path / f"pack-{number}", base=tmp_path / "base")
+        again = peft.PeftModel.from_pretrained(FAMILIES["t5"].load(tmp_path / "base"), tmp_path / f"pack-{number}").eval()
+        require_same(alone(again), alone(model))
+
+
+def test_what_has_no_meaning_is_refused(tmp_path: Path) -> None:
+    """States and caches that were made without the prompt, a prompt of both parts at once, and graphs."""
+    model: Any = attach(FAMILIES["t5"].build(), load(_saved("prompt_tuning", tmp_path)))
+    states = active(model, None).get_encoder()(**batch())
+    active(model, "prompt_tuning")
+    with pytest.raises(Unsupported, match="made without the prompt"):
+        model(encoder_outputs=states, attention_mask=batch()["attention_mask"], decoder_input_ids=WANTED)
+    prefixed: Any = attach(FAMILIES["t5"].build(), load(_saved("prefix_tuning", tmp_path)))
+    cache = active(prefixed, None)(**batch(), decoder_input_ids=WANTED, use_cache=True).past_key_values
+    active(prefixed, "prefix_tuning")
+    with pytest.raises(Unsupported, match="filled without the prompt"):
+        prefixed(**batch(), decoder_input_ids=WANTED, past_key_values=cache)
+    config = peft.MultitaskPromptTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=COUNT, num_tasks=2)
+    peft.get_peft_model(FAMILIES["t5"].build(), config).save_pretrained(tmp_path / "both")
+    with pytest.raises(Unsupported, match="encoder and a decoder"):
+        load(tmp_path / "both")
+    FAMILIES["t5"].build().save_pretrained(tmp_path / "base")
+    with pytest.raises(Unsupported, match="a prompt goes into a decoder's cache"):
+        adapterpack.export(tmp_path / "base", [tmp_path / "prompt_tuning"], tmp_path / "bundle", task="text2text-generation")
+
+
+def _saved(method: str, folder: Path) -> Path:
+    theirs("t5", method, folder / method)
+    return folder / method
