@@ -94,7 +94,7 @@ def _work(share: str, done: Path, wanted: list[str], scratch: Path) -> int:
     import torch
     import transformers
     from peft_cases.cases import all_cases
-    from peft_cases.trial import run
+    from peft_cases.pairs import run
 
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(1)  # models this small only wait for each other's threads

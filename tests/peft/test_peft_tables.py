@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from interop.peft_cases.cases import Case, all_cases
 from interop.peft_cases.outcomes import line, lines_of
-from interop.peft_cases.trial import run
+from interop.peft_cases.pairs import run
 
 ONE_IN = 40
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "peft_tables.tsv"

@@ -23,12 +23,14 @@ HALF = "bfloat16"
 
 @dataclass(frozen=True)
 class Case:
-    """One case: where it stands, the configuration, and the models to try it on, of which the first counts that PEFT can put it on."""
+    """One case: where it stands, the configuration, and the models to try it on, of which the first counts that PEFT can put it on;
+    ``second`` is another adapter's, which is active beside it."""
 
     name: str
     config: Call
     models: Callable[[], list[Model]]
     dtype: str | None = None
+    second: Call | None = None
 
 
 class Table(NamedTuple):
@@ -55,6 +57,8 @@ TABLES = (
     Table("lora_variants", "TEST_CASES"),
     Table("quantization", "TEST_CASES", "model_id", "CAUSAL_LM"),
 )
+PAIRS = (Table("custom_models", "MULTIPLE_ACTIVE_ADAPTERS_TEST_CASES"), Table("custom_models", "MIXED_ADAPTER_TEST_CASES"))
+"""Tables of two adapters that are active together."""
 _RESNET, _SMALL = "tiny-random-ResNet", "opt-125m"
 _FIXED = {"vision_models": [_RESNET], "quantization": [_SMALL]}
 """Models of tables whose tests name them otherwise than by a list."""
@@ -64,10 +68,11 @@ def all_cases() -> tuple[Case, ...]:
     folder = tests_folder()
     sources = {path.stem.removeprefix("test_"): Source(path) for path in sorted(folder.glob("test_*.py"))}
     tabled = [case for table in TABLES if table.file in sources for case in _of_table(sources[table.file], table)]
+    pairs = [case for table in PAIRS if table.file in sources for case in _pairs(sources[table.file], table)]
     decoders = [case for case in tabled if case.name.startswith("decoder_models:") and case.name.endswith("on llama CAUSAL_LM")]
     halves = [replace(case, name=f"{case.name} in {HALF}", dtype=HALF) for case in decoders]
     inside = [case for source in sources.values() for case in _inside(source)]
-    return tuple(_unique([*tabled, *_once(inside, tabled), *halves]))
+    return tuple(_unique([*tabled, *pairs, *_once(inside, tabled), *halves]))
 
 
 def _of_table(source: Source, table: Table) -> Iterator[Case]:
@@ -79,6 +84,17 @@ def _of_table(source: Source, table: Table) -> Iterator[Case]:
             candidates = _chosen(source, model, table.task)
             where = f" on {candidates[0].name}" if len(candidates) == 1 else ""
             yield Case(f"{source.name}: {label or config}{where}", config, partial(list, candidates))
+
+
+def _pairs(source: Source, table: Table) -> Iterator[Case]:
+    models = _chosen(source, "MLP", None) + _chosen(source, "EmbConv1D", None)
+    for row in source.constant(table.rows):
+        configs = [part for part in row if isinstance(part, Call)]
+        if not configs:
+            kind = next(part for part in row if isinstance(part, type))
+            configs = [Call(kind, (), part) for part in row if isinstance(part, dict)]
+        first, second = configs
+        yield Case(f"{source.name}: {row[0]}, both active", first, partial(list, models), second=second)
 
 
 def _row(row: Any) -> tuple[str | None, str | None, Call]:
@@ -164,7 +180,7 @@ def _unique(cases: list[Case]) -> Iterator[Case]:
 
 def unread_tables(folder: Path | None = None) -> list[str]:
     """The tables with configurations, in PEFT's tests, that are not in ``TABLES``: a new release may have brought them."""
-    known = {(table.file, table.rows) for table in TABLES}
+    known = {(table.file, table.rows) for table in TABLES + PAIRS}
     found = []
     for path in sorted((folder or tests_folder()).glob("test_*.py")):
         source = Source(path)

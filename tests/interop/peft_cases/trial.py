@@ -28,6 +28,7 @@ from adapterpack.errors import AdapterpackError
 
 from .cases import Case
 from .models import Model, shaken
+from .reading import Call
 
 SAME = 1e-4
 """Of the largest number in an output: both sides compute in float32, in another order, and some methods invert a matrix first. A mistake
@@ -80,7 +81,15 @@ class Built:
     base: list[torch.Tensor]
 
 
-def run(case: Case, scratch: Path) -> Outcome:
+@dataclass
+class Trial:
+    """How cases of a sort are done: how PEFT builds them on a model, and the steps by their names."""
+
+    build: Callable[[Case, Model, Path], Built]
+    steps: dict[str, Callable[[Built, Outcome], None]]
+
+
+def run(case: Case, scratch: Path, trial: Trial) -> Outcome:
     """Does one case in a folder of its own."""
     folder = scratch / hashlib.sha256(case.name.encode()).hexdigest()[:16]
     shutil.rmtree(folder, ignore_errors=True)
@@ -88,7 +97,7 @@ def run(case: Case, scratch: Path) -> Outcome:
     outcome = Outcome(case.name)
     try:
         with _quiet(), _in_time():
-            built = _build(case, folder)
+            built = _build(case, folder, trial)
     except NotApplicable as error:
         outcome.why = _plain(str(error))
         return outcome
@@ -96,17 +105,17 @@ def run(case: Case, scratch: Path) -> Outcome:
         outcome.why = _plain(f"PEFT: {type(error).__name__}: {error}")
         return outcome
     outcome.model = built.model.name
-    for name, do in (("attach", _attach), ("merge", _merge), ("trip", _trip)):
+    for name, do in trial.steps.items():
         setattr(outcome, name, _step(do, built, outcome))
     shutil.rmtree(folder, ignore_errors=True)
     return outcome
 
 
-def _build(case: Case, folder: Path) -> Built:
+def _build(case: Case, folder: Path, trial: Trial) -> Built:
     reason = "no model of its family is here"
     for number, model in enumerate(case.models()):
         try:
-            return _built(case, model, folder / str(number))
+            return trial.build(case, model, folder / str(number))
         except Exception as error:  # PEFT cannot put it on this model
             reason = f"PEFT: {type(error).__name__}: {error}" if not isinstance(error, NotApplicable) else str(error)
     raise NotApplicable(reason)
@@ -115,18 +124,8 @@ def _build(case: Case, folder: Path) -> Built:
 def _built(case: Case, model: Model, folder: Path) -> Built:
     plain = model.load()
     base = model.outputs(plain)
-    config = case.config()
-    config.inference_mode = False
-    seed = int.from_bytes(hashlib.sha256(case.name.encode()).digest()[:4])
-    torch.manual_seed(seed)
-    theirs = peft.get_peft_model(plain, config).eval()
-    for _ in range(6):
-        _move(theirs)
-        wanted = model.outputs(theirs)
-        if not all(out.isfinite().all() for out in wanted):
-            raise NotApplicable("PEFT's model gives numbers that are not finite")
-        if apart(wanted, base) > MOVED:
-            break
+    theirs = peft.get_peft_model(plain, fresh(case, case.config)).eval()
+    wanted = moved(theirs, model, base)
     theirs.save_pretrained(folder)
     if case.dtype is not None:
         file = folder / "adapter_model.safetensors"
@@ -139,6 +138,26 @@ def _built(case: Case, model: Model, folder: Path) -> Built:
     elif apart(reread, wanted) > SAME:
         raise NotApplicable("PEFT gives other numbers after it has saved and loaded it")
     return Built(model, folder, again, wanted, base)
+
+
+def fresh(case: Case, config: Call) -> Any:
+    """A configuration that is to be trained, and the seed of its case, set."""
+    torch.manual_seed(int.from_bytes(hashlib.sha256(case.name.encode()).digest()[:4]))
+    made = config()
+    made.inference_mode = False
+    return made
+
+
+def moved(theirs: torch.nn.Module, model: Model, base: list[torch.Tensor]) -> list[torch.Tensor]:
+    """What PEFT's model gives once its adapters do something."""
+    for _ in range(6):
+        _move(theirs)
+        wanted = model.outputs(theirs)
+        if not all(out.isfinite().all() for out in wanted):
+            raise NotApplicable("PEFT's model gives numbers that are not finite")
+        if apart(wanted, base) > MOVED:
+            break
+    return wanted
 
 
 @torch.no_grad()
@@ -174,7 +193,7 @@ def _attach(built: Built, outcome: Outcome) -> None:
             outcome.notes.append("validate finds nothing wrong with what load refuses")
         raise
     model = adapterpack.attach(built.model.load(), pack)
-    _require(built, outcome, model)
+    require(built, outcome, model)
     adapterpack.active(model, None)
     if apart(built.model.outputs(model), built.base) > 0:
         raise AssertionError("switched off, the base gives other numbers")
@@ -188,7 +207,7 @@ def _merge(built: Built, outcome: Outcome) -> None:
         if reason := _unmergeable(built):
             raise NotApplicable(reason) from error
         raise
-    _require(built, outcome, built.model.load(out))
+    require(built, outcome, built.model.load(out))
 
 
 def _unmergeable(built: Built) -> str | None:
@@ -211,13 +230,14 @@ def _trip(built: Built, outcome: Outcome) -> None:
     if not (pack / "adapter_config.json").is_file():
         adapterpack.convert(pack, back, to="peft", base=built.model.folder)
     theirs = back if back.is_dir() else pack
-    _require(built, outcome, peft.PeftModel.from_pretrained(built.model.load(), theirs).eval())
+    require(built, outcome, peft.PeftModel.from_pretrained(built.model.load(), theirs).eval())
     before, after = (load_file(folder / "adapter_model.safetensors") for folder in (built.folder, theirs))
     if before.keys() != after.keys() or any(not torch.equal(before[name].float(), after[name].float()) for name in before):
         outcome.notes.append("other tensors")
 
 
-def _require(built: Built, outcome: Outcome, model: torch.nn.Module) -> None:
+def require(built: Built, outcome: Outcome, model: torch.nn.Module) -> None:
+    """Checks that a model gives what PEFT's does."""
     found = built.model.outputs(model.eval())
     error = apart(found, built.wanted)
     if not error <= SAME:
@@ -236,6 +256,9 @@ def apart(found: list[torch.Tensor], wanted: list[torch.Tensor]) -> float:
         assert one.shape == other.shape, "another shape"
         worst = max(worst, float((one - other).abs().max() / other.abs().max().clamp_min(1e-6)))
     return worst
+
+
+ALONE = Trial(_built, {"attach": _attach, "merge": _merge, "trip": _trip})
 
 
 def _step(do: Callable[[Built, Outcome], None], built: Built, outcome: Outcome) -> Step:
