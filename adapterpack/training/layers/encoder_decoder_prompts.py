@@ -21,9 +21,7 @@ from ...adapter_methods.forms.prompt import PromptForm
 from ...adapter_methods.forms.prompt_config import PromptSite
 from ...errors import Unsupported
 from .layer import Tensors
-from .prompts import OWNER, Prompts, of_transformers
-
-_CACHE = "past_key_values"
+from .prompts import CACHES, OWNER, Prompts, of_transformers
 
 
 def around_embedding(model: nn.Module, module: nn.Module, path: str, traits: Traits) -> Prompts:
@@ -40,6 +38,7 @@ class EncoderDecoderPrompts(Prompts):
         self._decoder_in_tuple = (model.get_decoder(),)
         self._decode = self._decoder.forward
         self._decoder_takes = tuple(inspect.signature(type(self._decoder).forward).parameters)[1:]
+        self._decoder_cache = next((name for name in CACHES if name in self._decoder_takes), CACHES[0])
         config, site = model.config, self._site
         assert isinstance(site, PromptSite)
         heads = getattr(config, "decoder_attention_heads", None) or config.num_attention_heads
@@ -100,7 +99,8 @@ class EncoderDecoderPrompts(Prompts):
         return self._decode(**inputs)
 
     def _with_prefix(self, inputs: dict[str, Any], form: PromptForm, name: str) -> Any:
-        cache = inputs.get(_CACHE)
+        given = [inputs.pop(name) for name in CACHES if name in inputs]
+        cache = next((each for each in given if each is not None), None)
         if cache is None:
             cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
         if not isinstance(cache, EncoderDecoderCache):
@@ -115,7 +115,7 @@ class EncoderDecoderPrompts(Prompts):
                               remedy="begin with an empty cache")
         if (mask := inputs.get("attention_mask")) is not None:
             inputs["attention_mask"] = _longer(mask, form.length)
-        return self._decode(**{**inputs, _CACHE: cache})
+        return self._decode(**{**inputs, self._decoder_cache: cache})
 
     def _fill(self, own: Any, form: PromptForm, inputs: dict[str, Any]) -> None:
         ids = inputs.get("input_ids") if inputs.get("inputs_embeds") is None else inputs["inputs_embeds"]

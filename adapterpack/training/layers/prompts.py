@@ -28,7 +28,7 @@ from .tensors import as_numpy
 from .weights import device_of
 from .wrapper import base_modules
 
-_CACHES = ("cache", "past_key_values")
+CACHES = ("cache", "past_key_values")
 """What a trunk calls its cache, in newer and older versions of transformers."""
 OWNER = "_adapterpack_prompt"
 """The attribute of a cache that says whose virtual tokens are in it."""
@@ -51,7 +51,7 @@ class Prompts(Adapted):
             embed=self._embed, prefill=self._prefill,
         )
         self._takes = tuple(inspect.signature(type(trunk).forward).parameters)[1:]
-        self._cache_name = next((name for name in _CACHES if name in self._takes), "")
+        self._cache_name = next((name for name in CACHES if name in self._takes), "")
         self._inner = trunk.forward
         self._redirected = False
         self._prompt_states: torch.Tensor | None = None
@@ -114,7 +114,7 @@ class Prompts(Adapted):
             return self._inner(*args, **kwargs)
         name = self._active[-1]
         inputs = {**dict(zip(self._takes, args, strict=False)), **kwargs}
-        for name_in_call in _CACHES if self._cache_name else ():
+        for name_in_call in CACHES if self._cache_name else ():
             if name_in_call in inputs:
                 inputs[self._cache_name] = inputs.pop(name_in_call)
         tasks, as_dict = inputs.pop("task_ids", None), inputs.pop("return_dict", None)
