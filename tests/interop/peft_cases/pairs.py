@@ -13,7 +13,7 @@ import adapterpack
 from . import trial
 from .cases import Case
 from .models import Model
-from .trial import Built, NotApplicable, Outcome, Trial, apart, fresh, moved, require
+from .trial import Built, NotApplicable, Outcome, Trial, apart, fresh, moved, pack_of, require
 
 NAMES = ("first", "second")
 
@@ -50,7 +50,7 @@ def _both(theirs: Any) -> torch.nn.Module:
 def _attach(built: Built, outcome: Outcome) -> None:
     model = built.model.load()
     for name in NAMES:
-        adapterpack.attach(model, adapterpack.load(built.folder / name), name)
+        adapterpack.attach(model, pack_of(built.folder / name, built.model), name)
     require(built, outcome, adapterpack.active(model, list(NAMES)))
     if apart(built.model.outputs(adapterpack.active(model, None)), built.base) > 0:
         raise AssertionError("switched off, the base gives other numbers")
@@ -58,7 +58,7 @@ def _attach(built: Built, outcome: Outcome) -> None:
 
 def _merge(built: Built, outcome: Outcome) -> None:
     out = built.folder.parent / "merged"
-    adapterpack.merge(built.model.folder, [adapterpack.load(built.folder / name) for name in NAMES], out, durable=False)
+    adapterpack.merge(built.model.folder, [pack_of(built.folder / name, built.model) for name in NAMES], out, durable=False)
     require(built, outcome, built.model.load(out))
 
 

@@ -141,10 +141,10 @@ def _built(case: Case, model: Model, folder: Path) -> Built:
 
 
 def fresh(case: Case, config: Call) -> Any:
-    """A configuration that is to be trained, and the seed of its case, set."""
+    """A configuration that is to be trained, and the seed of its case, set; of two adapters PEFT may allow but one to be trained."""
     torch.manual_seed(int.from_bytes(hashlib.sha256(case.name.encode()).digest()[:4]))
     made = config()
-    made.inference_mode = False
+    made.inference_mode = case.second is not None and made.inference_mode
     return made
 
 
@@ -171,23 +171,23 @@ def _move(theirs: torch.nn.Module) -> None:
             parameter.add_(0.1 * torch.randn(parameter.shape).to(parameter))
 
 
-def _pack(built: Built) -> Any:
-    """The folder as a pack; where it means something with its base alone, by way of a pack that was made with the base."""
+def pack_of(folder: Path, model: Model) -> Any:
+    """A folder as a pack; where it means something with its base alone, by way of a pack that was made with the base."""
     try:
-        return adapterpack.load(built.folder)
+        return adapterpack.load(folder)
     except AdapterpackError as error:
         if "--base" not in str(error.remedy):
             raise
-    out = built.folder.parent / "with-base"
+    out = folder.parent / f"{folder.name}-with-base"
     if not out.is_dir():
-        adapterpack.convert(built.folder, out, to="pack", base=built.model.folder)
+        adapterpack.convert(folder, out, to="pack", base=model.folder)
     return adapterpack.load(out)
 
 
 def _attach(built: Built, outcome: Outcome) -> None:
     report = adapterpack.validate(built.folder)
     try:
-        pack = _pack(built)
+        pack = pack_of(built.folder, built.model)
     except AdapterpackError:
         if report.valid:
             outcome.notes.append("validate finds nothing wrong with what load refuses")
@@ -202,7 +202,7 @@ def _attach(built: Built, outcome: Outcome) -> None:
 def _merge(built: Built, outcome: Outcome) -> None:
     out = built.folder.parent / "merged"
     try:
-        adapterpack.merge(built.model.folder, [_pack(built)], out, durable=False)
+        adapterpack.merge(built.model.folder, [pack_of(built.folder, built.model)], out, durable=False)
     except AdapterpackError as error:
         if reason := _unmergeable(built):
             raise NotApplicable(reason) from error
