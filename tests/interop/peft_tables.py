@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 _HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(_HERE), str(_HERE.parent)]
+sys.path[:0] = [str(_HERE), str(_HERE.parent), str(_HERE.parents[1])]
 os.environ["HF_HUB_OFFLINE"] = "1"  # every model is made here
 
 GOLDEN = _HERE.parent / "golden" / "peft_tables.tsv"
