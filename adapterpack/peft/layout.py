@@ -69,7 +69,6 @@ def config_bytes(manifest: m.Manifest, on_base: bool = False) -> bytes | None:
         **({} if method.peft.site or not method.peft.names_sites else {"target_modules": list(sites)}),
         "modules_to_save": saved or None,
         **method_config,
-        **method.peft.by_task(task),
         **{key: value for form in forms if form is not None for key, value in form.config.items()},
         **secondary_configs,
     }

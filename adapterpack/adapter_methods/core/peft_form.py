@@ -92,8 +92,6 @@ class PeftForm(NamedTuple):
     """The one site of a method that acts on the model as a whole: PEFT names its tensors without a path, and modules without ``model.``."""
     equivalent: Callable[[Mapping[str, Any], str | None], bool] = lambda sites, task: True
     """Whether PEFT computes the same, by the configs of the sites and PEFT's name of the task; if not, its config is not written."""
-    by_task: Callable[[str | None], Mapping[str, Any]] = lambda task: {}
-    """PEFT's name of the task -> the keys of PEFT's config that depend on it."""
     peft_supports: Callable[[Any, Site], bool] = lambda cfg, site: True
     """Whether PEFT itself loads and merges this at such a site; it refuses some of what its files can hold."""
     tied: bool = False

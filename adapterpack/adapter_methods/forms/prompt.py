@@ -124,8 +124,9 @@ def peft_form(
 ) -> PeftForm:
     """PEFT's form of a prompt method, made from its config at the one site; PEFT knows the tensors by bare names.
 
-    ``wide``: the stored tensor is as wide as the model's embeddings. ``parts``: models with an encoder and a decoder can have it; PEFT
-    then stores embeddings for both, of which it uses the encoder's, and keys and values once, of which it uses the decoder's.
+    ``wide``: the stored tensor is as wide as the model's embeddings. ``parts``: models with an encoder and a decoder can have it. PEFT
+    then stores embeddings for both, of which it uses the encoder's. Of the keys and values, which are the decoder's, it takes those of
+    layer ``2 i`` modulo the number of layers at layer i: it lays them out once for each part, and reads four tensors a layer.
     """
 
     def written(sites: Mapping[str, Any]) -> dict[str, Any]:
@@ -142,21 +143,35 @@ def peft_form(
         return from_config(config)
 
     def used(content: PeftContent) -> PeftContent:
-        """Without the embeddings that PEFT stores for a decoder and does not use."""
-        rows, halves = content.config.num_virtual_tokens, content.written.get("num_transformer_submodules") == 2
-        return content._replace(sites={path: {name: value[:rows] if halves and len(value) == 2 * rows else value
-                                              for name, value in params.items()} for path, params in content.sites.items()})
+        """What PEFT uses of the stored tensor, where it is a model's with two parts."""
+        if content.written.get("num_transformer_submodules") != 2:
+            return content
+        rows = content.config.num_virtual_tokens
+
+        def taken(value: np.ndarray) -> np.ndarray:
+            if not wide:
+                return _taken(value, content.config.num_layers)
+            return value[:rows] if len(value) == 2 * rows else value
+
+        return content._replace(sites={path: {name: taken(value) for name, value in params.items()}
+                                       for path, params in content.sites.items()})
 
     def equivalent(sites: Mapping[str, Any], task: str | None) -> bool:
-        """PEFT pools a classifier's first virtual token."""
-        return task != "SEQ_CLS" or all(getattr(cfg, "pooled", "prompt") == "prompt" for cfg in sites.values())
+        """PEFT pools a classifier's first virtual token, and mixes up the layers of a decoder that has an encoder."""
+        pooled = all(getattr(cfg, "pooled", "prompt") == "prompt" for cfg in sites.values())
+        return (task != "SEQ_CLS" or pooled) and (task != "SEQ_2_SEQ_LM" or wide)
 
     def features(params: Params) -> tuple[int | None, None]:
         return params[STORED].shape[1] if wide else None, None
 
     return PeftForm(peft_type, {name: name for name in names}, written, read, features, site=PROMPT, equivalent=equivalent,
-                    from_peft_file=used if parts and wide else None,
-                    by_task=lambda task: {"num_transformer_submodules": 2} if parts and not wide and task == "SEQ_2_SEQ_LM" else {})
+                    from_peft_file=used if parts else None)
+
+
+def _taken(flat: np.ndarray, layers: int) -> np.ndarray:
+    """``[n, layers * width]`` with the keys and values that PEFT takes at each layer of a decoder with an encoder."""
+    by_layer = flat.reshape(len(flat), layers, -1)
+    return np.ascontiguousarray(by_layer[:, 2 * np.arange(layers) % layers]).reshape(len(flat), -1)
 
 
 def embedding_fields(config: Mapping[str, Any]) -> dict[str, Any]:
