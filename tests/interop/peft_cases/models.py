@@ -90,6 +90,8 @@ class Pretrained:
     def _save(self, folder: Path) -> None:
         torch.manual_seed(3)
         fields = {**self._family.fields, **{name: ROOM for name in _ROOMY if name in self._family.fields}}
+        if self._head == _HEADS["QUESTION_ANS"]:
+            fields["num_labels"] = 2  # a span's two ends
         config = getattr(transformers, self._family.config)(**fields)
         model = self._class.from_config(config) if self._head else self._class(config)
         shaken(model, 0.15).save_pretrained(folder)

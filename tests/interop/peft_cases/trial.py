@@ -102,7 +102,7 @@ def run(case: Case, scratch: Path, trial: Trial) -> Outcome:
         outcome.why = _plain(str(error))
         return outcome
     except Exception as error:
-        outcome.why = _plain(f"PEFT: {type(error).__name__}: {error}")
+        outcome.why = _plain(_of_peft(error))
         return outcome
     outcome.model = built.model.name
     for name, do in trial.steps.items():
@@ -117,7 +117,7 @@ def _build(case: Case, folder: Path, trial: Trial) -> Built:
         try:
             return trial.build(case, model, folder / str(number))
         except Exception as error:  # PEFT cannot put it on this model
-            reason = f"PEFT: {type(error).__name__}: {error}" if not isinstance(error, NotApplicable) else str(error)
+            reason = str(error) if isinstance(error, NotApplicable) else _of_peft(error)
     raise NotApplicable(reason)
 
 
@@ -284,6 +284,11 @@ def _reason(error: AdapterpackError) -> str:
     if details:
         what, found = what[: details.start()], details[1]
     return _plain(f"{re.sub(r' [(]at .*', '', what)}{f' ({found[:60]})' if found else ''}")
+
+
+def _of_peft(error: Exception) -> str:
+    """What PEFT says, up to the first set, whose order is another in each process."""
+    return f"PEFT: {type(error).__name__}: {str(error).partition('{')[0][:60]}"
 
 
 def _plain(text: str) -> str:
