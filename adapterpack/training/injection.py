@@ -166,6 +166,14 @@ def is_linear(site: Site) -> bool:
     return site.kind in LAYOUTS and LAYOUTS[site.kind].linear
 
 
+def derived_of(wrapper: Adapted, name: str, params: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What follows from the stored parameters of an adapter at a site, if these are ``params``, for a method that has such a thing."""
+    method, cfg = wrapper._methods[name]
+    assert method.storage.derived is not None
+    made = method.storage.derived(cfg, {key: as_numpy(value) for key, value in params.items()}, _with_weight(wrapper))
+    return {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in made.items()}
+
+
 def _with_weight(wrapper: Adapted) -> Site:
     """The site with its weight and bias, float32."""
     stored, bias = wrapper._stored

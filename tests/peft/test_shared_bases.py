@@ -128,6 +128,15 @@ def test_frod_of_ours(tmp_path: Path) -> None:
     np.testing.assert_allclose(out(ours), wanted, rtol=0, atol=FP32)
 
 
+def test_frods_values_are_exchanged_with_what_follows_from_them() -> None:
+    """Another basis in the place of the first: U is made anew, and the outputs are the other adapter's."""
+    first, other = (shaken(adapt(Net(), FRoD(sparse_rate=0.2, regularization_alpha=ridge, targets=tuple(T)))) for ridge in (1e-3, 1.0))
+    state = adapterpack.adapter_state_dict(other, "default")
+    assert not torch.equal(state["@shared.frod_V_up"], adapterpack.adapter_state_dict(first, "default")["@shared.frod_V_up"])
+    adapterpack.load_adapter_state_dict(first, "default", state)
+    np.testing.assert_allclose(out(first), out(other), rtol=0, atol=1e-6)
+
+
 def test_frods_that_mean_nothing_certain(tmp_path: Path) -> None:
     """A file without its basis, a role with fewer rows than inputs, a place outside of S: refused, with the reason."""
     shaken(peft.get_peft_model(Net(), peft.FrodConfig(target_modules=T, save_projection=False, progressbar=False))).save_pretrained(

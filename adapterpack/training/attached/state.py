@@ -10,7 +10,9 @@ from torch import nn
 from ...errors import FormatError, SiteNotFound, nearest
 from ...pack.pack import SHARED
 from ..active import require_names, wrappers_of
+from ..injection import derived_of
 from ..layers.layer import Adapted
+from ..layers.wrapper import key_of
 
 
 def adapter_state_dict(model: nn.Module, name: str) -> dict[str, torch.Tensor]:
@@ -65,7 +67,21 @@ def load_adapter_state_dict(model: nn.Module, name: str, state: Mapping[str, tor
             found = f"{new.dtype} {tuple(new.shape)}" if isinstance(new, torch.Tensor) else type(new).__name__
             raise FormatError("a tensor does not fit the adapter's", where=f"{name}, {key}",
                               expected=f"{value.dtype} {tuple(value.shape)}", found=found)
+    derived = _derived(model, name, state)
     with torch.no_grad():
         for key, value in own.items():
             value.copy_(state[key])
+        for constant, made in derived:
+            constant.copy_(made)
     return model
+
+
+def _derived(model: nn.Module, name: str, state: Mapping[str, torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The constants of an adapter that follow from its stored tensors, each with what it is for those of ``state``."""
+    pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for module in wrappers_of(model):
+        if isinstance(module, Adapted) and name in module._names and module._methods[name][0].storage.derived is not None:
+            params = {key: state[f"{module._site.path}.{key}"] for key, _ in module._part(name).named_parameters()}
+            params |= {key: state[f"{SHARED}.{key}"] for key in module._shared(name)}
+            pairs += [(module._fixed[key_of(name)][key], made) for key, made in derived_of(module, name, params).items()]
+    return pairs
