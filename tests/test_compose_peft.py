@@ -11,6 +11,7 @@ import torch
 import transformers
 
 import adapterpack
+from adapterpack.composing.plan import plan
 from adapterpack.errors import NothingToDo
 from adapterpack.pack.pack import Pack
 
@@ -124,6 +125,9 @@ def test_ia3_packs_give_an_ia3(tmp_path: Any, rule: str, weights: list[float]) -
     folders = [tmp_path / "peft" / name for name in ("s0", "s1")]
     pack = adapterpack.compose(folders, rule=rule, weights=weights, out=tmp_path / "both")
     assert pack.manifest.method.type == "ia3"
+    planned = plan(folders, rule=rule, weights=weights)
+    assert planned.exact
+    assert {group.path for group in planned.groups} == {"parameters of the packs' own method"}
     found = peft.PeftModel.from_pretrained(tiny_llama(), tmp_path / "both")
     layers = {name: module for name, module in found.named_modules() if hasattr(module, "ia3_l") and "default" in module.ia3_l}
     factors = {"linear": weights, "average": [0.4, 0.6], "task_arithmetic": [0.3 * weight for weight in weights]}[rule]

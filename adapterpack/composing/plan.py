@@ -23,6 +23,7 @@ from .finish import MAX_IN_MEMORY
 from .pipeline import Packs, load_all, request_of
 from .represent import exact_factors
 from .rules.rule import RULES, Rule
+from .within import common_sums
 from .work import BATCH, Request
 
 _BLOCKS = 64 << 20
@@ -75,8 +76,10 @@ PATHS: Mapping[str, Path] = {
     "streamed": Path("dense entries, in blocks of rows", "the rule looks at every entry, and the site is too large to be held: "
                      "each pass of the range finder makes the blocks anew",
                      lambda s: 2 * s.m * s.n * (5 * s.total + 10 * s.k), lambda s: 16 * (s.m + s.n) * (s.k + 24)),
+    "within": Path("parameters of the packs' own method", "the changes add up to one of the method's own, number by number",
+                   lambda s: 2 * s.packs * (s.m + s.n), lambda s: 8 * (s.packs + 1) * (s.m + s.n)),
 }
-"""By the class of a rule, by what it reads, or for dense rules by how a site is cut."""
+"""By the class of a rule, by what it reads, or for dense rules by how a site is cut; ``within`` where the packs' method has sums."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,9 @@ def plan(
         site = parts[0][0].site
         key = (site.out_features or 0, site.in_features or 0, tuple(part[1] for part in parts), all(part[2] for part in parts))
         grouped.setdefault(key, []).append(path)
-    groups = tuple(_group(chosen, request, paths, *key, base is not None) for key, paths in grouped.items())
+    within = common_sums(parents, request) is not None
+    groups = tuple(_within(paths, *key) if within else _group(chosen, request, paths, *key, base is not None)
+                   for key, paths in grouped.items())
     modules = sorted({group.path for pack in parents for group in pack.manifest.groups if group.role == "full"})
     return Plan(rule, chosen.needs, all(group.exact for group in groups), sum(group.sites * group.flops for group in groups),
                 _bound(groups, modules, parents, request), workers(), {"policy": whole, "modules": modules}, groups)
@@ -163,6 +168,11 @@ def _rank(adapter: Adapter, request: Request) -> tuple[int, bool]:
             return len(exact.A), True
     side = min(site.out_features or 1, site.in_features or 1)
     return min(side, FULL_RANK if request.rank is None else 2 * request.rank), False
+
+
+def _within(paths: list[str], m: int, n: int, ranks: tuple[int, ...], low_rank: bool) -> Group:
+    path, sized = PATHS["within"], Sized(m, n, ranks, 0)
+    return Group(len(paths), paths[0], (m, n), ranks, path.name, path.why, True, 0, path.flops(sized), path.bytes(sized), ())
 
 
 def _group(rule: Rule, request: Request, paths: list[str], m: int, n: int, ranks: tuple[int, ...], low_rank: bool, based: bool) -> Group:

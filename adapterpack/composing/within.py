@@ -31,17 +31,14 @@ def within_method(parents: Sequence[Pack], request: Request, name: str) -> Pack 
         NothingToDo: the combined change is zero everywhere.
         NonFinite: it is too large for float32.
     """
-    rule = RULES[request.rule]
-    method = _common_method(parents)
-    if rule.coefficients is None or request.cuts or method is None or method.storage.summed is None:
+    rule, method = RULES[request.rule], common_sums(parents, request)
+    if method is None or method.storage.summed is None or rule.coefficients is None:
         return None
     arguments = rule.arguments(request.params)
     weights = checked_weights(parents, request.weights, unit=rule.unit)
     base = common_base(parents)
     order = sorted(range(len(parents)), key=lambda index: (parents[index].name, parents[index].id, weights[index]))
     sites = _sites([parents[index] for index in order])
-    if any(packed(adapter.config) != packed(first.config) for (_, first), *others in sites.values() for _, adapter in others):
-        return None
     coefficients = rule.coefficients([weights[index] for index in order], **arguments)
     by_name = dict(zip(order, coefficients, strict=True))
     adapters: dict[Site, tuple[Any, Mapping[str, np.ndarray]]] = {}
@@ -65,10 +62,14 @@ def within_method(parents: Sequence[Pack], request: Request, name: str) -> Pack 
     return described(name, method, adapters, base, whole, parents, tensors, descended(request.rule, parents, details, weights))
 
 
-def _common_method(parents: Sequence[Pack]) -> Method | None:
-    """The one method of all packs, or None."""
+def common_sums(parents: Sequence[Pack], request: Request) -> Method | None:
+    """The one method of all packs, where what is asked for is one of its sums; or None."""
     methods = {method.name: method for parent in parents for method in parent.methods}
-    return next(iter(methods.values())) if len(methods) == 1 else None
+    method = next(iter(methods.values())) if len(methods) == 1 else None
+    if RULES[request.rule].coefficients is None or request.cuts or method is None or method.storage.summed is None:
+        return None
+    alike = all(packed(adapter.config) == packed(first.config) for (_, first), *others in _sites(parents).values() for _, adapter in others)
+    return method if alike else None
 
 
 def _sites(packs: Sequence[Pack]) -> dict[str, list[tuple[int, Adapter]]]:
