@@ -379,8 +379,8 @@ def test_what_has_no_form_in_peft_has_no_face_of_it(tmp_path: Path) -> None:
 
 
 def test_peft_counts_attentions_out_proj_twice(tmp_path: Path) -> None:
-    """PEFT 0.21.2 merges the change of ``out_proj`` twice in every forward pass (its pull request 3774): its output is the formula with
-    that change doubled, so its folders are refused here, and ours have no face of it. Once this fails, attention can have a PEFT form."""
+    """PEFT 0.21.2 adds the change of ``out_proj`` twice in every forward pass (its pull request 3774): its output is the formula with that
+    change doubled, and so its folders are read. Once this fails, attention can have a PEFT form: see ``core/peft_attention.py``."""
     subject = SUBJECTS["attention"]
     theirs = peft.get_peft_model(base_of(subject, torch.float32), peft.LoraConfig(r=3, lora_alpha=4, target_modules=["attention"]))
     model = trained(subject, base_of(subject))
@@ -396,8 +396,14 @@ def test_peft_counts_attentions_out_proj_twice(tmp_path: Path) -> None:
     torch.testing.assert_close(outputs(theirs, subject), doubled.float(), rtol=1e-4, atol=1e-4)
     assert (outputs(theirs, subject) - expected(subject, model)).abs().max() > 0.1
     theirs.save_pretrained(tmp_path / "theirs")
-    with pytest.raises(Unsupported, match="attention or of bare parameters"):
-        load(tmp_path / "theirs")
+    base = stored(subject, tmp_path / "base")
+    assert validate(tmp_path / "theirs", base=base).valid
+    for pack in (load(tmp_path / "theirs"), convert(tmp_path / "theirs", tmp_path / "pack", to="pack", base=base).pack):
+        torch.testing.assert_close(outputs(attach(base_of(subject), pack, check_base=False), subject), doubled, rtol=1e-12, atol=1e-12)
+    assert not (tmp_path / "pack" / "adapter_config.json").exists()
+    merge(base, [tmp_path / "theirs"], tmp_path / "merged")
+    for name, value in load_file(tmp_path / "merged" / "model.safetensors").items():
+        torch.testing.assert_close(value, weights.get(name, plain[name]).float(), rtol=1e-6, atol=1e-6)
 
 
 def test_a_model_in_memory_keeps_its_names_and_its_fingerprint() -> None:
@@ -450,7 +456,7 @@ def test_a_convolution_of_groups_that_peft_adapted_is_refused(tmp_path: Path) ->
         warnings.simplefilter("ignore")
         model = nn.Sequential(nn.Conv2d(4, 6, 3, groups=2))
         peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=["0"])).save_pretrained(tmp_path / "theirs")
-    with pytest.raises(FormatError, match="wrong shape"):
+    with pytest.raises(Unsupported, match="lets each group read the inputs of all"):
         load(tmp_path / "theirs")
 
 

@@ -23,7 +23,7 @@ from .core.base import Method, NormalForm, Progress, Storage, Trained, Training,
 from .core.config import LARGEST_WHOLE, SiteConfig, by_suffix, require_number, require_whole
 from .core.layouts import STACKS, WEIGHTS
 from .core.operators import Array, Dense
-from .core.peft_form import TRANSPOSED, PeftForm
+from .core.peft_form import TRANSPOSED, PeftForm, PeftLayer
 from .core.peft_keys import plain
 from .core.site import Params, Site
 from .kasa import departure
@@ -235,7 +235,7 @@ adalora = METHODS.register(Method(
     peft=PeftForm(
         peft_type="ADALORA",
         suffixes={"lora_A": "lora_A", "lora_B": "lora_B", "lora_E": "lora_E"},
-        layers=TRANSPOSED,
+        layers={"conv": PeftLayer(), **TRANSPOSED},
         to_config=_to_peft,
         from_config=_from_peft,
         features=lambda params: (params["lora_A"].shape[1], params["lora_B"].shape[0]),

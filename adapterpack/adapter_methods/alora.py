@@ -15,6 +15,7 @@ from typing import Any
 from .core.layouts import LINEAR
 from .core.peft_form import TRANSPOSED, PeftForm
 from .core.token_positions import Invoked, require_invocation
+from .inits.rewritten import kept
 from .lora import OTHERS, LoRA, derived, lora
 from .registry import METHODS
 
@@ -56,7 +57,7 @@ def _forms(plain: PeftForm) -> PeftForm:
     def matches(config: Mapping[str, Any]) -> bool:
         return config.get("peft_type") == plain.peft_type and [key for key in OTHERS if config.get(key)] == [_TOKENS]
 
-    return plain._replace(to_config=to_config, from_config=from_config, matches=matches, layers=TRANSPOSED)
+    return plain._replace(to_config=to_config, from_config=from_config, matches=matches, layers=TRANSPOSED, rewritten=kept)
 
 
 assert lora.peft is not None  # for the type checker

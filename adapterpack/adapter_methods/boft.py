@@ -6,14 +6,14 @@
 ``[out, 1]``.
 P_i brings inputs that lie 2^(i-2) blocks apart into one block, so that m factors of small blocks mix 2^(m-1) blocks.
 
-PEFT builds more than one factor only where its CUDA extension can be compiled; elsewhere it trains one without saying so in its config
-file, which is therefore refused here when it names more factors than the tensors have.
+PEFT builds more than one factor only where its CUDA extension can be compiled; elsewhere it trains one, and its config file still names
+the number that was asked for. So it is read as one factor where the tensors have one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, reduce
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ from .core.base import Method, NormalForm, Storage, Traits
 from .core.config import NoBranch, require_whole
 from .core.operators import BlockDiagonal, Chain, Operator, Permutation
 from .core.orthogonal import block_size, cayley
-from .core.peft_form import PeftForm
+from .core.peft_form import PeftContent, PeftForm, PeftLayer
 from .core.site import Params, Site
 from .registry import METHODS
 
@@ -130,6 +130,22 @@ def _from_peft(config: Mapping[str, Any]) -> BOFT:
                 n_butterfly_factor=config.get("boft_n_butterfly_factor", 1))
 
 
+def _trained(content: PeftContent) -> PeftContent:
+    """With the number of factors that the tensors have, where PEFT trained fewer than its config says."""
+    counts = {tensors["boft_R"].shape[0] for tensors in content.sites.values() if "boft_R" in tensors}
+    if content.packed or counts != {1}:
+        return content
+    return content._replace(config=replace(content.config, n_butterfly_factor=1))
+
+
+def _as_row(cfg: BOFT, site: Site, params: Params) -> dict[str, np.ndarray]:
+    """PEFT has the factors of a convolution's outputs as a row."""
+    return {**params, "boft_s": params["boft_s"].reshape(1, -1)}
+
+
+_CONVOLUTION = PeftLayer(shown=lambda shapes: shapes.get("boft_s", ())[:1] == (1,) != shapes["boft_s"][1:], stored=_as_row,
+                         loaded=lambda cfg, params: {**params, "boft_s": params["boft_s"].reshape(-1, 1)})
+
 boft = METHODS.register(Method(
     name="boft",
     summary="a trained rotation of a layer's inputs as a butterfly of small blocks, and a factor on every output",
@@ -143,7 +159,10 @@ boft = METHODS.register(Method(
     examples=(BOFT(), BOFT(block_size=2, n_butterfly_factor=2), BOFT(block_num=3), BOFT(block_num=6, n_butterfly_factor=4)),
     storage=Storage(constants=_constants, makes=lambda cfg, site: _layout(cfg, site.in_features).factors * site.in_features),
     peft=PeftForm(
-        peft_supports=lambda cfg, site: _layout(cfg, site.in_features).factors == 1,  # more needs PEFT's CUDA extension
+        # more factors need PEFT's CUDA extension, and its kernels are square
+        peft_supports=lambda cfg, site: _layout(cfg, site.in_features).factors == 1 and len(set(site.kernel)) < 2,
+        from_peft_file=_trained,
+        layers={"conv": _CONVOLUTION},
         peft_type="BOFT",
         suffixes={"boft_R": "boft_R", "boft_s": "boft_s"},
         to_config=_to_peft,

@@ -21,9 +21,10 @@ from .core.arrays import array_namespace
 from .core.base import Method, NormalForm, Storage, Training, Traits, constant, factors
 from .core.layouts import WEIGHTS
 from .core.operators import Array, Dense
-from .core.peft_form import TRANSPOSED, PeftForm, PeftLayer
+from .core.peft_form import TRANSPOSED, PeftForm, PeftLayer, as_kernels
 from .core.site import Params, Site
-from .lora import EMBEDDED, LoRA, as_kernels, lora
+from .inits.rewritten import rewritten
+from .lora import EMBEDDED, LoRA, across_groups, lora
 from .registry import METHODS
 
 _LEAST = 1e-12
@@ -80,10 +81,13 @@ def _from_peft(config: Mapping[str, Any]) -> DoRA:
     return DoRA(**{field.name: getattr(plain, field.name) for field in dataclasses.fields(plain)})
 
 
-def _as_kernels(site: Site, params: Params) -> dict[str, np.ndarray]:
+_FACTORS = as_kernels("lora_A", "lora_B")
+
+
+def _as_kernels(cfg: DoRA, site: Site, params: Params) -> dict[str, np.ndarray]:
     """The factors as in LoRA, and the lengths along the axis of the outputs."""
     ones = (1,) * len(site.kernel)
-    return {**as_kernels(site, params), "lora_magnitude_vector": params["lora_magnitude_vector"].reshape(1, -1, *ones)}
+    return {**_FACTORS(cfg, site, params), "lora_magnitude_vector": params["lora_magnitude_vector"].reshape(1, -1, *ones)}
 
 
 dora = METHODS.register(Method(
@@ -104,7 +108,8 @@ dora = METHODS.register(Method(
         peft_type="LORA",
         suffixes={"lora_A": "lora_A.weight", "lora_B": "lora_B.weight", "lora_magnitude_vector": "lora_magnitude_vector"},
         layers={
-            "conv": PeftLayer(axes=(3, 4, 5), stored=_as_kernels, vectors=frozenset({"lora_magnitude_vector"})),
+            "conv": PeftLayer(axes=(3, 4, 5), stored=_as_kernels, vectors=frozenset({"lora_magnitude_vector"}),
+                              refused=across_groups),
             "embedding": PeftLayer({**EMBEDDED, "lora_magnitude_vector": "lora_magnitude_vector"}),
             **TRANSPOSED,
         },
@@ -112,5 +117,6 @@ dora = METHODS.register(Method(
         from_config=_from_peft,
         features=lambda params: (params["lora_A"].shape[1], params["lora_B"].shape[0]),
         matches=lambda config: config.get("peft_type") == "LORA" and bool(config.get("use_dora")),
+        rewritten=rewritten,
     ),
 ))

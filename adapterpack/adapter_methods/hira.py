@@ -17,7 +17,7 @@ from .core.base import Method, NormalForm, Traits
 from .core.config import RankConfig
 from .core.layouts import STACKS, WEIGHTS
 from .core.operators import Dense
-from .core.peft_form import TRANSPOSED, PeftForm
+from .core.peft_form import TRANSPOSED, PeftForm, PeftLayer, as_kernels
 from .core.peft_keys import PeftKeys
 from .core.site import Params, Site
 from .loha import kaiming
@@ -69,7 +69,11 @@ hira = METHODS.register(Method(
     peft=PeftForm(
         peft_type="HIRA",
         suffixes={"hira_A": "hira_A", "hira_B": "hira_B"},
-        layers=TRANSPOSED,
+        layers={
+            "conv": PeftLayer(axes=(3, 4, 5), stored=as_kernels("hira_A", "hira_B")),
+            "embedding": PeftLayer({"hira_A": "hira_embedding_A", "hira_B": "hira_embedding_B"}),
+            **TRANSPOSED,
+        },
         to_config=_KEYS.to_config,
         from_config=_KEYS.from_config,
         features=lambda params: (params["hira_A"].shape[1], params["hira_B"].shape[0]),

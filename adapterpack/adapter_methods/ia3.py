@@ -2,25 +2,28 @@
 
     y' = l * (W x + b)        at a feedforward layer:  y' = W (l * x) + b
 
-The factors l have shape [out, 1], at a feedforward layer [1, in].
+The factors l have shape [out, 1], at a feedforward layer [1, in]; PEFT has one for each channel of a convolution's input there, for all
+points of its kernel.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from ..errors import Unsupported
+from .core.arrays import array_namespace
 from .core.base import Method, NormalForm, Storage, Traits
-from .core.config import NoBranch, by_suffix
+from .core.config import OPTIONAL, NoBranch, by_suffix, require_whole
 from .core.operators import Diagonal
-from .core.peft_form import TRANSPOSED, PeftForm
+from .core.peft_form import TRANSPOSED, PeftContent, PeftForm, PeftLayer
 from .core.site import Params, Site
 from .registry import METHODS
 
@@ -29,23 +32,30 @@ from .registry import METHODS
 class IA3(NoBranch):
     """Where (IA)^3 goes; ``feedforward`` names the sites whose inputs are scaled, or says it of all (true) or none.
 
+    ``channels`` counts the channels of a feedforward convolution whose kernel's points have one factor; 0: each point has its own.
+
     Example:
         >>> IA3(feedforward=("fc2",)).at("layers.0.fc2").feedforward
         True
     """
 
     feedforward: tuple[str, ...] | bool = ()
+    channels: Any = field(default=0, metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.feedforward, tuple | bool):
             raise ValueError(f"feedforward must be true, false or a tuple of names, not {self.feedforward!r}")
+        for count in self.channels.values() if isinstance(self.channels, Mapping) else [self.channels]:
+            require_whole("channels", count, 0)
 
     def at(self, path: str) -> IA3:
         """The config at one site: whether it is a feedforward site, by its literal path or its last components."""
-        if isinstance(self.feedforward, bool):
+        if isinstance(self.feedforward, bool) and not isinstance(self.channels, Mapping):
             return self
-        return replace(self, feedforward=by_suffix(self._named, path, False))
+        channels = by_suffix(self.channels, path, 0) if isinstance(self.channels, Mapping) else self.channels
+        inner = self.feedforward if isinstance(self.feedforward, bool) else by_suffix(self._named, path, False)
+        return replace(self, feedforward=inner, channels=channels)
 
     @cached_property
     def _named(self) -> dict[str, bool]:
@@ -53,7 +63,7 @@ class IA3(NoBranch):
 
 
 def _shapes(cfg: IA3, site: Site) -> dict[str, tuple[int, ...]]:
-    return {"ia3_l": (1, site.in_features) if cfg.feedforward else (site.out_features, 1)}
+    return {"ia3_l": (1, cfg.channels or site.in_features) if cfg.feedforward else (site.out_features, 1)}
 
 
 def _init(cfg: IA3, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -62,7 +72,11 @@ def _init(cfg: IA3, site: Site, rng: np.random.Generator) -> dict[str, np.ndarra
 
 def _normal_form(cfg: IA3, params: Params, site: Site) -> NormalForm:
     factors = params["ia3_l"]
-    return NormalForm(pre=Diagonal(factors[0, :])) if cfg.feedforward else NormalForm(output_scale=factors[:, 0])
+    if not cfg.feedforward:
+        return NormalForm(output_scale=factors[:, 0])
+    xp, count = array_namespace(factors), factors.shape[1]
+    points = xp.broadcast_to(factors[0, :, None], (count, site.in_features // count))
+    return NormalForm(pre=Diagonal(xp.reshape(points, (site.in_features,))))
 
 
 def _summed(terms: Sequence[tuple[Params, float]]) -> dict[str, np.ndarray]:
@@ -96,6 +110,33 @@ def _features(params: Params) -> tuple[int | None, int | None]:
     return (columns if columns > 1 else None, rows if rows > 1 else None)
 
 
+def _as_kernel(cfg: IA3, site: Site, params: Params) -> dict[str, np.ndarray]:
+    """PEFT has the factors along the second axis of a convolution's output, or of its input; the number of axes tells its kernel's."""
+    factors = params["ia3_l"]
+    return {"ia3_l": factors.reshape(1, -1, *(1,) * len(site.kernel))}
+
+
+def _uncertain(cfg: IA3, site: Site) -> str:
+    if not cfg.feedforward or (cfg.channels and (not site.kernel or cfg.channels * math.prod(site.kernel) == site.in_features)):
+        return ""
+    return "a factor for each channel that a convolution of groups reads is no change of its weight, which has those of one group"
+
+
+def _channels(content: PeftContent) -> PeftContent:
+    """The number of channels at feedforward convolutions, which only their tensors say."""
+    count = {f"^{path}": tensors["ia3_l"].shape[1] for path, tensors in content.sites.items()
+             if tensors.get("ia3_l", np.zeros(0)).ndim > 2 and content.config.at(path).feedforward}
+    return content._replace(config=replace(content.config, channels=count)) if count else content
+
+
+_CONVOLUTION = PeftLayer(
+    axes=(4, 5),
+    stored=_as_kernel,
+    loaded=lambda cfg, params: {"ia3_l": params["ia3_l"].reshape((1, -1) if cfg.feedforward else (-1, 1))},
+    features=lambda params: (None, params["ia3_l"].shape[0] if params["ia3_l"].shape[0] > 1 else None),
+    limit=_uncertain,
+)
+
 ia3 = METHODS.register(Method(
     name="ia3",
     summary="a learned factor on every output of a layer, or on every input of a feedforward layer",
@@ -111,7 +152,8 @@ ia3 = METHODS.register(Method(
     peft=PeftForm(
         peft_type="IA3",
         suffixes={"ia3_l": "ia3_l"},
-        layers=TRANSPOSED,
+        layers={"conv": _CONVOLUTION, "grouped_conv": _CONVOLUTION, **TRANSPOSED},
+        from_peft_file=_channels,
         to_config=_to_peft,
         from_config=_from_peft,
         features=_features,

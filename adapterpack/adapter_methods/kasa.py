@@ -25,6 +25,7 @@ from .core.config import require_number
 from .core.operators import Array, Dense
 from .core.peft_form import PeftForm
 from .core.site import Params, Site
+from .inits.rewritten import kept
 from .lora import LoRA, lora
 from .registry import METHODS
 
@@ -116,5 +117,6 @@ kasa = METHODS.register(Method(
         from_config=_from_peft,
         features=lambda params: (params["lora_A"].shape[1], params["lora_B"].shape[0]),
         matches=lambda config: config.get("peft_type") == "LORA" and bool(config.get("kasa_config")) and not config.get("use_dora"),
+        rewritten=kept,
     ),
 ))

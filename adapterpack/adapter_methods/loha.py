@@ -20,7 +20,7 @@ from .core.base import Method, NormalForm, Storage, Traits
 from .core.config import AlphaConfig
 from .core.layouts import STACKS, WEIGHTS
 from .core.operators import Array, Dense
-from .core.peft_form import PeftForm, PeftLayer
+from .core.peft_form import PeftContent, PeftForm, PeftLayer
 from .core.peft_keys import by_site, literal, plain
 from .core.site import Params, Site
 from .registry import METHODS
@@ -71,6 +71,44 @@ def _products(left: Array, right: Array) -> Array:
     return xp.reshape(left[:, :, None] * right[:, None, :], (left.shape[0], left.shape[1] * right.shape[1]))
 
 
+_MOST = 1 << 24
+"""How many numbers a factor may have that is made of two smaller ones, whatever these are; more where they have as many themselves."""
+
+
+def with_kernel(core: np.ndarray, factor: np.ndarray) -> np.ndarray:
+    """``[r, channels * kernel]`` of a factor ``[r, channels]`` and its core ``[r, r, *kernel]``: the sum over the core's second axis.
+
+    PEFT keeps a convolution's factors apart from its kernel with ``use_effective_conv2d`` (FedPara's Tucker form, arXiv 2108.06098,
+    proposition 3); as one factor they are the same change.
+
+    Raises:
+        ValueError: they do not go together, or the factor would be far larger than they are.
+
+    Example:
+        >>> with_kernel(np.ones((2, 2, 3, 3)), np.ones((2, 5))).shape
+        (2, 45)
+    """
+    if core.ndim < 3 or factor.ndim != 2 or core.shape[:2] != (len(factor), len(factor)):
+        raise ValueError(f"a core {core.shape} and a factor {factor.shape} do not go together")
+    numbers = math.prod(core.shape[2:]) * factor.size
+    if numbers > max(_MOST, 64 * (core.size + factor.size)):
+        raise ValueError(f"a factor of {numbers} numbers would be made of {core.size + factor.size}")
+    joined = np.moveaxis(np.tensordot(core.astype(np.float64), factor.astype(np.float64), axes=([1], [0])), -1, 1)
+    return joined.reshape(len(factor), -1).astype(np.float32)
+
+
+def _joined(content: PeftContent) -> PeftContent:
+    """The sites with their kernels in the factors of the inputs."""
+    return content._replace(sites={path: _whole(tensors) if "hada_t1" in tensors else tensors for path, tensors in content.sites.items()})
+
+
+def _whole(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    if set(tensors) != {f"hada_{name}" for name in ("t1", "w1_a", "w1_b", "t2", "w2_a", "w2_b")}:
+        raise ValueError(f"of a kernel's two factors there are only {', '.join(sorted(tensors))}")
+    joined = {f"hada_w{n}_b": with_kernel(tensors[f"hada_t{n}"], tensors[f"hada_w{n}_b"]) for n in (1, 2)}
+    return {**joined, **{f"hada_w{n}_a": np.ascontiguousarray(tensors[f"hada_w{n}_a"].T) for n in (1, 2)}}
+
+
 def to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
     """The keys that PEFT's LoHa and LoKr have in common."""
     return {
@@ -107,7 +145,9 @@ loha = METHODS.register(Method(
     peft=PeftForm(
         peft_type="LOHA",
         suffixes={name: name for name in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")},
-        layers={"conv": PeftLayer()},
+        aliases={name: name for name in ("hada_t1", "hada_t2")},
+        from_peft_file=_joined,
+        layers={"conv": PeftLayer(), "grouped_conv": PeftLayer()},
         to_config=to_peft,
         from_config=lambda config: LoHa(**from_peft(config)),
         features=lambda params: (params["hada_w1_b"].shape[1], params["hada_w1_a"].shape[0]),

@@ -3,31 +3,36 @@
     W' = W + s kron(w1, w2),   s = alpha / r
 
 w1 is ``[a, b]`` and w2 ``[out / a, in / b]``; a and b divide the widths and are about ``decompose_factor``, or about the widths' roots
-where it is -1. A factor that rank r makes smaller is stored as two, ``w_a w_b``: w2, and w1 where ``decompose_both`` is set.
+where it is -1. A factor that rank r makes smaller is stored as two, ``w_a w_b``: w2, and w1 where ``decompose_both`` is set. PEFT divides
+the channels of a convolution's input, and w2 has the kernel whole.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from .core.arrays import array_namespace
 from .core.base import Method, NormalForm, Traits
-from .core.config import AlphaConfig, require_flag, require_whole
+from .core.config import OPTIONAL, AlphaConfig, by_suffix, require_flag, require_whole
 from .core.layouts import STACKS, WEIGHTS
 from .core.operators import Array, Kronecker
-from .core.peft_form import PeftForm
+from .core.peft_form import PeftContent, PeftForm, PeftLayer
 from .core.site import Params, Site
-from .loha import from_peft, kaiming, to_peft
+from .loha import from_peft, kaiming, to_peft, with_kernel
 from .registry import METHODS
 
 
 @dataclass(frozen=True)
 class LoKr(AlphaConfig):
     """The hyper-parameters of LoKr; ``alpha`` defaults to ``2 r``.
+
+    ``kernel`` counts the points of a convolution's kernel that w2 has whole, and may differ by site; 0: a row of the unfolded kernel is
+    divided like that of any matrix.
 
     Example:
         >>> LoKr(r=4, alpha=4).scale
@@ -36,12 +41,20 @@ class LoKr(AlphaConfig):
 
     decompose_both: bool = False
     decompose_factor: int = -1
+    kernel: int = field(default=0, metadata=OPTIONAL)
+    kernel_pattern: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_flag("decompose_both", self.decompose_both)
         if self.decompose_factor != -1:
             require_whole("decompose_factor", self.decompose_factor)
+        require_whole("kernel", self.kernel, 0)
+
+    def at(self, path: str) -> LoKr:
+        """The config at one site; see :meth:`RanksConfig.at`."""
+        here = super().at(path)
+        return replace(here, kernel=by_suffix(self.kernel_pattern, path, self.kernel), kernel_pattern={}) if self.kernel_pattern else here
 
 
 def divided(width: int, factor: int) -> tuple[int, int]:
@@ -60,8 +73,10 @@ def divided(width: int, factor: int) -> tuple[int, int]:
 
 
 def _shapes(cfg: LoKr, site: Site) -> dict[str, tuple[int, ...]]:
-    (b, d), (a, c) = divided(site.in_features, cfg.decompose_factor), divided(site.out_features, cfg.decompose_factor)
+    points = cfg.kernel or 1
+    (b, d), (a, c) = divided(site.in_features // points, cfg.decompose_factor), divided(site.out_features, cfg.decompose_factor)
     split1, split2 = cfg.decompose_both and 2 * cfg.r < max(a, b), 2 * cfg.r < max(c, d)
+    d *= points
     first = {"lokr_w1_a": (a, cfg.r), "lokr_w1_b": (cfg.r, b)} if split1 else {"lokr_w1": (a, b)}
     second = {"lokr_w2_a": (c, cfg.r), "lokr_w2_b": (cfg.r, d)} if split2 else {"lokr_w2": (c, d)}
     return {**first, **second}
@@ -83,20 +98,81 @@ def _normal_form(cfg: LoKr, params: Params, site: Site) -> NormalForm:
     return NormalForm(down=Kronecker(cfg.scale * _factor(params, "lokr_w1"), _factor(params, "lokr_w2")))
 
 
+def _kernels(content: PeftContent) -> PeftContent:
+    """The sites with their kernels in w2 or its second factor, and how many points these have: the tensors say it, or leave some choice
+    that makes no difference."""
+    sites, points = {}, {}
+    for path, tensors in content.sites.items():
+        sites[path] = _joined(tensors) if "lokr_t2" in tensors else tensors
+        count = _points(content.config.at(path), tensors, sites[path])
+        if count:
+            points[f"^{path}"] = count
+    return content._replace(config=replace(content.config, kernel_pattern=points), sites=sites) if points else content._replace(sites=sites)
+
+
+def _joined(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    if not {"lokr_w2_a", "lokr_w2_b"} <= tensors.keys():
+        raise ValueError(f"a kernel without its factors: {', '.join(sorted(tensors))}")
+    rest = {name: value for name, value in tensors.items() if name != "lokr_t2"}
+    return {**rest, "lokr_w2_a": np.ascontiguousarray(tensors["lokr_w2_a"].T),
+            "lokr_w2_b": with_kernel(tensors["lokr_t2"], tensors["lokr_w2_b"])}
+
+
+def _points(cfg: LoKr, tensors: Mapping[str, np.ndarray], joined: Mapping[str, np.ndarray]) -> int:
+    """How many points of a kernel the second factor has; 0 where the tensors are those of a matrix."""
+    shown = tensors.get("lokr_w2", tensors.get("lokr_t2"))
+    if shown is not None:
+        return math.prod(shown.shape[2:]) if shown.ndim > 2 else 0
+    (_, b), (c, d) = _sides(joined, "lokr_w1"), _sides(joined, "lokr_w2")
+    for points in range(1, min(d, _LARGEST) + 1):
+        if d % points == 0 and 2 * cfg.r < max(c, d // points) and divided(b * d // points, cfg.decompose_factor)[0] == b:
+            return points if points > 1 else 0
+    return 0
+
+
+_LARGEST = 1024
+"""The most points of a kernel that is looked for where only the product of channels and points is known."""
+
+
 def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
     first: LoKr = next(iter(sites.values()))
     return {**to_peft(sites), "decompose_both": first.decompose_both, "decompose_factor": first.decompose_factor,
             "rank_dropout_scale": False}
 
 
-def _features(params: Params) -> tuple[int, int]:
-    def sides(name: str) -> tuple[int, int]:
-        whole = params.get(name)
-        shape = (params[f"{name}_a"].shape[0], params[f"{name}_b"].shape[1]) if whole is None else whole.shape
-        return shape[0], shape[1]
+def _sides(params: Params, name: str) -> tuple[int, int]:
+    """The shape of a factor, whole or as two."""
+    whole = params.get(name)
+    shape = (params[f"{name}_a"].shape[0], params[f"{name}_b"].shape[1]) if whole is None else whole.shape
+    return shape[0], shape[1]
 
-    (a, b), (c, d) = sides("lokr_w1"), sides("lokr_w2")
+
+def _features(params: Params) -> tuple[int, int]:
+    (a, b), (c, d) = _sides(params, "lokr_w1"), _sides(params, "lokr_w2")
     return b * d, a * c
+
+
+def _as_kernel(cfg: LoKr, site: Site, params: Params) -> dict[str, np.ndarray]:
+    """PEFT has a whole w2 with the kernel's axes."""
+    w2 = params.get("lokr_w2")
+    return dict(params) if w2 is None or not cfg.kernel or not site.kernel else {**params, "lokr_w2": w2.reshape(len(w2), -1, *site.kernel)}
+
+
+def _one_axis(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    w2 = shapes.get("lokr_w2", ())
+    a, b = shapes.get("lokr_w1") or (shapes.get("lokr_w1_a", (0,))[0], shapes.get("lokr_w1_b", (0,))[-1])
+    if len(w2) != 3 or (1 in {a, w2[0]} and 1 in {b, w2[1]}):
+        return ""
+    return "PEFT multiplies out a whole w2 of a kernel of one axis with its axes mixed up, which is no Kronecker product"
+
+
+_CONVOLUTION = PeftLayer(
+    shown=lambda shapes: len(shapes.get("lokr_w2", ())) > 2,
+    admits=lambda shapes: "lokr_w2" not in shapes,
+    stored=_as_kernel,
+    refused=_one_axis,
+    limit=lambda cfg, site: "" if cfg.kernel or site.kernel else "PEFT divides the channels of a convolution alone",
+)
 
 
 lokr = METHODS.register(Method(
@@ -118,5 +194,8 @@ lokr = METHODS.register(Method(
         from_config=lambda config: LoKr(**from_peft(config), decompose_both=config.get("decompose_both", False),
                                         decompose_factor=config.get("decompose_factor", -1)),
         features=_features,
+        aliases={"lokr_t2": "lokr_t2"},
+        from_peft_file=_kernels,
+        layers={"conv": _CONVOLUTION, "grouped_conv": _CONVOLUTION},
     ),
 ))

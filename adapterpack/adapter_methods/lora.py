@@ -18,17 +18,18 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ..errors import Unsupported
 from .core.arrays import array_namespace
 from .core.base import Method, NormalForm, Storage, Training, Traits
 from .core.config import FOR_TRAINING, AlphaConfig, require_flag, require_number
 from .core.layouts import STACKS, WEIGHTS
 from .core.operators import Array, Dense
-from .core.peft_form import TRANSPOSED, PeftForm, PeftLayer
+from .core.peft_attention import attention_parameters
+from .core.peft_form import TRANSPOSED, PeftForm, PeftLayer, as_kernels
 from .core.peft_keys import by_site, literal, plain
 from .core.peft_lora import FOR_TRAINING_ALONE, READ_AS_LORA, as_lora
 from .core.site import Params, Site
 from .inits import init_named
+from .inits.rewritten import rewritten
 from .registry import METHODS
 
 
@@ -141,11 +142,12 @@ def _allocate(cfg: LoRA, sites: Sequence[Site]) -> LoRA:
     return replace(cfg, rank_pattern={f"^{path}": r for path, r in ranks.items()}, alpha_pattern={f"^{p}": a for p, a in alphas.items()})
 
 
-def as_kernels(site: Site, params: Params) -> dict[str, np.ndarray]:
-    """The factors as PEFT's two convolutions: A with the layer's kernel, B with one of size 1."""
-    A, B = params["lora_A"], params["lora_B"]
-    ones = (1,) * len(site.kernel)
-    return {"lora_A": A.reshape(len(A), -1, *site.kernel), "lora_B": B.reshape(*B.shape, *ones)}
+def across_groups(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """Why PEFT's factors at a convolution of groups are not read: B has a share of the rank for each group, and A reads all inputs."""
+    down, up = shapes.get("lora_A.weight", ()), shapes.get("lora_B.weight", ())
+    if len(down) > 2 and len(up) == len(down) and 0 < up[1] < down[0] and down[0] % up[1] == 0 and set(up[2:]) == {1}:
+        return "PEFT's LoRA of a convolution of groups lets each group read the inputs of all, which no weight of groups can hold"
+    return ""
 
 
 OTHERS = ("use_dora", "kasa_config", "alora_invocation_tokens", "lora_bias")
@@ -176,16 +178,7 @@ def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-_KEEPS_BASE = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
-"""PEFT's initialisations that leave the base weight alone. The others move a part of it into the adapter."""
-
-
 def _from_peft(config: Mapping[str, Any]) -> LoRA:
-    init = config.get("init_lora_weights")
-    if init not in _KEEPS_BASE:
-        raise Unsupported("this adapter belongs to a base whose weights its initialisation rewrote", where="init_lora_weights",
-                          expected="an initialisation that keeps the base", found=repr(init)[:80],
-                          remedy="convert it to plain LoRA with save_pretrained(..., path_initial_model_for_weight_conversion=...)")
     return LoRA(
         r=config.get("r", 8),
         alpha=config.get("lora_alpha", 8),
@@ -220,11 +213,12 @@ lora = METHODS.register(Method(
         features=lambda params: (params["lora_A"].shape[1], params["lora_B"].shape[0]),
         matches=lambda config: config.get("peft_type") == "LORA" and not any(map(config.get, OTHERS))
         and config.get("bias") in (None, "none"),
-        from_peft_file=as_lora,
+        rewritten=rewritten,
+        from_peft_file=lambda content: attention_parameters(as_lora(content)),
         understood=READ_AS_LORA,
         dropped=FOR_TRAINING_ALONE,
         layers={
-            "conv": PeftLayer(axes=(3, 4, 5), stored=as_kernels),
+            "conv": PeftLayer(axes=(3, 4, 5), stored=as_kernels("lora_A", "lora_B"), refused=across_groups),
             "embedding": PeftLayer(EMBEDDED),
             **TRANSPOSED,
         },

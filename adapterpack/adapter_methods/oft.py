@@ -19,9 +19,10 @@ import numpy as np
 from .core.arrays import array_namespace
 from .core.base import Method, NormalForm, Storage, Traits, zeros
 from .core.config import NoBranch, require_flag, require_number, require_whole
+from .core.layouts import WEIGHTS
 from .core.operators import BlockDiagonal
 from .core.orthogonal import MOST_TERMS, block_size, cayley, skew, triangle, within
-from .core.peft_form import PeftForm
+from .core.peft_form import PeftForm, PeftLayer
 from .core.peft_keys import PeftKeys
 from .core.site import Params, Site
 from .registry import METHODS
@@ -107,13 +108,29 @@ def _features(params: Params) -> tuple[int | None, int | None]:
     return (count * size if count > 1 else None), None  # one row: one block, or all blocks
 
 
+def _patches(cfg: OFT, site: Site) -> str:
+    """PEFT turns the patches of the input and adds up what overlaps: with one larger than a point that is no change of the weight."""
+    if site.kernel and set(site.kernel) == {1}:
+        return ""
+    return "PEFT runs OFT at a kernel of more than one point as it does not merge it, so what the adapter was trained for is no weight"
+
+
+def _back(params: Params) -> dict[str, np.ndarray]:
+    return {"oft_R": -params["oft_R"]}
+
+
+_EMBEDDING = PeftLayer({"oft_R": "oft_embedding_R.weight"}, stored=lambda cfg, site, params: _back(params),
+                       loaded=lambda cfg, params: _back(params))
+"""PEFT turns what an embedding gives as it turns what a linear layer takes: for the table's rows that is the turn back, of -Q."""
+
 oft = METHODS.register(Method(
     name="oft",
     summary="a trained rotation of a layer's inputs, block by block; COFT by coft",
     paper="https://arxiv.org/abs/2306.07280",
     formula="y' = W (R x) + b,  R = diag of (I - Q_i)^-1 (I + Q_i)",
     config=OFT,
-    traits=Traits(additive=False, identity_at_init=True, row_separable=True, low_rank=False, min_features=(1, 2)),
+    traits=Traits(additive=False, identity_at_init=True, row_separable=True, low_rank=False, min_features=(1, 2),
+                  layers=(*WEIGHTS, "table")),
     shapes=_shapes,
     init=zeros(_shapes),
     normal_form=_normal_form,
@@ -123,6 +140,7 @@ oft = METHODS.register(Method(
     peft=PeftForm(
         peft_type="OFT",
         suffixes={"oft_R": "oft_R.weight"},
+        layers={"conv": PeftLayer(limit=_patches), "table": _EMBEDDING},
         to_config=_to_peft,
         from_config=_from_peft,
         features=_features,

@@ -21,8 +21,9 @@ from ..errors import Unsupported
 from .core.arrays import array_namespace
 from .core.base import Method, NormalForm, Shared, Storage, Traits
 from .core.config import LARGEST_WHOLE, MOST_SITES, SiteConfig, is_number, require_flag, require_whole
+from .core.layouts import WEIGHTS
 from .core.operators import Chain, Dense
-from .core.peft_form import TRANSPOSED, Factorise, PeftContent, PeftForm
+from .core.peft_form import TRANSPOSED, Factorise, PeftContent, PeftForm, PeftLayer
 from .core.peft_keys import PeftKeys
 from .core.site import Params, Site
 from .core.torch_random import TorchGenerator
@@ -184,7 +185,7 @@ tinylora = METHODS.register(Method(
     formula="y' = W x + b + U_r S_r^(1/2) (sum_i v_i P_i) S_r^(1/2) V_r^T x",
     config=TinyLoRA,
     traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=True, reads_weight=True,
-                  frozen=("tinylora_A", "tinylora_B")),
+                  frozen=("tinylora_A", "tinylora_B"), layers=(*WEIGHTS, "table")),
     shapes=_shapes,
     init=lambda cfg, site, rng: _factors(cfg, site) if cfg.save_factors else {},
     normal_form=_normal_form,
@@ -200,7 +201,7 @@ tinylora = METHODS.register(Method(
     peft=PeftForm(
         peft_type="TINYLORA",
         suffixes={name: name for name in ("tinylora_A", "tinylora_B", "tinylora_P")},
-        layers=TRANSPOSED,
+        layers={"table": PeftLayer(), **TRANSPOSED},
         to_config=_to_peft,
         from_config=_from_peft,
         features=lambda params: (params["tinylora_A"].shape[1], params["tinylora_B"].shape[0]) if params else (None, None),

@@ -1,23 +1,34 @@
-"""The kinds that the linear layers of an adapter have in a base."""
+"""The kinds that the layers of an adapter have in a base."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable
 
-from ..adapter_methods.core.layouts import LINEAR
+from ..adapter_methods.core.layouts import CONVOLUTIONS, LINEAR, matrix_shape
 from ..manifest.manifest import Group
 from .checkpoint import Checkpoint
 from .linear_layers import has_transposed
 
 
-def kinds_on(base: Checkpoint, groups: Iterable[Group]) -> dict[str, str | None]:
-    """Path -> the kind that its layer has in ``base``, for the groups of linear layers: as the base shows it, and the group's own in a base
-    that shows no transposed layer."""
-    found = {}
-    for group in groups:
-        if group.role != "adapter" or group.kind not in LINEAR:
-            continue
-        weight = base.weight_name(group.path, group.weight) or base.tied_to(group.path)
-        if weight is not None:
-            found[group.path] = base.linear_kind(weight) or (None if has_transposed(base.kinds_by_name) else group.kind)
-    return found
+def kind_on(base: Checkpoint, group: Group, may_be: Callable[[str], bool]) -> str | None:
+    """The kind that the layer of a group has in ``base``; None where nothing shows which way round a linear layer is stored.
+
+    ``may_be`` is as in :func:`kind_of_shape`. A group that is no linear layer's keeps its kind, and one whose weight is not there.
+    """
+    if group.role != "adapter" or group.kind not in LINEAR:
+        return group.kind
+    weight = base.weight_name(group.path, group.weight) or base.tied_to(group.path)
+    if weight is None:
+        return group.kind
+    if len(stored := base.tensors[weight].shape) != 2:
+        return kind_of_shape(stored, group, may_be)
+    return base.linear_kind(weight) or (None if has_transposed(base.kinds_by_name) else group.kind)
+
+
+def kind_of_shape(stored: tuple[int, ...], group: Group, may_be: Callable[[str], bool]) -> str:
+    """The kind of the layer of a group by the shape of its weight alone: a convolution, where it has the axes of one and the group's
+    tensors ``may_be`` those of one.
+    """
+    if group.role != "adapter" or group.kind not in LINEAR:
+        return group.kind
+    return next((kind for kind in CONVOLUTIONS if may_be(kind) and matrix_shape(kind, stored) is not None), group.kind)

@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from msgspec.structs import replace
 
+from ..adapter_methods import is_bare
 from ..base.base_folder import read_json, require_harmless
 from ..base.checkpoint import SINGLE, Checkpoint
+from ..base.site_kinds import kind_of_shape
 from ..errors import SiteNotFound, nearest
 from ..hub.resolve import folder_of
 from ..io.safetensors import SafetensorsFile
 from ..manifest import manifest as m
-from ..pack.fits import require_shape
+from ..pack.fits import may_be, require_shape
 from ..pack.on_base import on
 from ..pack.pack import Pack, is_module, sealed
 from ..tasks.task import type_of
@@ -111,8 +114,10 @@ def bind_to_base(pack: Pack, base: BaseModel) -> Pack:
             groups.append(group)
             continue
         weight = base.weight_name(group.path, group.weight)
-        require_shape(pack, group, base.shapes[weight], base.folder)
-        groups.append(replace(group, weight=weight, bias=f"{weight.removesuffix('weight')}bias" in base.shapes))
+        here = replace(group, kind=kind_of_shape(base.shapes[weight], group, partial(may_be, pack, group)))
+        require_shape(pack, here, base.shapes[weight], base.folder)
+        bias = not is_bare(here.kind) and f"{weight.removesuffix('weight')}bias" in base.shapes
+        groups.append(replace(here, weight=weight, bias=bias))
     if pack.manifest.base.content is not None:
         return pack
     draft = replace(pack.manifest, base=base.identity(), groups=tuple(groups), files=())

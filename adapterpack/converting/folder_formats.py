@@ -68,10 +68,12 @@ def _write_pack(pack: Pack, folder: Path, base: BaseModel | None) -> tuple[str, 
 
 
 def _read_peft(source: Source) -> Reading:
-    pack, unknown = imported(source.path, source.name, on_base=source.base is not None)
+    pack, unknown, rewritten = imported(source.path, source.name, on_base=source.base is not None)
     notes = (unknown_sentence(unknown),) if unknown else ()
     if source.base is None:
         return Reading(pack, notes)
+    if rewritten is not None:
+        return Reading(bind_to_base(from_peft(pack, source.base, rewritten.completed), source.base), (*notes, rewritten.note))
     if pack.method.peft is None or pack.method.peft.from_peft_with_base is None:
         return Reading(bind_to_base(pack, source.base), notes)
     return Reading(bind_to_base(from_peft(pack, source.base), source.base), (*notes, ON_BASE))

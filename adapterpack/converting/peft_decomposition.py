@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
-from ..adapter_methods import Completed, Method, to_matrix
+from ..adapter_methods import Completed, Method, Site, get, to_matrix
 from ..errors import ConfigError, Unsupported
+from ..manifest.secondary_methods import MethodSites
 from ..pack.on_base import on
 from ..pack.pack import Pack, build
 from .base import BaseModel
 
 
-def from_peft(pack: Pack, base: BaseModel) -> Pack:
-    """The pack with the method's own parameters, from one with the parameters of PEFT's file.
+def from_peft(pack: Pack, base: BaseModel, completed: Completed | None = None) -> Pack:
+    """The pack with the method's own parameters, from one with the parameters of PEFT's file; by ``completed``, or the method's own way.
 
     Raises:
         Unsupported: the decomposition of a weight is not unique, so the file is ambiguous.
     """
-    return _transform(pack, base, lambda method: method.peft and method.peft.from_peft_with_base)
+    return _transform(pack, base, lambda method: completed or (method.peft and method.peft.from_peft_with_base))
 
 
 def to_peft(pack: Pack, base: BaseModel | None) -> Pack | None:
@@ -48,8 +50,12 @@ def _transform(pack: Pack, base: BaseModel, hook: Callable[[Method], Completed |
     change, claims, shared = hook(pack.method), pack.manifest, pack.shared()
     assert change is not None
     names = {group.path: base.weight_name(group.path, group.weight) for group in claims.groups if group.role == "adapter"}
-    sites = {}
+    sites: dict[Site, tuple[Any, Mapping[str, np.ndarray]]] = {}
+    secondary: dict[str, dict[Site, tuple[Any, Mapping[str, np.ndarray]]]] = {}
     for adapter in pack.adapters(lambda group: _widths(to_matrix(group.kind, checkpoint.read(names[group.path])))):
+        if adapter.method.name != pack.method.name:
+            secondary.setdefault(adapter.method.name, {})[adapter.site] = (adapter.config, adapter.params)
+            continue
         weight = to_matrix(adapter.site.kind, checkpoint.read(names[adapter.site.path])).astype(np.float32)
         site_params = {name: value for name, value in adapter.params.items() if name not in shared}
         cfg, params = change(adapter.config, site_params, dataclasses.replace(adapter.site, weight=weight, shared=shared), _torch_svd)
@@ -58,8 +64,9 @@ def _transform(pack: Pack, base: BaseModel, hook: Callable[[Method], Completed |
     kept = {} if common is None or not sites else common.shapes(next(iter(sites.values()))[0], list(sites))
     shared = {name: value for name, value in shared.items() if name in kept}
     weights = {**{group.path: group.weight for group in claims.groups}, **names}
-    return build(pack.name, pack.method, sites, shared=shared, full=pack.full(), task=claims.task, base=claims.base, weights=weights,
-                 problem=claims.problem, training=claims.training, license=claims.license, extensions=claims.extensions)
+    guests = [MethodSites(get(name), those) for name, those in secondary.items()]
+    return build(pack.name, pack.method, sites, secondary=guests, shared=shared, full=pack.full(), task=claims.task, base=claims.base,
+                 weights=weights, problem=claims.problem, training=claims.training, license=claims.license, extensions=claims.extensions)
 
 
 def _widths(weight: np.ndarray) -> tuple[int, int]:

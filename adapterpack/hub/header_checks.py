@@ -133,7 +133,7 @@ def _peft(context: RemoteContext) -> Report:
         return Report("peft", "", None, code)
     context.budget.require_memory(artifact.size)
     file = _header(context)
-    pack, unknown = from_peft.imported(context.folder, tensors=file)
+    pack, unknown, _ = from_peft.imported(context.folder, tensors=file)
     report = _checked(context, pack, file, {})
     return _incomplete(context, report._replace(kind="peft", id=None, findings=(*code, *options(unknown), *report.findings)), _NO_MANIFEST)
 

@@ -41,6 +41,14 @@ class Described:
         """The modules that it changes, of the kinds that they have in the base at hand."""
         return tuple(replace(group, kind=self.kinds[group.path]) if group.path in self.kinds else group for group in self.manifest.groups)
 
+    @cached_property
+    def shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
+        """Group -> parameter -> the shape in which it is stored."""
+        shapes: dict[str, dict[str, tuple[int, ...]]] = {}
+        for entry in self.manifest.tensors.values():
+            shapes.setdefault(entry.group, {})[entry.param] = tuple(entry.shape)
+        return shapes
+
     def method_of(self, group: m.Group) -> Method:
         """The method at one group."""
         return self.method if group.method is None else get(group.method.type)

@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 
 from ..adapter_methods import LAYOUTS, matrix_shape
+from ..adapter_methods.core.layouts import CONVOLUTIONS
 from ..base.codecs.plain import PlainWriter
 from ..base.codecs.storage import Storage
 from ..base.compatibility import Verdict
@@ -143,8 +144,8 @@ def _contributions(base: MergeBase, pack: Pack, weight: float) -> Iterator[tuple
         yield name, Contribution(pack.name, adapter.method, adapter, weight)
 
 
-def _shape(base: MergeBase, owner: str, group: Group) -> tuple[int, int]:
-    """The shape ``[out, in]`` of the weight that a group changes."""
+def _shape(base: MergeBase, owner: str, group: Group) -> tuple[int, ...]:
+    """The shape ``[out, in]`` of the weight that a group changes, with the kernel of a convolution behind it."""
     if group.kind not in LAYOUTS:
         raise Unsupported(f"sites of kind '{group.kind}' cannot be folded", where=f"{owner}, {group.path}", expected=", ".join(LAYOUTS),
                           remedy="keep the adapter unmerged")
@@ -153,7 +154,7 @@ def _shape(base: MergeBase, owner: str, group: Group) -> tuple[int, int]:
     if shape is None:
         raise Unsupported("the weight of this site is not one of its kind", where=f"{owner}, {group.path}", expected=group.kind,
                           found=stored)
-    return shape
+    return *shape, *(stored[2:] if group.kind in CONVOLUTIONS else ())
 
 
 def _require_alone(name: str, contributions: list[Contribution]) -> None:

@@ -42,7 +42,7 @@ def split_tied(base: Checkpoint, contributions: Contributions, packs: Mapping[st
         heads = [one for one in of_tensor if _is_head(name, one)]
         tables = [one for one in of_tensor if one not in heads]
         pack = packs[of_tensor[0].pack]
-        if not heads and not (any(LAYOUTS[one.adapter.site.kind].ids for one in tables) and tied_to_a_head(base, pack, name)):
+        if not heads and not (any(map(_is_alone, tables)) and tied_to_a_head(base, pack, name)):
             result[name] = of_tensor
             if untie and tied_to_a_head(base, pack, name):  # changed rows of the embedding change the head, too
                 head = head_of(base, name)
@@ -50,7 +50,7 @@ def split_tied(base: Checkpoint, contributions: Contributions, packs: Mapping[st
             continue
         if untie:
             head = head_of(base, name)
-            both = [one for one in tables if not LAYOUTS[one.adapter.site.kind].ids]
+            both = [one for one in tables if not _is_alone(one)]
             result[name], result[head], copies[head] = tables, [*both, *heads], name
         elif heads and tables and _alike(tables, heads):
             result[name] = tables
@@ -102,6 +102,12 @@ def renamed(tensor: str, path: str) -> bool:
     """
     numbers = [[part for part in name.split(".") if part.isdigit()] for name in (tensor, path)]
     return bool(numbers[0]) and numbers[0] == numbers[1]
+
+
+def _is_alone(one: Contribution) -> bool:
+    """Whether it changes what an embedding looks up, and no head that is tied to it."""
+    kind = one.adapter.site.kind
+    return LAYOUTS[kind].ids or (kind == "table" and not one.method.traits.tied)
 
 
 def _is_head(name: str, one: Contribution) -> bool:

@@ -23,7 +23,7 @@ _NOT_OF_A_TOKENIZER = {"config.json", "generation_config.json", "preprocessor_co
 def adds_words(base: Checkpoint, name: str, value: np.ndarray) -> bool:
     """Whether a tensor that replaces ``name`` has a row for every word of the base, and more."""
     shape, words = base.tensors[name].shape, base.config.get("vocab_size")
-    return value.ndim == len(shape) and shape[0] == words and value.shape[1:] == shape[1:] and value.shape[0] > shape[0]
+    return value.ndim == len(shape) and shape[:1] == (words,) and value.shape[1:] == shape[1:] and value.shape[0] > shape[0]
 
 
 def extended_table(base: MergeBase, name: str, contribution: Contribution) -> np.ndarray | None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from msgspec.structs import replace
 
-from ..adapter_methods import PROMPT, matrix_shape
+from ..adapter_methods import PROMPT, Site, matrix_shape
+from ..adapter_methods.core.layouts import CONVOLUTIONS
 from ..base import compatibility
 from ..base.checkpoint import Checkpoint
-from ..base.site_kinds import kinds_on
-from ..errors import BaseMismatch, SiteNotFound, nearest
+from ..base.site_kinds import kind_on
+from ..errors import BaseMismatch, SiteNotFound, Unsupported, nearest
 from ..manifest.described import Described
 from ..manifest.manifest import Group
+from ..peft.names import alike, limit
 
 
 def require_sites(pack: Described, paths: Mapping[str, Any], where: object) -> None:
@@ -35,7 +38,7 @@ def require_shapes(pack: Described, base: Checkpoint, renamed: bool) -> None:
         SiteNotFound: it lacks one.
         BaseMismatch: one has another shape.
     """
-    kinds = kinds_on(base, pack.manifest.groups)
+    kinds = kinds_on(base, pack)
     for group in pack.manifest.groups:
         if group.role != "adapter" or pack.method_of(group).kind != "weight":
             continue
@@ -46,6 +49,35 @@ def require_shapes(pack: Described, base: Checkpoint, renamed: bool) -> None:
                                remedy=f"use the checkpoint that the pack names; {nearest(group.path, modules)}")
         require_shape(pack, replace(group, kind=kinds.get(group.path) or group.kind),
                       base.weight_shape(group.path, group.weight), base.where)
+
+
+_UNSHOWN = ({"conv", "grouped_conv"}, {"linear", "table"})
+"""Kinds whose weights have the same shapes: whether a convolution has groups, or a matrix is looked up, only the model says."""
+
+
+def may_be(pack: Described, group: Group, kind: str) -> bool:
+    """Whether the layer of a group may as well be of that ``kind``: in an adapter of PEFT's whose base is not known, where PEFT's file
+    tells no difference; or where a checkpoint tells none, either."""
+    is_open = not any(compatibility.recorded_fingerprint(pack.manifest.base)) or any({group.kind, kind} <= one for one in _UNSHOWN)
+    return is_open and alike(pack.method_of(group), group.kind, kind, pack.shapes.get(group.path, {}))
+
+
+def kinds_on(base: Checkpoint, pack: Described) -> dict[str, str | None]:
+    """Path -> the kind that the layer of a group has in ``base``: see :func:`~adapterpack.base.site_kinds.kind_on`."""
+    return {group.path: kind_on(base, group, partial(may_be, pack, group)) for group in pack.manifest.groups if group.role == "adapter"}
+
+
+def require_certain(pack: Described, group: Group, site: Site) -> None:
+    """Checks that what PEFT wrote of a group has one meaning at the layer that is its ``site``; a pack that names its base always has.
+
+    Raises:
+        Unsupported: it has not; says why.
+    """
+    if any(compatibility.recorded_fingerprint(pack.manifest.base)):
+        return
+    if reason := limit(pack.method_of(group), pack.config_at(group), site):
+        raise Unsupported(reason, where=f"pack '{pack.name}', {site.path}", found=f"a layer of kind '{site.kind}', kernel {site.kernel}",
+                          remedy="merge this adapter with the library that made it")
 
 
 def require_shape(pack: Described, group: Group, stored: tuple[int, ...], where: object) -> None:
@@ -61,6 +93,8 @@ def require_shape(pack: Described, group: Group, stored: tuple[int, ...], where:
                  f"PEFT has {pack.method_of(group).name} for such a layer, in a form that is not read here, so merge it with PEFT"
         raise BaseMismatch("the base has another kind of layer at this site", where=place, expected=f"a layer of kind '{group.kind}'",
                            found=f"a weight of shape {stored}", remedy=_ITS_BASE if bound else unread)
+    kernel = stored[2:] if group.kind in CONVOLUTIONS else ()
+    require_certain(pack, group, Site(group.path, shape[1], shape[0], group.kind, kernel=kernel))
     if any(expected not in {None, actual} for expected, actual in zip(features, shape, strict=True)):
         raise BaseMismatch("a site has another shape in this base", where=place, expected=f"{features} of kind '{group.kind}'", found=shape,
                            remedy=_ITS_BASE if bound else "use the model that the adapter was trained on")

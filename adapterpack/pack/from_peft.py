@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..adapter_methods import Rewritten
 from ..errors import Unsupported
 from ..io.safe_open import LARGE, TENSORS
 from ..io.safetensors import SafetensorsFile
@@ -21,15 +22,17 @@ from .pack import Pack, build
 
 
 class Imported(NamedTuple):
-    """A pack made from a folder that PEFT wrote, and what :func:`~.peft_options.unknown_options` found in its config."""
+    """A pack made from a folder that PEFT wrote, what :func:`~.peft_options.unknown_options` found in its config, and what PEFT did to the
+    base: then the pack is that of the base as PEFT left it."""
 
     pack: Pack
     unknown: dict[str, Any]
+    rewritten: Rewritten | None = None
 
 
 def read(folder: Path, name: str | None = None, on_base: bool = False) -> Pack:
     """The pack of :func:`imported`, with a warning where the folder has options that nobody here knows."""
-    pack, unknown = imported(folder, name, on_base)
+    pack, unknown, _ = imported(folder, name, on_base)
     if unknown:
         warnings.warn(f"{folder}: {unknown_sentence(unknown)}", stacklevel=2)
     return pack
@@ -38,8 +41,8 @@ def read(folder: Path, name: str | None = None, on_base: bool = False) -> Pack:
 def imported(folder: Path, name: str | None = None, on_base: bool = False, tensors: SafetensorsFile | None = None) -> Imported:
     """A pack made from a folder that PEFT wrote; its base is known by name only, so its digests are empty.
 
-    ``on_base``: where the tensors mean something with the base alone, they are taken as they are. ``tensors``: their file, if it is
-    somewhere else.
+    ``on_base``: where the tensors mean something with the base alone, they are taken as they are, for who completes them.
+    ``tensors``: their file, if it is somewhere else.
 
     Raises:
         FormatError: the folder is not a PEFT adapter, or its tensors do not pair up.
@@ -50,9 +53,11 @@ def imported(folder: Path, name: str | None = None, on_base: bool = False, tenso
     path = folder / TENSORS
     large = SafetensorsFile(path) if tensors is None and path.is_file() and path.stat().st_size > LARGE else None
     content = layout.content_of(folder, config, (), tensors or large)
-    if content.method.peft is not None and content.method.peft.from_peft_with_base is not None and not on_base:
-        raise Unsupported("what these tensors mean depends on the singular vectors of the base", where=folder, expected="the base",
-                          found=config.get("peft_type"),
+    turned = content.method.peft is not None and content.method.peft.from_peft_with_base is not None
+    if (turned or content.rewritten is not None) and not on_base:
+        why = "what these tensors mean depends on the singular vectors of the base" if content.rewritten is None else content.rewritten.why
+        found = config.get("peft_type") if content.rewritten is None else config.get("init_lora_weights")
+        raise Unsupported(why, where=folder, expected="the base", found=str(found)[:80],
                           remedy="make a pack of it first: adapterpack convert SRC --to pack --base BASE -o OUT")
     task = task_of_peft(config.get("task_type"))
     version = config.get("peft_version")
@@ -62,7 +67,7 @@ def imported(folder: Path, name: str | None = None, on_base: bool = False, tenso
     if large is not None:
         digests = {key: entry.sha256 for key, entry in pack.manifest.tensors.items()}
         pack = replace(pack, tensors=Streamed.of(large, pack.tensors, digests))
-    return Imported(pack, content.unknown)
+    return Imported(pack, content.unknown, content.rewritten)
 
 
 def _plain_name(folder: str) -> str:

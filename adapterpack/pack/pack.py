@@ -121,7 +121,7 @@ class Pack(Described):
                 value = self.tensors[name]
                 params[entry.param] = value if entry.scales is None else value.astype(np.float32) * self.tensors[entry.scales]
         group = self._adapted.get(path)
-        return params if group is None else names.loaded(self.method_of(group), group.kind, params)
+        return params if group is None else names.loaded(self.method_of(group), group.kind, partial(self.config_at, group), params)
 
     @cached_property
     def _adapted(self) -> dict[str, m.Group]:
@@ -133,11 +133,11 @@ class Pack(Described):
         stack = max((shape[0] for shape in shapes if shape), default=1) if is_stacked(group.kind) else 1
         return site_of(group, names.kernel_of(group.kind, shapes), stack)
 
-    def adapters(self, shape_of: Callable[[m.Group], tuple[int, int]] | None = None) -> Iterator[Adapter]:
+    def adapters(self, shape_of: Callable[[m.Group], tuple[int, ...]] | None = None) -> Iterator[Adapter]:
         """Every adapted site with its resolved config and parameters, the shared ones among them, in the manifest's order.
 
-        ``shape_of`` gives the shape ``[out, in]`` that a method sees of a group's weight in the base: what the pack itself does not
-        say comes from there.
+        ``shape_of`` gives the shape ``[out, in]`` that a method sees of a group's weight in the base, with the kernel of a convolution
+        behind it: what the pack itself does not say comes from there.
 
         Raises:
             FormatError: with ``shape_of``, a tensor does not fit the base; the method would make far more numbers than there are here.
@@ -147,7 +147,7 @@ class Pack(Described):
         sites, configs = [self.site(group) for group in groups], [self.config_at(group) for group in groups]
         if shape_of is not None:
             shapes = [shape_of(group) for group in groups]
-            sites = [dataclasses.replace(site, out_features=shape[0], in_features=shape[1])
+            sites = [dataclasses.replace(site, out_features=shape[0], in_features=shape[1], kernel=shape[2:] or site.kernel)
                      for site, shape in zip(sites, shapes, strict=True)]
             for method in self.methods:
                 numbers = [number for number, group in enumerate(groups) if self.method_of(group).name == method.name]
@@ -293,7 +293,7 @@ def build(
         method_ref = None if host is None else m.MethodRef(method.name, method.storage.spec_version)
         groups.append(m.Group(site.path, "adapter", site.kind, (weights or {}).get(site.path), site.in_features or None,
                               site.out_features or None, site.bias, cfg.rank, cfg.scale, config, method_ref))
-        for param, value in names.stored(method, site, params).items():
+        for param, value in names.stored(method, cfg, site, params).items():
             add(site.path, param, names.tensor_name(method, site.path, param, site.kind, host), value)
 
     for site, cfg, (_, params), overrides in zip(adapters, configs, adapters.values(), differing, strict=True):
@@ -345,7 +345,9 @@ def sealed(
 
 def _shared_config(configs: list[Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """What all sites share, and for each site what differs from it; what only training asks for is left out."""
-    packed = {f.name for f in dataclasses.fields(configs[0]) if f.metadata.get("packed", True)} if configs else set()
+    fields = dataclasses.fields(configs[0]) if configs else ()
+    packed = {f.name for f in fields if f.metadata.get("packed", True)}
+    packed -= {f.name for f in fields if f.metadata.get("optional") and all(getattr(cfg, f.name) == f.default for cfg in configs)}
     distinct = {key: {k: v for k, v in dataclasses.asdict(cfg).items() if k in packed and v != {}}
                 for key, cfg in {id(cfg): cfg for cfg in configs}.items()}  # most sites of most packs have one config
     plain = [distinct[id(cfg)] for cfg in configs]

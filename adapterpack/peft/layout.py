@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..adapter_methods import Method, PeftContent, Site, methods
+from ..adapter_methods import Method, PeftContent, PeftLayer, Rewritten, Site, methods
 from ..errors import AdapterpackError, FormatError, Unsupported
 from ..io import strict_json
 from ..io.safe_open import TENSORS
@@ -18,7 +18,7 @@ from ..manifest.composed_method import method_of
 from ..manifest.described import Described
 from ..tasks.task import peft_type_of
 from . import patterns
-from .names import form_of
+from .names import form_of, limit
 from .options import likely, not_read, parsed, unknown_options
 from .tensors import Sorted, kind_of, named, site_of, sort, untied
 
@@ -29,7 +29,7 @@ Adapters = dict[Site, tuple[Any, dict[str, np.ndarray]]]
 
 class Content(NamedTuple):
     """What a folder that PEFT wrote means: its method with the adapted sites and what they share, the sites of its secondary methods, the
-    modules that were trained whole, and the options that are off and that nobody here knows."""
+    modules that were trained whole, the options that are off and that nobody here knows, and what PEFT did to the base."""
 
     method: Method
     adapters: Adapters
@@ -37,6 +37,7 @@ class Content(NamedTuple):
     secondary: list[tuple[Method, Adapters]]
     full: dict[str, dict[str, np.ndarray]]
     unknown: dict[str, Any]
+    rewritten: Rewritten | None = None
 
 
 def config_bytes(manifest: m.Manifest, on_base: bool = False) -> bytes | None:
@@ -47,7 +48,9 @@ def config_bytes(manifest: m.Manifest, on_base: bool = False) -> bytes | None:
         return None
     adapters = [group for group in manifest.groups if group.role == "adapter"]
     forms = [form_of(pack.method_of(group), group.kind, None if group.method is None else method) for group in adapters]
-    if None in forms:
+    if None in forms or not all(map(_shown, forms, (pack.shapes.get(group.path, {}) for group in adapters))):
+        return None
+    if not _imported(manifest) and any(limit(pack.method_of(group), pack.config_at(group), _site(group)) for group in adapters):
         return None
     sites = {group.path: pack.config_at(group) for group in adapters if group.method is None}
     saved = [group.path for group in manifest.groups if group.role == "full"]
@@ -75,6 +78,23 @@ def config_bytes(manifest: m.Manifest, on_base: bool = False) -> bytes | None:
     return strict_json.canonical(config)
 
 
+def _shown(form: PeftLayer | None, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether tensors of these ``shapes`` (by parameter) are in PEFT's form of them: a pack may have them as matrices."""
+    if form is None or not (form.axes or form.shown):
+        return True
+    named = {(form.suffixes or {}).get(param, param): shape for param, shape in shapes.items()}
+    return form.is_of(form.config, named) or (form.admits is not None and form.admits(named))
+
+
+def _imported(manifest: m.Manifest) -> bool:
+    """Whether the tensors came from a folder of PEFT's, which can load them again, whatever the manifest leaves open."""
+    return (manifest.training or {}).get("imported_from") == "peft"
+
+
+def _site(group: m.Group) -> Site:
+    return Site(group.path, group.in_features or 0, group.out_features or 0, group.kind)
+
+
 def content_of(folder: Path, config: Mapping[str, Any], expected: Iterable[Method], tensors: SafetensorsFile | None,
              packed: bool = False) -> Content:
     """What a PEFT folder means; ``tensors``: its file, if it is open already; ``packed`` as in :class:`~..methods.PeftContent`.
@@ -93,7 +113,7 @@ def content_of(folder: Path, config: Mapping[str, Any], expected: Iterable[Metho
     file = folder / TENSORS
     config, tensors = _expanded(method, config, tensors, folder)
     try:
-        cfg = method.peft.from_config(config)
+        cfg, rewritten = method.peft.from_config(config), method.peft.rewritten(config)
         written = method.peft.to_config({"": cfg}) or {}
     except (TypeError, ValueError, ArithmeticError) as error:
         raise FormatError(f"the PEFT configuration is not usable: {error}", where=folder / CONFIG) from error
@@ -104,7 +124,7 @@ def content_of(folder: Path, config: Mapping[str, Any], expected: Iterable[Metho
     parts = sort(method, secondary, tensors, config, file)
     adapters, shared = _adapters(method, cfg, config, parts, folder, packed)
     guests = [(guest, _secondary(guest, key, config[key], parts.secondary.get(key, {}), folder)) for key, guest in secondary.items()]
-    return Content(method, adapters, shared, guests, parts.full, unknown)
+    return Content(method, adapters, shared, guests, parts.full, unknown, rewritten)
 
 
 def _expanded(method: Method, config: Mapping[str, Any], tensors: SafetensorsFile | None, folder: Path
@@ -132,12 +152,13 @@ def _adapters(method: Method, cfg: Any, config: Mapping[str, Any], sorted_tensor
         try:
             adopted = method.peft.from_peft_file(PeftContent(cfg, shared, params, packed, config))
             cfg, shared, params = adopted.config, dict(adopted.shared), {path: dict(tensors) for path, tensors in adopted.sites.items()}
+            kinds |= adopted.kinds
         except (TypeError, ValueError, IndexError) as error:
             raise FormatError(f"the tensors do not fit the PEFT configuration: {error}", where=file) from error
     adapters = {}
     for path, tensors in sorted(params.items()):
-        if ".base_layer." in path:  # PEFT up to 0.21.2 counts attention's out_proj twice: its numbers mean another model
-            raise Unsupported("an adapter of attention or of bare parameters has no form in which PEFT and this package agree",
+        if ".base_layer." in path:  # PEFT wraps what owns the parameters once for each of them
+            raise Unsupported("an adapter of several bare parameters of one module has no form in which PEFT and this package agree",
                               where=f"{file}, {path}", remedy="merge this adapter with the library that made it")
         try:
             here = cfg.at(path)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -40,15 +41,43 @@ def tensor_name(method: Method, path: str, param: str, kind: str | None = None, 
     return suffixes[param] if method.peft and path == method.peft.site else f"{PREFIX}{path}.{suffixes[param]}"
 
 
-def stored(method: Method, site: Site, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def alike(method: Method, kind: str, other: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether tensors of these ``shapes`` (by parameter), which were read as those of a site of one kind, may be those of ``other``.
+
+    Example:
+        >>> from adapterpack.adapter_methods import get
+        >>> alike(get("hra"), "linear", "conv", {"hra_u": (12, 4)}), alike(get("lora"), "linear", "conv", {"lora_A": (4, 12)})
+        (True, False)
+    """
+    plain = None if method.peft is None else method.peft.layers.get(other)
+    if plain is None or kind not in method.traits.layers:
+        return False
+    if plain == (method.peft and method.peft.layers.get(kind)):
+        return True
+    form = plain._replace(suffixes=dict(plain.suffixes or (method.peft.suffixes if method.peft else {})))
+    named = {(form.suffixes or {}).get(param, param): shape for param, shape in shapes.items()}
+    if kind == method.traits.layers[0]:
+        return plain.is_silent or (plain.admits is not None and plain.admits(named))
+    return form.is_of(form.config, named)
+
+
+def limit(method: Method, cfg: Any, site: Site) -> str:
+    """Why PEFT's tensors of the method have no certain meaning at a site; empty where they have (:class:`PeftLayer`)."""
+    form = form_of(method, site.kind)
+    return "" if form is None or form.limit is None else form.limit(cfg, site)
+
+
+def stored(method: Method, cfg: Any, site: Site, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The parameters of a site in the shapes that PEFT stores."""
     form = form_of(method, site.kind)
-    return form.stored(site, params) if form is not None and form.stored is not None else dict(params)
+    return form.stored(cfg, site, params) if form is not None and form.stored is not None else dict(params)
 
 
-def loaded(method: Method, kind: str, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The reverse of :func:`stored`: a convolution's tensors as matrices."""
+def loaded(method: Method, kind: str, cfg: Callable[[], Any], params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The reverse of :func:`stored`: a convolution's tensors as matrices; ``cfg`` gives the config of the site."""
     form = form_of(method, kind)
+    if form is not None and form.loaded is not None:
+        return form.loaded(cfg(), params)
     if form is None or form.stored is None:
         return dict(params)
     return {name: value.reshape(-1) if name in form.vectors else

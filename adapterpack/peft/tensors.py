@@ -115,9 +115,9 @@ def kind_of(method: Method, config: Mapping[str, Any], tensors: Mapping[str, np.
     base says better (:func:`~adapterpack.base.site_kinds.kinds_on`).
     """
     assert method.peft is not None
-    axes = {value.ndim for value in tensors.values() if value.ndim > 1} or {2}
+    shapes = {suffix: value.shape for suffix, value in tensors.items()}
     for kind, form in method.peft.layers.items():
-        if form.is_of(config, axes) and tensors.keys() <= set((form.suffixes or method.peft.suffixes).values()):
+        if form.is_of(config, shapes) and tensors.keys() <= set((form.suffixes or method.peft.suffixes).values()):
             return kind
     return method.traits.layers[0]
 
@@ -136,9 +136,9 @@ def site_of(
 ) -> tuple[Site, dict[str, np.ndarray]]:
     """The site behind a site's parameters as PEFT has them, and the parameters as matrices."""
     assert method.peft is not None
-    shapes, params = {name: value.shape for name, value in whole.items()}, loaded(method, kind, whole)
+    shapes, params = {name: value.shape for name, value in whole.items()}, loaded(method, kind, lambda: cfg, whole)
     _require_kind(method, cfg, kind, shapes, f"{where}, {path}")
-    widths = features(method.peft, params, f"{where}, {path}")
+    widths = features(method.peft, kind, params, f"{where}, {path}")
     site = Site(path, widths[0] or 0, widths[1] or 0, kind, "bias" in params, kernel_of(kind, shapes.values()))
     try:
         declared = method.shapes(cfg, site)  # which of them there are may depend on the widths
@@ -148,7 +148,7 @@ def site_of(
         raise FormatError("the tensors of a site do not pair up", where=f"{where}, {path}", expected=sorted(declared), found=sorted(params))
     check_shapes(method, cfg, site, params, where)
     try:
-        right = {name: value.shape for name, value in stored(method, site, params).items()}
+        right = {name: value.shape for name, value in stored(method, cfg, site, params).items()}
     except ValueError:  # a kernel that the input's width is no multiple of
         right = None
     if shapes != right:
@@ -161,7 +161,13 @@ def _require_kind(method: Method, cfg: Any, kind: str, shapes: Mapping[str, tupl
     that are not read here, and LN tuning for any module.
     """
     assert method.peft is not None
-    if any(form.axes for form in method.peft.layers.values()):
+    form = form_of(method, kind)
+    if form is not None and form.refused is not None:
+        names = form.suffixes or {}
+        if reason := form.refused({names.get(param, param): shape for param, shape in shapes.items()}):
+            raise Unsupported(reason, where=where, found=", ".join(f"{name} of shape {shape}" for name, shape in shapes.items()),
+                              remedy="merge this adapter with the library that made it, or keep it there")
+    if any(form.axes or form.shown for form in method.peft.layers.values()):
         return  # it is read for convolutions, and these are malformed
     sizes = [Site("", 1, 1, kind), Site("", 5040, 720720, kind)]  # which parameters there are may depend on the widths, not their axes
     axes = {name: len(shape) for site in sizes for name, shape in method.shapes(cfg, site).items()}

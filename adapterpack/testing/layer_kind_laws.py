@@ -96,6 +96,7 @@ def _gpt2(nn: Any) -> Any:
 PROBES: dict[str, Probe] = {
     "transposed": Probe(_held(_gpt2), _floats(3, 5, 12)),
     "embedding": Probe(_held(lambda nn: nn.Embedding(12, 7)), np.random.default_rng(3).integers(0, 12, (3, 5))),
+    "table": Probe(_held(lambda nn: nn.Embedding(7, 12)), np.random.default_rng(3).integers(0, 7, (3, 5))),
     "conv": Probe(_held(lambda nn: nn.Conv2d(3, 7, 2, padding=1)), _floats(3, 3, 5, 5)),
     "grouped_conv": Probe(_held(lambda nn: nn.Conv1d(8, 6, 3, groups=2, bias=False)), _floats(3, 8, 5)),
     "parameter": Probe(_bare(7, 12), _floats(3, 5, 12)),

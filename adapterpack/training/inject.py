@@ -16,7 +16,7 @@ from ..adapter_methods import Calibration, Method, Site, SiteConfig, is_stacked,
 from ..adapter_methods.core.shapes import check_shapes
 from ..errors import AdapterpackError, BaseMismatch, ParityError, SiteNotFound, Unsupported, nearest
 from ..manifest.secondary_methods import MethodSites, require_combinable
-from ..pack.fits import require_sites
+from ..pack.fits import may_be, require_certain, require_sites
 from ..pack.pack import Pack
 from .active import active, adapter_names, require_names, wrappers_of
 from .adapter_checkpoints import follow
@@ -167,15 +167,18 @@ def attach(model: nn.Module, pack: Pack, name: str | None = None, check_base: bo
     require_sites(pack, targetable_sites(model), type(model).__name__)
     verdict = require_model_base(model, pack) if check_base else None
     with wrapping(model, name) as work:
-        shared = pack.shared()
+        shared, groups = pack.shared(), {group.path: group for group in pack.groups}
         work.share(pack.method, shared)
         for adapter in pack.adapters(lambda group: work.shape_of(group, pack.method_of(group))):
             secondary = adapter.method.name != pack.method.name
             site_params = {key: value for key, value in adapter.params.items() if secondary or key not in shared}
             layer = work.adapter(adapter.site.path, adapter.method, adapter.config, partial(_stored, site_params), secondary=secondary)
-            if adapter.site.kind != layer._site.kind and not (is_linear(adapter.site) and is_linear(layer._site)):
+            group = groups[adapter.site.path]
+            if (adapter.site.kind != layer._site.kind and not (is_linear(adapter.site) and is_linear(layer._site))
+                    and not may_be(pack, group, layer._site.kind)):
                 raise Unsupported("the pack was made for another kind of layer", where=adapter.site.path, expected=adapter.site.kind,
                                   found=layer._site.kind)
+            require_certain(pack, group, layer._site)
             for side in ("out_features", "in_features"):
                 if getattr(adapter.site, side) not in {0, getattr(layer._site, side)}:
                     raise SiteNotFound("a site has another shape in this model", where=f"{adapter.site.path}, {side}",

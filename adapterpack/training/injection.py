@@ -63,10 +63,10 @@ class Work:
         """A site with its weight and bias, float32."""
         return _with_weight(self._wrapper(path, method))
 
-    def shape_of(self, group: Group, method: Method) -> tuple[int, int]:
-        """The shape of the weight at a group's site; a width that the pack says stays, to be compared with the layer's."""
+    def shape_of(self, group: Group, method: Method) -> tuple[int, ...]:
+        """The shape of the weight at a group's site, with its kernel; a width that the pack says stays, to be compared with the layer's."""
         site = self._wrapper(group.path, method)._site
-        return group.out_features or site.out_features, group.in_features or site.in_features
+        return group.out_features or site.out_features, group.in_features or site.in_features, *site.kernel
 
     def _constant(self, value: np.ndarray, device: torch.device) -> nn.Parameter:
         """A constant as a tensor; the same array at another site is the same tensor."""

@@ -81,6 +81,8 @@ class Traits:
     """Its parameters that are stored and not trained, besides those that are not of a floating type; ``v`` stands for ``v_...``, too."""
     exclusive: bool = False
     """At most one adapter of such a method is active at a time."""
+    tied: bool = False
+    """What has an embedding's table for its weight, an output head or another embedding, is changed with the embedding."""
     positional: bool = False
     """Its config may say which positions of a row it acts on (``acts``): then no weight can hold the change."""
 

@@ -19,6 +19,9 @@ MOST_SITES = 50_000
 FOR_TRAINING = {"packed": False}
 """Metadata of a field that says how an adapter is trained and not what it is: it stays out of the pack."""
 
+OPTIONAL = {"optional": True}
+"""Metadata of a field that a pack leaves out where it has its default at every site."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SiteConfig:

@@ -14,7 +14,7 @@ class PeftContent(NamedTuple):
     """What a folder that PEFT wrote holds: the config (for all sites), the tensors that all sites share, and site path -> its tensors.
 
     ``packed``: it is the folder of a pack, whose manifest says what these files leave open; they are taken as they are. ``written`` is
-    PEFT's own configuration.
+    PEFT's own configuration; ``kinds`` are the kinds of sites that are not what their tensors look like.
     """
 
     config: Any
@@ -22,28 +22,68 @@ class PeftContent(NamedTuple):
     sites: Mapping[str, Mapping[str, np.ndarray]]
     packed: bool = False
     written: Mapping[str, Any] = {}
+    kinds: Mapping[str, str] = {}
+
+
+Shapes: TypeAlias = "Mapping[str, tuple[int, ...]]"
+"""What PEFT writes behind a site's path -> the shape of that tensor."""
 
 
 class PeftLayer(NamedTuple):
     """How PEFT stores a method's parameters at a kind of site other than a linear layer.
 
-    ``suffixes`` are as in :class:`PeftForm`, and the method's own if it is None; ``config`` holds the keys of PEFT's config that say that
-    there are such sites. Tensors of more than two axes may say it themselves: ``axes`` are then the numbers of axes that they have. Where
-    nothing says it a file of PEFT's is read as that of a linear layer. ``stored`` turns a site's parameters into PEFT's shapes; what comes
-    back is the same with all axes after the first as one, and those of ``vectors`` as vectors.
+    ``suffixes`` are as in :class:`PeftForm`, and the method's own if it is None. What says that there are such sites: the keys of PEFT's
+    config in ``config``, the numbers of axes in ``axes``, of every matrix, or ``shown`` by the shapes of a site. Where none of them is
+    given the file does not say it: the site is read as that of a linear layer, and what it is the model or the base says
+    (:func:`~adapterpack.peft.names.alike`); so it is for those shapes that ``admits`` names, where some say it and some do not.
+
+    ``stored`` turns a site's parameters into PEFT's shapes under its config, and ``loaded`` turns them back. Without ``loaded`` all
+    axes after the first become one, and those of ``vectors`` a vector. ``features`` is as in :class:`PeftForm`, where it differs.
+    ``refused`` gives the reason why tensors of these shapes, though of that kind, are not read, and
+    ``limit`` the reason why PEFT's tensors have no certain meaning at a site of that kind, by the config and the site with its
+    kernel, which is empty where it is not known; an empty text where they have.
     """
 
     suffixes: Mapping[str, str] | None = None
     config: Mapping[str, Any] = {}
     axes: tuple[int, ...] = ()
-    stored: Callable[[Site, Params], dict[str, np.ndarray]] | None = None
+    stored: Callable[[Any, Site, Params], dict[str, np.ndarray]] | None = None
     vectors: frozenset[str] = frozenset()
+    shown: Callable[[Shapes], bool] | None = None
+    admits: Callable[[Shapes], bool] | None = None
+    loaded: Callable[[Any, Params], dict[str, np.ndarray]] | None = None
+    features: Callable[[Params], tuple[int | None, int | None]] | None = None
+    limit: Callable[[Any, Site], str] | None = None
+    refused: Callable[[Shapes], str] | None = None
 
-    def is_of(self, config: Mapping[str, Any], axes: set[int]) -> bool:
-        """Whether PEFT's config, or the numbers of axes that the matrices of a site have, say that it is of this kind."""
-        if self.suffixes is None and not self.config and not self.axes:
+    @property
+    def is_silent(self) -> bool:
+        """Whether nothing in a file says that a site is of this kind."""
+        return self.suffixes is None and not self.config and not self.axes and self.shown is None
+
+    def is_of(self, config: Mapping[str, Any], shapes: Shapes) -> bool:
+        """Whether PEFT's config, or the shapes of a site's tensors, say that it is of this kind."""
+        if self.is_silent:
             return False
-        return (not self.axes or axes <= set(self.axes)) and all(config.get(key) == value for key, value in self.config.items())
+        if self.axes and not {len(shape) for shape in shapes.values() if len(shape) > 1} <= set(self.axes):
+            return False
+        return all(config.get(key) == value for key, value in self.config.items()) and (self.shown is None or self.shown(shapes))
+
+
+def as_kernels(down: str, up: str) -> Callable[[Any, Site, Params], dict[str, np.ndarray]]:
+    """The ``stored`` of two factors that PEFT has as convolutions: ``down`` with the layer's kernel, ``up`` with one of size 1.
+
+    Example:
+        >>> factors = {"A": np.zeros((2, 12)), "B": np.zeros((5, 2))}
+        >>> site = Site("layer", 12, 5, "conv", kernel=(2, 2))
+        >>> {name: value.shape for name, value in as_kernels("A", "B")(None, site, factors).items()}
+        {'A': (2, 3, 2, 2), 'B': (5, 2, 1, 1)}
+    """
+    def stored(cfg: Any, site: Site, params: Params) -> dict[str, np.ndarray]:
+        A, B = params[down], params[up]
+        return {down: A.reshape(len(A), -1, *site.kernel), up: B.reshape(*B.shape, *(1,) * len(site.kernel))}
+
+    return stored
 
 
 TRANSPOSED: Mapping[str, PeftLayer] = {"transposed": PeftLayer(config={"fan_in_fan_out": True})}
@@ -68,6 +108,17 @@ Factorise = Callable[[np.ndarray], tuple[np.ndarray, ...]]
 """A float32 weight [out, in] -> U, S and V^T, in the signs of another library."""
 Completed: TypeAlias = "Callable[[Any, Mapping[str, np.ndarray], Site, Factorise], tuple[Any, dict[str, np.ndarray]]]"
 """A site's config and own parameters, the site with its weight, how PEFT decomposes it -> the config and parameters that replace them."""
+
+
+class Rewritten(NamedTuple):
+    """What PEFT did to the base when it made an adapter: ``completed`` takes it off the tensors again, and ``note`` says what is left.
+
+    ``why``: the sentence of the error where the base is not at hand.
+    """
+
+    completed: Completed
+    why: str
+    note: str
 
 
 class PeftForm(NamedTuple):
@@ -110,8 +161,16 @@ class PeftForm(NamedTuple):
     """Computes, from the base's weights, the config and tensors that PEFT's file needs and the pack does not store."""
     from_peft_with_base: Completed | None = None
     """The reverse, where PEFT's tensors mean nothing without their base: such a pack's folder is never a folder of PEFT's."""
+    rewritten: Callable[[Mapping[str, Any]], Rewritten | None] = lambda config: None
+    """What PEFT did to the base by an initialisation that PEFT's config names; None where it left the base as it was. It raises
+    Unsupported where the base alone does not say it."""
     layers: Mapping[str, PeftLayer] = {}
     """Kind of site -> how PEFT has it there, for kinds other than the method's first. At a kind that is not here PEFT has no such form."""
+
+    def widths(self, kind: str, params: Params) -> tuple[int | None, int | None]:
+        """What the parameters of a site of that kind say of its input and output width."""
+        layer = self.layers.get(kind)
+        return (self.features if layer is None or layer.features is None else layer.features)(params)
 
     def reads(self, config: Mapping[str, Any]) -> bool:
         """Whether a PEFT config is of this method."""

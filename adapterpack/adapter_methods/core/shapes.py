@@ -15,14 +15,14 @@ _INPUTS, _OUTPUTS = (1, 5040, 1 << 20), (2, 720720, 12)
 """Stand-ins for widths that are not known."""
 
 
-def features(form: PeftForm, params: Mapping[str, np.ndarray], where: str) -> tuple[int | None, int | None]:
-    """What the parameters of a site say of its input and output width.
+def features(form: PeftForm, kind: str, params: Mapping[str, np.ndarray], where: str) -> tuple[int | None, int | None]:
+    """What the parameters of a site of that kind say of its input and output width.
 
     Raises:
         FormatError: one is missing, or has too few axes.
     """
     try:
-        return form.features(params)
+        return form.widths(kind, params)
     except (IndexError, KeyError, ValueError) as error:
         shapes = {name: value.shape for name, value in params.items()}
         raise FormatError("the tensors of a site do not pair up, or have too few axes", where=where, found=shapes) from error
@@ -36,7 +36,7 @@ def check_shapes(method: Method, cfg: Any, site: Site, params: Mapping[str, np.n
     """
     widths, stack = (site.in_features, site.out_features), (site.stack,) if is_stacked(site.kind) else ()
     if method.peft is not None and not stack and not all(widths) and params:
-        stored_widths = features(method.peft, params, f"{where}, {site.path}")
+        stored_widths = features(method.peft, site.kind, params, f"{where}, {site.path}")
         if any(width == 0 and stored is not None for width, stored in zip(widths, stored_widths, strict=True)):
             raise FormatError("the tensors say a width that the site leaves out", where=f"{where}, {site.path}", expected=stored_widths,
                               found=widths)

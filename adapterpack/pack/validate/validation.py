@@ -220,7 +220,7 @@ def _examine_peft(folder: Path, base: Checkpoint | None, full: bool, budget: Bud
         budget.require_memory((folder / TENSORS).stat().st_size if (folder / TENSORS).is_file() else 0)
     except Spent as spent:
         return Report("peft", str(folder), None, tuple(findings), (str(spent),), incomplete=True), None
-    pack, unknown = from_peft.imported(folder)
+    pack, unknown, _ = from_peft.imported(folder)
     pack = dataclasses.replace(pack, path=folder)
     findings += options(unknown)
     about_base = SHAPES_ONLY if base else NO_BASE

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ...adapter_methods import Site, fold, run
+from ...errors import Unsupported
 from .layer import AdaptedLayer
 from .wrapper import input_of
 
@@ -18,7 +19,7 @@ class AdaptedTable(AdaptedLayer):
     """A frozen embedding with adapters of methods that fold row by row: only the rows that are looked up are folded.
 
     For a method its table is a layer ``[vocabulary, width]``. What is tied to the table, a head or the embeddings of an encoder and a
-    decoder, is changed with it (:meth:`_follow`).
+    decoder, is changed with it (:meth:`_follow`) by the methods that say so.
     """
 
     def __init__(self, base: nn.Module, site: Site) -> None:
@@ -30,12 +31,17 @@ class AdaptedTable(AdaptedLayer):
         if not self._active:
             return self._base(*args, **kwargs)  # type: ignore[no-any-return]
         x, _ = self._entered(args, kwargs)
-        return self._looked_up(x, self._base)
+        return self._looked_up(x, self._base, self._active)
 
-    def _looked_up(self, x: torch.Tensor, owner: nn.Module) -> torch.Tensor:
+    @property
+    def _followed(self) -> tuple[str, ...]:
+        """The active adapters that change what is tied to the table."""
+        return tuple(name for name in self._active if self._methods[name][0].traits.tied)
+
+    def _looked_up(self, x: torch.Tensor, owner: nn.Module, names: tuple[str, ...]) -> torch.Tensor:
         stored = self._stored[0].detach()
-        rows: torch.Tensor = stored[x].float()
-        for name in self._active:
+        rows: torch.Tensor = stored[x].to(torch.promote_types(stored.dtype, torch.float32))
+        for name in names:
             rows = self._by_row(name, x, rows, partial(self._replaced, name))
         scale = getattr(owner, "embed_scale", None)  # some models scale what they look up
         return rows.to(stored.dtype) if scale is None else rows.to(stored.dtype) * torch.as_tensor(scale).to(rows)
@@ -44,13 +50,18 @@ class AdaptedTable(AdaptedLayer):
         """The rows of the token ids ``[...]`` with an adapter folded in: ``[..., width]``."""
         method, cfg = self._methods[name]
         flat = rows.reshape(-1, rows.shape[-1])
-        folded, _ = fold(method, cfg, self._every(name), self._site, flat, None, x.reshape(-1))  # type: ignore[arg-type]
+        folded, _ = fold(method, cfg, self._tensors(name, rows.dtype), self._site, flat, None, x.reshape(-1))  # type: ignore[arg-type]
         changed: torch.Tensor = self._weighted(name, flat, folded).reshape(rows.shape)
         return changed
 
     def _tied_to(self, leaf: str) -> list[nn.Module]:
         """See :class:`Adapted`."""
-        return list(self._ties) if leaf == "weight" else []
+        if leaf != "weight" or not self._ties or not self._followed:
+            return []
+        if self._followed != self._active:
+            raise Unsupported("one of these adapters changes what is tied to the embedding and another does not", where=self._site.path,
+                              found=", ".join(self._active), remedy="merge one of them alone, or keep them unmerged")
+        return list(self._ties)
 
     def _follow(self, tied: nn.Module) -> None:
         """Changes the outputs of ``tied``, a head or an embedding with the table for its weight, by the active adapters; until
@@ -66,11 +77,11 @@ class AdaptedTable(AdaptedLayer):
         self._ties.clear()
 
     def _twin(self, twin: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: torch.Tensor) -> torch.Tensor:
-        return self._looked_up(input_of(twin, args, kwargs), twin) if self._active else y
+        return self._looked_up(input_of(twin, args, kwargs), twin, self._followed) if self._followed else y
 
     def _head(self, head: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: torch.Tensor) -> torch.Tensor:
         x = input_of(head, args, kwargs)
-        for name in self._active:
+        for name in self._followed:
             method, cfg = self._methods[name]
             tensors = {key: value.to(y.dtype) if value.is_floating_point() else value for key, value in self._every(name).items()}
             act = partial(run, method, cfg, tensors, dataclasses.replace(self._site, weight=self._stored[0].detach()))

@@ -1,0 +1,45 @@
+"""PEFT's adapters of ``torch.nn.MultiheadAttention``: which of its parameters they change, and by how much.
+
+PEFT stores the factors for ``in_proj_weight`` behind the attention's own path, and those for ``out_proj`` in a layer that is wrapped once
+more. PEFT up to 0.21.2 adds the change of ``out_proj`` twice, in every forward pass and in a merge: an adapter that was trained there means
+twice that change.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any
+
+from .peft_form import PeftContent
+
+_OUT = ".base_layer.out_proj"
+_TWICE = (0, 21, 2)
+"""The last version of PEFT that counts it twice."""
+
+
+def attention_parameters(content: PeftContent) -> PeftContent:
+    """The content with the sites of attention as the two parameters that they change; anything else is as it was."""
+    owners = [path.removesuffix(_OUT) for path in content.sites if path.endswith(_OUT)]
+    owners = [owner for owner in owners if owner in content.sites]
+    if not owners:
+        return content
+    times, cfg, sites = 2 if _counted_twice(content.written.get("peft_version")) else 1, content.config, dict(content.sites)
+    ranks, alphas, kinds = dict(cfg.rank_pattern), dict(cfg.alpha_pattern), dict(content.kinds)
+    for owner in owners:
+        here = cfg.at(owner)
+        for path, old, factor in ((f"{owner}.in_proj_weight", owner, 1), (f"{owner}.out_proj.weight", f"{owner}{_OUT}", times)):
+            sites[path] = sites.pop(old)
+            ranks[f"^{path}"], alphas[f"^{path}"], kinds[path] = here.r, factor * here.alpha, "parameter"
+    return content._replace(config=dataclasses.replace(cfg, rank_pattern=ranks, alpha_pattern=alphas), sites=sites, kinds=kinds)
+
+
+def _counted_twice(version: Any) -> bool:
+    """Whether the PEFT of that version counts ``out_proj`` twice; a folder without a version is older.
+
+    Example:
+        >>> _counted_twice("0.21.2"), _counted_twice("0.22.0"), _counted_twice(None)
+        (True, False, True)
+    """
+    numbers = re.match(r"([0-9]{1,6})\.([0-9]{1,6})\.([0-9]{1,6})", version) if isinstance(version, str) else None
+    return numbers is None or tuple(map(int, numbers.groups())) <= _TWICE

@@ -1,0 +1,118 @@
+"""PEFT's initialisations that move a part of the base's weight into the adapter, and what such an adapter is on the base itself.
+
+PEFT puts ``W - s B0 A0`` in the place of ``W`` when it makes the adapter, and again when it loads it. On the untouched base its tensors
+mean
+
+    W + s (B A - B0 A0) = W + s [B, -B0] [A; A0]
+
+a LoRA of rank 2 r. ``B0 A0`` follows from the weight for PiSSA (Meng et al. 2024, arXiv 2404.02948, section 3: the part of the r largest
+singular values) and for OLoRA (Büyükakyüz 2024, arXiv 2406.01775, section 3: the first r columns of Q times the first r rows of R),
+whatever signs a library gives the factors. Data, or a random projection, decide about the others.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from ...errors import Unsupported
+from ..core.layouts import LINEAR, layout_of
+from ..core.peft_form import Completed, Factorise, Rewritten
+from ..core.site import Site
+
+_KEEP = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
+"""PEFT's initialisations that leave the base's weight alone."""
+_CERTAIN = 1e-3
+"""How far a part of the weight may turn with the roundings of another library; float32 rounds to 6e-8 of the largest singular value."""
+_ROUNDING = float(np.finfo(np.float32).eps) / 2
+_WHY = "this adapter belongs to a base whose weights its initialisation rewrote"
+_NOTE = ("PEFT rewrote the base when it made this adapter; here the adapter takes that back, with twice the rank, and the base stays "
+         "what it is. PEFT also rounds what it leaves of a base in half precision, which is not repeated")
+_ANEW = "convert it to plain LoRA in PEFT: save_pretrained(..., path_initial_model_for_weight_conversion=...)"
+
+
+def _pissa(weight: np.ndarray, r: int, site: Site, factorise: Factorise) -> tuple[np.ndarray, np.ndarray]:
+    """``B0`` and ``A0`` without the scale."""
+    u, s, vt = factorise(weight)
+    if r < len(s) and s[0] * _ROUNDING > _CERTAIN * (s[r - 1] - s[r]):
+        raise _uncertain(site, "two singular values of this weight are so near to each other")
+    root = np.sqrt(s[:r])
+    return u[:, :r] * root, root[:, None] * vt[:r]
+
+
+def _olora(weight: np.ndarray, r: int, site: Site, factorise: Factorise) -> tuple[np.ndarray, np.ndarray]:
+    """As :func:`_pissa`; of the weight as the layer stores it."""
+    turned = layout_of(site.kind).turned
+    q, upper = np.linalg.qr((weight.T if turned else weight).astype(np.float64))
+    ends = np.abs(np.diagonal(upper)[:r])
+    if ends.size and np.abs(upper).max() * _ROUNDING > _CERTAIN * ends.min():
+        raise _uncertain(site, "the first columns of this weight depend on each other so nearly")
+    return (upper[:r].T, q[:, :r].T) if turned else (q[:, :r], upper[:r])
+
+
+def _uncertain(site: Site, what: str) -> Unsupported:
+    return Unsupported(f"{what} that what the initialisation took of it is not certain", where=site.path, remedy=_ANEW)
+
+
+_FOLLOW: Mapping[str, Callable[[np.ndarray, int, Site, Factorise], tuple[np.ndarray, np.ndarray]]] = {"pissa": _pissa, "olora": _olora}
+"""PEFT's initialisations whose start follows from the weight -> B0 and A0 of the weight ``[out, in]``. OLoRA's has the scale beside it."""
+
+
+def rewritten(config: Mapping[str, Any]) -> Rewritten | None:
+    """What PEFT did to the base by the initialisation that its config names; None where it left the base as it was.
+
+    Raises:
+        Unsupported: the base alone does not say what it did.
+
+    Example:
+        >>> rewritten({"init_lora_weights": "gaussian"}) is None, rewritten({"init_lora_weights": "pissa"}) is None
+        (True, False)
+    """
+    init = config.get("init_lora_weights")
+    if init in _KEEP:
+        return None
+    follows = _FOLLOW.get(init.lower() if isinstance(init, str) else "")
+    if follows is None:
+        raise _unknown(init)
+    return Rewritten(_taken_back(follows, divided=follows is _pissa), _WHY, _NOTE)
+
+
+def kept(config: Mapping[str, Any]) -> None:
+    """As :func:`rewritten`, for a method that cannot take it back.
+
+    Raises:
+        Unsupported: the initialisation rewrote the base.
+    """
+    if (init := config.get("init_lora_weights")) not in _KEEP:
+        raise _unknown(init)
+
+
+def _unknown(init: Any) -> Unsupported:
+    expected = f"{', '.join(map(str, _KEEP[1:]))}, or {' or '.join(_FOLLOW)} with its base"
+    return Unsupported(_WHY, where="init_lora_weights", expected=expected, found=repr(init)[:80], remedy=_ANEW)
+
+
+def _taken_back(start: Callable[..., tuple[np.ndarray, np.ndarray]], divided: bool) -> Completed:
+    """How an adapter of that ``start`` becomes one of twice the rank; ``divided``: PEFT divides the start by the scale."""
+
+    def completed(cfg: Any, params: Mapping[str, np.ndarray], site: Site, factorise: Factorise) -> tuple[Any, dict[str, np.ndarray]]:
+        if site.kind not in LINEAR:  # PEFT begins an embedding as ever
+            return cfg, dict(params)
+        A, B = params["lora_A"], params["lora_B"]
+        if divided and cfg.scale <= 0:
+            raise Unsupported("PEFT takes the root of this scale, which is not above zero", where=site.path, found=f"{cfg.scale:g}")
+        B0, A0 = start(np.asarray(site.weight, np.float32), len(A), site, factorise)
+        root = math.sqrt(cfg.scale) if divided else 1.0
+        lacking = len(A) - len(A0)
+        A0, B0 = np.pad(A0 / root, ((0, lacking), (0, 0))), np.pad(B0 / root, ((0, 0), (0, lacking)))
+        r = 2 * len(A)
+        alpha = cfg.scale * (math.sqrt(r) if cfg.use_rslora else r)
+        factors = {"lora_A": np.concatenate([A.astype(np.float32), A0.astype(np.float32)]),
+                   "lora_B": np.concatenate([B.astype(np.float32), -B0.astype(np.float32)], axis=1)}
+        return dataclasses.replace(cfg, r=r, alpha=alpha), {**params, **factors}
+
+    return completed
