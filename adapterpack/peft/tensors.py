@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -94,11 +94,20 @@ def sort(method: Method, secondary: Mapping[str, Method], tensors: SafetensorsFi
     if config.get("ensure_weight_tying") is True:
         _tie(result.full, unknown)
     if unknown and strict:
-        path, params = next(iter(unknown.items()))
-        raise Unsupported("a tensor that the PEFT configuration does not account for", where=where, found=f"{prefix}{path}.{min(params)}",
-                          expected=f"{', '.join(endings)}, or a module of modules_to_save",
-                          remedy="name its module in modules_to_save, or remove the tensor")
+        raise _unaccounted(unknown, prefix, endings, config, where)
     return result
+
+
+def _unaccounted(unknown: Mapping[str, Mapping[str, np.ndarray]], prefix: str, endings: Iterable[str], config: Mapping[str, Any],
+                 where: Path) -> Unsupported:
+    """The error for tensors, by module, that are of no site and of no module that was trained whole."""
+    path, params = next(iter(unknown.items()))
+    if config.get("bias") == "all" and all(tensors.keys() == {"bias"} for tensors in unknown.values()):
+        return Unsupported("the biases of layers that this adapter does not change were trained, too, which no method here does",
+                           where=where, found=f"{prefix}{path}.bias", remedy='train it with bias="lora_only", or merge it with PEFT')
+    return Unsupported("a tensor that the PEFT configuration does not account for", where=where, found=f"{prefix}{path}.{min(params)}",
+                       expected=f"{', '.join(endings)}, or a module of modules_to_save",
+                       remedy="name its module in modules_to_save, or remove the tensor")
 
 
 def _tie(full: dict[str, dict[str, np.ndarray]], unknown: dict[str, dict[str, np.ndarray]]) -> None:

@@ -124,6 +124,19 @@ def test_lora_with_a_bias_of_ours(tmp_path: Path) -> None:
     np.testing.assert_allclose(out(theirs.merge_and_unload()), out(ours), rtol=0, atol=FP32)
 
 
+def test_all_biases_are_those_of_the_adapted_layers_or_refused(tmp_path: Path) -> None:
+    """PEFT's bias="all" is bias="lora_only" where every layer is adapted; where another's was trained, too, that is said."""
+    for targets in (T, ["q_proj"]):
+        theirs = shaken(peft.get_peft_model(Net(), peft.LoraConfig(r=3, target_modules=targets, bias="all")))
+        theirs.save_pretrained(tmp_path / targets[-1])
+        if targets == T:
+            np.testing.assert_allclose(out(attach(Net(), from_peft.read(tmp_path / "head"), check_base=False)), out(theirs), rtol=0,
+                                       atol=FP32)
+        else:
+            with pytest.raises(Unsupported, match="layers that this adapter does not change were trained"):
+                from_peft.read(tmp_path / "q_proj")
+
+
 def test_qalora_is_what_pefts_layer_computes(tmp_path: Path) -> None:
     """PEFT has it for GPTQ layers alone; its own forward of it, on a float layer, is what our reading of such a file computes."""
     config = peft.LoraConfig(r=3, lora_alpha=6, target_modules=T, qalora_group_size=2)
