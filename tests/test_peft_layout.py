@@ -209,8 +209,7 @@ def test_a_trained_head_keeps_its_module_names(tmp_path: Path) -> None:
 
 UNSUPPORTED: dict[str, tuple[Callable[[], torch.nn.Module], Any, dict[str, Any], str]] = {
     "all biases": (bert, peft.LoraConfig, {"target_modules": ["query"], "bias": "all"}, "bias"),
-    "biases of the layers": (bert, peft.LoraConfig, {"target_modules": ["query"], "bias": "lora_only"}, "bias"),
-    "a bias on B": (bert, peft.LoraConfig, {"target_modules": ["query"], "lora_bias": True}, "lora_bias"),
+    "biases of the layers": (bert, peft.VeraConfig, {"target_modules": ["query"], "r": 2, "bias": "vera_only"}, "bias"),
     "PSOFT": (llama, peft.PsoftConfig, {"target_modules": QV, "r": 2}, "PSOFT"),
 }
 
@@ -262,7 +261,8 @@ REFUSED: dict[str, tuple[dict[str, Any], type[AdapterpackError], str]] = {
     "repeated layers": ({"layer_replication": [[0, 1], [0, 2]]}, Unsupported, "layer_replication"),
     "an invocation that is no list of ids": ({"alora_invocation_tokens": "7"}, FormatError, "alora_invocation_tokens"),
     "activated DoRA": ({"alora_invocation_tokens": [1, 2], "use_dora": True}, Unsupported, "alora_invocation_tokens"),
-    "QALoRA": ({"use_qalora": True}, Unsupported, "use_qalora"),
+    "QALoRA without groups": ({"use_qalora": True, "qalora_group_size": 0}, FormatError, "qalora_group_size"),
+    "QALoRA with DoRA": ({"use_qalora": True, "use_dora": True}, Unsupported, "use_qalora"),
     "an option of some later version": ({"use_telepathy": True}, Unsupported, "use_telepathy"),
     "a router": ({"arrow_config": {"top_k": 2}}, Unsupported, "arrow_config"),
     "tokens without rows": ({"trainable_token_indices": [1, 2]}, FormatError, "no tensors of its trainable_token_indices"),
