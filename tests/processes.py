@@ -23,11 +23,11 @@ def child(command: list[Any], **options: Any) -> Iterator[subprocess.Popen[str]]
             process.kill()
 
 
-def run_two(*command: str) -> None:
-    """The command in two processes that talk over gloo."""
+def run_two(*command: str, python: str = sys.executable) -> None:
+    """The command in two processes of ``python`` that talk over gloo."""
     package = str(Path(adapterpack.__file__).parents[1])  # a script has its own folder on its path, and not this one
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": package}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *command]
+    launcher = [python, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *command]
     with child(launcher, env=environment, stderr=-1, stdout=-1) as process:
         output, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors[-3000:]

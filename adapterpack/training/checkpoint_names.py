@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from collections.abc import Iterable, Mapping
@@ -14,6 +15,7 @@ from transformers import PreTrainedModel, WeightConverter
 from ..base.checkpoint import Checkpoint
 from ..errors import AdapterpackError
 from ..hub.resolve import folder_at_hand
+from .layers.tensors import whole_shape
 from .layers.wrapper import base_modules
 
 
@@ -99,8 +101,9 @@ def drawn_modules(model: nn.Module, checkpoint: Checkpoint | None = None) -> lis
             if parameter is None:
                 continue
             name = f"{path}.{leaf}".lstrip(".")
-            sizes[id(parameter)] = parameter.numel()
-            fits = name in names and (not parameter.is_floating_point() or tuple(stored[names[name]].shape) == tuple(parameter.shape))
+            shape = whole_shape(parameter)
+            sizes[id(parameter)] = math.prod(shape)
+            fits = name in names and (not parameter.is_floating_point() or tuple(stored[names[name]].shape) == shape)
             if fits or any(pattern.search(name) for pattern in converted):
                 held.add(id(parameter))
             paths.setdefault(id(parameter), path)

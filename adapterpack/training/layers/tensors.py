@@ -30,11 +30,16 @@ def gathered(value: torch.Tensor) -> torch.Tensor:
     if isinstance(value, DTensor):
         return value.full_tensor()
     if hasattr(value, "ds_id"):  # a parameter that DeepSpeed's ZeRO-3 partitions
-        from deepspeed.zero import GatheredParameters  # type: ignore[import-not-found]  # noqa: PLC0415 - only where it did
+        import deepspeed  # type: ignore[import-not-found]  # noqa: PLC0415 - only where it did
 
-        with GatheredParameters([value]):
+        with deepspeed.zero.GatheredParameters([value]):
             return value.detach().clone()
     return value
+
+
+def whole_shape(value: torch.Tensor) -> tuple[int, ...]:
+    """The shape of a tensor, that of the whole one where ZeRO-3 partitions it."""
+    return tuple(getattr(value, "ds_shape", value.shape))
 
 
 def as_tensor(value: np.ndarray, device: torch.device) -> torch.Tensor:
