@@ -69,6 +69,9 @@ class Model(Protocol):
     def outputs(self, model: nn.Module) -> list[torch.Tensor]:
         """What a model, adapted or not, says of the inputs."""
 
+    def alone(self, model: nn.Module) -> list[torch.Tensor]:
+        """The same of each row by itself."""
+
 
 class Pretrained:
     """A tiny random model of transformers, of the family that a hub's name tells, with the head of a task."""
@@ -105,6 +108,8 @@ class Pretrained:
         said = [model(**inputs) for inputs in self._inputs()]
         names = ("logits", "last_hidden_state", "start_logits", "end_logits")
         return [out[name].float() for out in said for name in names if out.get(name) is not None]
+
+    alone = outputs
 
     def _inputs(self) -> Iterator[dict[str, torch.Tensor]]:
         if self._kind in _IMAGES:
@@ -145,6 +150,11 @@ class Plain:
     def outputs(self, model: nn.Module) -> list[torch.Tensor]:
         torch.manual_seed(5)
         return _tensors(model(*_accepted(self._kind)))
+
+    @torch.no_grad()
+    def alone(self, model: nn.Module) -> list[torch.Tensor]:
+        inputs = _accepted(self._kind)
+        return [out for row in range(len(inputs[0])) for out in _tensors(model(*(value[row : row + 1] for value in inputs)))]
 
 
 @cache
