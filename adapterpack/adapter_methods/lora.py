@@ -29,7 +29,7 @@ from .core.peft_keys import by_site, literal, plain
 from .core.peft_lora import FOR_TRAINING_ALONE, READ_AS_LORA, as_lora
 from .core.site import Params, Site
 from .inits import init_named
-from .inits.rewritten import rewritten
+from .inits.rewritten import rewritten, widened
 from .registry import METHODS
 
 
@@ -214,7 +214,7 @@ lora = METHODS.register(Method(
         matches=lambda config: config.get("peft_type") == "LORA" and not any(map(config.get, OTHERS))
         and config.get("bias") in (None, "none"),
         rewritten=rewritten,
-        from_peft_file=lambda content: attention_parameters(as_lora(content)),
+        from_peft_file=lambda content: attention_parameters(widened(as_lora(content))),
         understood=READ_AS_LORA,
         dropped=FOR_TRAINING_ALONE,
         layers={

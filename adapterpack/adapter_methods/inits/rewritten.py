@@ -21,7 +21,7 @@ import numpy as np
 
 from ...errors import Unsupported
 from ..core.layouts import LINEAR, layout_of
-from ..core.peft_form import Completed, Factorise, Rewritten
+from ..core.peft_form import Completed, Factorise, PeftContent, Rewritten
 from ..core.site import Site
 
 _KEEP = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
@@ -32,6 +32,8 @@ _ROUNDING = float(np.finfo(np.float32).eps) / 2
 _WHY = "this adapter belongs to a base whose weights its initialisation rewrote"
 _NOTE = ("PEFT rewrote the base when it made this adapter; here the adapter takes that back, with twice the rank, and the base stays "
          "what it is. PEFT also rounds what it leaves of a base in half precision, which is not repeated")
+_WIDEST = 4096
+"""The largest rank that zeros are put in for."""
 _ANEW = "convert it to plain LoRA in PEFT: save_pretrained(..., path_initial_model_for_weight_conversion=...)"
 
 
@@ -79,6 +81,22 @@ def rewritten(config: Mapping[str, Any]) -> Rewritten | None:
     if follows is None:
         raise _unknown(init)
     return Rewritten(_taken_back(follows, divided=follows is _pissa), _WHY, _NOTE)
+
+
+def widened(content: PeftContent) -> PeftContent:
+    """The content with factors of the config's rank: at a layer that is narrower PEFT begins with fewer rows, and zeros change nothing."""
+    init = content.written.get("init_lora_weights")
+    if not isinstance(init, str) or init.lower() not in _FOLLOW:
+        return content
+    return content._replace(sites={path: _widened(params, content.config.at(path).r) for path, params in content.sites.items()})
+
+
+def _widened(params: Mapping[str, np.ndarray], r: int) -> Mapping[str, np.ndarray]:
+    A, B = params.get("lora_A"), params.get("lora_B")
+    if A is None or B is None or A.ndim != 2 or B.ndim != 2 or len(A) != B.shape[1] or not min(A.shape[1], len(B)) == len(A) < r <= _WIDEST:
+        return params
+    lacking = r - len(A)
+    return {**params, "lora_A": np.pad(A, ((0, lacking), (0, 0))), "lora_B": np.pad(B, ((0, 0), (0, lacking)))}
 
 
 def kept(config: Mapping[str, Any]) -> None:
