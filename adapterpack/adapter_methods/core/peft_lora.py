@@ -19,7 +19,7 @@ READ_AS_LORA = frozenset({"use_bdlora", "use_qalora", "monteclora_config", "velo
 """The keys of PEFT's config that this accounts for."""
 FOR_TRAINING_ALONE = (*(f"lora_monteclora_sampler.{name}" for name in ("std_prior", "expert_weights_prior", "gaussian_var_prior",
                                                                        "expert_weights")), "lora_velora_embed")
-"""What MonteCLoRA and VeLoRA store of a site beside the factors."""
+"""What MonteCLoRA and VeLoRA store of a site besides the factors."""
 _MOST_BLOCKS, _LARGEST_GROUP = 64, 1024
 """Shards of a server, and groups of a quantized weight."""
 _FACTOR, _FREE = 16, 1 << 24

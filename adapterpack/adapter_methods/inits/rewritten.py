@@ -61,7 +61,7 @@ def _uncertain(site: Site, what: str) -> Unsupported:
 
 
 _FOLLOW: Mapping[str, Callable[[np.ndarray, int, Site, Factorise], tuple[np.ndarray, np.ndarray]]] = {"pissa": _pissa, "olora": _olora}
-"""PEFT's initialisations whose start follows from the weight -> B0 and A0 of the weight ``[out, in]``. OLoRA's has the scale beside it."""
+"""PEFT's initialisations whose start follows from the weight -> B0 and A0 of the weight ``[out, in]``. OLoRA's comes with its scale."""
 
 
 def rewritten(config: Mapping[str, Any]) -> Rewritten | None:

@@ -162,7 +162,7 @@ class EngineThread:
                 self._ready.add(row)
                 by_pack.setdefault(None if row.pack is None else row.pack.id, []).append(row)
         for rows in by_pack.values():
-            with suppress(RuntimeError):  # the loader has been closed, and the rows were told so
+            with suppress(RuntimeError):  # whoever closed the loader has ended the rows
                 self._loader.submit(self._make, rows)
 
     def _make(self, rows: Sequence[Row]) -> None:

@@ -31,7 +31,7 @@ def hotswap(model: nn.Module, name: str, pack: Pack, check_base: bool = True) ->
     """Puts the values of ``pack`` into the adapter ``name`` of a model, in place: modules, graphs and compiled code stay.
 
     The pack must be of the same methods, at the same sites, with tensors of the same shapes and the same hyper-parameters: nothing that
-    ``torch.compile`` has looked at changes then. One that differs is attached beside it. After an error nothing has changed.
+    ``torch.compile`` has looked at changes then. One that differs is attached as another adapter. After an error nothing has changed.
 
     Raises:
         UnknownAdapter: the model has no adapter of that name.
@@ -57,7 +57,7 @@ def hotswap(model: nn.Module, name: str, pack: Pack, check_base: bool = True) ->
         path, method = adapter.site.path, adapter.method.name
         if (path, method) not in layers:
             raise Unsupported("the pack changes a site that the adapter does not change by that method", where=path, found=method,
-                              remedy="attach it beside the adapter")
+                              remedy="attach it as another adapter")
         _require_equal(layers[path, method]._methods[name][1], adapter.config, f"{name}, {path}")
         state |= {f"{path}.{key}": _tensor(value) for key, value in adapter.params.items()
                   if method != pack.method.name or key not in shared}
@@ -89,4 +89,4 @@ def _require_equal(own: Any, other: Any, where: str) -> None:
     if differing:
         raise Unsupported("the pack has other hyper-parameters, which compiled code would not see change", where=where,
                           expected=", ".join(f"{key}={mine.get(key)}" for key in differing),
-                          found=", ".join(f"{key}={theirs.get(key)}" for key in differing), remedy="attach it beside the adapter")
+                          found=", ".join(f"{key}={theirs.get(key)}" for key in differing), remedy="attach it as another adapter")

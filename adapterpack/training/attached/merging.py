@@ -28,7 +28,7 @@ def merge_into(model: nn.Module, names: str | Sequence[str] | None = None, *, ke
     ``names`` are the adapters, in order; those that are active by default. Each weight is folded in float32, or finer, and rounded once to
     its own precision; weights of :func:`~adapterpack.set_weight` count. Until :func:`unmerge_from` no other adapter is active.
 
-    With ``keep`` the base's own parameters are kept beside the folded ones, so that :func:`unmerge_from` gives back the very bits: that
+    With ``keep`` the base's own parameters are kept as well, so that :func:`unmerge_from` gives back the very bits: that
     is the memory of the changed weights once more. Without, all adapters are taken out, and the base is gone: the model is an ordinary one,
     to be saved with ``save_pretrained``; the memory is needed until all are folded. After an error the model is as it was.
 
