@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import AutoModelForQuestionAnswering, AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerFast, set_seed
+from transformers import AutoModelForQuestionAnswering, AutoTokenizer
+from typed_bert import typed_bert
 
 from adapterpack import Session, attach, export, load, run, train, validate
 from adapterpack.bundle.manifest import read_bundle
@@ -27,23 +27,13 @@ from adapterpack.training.loading import load_model
 Make = Callable[..., Any]
 THINGS = ["lamp", "kettle", "radio", "fan", "clock", "drill"]
 VALUES = ["red", "blue", "green", "white", "black", "grey"]
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "what", "colour", "is", "the", "and", *THINGS, *VALUES]
+WORDS = ["what", "colour", "is", "the", "and", *THINGS, *VALUES]
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random BERT of two types of tokens, and a tokenizer that makes pairs as BERT's does."""
-    set_seed(3)
-    folder = tmp_path_factory.mktemp("qa") / "bert"
-    BertModel(BertConfig(vocab_size=len(WORDS), hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96,
-                         max_position_embeddings=64, initializer_range=0.1, hidden_dropout_prob=0.0,
-                         attention_probs_dropout_prob=0.0)).save_pretrained(folder)
-    core = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="[UNK]"))
-    core.pre_tokenizer = pre_tokenizers.Whitespace()
-    core.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    PreTrainedTokenizerFast(tokenizer_object=core, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
-                            model_input_names=["input_ids", "token_type_ids", "attention_mask"]).save_pretrained(folder)
-    return folder
+    return typed_bert(tmp_path_factory.mktemp("qa") / "bert", WORDS)
 
 
 def rows_of(count: int, seed: int) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+from typed_bert import typed_bert
 
 import adapterpack
 from adapterpack import Pack, attach, compose, detach, export, load, merge, run, train
@@ -192,3 +193,25 @@ def test_words_are_labelled_from_tokens_and_tags(tiny_bert: Path, tmp_path: Path
     with pytest.raises(ConfigError, match=r"words and a label for each.*row 1"):
         train({"model_name_or_path": str(tiny_bert), "task": "token-classification", "output_dir": str(tmp_path / "no"),
                "train_file": write(tmp_path / "b.jsonl", [{"tokens": ["w1"], "tags": ["A", "B"]}])})
+
+
+@pytest.mark.parametrize("mode", ["bank", pytest.param("folded", marks=pytest.mark.long)])
+def test_a_pair_is_read_with_the_types_that_it_was_learned_with(mode: str, tmp_path: Path) -> None:
+    """Which of two texts has the larger number: logits of the bundle are those of torch with the tokenizer's types, also beside a row of
+    one text, and without the types they are others."""
+    base, dice = typed_bert(tmp_path / "base", [f"n{number}" for number in range(10)]), random.Random(0)
+    rows = [{"sentence1": f"n{one}", "sentence2": f"n{other}", "label": ("less", "more")[one > other]}
+            for one, other in (dice.sample(range(10), 2) for _ in range(64))]
+    train({"model_name_or_path": str(base), "task": TEXT, "train_file": write(tmp_path / "rows.jsonl", rows), "name": "pairs",
+           "output_dir": str(tmp_path / "pairs"), "learning_rate": 1e-2, "max_steps": 20, "max_length": 16})
+    export(base, [tmp_path / "pairs"], tmp_path / "bundle", mode=mode)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    model = attach(AutoModelForSequenceClassification.from_pretrained(base).eval(), load(tmp_path / "pairs"))
+    asked = [{"text": "n1 n2", "text_pair": "n7"}, {"text": "n5"}, {"text": "n8", "text_pair": "n3 n4 n4"}]
+    found = run(tmp_path / "bundle", [{**row, "adapter": "pairs"} for row in asked])
+    for row, one in zip(asked, found, strict=True):
+        given = tokenizer(*row.values(), return_tensors="pt")
+        with torch.no_grad():
+            typed, plain = (model(**inputs).logits[0].softmax(0) for inputs in (given, {**given, "token_type_ids": 0 * given["input_ids"]}))
+        np.testing.assert_allclose(list(one["scores"].values()), typed.numpy(), atol=1e-5)
+        assert ("text_pair" in row) == bool((typed - plain).abs().max() > 1e-3)

@@ -30,6 +30,7 @@ from ..tasks.task import MAIN, Task
 from .arguments import Request
 from .attach_plan import plans_of, sites_of
 from .frontends import BaseGraph, Source
+from .graph.emit import give_zeros
 from .graph.packing import SHARED, pack_siblings
 from .graph.passes import checked, slots_of
 from .limits import require_readable
@@ -61,7 +62,7 @@ def write_bundle(root: Path, request: Request, source: Source, graph: BaseGraph,
     say("attach")
     sites = sites_of(graph, request.attached)
     plans = plans_of(graph, request.base, request.attached, sites, (request.slots, request.max_rank), _default_sites(request, source))
-    attached = [_attached(graph.parts[part], request.mode, request.target, sites, plan) for part, plan in plans.items()]
+    attached = [_attached(graph.parts[part], request.mode, request.target, sites, plan, request.task) for part, plan in plans.items()]
     bundle = _manifest(request, source, graph, plans[MAIN], {path: site for slots in attached for path, site in slots.sites.items()})
     folder = root / request.target.place(bundle)
     folder.mkdir(parents=True, exist_ok=True)
@@ -152,7 +153,7 @@ def _row_by_row(tensor: Any) -> Any:
     return ir.LazyTensor(copied, tensor.dtype, tensor.shape, name=tensor.name)
 
 
-def _attached(model: Any, mode: str, target: Target, sites: Mapping[str, MappedSite], plan: Plan) -> Attached:
+def _attached(model: Any, mode: str, target: Target, sites: Mapping[str, MappedSite], plan: Plan, task: Task) -> Attached:
     """Packs siblings of one graph, and puts its part of the packs into it."""
     plan, slots = plan._replace(slot_name=target.slot_name), slots_of(model)
     plan = pack_siblings(model, {path: site for path, site in sites.items() if site.part == plan.part}, plan,
@@ -161,6 +162,7 @@ def _attached(model: Any, mode: str, target: Target, sites: Mapping[str, MappedS
     attached = MODES[mode](model, plan)
     slots |= {plan.slot_name(path, field) for path, site in attached.sites.items() for field in site.fields}
     checked("attaching", model, attached.sites, slots)
+    give_zeros(model, next(part.optional for part in task.parts if part.name == plan.part))
     require_readable(model)
     return attached
 

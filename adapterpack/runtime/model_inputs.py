@@ -49,11 +49,12 @@ def complete(session: OpenBundle, part: Part, known: Mapping[str, np.ndarray], r
     graph = session.graphs[part.name]
     wanted = set(graph.inputs) - {ADAPTER_IDS}
     fill = _plain if "past_key_values" not in part.inputs else _cross if "encoder" in part.inputs else _decoder
-    feeds = fill(session, graph, {name: array for name, array in known.items() if name in wanted}, rows)
+    taken = wanted | set(graph.optional)
+    feeds = fill(session, graph, {name: array for name, array in known.items() if name in taken}, rows)
     missing = sorted(wanted - set(feeds))
     if missing:
         raise ConfigError("inputs are missing", expected=", ".join(missing), found=", ".join(known) or "nothing")
-    return {name: graph.fitting(name, array) for name, array in feeds.items() if name in wanted}
+    return {name: graph.fitting(name, array) for name, array in feeds.items() if name in taken}
 
 
 def _plain(session: OpenBundle, graph: OrtModel, given: Arrays, rows: Pinned) -> Arrays:

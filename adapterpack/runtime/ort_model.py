@@ -15,6 +15,7 @@ from ..errors import AdapterpackError, ProviderError
 from ..library_errors import library_errors
 from ..onnx_graph.bfloat16 import computing_wide
 from ..slots.precision import DEFAULT
+from ..tasks.task import AXES
 from .ort_values import BFLOAT16
 from .providers.placement import require_placed
 from .providers.starting import Started
@@ -27,8 +28,9 @@ TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(bfloa
 
 
 class OrtModel:
-    """A running graph of a bundle that computes in ``dtype``: its inputs (without those that have defaults, its ``slots``) and its outputs,
-    ``results``, by name. What the graph may do is checked before: see :func:`adapterpack.onnx_graph.confine.require_safe`.
+    """A running graph of a bundle that computes in ``dtype``: its inputs (without those that have defaults, its ``slots``, of which the
+    ``optional`` ones are a caller's) and its outputs, ``results``, by name. What the graph may do is checked before: see
+    :func:`adapterpack.onnx_graph.confine.require_safe`.
 
     ``mapped`` leaves weights in the mapped file, which costs neither time nor memory to open, but makes each run slower: a float product a
     little, one on quantized weights 20 to 80 times.
@@ -50,10 +52,12 @@ class OrtModel:
         self.cpu_nodes = require_placed(self._ort, started, self.path)
         self.inputs: dict[str, Any] = {value.name: value for value in self._ort.get_inputs()}
         self.slots: dict[str, Any] = {value.name: value for value in self._ort.get_overridable_initializers()}
+        self.optional = {name: value for name, value in self.slots.items() if name in AXES}
         self.results: dict[str, Any] = {value.name: value for value in self._ort.get_outputs()}
         self.shapes: dict[str, list[Any]] = {name: value.shape for name, value in self.results.items()}
         self.outputs = list(self.shapes)
-        self._types = {name: np.dtype(TYPES[value.type]) for name, value in self.inputs.items() if value.type in TYPES}
+        self._types = {name: np.dtype(TYPES[value.type]) for name, value in {**self.inputs, **self.optional}.items()
+                       if value.type in TYPES}
 
     def _opening(self, started: Started) -> AbstractContextManager[None]:
         """A graph that the CPU cannot open is none; of another provider it may be more than it can."""

@@ -60,7 +60,7 @@ def wide(array: np.ndarray) -> np.ndarray:
 
 
 def _checked(session: OpenBundle, inputs: Mapping[str, np.ndarray]) -> Arrays:
-    wanted = {name for graph in session.graphs.values() for name in graph.inputs} - {ADAPTER_IDS}
+    wanted = {name for graph in session.graphs.values() for name in (*graph.inputs, *graph.optional)} - {ADAPTER_IDS}
     unknown = sorted(set(inputs) - wanted)
     if unknown:
         raise ConfigError("inputs that the graph does not take", expected=", ".join(sorted(wanted)), found=", ".join(unknown),
@@ -74,7 +74,8 @@ def _checked(session: OpenBundle, inputs: Mapping[str, np.ndarray]) -> Arrays:
 
 
 def _axes(session: OpenBundle, name: str) -> int:
-    return next(len(graph.inputs[name].shape) for graph in session.graphs.values() if name in graph.inputs)
+    every = (value for graph in session.graphs.values() for value in (*graph.inputs.values(), *graph.optional.values()))
+    return next(len(value.shape) for value in every if value.name == name)
 
 
 def _has_images_of_texts(session: OpenBundle, part: Part, arrays: Mapping[str, np.ndarray]) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..tasks.rows import Picture, map_rows
 from ..tasks.session import Arrays
+from ..tasks.task import MAIN
 from .adapters.mix import Mixes
 from .adapters.pinned import Names
 from .generation.generate import generate
@@ -70,7 +71,7 @@ class Session(OpenBundle):
         """
         rows = map_rows(pairs, lambda pair: self.tokenizer.pair(*pair))
         inputs = pad([ids for ids, _, _ in rows], self.tokenizer.pad_id, left=False)
-        if "token_type_ids" in self.inputs:
+        if "token_type_ids" in self.inputs or "token_type_ids" in self.graph(MAIN).optional:
             inputs["token_type_ids"] = pad([types for _, types, _ in rows], 0, left=False)["input_ids"]
         return inputs, [spans for _, _, spans in rows]
 

@@ -63,13 +63,15 @@ class Part:
     """One graph of a task.
 
     ``form`` is the torch module that computes it: a name in ``exporting/torch_parts.py``, or ``module:class`` of another package.
-    ``inputs`` are what it takes, from a caller or earlier parts; ``axes`` those of inputs that :data:`AXES` does not have.
+    ``inputs`` are what it takes, from a caller or earlier parts; ``axes`` those of inputs that :data:`AXES` does not have. Who leaves out
+    one of the ``optional`` inputs gives zeros.
     """
 
     name: str
     form: str
     inputs: tuple[str, ...]
     axes: Mapping[str, tuple[str | None, ...]] = field(default_factory=dict)
+    optional: tuple[str, ...] = ()
 
     def axes_of(self, name: str) -> tuple[str | None, ...]:
         """The names of an input's axes."""

@@ -11,7 +11,7 @@ from .one_pass import NoOptions, OnePass, Prepared, text_inputs
 from .problems import LABEL_COLUMNS, Labels
 from .rows import Row, types_of
 from .session import Arrays, Head, Session
-from .task import HEADS, TASKS, Task, Training
+from .task import HEADS, MAIN, TASKS, TEXT, Part, Task, Training
 
 log = logging.getLogger(__name__)
 
@@ -61,5 +61,6 @@ def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: La
 
 TASKS.register(Task(
     "text-classification", "AutoModelForSequenceClassification", OnePass(prepare, result), ("ForSequenceClassification",),
-    heads=HEADS, labelled=True, training=Training(encode), peft_type="SEQ_CLS",
+    parts=(Part(MAIN, "plain", (*TEXT, "token_type_ids"), optional=("token_type_ids",)),), heads=HEADS, labelled=True,
+    training=Training(encode), peft_type="SEQ_CLS",
 ))

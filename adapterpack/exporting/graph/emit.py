@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -337,6 +337,22 @@ def positions_input(model: Any) -> Any:
     value = ir.Value(name=ADAPTER_POSITIONS, shape=ir.Shape(list(ids.shape)[:2]), type=ir.TensorType(ir.DataType.BOOL))
     model.graph.inputs.append(value)
     return value
+
+
+def give_zeros(model: Any, names: Collection[str]) -> None:
+    """Makes inputs along tokens optional: who does not feed one feeds zeros. The default is one zero, and is repeated for all tokens."""
+    graph = model.graph
+    for place, whole in enumerate(graph.inputs):
+        if whole.name not in names or whole.name in graph.initializers:
+            continue
+        name, ids = whole.name, next(value for value in graph.inputs if value.name == "input_ids")
+        tensor = ir.tensor(np.zeros((1, 1), whole.dtype.numpy()), name=name)
+        given = ir.Value(name=name, shape=ir.Shape([f"{name}_batch", f"{name}_sequence"]), type=whole.type, const_value=tensor)
+        graph.inputs[place] = given
+        whole.name = f"{name}/whole"
+        extents = ir.node("Shape", [ids], name=f"{name}/shape")
+        graph.insert_before(graph[0], [extents, ir.node("Expand", [given, extents.outputs[0]], outputs=[whole], name=f"{name}/expand")])
+        graph.register_initializer(given)
 
 
 def slot_input(model: Any, name: str, default: np.ndarray, symbols: list[int | str]) -> Any:
