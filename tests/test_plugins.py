@@ -117,7 +117,7 @@ def test_a_broken_plugin_leaves_the_others_and_says_what_is_wrong(kind: str, tmp
             get("broken")
         assert (caught.value.where, caught.value.what) == (entry, error.what)
     with pytest.raises(UnknownMethod) as unknown:
-        get("lara")
+        get("lorra")
     assert unknown.value.remedy is not None
     assert "'lora'" in unknown.value.remedy
     assert entry in unknown.value.remedy, "perhaps it is there that it would be"

@@ -187,7 +187,8 @@ def _round(case: Case, site: Site, own: dict[str, np.ndarray], shared: dict[str,
     with tempfile.TemporaryDirectory() as folder:
         pack.write(Path(folder) / "pack")
         (back,) = load(Path(folder) / "pack").adapters()
-        if layout.config_bytes(pack.manifest) is not None and case.method.peft is not None and case.method.peft.peft_supports(cfg, site):
+        theirs = case.method.peft if cfg.acts is None else None  # PEFT looks for tokens in what a language model is called with
+        if layout.config_bytes(pack.manifest) is not None and theirs is not None and theirs.peft_supports(cfg, site):
             _peft_agrees(folder, site.kind, *base)
     require(back.site == site, f"{site} came back as {back.site}")
     require(digests({name: back.params[name] for name in own}) == digests(own), "tensors came back with other bytes")
