@@ -89,5 +89,5 @@ def test_another_base_is_called_that(tmp_path: Path) -> None:
     shapes = {"conv.weight": (12, 6, 3, 3), "conv.bias": (12,), "lin.weight": (4, 11), "lin.bias": (4,)}
     (tmp_path / "base").mkdir()
     safetensors.write(tmp_path / "base" / "model.safetensors", {name: np.zeros(shape, np.float32) for name, shape in shapes.items()})
-    with pytest.raises(BaseMismatch, match="another shape.*the model that the adapter was trained on"):
+    with pytest.raises(BaseMismatch, match=r"another shape.*the model that the adapter was trained on"):
         merge(tmp_path / "base", [written(tmp_path / "theirs", peft.LoraConfig, r=2, target_modules=["lin"])], tmp_path / "merged")
