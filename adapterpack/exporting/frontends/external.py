@@ -24,6 +24,7 @@ from ...onnx_graph.match import Place, match
 from ...onnx_graph.pieces import Piece
 from ...pack.pack import Pack
 from ...slots.precision import DEFAULT
+from ...tasks.task import AXES
 from ..graph.sitemap import with_bias
 from .base import FRONTENDS, BaseGraph, Frontend, Source
 
@@ -197,7 +198,7 @@ _HALVES = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 
 def _name_inputs(model: Any, base: Checkpoint) -> None:
     """Inputs that old exporters list with their weights are taken out, and a cache gets the extents that the model's config knows."""
-    model.graph.inputs[:] = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
+    model.graph.inputs[:] = [value for value in model.graph.inputs if value.name not in model.graph.initializers or value.name in AXES]
     if "input_ids" not in {value.name for value in model.graph.inputs}:
         raise FormatError("the graph has no input of the name input_ids", found=", ".join(value.name for value in model.graph.inputs[:8]),
                           remedy="rename its inputs and outputs as Hugging Face's optimum does")

@@ -8,6 +8,7 @@ from typing import Any
 from ...bundle.manifest import ADAPTER_IDS, ADAPTER_POSITIONS, ADDED, GRAPH, Bundle
 from ...errors import FormatError
 from ...onnx_graph.save import save_graph
+from ...tasks.task import AXES
 
 
 def strip_adapters(source: Path, bundle: Bundle, out: Path) -> None:
@@ -50,7 +51,7 @@ def strip_adapters(source: Path, bundle: Bundle, out: Path) -> None:
             old.shape = old.shape or value.shape
             graph.outputs[index] = old
     graph.remove(added, safe=False)
-    slots = {value.name for value in graph.inputs if value.name in graph.initializers} | {ADAPTER_IDS, ADAPTER_POSITIONS}
+    slots = ({value.name for value in graph.inputs if value.name in graph.initializers} - {*AXES}) | {ADAPTER_IDS, ADAPTER_POSITIONS}
     kept = [value for value in graph.inputs if value.name not in slots]
     graph.inputs[:] = kept
     for name in [name for name, value in graph.initializers.items() if name in slots or (name or "").startswith(ADDED)]:
