@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import noise
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -45,13 +46,8 @@ SAME = 1e-5
 """Of logits of size 1 to 10: float32 on another runtime, or in another order, moves them by about 1e-6."""
 
 
-@torch.no_grad()
 def shake(model: torch.nn.Module, size: float) -> torch.nn.Module:
-    generator = torch.Generator().manual_seed(3)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.add_(size * torch.randn(parameter.shape, generator=generator))
-    return model
+    return noise.shake(model, size, 3)
 
 
 @pytest.fixture(scope="module")

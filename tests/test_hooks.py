@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import peft
 import pytest
 import torch
+from noise import shake
 from torch import nn
 from transformers import AutoModelForCausalLM, TrainingArguments
 
@@ -33,13 +35,7 @@ class Two(nn.Module):
         return self.b(torch.tanh(self.a(x)))
 
 
-def noisy(model: nn.Module) -> None:
-    """Every trained parameter moved by noise."""
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+noisy = partial(shake, size=0.3, seed=2)
 
 
 def pair(config: Any, folder: Path) -> tuple[nn.Module, peft.PeftModel]:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import noise
 import peft
 import pytest
 import torch
@@ -33,14 +34,8 @@ def logits(model: Any, ids: torch.Tensor = IDS) -> torch.Tensor:
     return model.eval()(input_ids=ids).logits
 
 
-@torch.no_grad()
 def shake(model: nn.Module, size: float = 0.2, seed: int = 1) -> nn.Module:
-    """What is trainable, moved by noise, as training would."""
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.add_(size * torch.randn(parameter.shape, generator=generator))
-    return model
+    return noise.shake(model, size, seed)
 
 
 def two(folder: Path) -> Any:

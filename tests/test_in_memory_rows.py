@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import noise
 import peft
 import pytest
 import torch
@@ -42,13 +43,8 @@ def causal(folder: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder).eval()
 
 
-@torch.no_grad()
 def shake(model: nn.Module, seed: int = 1) -> nn.Module:
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
-    return model
+    return noise.shake(model, 0.2, seed)
 
 
 def pair(folder: Path, kind: str) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from noise import shake
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from torch import nn
@@ -82,16 +83,6 @@ def mlp(seed: int = 0) -> nn.Sequential:
 @torch.no_grad()
 def logits(model: Any, ids: torch.Tensor = IDS) -> torch.Tensor:
     return model.eval()(input_ids=ids).logits
-
-
-@torch.no_grad()
-def shake(model: nn.Module, size: float = 0.1, seed: int = 1) -> nn.Module:
-    """What is trainable, moved by noise, as training would."""
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.add_(size * torch.randn(parameter.shape, generator=generator))
-    return model
 
 
 def steps(model: nn.Module, loss: Callable[[], torch.Tensor], count: int = 2) -> None:

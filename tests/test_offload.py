@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import accelerate
 import pytest
 import torch
-from torch import nn
+from noise import shake
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import adapterpack
@@ -66,14 +67,7 @@ def logits(model: Any) -> torch.Tensor:
     return model(input_ids=IDS).logits
 
 
-def shaken(model: nn.Module) -> nn.Module:
-    """What is trained, moved by noise."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
-    return model
+shaken = partial(shake, size=0.3, seed=1)
 
 
 @pytest.mark.sampled(5)

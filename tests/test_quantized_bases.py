@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from noise import shake as shaken
 from safetensors import safe_open
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Trainer, TrainingArguments
@@ -99,16 +100,6 @@ def logits(model: Any) -> torch.Tensor:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that inputs are rounded
         return model(input_ids=IDS).logits
-
-
-def shaken(model: nn.Module, size: float = 0.1) -> nn.Module:
-    """What is trained, moved by noise."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(size * torch.randn(parameter.shape, generator=generator))
-    return model
 
 
 @pytest.mark.sampled(5)

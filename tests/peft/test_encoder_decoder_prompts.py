@@ -9,6 +9,7 @@ import peft
 import pytest
 import torch
 from families import FAMILIES
+from noise import shake
 
 import adapterpack
 from adapterpack import PrefixTuning, PromptTuning, active, adapt, attach, convert, detach, load
@@ -31,11 +32,7 @@ CASES = [(family, method) for family in ("t5", "bart") for method in CONFIGS]
 def theirs(family: str, method: str, folder: Path) -> Any:
     """PEFT's model, moved; its folder."""
     model = peft.get_peft_model(FAMILIES[family].build(), CONFIGS[method]()).eval()
-    noise = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for value in model.parameters():
-            if value.requires_grad:
-                value.add_(0.5 * torch.randn(value.shape, generator=noise))
+    shake(model, 0.5, 2)
     model.save_pretrained(folder)
     return model
 

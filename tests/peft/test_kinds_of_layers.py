@@ -15,6 +15,7 @@ import numpy as np
 import peft
 import pytest
 import torch
+from noise import shake
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -96,11 +97,7 @@ def written(make: Make, base: Base, folder: Path) -> Any:
     """PEFT's model with a trained adapter, which lies in ``folder`` then."""
     targets = ["0", "2"][: len(base.kinds)]
     theirs = peft.get_peft_model(base.model(), make(target_modules=targets))
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for value in theirs.parameters():
-            if value.requires_grad:
-                value.add_(0.3 * torch.randn(value.shape, generator=generator))
+    shake(theirs, 0.3, 3)
     theirs.save_pretrained(folder)
     return theirs.eval()
 

@@ -11,6 +11,7 @@ import numpy as np
 import peft
 import pytest
 import torch
+from noise import shake
 from peft.tuners.lora.layer import Linear
 from peft.tuners.lora.variants import QALoraLinearVariant
 from safetensors.numpy import load_file, save_file
@@ -47,12 +48,7 @@ X = torch.randn(2, 3, 6, generator=torch.Generator().manual_seed(4))
 
 def shaken(model: nn.Module) -> Any:
     """Everything that is trained moved by noise."""
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for value in model.parameters():
-            if value.requires_grad:
-                value.add_(0.3 * torch.randn(value.shape, generator=generator))
-    return model.eval()
+    return shake(model, 0.3, 5).eval()
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ import numpy as np
 import peft
 import pytest
 import torch
+from noise import shake
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import LlamaForCausalLM
@@ -41,13 +42,8 @@ def model_of(base: Path) -> Any:
     return LlamaForCausalLM.from_pretrained(base).eval()
 
 
-@torch.no_grad()
 def shaken(model: Any, size: float = 0.1) -> Any:
-    generator = torch.Generator().manual_seed(5)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.add_(size * torch.randn(parameter.shape, generator=generator))
-    return model.eval()
+    return shake(model, size, 5).eval()
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ import peft
 import pytest
 import safetensors.numpy
 import torch
+from noise import shake
 from peft.tuners.lokr.layer import factorization
 from torch import nn
 
@@ -229,13 +231,7 @@ def outputs(model: nn.Module) -> np.ndarray:
         return model.eval()(x.to(first.weight.dtype)).double().numpy()
 
 
-def randomise(model: nn.Module) -> None:
-    """Every trained parameter moved by noise, as training would."""
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+randomise = partial(shake, size=0.3, seed=5)
 
 
 def densified(row: Row, pack: Pack) -> nn.Module:

@@ -15,6 +15,7 @@ import numpy as np
 import peft
 import pytest
 import torch
+from noise import shake
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
@@ -42,11 +43,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 def trained(model: Any, **told: Any) -> Any:
     """PEFT's model with an adapter whose factors have moved."""
     theirs = peft.get_peft_model(model, peft.LoraConfig(**{"r": 3, "lora_alpha": 4, "task_type": "CAUSAL_LM", **told}))
-    generator = torch.Generator().manual_seed(5)
-    for value in theirs.parameters():
-        if value.requires_grad:
-            value.add_(0.1 * torch.randn(value.shape, generator=generator))
-    return theirs.eval()
+    return shake(theirs, 0.1, 5).eval()
 
 
 @torch.no_grad()

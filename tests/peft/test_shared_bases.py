@@ -11,6 +11,7 @@ import numpy as np
 import peft
 import pytest
 import torch
+from noise import shake
 from safetensors.numpy import load_file, save_file
 from torch import nn
 
@@ -57,12 +58,7 @@ T = ["up", "down"]
 
 def shaken(model: nn.Module) -> Any:
     """Everything that is trained moved by noise."""
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for value in model.parameters():
-            if value.requires_grad:
-                value.add_(0.2 * torch.randn(value.shape, generator=generator))
-    return model.eval()
+    return shake(model, 0.2, 5).eval()
 
 
 @torch.no_grad()

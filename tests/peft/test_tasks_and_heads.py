@@ -11,6 +11,7 @@ import peft
 import pytest
 import torch
 import transformers as hf
+from noise import shake
 from torch import nn
 from transformers.models.clip.modeling_clip import CLIPEncoder
 
@@ -30,12 +31,7 @@ IDS = torch.tensor([[0, 3, 9, 4, 11, 5], [0, 9, 2, 6, 5, 3]])
 
 def shaken(model: Any) -> Any:
     """The model with all that is trained moved."""
-    generator = torch.Generator().manual_seed(4)
-    with torch.no_grad():
-        for value in model.parameters():
-            if value.requires_grad:
-                value.add_(0.3 * torch.randn(value.shape, generator=generator))
-    return model.eval()
+    return shake(model, 0.3, 4).eval()
 
 
 def made(architecture: str, **more: Any) -> Any:

@@ -12,6 +12,7 @@ import numpy as np
 import peft
 import pytest
 import torch
+from noise import shake
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
@@ -45,12 +46,7 @@ def logits(model: Any) -> np.ndarray:
 
 def shaken(model: Any) -> Any:
     """Every trained parameter moved by a random amount."""
-    generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
-    return model.eval()
+    return shake(model, 0.3, 7).eval()
 
 
 def theirs_of(base: Any, **options: Any) -> Any:

@@ -18,6 +18,7 @@ import onnxruntime
 import peft
 import pytest
 import torch
+from noise import shake
 from transformers import GPT2Config, GPT2LMHeadModel, GPTBigCodeConfig, GPTBigCodeForCausalLM
 from transformers.pytorch_utils import Conv1D
 
@@ -92,11 +93,7 @@ def outputs(model: Any, dtype: torch.dtype = torch.float64) -> np.ndarray:
 def written(config: Any, folder: Path, model: Any) -> np.ndarray:
     """What PEFT gives in float64 with a trained adapter, which lies in ``folder`` then."""
     theirs = peft.get_peft_model(model, config)
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for value in theirs.parameters():
-            if value.requires_grad:
-                value.add_(0.3 * torch.randn(value.shape, generator=generator))
+    shake(theirs, 0.3, 3)
     theirs.save_pretrained(folder)
     return outputs(theirs)
 
