@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .core.base import NormalForm, Storage
+from .core.base import NormalForm
 from .core.layouts import LINEAR
 from .core.peft_form import TRANSPOSED, PeftForm
 from .core.site import Params, Site
@@ -44,13 +44,6 @@ def _normal_form(cfg: BiasedLoRA, params: Params, site: Site) -> NormalForm:
     return form._replace(shift=params["bias"] - site.base_bias) if site.bias else form
 
 
-def _to_stored(cfg: BiasedLoRA, params: Params, site: Site) -> tuple[BiasedLoRA, dict[str, np.ndarray]]:
-    """With LoRA's start taken off."""
-    assert lora.storage.to_stored is not None
-    plain, factors = lora.storage.to_stored(cfg, params, site)
-    return plain, {**factors, **({"bias": np.ascontiguousarray(params["bias"])} if site.bias else {})}
-
-
 def _form(of_lora: PeftForm) -> PeftForm:
     def to_config(sites: Mapping[str, Any]) -> dict[str, Any] | None:
         written = of_lora.to_config(sites)
@@ -78,6 +71,5 @@ biased_lora = METHODS.register(lora._replace(
     init=_init,
     normal_form=_normal_form,
     examples=(BiasedLoRA(r=3, alpha=5), BiasedLoRA(r=2, use_rslora=True, init="olora", dropout=0.1)),
-    storage=Storage(to_stored=_to_stored),
     peft=_form(lora.peft),
 ))

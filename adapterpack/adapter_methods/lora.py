@@ -116,12 +116,13 @@ def _normal_form(cfg: LoRA, params: Params, site: Site) -> NormalForm:
 
 
 def _to_stored(cfg: LoRA, params: Params, site: Site) -> tuple[LoRA, dict[str, np.ndarray]]:
-    """A plain LoRA: of rank 2 r where a start is taken off, with the alpha that keeps the scale."""
+    """A plain LoRA: of rank 2 r where a start is taken off, with the alpha that keeps the scale. Other parameters stay as they are."""
     A, B = _factors(params)
     r = A.shape[-2]
     alpha = cfg.scale * (math.sqrt(r) if cfg.use_rslora else r)
-    params = {"lora_A": np.ascontiguousarray(A), "lora_B": np.ascontiguousarray(B)}
-    return replace(cfg, r=r, alpha=alpha, init="default", init_options={}), params
+    kept = {name: value for name, value in params.items() if name not in _START}
+    stored = {name: np.ascontiguousarray(value) for name, value in {**kept, "lora_A": A, "lora_B": B}.items()}
+    return replace(cfg, r=r, alpha=alpha, init="default", init_options={}), stored
 
 
 def _needs(cfg: LoRA) -> frozenset[str]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .core.base import NormalForm, Storage
+from .core.base import NormalForm
 from .core.layouts import LINEAR
 from .core.peft_form import TRANSPOSED, PeftForm
 from .core.site import Params, Site
@@ -47,13 +47,6 @@ def _normal_form(cfg: LoRABias, params: Params, site: Site) -> NormalForm:
     return form._replace(shift=cfg.scale * params[_BIAS])
 
 
-def _to_stored(cfg: LoRABias, params: Params, site: Site) -> tuple[LoRABias, dict[str, np.ndarray]]:
-    """With LoRA's start taken off."""
-    assert lora.storage.to_stored is not None
-    plain, factors = lora.storage.to_stored(cfg, params, site)
-    return plain, {**factors, _BIAS: np.ascontiguousarray(params[_BIAS])}
-
-
 def _form(of_lora: PeftForm) -> PeftForm:
     def to_config(sites: Mapping[str, Any]) -> dict[str, Any] | None:
         written = of_lora.to_config(sites)
@@ -80,6 +73,5 @@ lora_bias = METHODS.register(lora._replace(
     init=_init,
     normal_form=_normal_form,
     examples=(LoRABias(r=3, alpha=5), LoRABias(r=2, use_rslora=True, init="pissa", dropout=0.1)),
-    storage=Storage(to_stored=_to_stored),
     peft=_form(lora.peft),
 ))
