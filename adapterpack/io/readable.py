@@ -1,8 +1,9 @@
-"""Formats numbers for people: sizes, shares, times; what was not measured says so."""
+"""Formats numbers for people: sizes, shares, times, and tables of them; what was not measured says so."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 MISSING = "n/a"
 
@@ -59,6 +60,18 @@ def size(value: object) -> str:
             return f"{count:.0f} B" if unit == "B" else f"{_three(count)} {unit}"
         count /= 1000
     return f"{_three(count)} TB"
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as lines of equal columns.
+
+    Example:
+        >>> print(aligned([("rows", "tokens"), ("1,200", "7")]))
+        rows   tokens
+        1,200  7
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
 def _three(value: float) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from ..errors import ConfigError
+from ..io.readable import aligned
 
 log = logging.getLogger(__name__)
 
@@ -119,5 +120,4 @@ def table(reports: Iterable[DataReport]) -> str:
     for one in reports:
         counts = (one.rows, one.tokens, one.cut, one.left_out, len(one.bad))
         lines.append((one.source, one.form, *(f"{count:,}" for count in counts), ", ".join(one.unread)))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
+    return aligned(lines)

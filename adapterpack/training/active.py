@@ -58,7 +58,7 @@ def using(model: nn.Module, names: str | list[str] | None = None, *, adapters: S
     """
     if names is not None and adapters is not None:
         raise ConfigError("adapters are active in all rows, or one is named for each", where="using", remedy="give one of the two")
-    before = {module: (module._active, module._rows) for module in wrappers_of(model)}
+    before = choice_in(model)
     rows: Rows | None = None
     try:
         if adapters is None:
@@ -69,10 +69,24 @@ def using(model: nn.Module, names: str | list[str] | None = None, *, adapters: S
     finally:
         if rows is not None:
             rows.close()
-        for module in wrappers_of(model):
-            chosen, module._rows = before.get(module, ((), None))
-            module._active = tuple(name for name in chosen if name in module._names)
-        name_outputs(model)
+        choose_again(model, before)
+
+
+Choice = dict[nn.Module, tuple[tuple[str, ...], Rows | None]]
+"""What is active in each layer of a model."""
+
+
+def choice_in(model: nn.Module) -> Choice:
+    """What is active in a model, for :func:`choose_again`."""
+    return {module: (module._active, module._rows) for module in wrappers_of(model)}
+
+
+def choose_again(model: nn.Module, choice: Choice) -> None:
+    """Makes active what was, as far as the model still holds it."""
+    for module in wrappers_of(model):
+        names, module._rows = choice.get(module, ((), None))
+        module._active = tuple(name for name in names if name in module._names)
+    name_outputs(model)
 
 
 def disabled(model: nn.Module) -> AbstractContextManager[nn.Module]:

@@ -204,11 +204,12 @@ class EngineThread:
         events = self.engine.step()
         self.activity = None
         answered = []
+        with self._order:
+            for event in events:
+                if event.choice is not None:
+                    self._queue.charge(self._running[event.request])
         for event in events:
             row = self._running[event.request]
-            if event.choice is not None:
-                with self._order:
-                    self._queue.charge(row)
             if event.finish_reason is not None:
                 del self._running[event.request]
                 self._ended(row)

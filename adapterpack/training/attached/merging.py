@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ...errors import NonFinite, NothingToDo, Unsupported
-from ..active import active, adapter_names, require_names, wrappers_of
+from ..active import active, adapter_names, choice_in, choose_again, require_names, wrappers_of
 from ..inject import detach
 from ..injection import swap
 from ..layers.head_labels import keep_outputs
@@ -50,7 +50,7 @@ def merge_into(model: nn.Module, names: str | Sequence[str] | None = None, *, ke
     chosen = _chosen(model, names)
     for name in chosen:
         _require_fold(model, name)
-    before = {module: (module._active, module._rows) for module in wrappers_of(model)}
+    before = choice_in(model)
     active(model, chosen)
     kept: list[Kept] = []
     try:
@@ -64,8 +64,7 @@ def merge_into(model: nn.Module, names: str | Sequence[str] | None = None, *, ke
             _require_apart(model, kept)
     except BaseException:
         restore(kept)
-        for module, (names_before, rows) in before.items():
-            module._active, module._rows = names_before, rows
+        choose_again(model, before)
         raise
     for module in wrappers_of(model):
         if isinstance(module, Adapted):

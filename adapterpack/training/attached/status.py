@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from ...io.readable import percent, size
+from ...io.readable import aligned, percent, size
 from ..active import adapter_names, wrappers_of
 from ..layers.layer import Adapted
 from ..layers.whole import SavedModule
@@ -76,7 +76,7 @@ class Status:
         rows = [(one.name, " ".join(one.methods), "merged" if one.merged else "active" if one.active else "off", f"{one.weight:g}",
                  f"{one.sites}", f"{one.whole_modules}", f"{one.parameters:,}", f"{one.trainable:,}", " ".join(one.dtypes),
                  " ".join(one.devices)) for one in self.adapters]
-        lines = [head, *_aligned([columns, *rows])]
+        lines = [head, aligned([columns, *rows])]
         if self.kept_bytes:
             lines.append(f"{size(self.kept_bytes)} of the base are kept for unmerge_from")
         return "\n".join(lines)
@@ -147,8 +147,3 @@ def _count(values: Iterable[torch.Tensor]) -> int:
 
 def _names(values: Iterable[object]) -> tuple[str, ...]:
     return tuple(sorted({str(value).removeprefix("torch.") for value in values}))
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
