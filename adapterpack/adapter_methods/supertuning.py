@@ -1,4 +1,4 @@
-"""Super-Tuning: trained changes of the largest, or smallest, weights (arXiv 2607.09287); with a rank, LoRA beside them ("Supra").
+"""Super-Tuning: trained changes of the largest, or smallest, weights (arXiv 2607.09287); with a rank, a LoRA as well ("Supra").
 
     W' = W + S + s B A,   S [out, in] zero but for the places of the (1 - sparsity) out in largest |W|,   s = alpha / r
 

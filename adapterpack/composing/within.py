@@ -20,7 +20,8 @@ from .work import Request, described
 
 
 def within_method(parents: Sequence[Pack], request: Request, name: str) -> Pack | None:
-    """The pack of a weighted sum of changes, of the packs' own method and exact; None where there is none, or a LoRA is asked for.
+    """The weighted sum of the packs' changes as a pack of their own method, exactly; None where that method has no such sums, or the
+    request is for a LoRA.
 
     There is one where the rule's coefficients follow from the weights alone, nothing is cut, all packs are of one method that has such sums
     (:class:`~adapterpack.adapter_methods.core.base.Storage`), and of one config at each site. The weights of PEFT's
@@ -63,7 +64,7 @@ def within_method(parents: Sequence[Pack], request: Request, name: str) -> Pack 
 
 
 def common_sums(parents: Sequence[Pack], request: Request) -> Method | None:
-    """The one method of all packs, where what is asked for is one of its sums; or None."""
+    """The method that all packs have, if the request is for a sum which that method can hold; or None."""
     methods = {method.name: method for parent in parents for method in parent.methods}
     method = next(iter(methods.values())) if len(methods) == 1 else None
     if RULES[request.rule].coefficients is None or request.cuts or method is None or method.storage.summed is None:

@@ -28,8 +28,8 @@ TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(bfloa
 
 
 class OrtModel:
-    """A running graph of a bundle that computes in ``dtype``: its inputs (without those that have defaults, its ``slots``, of which the
-    ``optional`` ones are a caller's) and its outputs, ``results``, by name. What the graph may do is checked before: see
+    """A running graph of a bundle that computes in ``dtype``. ``inputs`` must be fed; ``slots`` have defaults, and ``optional`` are those
+    that a caller may feed; ``results`` are the outputs. All are by name. What the graph may do is checked before: see
     :func:`adapterpack.onnx_graph.confine.require_safe`.
 
     ``mapped`` leaves weights in the mapped file, which costs neither time nor memory to open, but makes each run slower: a float product a

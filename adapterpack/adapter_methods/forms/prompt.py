@@ -125,8 +125,8 @@ def peft_form(
     """PEFT's form of a prompt method, made from its config at the one site; PEFT knows the tensors by bare names.
 
     ``wide``: the stored tensor is as wide as the model's embeddings. ``parts``: models with an encoder and a decoder can have it. PEFT
-    then stores embeddings for both, of which it uses the encoder's. Of the keys and values, which are the decoder's, it takes those of
-    layer ``2 i`` modulo the number of layers at layer i: it lays them out once for each part, and reads four tensors a layer.
+    then stores embeddings for both and uses those for the encoder. Keys and values are the decoder's: PEFT gives layer i those of layer
+    ``2 i`` modulo the number of layers, since it lays them out once for each part and reads four tensors a layer.
     """
 
     def written(sites: Mapping[str, Any]) -> dict[str, Any]:

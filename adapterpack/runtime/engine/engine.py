@@ -121,8 +121,8 @@ class DecoderEngine(Engine):
             raise
 
     def _step(self) -> list[Event]:
-        """Takes messages in; then reads prompts, or makes a token for every running row, in turn if there are both. Between the two whoever
-        got an answer may have asked again.
+        """Takes messages in, then either reads prompts or makes a token for every running row. With both to do it alternates, so that a
+        client whose answer has ended can ask again before the next prompts are read.
         """
         events: list[Event] = []
         self._take_messages(events)
