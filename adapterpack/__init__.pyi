@@ -1,5 +1,6 @@
 from . import hub as hub
 from .adapter_methods.adalora import AdaLoRA as AdaLoRA
+from .adapter_methods.adamss import AdaMSS as AdaMSS
 from .adapter_methods.alora import ALoRA as ALoRA
 from .adapter_methods.bat import Bat as Bat
 from .adapter_methods.beft import BEFT as BEFT

@@ -23,7 +23,7 @@ from .base import BaseModel, bind_to_base
 from .format import Format, Reading, Source
 from .peft_decomposition import from_peft, to_peft
 
-ON_BASE = ("PEFT's file means this adapter with the singular vectors that torch gives on this machine's CPU; elsewhere their signs, "
+ON_BASE = ("PEFT's file means this adapter with the singular vectors that torch gives on this machine's CPU; elsewhere these, "
            "and so what the file means, may be others")
 
 

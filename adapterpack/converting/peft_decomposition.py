@@ -57,8 +57,11 @@ def _transform(pack: Pack, base: BaseModel, hook: Callable[[Method], Completed |
             secondary.setdefault(adapter.method.name, {})[adapter.site] = (adapter.config, adapter.params)
             continue
         weight = to_matrix(adapter.site.kind, checkpoint.read(names[adapter.site.path])).astype(np.float32)
+        bias = f"{names[adapter.site.path].removesuffix('weight')}bias"
+        bias_values = checkpoint.read(bias).astype(np.float32) if bias in checkpoint.tensors else None
         site_params = {name: value for name, value in adapter.params.items() if name not in shared}
-        cfg, params = change(adapter.config, site_params, dataclasses.replace(adapter.site, weight=weight, shared=shared), _torch_svd)
+        here = dataclasses.replace(adapter.site, weight=weight, base_bias=bias_values, shared=shared)
+        cfg, params = change(adapter.config, site_params, here, _torch_svd)
         sites[adapter.site] = (cfg, params)
     common = pack.method.storage.shared
     kept = {} if common is None or not sites else common.shapes(next(iter(sites.values()))[0], list(sites))

@@ -36,9 +36,23 @@ def tensor_name(method: Method, path: str, param: str, kind: str | None = None, 
     """
     form = form_of(method, kind or method.traits.layers[0], host)
     suffixes = (form.suffixes if form else None) or {param: param}
+    if param not in suffixes and is_numbered(method, param):
+        suffixes = {param: param}
     if param not in suffixes:
         raise FormatError(f"the method {method.name} has no parameter of that name", where=path, expected=", ".join(suffixes), found=param)
     return suffixes[param] if method.peft and path == method.peft.site else f"{PREFIX}{path}.{suffixes[param]}"
+
+
+def is_numbered(method: Method, ending: str) -> bool:
+    """Whether that is the name of one of a list of tensors (:attr:`PeftForm.numbered`).
+
+    Example:
+        >>> from adapterpack.adapter_methods import get
+        >>> is_numbered(get("adamss"), "adamss_A.3"), is_numbered(get("adamss"), "adamss_A")
+        (True, False)
+    """
+    name, _, number = ending.rpartition(".")
+    return method.peft is not None and name in method.peft.numbered and len(number) < 6 and number.isascii() and number.isdigit()
 
 
 def alike(method: Method, kind: str, other: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:

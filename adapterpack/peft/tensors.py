@@ -12,7 +12,7 @@ from ..adapter_methods import Method, Site
 from ..adapter_methods.core.shapes import check_shapes, features
 from ..errors import FormatError, Unsupported
 from ..io.safetensors import SafetensorsFile
-from .names import form_of, kernel_of, loaded, prefix_of, shared_param, stored
+from .names import form_of, is_numbered, kernel_of, loaded, prefix_of, shared_param, stored
 
 
 def _saved(path: str, modules_to_save: Any) -> str | None:
@@ -71,11 +71,11 @@ def sort(method: Method, secondary: Mapping[str, Method], tensors: SafetensorsFi
         if not name.startswith(prefix):
             raise FormatError("a tensor name that PEFT does not write", where=where, found=name, expected=f"{prefix}...")
         rest = name.removeprefix(prefix)
-        ending = next((ending for ending in endings if not bare and rest.endswith(f".{ending}")), None)
+        ending = None if bare else _ending(method, rest, endings)
         if ending is None and any(rest.endswith(f".{end}") for end in method.peft.dropped):
             continue
         if ending is not None:
-            owner = endings[ending]
+            owner = endings.get(ending)
             sites = result.params if owner is None else result.secondary.setdefault(owner, {})
             sites.setdefault(rest.removesuffix(f".{ending}"), {})[ending] = tensors.read(name)
             continue
@@ -96,6 +96,12 @@ def sort(method: Method, secondary: Mapping[str, Method], tensors: SafetensorsFi
     if unknown and strict:
         raise _unaccounted(unknown, prefix, endings, config, where)
     return result
+
+
+def _ending(method: Method, rest: str, endings: Iterable[str]) -> str | None:
+    """What PEFT writes behind a site's path in a name: one of the ``endings``, or that of a numbered tensor; None if it is neither."""
+    last = ".".join(rest.split(".")[-2:])
+    return next((ending for ending in endings if rest.endswith(f".{ending}")), last if is_numbered(method, last) else None)
 
 
 def _unaccounted(unknown: Mapping[str, Mapping[str, np.ndarray]], prefix: str, endings: Iterable[str], config: Mapping[str, Any],

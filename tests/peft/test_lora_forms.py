@@ -178,7 +178,7 @@ def test_factors_far_larger_than_the_file_are_refused_before_they_are_made(optio
 
 
 @pytest.mark.parametrize(("kind", "reason"), [("POLY", "names a task"), ("SHADOW", "second model"), ("XLORA", "folders elsewhere"),
-                                              ("ADAMSS", "which rows"), ("NEW", "not supported")])
+                                              ("NEW", "not supported")])
 def test_what_is_not_read_says_why(kind: str, reason: str, tmp_path: Path) -> None:
     """The error names the type, and the reason that it has."""
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": kind}))

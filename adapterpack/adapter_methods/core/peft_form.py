@@ -137,6 +137,9 @@ class PeftForm(NamedTuple):
     """shared parameter name -> PEFT's whole tensor name. With ``{"v": "x"}``, ``v_0`` is ``x.0``, and ``v_query`` ``x.query``."""
     matches: Callable[[Mapping[str, Any]], bool] | None = None
     """Whether a PEFT config is of this method; None: every one of its ``peft_type``. Needed where one type stands for several methods."""
+    numbered: tuple[str, ...] = ()
+    """Lists of tensors, by what PEFT writes between the module path and their numbers: a site may have ``NAME.0``, ``NAME.1``, ..., which
+    are parameters of these names."""
     aliases: Mapping[str, str] = {}
     """what older versions of PEFT wrote after the module path -> parameter name."""
     site: str | None = None

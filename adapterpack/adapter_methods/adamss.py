@@ -1,0 +1,360 @@
+"""AdaMSS: the rows of a weight in groups, each with a small change of its own within the weight's first singular vectors.
+
+    W'_k = W_k + B_k A_k P,   b'_k = b_k + B_k A_k p          (Zheng et al. 2025, NeurIPS, "Adaptive Multi-Subspace")
+
+[W, b] is estimated as U S [P, p] of rank r; k-means puts the rows of U into ``num_subspaces`` groups, and W_k are the rows of group k.
+A_k ``[subspace_rank, r]`` begins as the first directions of U's rows in the group, B_k ``[rows, subspace_rank]`` as zero. Without a bias
+there is no p. The group of each row is stored, and so are P and p.
+
+PEFT stores no groups: its file holds a B_k for each, and whenever PEFT loads it, it decomposes and groups the weight anew. So the file is
+read and written with the base at hand, by the same steps: torch's random start, two rounds of subspace iteration, scikit-learn's k-means.
+Rounding may put a row that lies between two groups into either. The computation is therefore repeated within what rounding does to it, and
+the groups count only if those of the sizes that the file's B_k have are always the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+
+import ml_dtypes
+import numpy as np
+
+from ..errors import Unsupported
+from .core.arrays import array_namespace
+from .core.base import Method, NormalForm, Storage, Training, Traits
+from .core.config import FOR_TRAINING, LARGEST_WHOLE, OPTIONAL, WIDEST, SiteConfig, is_number, require_flag, require_whole
+from .core.layouts import LINEAR
+from .core.operators import Dense
+from .core.peft_form import Factorise, PeftContent, PeftForm
+from .core.peft_keys import PeftKeys
+from .core.site import Params, Site
+from .core.torch_random import TorchGenerator
+from .registry import METHODS
+
+MOST_GROUPS = 1024
+
+
+@dataclass(frozen=True)
+class AdaMSS(SiteConfig):
+    """The hyper-parameters of AdaMSS, under PEFT's names. ``random_seed`` begins the estimate of the singular vectors.
+
+    With ``use_dynamic_rank`` a group begins with as many directions as have singular values (of U U^T in the group) above
+    ``svd_threshold`` times the first. ``length`` is that of a layer's singular vectors: its inputs, and one for its bias; it follows
+    from the layer, and ``lengths`` has that of each site of a file. ``parts`` is set where the tensors are in PEFT's form: the number of
+    rows and the rank of each group.
+
+    Example:
+        >>> AdaMSS(r=64, num_subspaces=4).subspace_rank
+        1
+    """
+
+    r: int = 100
+    num_subspaces: int = 5
+    subspace_rank: int = 1
+    use_dynamic_rank: bool = False
+    svd_threshold: float = 0.1
+    random_seed: int = 0
+    length: int | None = None
+    lengths: Mapping[str, int] = field(default_factory=dict, metadata=FOR_TRAINING)
+    parts: tuple[tuple[int, int], ...] | None = field(default=None, metadata=OPTIONAL)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_whole("r", self.r)
+        require_whole("num_subspaces", self.num_subspaces, 1, MOST_GROUPS)
+        require_whole("subspace_rank", self.subspace_rank, 1, WIDEST // MOST_GROUPS)
+        require_flag("use_dynamic_rank", self.use_dynamic_rank)
+        if not is_number(self.svd_threshold):
+            raise ValueError(f"svd_threshold must be a finite number, not {self.svd_threshold!r}")
+        object.__setattr__(self, "svd_threshold", float(self.svd_threshold))
+        require_whole("random_seed", self.random_seed, 0, LARGEST_WHOLE)
+        if self.length is not None:
+            require_whole("length", self.length)
+
+    @property
+    def rank(self) -> int:
+        """The most directions of all groups together."""
+        return self.num_subspaces * self.subspace_rank
+
+    @property
+    def redundant(self) -> bool:
+        """The singular vectors and the groups are stored: estimated again, on another machine, they would be others."""
+        return True
+
+    def at(self, path: str) -> Self:
+        """The config at one site."""
+        return replace(self, length=self.lengths[path], lengths={}) if path in self.lengths else self
+
+
+def _sizes(cfg: AdaMSS, site: Site) -> tuple[int, int, int]:
+    """The number of groups, the number of singular vectors, and the length of each."""
+    length = cfg.length or (site.in_features + site.bias if site.in_features else 0)
+    vectors = min([cfg.r, *(width for width in (length, site.out_features) if width)])
+    return min(cfg.num_subspaces, site.out_features or cfg.num_subspaces), vectors, length
+
+
+def _shapes(cfg: AdaMSS, site: Site) -> dict[str, tuple[int, ...]]:
+    groups, r, length = _sizes(cfg, site)
+    if cfg.parts is None:
+        return {"adamss_A": (groups, cfg.subspace_rank, r), "adamss_B": (site.out_features, cfg.subspace_rank),
+                "adamss_groups": (site.out_features,), "adamss_newB": (r, length)}
+    factors = {f"adamss_A.{k}": (rank, r) for k, (_, rank) in enumerate(cfg.parts)}
+    return {**factors, **{f"adamss_B.{k}": part for k, part in enumerate(cfg.parts)}, "adamss_newB": (r, length)}
+
+
+def _augmented(weight: Any, bias: Any) -> np.ndarray:
+    """``[W, b]`` in float32, or W alone."""
+    matrix = np.asarray(weight, np.float32)
+    return matrix if bias is None else np.concatenate([matrix, np.asarray(bias, np.float32)[:, None]], axis=1)
+
+
+def _start(cfg: AdaMSS, matrix: np.ndarray, r: int) -> np.ndarray:
+    """The random matrix with which torch's ``svd_lowrank`` begins, on the CPU."""
+    return TorchGenerator(cfg.random_seed).normal((min(matrix.shape), r), 1.0)
+
+
+def _estimate(matrix: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """U ``[out, r]`` and V ``[in, r]`` in the type of ``start``, as ``svd_lowrank`` estimates them (arXiv 0909.4061, algorithm 5.1)."""
+    turned = matrix.shape[0] < matrix.shape[1]
+    tall = (matrix.T if turned else matrix).astype(start.dtype)
+    Q = np.linalg.qr(tall @ start)[0]
+    for _ in range(2):
+        Q = np.linalg.qr(tall @ np.linalg.qr(tall.T @ Q)[0])[0]
+    inner, _, right = np.linalg.svd(Q.T @ tall, full_matrices=False)
+    U, V = Q @ inner, right.T
+    return (V, U) if turned else (U, V)
+
+
+_ROUNDS, _SEED, _TOLERANCE = 10, 123456789, 1e-4
+"""What PEFT gives scikit-learn's ``KMeans``, and the latter's ``tol``."""
+
+
+def _grouped(points: np.ndarray, count: int) -> np.ndarray:
+    """The group of each of the ``points`` ``[n, r]``: k-means as scikit-learn's ``KMeans(init="random", n_init=1)`` does it, in float64."""
+    points = points.astype(np.float64) - points.mean(0, dtype=np.float64)
+    n = len(points)
+    shares = np.ones(n, np.float32) / np.float32(n)
+    draw = np.random.RandomState(_SEED)  # the generator that scikit-learn has
+    centers, groups = points[draw.choice(n, count, replace=False, p=shares)], None
+    enough = _TOLERANCE * points.var(0).mean()
+    for _ in range(_ROUNDS):
+        before, groups = groups, _nearest(points, centers)
+        moved = _means(points, groups, centers)
+        shift = float(np.square(moved - centers).sum())
+        centers = moved
+        if before is not None and np.array_equal(groups, before):
+            return groups
+        if shift <= enough:
+            break
+    return _nearest(points, centers)
+
+
+def _nearest(points: np.ndarray, centers: np.ndarray) -> np.ndarray:
+    nearest: np.ndarray = np.argmin(np.square(centers).sum(1) - 2 * points @ centers.T, axis=1)
+    return nearest
+
+
+def _means(points: np.ndarray, groups: np.ndarray, centers: np.ndarray) -> np.ndarray:
+    """The mean of each group; an empty one takes the point that is farthest from its center, as in scikit-learn."""
+    sizes = np.bincount(groups, minlength=len(centers))
+    empty = np.flatnonzero(sizes == 0)
+    if len(empty):
+        far = np.argsort(-np.square(points - centers[groups]).sum(1), kind="stable")[: len(empty)]
+        groups = groups.copy()
+        groups[far] = empty
+        sizes = np.bincount(groups, minlength=len(centers))
+    sums = np.zeros_like(centers)
+    np.add.at(sums, groups, points)
+    return sums / np.maximum(sizes, 1)[:, None]
+
+
+_TRIES = 6
+
+
+def _candidates(cfg: AdaMSS, site: Site, matrix: np.ndarray, stored: np.ndarray | None) -> Iterator[np.ndarray]:
+    """The groups of the rows, computed again and again within what rounding does to the singular vectors.
+
+    ``stored``: P and p of a file, ``[r, in]``, which have to be those of this weight.
+
+    Raises:
+        Unsupported: they are not.
+    """
+    groups, r, _ = _sizes(cfg, site)
+    start = _start(cfg, matrix, r)
+    (U, V), (rounded, also) = _estimate(matrix, start.astype(np.float64)), _estimate(matrix, start)
+    noise = max(_outside(also.T, V), float(np.finfo(np.float32).eps))
+    if stored is not None:
+        step, off = float(ml_dtypes.finfo(_precision(stored)).eps), _outside(stored, V)
+        if not off <= 16 * max(step, noise):
+            raise Unsupported("the singular vectors in this file are not those that PEFT estimates of this base's weight on a CPU: it was "
+                              "made on another device, whose random numbers are others, or of another base", where=site.path,
+                              expected=f"within {16 * max(step, noise):.2g} of their span", found=f"{off:.2g}",
+                              remedy="merge it with PEFT on the machine that trained it")
+        noise = max(noise, off if off > step else 0.0)
+    yield _grouped(U, groups)
+    yield _grouped(rounded, groups)
+    rng, size = np.random.default_rng(0), noise * float(np.sqrt(np.square(U).mean()))
+    for _ in range(_TRIES):
+        yield _grouped(U + size * rng.standard_normal(U.shape), groups)
+
+
+def _outside(rows: np.ndarray, V: np.ndarray) -> float:
+    """Which part of the ``rows`` ``[r, in]`` lies outside of the span of V ``[in, r]``, relative to their size."""
+    wide = rows.astype(np.float64)
+    return float(np.linalg.norm(wide - wide @ V @ V.T)) / max(float(np.linalg.norm(wide)), 1e-30)
+
+
+def _init(cfg: AdaMSS, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    matrix, (count, r, _) = _augmented(site.weight, site.base_bias), _sizes(cfg, site)
+    U, V = _estimate(matrix, _start(cfg, matrix, r))
+    groups = _grouped(U, count)
+    A = np.zeros((count, cfg.subspace_rank, r), np.float32)
+    for k in range(count):
+        values, directions = np.linalg.svd(U[groups == k], full_matrices=False)[1:]
+        kept = min(cfg.subspace_rank, len(values))
+        if cfg.use_dynamic_rank:  # of U U^T, whose singular values are the squares
+            kept = max(1, min(kept, int((values**2 > cfg.svd_threshold * values[0] ** 2).sum())))
+        A[k, :kept] = directions[:kept]
+    return {"adamss_A": A, "adamss_B": np.zeros((site.out_features, cfg.subspace_rank), np.float32),
+            "adamss_groups": groups.astype(np.int32), "adamss_newB": np.ascontiguousarray(V.T, np.float32)}
+
+
+def _normal_form(cfg: AdaMSS, params: Params, site: Site) -> NormalForm:
+    A, B, groups, vectors = (params[f"adamss_{name}"] for name in ("A", "B", "groups", "newB"))
+    xp = array_namespace(B)
+    count, rank, r = A.shape
+    own = xp.astype(groups[:, None] == xp.arange(count, dtype=groups.dtype, device=groups.device), B.dtype)
+    up = xp.reshape(own[:, :, None] * B[:, None, :], (B.shape[0], count * rank))
+    down = xp.matmul(xp.reshape(A, (count * rank, r)), vectors)
+    if vectors.shape[1] == site.in_features:
+        return NormalForm(down=Dense(down), up=Dense(up))
+    return NormalForm(down=Dense(down[:, :-1]), up=Dense(up), shift=xp.matmul(up, down[:, -1]))
+
+
+def _require(cfg: AdaMSS, params: Params, site: Site) -> None:
+    groups = np.asarray(params.get("adamss_groups", np.zeros(0, np.int32)))
+    if groups.dtype.kind not in "iu" or (groups.size and not 0 <= groups.min() <= groups.max() < _sizes(cfg, site)[0]):
+        raise ValueError(f"the groups of rows are numbers from 0 to {_sizes(cfg, site)[0] - 1}")
+    if site.in_features and cfg.length is not None and cfg.length - site.in_features not in {0, 1}:
+        raise ValueError(f"the singular vectors have {cfg.length} numbers, of a layer with {site.in_features} inputs")
+
+
+def _resolve(configs: Sequence[AdaMSS], sites: Sequence[Site]) -> list[AdaMSS]:
+    return [replace(cfg, length=_sizes(cfg, site)[2] or None) for cfg, site in zip(configs, sites, strict=True)]
+
+
+_ASA = ("use_asa", "asa_target_subspaces", "init_warmup", "final_warmup", "mask_interval", "asa_importance_beta", "asa_uncertainty_beta",
+        "asa_schedule_exponent")
+"""PEFT's keys for which groups are trained when: they say nothing of the trained adapter."""
+_KEYS = PeftKeys(
+    AdaMSS,
+    {"r": 100, "num_subspaces": 5, "subspace_rank": 1, "use_dynamic_rank": False, "svd_threshold": 0.1, "random_seed": 0},
+    {"init_weights": "orthogonal"},
+)
+
+
+def _gathered(content: PeftContent) -> PeftContent:
+    """A file's factors of each group as one array, its rows group by group, as the file has them."""
+    sites = {path: _one_array(content.config, params) for path, params in content.sites.items()}
+    lengths = {path: params["adamss_newB"].shape[1] for path, params in sites.items()}
+    return content._replace(config=replace(content.config, lengths=lengths), sites=sites)
+
+
+def _one_array(cfg: AdaMSS, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    count = sum(name.startswith("adamss_B.") for name in params)
+    missing = [name for k in range(count) for name in (f"adamss_A.{k}", f"adamss_B.{k}") if name not in params]
+    if missing or not count or len(params) != 2 * count + 1 or "adamss_newB" not in params:
+        raise ValueError(f"a layer has adamss_newB and an A and a B for each group, not {', '.join(sorted(params))[:200]}")
+    As, Bs = ([params[f"adamss_{side}.{k}"] for k in range(count)] for side in "AB")
+    for A, B in zip(As, Bs, strict=True):
+        if A.ndim != 2 or B.ndim != 2 or A.shape[0] != B.shape[1] or A.shape[0] > cfg.subspace_rank or A.shape[1] != As[0].shape[1]:
+            raise ValueError(f"A {A.shape} and B {B.shape} of a group do not fit, or have more than {cfg.subspace_rank} directions")
+    A = np.stack([np.concatenate([A, np.zeros((cfg.subspace_rank - len(A), A.shape[1]), A.dtype)]) for A in As])
+    B = np.concatenate([np.concatenate([B, np.zeros((len(B), cfg.subspace_rank - B.shape[1]), B.dtype)], axis=1) for B in Bs])
+    groups = np.repeat(np.arange(count, dtype=np.int32), [len(B) for B in Bs])
+    return {"adamss_A": A, "adamss_B": B, "adamss_groups": groups, "adamss_newB": params["adamss_newB"]}
+
+
+def _precision(stored: np.ndarray) -> Any:
+    """The type of PEFT's model, in which its file has the singular vectors: the narrowest that holds their values."""
+    return next((dtype for dtype in (ml_dtypes.bfloat16, np.float16) if np.array_equal(stored.astype(dtype).astype(stored.dtype), stored)),
+                np.float32)
+
+
+def _as_peft_sees_it(site: Site, stored: np.ndarray) -> np.ndarray:
+    """``[W, b]`` as PEFT decomposes it: float32, once rounded to the type of its model."""
+    dtype = _precision(stored)
+    return _augmented(*(None if value is None else np.asarray(value).astype(dtype) for value in (site.weight, site.base_bias)))
+
+
+def _placed(cfg: AdaMSS, params: Mapping[str, np.ndarray], site: Site, factorise: Factorise) -> tuple[AdaMSS, dict[str, np.ndarray]]:
+    """A file's parameters with its rows at their places in the weight."""
+    stored, matrix = params["adamss_newB"], _as_peft_sees_it(site, params["adamss_newB"])
+    if stored.shape[1] != matrix.shape[1]:
+        raise Unsupported("the singular vectors in this file are of another weight, or of one with a bias where this has none",
+                          where=site.path, expected=f"vectors of {matrix.shape[1]} numbers", found=stored.shape[1],
+                          remedy="name the base that it was trained on")
+    count = np.bincount(params["adamss_groups"], minlength=len(params["adamss_A"]))
+    found = {tuple(groups) for groups in _candidates(cfg, site, matrix, stored)
+             if np.array_equal(np.bincount(groups, minlength=len(count)), count)}
+    if len(found) != 1:
+        raise Unsupported("the file does not say which rows of this weight its groups are, and k-means does not say it for certain: rows "
+                          "lie so near to the middle between two groups that rounding decides" if found else
+                          "k-means of this weight's rows gives no groups of the sizes that this file has", where=site.path,
+                          expected=f"groups of {', '.join(map(str, count[:20]))} rows, always the same", found=f"{len(found)} ways",
+                          remedy="merge it with PEFT on the machine that trained it")
+    groups = np.array(found.pop(), np.int32)
+    B = np.empty_like(params["adamss_B"])
+    B[np.argsort(groups, kind="stable")] = params["adamss_B"]
+    return cfg, {**params, "adamss_B": B, "adamss_groups": groups}
+
+
+def _in_parts(cfg: AdaMSS, params: Mapping[str, np.ndarray], site: Site, factorise: Factorise) -> tuple[AdaMSS, dict[str, np.ndarray]]:
+    """The parameters as PEFT's file has them, for the groups that PEFT makes of this weight."""
+    A, B, mine = params["adamss_A"], params["adamss_B"], params["adamss_groups"]
+    found = {tuple(groups) for groups in _candidates(cfg, site, _as_peft_sees_it(site, params["adamss_newB"]), None)}
+    theirs = np.array(found.pop())
+    rows = [np.flatnonzero(theirs == k) for k in range(len(A))]
+    if found or any(len(set(mine[at].tolist())) != 1 for at in rows):
+        raise Unsupported("PEFT would put the rows of this weight into other groups than this adapter has" if not found else
+                          "rows of this weight lie so near to the middle between two groups that rounding decides into which PEFT puts "
+                          "them, and its file does not say it", where=site.path, remedy="keep the pack as it is, or merge it")
+    made: dict[str, np.ndarray] = {"adamss_newB": params["adamss_newB"]}
+    for k, at in enumerate(rows):
+        own = A[mine[at[0]]]
+        rank = min(len(at), len(own))
+        if cfg.use_dynamic_rank:
+            rank = max([1, *(np.flatnonzero(own.astype(np.float32).any(1)) + 1)])
+        made |= {f"adamss_A.{k}": own[:rank].copy(), f"adamss_B.{k}": B[at, :rank]}
+    return replace(cfg, parts=tuple(made[f"adamss_B.{k}"].shape for k in range(len(rows)))), made
+
+
+adamss = METHODS.register(Method(
+    name="adamss",
+    summary="the rows of a weight in groups, each changed within the weight's first singular vectors",
+    paper="https://openreview.net/forum?id=8ZdWmpYxT0",
+    formula="W'_k = W_k + B_k A_k P,  b'_k = b_k + B_k A_k p,  [W, b] ~ U S [P, p]",
+    config=AdaMSS,
+    traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=True, frozen=("adamss_newB",), layers=LINEAR),
+    shapes=_shapes,
+    init=_init,
+    normal_form=_normal_form,
+    examples=(AdaMSS(r=3, num_subspaces=2), AdaMSS(r=4, num_subspaces=3, subspace_rank=2, use_dynamic_rank=True, random_seed=3)),
+    storage=Storage(require=_require, resolve=_resolve, makes=lambda cfg, site: _sizes(cfg, site)[0] * cfg.subspace_rank * (
+        2 * site.out_features + site.in_features)),
+    training=Training(needs=lambda cfg: frozenset({"weight"})),
+    peft=PeftForm(
+        peft_type="ADAMSS",
+        suffixes={name: name for name in ("adamss_A", "adamss_B", "adamss_groups", "adamss_newB")},
+        numbered=("adamss_A", "adamss_B"),
+        to_config=_KEYS.to_config,
+        from_config=_KEYS.from_config,
+        features=lambda params: (None, params["adamss_B"].shape[0] if "adamss_B" in params else None),
+        from_peft_file=_gathered,
+        understood=frozenset(_ASA),
+        to_peft_with_base=_in_parts,
+        from_peft_with_base=_placed,
+    ),
+))
