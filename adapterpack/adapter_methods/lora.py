@@ -27,6 +27,8 @@ from .core.peft_attention import attention_parameters
 from .core.peft_form import TRANSPOSED, PeftForm, PeftLayer, as_kernels
 from .core.peft_keys import by_site, literal, plain
 from .core.peft_lora import FOR_TRAINING_ALONE, READ_AS_LORA, as_lora
+from .core.peft_parameters import KEY as TARGET_PARAMETERS
+from .core.peft_parameters import as_stored, targeted_parameters
 from .core.site import Params, Site
 from .inits import init_named
 from .inits.rewritten import rewritten, widened
@@ -211,12 +213,13 @@ lora = METHODS.register(Method(
         suffixes=_SUFFIXES,
         to_config=_to_peft,
         from_config=_from_peft,
-        features=lambda params: (params["lora_A"].shape[1], params["lora_B"].shape[0]),
+        features=lambda params: (params["lora_A"].shape[-1], params["lora_B"].shape[-2]),
         matches=lambda config: config.get("peft_type") == "LORA" and not any(map(config.get, OTHERS))
         and config.get("bias") in (None, "none"),
         rewritten=rewritten,
-        from_peft_file=lambda content: attention_parameters(widened(as_lora(content))),
-        understood=READ_AS_LORA,
+        from_peft_file=lambda content: attention_parameters(targeted_parameters(widened(as_lora(content)))),
+        parameters=as_stored,
+        understood=READ_AS_LORA | {TARGET_PARAMETERS},
         dropped=FOR_TRAINING_ALONE,
         layers={
             "conv": PeftLayer(axes=(3, 4, 5), stored=as_kernels("lora_A", "lora_B"), refused=across_groups),

@@ -21,7 +21,7 @@ from ..io.safetensors import SafetensorsFile, TensorInfo
 from . import fingerprint as fp
 from . import linear_layers, merkle
 from .base_folder import CONFIG, read_json, require_harmless
-from .fused_experts import Stack, find_stacks
+from .fused_experts import Stack, find_stacks, stored_as
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -273,7 +273,10 @@ class Checkpoint:
         if stripped in self.tensors:
             return stripped
         longer = [prefixed for prefixed in self.tensors if prefixed.partition(".")[2] == name]
-        return longer[0] if len(longer) == 1 else None
+        if longer:
+            return longer[0] if len(longer) == 1 else None
+        older = stored_as(name)
+        return None if older is None else self.tensor_name(older)
 
     def tied_to(self, path: str) -> str | None:
         """The input embedding that the output head ``path`` is tied to, where the files store one tensor for both; else None."""

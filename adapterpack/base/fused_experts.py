@@ -16,8 +16,18 @@ from ..io.safetensors import TensorInfo
 _EXPERT = re.compile(r"(?P<owner>[^\0]{1,400}\.experts)\.(?P<number>[0-9]{1,5})\.(?P<leaf>\w{1,20})\.weight")
 _FUSED = {("gate_proj", "up_proj"): "gate_up_proj", ("w1", "w3"): "gate_up_proj", ("down_proj",): "down_proj", ("w2",): "down_proj"}
 """Names of an expert's layers -> name of the fused parameter."""
-_RENAMED = {"block_sparse_moe.experts": "mlp.experts"}
-"""Name of the module with the experts in checkpoints -> its name in the model."""
+_RENAMED = {"block_sparse_moe": "mlp"}
+"""Name of the module with the experts and their router in checkpoints -> its name in the model."""
+
+
+def stored_as(name: str) -> str | None:
+    """What a checkpoint calls a parameter of a mixture of experts that the model calls ``name``, where it has an older name for it.
+
+    Example:
+        >>> stored_as("layers.0.mlp.gate.weight"), stored_as("layers.0.q_proj.weight")
+        ('layers.0.block_sparse_moe.gate.weight', None)
+    """
+    return next((name.replace(f".{ours}.", f".{theirs}.") for theirs, ours in _RENAMED.items() if f".{ours}." in name), None)
 
 
 class Stack(NamedTuple):
@@ -45,7 +55,8 @@ def find_stacks(stored: Mapping[str, TensorInfo]) -> dict[str, Stack]:
             leaves[match["owner"]][match["leaf"]][int(match["number"])] = info
     stacks = {}
     for owner, layers in leaves.items():
-        model = next((owner.removesuffix(theirs) + ours for theirs, ours in _RENAMED.items() if owner.endswith(theirs)), owner)
+        model = next((owner.removesuffix(f"{theirs}.experts") + f"{ours}.experts" for theirs, ours in _RENAMED.items()
+                      if owner.endswith(f"{theirs}.experts")), owner)
         for members, fused in _FUSED.items():
             stack = _stack(f"{model}.{fused}", [layers.get(leaf, {}) for leaf in members])
             if stack is not None and stack.name not in stored:

@@ -11,7 +11,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from ..adapter_methods import is_bare
+from ..adapter_methods import is_bare, is_stacked
 from ..base.base_folder import read_json, require_harmless
 from ..base.checkpoint import SINGLE, Checkpoint
 from ..base.site_kinds import kind_of_shape
@@ -64,6 +64,14 @@ class BaseModel:
             raise SiteNotFound("the base has no such site", where=self.folder, found=path, remedy=nearest(path, self.modules()))
         return f"{path}.weight"
 
+    def stored_shape(self, path: str) -> tuple[int, ...] | None:
+        """The shape of a parameter by its path, or of a stack that is stored matrix by matrix; None where there is none."""
+        if self.checkpoint is None:
+            return self.shapes.get(path)
+        stack = next((self.checkpoint.stacks[name] for name in (path, path.partition(".")[2]) if name in self.checkpoint.stacks), None)
+        name = self.checkpoint.tensor_name(path)
+        return stack.shape if stack is not None else None if name is None else self.shapes[name]
+
     def identity(self) -> m.Base:
         """The base as a manifest names it; reads every byte once for the content's digest."""
         base = self.checkpoint
@@ -111,6 +119,11 @@ def bind_to_base(pack: Pack, base: BaseModel) -> Pack:
     groups = []
     for group in pack.groups:
         if group.role != "adapter" or not is_module(group.path):
+            groups.append(group)
+            continue
+        stack = base.stored_shape(group.path) if is_stacked(group.kind) else None
+        if stack is not None and group.path not in base.shapes:  # the files have its matrices one by one
+            require_shape(pack, group, stack, base.folder)
             groups.append(group)
             continue
         weight = base.weight_name(group.path, group.weight)

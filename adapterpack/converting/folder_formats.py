@@ -22,6 +22,7 @@ from ..peft.options import unknown_sentence
 from .base import BaseModel, bind_to_base
 from .format import Format, Reading, Source
 from .peft_decomposition import from_peft, to_peft
+from .peft_parameters import of_parameters
 
 ON_BASE = ("PEFT's file means this adapter with the singular vectors that torch gives on this machine's CPU; elsewhere these, "
            "and so what the file means, may be others")
@@ -68,7 +69,8 @@ def _write_pack(pack: Pack, folder: Path, base: BaseModel | None) -> tuple[str, 
 
 
 def _read_peft(source: Source) -> Reading:
-    pack, unknown, rewritten = imported(source.path, source.name, on_base=source.base is not None)
+    pack, unknown, rewritten = imported(source.path, source.name, on_base=source.base is not None,
+                                         base=None if source.base is None else source.base.stored_shape)
     notes = (unknown_sentence(unknown),) if unknown else ()
     if source.base is None:
         return Reading(pack, notes)
@@ -87,6 +89,8 @@ def _write_peft(pack: Pack, folder: Path, base: BaseModel | None) -> tuple[str, 
         config = layout.config_bytes(on_base.manifest, on_base=True)
         files = {**encode_files(on_base.manifest, on_base.tensors), **({} if config is None else {layout.CONFIG: config})}
         notes += (ON_BASE,) if on_base.method.peft is not None and on_base.method.peft.from_peft_with_base is not None else ()
+    if layout.CONFIG not in files and (parameters := of_parameters(plain, base)) is not None:
+        files = parameters
     if layout.CONFIG not in files:
         kinds = dict.fromkeys(group.kind for group in pack.manifest.groups if group.role == "adapter")
         raise Unsupported("PEFT has no such method, or another form of it at a kind of layer", where=f"pack '{pack.name}'",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..adapter_methods import Rewritten
+from ..adapter_methods.core.peft_parameters import Stored
 from ..errors import Unsupported
 from ..io.safe_open import LARGE, TENSORS
 from ..io.safetensors import SafetensorsFile
@@ -38,11 +39,12 @@ def read(folder: Path, name: str | None = None, on_base: bool = False) -> Pack:
     return pack
 
 
-def imported(folder: Path, name: str | None = None, on_base: bool = False, tensors: SafetensorsFile | None = None) -> Imported:
+def imported(folder: Path, name: str | None = None, on_base: bool = False, tensors: SafetensorsFile | None = None,
+             base: Stored | None = None) -> Imported:
     """A pack made from a folder that PEFT wrote; its base is known by name only, so its digests are empty.
 
     ``on_base``: where the tensors mean something with the base alone, they are taken as they are, for who completes them.
-    ``tensors``: their file, if it is somewhere else.
+    ``tensors``: their file, if it is somewhere else. ``base`` gives the shape of a parameter of the base by its path, where there is one.
 
     Raises:
         FormatError: the folder is not a PEFT adapter, or its tensors do not pair up.
@@ -52,7 +54,7 @@ def imported(folder: Path, name: str | None = None, on_base: bool = False, tenso
     refuse_pickle(folder / TENSORS)
     path = folder / TENSORS
     large = SafetensorsFile(path) if tensors is None and path.is_file() and path.stat().st_size > LARGE else None
-    content = layout.content_of(folder, config, (), tensors or large)
+    content = layout.content_of(folder, config, (), tensors or large, base=base)
     turned = content.method.peft is not None and content.method.peft.from_peft_with_base is not None
     if (turned or content.rewritten is not None) and not on_base:
         why = "what these tensors mean depends on the singular vectors of the base" if content.rewritten is None else content.rewritten.why

@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..adapter_methods import Method, PeftContent, PeftLayer, Rewritten, Site, methods
+from ..adapter_methods import Method, PeftContent, PeftLayer, Rewritten, Site, is_bare, methods
+from ..adapter_methods.core.peft_parameters import KEY as TARGET_PARAMETERS
+from ..adapter_methods.core.peft_parameters import WRAPPED, Stored, named_at, names_in, unwrapped
 from ..errors import AdapterpackError, FormatError, Unsupported
 from ..io import strict_json
 from ..io.safe_open import TENSORS
@@ -40,15 +42,18 @@ class Content(NamedTuple):
     rewritten: Rewritten | None = None
 
 
-def config_bytes(manifest: m.Manifest, on_base: bool = False) -> bytes | None:
+def config_bytes(manifest: m.Manifest, on_base: bool = False, parameters: bool = False) -> bytes | None:
     """PEFT's config for a manifest, or None where PEFT cannot load the tensors: another method or kind of layer, quantized tensors,
-    tensors left out. ``on_base``: they are those that PEFT needs on the pack's base."""
+    tensors left out. ``on_base``: they are those that PEFT needs on the pack's base; ``parameters``: those of bare parameters are as PEFT
+    stores them."""
     pack, method = Described(manifest), method_of(manifest)
     if method.peft is None or manifest.quantization is not None or (method.peft.from_peft_with_base is not None and not on_base):
         return None
     adapters = [group for group in manifest.groups if group.role == "adapter"]
-    forms = [form_of(pack.method_of(group), group.kind, None if group.method is None else method) for group in adapters]
-    if None in forms or not all(map(_shown, forms, (pack.shapes.get(group.path, {}) for group in adapters))):
+    bare = [group.path for group in adapters if parameters and method.peft.parameters is not None and is_bare(group.kind)]
+    layers = [group for group in adapters if group.path not in bare]
+    forms = [form_of(pack.method_of(group), group.kind, None if group.method is None else method) for group in layers]
+    if None in forms or not all(map(_shown, forms, (pack.shapes.get(group.path, {}) for group in layers))):
         return None
     if not _imported(manifest) and any(limit(pack.method_of(group), pack.config_at(group), _site(group)) for group in adapters):
         return None
@@ -69,12 +74,15 @@ def config_bytes(manifest: m.Manifest, on_base: bool = False) -> bytes | None:
         "base_model_name_or_path": manifest.base.name,
         "revision": manifest.base.commit,
         "inference_mode": True,
-        **({} if method.peft.site or not method.peft.names_sites else {"target_modules": list(sites)}),
+        **({} if method.peft.site or not method.peft.names_sites else {"target_modules": [path for path in sites if path not in bare]}),
         "modules_to_save": saved or None,
         **method_config,
         **{key: value for form in forms if form is not None for key, value in form.config.items()},
         **secondary_configs,
+        **({TARGET_PARAMETERS: bare, "lora_dropout": 0.0} if bare else {}),
     }
+    if bare and config.get("fan_in_fan_out"):
+        return None  # PEFT takes the one or the other
     return strict_json.canonical(config)
 
 
@@ -96,8 +104,9 @@ def _site(group: m.Group) -> Site:
 
 
 def content_of(folder: Path, config: Mapping[str, Any], expected: Iterable[Method], tensors: SafetensorsFile | None,
-             packed: bool = False) -> Content:
-    """What a PEFT folder means; ``tensors``: its file, if it is open already; ``packed`` as in :class:`~..methods.PeftContent`.
+             packed: bool = False, base: Stored | None = None) -> Content:
+    """What a PEFT folder means; ``tensors``: its file, if it is open already; ``packed`` and ``base`` as in
+    :class:`~..adapter_methods.PeftContent`.
 
     The first ``expected`` method, or the one that has PEFT's name, comes first: no config is read by two methods, and listing all of them
     means looking through every installed package.
@@ -122,7 +131,7 @@ def content_of(folder: Path, config: Mapping[str, Any], expected: Iterable[Metho
     unknown = unknown_options({key: value for key, value in config.items() if key not in known}, written, layers, folder / CONFIG)
     tensors = tensors or SafetensorsFile(file, private=True)
     parts = sort(method, secondary, tensors, config, file)
-    adapters, shared = _adapters(method, cfg, config, parts, folder, packed)
+    adapters, shared = _adapters(method, cfg, config, parts, folder, packed, base)
     guests = [(guest, _secondary(guest, key, config[key], parts.secondary.get(key, {}), folder)) for key, guest in secondary.items()]
     return Content(method, adapters, shared, guests, parts.full, unknown, rewritten)
 
@@ -131,15 +140,20 @@ def _expanded(method: Method, config: Mapping[str, Any], tensors: SafetensorsFil
               ) -> tuple[Mapping[str, Any], SafetensorsFile | None]:
     """The config with names in place of regular expressions."""
     expressions = [key for key, value in config.items() if key.endswith("_pattern") and patterns.is_expression(value)]
-    if not expressions:
+    by_expression = isinstance(config.get("target_modules"), str) and bool(config.get(TARGET_PARAMETERS))
+    if not expressions and not by_expression:
         return config, tensors
     tensors = tensors or SafetensorsFile(folder / TENSORS, private=True)
     paths = sorted(sort(method, {}, tensors, config, folder / TENSORS, strict=False).params)
+    if by_expression:
+        config = {**config, "target_modules": patterns.matched(config["target_modules"], paths, f"{folder / CONFIG}#/target_modules")}
+    names = names_in(config)
+    paths += [name for owner in dict.fromkeys(map(unwrapped, paths)) for name in named_at(owner, names, config)] if names else []
     return {**config, **{key: patterns.expanded(config[key], paths, f"{folder / CONFIG}#/{key}") for key in expressions}}, tensors
 
 
-def _adapters(method: Method, cfg: Any, config: Mapping[str, Any], sorted_tensors: Sorted, folder: Path, packed: bool
-              ) -> tuple[Adapters, dict[str, np.ndarray]]:
+def _adapters(method: Method, cfg: Any, config: Mapping[str, Any], sorted_tensors: Sorted, folder: Path, packed: bool,
+              base: Stored | None) -> tuple[Adapters, dict[str, np.ndarray]]:
     """The sites of the folder's own method, and what they share."""
     assert method.peft is not None
     file = folder / TENSORS
@@ -150,14 +164,14 @@ def _adapters(method: Method, cfg: Any, config: Mapping[str, Any], sorted_tensor
         params = untied(params, config.get("target_modules"), file)
     if method.peft.from_peft_file is not None:
         try:
-            adopted = method.peft.from_peft_file(PeftContent(cfg, shared, params, packed, config))
+            adopted = method.peft.from_peft_file(PeftContent(cfg, shared, params, packed, config, base=base))
             cfg, shared, params = adopted.config, dict(adopted.shared), {path: dict(tensors) for path, tensors in adopted.sites.items()}
             kinds |= adopted.kinds
         except (TypeError, ValueError, IndexError) as error:
             raise FormatError(f"the tensors do not fit the PEFT configuration: {error}", where=file) from error
     adapters = {}
-    for path, tensors in sorted(params.items()):
-        if ".base_layer." in path:  # PEFT wraps what owns the parameters once for each of them
+    for path, tensors in sorted(params.items(), key=lambda item: _place(item[0], kinds)):
+        if f"{WRAPPED}." in f"{path}.":  # PEFT wraps what owns the parameters once for each of them
             raise Unsupported("an adapter of several bare parameters of one module has no form in which PEFT and this package agree",
                               where=f"{file}, {path}", remedy="merge this adapter with the library that made it")
         try:
@@ -173,6 +187,11 @@ def _adapters(method: Method, cfg: Any, config: Mapping[str, Any], sorted_tensor
     if shapes != wanted:
         raise FormatError("the tensors that all sites share are not those of the method", where=file, expected=wanted, found=shapes)
     return adapters, shared
+
+
+def _place(path: str, kinds: Mapping[str, str]) -> str:
+    """What sites are sorted by: parameters of one module keep their order, in which PEFT nests them."""
+    return path.rpartition(".")[0] if is_bare(kinds.get(path, "")) else path
 
 
 def _secondary(method: Method, key: str, value: Any, tensors_by_path: Mapping[str, dict[str, np.ndarray]], folder: Path) -> Adapters:

@@ -63,6 +63,8 @@ def alike(method: Method, kind: str, other: str, shapes: Mapping[str, tuple[int,
         >>> alike(get("hra"), "linear", "conv", {"hra_u": (12, 4)}), alike(get("lora"), "linear", "conv", {"lora_A": (4, 12)})
         (True, False)
     """
+    if is_stacked(kind) and is_stacked(other):
+        return True  # a method sees the same matrices, whichever way round the stack is stored
     plain = None if method.peft is None else method.peft.layers.get(other)
     if plain is None or kind not in method.traits.layers:
         return False

@@ -36,22 +36,10 @@ def expanded(pattern: Mapping[str, Any], paths: Iterable[str], where: str) -> di
         >>> expanded({"layers.[0-3].v_proj": 4}, ["layers.1.v_proj", "layers.4.v_proj"], "rank_pattern")
         {'^layers.1.v_proj': 4}
     """
-    import re2  # noqa: PLC0415 - only for the few files that hold an expression
-
     if len(pattern) > _MAX_KEYS or not all(isinstance(key, str) and len(key) <= _MAX_LENGTH for key in pattern):
         raise FormatError("a pattern has too many keys, or keys that are no short texts", where=where,
                           expected=f"at most {_MAX_KEYS} texts of at most {_MAX_LENGTH} characters", found=len(pattern))
-    options = re2.Options()
-    options.max_mem, options.log_errors = _MAX_MEMORY, False
-    compiled = []
-    for key, value in pattern.items():
-        try:
-            compiled.append((re2.compile(rf"(?:.*\.)?(?:{key})", options), value))
-        except re2.error as error:
-            reason = error.args[0].decode("utf-8", "replace") if error.args and isinstance(error.args[0], bytes) else str(error)
-            raise Unsupported(f"this PEFT pattern cannot be run in bounded time: {reason[:120]}", where=where, found=repr(key)[:80],
-                              expected="an expression without look-around and back-references",
-                              remedy="write the pattern with literal module names") from error
+    compiled = [(_compiled(rf"(?:.*\.)?(?:{key})", key, where), value) for key, value in pattern.items()]
     value_by_path = {}
     for path in paths:
         for expression, value in compiled:
@@ -59,3 +47,35 @@ def expanded(pattern: Mapping[str, Any], paths: Iterable[str], where: str) -> di
                 value_by_path[f"^{path}"] = value
                 break
     return value_by_path
+
+
+def matched(expression: str, paths: Iterable[str], where: str) -> list[str]:
+    r"""The paths that an expression for whole paths fits, as PEFT reads a ``target_modules`` that is one text.
+
+    Raises:
+        FormatError: the text is too long.
+        Unsupported: it uses what cannot be run in linear time.
+
+    Example:
+        >>> matched(r".*\.[qv]_proj", ["layers.1.v_proj", "layers.1.k_proj"], "target_modules")
+        ['layers.1.v_proj']
+    """
+    if len(expression) > _MAX_LENGTH:
+        raise FormatError("an expression is too long", where=where, expected=f"at most {_MAX_LENGTH} characters", found=len(expression))
+    compiled = _compiled(f"(?:{expression})", expression, where)
+    return [path for path in paths if compiled.fullmatch(path)]
+
+
+def _compiled(expression: str, shown: str, where: str) -> Any:
+    """An expression that runs in bounded time; ``shown``: what the file has for it."""
+    import re2  # noqa: PLC0415 - only for the few files that hold an expression
+
+    options = re2.Options()
+    options.max_mem, options.log_errors = _MAX_MEMORY, False
+    try:
+        return re2.compile(expression, options)
+    except re2.error as error:
+        reason = error.args[0].decode("utf-8", "replace") if error.args and isinstance(error.args[0], bytes) else str(error)
+        raise Unsupported(f"this PEFT pattern cannot be run in bounded time: {reason[:120]}", where=where, found=repr(shown)[:80],
+                          expected="an expression without look-around and back-references",
+                          remedy="write the pattern with literal module names") from error

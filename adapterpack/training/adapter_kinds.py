@@ -53,7 +53,7 @@ class Kind(NamedTuple):
 
 
 def _layer(model: nn.Module, module: nn.Module, path: str, traits: Traits) -> Adapted:
-    site = site_at(path, innermost(module), traits.layers)
+    site = site_at(path, innermost(module), traits.layers, is_parameter=isinstance(module_at(model, path), nn.Parameter))
     if site is None:
         raise SiteNotFound("the module at this site cannot be adapted", where=path, found=type(innermost(module)).__name__)
     return LAYERS[site.kind](module, site)

@@ -34,7 +34,7 @@ from .layers.two_pass import lead, release
 from .layers.whole import HeadLabels
 from .layers.wrapper import base_modules
 from .save import require_model_base
-from .sites import left_out, targetable_sites
+from .sites import attachable_sites, left_out
 
 log = logging.getLogger(__name__)
 
@@ -164,7 +164,7 @@ def attach(model: nn.Module, pack: Pack, name: str | None = None, check_base: bo
     """
     name = name or pack.name
     _refuse_taken(model, name)
-    require_sites(pack, targetable_sites(model), type(model).__name__)
+    require_sites(pack, attachable_sites(model), type(model).__name__)
     verdict = require_model_base(model, pack) if check_base else None
     with wrapping(model, name) as work:
         shared, groups = pack.shared(), {group.path: group for group in pack.groups}

@@ -17,6 +17,7 @@ from ..manifest.manifest import Group
 from .adapter_kinds import KINDS
 from .layers.embedding_rows import AdaptedTable
 from .layers.layer import Adapted
+from .layers.parameter import AdaptedParameter
 from .layers.position_tracking import forget, tell
 from .layers.tensors import as_numpy, as_parameter
 from .layers.weights import device_of, tensor_of
@@ -95,6 +96,9 @@ class Work:
                                       expected=", ".join(method.traits.layers), remedy="detach it first")
                 return existing
         wrapper = kind.wrap(self.model, module, path, method.traits)
+        if any(isinstance(existing, AdaptedParameter) and not isinstance(wrapper, AdaptedParameter) for existing in chain):
+            raise Unsupported("another adapter changes a parameter of this layer, whose value the layer would not see", where=path,
+                              found=wrapper._site.kind, remedy="detach it first")
         self.swaps[module] = wrapper
         return wrapper
 

@@ -107,9 +107,10 @@ ALL = {"all-linear": Every(_LINEAR), "all-norm": Every(("norm",)), "all-experts"
 """What ``targets`` may say for every layer of a kind."""
 
 
-def site_at(path: str, module: nn.Module, layers: Sequence[str] = ()) -> Site | None:
-    """The site of that path, which is the module's or that of a parameter in it; None where there is none."""
-    layer = _layer(path, module, layers)
+def site_at(path: str, module: nn.Module, layers: Sequence[str] = (), is_parameter: bool = False) -> Site | None:
+    """The site of that path, which is the module's or, if the module is no layer or ``is_parameter``, that of a parameter in it; None where
+    there is none."""
+    layer = None if is_parameter else _layer(path, module, layers)
     if layer is not None:
         return layer
     parts = path.split(".")
@@ -127,6 +128,13 @@ def targetable_sites(model: nn.Module, layers: Sequence[str] = ()) -> dict[str, 
             sites[path] = [site] if site is not None else parameters if isinstance(module, nn.MultiheadAttention) else []
         sites |= {parameter.path: [parameter] for parameter in parameters}
     return sites
+
+
+def attachable_sites(model: nn.Module) -> dict[str, list[Site]]:
+    """As :func:`targetable_sites`, and the matrices of layers under the parameters' own paths: PEFT adapts these, too."""
+    layers = {site.path: [site] for path, module in base_modules(model) if path and _layer(path, module) is not None
+              for site in _parameters(path, module)}
+    return {**layers, **targetable_sites(model)}
 
 
 def holder_at(model: nn.Module, path: str) -> nn.Module:

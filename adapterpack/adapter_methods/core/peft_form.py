@@ -14,7 +14,8 @@ class PeftContent(NamedTuple):
     """What a folder that PEFT wrote holds: the config (for all sites), the tensors that all sites share, and site path -> its tensors.
 
     ``packed``: it is the folder of a pack, whose manifest says what these files leave open; they are taken as they are. ``written`` is
-    PEFT's own configuration; ``kinds`` are the kinds of sites that are not what their tensors look like.
+    PEFT's own configuration; ``kinds`` are the kinds of sites that are not what their tensors look like. ``base`` gives the shape that a
+    parameter has in the base, by its path, and None for one that is not there; it is None itself where no base is at hand.
     """
 
     config: Any
@@ -23,6 +24,7 @@ class PeftContent(NamedTuple):
     packed: bool = False
     written: Mapping[str, Any] = {}
     kinds: Mapping[str, str] = {}
+    base: Callable[[str], tuple[int, ...] | None] | None = None
 
 
 Shapes: TypeAlias = "Mapping[str, tuple[int, ...]]"
@@ -169,6 +171,10 @@ class PeftForm(NamedTuple):
     Unsupported where the base alone does not say it."""
     layers: Mapping[str, PeftLayer] = {}
     """Kind of site -> how PEFT has it there, for kinds other than the method's first. At a kind that is not here PEFT has no such form."""
+
+    parameters: Callable[[Site, Params], dict[str, np.ndarray]] | None = None
+    """The parameters of a site that is a bare parameter of the base, or a stack of them, as PEFT stores them where its config names such
+    parameters (``target_parameters``). A pack's folder never does: its tensors stay as they are, and ``convert`` makes PEFT's."""
 
     def widths(self, kind: str, params: Params) -> tuple[int | None, int | None]:
         """What the parameters of a site of that kind say of its input and output width."""
