@@ -668,8 +668,9 @@ def test_the_fused_encoder_does_not_pass_the_adapter_by() -> None:
 
 
 def test_other_formats_take_the_kinds_that_they_have_or_say_so(tmp_path: Path) -> None:
-    """PEFT's and ONNX Runtime's files hold transposed layers, PEFT's embeddings and convolutions too; all else is refused by its kind."""
-    takes = {"GPT-2": {"peft", "onnx_adapter"}, "embedding": {"peft"}, "conv 2d": {"peft"}}
+    """PEFT's and ONNX Runtime's files hold transposed layers, PEFT's embeddings, convolutions and parameters, too; all else is
+    refused by its kind."""
+    takes = {"GPT-2": {"peft", "onnx_adapter"}, "embedding": {"peft"}, "conv 2d": {"peft"}, "attention": {"peft"}, "experts": {"peft"}}
     for label in ("GPT-2", "embedding", "conv 2d", "conv of groups", "attention", "experts"):
         subject = SUBJECTS[label]
         pack = save(trained(subject, base_of(subject, torch.float32)), tmp_path / label / "pack", name="a")

@@ -27,9 +27,9 @@ from .core.peft_attention import attention_parameters
 from .core.peft_form import TRANSPOSED, PeftForm, PeftLayer, as_kernels
 from .core.peft_keys import by_site, literal, plain
 from .core.peft_lora import FOR_TRAINING_ALONE, READ_AS_LORA, as_lora
-from .core.peft_parameters import KEY as TARGET_PARAMETERS
-from .core.peft_parameters import as_stored, targeted_parameters
 from .core.site import Params, Site
+from .forms.peft_parameters import KEY as TARGET_PARAMETERS
+from .forms.peft_parameters import as_stored, targeted_parameters
 from .inits import init_named
 from .inits.rewritten import rewritten, widened
 from .registry import METHODS
@@ -213,7 +213,7 @@ lora = METHODS.register(Method(
         suffixes=_SUFFIXES,
         to_config=_to_peft,
         from_config=_from_peft,
-        features=lambda params: (params["lora_A"].shape[-1], params["lora_B"].shape[-2]),
+        features=lambda params: (params["lora_A"].shape[-2:][1], params["lora_B"].shape[-2]),
         matches=lambda config: config.get("peft_type") == "LORA" and not any(map(config.get, OTHERS))
         and config.get("bias") in (None, "none"),
         rewritten=rewritten,

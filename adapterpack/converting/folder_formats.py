@@ -90,7 +90,7 @@ def _write_peft(pack: Pack, folder: Path, base: BaseModel | None) -> tuple[str, 
         files = {**encode_files(on_base.manifest, on_base.tensors), **({} if config is None else {layout.CONFIG: config})}
         notes += (ON_BASE,) if on_base.method.peft is not None and on_base.method.peft.from_peft_with_base is not None else ()
     if layout.CONFIG not in files and (parameters := of_parameters(plain, base)) is not None:
-        files = parameters
+        files, notes = parameters[0], notes + parameters[1]
     if layout.CONFIG not in files:
         kinds = dict.fromkeys(group.kind for group in pack.manifest.groups if group.role == "adapter")
         raise Unsupported("PEFT has no such method, or another form of it at a kind of layer", where=f"pack '{pack.name}'",

@@ -1,49 +1,90 @@
-"""Writes adapters of bare parameters and of stacks of experts as PEFT has them, with its names and shapes (``target_parameters``)."""
+"""Writes adapters of bare parameters and of stacks of experts as PEFT has them, with its names and shapes (``target_parameters``).
+
+The two parameters of torch's own attention are a module to PEFT, with one rank and one scale for both.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from msgspec.structs import replace
+
 from ..adapter_methods import is_bare
-from ..adapter_methods.core.peft_parameters import wrappers_of
+from ..adapter_methods.core.peft_attention import OUT
+from ..adapter_methods.forms.peft_parameters import wrappers_of
 from ..errors import Unsupported
 from ..io import safetensors
 from ..io.safe_open import TENSORS
+from ..manifest.manifest import Group
 from ..pack.contents import METADATA
 from ..pack.pack import Pack
 from ..peft import layout
 from ..peft.names import PREFIX
 from .base import BaseModel
 
+TWICE = ("PEFT up to 0.21.2 adds the change of an attention's out_proj twice, and this folder is written for it: a version that adds it "
+         "once takes it for half of what it is")
+_IN, _OUT, _APART = ".in_proj_weight", ".out_proj.weight", ".q_proj_weight"
 
-def of_parameters(pack: Pack, base: BaseModel | None) -> dict[str, bytes] | None:
-    """The files of PEFT's folder by name; None where the pack changes no parameters, or PEFT has its method for none.
+
+def of_parameters(pack: Pack, base: BaseModel | None) -> tuple[dict[str, bytes], tuple[str, ...]] | None:
+    """The files of PEFT's folder by name, and what is to be said of them; None where the pack changes no parameters, or PEFT has its method
+    for none.
 
     Raises:
-        Unsupported: a parameter is one of ``torch.nn.MultiheadAttention``, or may be one of ``base``'s, which is not at hand.
+        Unsupported: PEFT has no such adapter of torch's own attention; or whether a parameter is one of its only ``base`` could tell.
     """
     form, groups = pack.method.peft, {group.path: group for group in pack.groups if group.role == "adapter" and is_bare(group.kind)}
     if form is None or form.parameters is None or not groups or any(group.method is not None for group in groups.values()):
         return None
-    config = layout.config_bytes(pack.manifest, parameters=True)
+    owners = [owner for path in groups if (owner := _attention(path, groups, base)) is not None]
+    modules = [replace(group, path=group.path.removesuffix(_IN), kind="linear") if group.path.removesuffix(_IN) in owners else group
+               for group in pack.manifest.groups if group.path.removesuffix(_OUT) not in owners]
+    config = layout.config_bytes(replace(pack.manifest, groups=tuple(modules)), parameters=True)
     if config is None:
         return None
-    _refuse_attention(pack, list(groups), base)
+    wrappers = wrappers_of(path for path in groups if not any(path in (owner + _IN, owner + _OUT) for owner in owners))
+    written = {wrapper: form.parameters(pack.site(groups[path]), pack.params(path)) for path, wrapper in wrappers.items()}
+    for owner in dict.fromkeys(owners):
+        written |= {owner: pack.params(owner + _IN), owner + OUT: _halved(pack, owner, groups)}
     tensors = {name: value for name, value in pack.tensors.items() if pack.manifest.tensors[name].group not in groups}
-    for path, wrapper in wrappers_of(groups).items():
-        for param, value in form.parameters(pack.site(groups[path]), pack.params(path)).items():
-            tensors[f"{PREFIX}{wrapper}.{form.suffixes[param]}"] = value
-    return {TENSORS: b"".join(safetensors.pieces(tensors, METADATA)), layout.CONFIG: config}
+    tensors |= {f"{PREFIX}{wrapper}.{form.suffixes[param]}": value
+                for wrapper, params in written.items() for param, value in params.items()}
+    return {TENSORS: b"".join(safetensors.pieces(tensors, METADATA)), layout.CONFIG: config}, (TWICE,) if owners else ()
 
 
-def _refuse_attention(pack: Pack, paths: list[str], base: BaseModel | None) -> None:
-    """Refuses the parameters of attention, which PEFT has by the module alone, and not by ``target_parameters``."""
-    for path in paths:
-        owner = path.removesuffix(".out_proj.weight").removesuffix(".in_proj_weight")
-        if owner == path:
-            continue
-        fused = f"{owner}.in_proj_weight"
-        if fused in paths or (base is not None and base.stored_shape(fused) is not None):
-            raise Unsupported("PEFT up to 0.21.2 adds the change of an attention's out_proj twice and later versions once, so no file "
-                              "means the same to all", where=f"pack '{pack.name}', {path}", remedy="keep the pack as it is")
-        if base is None:
-            raise Unsupported("PEFT has another form for this parameter if it belongs to torch's own attention", where=path,
-                              expected="the base", remedy="name it with --base")
+def _attention(path: str, groups: Mapping[str, Group], base: BaseModel | None) -> str | None:
+    """The attention of torch's that a parameter belongs to, or None."""
+    owner = path.removesuffix(_OUT).removesuffix(_IN)
+    if owner == path:
+        return None
+
+    def has(end: str) -> bool:
+        return owner + end in groups or (base is not None and base.stored_shape(owner + end) is not None)
+
+    if has(_APART):
+        raise Unsupported("PEFT has no adapters of torch's own attention where keys or values have a width of their own", where=path,
+                          found=groups[path].kind, remedy="keep the pack as it is")
+    if not has(_IN) and base is None:
+        raise Unsupported("PEFT has another form for this parameter if it belongs to torch's own attention", where=path,
+                          found=groups[path].kind, expected="the base", remedy="name it with --base")
+    return owner if has(_IN) else None
+
+
+def _halved(pack: Pack, owner: str, groups: Mapping[str, Group]) -> dict[str, Any]:
+    """The factors of ``out_proj``, whose change is half of what it is in the scale of ``in_proj_weight``: PEFT adds it twice.
+
+    Raises:
+        Unsupported: one of the two is not changed, or they have different ranks.
+    """
+    both = [groups.get(owner + end) for end in (_IN, _OUT)]
+    configs = [pack.config_at(group) for group in both if group is not None]
+    if len(configs) < 2 or configs[0].r != configs[1].r or not configs[0].scale:
+        raise Unsupported("PEFT changes both parameters of torch's own attention, with one rank", where=f"pack '{pack.name}', {owner}",
+                          found=f"{', '.join(group.kind for group in both if group)}, of rank {', '.join(str(cfg.r) for cfg in configs)}",
+                          remedy="keep the pack as it is")
+    params = pack.params(owner + _OUT)
+    factor = configs[1].scale / (2 * configs[0].scale)
+    return params if factor == 1 else {**params, "lora_B": (np.asarray(params["lora_B"]) * factor).astype(params["lora_B"].dtype)}

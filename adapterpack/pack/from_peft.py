@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..adapter_methods import Rewritten
-from ..adapter_methods.core.peft_parameters import Stored
+from ..adapter_methods.forms.peft_parameters import Stored
 from ..errors import Unsupported
 from ..io.safe_open import LARGE, TENSORS
 from ..io.safetensors import SafetensorsFile

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..adapter_methods import Method, PeftContent, PeftLayer, Rewritten, Site, is_bare, methods
-from ..adapter_methods.core.peft_parameters import KEY as TARGET_PARAMETERS
-from ..adapter_methods.core.peft_parameters import WRAPPED, Stored, named_at, names_in, unwrapped
+from ..adapter_methods.forms.peft_parameters import KEY as TARGET_PARAMETERS
+from ..adapter_methods.forms.peft_parameters import WRAPPED, Stored, named_at, names_in, unwrapped
 from ..errors import AdapterpackError, FormatError, Unsupported
 from ..io import strict_json
 from ..io.safe_open import TENSORS

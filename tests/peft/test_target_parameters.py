@@ -168,6 +168,37 @@ def test_what_is_trained_here_peft_loads(turned: bool, tmp_path: Path) -> None:
     assert np.abs(out(theirs) - out(ours)).max() < FP32 < 0.1 < np.abs(out(ours) - out(Mixture(turned, 7))).max()
 
 
+class Attending(nn.Module):
+    """Torch's own attention, which reads the weight of its last layer and never calls it."""
+
+    def __init__(self, **widths: int) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.table, self.attention = nn.Embedding(11, 6), nn.MultiheadAttention(6, 2, batch_first=True, **widths)
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Numbers for each token."""
+        x = self.table(input_ids)
+        return self.attention(x, *(x[..., : self.attention.kdim] for _ in range(2)))[0]
+
+
+def test_attention_is_written_for_the_peft_that_adds_its_last_layer_twice(tmp_path: Path) -> None:
+    """Both parameters, with scales of their own: PEFT's model gives the same, and the folder is read as it was written."""
+    ours = shake(adapt(Attending(), LoRA(r=2, alpha=3, targets=("attention",), alpha_pattern={"out_proj.weight": 5}), "a"), 0.3, 6).eval()
+    save(ours, tmp_path / "pack")
+    assert "twice" in convert(tmp_path / "pack", tmp_path / "theirs", to="peft").notes[0]
+    theirs = peft.PeftModel.from_pretrained(Attending(), tmp_path / "theirs").eval()
+    assert np.abs(out(theirs) - out(ours)).max() < FP32 < 0.05 < np.abs(out(ours) - out(Attending())).max()
+    assert np.abs(out(attach(Attending(), load(tmp_path / "theirs"))) - out(ours)).max() < FP32
+
+    half = adapt(Attending(), LoRA(r=2, targets=("attention.in_proj_weight",)), "a")
+    with pytest.raises(Unsupported, match="both parameters"):
+        convert(save(half, None, name="half"), tmp_path / "half", to="peft")
+    apart = save(adapt(Attending(kdim=4, vdim=4), LoRA(r=2, targets=("attention",)), "a"), None, name="apart")
+    with pytest.raises(Unsupported, match="a width of their own"):
+        convert(apart, tmp_path / "apart", to="peft")
+
+
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     """A parameter that the model or the base lacks, names that are none, and factors that are no stack's."""
     base, theirs, _ = trained(tmp_path, False, 7, target_parameters=["experts.up"], target_modules=[], rank_pattern={})

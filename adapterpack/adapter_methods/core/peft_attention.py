@@ -13,14 +13,15 @@ from typing import Any
 
 from .peft_form import PeftContent
 
-_OUT = ".base_layer.out_proj"
+OUT = ".base_layer.out_proj"
+"""What PEFT writes behind the path of an attention for its ``out_proj``."""
 _TWICE = (0, 21, 2)
 """The last version of PEFT that counts it twice."""
 
 
 def attention_parameters(content: PeftContent) -> PeftContent:
     """The content with the sites of attention as the two parameters that they change; anything else is as it was."""
-    owners = [path.removesuffix(_OUT) for path in content.sites if path.endswith(_OUT)]
+    owners = [path.removesuffix(OUT) for path in content.sites if path.endswith(OUT)]
     owners = [owner for owner in owners if owner in content.sites]
     if not owners:
         return content
@@ -28,7 +29,7 @@ def attention_parameters(content: PeftContent) -> PeftContent:
     ranks, alphas, kinds = dict(cfg.rank_pattern), dict(cfg.alpha_pattern), dict(content.kinds)
     for owner in owners:
         here = cfg.at(owner)
-        for path, old, factor in ((f"{owner}.in_proj_weight", owner, 1), (f"{owner}.out_proj.weight", f"{owner}{_OUT}", times)):
+        for path, old, factor in ((f"{owner}.in_proj_weight", owner, 1), (f"{owner}.out_proj.weight", f"{owner}{OUT}", times)):
             sites[path] = sites.pop(old)
             ranks[f"^{path}"], alphas[f"^{path}"], kinds[path] = here.r, factor * here.alpha, "parameter"
     return content._replace(config=dataclasses.replace(cfg, rank_pattern=ranks, alpha_pattern=alphas), sites=sites, kinds=kinds)

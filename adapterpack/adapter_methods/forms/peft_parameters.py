@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from ...errors import Unsupported
-from .config import ends
-from .layouts import is_stacked
-from .peft_form import PeftContent
-from .site import Params, Site
+from ..core.config import ends
+from ..core.layouts import is_stacked
+from ..core.peft_form import PeftContent
+from ..core.site import Params, Site
 
 KEY = "target_parameters"
 WRAPPED = ".base_layer"
