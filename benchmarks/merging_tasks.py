@@ -91,8 +91,8 @@ class Suite:
             found[task.name] = float((self.heads[task.name](features[id(split.inputs)]).argmax(dim=1) == split.labels).float().mean())
         return found
 
-    def train(self, task: Task, seed: int, out: Path) -> adapterpack.Pack:
-        """A LoRA of the task, written to ``out``."""
+    def train(self, task: Task, seed: int, out: Path, batch: int = 32) -> adapterpack.Pack:
+        """A LoRA of the task, written to ``out``; every step takes ``batch`` rows."""
         model = copy.deepcopy(self.model)
         adapterpack.adapt(model, adapterpack.LoRA(r=self.rank, alpha=2 * self.rank, targets=self.targets), seed=seed)
         rng = torch.Generator().manual_seed(seed)
@@ -100,9 +100,9 @@ class Suite:
         optimizer = torch.optim.AdamW(trained, self.rate, weight_decay=0.0)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.rate, self.steps)
         for _ in range(self.steps):
-            batch = task.train.rows(torch.randint(len(task.train.labels), (32,), generator=rng))
+            rows = task.train.rows(torch.randint(len(task.train.labels), (batch,), generator=rng))
             optimizer.zero_grad()
-            functional.cross_entropy(self.heads[task.name](self.features(model, batch.inputs)), batch.labels).backward()
+            functional.cross_entropy(self.heads[task.name](self.features(model, rows.inputs)), rows.labels).backward()
             optimizer.step()
             schedule.step()
         return adapterpack.save(model, out, base=self.base, name=task.name)

@@ -596,7 +596,7 @@ def test_a_composed_pack_goes_on_through_the_stages(tmp_path: Path) -> None:
     wanted = 2.5 * delta(known["a"]) - 0.5 * delta(known["b"])
     np.testing.assert_allclose(flat.params["lora_B"] @ flat.params["lora_A"], wanted, atol=1e-5 * np.abs(wanted).max())
     small = load(adapterpack.quantize(tmp_path / "s", tmp_path / "q", scheme="int8").path or "")
-    assert small.manifest.must_understand == ("composition", "int8") and small.method is pack.method
+    assert small.manifest.must_understand == ("composition", "packed") and small.method is pack.method
     with pytest.raises(Unsupported, match="have no low rank"):
         compose([compose([known["a"], known["b"]], tree="arrow(a, b)"), known["c"]])
 

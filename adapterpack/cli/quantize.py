@@ -18,20 +18,23 @@ from .progress import apart
 @click.command("quantize")
 @click.argument("source", metavar="PACK|BUNDLE")
 @out_option("The folder of the smaller copy")
-@click.option("--scheme", default="int8", show_default=True, metavar="S", help="int8 for packs; int8 or int4 for bundles.")
+@click.option("--scheme", default="int8", show_default=True, metavar="S", help="int8, int4, fp8 or mixed for packs; int8 or int4 for "
+              "bundles.")
+@click.option("--rank-budget", type=float, metavar="E", help="Cut the rank of each site of a pack first, within this relative error.")
 @quantization_options
 @shared
-def command(source: str, out: str, scheme: str, accuracy: str | None, head: str | None, as_json: bool) -> None:
-    """Writes a quantized copy of a pack (int8) or of a bundle's graph (int4, int8); the error is in its manifest.
+def command(source: str, out: str, scheme: str, rank_budget: float | None, accuracy: str | None, head: str | None, as_json: bool) -> None:
+    """Writes a quantized copy of a pack (int8, int4, fp8, mixed) or of a bundle's graph (int4, int8); the error is in its manifest.
 
     \b
     Example:
       adapterpack quantize packs/tickets -o packs/tickets-int8
+      adapterpack quantize packs/tickets --scheme int4 --rank-budget 0.05 -o packs/tickets-int4
       adapterpack quantize bundle --scheme int4 -o bundle-int4
     """
     folder = folder_of(source)
     with apart():
-        adapterpack.quantize(folder, out, scheme=scheme, accuracy=accuracy, head=head)
+        adapterpack.quantize(folder, out, scheme=scheme, accuracy=accuracy, head=head, rank_budget=rank_budget)
     before, after = adapterpack.inspect(folder)["bytes"], adapterpack.inspect(out)
     if as_json:
         emit({"command": "quantize", **after, "bytes_before": before})

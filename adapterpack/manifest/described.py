@@ -43,10 +43,10 @@ class Described:
 
     @cached_property
     def shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
-        """Group -> parameter -> the shape in which it is stored."""
+        """Group -> parameter -> its shape."""
         shapes: dict[str, dict[str, tuple[int, ...]]] = {}
-        for entry in self.manifest.tensors.values():
-            shapes.setdefault(entry.group, {})[entry.param] = tuple(entry.shape)
+        for name, entry in self.manifest.tensors.items():
+            shapes.setdefault(entry.group, {})[entry.param] = self.manifest.shape_of(name)
         return shapes
 
     def method_of(self, group: m.Group) -> Method:

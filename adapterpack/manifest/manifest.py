@@ -28,6 +28,7 @@ from .parts import (
     Lineage,
     MethodRef,
     Metric,
+    Packed,
     PackFile,
     PackInfo,
     Parent,
@@ -52,7 +53,9 @@ MOST_SETTINGS = 1 << 20
 NAME = re.compile(limits.NAME)
 METHODS = "methods"
 """The feature of a pack in which a group has a method that is not the pack's."""
-FEATURES = frozenset({"int8", METHODS, "composition", *MARKED})
+PACKED = "packed"
+"""The feature of a pack whose matrices are stored in codes, as ``quantization.packed`` says; "int8" is an older way, by rows."""
+FEATURES = frozenset({"int8", PACKED, METHODS, "composition", *MARKED})
 """What this reader understands of ``must_understand``."""
 _INTEGRITY = b'\n  "integrity": "'
 """What stands before the digest in canonical bytes, and nowhere else: a text holds no line break."""
@@ -107,6 +110,16 @@ class Manifest(Part, frozen=True, dict=True):
             if problem := typed_json.misfit(claims, kind):
                 yield Misfit(pointer + problem.pointer, problem.message)
             yield from too_large(claims, pointer, LARGEST_CLAIM)
+
+    @property
+    def packed(self) -> Mapping[str, Packed]:
+        """Tensor -> how its bytes are to be read, for those that are stored in codes."""
+        return {} if self.quantization is None else self.quantization.get("packed", {})
+
+    def shape_of(self, name: str) -> tuple[int, ...]:
+        """The shape of what a tensor stands for, whatever it is stored as."""
+        packed = self.packed.get(name)
+        return tuple(self.tensors[name].shape if packed is None else packed.shape)
 
     @property
     def problem(self) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 from msgspec import Meta, field
 
@@ -214,12 +215,45 @@ class BaseQuantization(Part, frozen=True):
         return too_large(self.params, "/params", LARGEST_CLAIM)
 
 
-class Quantization(TypedDict):
-    """How the tensors of the pack are stored, and the error in the change: its largest entry, and in proportion to the change."""
+class Run(Part, frozen=True):
+    """Directions of a packed matrix that follow each other in one code."""
 
-    scheme: Annotated[str, Meta(pattern=r"^int8\Z")]
+    count: Width
+    code: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9]{0,15}\Z")]
+
+
+class Packed(Part, frozen=True):
+    """How the bytes of a tensor stand for a matrix of this ``shape`` (what is behind its second axis counts as columns).
+
+    ``axis`` says what its directions are: 0 for its rows, 1 for its columns. ``group`` numbers of a direction share a scale. The bytes are
+    the scales of all directions, then the codes of each.
+    """
+
+    shape: Annotated[tuple[Annotated[int, Meta(ge=1, le=1 << 33)], ...], Meta(min_length=2, max_length=8)]
+    axis: Annotated[int, Meta(ge=0, le=1)]
+    group: Annotated[int, Meta(ge=1, le=1 << 33)]
+    runs: Annotated[tuple[Run, ...], Meta(min_length=1, max_length=16)]
+
+    def breaches(self) -> Iterator[Misfit]:
+        """Runs that do not make up the directions, or more numbers than a layer has."""
+        if math.prod(self.shape) > 1 << 33:
+            yield Misfit("/shape", "stands for more numbers than a layer has")
+        directions = self.shape[0] if self.axis == 0 else math.prod(self.shape[1:])
+        if sum(run.count for run in self.runs) != directions:
+            yield Misfit("/runs", f"make up other than the {directions} directions that the shape has")
+
+
+class Quantization(TypedDict):
+    """How the tensors of the pack are stored, and the error in the change: its largest entry, and in proportion to the change.
+
+    ``sites`` is the error in proportion at each site, ``packed`` how the bytes of each tensor are to be read that is not floats.
+    """
+
+    scheme: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_-]{0,31}\Z")]
     max_error: Positive
     relative_error: Positive
+    sites: NotRequired[Annotated[Mapping[Path, Positive], Meta(max_length=50_000)]]
+    packed: NotRequired[Annotated[Mapping[Path, Packed], Meta(max_length=50_000)]]
 
 
 class Safety(TypedDict):

@@ -30,7 +30,7 @@ def described(pack: Pack, path: str | os.PathLike[str]) -> dict[str, Any]:
         "id": pack.id,
         **summary(pack),
         "task": {"type": manifest.task.type, "labels": list(manifest.task.labels or ())},
-        "quantization": manifest.quantization,
+        "quantization": quantization_report(pack),
         "lineage": strict_json.plain(manifest.lineage),
         "canary": manifest.canary is not None,
         "metrics": [dict(metric) for metric in manifest.metrics],
@@ -41,7 +41,7 @@ def summary(pack: Pack) -> dict[str, Any]:
     """What the tensors of a pack are and what they change, and for which base."""
     manifest = pack.manifest
     adapters = [group for group in manifest.groups if group.role == "adapter"]
-    parameters = sum(value.size for value in pack.tensors.values())
+    parameters = sum(math.prod(manifest.shape_of(name)) for name in pack.tensors)
     return {
         "name": pack.name,
         "method": manifest.method.type,
@@ -58,6 +58,12 @@ def summary(pack: Pack) -> dict[str, Any]:
         "parameters": parameters,
         "bytes": sum(value.nbytes for value in pack.tensors.values()),
     }
+
+
+def quantization_report(pack: Pack) -> dict[str, Any] | None:
+    """The scheme of a quantized pack, and the error in its change over all sites; the manifest has more, tensor by tensor."""
+    stored = pack.manifest.quantization
+    return None if stored is None else {key: value for key, value in stored.items() if key not in {"packed", "sites"}}
 
 
 def _tree(composition: Composition) -> str:

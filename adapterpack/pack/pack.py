@@ -29,6 +29,7 @@ from ..manifest.entries import digested, entry_of, file_entry, write_files
 from ..manifest.secondary_methods import MethodSites, Sites, features, require_combinable
 from ..peft import layout, names
 from .bounds import require_bounded
+from .codes import decoded
 from .contents import METADATA, contents
 from .fits import require_shapes
 
@@ -82,7 +83,7 @@ class Pack(Described):
 
     def __repr__(self) -> str:
         """One line: a notebook shows what a cell ends with."""
-        numbers = sum(math.prod(entry.shape) for entry in self.manifest.tensors.values())
+        numbers = sum(math.prod(self.manifest.shape_of(name)) for name in self.manifest.tensors)
         place = "in memory" if self.path is None else self.path
         return f"<Pack {self.name}: {self.manifest.method.type}, {len(self.manifest.groups)} modules, {numbers:,} numbers, {place}>"
 
@@ -114,11 +115,13 @@ class Pack(Described):
         return groups
 
     def params(self, path: str) -> dict[str, np.ndarray]:
-        """The tensors of one group by parameter name; int8 tensors are given back as float32."""
+        """The tensors of one group by parameter name; what is stored in codes is given back as float32."""
         params = {}
         for name, entry in self._by_group.get(path, ()):
             if not entry.param.endswith(".scales"):
-                value = self.tensors[name]
+                value, packed = self.tensors[name], self.manifest.packed.get(name)
+                if packed is not None:
+                    value = decoded(value, packed, f"pack '{self.name}', {name}")
                 params[entry.param] = value if entry.scales is None else value.astype(np.float32) * self.tensors[entry.scales]
         group = self._adapted.get(path)
         return params if group is None else names.loaded(self.method_of(group), group.kind, partial(self.config_at, group), params)
@@ -129,7 +132,8 @@ class Pack(Described):
 
     def site(self, group: m.Group) -> Site:
         """The site that a group describes; what its tensors' shapes say of it is read off them."""
-        shapes = [entry.shape for _, entry in self._by_group.get(group.path, ()) if not entry.param.endswith(".scales")]
+        shapes = [self.manifest.shape_of(name) for name, entry in self._by_group.get(group.path, ())
+                  if not entry.param.endswith(".scales")]
         stack = max((shape[0] for shape in shapes if shape), default=1) if is_stacked(group.kind) else 1
         return site_of(group, names.kernel_of(group.kind, shapes), stack)
 

@@ -1,51 +1,24 @@
-"""Stores the tensors of a pack as small integers, and measures the error that this makes in the change."""
+"""Stores the matrices of a pack in codes of few bits, and measures the error that this makes in the change."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 from msgspec.structs import replace
 
 from ..adapter_methods import fold, is_stacked, row_blocks
-from ..errors import NothingToDo, UnknownName, Unsupported, nearest
+from ..composing.resize import resize
+from ..errors import ConfigError, NothingToDo, Unsupported
 from ..manifest.entries import entry_of
+from ..manifest.manifest import PACKED
+from ..manifest.parts import Packed
+from ..pack.codes import encoded
 from ..pack.lineage import descended
 from ..pack.pack import Adapter, Pack, sealed
-
-
-class Scheme(NamedTuple):
-    """How one matrix ``[rows, ...]`` is stored: ``encode`` gives the integers and the float32 scales ``[rows, 1, ...]``.
-
-    What is read back is ``integers * scales``. ``feature`` is what a reader must understand.
-    """
-
-    name: str
-    summary: str
-    feature: str
-    encode: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
-
-
-def int8_rows(value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Symmetric int8 by row: ``s = max|x| / 127``, ``q = round(x / s)``; then ``|x - q s| <= s / 2`` for every entry.
-
-    The quotient is taken in float64 with the very scale that is stored. A row of zeros, or one too small for a float32 scale, has the
-    smallest normal scale.
-
-    Example:
-        >>> int8_rows(np.array([[0.5, -1.27], [0.0, 0.0]]))[0]
-        array([[  50, -127],
-               [   0,    0]], dtype=int8)
-    """
-    exact = value.astype(np.float64)
-    peak = np.abs(exact).max(axis=tuple(range(1, exact.ndim)), keepdims=True)
-    scales = np.maximum(peak / 127, np.finfo(np.float32).tiny).astype(np.float32)
-    return np.clip(np.rint(exact / scales), -127, 127).astype(np.int8), scales
-
-
-_SCHEMES = (Scheme("int8", "symmetric int8 with one float32 scale for every row of every matrix", "int8", int8_rows),)
+from .scheme import SCHEMES, Scheme
 
 
 def schemes() -> dict[str, Scheme]:
@@ -53,30 +26,64 @@ def schemes() -> dict[str, Scheme]:
 
     Example:
         >>> list(schemes())
-        ['int8']
+        ['fp8', 'int4', 'int8', 'mixed']
     """
-    return {scheme.name: scheme for scheme in _SCHEMES}
+    return dict(SCHEMES)
 
 
-def quantize_pack(pack: Pack, *, scheme: str = "int8", name: str | None = None) -> Pack:
+def quantize_pack(pack: Pack, *, scheme: str = "int8", rank_budget: float | None = None, name: str | None = None) -> Pack:
     """The pack with the matrices of its adapters quantized; modules that were trained whole stay as they are.
 
+    ``rank_budget`` cuts the rank of each site before, as far as the change there stays within that relative error. The pack is a LoRA
+    then, as it is by a scheme that decomposes changes.
+
     ``manifest.quantization`` says the error in the change, over all sites: ``max_error``, the largest of any entry, and
-    ``relative_error``, in the Frobenius norm. The name is the pack's with the scheme behind it, unless one is given.
+    ``relative_error``, in the Frobenius norm, which ``sites`` has for each site. The name is the pack's with the scheme behind it, unless
+    one is given.
 
     Raises:
         UnknownName: there is no such scheme.
+        ConfigError: ``rank_budget`` is no relative error.
         NothingToDo: the pack is quantized already, or holds no matrix to quantize.
-        Unsupported: the method's tensors must stay float.
+        Unsupported: the method's tensors must stay float, or its change has no factors where these are needed.
 
     Example:
         >>> quantize_pack(pack).manifest.quantization["relative_error"] < 0.01  # doctest: +SKIP
         True
     """
-    known = schemes()
-    if scheme not in known:
-        raise UnknownName("unknown scheme for packs", found=repr(scheme), remedy=nearest(scheme, known))
-    chosen, manifest = known[scheme], pack.manifest
+    chosen = SCHEMES[scheme]
+    _require_quantizable(pack)
+    floats = pack if rank_budget is None and not chosen.decomposed else resize(pack, energy=_energy(rank_budget), name=pack.name)
+    manifest = floats.manifest
+    adapters = {group.path for group in manifest.groups if group.role == "adapter"}
+    tensors, entries, packed = dict(floats.tensors), dict(manifest.tensors), dict[str, Packed]()
+    for key, entry in manifest.tensors.items():
+        if entry.group in adapters and len(entry.shape) >= 2:
+            tensors[key], packed[key] = _packed(floats.tensors[key], chosen)
+            entries[key] = entry_of(tensors[key], entry.group, entry.param)
+    if not packed:
+        raise NothingToDo("the pack holds no matrix to quantize", where=f"pack '{pack.name}'", remedy="keep this pack as it is")
+    settings = {"scheme": scheme, **({} if rank_budget is None else {"rank_budget": rank_budget})}
+    draft = replace(
+        manifest,
+        pack=replace(pack.manifest.pack, name=name or f"{pack.name[: 127 - len(scheme)]}-{scheme}"),
+        tensors=entries,
+        files=(),
+        lineage=descended("quantize", [pack], settings),
+        must_understand=tuple(sorted({*manifest.must_understand, PACKED})),
+        canary=None,  # its logits were those of the float pack
+        metrics=(),  # so were its scores
+        quantization={"scheme": scheme, "max_error": 0.0, "relative_error": 0.0, "packed": packed},
+    )
+    sites = dict(site_errors(pack, Pack(draft, tensors)))
+    error = Error.of(sites.values())
+    quantization = {"scheme": scheme, "max_error": error.largest, "relative_error": error.relative,
+                    "sites": {path: one.relative for path, one in sites.items()}, "packed": packed}
+    return sealed(replace(draft, quantization=quantization), tensors)
+
+
+def _require_quantizable(pack: Pack) -> None:
+    manifest = pack.manifest
     if manifest.quantization is not None:
         raise NothingToDo(f"the pack is quantized already, as {manifest.quantization['scheme']}", where=f"pack '{pack.name}'",
                           remedy="quantize the pack that it was made from")
@@ -87,48 +94,63 @@ def quantize_pack(pack: Pack, *, scheme: str = "int8", name: str | None = None) 
     if stacks := [group.path for group in manifest.groups if is_stacked(group.kind)]:
         raise Unsupported("the parameters of a stack of matrices stay float", where=f"pack '{pack.name}', {stacks[0]}",
                           remedy="keep this pack as it is")
-    adapters = {group.path for group in manifest.groups if group.role == "adapter"}
-    tensors, entries = dict(pack.tensors), dict(manifest.tensors)
-    for key, entry in manifest.tensors.items():
-        if entry.group in adapters and len(entry.shape) >= 2:
-            integers, scales = chosen.encode(pack.tensors[key])
-            tensors[key], tensors[f"{key}.scales"] = integers, scales
-            entries[key] = entry_of(integers, entry.group, entry.param, f"{key}.scales")
-            entries[f"{key}.scales"] = entry_of(scales, entry.group, f"{entry.param}.scales")
-    if len(entries) == len(manifest.tensors):
-        raise NothingToDo("the pack holds no matrix to quantize", where=f"pack '{pack.name}'", remedy="keep this pack as it is")
-    draft = replace(
-        manifest,
-        pack=replace(manifest.pack, name=name or f"{pack.name[: 127 - len(scheme)]}-{scheme}"),
-        tensors=dict(sorted(entries.items())),
-        files=(),
-        lineage=descended("quantize", [pack], {"scheme": scheme}),
-        must_understand=tuple(sorted({*manifest.must_understand, chosen.feature})),
-        canary=None,  # its logits were those of the float pack
-        metrics=(),  # so were its scores
-    )
-    largest, relative = change_error(pack, Pack(draft, tensors))
-    quantization = {"scheme": scheme, "max_error": largest, "relative_error": relative}
-    return sealed(replace(draft, quantization=quantization), tensors)
 
 
-def change_error(exact: Pack, other: Pack) -> tuple[float, float]:
-    """The largest error of any entry, and the relative Frobenius error, of one pack's change against another's with the same sites.
+def _energy(rank_budget: float | None) -> float:
+    """The share of the squared singular values that must stay for that relative error."""
+    if rank_budget is None:
+        return 1.0
+    if not 0 < rank_budget < 1:
+        raise ConfigError("a rank budget is the relative error that cutting ranks may make", where="rank_budget",
+                          expected="above 0, below 1", found=rank_budget, remedy="give an error such as 0.05")
+    return 1 - rank_budget**2
+
+
+def _packed(value: np.ndarray, scheme: Scheme) -> tuple[np.ndarray, Packed]:
+    """A tensor ``[rows, ...]`` in the codes of a scheme; its directions are what there are fewer of, rows or columns."""
+    matrix = value.reshape(len(value), -1)
+    axis = int(matrix.shape[1] < matrix.shape[0])
+    norms = np.linalg.norm(matrix.astype(np.float64), axis=1 - axis)
+    return encoded(value, scheme.runs(norms), axis, scheme.group)
+
+
+class Error(NamedTuple):
+    """How far one change is from another: the largest entry of the difference, its squared Frobenius norm, and that of the change."""
+
+    largest: float
+    squares: float
+    total: float
+
+    @property
+    def relative(self) -> float:
+        """The relative Frobenius error; 0 of a change that is zero."""
+        return math.sqrt(self.squares / self.total) if self.total else 0.0
+
+    @classmethod
+    def of(cls, errors: Iterable[Error]) -> Error:
+        """The error of several changes together."""
+        parts = list(errors)
+        return cls(max((one.largest for one in parts), default=0.0), sum(one.squares for one in parts), sum(one.total for one in parts))
+
+
+def site_errors(exact: Pack, other: Pack) -> Iterator[tuple[str, Error]]:
+    """Site -> how far one pack's change is there from another's with the same sites.
 
     Computed in float64, a block of rows at a time.
     """
-    largest = squares = total = 0.0
-    for one, two in zip(exact.adapters(), other.adapters(), strict=True):
+    found = {adapter.site.path: adapter for adapter in other.adapters()}
+    for one in exact.adapters():
+        two, (largest, squares, total) = found[one.site.path], (0.0, 0.0, 0.0)
         rows, columns = one.site.out_features, one.site.in_features
-        blocks = row_blocks(rows, columns) if one.method.traits.row_separable else iter((slice(0, rows),))
-        one, two = _wide(one), _wide(two)  # noqa: PLW2901 - the same sites, in float64
-        for block in blocks:
-            change = _change(one, block)
-            error = _change(two, block) - change
+        separable = one.method.traits.row_separable and two.method.traits.row_separable
+        wide, other_wide = _wide(one), _wide(two)
+        for block in row_blocks(rows, columns) if separable else iter((slice(0, rows),)):
+            change = _change(wide, block)
+            error = _change(other_wide, block) - change
             largest = max(largest, float(np.abs(error).max()))
             squares += float(np.vdot(error, error))
             total += float(np.vdot(change, change))
-    return largest, math.sqrt(squares / total) if total else 0.0
+        yield one.site.path, Error(largest, squares, total)
 
 
 def _wide(adapter: Adapter) -> Adapter:

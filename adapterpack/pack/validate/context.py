@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ...io.safetensors import SafetensorsFile
-from ...manifest.manifest import TensorEntry
+from ...manifest.manifest import Manifest
 from ..pack import Pack
 from .budget import Budget
 from .finding import Finding
@@ -45,12 +45,12 @@ class Subject(NamedTuple):
 Check = Callable[[Subject], Iterator[Finding]]
 
 
-def quantized_numbers(entries: Iterable[TensorEntry]) -> Counter[str]:
-    """How many numbers of each group are stored as int8: they are looked at in float32, which takes memory besides the file's."""
+def quantized_numbers(manifest: Manifest) -> Counter[str]:
+    """How many numbers of each group are stored in codes: they are looked at in float32, which takes memory besides the file's."""
     numbers = Counter[str]()
-    for entry in entries:
-        if entry.scales is not None:
-            numbers[entry.group] += math.prod(entry.shape)
+    for name, entry in manifest.tensors.items():
+        if entry.scales is not None or name in manifest.packed:
+            numbers[entry.group] += math.prod(manifest.shape_of(name))
     return numbers
 
 

@@ -42,9 +42,9 @@ def roles(s: Subject) -> Iterator[Finding]:
     for name, entry in s.budget.over(s.pack.manifest.tensors.items(), "the groups of the tensors"):
         if entry.group not in paths or entry.file != TENSORS:
             yield NO_GROUP.at(name, "the tensor belongs to no group, or to another file", pointer=tensor_pointer(name))
-    int8 = quantized_numbers(s.pack.manifest.tensors.values())
+    coded = quantized_numbers(s.pack.manifest)
     for number, group in s.budget.over(enumerate(s.pack.manifest.groups), "the shapes of the sites"):
-        s.require_memory(8 * int8[group.path], "the shapes of the sites")
+        s.require_memory(8 * coded[group.path], "the shapes of the sites")
         pointer, params = group_pointer(number), s.pack.params(group.path)
         if group.role != "adapter":
             if not params:

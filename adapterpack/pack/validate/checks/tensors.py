@@ -1,4 +1,4 @@
-"""Checks that the manifest's index is the tensor file's, and that int8 tensors have their scales. AP201-AP207."""
+"""Checks that the manifest's index is the tensor file's, and that tensors in codes can be read. AP201-AP207."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from ....io.safe_open import TENSORS
+from ....manifest.manifest import PACKED
+from ...codes import problem
 from ..context import Subject, tensor_pointer
 from ..finding import Finding, Rule
 from .values import NONFINITE, largest
@@ -15,7 +17,7 @@ MISSING = Rule("AP201", "error", "Every tensor that the manifest lists is in the
 UNLISTED = Rule("AP202", "error", "Every tensor of the file is in the manifest.", "fetch the pack again")
 SHAPE = Rule("AP203", "error", "Every tensor has the dtype and shape of the manifest.", "pack the adapter again")
 DIGEST = Rule("AP204", "error", "The bytes of every tensor have the sha256 of the manifest.", "fetch the pack again")
-SCALES = Rule("AP205", "error", "Every int8 tensor has scales that fit it.", "quantize the pack again")
+SCALES = Rule("AP205", "error", "Every tensor in codes has the bytes and the scales that they take.", "quantize the pack again")
 STRAY_SCALES = Rule("AP206", "error", "Scales belong to an int8 tensor.", "quantize the pack again")
 QUANTIZED = Rule("AP207", "error", "The manifest says that the pack is quantized if and only if it is.", "quantize the pack again")
 RULES = (MISSING, UNLISTED, SHAPE, DIGEST, SCALES, STRAY_SCALES, QUANTIZED)
@@ -33,6 +35,18 @@ def tensor_index(s: Subject) -> Iterator[Finding]:
         if (entry.dtype, entry.shape) != (info.dtype, info.shape):
             yield SHAPE.at(name, f"the tensor is {info.dtype} {list(info.shape)}, the manifest says {entry.dtype} {list(entry.shape)}",
                            file=TENSORS, pointer=tensor_pointer(name))
+
+
+def _packed(s: Subject) -> Iterator[Finding]:
+    entries = s.pack.manifest.tensors
+    for name, packed in s.budget.over(s.pack.manifest.packed.items(), "the codes of the tensors"):
+        entry = entries.get(name)
+        if entry is None or entry.scales is not None:
+            wrong: str | None = "it is not there, or stored in another way, too"
+        else:
+            wrong = problem(packed, s.file.read(name), entry.dtype, entry.shape)
+        if wrong is not None:
+            yield SCALES.at(name, f"the tensor cannot be read: {wrong}", file=TENSORS, pointer=tensor_pointer(name))
 
 
 def quantized(s: Subject) -> Iterator[Finding]:
@@ -53,6 +67,8 @@ def quantized(s: Subject) -> Iterator[Finding]:
                                offset=s.file.tensors[entry.scales].offset)
     for name in sorted(name for name, entry in entries.items() if entry.param.endswith(".scales") and name not in used):
         yield STRAY_SCALES.at(name, "scales that belong to no int8 tensor", file=TENSORS, pointer=tensor_pointer(name))
-    said = (s.pack.manifest.quantization is not None, "int8" in s.pack.manifest.must_understand)
-    if said != (bool(used), bool(used)):
+    yield from _packed(s)
+    manifest = s.pack.manifest
+    said = (manifest.quantization is not None, "int8" in manifest.must_understand, PACKED in manifest.must_understand)
+    if said != (bool(used or manifest.packed), bool(used), bool(manifest.packed)):
         yield QUANTIZED.at("quantization", "the manifest does not say rightly whether the pack is quantized", pointer="/quantization")

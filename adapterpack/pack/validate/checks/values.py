@@ -60,12 +60,12 @@ def largest(value: np.ndarray) -> float:
 
 def fused(s: Subject) -> Iterator[Finding]:
     """AP304: by the Cauchy-Schwarz bound ``|scale| * max_i |up_i| * max_j |down_j|`` on the entries of ``scale * up @ down``."""
-    int8 = quantized_numbers(s.pack.manifest.tensors.values())
+    coded = quantized_numbers(s.pack.manifest)
     for number, group in enumerate(s.pack.manifest.groups):
         if group.role != "adapter" or not s.pack.method_of(group).traits.low_rank:
             continue
         s.budget.require_time(_FUSED)
-        s.require_memory(8 * int8[group.path], _FUSED)  # in float32
+        s.require_memory(8 * coded[group.path], _FUSED)  # in float32
         matrices = [value for value in s.pack.params(group.path).values() if value.ndim == 2]
         pairs = [(up, down) for up in matrices for down in matrices if up is not down and up.shape[1] == down.shape[0] == group.rank]
         if len(pairs) != 1 or group.scale is None:

@@ -1,0 +1,197 @@
+"""The codes that matrices of a pack are stored in: small numbers under scales, one direction after the other.
+
+A low-rank factor is a few long vectors, its directions: rows of ``A``, columns of ``B``. They differ in size and in importance, so each has
+scales and a code of its own. The bytes of a packed tensor are the scales of all directions in order, one for every ``group`` numbers, as
+bfloat16 (the upper half of a float32, little-endian), then the codes of each direction, filled up to whole bytes; the first code of a byte
+is in its lowest bits. A number is its code's value times its scale.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ..errors import FormatError
+from ..manifest.parts import Packed, Run
+
+_MOST = float(np.finfo(np.float32).max) / 4
+"""Larger numbers are stored as this, so that no value overflows."""
+
+
+class Code(NamedTuple):
+    """A set of values, symmetric about zero: ``nearest`` gives the codes of numbers up to ``largest`` in size, ``values`` the values of
+    codes, as float32.
+
+    ``tried`` are the scales to choose from, as shares of the one that reaches the largest number: with few values, clipping a few numbers
+    makes the others finer.
+    """
+
+    name: str
+    bits: int
+    largest: float
+    nearest: Callable[[np.ndarray], np.ndarray]
+    values: Callable[[np.ndarray], np.ndarray]
+    tried: tuple[float, ...] = (1.0,)
+
+
+def _float8(codes: np.ndarray) -> np.ndarray:
+    import ml_dtypes  # noqa: PLC0415 - it takes 3 ms to import, and few packs need it
+
+    numbers: np.ndarray = codes.view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+    return numbers
+
+
+def _to_float8(numbers: np.ndarray) -> np.ndarray:
+    import ml_dtypes  # noqa: PLC0415 - as above
+
+    codes: np.ndarray = np.clip(numbers, -448, 448).astype(np.float32).astype(ml_dtypes.float8_e4m3fn).view(np.uint8)
+    return codes
+
+
+CODES = {code.name: code for code in (
+    Code("int8", 8, 127, lambda x: np.clip(np.rint(x), -127, 127).astype(np.int8).view(np.uint8),
+         lambda codes: codes.view(np.int8).astype(np.float32)),
+    Code("fp8", 8, 448, _to_float8, _float8),
+    Code("int4", 4, 7, lambda x: (np.clip(np.rint(x), -7, 7) + 8).astype(np.uint8), lambda codes: codes.astype(np.float32) - 8,
+         tuple(1 - 0.05 * step for step in range(9))),
+    Code("int2", 2, 1.5, lambda x: np.clip(np.floor(x + 2), 0, 3).astype(np.uint8), lambda codes: codes.astype(np.float32) - 1.5,
+         tuple(1 - 0.05 * step for step in range(15))),
+)}
+"""Name -> the code. What a pack may name; a new one needs a new version of the format."""
+
+
+class _Plan(NamedTuple):
+    """Sizes of a packed matrix: directions, numbers of each, scales of each, and the bytes of all."""
+
+    directions: int
+    length: int
+    groups: int
+    bytes: int
+
+
+def _plan(packed: Packed) -> _Plan:
+    rows, columns = packed.shape[0], math.prod(packed.shape[1:])
+    directions, length = (rows, columns) if packed.axis == 0 else (columns, rows)
+    groups = -(-length // packed.group)
+    codes = sum(run.count * -(-length * CODES[run.code].bits // 8) for run in packed.runs)
+    return _Plan(directions, length, groups, 2 * directions * groups + codes)
+
+
+def problem(packed: Packed, data: np.ndarray | None, dtype: str, shape: Sequence[int]) -> str | None:
+    """What is wrong with a packed tensor of this dtype and shape, None for nothing; with its bytes, also what is wrong with these."""
+    unknown = next((run.code for run in packed.runs if run.code not in CODES), None)
+    if unknown is not None:
+        return f"a code that is not known here: {unknown}"
+    if dtype != "U8" or tuple(shape) != (_plan(packed).bytes,):
+        return f"{dtype} {list(shape)} are not the {_plan(packed).bytes} bytes that stand for {list(packed.shape)}"
+    if data is None:
+        return None
+    scales, stored = _split(data, packed)
+    if not np.all((scales >= 0) & (scales <= _MOST)):  # nor NaN
+        return "a scale that is negative or no number, or under which values overflow"
+    if any(run.code == "fp8" and bool(((codes & 0x7F) == 0x7F).any()) for run, codes in zip(packed.runs, stored, strict=True)):
+        return "a code that stands for no number"
+    return None
+
+
+def encoded(value: np.ndarray, runs: Sequence[Run], axis: int, group: int | None = None) -> tuple[np.ndarray, Packed]:
+    """A tensor ``[rows, ...]`` in codes: its bytes, and how they are to be read; without ``group`` a direction has one scale.
+
+    Of the scales that a code tries, each group takes the one with the least squared error. For int8 and fp8 that is the one under which
+    nothing is clipped: an int8 number is then off by half its scale at most.
+
+    Example:
+        >>> data, packed = encoded(np.array([[0.5, -1.0], [2.0, 2.0]]), [Run(2, "int8")], axis=0)
+        >>> len(data), decoded(data, packed).round(2).tolist()
+        (8, [[0.5, -1.0], [2.0, 2.0]])
+    """
+    matrix = np.clip(value.astype(np.float64).reshape(len(value), -1), -_MOST, _MOST)
+    vectors = matrix if axis == 0 else matrix.T
+    packed = Packed(tuple(value.shape), axis, min(group or vectors.shape[1], vectors.shape[1]), tuple(runs))
+    scales, stored, start = [], [], 0
+    for run in packed.runs:
+        one, codes = _rounded(vectors[start : start + run.count], CODES[run.code], packed.group)
+        scales.append(_upper_half(one))
+        stored.append(_bytes(codes, CODES[run.code].bits))
+        start += run.count
+    return np.concatenate([np.concatenate(scales).astype("<u2").view(np.uint8).reshape(-1), *(part.reshape(-1) for part in stored)]), packed
+
+
+def decoded(data: np.ndarray, packed: Packed, where: object = "a packed tensor") -> np.ndarray:
+    """The numbers that the bytes of a packed tensor stand for, float32 ``packed.shape``.
+
+    Raises:
+        FormatError: there are other than the bytes that the shape takes; nothing is made of them.
+    """
+    if wrong := problem(packed, None, "U8" if data.dtype == np.uint8 else str(data.dtype), data.shape):
+        raise FormatError("the bytes of a tensor are not those of its codes", where=where, found=wrong, remedy="quantize the pack again")
+    plan = _plan(packed)
+    scales, stored = _split(data, packed)
+    vectors, start = np.empty((plan.directions, plan.length), np.float32), 0
+    for run, part in zip(packed.runs, stored, strict=True):
+        code = CODES[run.code]
+        vectors[start : start + run.count] = code.values(_codes(part.reshape(run.count, -1), code.bits, plan.length))
+        start += run.count
+    for number in range(plan.groups):
+        vectors[:, number * packed.group : (number + 1) * packed.group] *= scales[:, number, None]
+    return np.ascontiguousarray(vectors if packed.axis == 0 else vectors.T).reshape(packed.shape)
+
+
+def _rounded(vectors: np.ndarray, code: Code, group: int) -> tuple[np.ndarray, np.ndarray]:
+    """The scales ``[d, groups]`` that were chosen for float64 ``vectors`` ``[d, n]``, and the codes ``[d, n]``."""
+    count, length = vectors.shape
+    groups = -(-length // group)
+    filled = np.zeros((count, groups, group))
+    filled.reshape(count, -1)[:, :length] = vectors
+    peak = np.abs(filled).max(axis=2) / code.largest
+    best, chosen = np.full(peak.shape, np.inf), peak
+    for share in code.tried:
+        scales = _as_stored(peak * share)
+        values = code.values(code.nearest(filled / scales[..., None])) * scales[..., None]
+        error = np.square(values - filled).sum(axis=2)
+        better = error < best
+        best, chosen = np.where(better, error, best), np.where(better, scales, chosen)
+    return chosen, code.nearest(filled / chosen[..., None]).reshape(count, -1)[:, :length]
+
+
+def _as_stored(scales: np.ndarray) -> np.ndarray:
+    """The next larger numbers that a bfloat16 holds, as float64; of zero the smallest normal one."""
+    return (_upper_half(scales).astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+
+
+def _upper_half(scales: np.ndarray) -> np.ndarray:
+    """The upper halves of float32 scales, rounded up."""
+    singles = np.maximum(scales, np.finfo(np.float32).tiny).astype(np.float32)
+    singles = np.where(singles < scales, np.nextafter(singles, np.float32(np.inf)), singles)
+    return ((singles.view(np.uint32).astype(np.uint64) + 0xFFFF) >> 16).astype(np.uint16)
+
+
+def _bytes(codes: np.ndarray, bits: int) -> np.ndarray:
+    """Codes ``[d, n]`` side by side in bytes ``[d, ...]``."""
+    each = 8 // bits
+    filled = np.zeros((len(codes), -(-codes.shape[1] // each) * each), np.uint8)
+    filled[:, : codes.shape[1]] = codes
+    parts = filled.reshape(len(codes), -1, each) << (np.arange(each, dtype=np.uint8) * bits)
+    made: np.ndarray = np.bitwise_or.reduce(parts, axis=2)
+    return made
+
+
+def _codes(data: np.ndarray, bits: int, length: int) -> np.ndarray:
+    """The codes ``[d, length]`` in bytes ``[d, ...]``."""
+    each = 8 // bits
+    parts = (data[:, :, None] >> (np.arange(each, dtype=np.uint8) * bits)) & ((1 << bits) - 1)
+    codes: np.ndarray = parts.reshape(len(data), -1)[:, :length].astype(np.uint8)
+    return codes
+
+
+def _split(data: np.ndarray, packed: Packed) -> tuple[np.ndarray, list[np.ndarray]]:
+    """The scales ``[directions, groups]``, float32, and the bytes of each run."""
+    plan = _plan(packed)
+    ends = np.cumsum([2 * plan.directions * plan.groups,
+                      *(run.count * -(-plan.length * CODES[run.code].bits // 8) for run in packed.runs)])
+    head, *stored = np.split(data, ends[:-1])
+    scales = np.frombuffer(head.tobytes(), "<u2").astype(np.uint32) << 16
+    return scales.view(np.float32).reshape(plan.directions, plan.groups), stored

@@ -1,0 +1,32 @@
+"""Mixed: the leading singular directions of each change in int4, and what they leave in int2, in the manner of LoRAQuant."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ...manifest.parts import Run
+from ..scheme import SCHEMES, Scheme
+
+SHARE = 0.9
+"""Of the squared singular values of a change, which the directions in the finer code hold."""
+
+
+def leading(norms: np.ndarray) -> Sequence[Run]:
+    """The fewest leading directions that hold ``SHARE`` of the change in int4, and the others in int2.
+
+    Both factors hold the square root of each singular value, so a direction of norm ``n`` is one of the singular value ``n^2``. Source:
+    LoRAQuant, arXiv 2510.26690, section 3, which has other codes.
+
+    Example:
+        >>> leading(np.sqrt([3.0, 1.0, 0.5, 0.5]))
+        [Run(count=2, code='int4'), Run(count=2, code='int2')]
+    """
+    energy = np.cumsum(norms**4)
+    kept = min(len(norms), int(np.searchsorted(energy, SHARE * energy[-1])) + 1) if energy[-1] else len(norms)
+    return [Run(count, code) for count, code in ((kept, "int4"), (len(norms) - kept, "int2")) if count]
+
+
+SCHEMES.register(Scheme("mixed", f"leading singular directions ({SHARE:.0%} of a change) in int4, the others in int2", leading, 64,
+                        decomposed=True))
