@@ -166,7 +166,8 @@ def _upper_half(scales: np.ndarray) -> np.ndarray:
     """The upper halves of float32 scales, rounded up."""
     singles = np.maximum(scales, np.finfo(np.float32).tiny).astype(np.float32)
     singles = np.where(singles < scales, np.nextafter(singles, np.float32(np.inf)), singles)
-    return ((singles.view(np.uint32).astype(np.uint64) + 0xFFFF) >> 16).astype(np.uint16)
+    halves: np.ndarray = ((singles.view(np.uint32).astype(np.uint64) + 0xFFFF) >> 16).astype(np.uint16)
+    return halves
 
 
 def _bytes(codes: np.ndarray, bits: int) -> np.ndarray:
