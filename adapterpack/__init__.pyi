@@ -39,6 +39,7 @@ from .adapter_methods.osf import OSF as OSF
 from .adapter_methods.p_tuning import PTuning as PTuning
 from .adapter_methods.para import PaRa as PaRa
 from .adapter_methods.peanut import PEANuT as PEANuT
+from .adapter_methods.poly import Poly as Poly
 from .adapter_methods.prefix_tuning import PrefixTuning as PrefixTuning
 from .adapter_methods.prompt_tuning import PromptTuning as PromptTuning
 from .adapter_methods.psoft import PSOFT as PSOFT

@@ -78,6 +78,8 @@ ROWS = (
     Row("FRoD", "frod", {"sparse_rate": 0.2}, f"{SHARED}test_frod_of_peft_here_and_there_again"),
     Row("Lily", "lily", {"r": 3, "stride": 2}, f"{SHARED}test_lily_of_peft_and_its_batches"),
     Row("AdaMSS", "adamss", {"r": 4, "num_subspaces": 2}, "peft/test_adamss.py::test_adamss_of_peft_here_and_there_again[plain]"),
+    Row("Poly, Polytropon", "poly", {"r": 2, "n_tasks": 2}, "peft/test_poly.py::test_poly_of_peft_task_by_task[1]"),
+    Row("Poly, multi-head routing", "poly", {"r": 2, "n_splits": 3}, "peft/test_poly.py::test_poly_of_peft_task_by_task[3]"),
     Row("MoRA", "mora", {"r": 2}, f"{RELATIVES}test_mora_is_its_formula[rope-(7, 12)]"),
     Row("SHiRA", "shira", {"r": 2}, f"{SEEDED}{OURS}[shira]"),
     Row("IA3", "ia3", {}, f"{ROTATIONS}{BOTH}[ia3]"),

@@ -17,7 +17,7 @@ from .progress import apart
 @out_option("The file (gguf, kohya, diffusers, onnx_adapter) or folder (pack, peft) to write")
 @click.option("--to", "form", required=True, metavar="F", help="pack, peft, gguf, kohya, diffusers or onnx_adapter.")
 @click.option("--base", metavar="BASE", help="The model that the adapter belongs to; gguf needs it both ways, kohya for reading.")
-@click.option("--part", metavar="PREFIX", help="Which model of a kohya or diffusers file with several: lora_unet, lora_te, unet, ...")
+@click.option("--part", metavar="PREFIX", help="Which of several: a model of kohya or diffusers (lora_unet, unet, ...), a task (0, ...).")
 @structural_option
 @shared
 def command(*, source: str, out: str, form: str, base: str | None, part: str | None, allow_structural: bool, as_json: bool) -> None:

@@ -170,4 +170,4 @@ def _number(value: Any, key: str, source: Source) -> float:
 
 
 DIFFUSERS = Format("diffusers", "diffusers' keys (...lora_A.weight) in safetensors, one file", False, _detect, _read, _write,
-                   _read_without_base)
+                   _read_without_base, parts=True)

@@ -69,8 +69,8 @@ def _write_pack(pack: Pack, folder: Path, base: BaseModel | None) -> tuple[str, 
 
 
 def _read_peft(source: Source) -> Reading:
-    pack, unknown, rewritten = imported(source.path, source.name, on_base=source.base is not None,
-                                         base=None if source.base is None else source.base.stored_shape)
+    pack, unknown, rewritten = imported(source.path, source.name, on_base=source.base is not None, task=source.part,
+                                        base=None if source.base is None else source.base.stored_shape)
     notes = (unknown_sentence(unknown),) if unknown else ()
     if source.base is None:
         return Reading(pack, notes)
@@ -120,4 +120,4 @@ def with_parent(pack: Pack, form: str, parent: tuple[str, str]) -> Pack:
 PACK = Format("pack", "a pack: manifest and tensors", True, lambda path: os.path.lexists(path / m.FILE_NAME), _read_pack, _write_pack,
               _read_pack)
 PEFT = Format("peft", "PEFT's adapter_config.json and adapter_model.safetensors", True,
-              lambda path: (path / layout.CONFIG).is_file(), _read_peft, _write_peft, _read_peft)
+              lambda path: (path / layout.CONFIG).is_file(), _read_peft, _write_peft, _read_peft, parts=True)

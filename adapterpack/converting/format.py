@@ -18,7 +18,7 @@ MAX_FILE = 16 << 30
 
 
 class Source(NamedTuple):
-    """What is read: a path, the name for the pack, the base (if named), and the model to choose from a file with several."""
+    """What is read: a path, the name for the pack, the base (if named), and the model or task to choose from a file with several."""
 
     path: Path
     name: str
@@ -37,7 +37,7 @@ class Format(NamedTuple):
     """A format: ``detect`` looks at names and first bytes only; ``read`` validates like a pack; ``write`` returns notes.
 
     ``folder`` says that it is a folder, not a file; ``write`` gets an empty folder or a free path. ``read_without_base`` reads a file for
-    inspection; modules keep the names that they have in the file.
+    inspection; modules keep the names that they have in the file. ``parts``: such a file may hold several adapters, of which one is read.
     """
 
     name: str
@@ -47,6 +47,7 @@ class Format(NamedTuple):
     read: Callable[[Source], Reading]
     write: Callable[[Pack, Path, BaseModel | None], tuple[str, ...]]
     read_without_base: Callable[[Source], Reading]
+    parts: bool = False
 
 
 def first_bytes(path: Path, count: int) -> bytes:

@@ -166,4 +166,4 @@ def _number(value: np.ndarray, key: str, source: Source) -> float:
 
 
 KOHYA = Format("kohya", "kohya's keys (lora_unet_..., lora_te_...) in safetensors, one file", False,
-               lambda path: any(_prefix(key) for key in keys_of(path)), _read, _write, _read_without_base)
+               lambda path: any(_prefix(key) for key in keys_of(path)), _read, _write, _read_without_base, parts=True)

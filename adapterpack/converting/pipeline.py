@@ -61,7 +61,8 @@ def convert(
 
     ``to`` is one of ``pack``, ``peft``, ``gguf``, ``kohya``, ``diffusers`` and ``onnx_adapter``. ``base`` is the model that the adapter
     belongs to: GGUF needs it both ways and kohya for reading, and with it a pack names its base by content. ``part`` chooses among the
-    models of a kohya or diffusers file that holds adapters for several, by the prefix of its keys. ``allow_structural`` accepts a base that
+    models of a kohya or diffusers file that holds adapters for several, by the prefix of its keys, and among the tasks of a folder of PEFT
+    (Poly, multitask prompt tuning), which are counted from 0. ``allow_structural`` accepts a base that
     has the names, dtypes and shapes of the pack's, whatever its weights.
 
     Raises:
@@ -94,8 +95,9 @@ def convert(
         pack, notes = form.read(Source(path, name if to == "pack" else source_name, model, part))
         if form.name != "pack":
             pack = with_parent(pack, form.name, source_digest(path))
-    if part is not None and form.name not in ("kohya", "diffusers"):
-        raise Unsupported("only a kohya or diffusers file has parts to choose from", found=form.name, remedy="leave --part out")
+    if part is not None and not form.parts:
+        raise Unsupported("a file of this format has no parts to choose from", found=form.name, remedy="leave --part out",
+                          expected=", ".join(name for name, one in supported.items() if one.parts))
     if form.name == to and pack.manifest.quantization is None:
         raise NothingToDo(f"the source is in the format {to} already", where=source if not isinstance(source, Pack) else source.name,
                           remedy="name another format with --to: " + ", ".join(supported))

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from ..adapter_methods import Rewritten
 from ..adapter_methods.forms.peft_parameters import Stored
-from ..errors import Unsupported
+from ..errors import ConfigError, Unsupported
 from ..io.safe_open import LARGE, TENSORS
 from ..io.safetensors import SafetensorsFile
 from ..io.streamed_tensors import Streamed
@@ -40,13 +40,15 @@ def read(folder: Path, name: str | None = None, on_base: bool = False) -> Pack:
 
 
 def imported(folder: Path, name: str | None = None, on_base: bool = False, tensors: SafetensorsFile | None = None,
-             base: Stored | None = None) -> Imported:
+             base: Stored | None = None, task: str | None = None) -> Imported:
     """A pack made from a folder that PEFT wrote; its base is known by name only, so its digests are empty.
 
     ``on_base``: where the tensors mean something with the base alone, they are taken as they are, for who completes them.
     ``tensors``: their file, if it is somewhere else. ``base`` gives the shape of a parameter of the base by its path, where there is one.
+    ``task``: which one the pack does, of several that the folder holds; the first by itself.
 
     Raises:
+        ConfigError: the folder holds no such task.
         FormatError: the folder is not a PEFT adapter, or its tensors do not pair up.
         Unsupported: it uses a method or an option that adapterpack cannot reproduce exactly.
     """
@@ -61,15 +63,29 @@ def imported(folder: Path, name: str | None = None, on_base: bool = False, tenso
         found = config.get("peft_type") if content.rewritten is None else config.get("init_lora_weights")
         raise Unsupported(why, where=folder, expected="the base", found=str(found)[:80],
                           remedy="make a pack of it first: adapterpack convert SRC --to pack --base BASE -o OUT")
-    task = task_of_peft(config.get("task_type"))
+    adapters = content.adapters if task is None else _doing(content, task, folder)
+    kind = task_of_peft(config.get("task_type"))
     version = config.get("peft_version")
-    pack = build(name or _plain_name(folder.resolve().name), content.method, content.adapters, shared=content.shared, full=content.full,
-                 secondary=[MethodSites(*sites) for sites in content.secondary], task=m.Task(task), base=base_hint(config),
+    pack = build(name or _plain_name(folder.resolve().name), content.method, adapters, shared=content.shared, full=content.full,
+                 secondary=[MethodSites(*sites) for sites in content.secondary], task=m.Task(kind), base=base_hint(config),
                  training={"imported_from": "peft", **({"peft_version": version} if isinstance(version, str) else {})})
     if large is not None:
         digests = {key: entry.sha256 for key, entry in pack.manifest.tensors.items()}
         pack = replace(pack, tensors=Streamed.of(large, pack.tensors, digests))
     return Imported(pack, content.unknown, content.rewritten)
+
+
+def _doing(content: layout.Content, task: str, folder: Path) -> layout.Adapters:
+    """The sites with configs that say which task the adapter does."""
+    field = "" if content.method.peft is None else content.method.peft.task
+    if not field:
+        raise ConfigError(f"an adapter of the method {content.method.name} has no tasks to choose from", where=folder, found=task,
+                          remedy="leave --part out")
+    try:
+        return {site: (replace(cfg, **{field: int(task) if task.isdecimal() else task}), params)
+                for site, (cfg, params) in content.adapters.items()}
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"the folder holds no such task: {error}", where=folder, found=task, remedy="name another with --part") from error
 
 
 def _plain_name(folder: str) -> str:

@@ -38,8 +38,6 @@ _PICKLES = ("adapter_model.bin", "adapter_model.pt")
 
 
 _NOT_READ: dict[str, tuple[str, str]] = {
-    "POLY": ("every call of the model names a task, by which the skills are mixed: there is no one adapter in it",
-             "take the mixture of one task out of it with PEFT, as a LoRA"),
     "SHADOW": ("a second model runs beside the layers and changes what goes into them: no layer of the base has such a place",
                "run it with PEFT"),
     "XLORA": ("its experts are folders elsewhere, which a configuration names and nobody here opens",

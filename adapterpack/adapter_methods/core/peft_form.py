@@ -169,6 +169,8 @@ class PeftForm(NamedTuple):
     rewritten: Callable[[Mapping[str, Any]], Rewritten | None] = lambda config: None
     """What PEFT did to the base by an initialisation that PEFT's config names; None where it left the base as it was. It raises
     Unsupported where the base alone does not say it."""
+    task: str = ""
+    """The field of the config that says which task the adapter does, of several that one file holds."""
     layers: Mapping[str, PeftLayer] = {}
     """Kind of site -> how PEFT has it there, for kinds other than the method's first. At a kind that is not here PEFT has no such form."""
 
