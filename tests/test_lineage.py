@@ -11,7 +11,7 @@ import pytest
 import adapterpack
 from adapterpack import LoRA, Pack, validate
 from adapterpack.adapter_methods import Site, method_of
-from adapterpack.converting.folder_formats import dequantized
+from adapterpack.converting.packs import dequantized
 from adapterpack.errors import FormatError
 from adapterpack.manifest import manifest as m
 from adapterpack.pack.lineage import MAX_ANCESTORS, descended

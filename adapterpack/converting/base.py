@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from msgspec.structs import replace
 
 from ..adapter_methods import is_bare, is_stacked
@@ -72,6 +73,11 @@ class BaseModel:
         name = self.checkpoint.tensor_name(path)
         return stack.shape if stack is not None else None if name is None else self.shapes[name]
 
+    def read(self, name: str) -> np.ndarray:
+        """A tensor of the base."""
+        file = SafetensorsFile(self.folder / _DIFFUSERS) if self.checkpoint is None else self.checkpoint
+        return file.read(name)
+
     def identity(self) -> m.Base:
         """The base as a manifest names it; reads every byte once for the content's digest."""
         base = self.checkpoint
@@ -118,7 +124,7 @@ def bind_to_base(pack: Pack, base: BaseModel) -> Pack:
         pack = on(pack, base.checkpoint)
     groups = []
     for group in pack.groups:
-        if group.role != "adapter" or not is_module(group.path):
+        if group.role != "adapter" or not is_module(group.path) or pack.method_of(group).kind != "weight":
             groups.append(group)
             continue
         stack = base.stored_shape(group.path) if is_stacked(group.kind) else None

@@ -13,10 +13,10 @@ from ..adapter_methods import Site, complete, method_of
 from ..adapter_methods.lora import LoRA
 from ..errors import FormatError, NonFinite, Unsupported
 from ..io.safetensors import FLOATS, all_finite, dtype_name
-from ..manifest import manifest as m
-from ..pack.pack import Adapter, Pack, build
-from ..tasks.task import NO_TASK
+from ..manifest.secondary_methods import MethodSites
+from ..pack.pack import Adapter, Pack
 from .format import Source, listed
+from .packs import foreign_pack
 
 _LEAVES = ("lora_A", "lora_B")
 
@@ -99,8 +99,7 @@ def lora_pack(source: Source, sites: Mapping[str, SiteFactors] | Mapping[str, Si
         adapters[Site(path, down.shape[1], up.shape[0])] = (cfg, dict(zip(_LEAVES, (down, up), strict=True)))
     if not adapters and not full:
         raise FormatError("the file holds no adapter", where=source.path)
-    task = m.Task(NO_TASK) if source.base is None else source.base.task()
-    return build(source.name, method_of(LoRA()), adapters, task=task, base=m.Base(), full=full, training={"imported_from": kind, **claims})
+    return foreign_pack(source, [MethodSites(method_of(LoRA()), adapters)], kind, full=full, **claims)
 
 
 def check_pair(down: np.ndarray, up: np.ndarray, where: str) -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import ConfigError, FormatError, Unsupported, printable
-from ..io.safe_open import open_regular, read_at_most
+from ..io.safe_open import TENSORS, open_regular, read_at_most
 from ..pack.pack import Pack
+from ..registry import Registry
 from .base import BaseModel
 
 MAX_FILE = 16 << 30
@@ -36,8 +37,10 @@ class Reading(NamedTuple):
 class Format(NamedTuple):
     """A format: ``detect`` looks at names and first bytes only; ``read`` validates like a pack; ``write`` returns notes.
 
-    ``folder`` says that it is a folder, not a file; ``write`` gets an empty folder or a free path. ``read_without_base`` reads a file for
-    inspection; modules keep the names that they have in the file. ``parts``: such a file may hold several adapters, of which one is read.
+    ``folder`` says that it is a folder, not a file; ``write`` gets an empty folder or a free path, and is None where a format is only read.
+    ``read_without_base`` reads an adapter for inspection; modules keep the names that they have in the file. Detection asks the formats in
+    the order of their ``rank``. ``parts``: one file may hold adapters of several models. ``tensors`` is the file of a folder that holds the
+    numbers.
     """
 
     name: str
@@ -45,9 +48,25 @@ class Format(NamedTuple):
     folder: bool
     detect: Callable[[Path], bool]
     read: Callable[[Source], Reading]
-    write: Callable[[Pack, Path, BaseModel | None], tuple[str, ...]]
+    write: Callable[[Pack, Path, BaseModel | None], tuple[str, ...]] | None
     read_without_base: Callable[[Source], Reading]
+    rank: int = 50
     parts: bool = False
+    tensors: str = TENSORS
+
+
+FORMATS: Registry[Format] = Registry("adapter format", Format, "adapterpack.formats", "adapterpack.converting.formats")
+"""Name -> format; every file of ``formats/`` registers its own."""
+
+
+def formats() -> dict[str, Format]:
+    """Every format by name, in the order in which detection asks them.
+
+    Example:
+        >>> list(formats())[0], formats()["gguf"].folder
+        ('pack', False)
+    """
+    return {form.name: form for form in sorted(FORMATS.values(), key=lambda form: (form.rank, form.name))}
 
 
 def first_bytes(path: Path, count: int) -> bytes:

@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import FormatError, NothingToDo, UnknownName, Unsupported, nearest
+from ..errors import FormatError, NothingToDo, Unsupported
 from ..hub.resolve import folder_of
 from ..io.atomic import output_file, output_folder, refuse_existing
 from ..io.safetensors import SafetensorsFile
 from ..pack.pack import Pack
 from .base import BaseModel, open_base
-from .folder_formats import require_base_fits, source_digest, with_parent
-from .format import Format, Source, first_bytes, plain_name
-from .registry import formats
+from .format import FORMATS, Format, Source, first_bytes, formats, plain_name
+from .packs import require_base_fits, source_digest, with_parent
+from .refused import refuse_known
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,11 @@ def convert(
 ) -> Conversion:
     """Writes a pack or an adapter of another tool in the format ``to``, whole or not at all; what cannot be carried is refused by name.
 
-    ``to`` is one of ``pack``, ``peft``, ``gguf``, ``kohya``, ``diffusers`` and ``onnx_adapter``. ``base`` is the model that the adapter
-    belongs to: GGUF needs it both ways and kohya for reading, and with it a pack names its base by content. ``part`` chooses among the
-    models of a kohya or diffusers file that holds adapters for several, by the prefix of its keys, and among the tasks of a folder of PEFT
-    (Poly, multitask prompt tuning), which are counted from 0. ``allow_structural`` accepts a base that
-    has the names, dtypes and shapes of the pack's, whatever its weights.
+    ``to`` is one of ``pack``, ``peft``, ``mlx``, ``gguf``, ``kohya``, ``diffusers`` and ``onnx_adapter``. ``base`` is the model that the
+    adapter belongs to: GGUF needs it both ways and kohya for reading, and with it a pack names its base by content. ``part`` chooses among
+    the models of a kohya or diffusers file that holds adapters for several, by the prefix of its keys, and among the tasks of a folder of
+    PEFT (Poly, multitask prompt tuning), which are counted from 0. ``allow_structural`` accepts a base that has the names, dtypes and
+    shapes of the pack's, whatever its weights.
 
     Raises:
         UnknownName: no such format.
@@ -79,33 +79,37 @@ def convert(
         >>> convert("packs/tickets", "tickets.gguf", to="gguf", base="models/base").notes  # doctest: +SKIP
         ()
     """
-    supported, target = formats(), Path(out)
-    if to not in supported:
-        raise UnknownName("unknown format", found=repr(to), remedy=nearest(to, supported))
+    written, target = FORMATS[to], Path(out)
+    if written.write is None:
+        raise Unsupported(f"the format {to} is only read", where=target, remedy=f"name another with --to: {', '.join(_written())}")
     refuse_existing(target)
     model = None if base is None else dataclasses.replace(open_base(base), allow_structural=allow_structural)
-    name = plain_name(target.name if supported[to].folder else target.stem)
+    name = plain_name(target.name if written.folder else target.stem)
     notes: tuple[str, ...] = ()
     if isinstance(source, Pack):
-        form, pack = supported["pack"], require_base_fits(source, model)
+        form, pack = FORMATS["pack"], require_base_fits(source, model)
     else:
         path = folder_of(source)
         form = detect(path)
         source_name = plain_name(path.resolve().name if path.is_dir() else path.stem)
         pack, notes = form.read(Source(path, name if to == "pack" else source_name, model, part))
         if form.name != "pack":
-            pack = with_parent(pack, form.name, source_digest(path))
+            pack = with_parent(pack, form.name, source_digest(path, form.tensors))
     if part is not None and not form.parts:
         raise Unsupported("a file of this format has no parts to choose from", found=form.name, remedy="leave --part out",
-                          expected=", ".join(name for name, one in supported.items() if one.parts))
+                          expected=", ".join(name for name, one in formats().items() if one.parts))
     if form.name == to and pack.manifest.quantization is None:
         raise NothingToDo(f"the source is in the format {to} already", where=source if not isinstance(source, Pack) else source.name,
-                          remedy="name another format with --to: " + ", ".join(supported))
+                          remedy=f"name another format with --to: {', '.join(_written())}")
     if to == "pack":
         pack = pack.renamed(name)
-    with _output(supported[to], target) as destination:
-        notes += supported[to].write(pack, destination, model)
+    with _output(written, target) as destination:
+        notes += written.write(pack, destination, model)
     return Conversion(form.name, to, target, pack, notes)
+
+
+def _written() -> list[str]:
+    return [name for name, form in formats().items() if form.write is not None]
 
 
 def detect(path: Path) -> Format:
@@ -113,15 +117,12 @@ def detect(path: Path) -> Format:
 
     Raises:
         FormatError: no supported format.
-        Unsupported: a pickle, which is never opened.
+        Unsupported: a kind that is known and never read, such as a pickle.
     """
     for form in formats().values():
         if form.detect(path):
             return form
-    if first_bytes(path, 2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
-        raise Unsupported("the file is a pickle or an archive, which is never opened", where=path,
-                          expected="safetensors, GGUF or .onnx_adapter",
-                          remedy="save it as safetensors with the tool that wrote it, where you trust it")
+    refuse_known(path)
     if path.suffix == ".safetensors" and path.is_file():
         SafetensorsFile(path)  # says what is wrong with a file that cannot be read
     raise FormatError("this is no adapter in a known format", where=path, found=f"first bytes {first_bytes(path, 8)!r}",

@@ -175,7 +175,8 @@ def parse_header(file: IO[bytes], size: int, where: object) -> tuple[dict[str, T
     if not body.endswith(b"}"):
         raise FormatError("the safetensors header may be padded with spaces only", where=where, found=repr(body[-1:]))
     header = strict_json.loads(body, where, MAX_HEADER)
-    metadata = header.pop("__metadata__", {})
+    metadata = header.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata  # mlx writes null, and the reference reader takes it
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise FormatError("safetensors metadata must map strings to strings", where=where)
     if len(header) > MAX_TENSORS:

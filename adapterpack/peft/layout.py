@@ -21,7 +21,7 @@ from ..manifest.described import Described
 from ..tasks.task import peft_type_of
 from . import patterns
 from .names import form_of, limit
-from .options import likely, not_read, parsed, unknown_options
+from .options import likely, not_read, parsed, require_peft_order, unknown_options
 from .tensors import Sorted, kind_of, named, site_of, sort, untied
 
 CONFIG = "adapter_config.json"
@@ -114,6 +114,7 @@ def content_of(folder: Path, config: Mapping[str, Any], expected: Iterable[Metho
     candidates = [method for method in expected if method.peft is not None] or likely(config)
     if not candidates or candidates[0].peft is None or not candidates[0].peft.reads(config):
         candidates = list(methods().values())
+    require_peft_order(config, folder / CONFIG)
     method = next((method for method in candidates if method.peft and method.peft.reads(config)), None)
     if method is None or method.peft is None:
         raise not_read(config, candidates, folder / CONFIG)

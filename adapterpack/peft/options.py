@@ -28,7 +28,7 @@ _NEUTRAL = frozenset({
     "layers_pattern", "layers_to_transform", "loftq_config", "lora_ga_config", "megatron_config", "megatron_core", "merge_weights",
     "modules_to_save",
     "peft_type", "peft_version", "psoft_alpha", "psoft_svd_lowrank_niter", "qalora_group_size", "random_seed", "revision", "runtime_config",
-    "target_modules", "task_type",
+    "target_modules", "task_type", "lora_B_layout", "unsloth_fused_expert_lora",
 })
 """Keys that say where the tensors came from and where they go: the tensors themselves say it again, so any value will do."""
 _OFF: tuple[Any, ...] = (None, False, "", [], {})
@@ -49,6 +49,10 @@ _NOT_READ: dict[str, tuple[str, str]] = {
 def not_read(config: Mapping[str, Any], known: Sequence[Method], where: Path) -> Unsupported:
     """The error for a configuration that is of no method."""
     kind = config.get("peft_type")
+    if kind is None:
+        return Unsupported("this is no folder of PEFT's: its configuration names no peft_type", where=where, expected="peft_type",
+                           found=printable(", ".join(sorted(config))[:200]),
+                           remedy="adapterpack convert SRC --to pack -o OUT reads what other tools wrote (docs/formats.md)")
     why, remedy = _NOT_READ.get(str(kind), ("", ""))
     return Unsupported(f"this PEFT method is not supported{': ' if why else ''}{why}", where=where, found=kind,
                        expected=", ".join(sorted({method.peft.peft_type for method in known if method.peft})), remedy=remedy)
@@ -122,6 +126,27 @@ def unknown_sentence(unknown: Mapping[str, Any]) -> str:
     """
     listed = ", ".join(f"{printable(key[:60])}={value!r}" for key, value in list(unknown.items())[:10])
     return f"options of PEFT that are not known here, and off: {listed}; one that is on by default would make this another adapter"
+
+
+def require_peft_order(config: Mapping[str, Any], where: Path) -> None:
+    """Goes on only if factors of fused experts lie in PEFT's order: Unsloth has another one, and says so in keys of its own.
+
+    Raises:
+        Unsupported: they lie in another order.
+
+    Example:
+        >>> require_peft_order({"lora_B_layout": "rank_major"}, Path("adapter_config.json"))
+    """
+    mapping = config.get("auto_mapping")
+    for holder in (config, mapping if isinstance(mapping, dict) else {}):
+        detail = holder.get("unsloth_fused_expert_lora")
+        parameters = detail.get("parameters") if isinstance(detail, dict) else None
+        stated = [holder.get("lora_B_layout"), *(one.get("lora_B_layout") for one in (parameters or {}).values() if isinstance(one, dict))
+                  ] if isinstance(parameters or {}, dict) else [detail]
+        if other := next((layout for layout in stated if layout not in (None, "rank_major")), None):
+            raise Unsupported("the factors of this adapter's experts lie in Unsloth's order, not in PEFT's",
+                              where=f"{where}#/lora_B_layout", expected="rank_major", found=repr(other)[:80],
+                              remedy="merge it with Unsloth (save_pretrained_merged)")
 
 
 def refuse_pickle(file: Path) -> None:

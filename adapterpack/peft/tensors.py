@@ -111,6 +111,11 @@ def _unaccounted(unknown: Mapping[str, Mapping[str, np.ndarray]], prefix: str, e
     if config.get("bias") == "all" and all(tensors.keys() == {"bias"} for tensors in unknown.values()):
         return Unsupported("the biases of layers that this adapter does not change were trained, too, which no method here does",
                            where=where, found=f"{prefix}{path}.bias", remedy='train it with bias="lora_only", or merge it with PEFT')
+    if "lora_magnitude_vector" in params and not config.get("use_dora"):
+        return Unsupported("the tensors are those of DoRA, and the configuration does not say so: PEFT would take them for a LoRA, as it "
+                           "does with what torchtune writes", where=where, found=f"{prefix}{path}.lora_magnitude_vector",
+                           expected="use_dora: true", remedy="set use_dora if PEFT wrote the tensors; torchtune leaves the lengths of "
+                           "queries and keys in an order of its own: merge such an adapter there")
     return Unsupported("a tensor that the PEFT configuration does not account for", where=where, found=f"{prefix}{path}.{min(params)}",
                        expected=f"{', '.join(endings)}, or a module of modules_to_save",
                        remedy="name its module in modules_to_save, or remove the tensor")
@@ -147,7 +152,7 @@ def named(method: Method, kind: str, tensors: Mapping[str, np.ndarray]) -> dict[
 
 
 def site_of(
-    method: Method, cfg: Any, path: str, kind: str, whole: dict[str, np.ndarray], where: Path
+    method: Method, cfg: Any, path: str, kind: str, whole: dict[str, np.ndarray], where: object
 ) -> tuple[Site, dict[str, np.ndarray]]:
     """The site behind a site's parameters as PEFT has them, and the parameters as matrices."""
     assert method.peft is not None

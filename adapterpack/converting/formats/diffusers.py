@@ -7,23 +7,22 @@ and without that alpha is r.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from ..adapter_methods import method_of
-from ..adapter_methods.lora import LoRA
-from ..errors import FormatError, NonFinite, Unsupported
-from ..io import safetensors, strict_json
-from ..pack.pack import Pack
-from .base import BaseModel, bind_to_base
-from .factors import SiteFactors, lora_pack, require_pairs, site_factors
-from .folder_formats import dequantized
-from .format import Format, Reading, Source, refuse_full_modules
-from .lora_keys import choose_model, is_text_model, keys_of, missing_alpha_note, open_file, several_models_note
+from ...adapter_methods import method_of
+from ...adapter_methods.lora import LoRA
+from ...errors import FormatError, Unsupported
+from ...io import safetensors, strict_json
+from ...pack.pack import Pack
+from ..base import BaseModel, bind_to_base
+from ..factors import SiteFactors, lora_pack, require_pairs, site_factors
+from ..format import FORMATS, Format, Reading, Source, refuse_full_modules
+from ..lora_keys import choose_model, is_text_model, keys_of, missing_alpha_note, open_file, several_models_note
+from ..numbers import tensor_number
+from ..packs import dequantized
 
 _A, _B, _ALPHA = "lora_A.weight", "lora_B.weight", "alpha"
 _METADATA = "lora_adapter_metadata"
@@ -125,7 +124,8 @@ def _sites(
             raise Unsupported("an adapter of a layer that is not linear", where=f"{source.path}, {path}", expected="two matrices",
                               found=f"{list(down.shape)}, {list(up.shape)}", remedy="leave convolutions out of the adapter")
         if _ALPHA in leaves:
-            sites[path] = SiteFactors(path, down, up, _number(file.read(leaves[_ALPHA]), leaves[_ALPHA], source) / max(1, down.shape[0]))
+            alpha = tensor_number(file.read(leaves[_ALPHA]), f"{source.path}, {leaves[_ALPHA]}")
+            sites[path] = SiteFactors(path, down, up, alpha / max(1, down.shape[0]))
         elif stated is not None:
             sites[path] = (stated.at(path), down, up)
         else:
@@ -162,12 +162,5 @@ def _stated_config(metadata: Mapping[str, str], part: str, source: Source) -> Lo
     return lora
 
 
-def _number(value: Any, key: str, source: Source) -> float:
-    number = float(value.reshape(-1)[0]) if value.size == 1 else math.nan
-    if not math.isfinite(number):
-        raise NonFinite("alpha must be one finite number", where=f"{source.path}, {key}", found=f"{value.dtype} {value.shape}")
-    return number
-
-
-DIFFUSERS = Format("diffusers", "diffusers' keys (...lora_A.weight) in safetensors, one file", False, _detect, _read, _write,
-                   _read_without_base, parts=True)
+DIFFUSERS = FORMATS.register(Format("diffusers", "diffusers' keys (...lora_A.weight) in safetensors, one file", False, _detect, _read,
+                                    _write, _read_without_base, rank=40, parts=True))

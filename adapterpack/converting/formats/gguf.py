@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,19 +16,20 @@ from typing import Any, NamedTuple
 import numpy as np
 from msgspec.structs import replace
 
-from ..base.gguf import MAGIC
-from ..base.gguf.names import FAMILIES, Family, rope_row_order
-from ..base.gguf.package import library
-from ..errors import BaseMismatch, FormatError, SiteNotFound, Unsupported, nearest, storage_errors
-from ..io.safe_open import write_parts
-from ..io.safetensors import dtype_name
-from ..manifest import manifest as m
-from ..pack.pack import Pack
-from .base import BaseModel, bind_to_base
-from .factors import SiteFactors, lora_pack, require_pairs, site_factors
-from .folder_formats import dequantized
-from .format import Format, Reading, Source, first_bytes, listed, refuse_full_modules, require_base
-from .gguf_file import GGUFAdapter, read_gguf
+from ...base.gguf import MAGIC
+from ...base.gguf.names import FAMILIES, Family, rope_row_order
+from ...base.gguf.package import library
+from ...errors import BaseMismatch, FormatError, SiteNotFound, Unsupported, nearest, storage_errors
+from ...io.safe_open import write_parts
+from ...io.safetensors import dtype_name
+from ...manifest import manifest as m
+from ...pack.pack import Pack
+from ..base import BaseModel, bind_to_base
+from ..factors import SiteFactors, lora_pack, require_pairs, site_factors
+from ..format import FORMATS, Format, Reading, Source, first_bytes, listed, refuse_full_modules, require_base
+from ..gguf_file import GGUFAdapter, read_gguf
+from ..numbers import most_frequent, scaled
+from ..packs import dequantized
 
 _ROLES = ("lora_a", "lora_b")
 _WHY = "its architecture, its layers and its heads decide the names and the order of rows"
@@ -139,34 +139,14 @@ def common_alpha(sites: Sequence[SiteFactors]) -> tuple[float, tuple[str, ...]]:
     Raises:
         Unsupported: no site has a scale other than zero, and alpha zero means one to llama.cpp.
     """
-    counts = Counter(float(np.float32(site.alpha)) for site in sites)
-    usable = {alpha: count for alpha, count in counts.items() if alpha and math.isfinite(alpha)}
-    if not usable:
-        raise Unsupported("every scale of the pack is zero or beyond float32, which one alpha cannot say", found=sorted(counts))
-    alpha = max(usable, key=lambda value: (usable[value], value))
-    differing = sum(count for value, count in counts.items() if value != alpha)
+    alphas = [float(np.float32(site.alpha)) for site in sites]
+    alpha = most_frequent(alphas)
+    if alpha is None:
+        raise Unsupported("every scale of the pack is zero or beyond float32, which one alpha cannot say", found=sorted(set(alphas)))
+    differing = sum(value != alpha for value in alphas)
     notes = () if not differing else (
         f"GGUF has one alpha for all modules: the scale of {differing} of {len(sites)} modules is written into lora_b (alpha {alpha:g})",)
     return alpha, notes
-
-
-def scaled(up: np.ndarray, ratio: float, where: str) -> np.ndarray:
-    """``up * ratio``: the same bytes for one (to float32's precision), the same dtype where that is exact, else rounded once to float32.
-
-    Raises:
-        Unsupported: the product leaves the range of float32.
-    """
-    if abs(ratio - 1) <= 2.0**-24:
-        return up
-    exact = up.astype(np.float64) * ratio
-    with np.errstate(over="ignore"):  # checked below
-        kept, rounded = exact.astype(up.dtype), exact.astype(np.float32)
-    if np.array_equal(kept.astype(np.float64), exact):
-        return kept
-    if not np.isfinite(rounded).all() or np.any((rounded == 0) & (exact != 0)):
-        raise Unsupported("the scale of this module cannot be written into its factor", where=where, found=f"factor {ratio:g}",
-                          expected="values within the range of float32", remedy="convert to peft and set one alpha")
-    return rounded
 
 
 def _add(gguf: Any, writer: Any, name: str, value: np.ndarray) -> None:
@@ -246,5 +226,5 @@ def _alpha(values: dict[str, Any], source: Source) -> tuple[float | None, tuple[
     return (float(alpha) or None), tuple(notes)
 
 
-GGUF = Format("gguf", "a LoRA adapter of llama.cpp, one file", False, lambda path: first_bytes(path, 4) == MAGIC, _read, _write,
-              _read_without_base)
+GGUF = FORMATS.register(Format("gguf", "a LoRA adapter of llama.cpp, one file", False, lambda path: first_bytes(path, 4) == MAGIC,
+                               _read, _write, _read_without_base))

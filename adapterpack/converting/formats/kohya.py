@@ -1,11 +1,11 @@
 """Reads and writes kohya's LoRA files: ``<model>_<module path with underscores>.lora_down.weight``, ``.lora_up.weight`` and ``.alpha``.
 
 The change is ``alpha / r * up @ down``. Names with underscores do not say where the dots were; reading them takes the base's module names.
+The other forms of LyCORIS are read, too (:mod:`~..lycoris.forms`), and written as the LoRA that each of them is.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,18 +13,21 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import FormatError, NonFinite, SiteNotFound, Unsupported, nearest
-from ..io import safetensors
-from ..io.safetensors import SafetensorsFile
-from ..pack.pack import Pack
-from .base import BaseModel, bind_to_base
-from .factors import SiteFactors, lora_pack, require_pairs, site_factors
-from .folder_formats import dequantized
-from .format import Format, Reading, Source, listed, refuse_full_modules, require_base
-from .lora_keys import choose_model, is_text_model, keys_of, missing_alpha_note, open_file, several_models_note
+from ...adapter_methods import Site, get
+from ...errors import SiteNotFound, Unsupported, nearest
+from ...io import safetensors
+from ...io.safetensors import SafetensorsFile
+from ...manifest.secondary_methods import MethodSites
+from ...pack.pack import Pack
+from ..base import BaseModel, bind_to_base
+from ..factors import site_factors
+from ..format import FORMATS, Format, Reading, Source, listed, refuse_full_modules, require_base
+from ..lora_keys import choose_model, is_text_model, keys_of, missing_alpha_note, open_file, several_models_note
+from ..lycoris.forms import FORMS, LEAVES, Layer, form_of
+from ..packs import dequantized, foreign_pack
 
 _DOWN, _UP, _ALPHA = "lora_down.weight", "lora_up.weight", "alpha"
-_PREFIXES = ("lora_unet", "lora_te1", "lora_te2", "lora_te3", "lora_te", "lora_transformer")
+_PREFIXES = ("lora_unet", "lora_te1", "lora_te2", "lora_te3", "lora_te", "lora_transformer", "lycoris")
 """Key prefixes, each for one model of the pipeline."""
 _NUMBER = re.compile(r"_(\d+)_")
 
@@ -37,7 +40,7 @@ def is_key(key: str) -> bool:
         (True, False)
     """
     module, dot, leaf = key.partition(".")
-    return bool(dot) and _prefix(module) is not None and leaf in (_DOWN, _UP, _ALPHA)
+    return bool(dot) and _prefix(module) is not None and leaf in LEAVES
 
 
 def _prefix(module: str) -> str | None:
@@ -81,46 +84,58 @@ def _read(source: Source) -> Reading:
     file = open_file(source)
     modules = _modules(file, source)
     part, notes = choose_model(_parts(modules), source)
-    of_part = {module: leaves for module, leaves in modules.items() if _prefix(module) == part}
-    pairs, without_alpha = _factors(file, of_part, source)
-    paths = _paths(base, {module.removeprefix(f"{part}_") for module in of_part}, source)
-    sites = {(path := paths[module.removeprefix(f"{part}_")]): pair._replace(path=path) for module, pair in pairs.items()}
-    return Reading(bind_to_base(lora_pack(source, sites, "kohya", part=part), base), notes + missing_alpha_note(without_alpha))
+    names = [module for module in modules if _prefix(module) == part]
+    paths = _paths(base, {module.removeprefix(f"{part}_") for module in names}, source)
+    layers = {module: _layer(base, paths[module.removeprefix(f"{part}_")], f"{source.path}, {module}") for module in names}
+    pack, without_alpha = _pack(file, modules, layers, source, part=part)
+    return Reading(bind_to_base(pack, base), notes + missing_alpha_note(without_alpha))
 
 
 def _read_without_base(source: Source) -> Reading:
     """All models of the file; dots are restored only around numbers, where they are certain."""
     file = open_file(source)
     modules = _modules(file, source)
-    pairs, without_alpha = _factors(file, modules, source)
-    sites = {(path := _NUMBER.sub(r".\1.", module)): pair._replace(path=path) for module, pair in pairs.items()}
-    return Reading(lora_pack(source, sites, "kohya"), several_models_note(_parts(modules)) + missing_alpha_note(without_alpha))
+    layers = {module: Layer(_NUMBER.sub(r".\1.", module), f"{source.path}, {module}") for module in modules}
+    pack, without_alpha = _pack(file, modules, layers, source)
+    return Reading(pack, several_models_note(_parts(modules)) + missing_alpha_note(without_alpha))
 
 
 def _modules(file: SafetensorsFile, source: Source) -> dict[str, dict[str, str]]:
     modules: dict[str, dict[str, str]] = {}
     for key in file.tensors:
         if not is_key(key):
-            raise Unsupported("a key that is not of a plain LoRA", where=source.path, found=key, expected=f"{_DOWN}, {_UP}, {_ALPHA}",
-                              remedy="convert it to plain LoRA with the tool that made it (LoHa, LoKr, DoRA and norms are not read)")
+            raise Unsupported("a key of no form that is read", where=source.path, found=key, expected=", ".join(FORMS),
+                              remedy="merge it with the tool that made it, or convert it to plain LoRA there")
         module, _, leaf = key.partition(".")
         modules.setdefault(module, {})[leaf] = key
     return modules
 
 
-def _factors(file: SafetensorsFile, modules: Mapping[str, Mapping[str, str]], source: Source) -> tuple[dict[str, SiteFactors], list[str]]:
-    """The factors of each module by its flat name, and the modules without an alpha."""
-    require_pairs(modules, (_DOWN, _UP), source.path)
-    pairs, without_alpha = {}, []
-    for module, leaves in modules.items():
-        down, up = (_matrix(file.read(leaves[leaf]), leaves[leaf], source) for leaf in (_DOWN, _UP))
-        if _ALPHA in leaves:
-            scale = _number(file.read(leaves[_ALPHA]), leaves[_ALPHA], source) / max(1, down.shape[0])
-        else:
+def _layer(base: BaseModel, path: str, where: str) -> Layer:
+    """A layer of the base, whose numbers are read when a form needs them."""
+    weight = base.weight_name(path)
+    names = {"weight": weight, "bias": f"{weight.removesuffix('weight')}bias"}
+    return Layer(path, where, base.shapes[weight], names["bias"] in base.shapes, lambda name: base.read(names[name]))
+
+
+def _pack(file: SafetensorsFile, modules: Mapping[str, Mapping[str, str]], layers: Mapping[str, Layer], source: Source, **claims: Any
+          ) -> tuple[Pack, list[str]]:
+    """The pack of these layers, each in the form that its tensors have; and the modules for which no alpha is stated."""
+    sites: dict[str, dict[Site, tuple[Any, Mapping[str, np.ndarray]]]] = {}
+    full: dict[str, Mapping[str, np.ndarray]] = {}
+    without_alpha = []
+    for module, layer in sorted(layers.items(), key=lambda item: item[1].path):
+        leaves = modules[module]
+        form = form_of(leaves, layer.where)
+        found = form.read({leaf: file.read(key) for leaf, key in leaves.items()}, layer)
+        if form.scaled and "alpha" not in leaves:
             without_alpha.append(module)
-            scale = 1.0
-        pairs[module] = SiteFactors(module, down, up, scale)
-    return pairs, without_alpha
+        if found.site is None or found.method is None:
+            full[layer.path] = found.params or {}
+        else:
+            sites.setdefault(found.method, {})[found.site] = (found.config, found.params or {})
+    by_size = sorted(sites, key=lambda name: (-len(sites[name]), name))
+    return foreign_pack(source, [MethodSites(get(name), sites[name]) for name in by_size], "kohya", full=full, **claims), without_alpha
 
 
 def _parts(modules: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -149,21 +164,6 @@ def _paths(base: BaseModel, wanted: set[str], source: Source) -> dict[str, str]:
     return {name: by_name[name][0] for name in wanted}
 
 
-def _matrix(value: np.ndarray, key: str, source: Source) -> np.ndarray:
-    if value.ndim != 2:
-        raise Unsupported("an adapter of a layer that is not linear", where=f"{source.path}, {key}", expected="a matrix",
-                          found=f"shape {list(value.shape)}", remedy="leave convolutions out of the adapter")
-    return value
-
-
-def _number(value: np.ndarray, key: str, source: Source) -> float:
-    if value.size != 1 or value.dtype.kind in "biu":
-        raise FormatError("alpha must be one floating-point number", where=f"{source.path}, {key}", found=f"{value.dtype} {value.shape}")
-    number = float(value.reshape(())[()])
-    if not math.isfinite(number):
-        raise NonFinite("alpha is not finite", where=f"{source.path}, {key}", found=number)
-    return number
-
-
-KOHYA = Format("kohya", "kohya's keys (lora_unet_..., lora_te_...) in safetensors, one file", False,
-               lambda path: any(_prefix(key) for key in keys_of(path)), _read, _write, _read_without_base, parts=True)
+KOHYA = FORMATS.register(Format("kohya", "kohya's keys (lora_unet_..., lora_te_...) in safetensors, one file", False,
+                                lambda path: any(_prefix(key) for key in keys_of(path)), _read, _write, _read_without_base, rank=30,
+                                parts=True))

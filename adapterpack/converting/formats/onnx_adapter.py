@@ -12,16 +12,16 @@ from pathlib import Path
 
 import numpy as np
 
-from ..adapter_methods import LAYOUTS
-from ..errors import FormatError, Unsupported
-from ..pack.pack import Pack
-from ..runtime.adapters.files import write_adapter_file
-from ..slots.values import HEAD_FIELDS, PEFT_NAMES, pack_values
-from .base import BaseModel, bind_to_base
-from .factors import SiteFactors, lora_pack, require_pairs
-from .flatbuffer import MAGIC, read_parameters
-from .folder_formats import dequantized
-from .format import Format, Reading, Source, first_bytes, listed
+from ...adapter_methods import LAYOUTS
+from ...errors import FormatError, Unsupported
+from ...pack.pack import Pack
+from ...runtime.adapters.files import write_adapter_file
+from ...slots.values import HEAD_FIELDS, PEFT_NAMES, pack_values
+from ..base import BaseModel, bind_to_base
+from ..factors import SiteFactors, lora_pack, require_pairs
+from ..flatbuffer import MAGIC, read_parameters
+from ..format import FORMATS, Format, Reading, Source, first_bytes, listed
+from ..packs import dequantized
 
 _PAIR = ("down", "up")
 _NOT_LORA = ("scale", "shift", "pre")
@@ -104,5 +104,5 @@ def _head(path: str, fields: dict[str, np.ndarray], source: Source) -> dict[str,
     return {"weight": np.ascontiguousarray(weight.T)} | ({} if bias is None else {"bias": bias})
 
 
-ONNX_ADAPTER = Format("onnx_adapter", "ONNX Runtime's adapter with the slots of our graphs, one file", False,
-                      lambda path: first_bytes(path, 8)[4:] == MAGIC, _read, _write, _read)
+ONNX_ADAPTER = FORMATS.register(Format("onnx_adapter", "ONNX Runtime's adapter with the slots of our graphs, one file", False,
+                                       lambda path: first_bytes(path, 8)[4:] == MAGIC, _read, _write, _read))

@@ -1,0 +1,1 @@
+"""Adapter formats: one file a format, which registers it."""

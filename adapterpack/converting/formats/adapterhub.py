@@ -1,0 +1,127 @@
+"""Reads the folders of AdapterHub's library: ``adapter_config.json``, ``adapter.safetensors``, and a head beside them.
+
+A tensor is called ``<place>.adapters.<name>.<part>`` or ``<place>.loras.<name>.<part>``, and what all places share
+``<model>.shared_parameters.<name>.<part>``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...errors import FormatError, Unsupported
+from ...io.safetensors import SafetensorsFile
+from ...pack.pack import Pack
+from ...peft import layout
+from ...peft.options import read_config
+from ..adapterhub import bottlenecks, heads, low_rank
+from ..adapterhub.families import family_of
+from ..adapterhub.settings import setting
+from ..base import BaseModel, bind_to_base
+from ..format import FORMATS, Format, Reading, Source
+from ..packs import foreign_pack
+
+_FILE, _PICKLE = "adapter.safetensors", "pytorch_adapter.bin"
+_HEAD, _HEAD_FILE, _HEAD_PICKLE = "head_config.json", "model_head.safetensors", "pytorch_model_head.bin"
+_SHARED = "shared_parameters"
+_KINDS = {"adapters": (None,), "loras": ("lora",), _SHARED: (None, "lora")}
+"""What stands before the adapter's name in a key -> the ``architecture`` of its config."""
+_NO_HEAD = "convert a copy of the folder without the files of the head"
+
+
+def _detect(path: Path) -> bool:
+    return (path / layout.CONFIG).is_file() and any((path / name).is_file() for name in (_FILE, _PICKLE))
+
+
+def _read(source: Source) -> Reading:
+    pack = _pack(source)
+    return Reading(pack if source.base is None else bind_to_base(pack, source.base))
+
+
+def _pack(source: Source) -> Pack:
+    where = source.path / layout.CONFIG
+    saved = read_config(where)
+    config, name = (setting(saved, key, kind, str(where)) for key, kind in (("config", dict), ("name", str)))
+    architecture = config.get("architecture")
+    if architecture not in (None, "lora"):
+        raise Unsupported("this kind of AdapterHub's adapters is not read", where=f"{where}#/config/architecture",
+                          expected="bottlenecks, Compacter, LoRA, (IA)^3", found=repr(architecture)[:80], remedy=_remedy(architecture))
+    family = family_of(saved.get("model_type"), f"{where}#/model_type")
+    places, shared = _sorted(_open(source, _FILE, _PICKLE), name, architecture)
+    if not places:
+        raise FormatError("the file holds no adapter of that name", where=source.path / _FILE, found=repr(name)[:80])
+    head = _head(source)
+    if head is None:
+        places = _named_as_in(source.base, places)
+    if architecture is None:
+        sites, rules = bottlenecks.read(config, places, shared, family, str(where))
+    elif shared:
+        raise Unsupported("LoRAs whose factors lie elsewhere", where=source.path / _FILE, found=", ".join(sorted(shared))[:80],
+                          remedy="merge it with the library that made it")
+    else:
+        sites, rules = low_rank.read(config, places, family, str(where)), {}
+    return foreign_pack(source, [sites], "adapterhub", shared=rules, full=head and head.modules, task=head and head.task)
+
+
+def _head(source: Source) -> heads.Whole | None:
+    """The head in the folder, if there is one."""
+    if not (source.path / _HEAD).is_file():
+        return None
+    file = _open(source, _HEAD_FILE, _HEAD_PICKLE)
+    return heads.read(read_config(source.path / _HEAD), {key: file.read(key) for key in file.tensors}, str(source.path / _HEAD))
+
+
+def _named_as_in(base: BaseModel | None, places: dict[str, dict[str, np.ndarray]]) -> dict[str, dict[str, np.ndarray]]:
+    """The places without the name of the model around them, where the base is that model itself: the library always has a model around."""
+    outer = {place.partition(".")[0] for place in places}
+    if base is None or len(outer) != 1 or any(name.partition(".")[0] in outer for name in base.shapes):
+        return places
+    return {place.partition(".")[2]: tensors for place, tensors in places.items()}
+
+
+def _remedy(architecture: object) -> str:
+    if architecture == "prefix_tuning":
+        return "its prefix does not move the positions of the tokens behind it, and one here does: train it here, or with PEFT"
+    return "save the adapters of a union one by one, or keep it with the library that made it"
+
+
+def _open(source: Source, name: str, pickle: str) -> SafetensorsFile:
+    """The tensors of a folder, which may be a pickle instead."""
+    if not (source.path / name).is_file():
+        if (source.path / pickle).is_file():
+            raise Unsupported("the adapter is stored as a pickle, which can run code and is never opened", where=source.path / pickle,
+                              expected=name, remedy="save it with save_adapter(folder, name, use_safetensors=True) where you trust it")
+        raise FormatError("there are no tensors of the head", where=source.path / name, remedy=_NO_HEAD)
+    return SafetensorsFile(source.path / name, private=True)
+
+
+def _sorted(file: SafetensorsFile, name: str, architecture: Any) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, np.ndarray]]:
+    """The tensors by place and part, and those that all places share."""
+    places: dict[str, dict[str, np.ndarray]] = {}
+    shared: dict[str, np.ndarray] = {}
+    for key in file.tensors:
+        kind, place, part = _split(key, name)
+        if kind is None or architecture not in _KINDS[kind]:
+            raise Unsupported("a tensor that belongs to no adapter of this name and kind", where=file.path, found=key,
+                              expected=", ".join(f"...{kind}.{name[:80]}..." for kind in _KINDS),
+                              remedy="save that adapter alone, without invertible adapters, gates or fusions")
+        parts = shared if kind == _SHARED else places.setdefault(place, {})
+        if part in parts:
+            raise FormatError("two tensors for one place", where=file.path, found=key)
+        parts[part] = file.read(key)
+    return places, shared
+
+
+def _split(key: str, name: str) -> tuple[str | None, str, str]:
+    """(kind, place, part) of a key; the kind is None for one that is of no adapter of that name."""
+    for kind in _KINDS:
+        place, found, part = f".{key}".partition(f".{kind}.{name}.")
+        if found and part and (place or kind == _SHARED):
+            return kind, place[1:], part
+    return None, "", ""
+
+
+ADAPTERHUB = FORMATS.register(Format("adapterhub", "AdapterHub's adapter_config.json and adapter.safetensors", True, _detect, _read, None,
+                                     lambda source: Reading(_pack(source)), rank=20, tensors=_FILE))

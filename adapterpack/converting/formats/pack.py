@@ -1,0 +1,27 @@
+"""Reads and writes packs: manifest and tensors."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ...manifest import manifest as m
+from ...pack.pack import Pack
+from ...pack.validate.validation import load
+from ..base import BaseModel
+from ..format import FORMATS, Format, Reading, Source
+from ..packs import dequantized, require_base_fits
+
+
+def _read(source: Source) -> Reading:
+    return Reading(require_base_fits(load(source.path), source.base))
+
+
+def _write(pack: Pack, folder: Path, base: BaseModel | None) -> tuple[str, ...]:
+    plain, notes = dequantized(pack)
+    plain.write_into(folder)
+    return notes
+
+
+PACK = FORMATS.register(Format("pack", "a pack: manifest and tensors", True, lambda path: os.path.lexists(path / m.FILE_NAME),
+                               _read, _write, _read, rank=0))

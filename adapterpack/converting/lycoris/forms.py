@@ -1,0 +1,244 @@
+"""The forms of LyCORIS (lycoris-lora 4): their tensors, and what each of them is here.
+
+    LoRA, LoCon   alpha / r * up down, with a kernel's middle factor alpha / r * up (mid * down); with ``dora_scale`` DoRA
+    LoHa          alpha / r * (w1_a w1_b) * (w2_a w2_b), elementwise
+    LoKr          alpha / r * kron(w1, w2); the factor is one where neither is split
+    GLoRA         alpha / r * (W a1 a2 + b1 b2), which is a LoRA of twice the rank once W is known
+    (IA)^3        W * (1 + weight), by row or by column
+    full, norm    a difference to the weight and the bias
+
+alpha = r where a file states none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ...adapter_methods import Site, get
+from ...adapter_methods.core.shapes import check_shapes
+from ...adapter_methods.loha import with_kernel
+from ...errors import BaseMismatch, FormatError, Unsupported, printable
+from ..factors import check_pair
+from ..numbers import tensor_number
+from ..packs import untargeted
+from .kronecker import factors_of
+
+Tensors = Mapping[str, np.ndarray]
+
+
+class Layer(NamedTuple):
+    """A layer that a file changes. ``shape`` is that of its weight, or None where the base is not known, ``bias`` whether it has one.
+
+    ``read`` gives its weight (``"weight"``) or its bias (``"bias"``).
+    """
+
+    path: str
+    where: str
+    shape: tuple[int, ...] | None = None
+    bias: bool = False
+    read: Callable[[str], np.ndarray] | None = None
+
+    def site(self, rows: int, columns: int) -> Site:
+        """The site of matrices that are ``[rows, columns]``; that of a convolution where the weight has a kernel.
+
+        Raises:
+            BaseMismatch: the base's weight has another shape.
+        """
+        if self.shape is None or len(self.shape) < 2:
+            return Site(self.path, columns, rows)
+        if (self.shape[0], math.prod(self.shape[1:])) != (rows, columns):
+            raise BaseMismatch("the adapter has another shape than the base's weight", where=self.where, expected=list(self.shape),
+                               found=f"[{rows}, {columns}]", remedy="name the base that it was trained on")
+        return Site(self.path, columns, rows, "linear" if len(self.shape) == 2 else "conv", self.bias, self.shape[2:])
+
+
+class Reading(NamedTuple):
+    """What a module of a file is here: a site of a method with its config and parameters, or the parameters of a module trained whole."""
+
+    method: str | None = None
+    site: Site | None = None
+    config: Any = None
+    params: Mapping[str, np.ndarray] | None = None
+
+
+class Form(NamedTuple):
+    """A form: the leaves that it must have, those that it may have, and what it is. ``scaled``: it is multiplied by ``alpha / r``."""
+
+    needs: frozenset[str]
+    may: frozenset[str]
+    read: Callable[[Tensors, Layer], Reading]
+    scaled: bool = True
+
+
+def form_of(leaves: Iterable[str], where: str) -> Form:
+    """The form of a module with these leaves.
+
+    Raises:
+        FormatError: they are of none, or one is missing.
+    """
+    present = set(leaves)
+    for form in FORMS.values():
+        if form.needs <= present <= form.needs | form.may:
+            return form
+    raise FormatError("the tensors of a module do not pair up, or are of no known form", where=where,
+                      expected="; ".join(f"{name}: {', '.join(sorted(form.needs))}" for name, form in FORMS.items()),
+                      found=printable(", ".join(sorted(present))[:200]))
+
+
+def _scale(tensors: Tensors, rank: int, layer: Layer) -> float:
+    return tensor_number(tensors["alpha"], f"{layer.where}.alpha") / max(1, rank) if "alpha" in tensors else 1.0
+
+
+def _flat(value: np.ndarray) -> np.ndarray:
+    """A kernel's factor as a matrix: the first axis, and all others."""
+    return value.reshape(len(value), -1) if value.ndim > 2 else value
+
+
+def _checked(method: str, cfg: Any, site: Site, params: dict[str, np.ndarray], layer: Layer) -> Reading:
+    check_shapes(get(method), cfg, site, params, layer.where)
+    return Reading(method, site, cfg, params)
+
+
+def _matrices(tensors: Tensors, names: Iterable[str], layer: Layer) -> None:
+    for name in names:
+        if tensors[name].ndim != 2 or 0 in tensors[name].shape:
+            raise FormatError("a factor must be a matrix", where=f"{layer.where}.{name}", found=list(tensors[name].shape))
+
+
+def _lora(tensors: Tensors, layer: Layer) -> Reading:
+    down, up = tensors["lora_down.weight"], _flat(tensors["lora_up.weight"])
+    if "lora_mid.weight" in tensors:
+        down = _core(tensors["lora_mid.weight"], _flat(down), layer)
+    down = _flat(down)
+    check_pair(down, up, layer.where)
+    rank, method = down.shape[0], "dora" if "dora_scale" in tensors else "lora"
+    cfg = untargeted(get(method).config(r=rank, alpha=_scale(tensors, rank, layer) * rank))
+    params = {"lora_A": down, "lora_B": up}
+    if method == "dora":
+        params["lora_magnitude_vector"] = _lengths(tensors["dora_scale"], up.shape[0], layer)
+    return _checked(method, cfg, layer.site(up.shape[0], down.shape[1]), params, layer)
+
+
+def _core(core: np.ndarray, factor: np.ndarray, layer: Layer) -> np.ndarray:
+    try:
+        return with_kernel(core, factor)
+    except ValueError as error:
+        raise FormatError(f"the factors of a kernel do not fit each other: {error}", where=layer.where) from error
+
+
+def _lengths(scale: np.ndarray, rows: int, layer: Layer) -> np.ndarray:
+    """The trained lengths of the rows.
+
+    Raises:
+        Unsupported: they are those of the columns.
+    """
+    if scale.size != rows or scale.shape[0] != rows:
+        raise Unsupported("DoRA with a length for each input (wd_on_output off), where the method here has one for each output",
+                          where=f"{layer.where}.dora_scale", expected=[rows, 1], found=list(scale.shape),
+                          remedy="merge it with the tool that made it, or train it with wd_on_output")
+    return scale.reshape(-1)
+
+
+def _loha(tensors: Tensors, layer: Layer) -> Reading:
+    names = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
+    _matrices(tensors, names, layer)
+    params = {name: tensors[name] for name in names}
+    for number in ("1", "2") if "hada_t1" in tensors else ():
+        params[f"hada_w{number}_a"] = np.ascontiguousarray(params[f"hada_w{number}_a"].T)
+        params[f"hada_w{number}_b"] = _core(tensors[f"hada_t{number}"], params[f"hada_w{number}_b"], layer)
+    rank = params["hada_w1_b"].shape[0]
+    cfg = untargeted(get("loha").config(r=rank, alpha=_scale(tensors, rank, layer) * rank))
+    return _checked("loha", cfg, layer.site(params["hada_w1_a"].shape[0], params["hada_w1_b"].shape[1]), params, layer)
+
+
+def _lokr(tensors: Tensors, layer: Layer) -> Reading:
+    points = 1 if layer.shape is None else math.prod(layer.shape[2:])
+    found = factors_of(tensors, points, layer.where, _core_of(layer))
+    scale = 1.0 if found.rank is None else _scale(tensors, found.rank, layer)
+    return _checked("lokr", found.config(scale), layer.site(found.rows, found.columns), dict(found.params), layer)
+
+
+def _core_of(layer: Layer) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    return lambda core, factor: _core(core, factor, layer)
+
+
+def _glora(tensors: Tensors, layer: Layer) -> Reading:
+    a1, a2, b1, b2 = (_flat(tensors[f"{name}.weight"]) for name in ("a1", "a2", "b1", "b2"))
+    for down, up in ((a2, a1), (b2, b1)):
+        check_pair(down, up, layer.where)
+    if layer.shape is None or layer.read is None:
+        raise Unsupported("what these factors mean depends on the weight that they change", where=layer.where,
+                          remedy="name the base with --base")
+    if len(layer.shape) != 2 or a1.shape[0] != layer.shape[1] or a2.shape[1] != layer.shape[1]:
+        raise Unsupported("GLoRA of a layer that is not linear, or of another shape", where=layer.where, expected=list(layer.shape),
+                          found=f"a1 {a1.shape}, a2 {a2.shape}", remedy="merge it with the tool that made it")
+    fed = layer.read("weight").astype(np.float64) @ a1.astype(np.float64)
+    down = np.concatenate([a2, b2]).astype(np.float32)
+    up = np.concatenate([fed, b1.astype(np.float64)], axis=1).astype(np.float32)
+    rank = len(down)
+    cfg = untargeted(get("lora").config(r=rank, alpha=_scale(tensors, len(a2), layer) * rank))
+    return _checked("lora", cfg, layer.site(len(up), down.shape[1]), {"lora_A": down, "lora_B": up}, layer)
+
+
+def _ia3(tensors: Tensors, layer: Layer) -> Reading:
+    weight, stated = tensors["weight"], tensors["on_input"]
+    if stated.size != 1 or stated.reshape(-1)[0] not in (0, 1):
+        raise FormatError("on_input must be 0 or 1", where=f"{layer.where}.on_input", found=f"{stated.dtype} {stated.shape}")
+    on_input, factors = bool(stated.reshape(-1)[0]), 1 + weight.reshape(-1).astype(np.float64)
+    if layer.bias and not on_input:
+        raise Unsupported("(IA)^3 of LyCORIS scales the outputs without the bias, and (IA)^3 with it", where=layer.where,
+                          remedy="merge it with the tool that made it, or train it on inputs")
+    if layer.shape is None or len(layer.shape) != 2:
+        raise Unsupported("(IA)^3 of a layer that is not linear, or not known", where=layer.where, expected="a matrix",
+                          found=layer.shape and list(layer.shape), remedy="name the base with --base, or merge it where it was made")
+    rows, columns = layer.shape
+    params = {"ia3_l": factors.reshape((1, -1) if on_input else (-1, 1)).astype(np.float32)}
+    return _checked("ia3", untargeted(get("ia3").config(feedforward=on_input)), layer.site(rows, columns), params, layer)
+
+
+def _difference(names: Mapping[str, str]) -> Callable[[Tensors, Layer], Reading]:
+    """A module trained whole, from differences: leaf -> which of the layer's tensors it changes."""
+
+    def read(tensors: Tensors, layer: Layer) -> Reading:
+        if layer.read is None:
+            raise Unsupported("a difference to a weight says nothing without that weight", where=layer.where,
+                              remedy="name the base with --base")
+        params = {}
+        for leaf, name in names.items():
+            if leaf not in tensors:
+                if name == "weight" or layer.bias:
+                    params[name] = layer.read(name).astype(np.float32)
+                continue
+            if name == "bias" and not layer.bias:
+                raise Unsupported("a bias for a layer that has none", where=f"{layer.where}.{leaf}",
+                                  remedy="merge it with the tool that made it")
+            base, change = layer.read(name), tensors[leaf]
+            if change.shape != base.shape:
+                raise BaseMismatch("the difference has another shape than the base's tensor", where=f"{layer.where}.{leaf}",
+                                   expected=list(base.shape), found=list(change.shape), remedy="name the base that it was trained on")
+            params[name] = (base.astype(np.float64) + change.astype(np.float64)).astype(np.float32)
+        return Reading(params=params)
+
+    return read
+
+
+FORMS: dict[str, Form] = {
+    "LoRA": Form(frozenset({"lora_down.weight", "lora_up.weight"}), frozenset({"alpha", "lora_mid.weight", "dora_scale"}), _lora),
+    "LoHa": Form(frozenset({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}), frozenset({"alpha"}), _loha),
+    "LoHa of kernels": Form(frozenset({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"}), frozenset({"alpha"}),
+                            _loha),
+    "LoKr": Form(frozenset({"lokr_w1", "lokr_w2"}), frozenset({"alpha"}), _lokr),
+    "LoKr with w1 split": Form(frozenset({"lokr_w1_a", "lokr_w1_b", "lokr_w2"}), frozenset({"alpha"}), _lokr),
+    "LoKr with w2 split": Form(frozenset({"lokr_w1", "lokr_w2_a", "lokr_w2_b"}), frozenset({"alpha", "lokr_t2"}), _lokr),
+    "LoKr with both split": Form(frozenset({"lokr_w1_a", "lokr_w1_b", "lokr_w2_a", "lokr_w2_b"}), frozenset({"alpha", "lokr_t2"}), _lokr),
+    "GLoRA": Form(frozenset({f"{name}.weight" for name in ("a1", "a2", "b1", "b2")}), frozenset({"alpha"}), _glora),
+    "(IA)^3": Form(frozenset({"weight", "on_input"}), frozenset(), _ia3, scaled=False),
+    "full": Form(frozenset({"diff"}), frozenset({"diff_b"}), _difference({"diff": "weight", "diff_b": "bias"}), scaled=False),
+    "norm": Form(frozenset({"w_norm"}), frozenset({"b_norm"}), _difference({"w_norm": "weight", "b_norm": "bias"}), scaled=False),
+}
+LEAVES = frozenset().union(*(form.needs | form.may for form in FORMS.values()))
+"""What a key of a kohya file may end with."""

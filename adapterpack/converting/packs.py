@@ -1,0 +1,91 @@
+"""What conversions do with packs on their way: plain numbers, a fitting base, a parent in the lineage."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from msgspec.structs import replace
+
+from ..adapter_methods import get
+from ..io.hashing import sha256_of
+from ..io.safe_open import TENSORS
+from ..manifest import manifest as m
+from ..manifest.secondary_methods import MethodSites
+from ..pack.lineage import descended
+from ..pack.pack import Pack, build
+from ..tasks.task import NO_TASK
+from .base import BaseModel, bind_to_base
+from .format import Source
+
+Cfg = TypeVar("Cfg", bound=Any)
+
+
+def dequantized(pack: Pack) -> tuple[Pack, tuple[str, ...]]:
+    """A quantized pack with its tensors as floats, and a note about it; any other pack as it is.
+
+    The values are those that every runtime uses: the error of the quantization remains.
+    """
+    stored = pack.manifest.quantization
+    if stored is None:
+        return pack, ()
+    claims = pack.manifest
+    adapters = {adapter.site: (adapter.config, adapter.params) for adapter in pack.adapters()}  # quantized packs have one method
+    weights = {group.path: group.weight for group in claims.groups}
+    plain = build(pack.name, pack.method, adapters, task=claims.task, base=claims.base, full=pack.full(), weights=weights,
+                  problem=claims.problem,
+                  lineage=descended("convert", [pack], {"dequantized": stored["scheme"]}),
+                  training=claims.training, license=claims.license, extensions=claims.extensions)
+    return plain, (f"the pack is quantized ({stored['scheme']}): its values are written as float32, with the error they have",)
+
+
+def require_base_fits(pack: Pack, base: BaseModel | None) -> Pack:
+    """The pack itself, after checking that it fits the base.
+
+    Raises:
+        BaseMismatch: it was made for another base.
+        SiteNotFound: the base lacks a site.
+    """
+    if base is not None:
+        bind_to_base(pack, base)
+    return pack
+
+
+def foreign_pack(source: Source, sites: Sequence[MethodSites], kind: str, *, shared: Mapping[str, np.ndarray] | None = None,
+                 full: Mapping[str, Mapping[str, np.ndarray]] | None = None, task: m.Task | None = None, **claims: Any) -> Pack:
+    """A pack of what another tool's adapter holds: the sites of each method, the first of them the pack's own; what its sites share, and
+    the modules that were trained whole.
+
+    ``kind`` names the format, and ``claims`` are added to the manifest's ``training``. Without a ``task`` it is the base's, if that
+    is known.
+
+    Raises:
+        NonFinite: a tensor holds NaN or infinity.
+        NothingToDo: there is nothing in it.
+    """
+    task = task or (m.Task(NO_TASK) if source.base is None else source.base.task())
+    first = sites[0] if sites else MethodSites(get("lora"), {})
+    return build(source.name, first.method, first.adapters, secondary=sites[1:], shared=shared, full=full, task=task, base=m.Base(),
+                 training={"imported_from": kind, **claims})
+
+
+def untargeted(cfg: Cfg) -> Cfg:
+    """A config without the choices that training alone needs: the sites of a pack are known."""
+    return dataclasses.replace(cfg, targets="all-linear", modules_to_save=())
+
+
+def source_digest(path: Path, tensors: str = TENSORS) -> tuple[str, str]:
+    """Digest and name of the file with an adapter's numbers: the file itself, or the one called ``tensors`` in a folder."""
+    file = path / tensors if path.is_dir() else path
+    return f"sha256:{sha256_of(file)}", path.resolve().name
+
+
+def with_parent(pack: Pack, form: str, parent: tuple[str, str]) -> Pack:
+    """The pack with the converted file recorded as its parent, by digest."""
+    digest, name = parent
+    shown = "".join(c if c.isprintable() else "_" for c in name)[:512] or "source"
+    lineage = m.Lineage("convert", (m.Parent(digest, shown),), {"from": form})
+    return dataclasses.replace(pack, manifest=replace(pack.manifest, lineage=lineage))
