@@ -49,7 +49,7 @@ _NOT_READ: dict[str, tuple[str, str]] = {
 def not_read(config: Mapping[str, Any], known: Sequence[Method], where: Path) -> Unsupported:
     """The error for a configuration that is of no method."""
     kind = config.get("peft_type")
-    if kind is None:
+    if "peft_type" not in config:
         return Unsupported("this is no folder of PEFT's: its configuration names no peft_type", where=where, expected="peft_type",
                            found=printable(", ".join(sorted(config))[:200]),
                            remedy="adapterpack convert SRC --to pack -o OUT reads what other tools wrote (docs/formats.md)")
