@@ -37,10 +37,11 @@ from adapterpack.errors import (
     UnknownAdapter,
     Unsupported,
 )
-from adapterpack.io import file_hashes, hashing
+from adapterpack.io import file_hashes, hashing, strict_json
 from adapterpack.manifest import manifest as m
 from adapterpack.pack.pack import Pack, build
 from adapterpack.pack.validate.budget import Budget
+from adapterpack.runtime import opened_before
 from adapterpack.runtime.model_inputs import pad
 from adapterpack.runtime.providers import builtin
 from adapterpack.slots.precision import ABSENT
@@ -426,6 +427,23 @@ def test_an_adapter_file_that_is_written_over_changes_no_answer(copied: Make) ->
     assert np.array_equal(session.run(batch, names)["logits"], right)
     with pytest.raises(FormatError, match=r"not the one that its manifest lists.*alpha\.onnx_adapter"):
         Session(folder, "cpu")
+
+
+def test_a_graph_of_a_stranger_is_opened_in_a_sandbox_first_and_once(copied: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was exported here is opened at once; a manifest that was never seen has its graph tried first, and not again."""
+    tried: list[str] = []
+    real = opened_before.require_survived
+    monkeypatch.setattr(opened_before, "require_survived", lambda path, *rest, **more: tried.append(path.name) or real(path, *rest, **more))
+    folder = copied("llama", "bank")
+    Session(folder, "cpu")
+    assert not tried
+    monkeypatch.setenv("ADAPTERPACK_CACHE", str(tmp_path / "cache"))
+    manifest = json.loads((folder / FILE_NAME).read_text())
+    manifest["base"]["name"] = "another"
+    (folder / FILE_NAME).write_bytes(strict_json.canonical(manifest))
+    for _ in range(2):
+        Session(folder, "cpu")
+        assert tried == [GRAPH]
 
 
 def test_ways_to_verify_a_bundle(copied: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

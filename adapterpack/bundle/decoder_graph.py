@@ -18,6 +18,11 @@ SOURCE_LENGTHS = "source_lengths"
 """Its input that says how many positions each row of an encoder has ``[batch]``, where they may differ."""
 
 
+def graphs_of(bundle: Bundle) -> tuple[str, ...]:
+    """The graphs of a bundle: those of its task's parts, and the engine's where there is one."""
+    return (*bundle.parts, *((DECODER,) if bundle.decoder else ()))
+
+
 def cache_scale(cache: str) -> str:
     """The constant of that graph that says what one step of an int8 cache is, ``[heads, 1, width]``."""
     return f"{cache}.scale"

@@ -15,7 +15,7 @@ from ..io.hashing import Identity, identity, require_unchanged
 from ..manifest.manifest import FILE_NAME as PACK
 from ..pack.pack import SIGNATURE
 from ..tasks.task import MAIN
-from .decoder_graph import DECODER
+from .decoder_graph import graphs_of
 from .manifest import FILE_NAME, Bundle, adapter_file, graph_file
 
 VERIFY = ("full", "cached", "off")
@@ -72,7 +72,7 @@ def unlisted(folder: Path, bundle: Bundle) -> list[str]:
 
 def needed(bundle: Bundle) -> set[str]:
     """The files without which a bundle cannot be run, whatever its list says: graphs, packs, and the adapter files of ``inputs`` mode."""
-    graphs = {graph_file(part) for part in (*bundle.parts, *((DECODER,) if bundle.decoder else ()))}
+    graphs = {graph_file(part) for part in graphs_of(bundle)}
     packs = {f"{adapter.path}/{PACK}" for adapter in bundle.adapters}
     slotted = {site.part for site in bundle.sites.values() if site.fields} | {MAIN} if bundle.mode == "inputs" else ()
     return graphs | packs | {adapter_file(adapter.path, part) for adapter in bundle.adapters for part in slotted}

@@ -1,7 +1,7 @@
-"""Remembers which bundles were proved as far as their bytes decide, so that opening one again costs a look at its files' times.
+"""Remembers what was found of a bundle's bytes, so that opening it again costs a look at its files' times.
 
-A proof belongs to the bytes of a manifest, and with them to the digests of all files, which a session compares each time. It is kept for
-the life of the process; that of a bundle with large files also in the user's cache folder, next to the hashes of these.
+What was found belongs to the bytes of a manifest, and with them to the digests of all files, which a session compares each time. It is
+kept for the life of the process, and where finding it out took long also in the user's cache folder, next to the hashes of large files.
 """
 
 from __future__ import annotations
@@ -17,30 +17,44 @@ from ..io.file_hashes import LARGE
 from ..version import VERSION
 from .manifest import Bundle
 
-_PROVED: set[str] = set()
+_KNOWN: set[str] = set()
 
 
-def is_proved(manifest: bytes) -> bool:
-    """Whether a bundle with these bytes as its manifest was proved before, by this version."""
-    key = _key(manifest)
-    if key not in _PROVED and _record(key).is_file():
-        _PROVED.add(key)
-    return key in _PROVED
+class Proofs:
+    """What this version found of the bundle with these bytes as its manifest."""
+
+    def __init__(self, manifest: bytes) -> None:
+        self._manifest = hashlib.sha256(VERSION.encode() + b"\0" + manifest).hexdigest()
+
+    def proved(self) -> bool:
+        """Whether manifest, graphs and packs fit each other."""
+        return self._known(self._manifest)
+
+    def keep_proved(self, bundle: Bundle) -> None:
+        """Remembers that they do."""
+        self._keep(self._manifest, lasting=any(entry.size >= LARGE for entry in bundle.files))
+
+    def opened(self, part: str) -> bool:
+        """Whether ONNX Runtime opened the graph of a part before and the process lived on."""
+        return self._known(f"{self._manifest}-{part}")
+
+    def keep_opened(self, *parts: str) -> None:
+        """Remembers that it did, of each of them."""
+        for part in parts:
+            self._keep(f"{self._manifest}-{part}", lasting=True)
+
+    def _known(self, name: str) -> bool:
+        if name not in _KNOWN and _record(name).is_file():
+            _KNOWN.add(name)
+        return name in _KNOWN
+
+    def _keep(self, name: str, *, lasting: bool) -> None:
+        if name not in _KNOWN:
+            _KNOWN.add(name)
+            if lasting:
+                with suppress(StorageError), output_file(_record(name)) as record:  # a cache that cannot be written is no reason to fail
+                    record.touch()
 
 
-def keep_proof(manifest: bytes, bundle: Bundle) -> None:
-    """Remembers that the bundle with these bytes as its manifest was proved."""
-    key = _key(manifest)
-    if key not in _PROVED:
-        _PROVED.add(key)
-        if any(entry.size >= LARGE for entry in bundle.files):
-            with suppress(StorageError), output_file(_record(key)) as record:  # a cache that cannot be written is no reason to fail
-                record.touch()
-
-
-def _key(manifest: bytes) -> str:
-    return hashlib.sha256(VERSION.encode() + b"\0" + manifest).hexdigest()
-
-
-def _record(key: str) -> Path:
-    return cache_folder() / "proofs" / key
+def _record(name: str) -> Path:
+    return cache_folder() / "proofs" / name

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from ..bundle.manifest import Bundle
+from ..bundle.manifest import GRAPH, Bundle
+from ..onnx_graph.apart import require_survived
 from .int8_cache import quantize_cache
 from .parity import with_decoder
 
@@ -14,8 +15,10 @@ def made_anew(bundle: Bundle, folder: Path, before: Bundle) -> Bundle:
     """The manifest of an unpublished ``bundle`` with the engine's graph of what is in ``folder``, whose caches are as they were ``before``.
 
     Raises:
+        OutOfLimits, FormatError: ONNX Runtime cannot open what is in ``folder``.
         ParityError: it disagrees with the ordinary graph, or caches in eight bits move the logits too far.
     """
+    require_survived(folder / GRAPH, sum(path.stat().st_size for path in folder.iterdir() if path.is_file()))
     made = dataclasses.replace(bundle, decoder=True)
     made.write(folder, draft=True)
     report = with_decoder(folder, lambda text: None)

@@ -15,8 +15,9 @@ import onnx_ir as ir
 from ..base.base_folder import copy_carried
 from ..base.base_metadata import pooling_of
 from ..base.checkpoint import Checkpoint
-from ..bundle.decoder_graph import DECODER
-from ..bundle.manifest import Bundle, BundledAdapter, MappedSite, graph_file
+from ..bundle.decoder_graph import DECODER, graphs_of
+from ..bundle.manifest import Bundle, BundledAdapter, MappedSite, graph_file, manifest_bytes
+from ..bundle.proofs import Proofs
 from ..bundle.signature import signature_of
 from ..engine_graph.int8_cache import quantize_cache
 from ..engine_graph.parity import with_decoder
@@ -85,6 +86,7 @@ def write_bundle(root: Path, request: Request, source: Source, graph: BaseGraph,
     if request.quantize is not None:
         say(f"quantize to {request.quantize.scheme}")
         quantize_in_place(folder, request.quantize)
+    Proofs(manifest_bytes(folder)).keep_opened(*graphs_of(bundle))
 
 
 def _with_decoder(bundle: Bundle, folder: Path, request: Request, say: Progress) -> Bundle:

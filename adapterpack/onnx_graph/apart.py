@@ -9,7 +9,7 @@ from pathlib import Path
 from ..sandbox.limits import Limits
 from ..sandbox.sandbox import Sandbox
 
-_MEMORY, _COPIES = 384 << 20, 8
+_MEMORY, _COPIES = 1 << 30, 8
 """Bytes of address space that every graph may take to be opened, and how many times the size of its files beyond that: weights of 4 bits
 that become floats are 8 times as large."""
 _SECONDS, _BYTES_A_SECOND = 2.0, 2 << 20
@@ -27,6 +27,18 @@ def require_openable(path: Path, files: Iterable[Path]) -> None:
                                       remedy="use a graph from a source that you trust")
 
 
+def require_survived(path: Path, size: int, *, wide: bool = False) -> None:
+    """Checks that ONNX Runtime lives through opening a graph whose files have ``size`` bytes, or its form of float32 where ``wide``.
+
+    Raises:
+        OutOfLimits: it takes too much memory or time.
+        FormatError: the process ended.
+    """
+    request = json.dumps([str(path.resolve()), wide]).encode()
+    Sandbox("adapterpack.onnx_graph.trial:survive", _limits(size), kept=0).run(
+        request, "the graph cannot be opened", where=path, remedy="use a bundle from a source that you trust")
+
+
 def problems(written: Path, source: Path, files: Iterable[Path]) -> dict[str, tuple[str | None, str | None]]:
     """By check, ``onnx.checker`` and ``onnxruntime``, what it has against ``written`` and, only then, against ``source``, whose ``files``
     are given.
@@ -41,6 +53,9 @@ def problems(written: Path, source: Path, files: Iterable[Path]) -> dict[str, tu
 
 
 def _sandbox(function: str, files: Iterable[Path]) -> Sandbox:
-    total = sum(path.stat().st_size for path in files)
-    limits = Limits(_MEMORY + _COPIES * total, _SECONDS + total / _BYTES_A_SECOND)
+    limits = _limits(sum(path.stat().st_size for path in files))
     return Sandbox(f"adapterpack.onnx_graph.opening:{function}", limits, kept=0)
+
+
+def _limits(size: int) -> Limits:
+    return Limits(_MEMORY + _COPIES * size, _SECONDS + size / _BYTES_A_SECOND)

@@ -10,14 +10,14 @@ from typing import Any
 
 from ..errors import FormatError, Unsupported
 from ..library_errors import library_errors
-from .graph_file import GraphFile, confined, external_entries, nodes_of
+from .graph_file import GraphFile, external_entries, nodes_of
 
 _EXTERNAL = 1
 _LOOPS = frozenset({"Loop", "Scan", "SequenceMap"})
 _WITHOUT_TENSORS = frozenset({"OperatorSetIdProto", "StringStringEntryProto", "TensorAnnotation", "TypeProto", "ValueInfoProto"})
 _MOST_NODES = 1 << 18
 """Nodes of a model with its functions written out."""
-_MOST_NUMBERS = 1 << 31
+_MOST_NUMBERS = 1 << 26
 """Numbers of a tensor that a node makes of constants alone, which happens when the model is opened."""
 _MAKERS = {"ConstantOfShape": 0, "Expand": 1, "Tile": 1}
 """Operator -> which of its inputs says how large its output is."""
@@ -38,7 +38,7 @@ def require_safe(graph: GraphFile) -> set[Path]:
         >>> require_safe(GraphFile("bundle/model.onnx"))  # doctest: +SKIP
     """
     model, path = graph.model, graph.path
-    files = _external_files(model, path)
+    files = _external_files(graph)
     functions = {(function.domain, function.name): function for function in model.functions}
     for node in (*nodes_of(model.graph), *(node for function in functions.values() for node in nodes_of(function))):
         if node.op_type in _LOOPS and node.domain in ("", "ai.onnx"):
@@ -50,12 +50,12 @@ def require_safe(graph: GraphFile) -> set[Path]:
     return files
 
 
-def _external_files(model: Any, path: Path) -> set[Path]:
+def _external_files(graph: GraphFile) -> set[Path]:
     files = set[Path]()
-    for tensor in _tensors(model):
+    for tensor in _tensors(graph.model):
         if tensor.data_location == _EXTERNAL:
-            where = f"{path}, tensor {tensor.name[:200]}"
-            files.add(confined(path, external_entries(tensor, where).get("location", ""), where))
+            where = f"{graph.path}, tensor {tensor.name[:200]}"
+            files.add(graph.external_file(external_entries(tensor, where), where))
     return files
 
 
@@ -106,5 +106,5 @@ def _require_small(graph: Any, path: Path) -> None:
         with library_errors("onnx", "a constant of the graph cannot be read", where=f"{path}, {tensor.name[:200]}"):
             extents = [int(extent) for extent in numpy_helper.to_array(tensor).reshape(-1)]
         if math.prod(max(extent, 1) for extent in extents[:64]) > _MOST_NUMBERS:
-            raise FormatError("the graph makes a tensor that no memory has room for", where=f"{path}, {node.name[:200]}",
+            raise FormatError("the graph makes a tensor that no memory has room for", where=f"{path}, {node.op_type} {node.name[:200]!r}",
                               expected=f"at most {_MOST_NUMBERS} numbers", found=str(extents[:8]))

@@ -67,6 +67,7 @@ class GraphFile:
         import onnx  # noqa: PLC0415 - only what opens a graph pays for it
 
         self.path = Path(path)
+        self._confined: dict[str, Path] = {}
         skeleton, embedded = walk(self.path)
         with library_errors("protobuf", "the file is not an ONNX model", where=self.path):
             self.model: Any = onnx.ModelProto.FromString(skeleton)
@@ -124,7 +125,14 @@ class GraphFile:
     def _external(self, tensor: Any, where: str) -> tuple[Path, int, int | None]:
         entries = external_entries(tensor, where)
         offset, length = (int(text) if (text := entries.get(key)) is not None else None for key in ("offset", "length"))
-        return confined(self.path, entries.get("location", ""), where), offset or 0, length
+        return self.external_file(entries, where), offset or 0, length
+
+    def external_file(self, entries: Mapping[str, str], where: str) -> Path:
+        """The file that a tensor's :func:`external_entries` name, each looked at once: see :func:`confined`."""
+        location = entries.get("location", "")
+        if location not in self._confined:
+            self._confined[location] = confined(self.path, location, where)
+        return self._confined[location]
 
 
 def nodes_of(graph: Any) -> Iterator[Any]:

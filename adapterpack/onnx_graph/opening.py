@@ -11,6 +11,8 @@ import onnx_ir as ir
 import onnxruntime as ort
 from onnx_ir.passes.common import ShapeInferencePass
 
+from .trial import is_out_of_memory
+
 
 def open_graph(request: bytes) -> bytes:
     """Opens a graph as a session does, and infers its shapes: its path in, nothing out."""
@@ -57,6 +59,6 @@ def _start(path: str | Path, optimized: bool = False) -> None:
     try:
         ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        if "bad_alloc" in str(error) or "Failed to allocate" in str(error):
+        if is_out_of_memory(error):
             raise MemoryError from error
         raise

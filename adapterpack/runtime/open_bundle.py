@@ -14,10 +14,10 @@ from typing import Any, Self
 
 import numpy as np
 
-from ..bundle.decoder_graph import DECODER
+from ..bundle.decoder_graph import DECODER, graphs_of
 from ..bundle.files import require_files, require_listed, require_same
 from ..bundle.manifest import FILE_NAME, Bundle, graph_file, manifest_bytes, parse_bundle
-from ..bundle.proofs import is_proved, keep_proof
+from ..bundle.proofs import Proofs
 from ..errors import ConfigError, FormatError, UnknownAdapter, Unsupported, nearest
 from ..onnx_graph.confine import require_safe
 from ..onnx_graph.graph_file import GraphFile, Stored
@@ -31,6 +31,7 @@ from .adapters.modes import ADAPTER_MODES
 from .adapters.pinned import Adapters, Names, Pinned
 from .adapters.prefix_cache import prompt_kv
 from .graph_contract import require_contract
+from .opened_before import require_openable
 from .ort_model import OrtModel
 from .providers.device import Device
 from .providers.kernels import listed
@@ -52,7 +53,8 @@ class OpenBundle:
         self.folder, self._verify = Path(bundle), verify
         manifest = manifest_bytes(bundle)
         self.bundle: Bundle = parse_bundle(manifest, self.folder / FILE_NAME)
-        proved = verify == "cached" and is_proved(manifest)
+        self._proofs = Proofs(manifest)
+        proved = verify != "off" and self._proofs.proved()
         self._started = start(Device.of(provider, threads))
         self.task = task_named(self.bundle.task)
         if self._started.captures and not self.bundle.decoder:
@@ -63,8 +65,7 @@ class OpenBundle:
         self._opened: dict[str, Any] = {}
         """What is opened when it is first used, by name."""
         self._opening = threading.RLock()
-        every = (*self.bundle.parts, *((DECODER,) if self.bundle.decoder else ()))
-        files = {part: GraphFile(self.folder / graph_file(part)) for part in (() if proved else every)}
+        files = {part: GraphFile(self.folder / graph_file(part)) for part in (() if proved else graphs_of(self.bundle))}
         for file in files.values():
             data = require_safe(file)
             if verify != "off":
@@ -82,7 +83,7 @@ class OpenBundle:
         """Taken to put another value in the place of ``_adapters``; to read it takes no lock."""
         require_same(compared)
         if verify != "off":
-            keep_proof(manifest, self.bundle)
+            self._proofs.keep_proved(self.bundle)
 
     def frozen(self) -> Self:
         """The session with the adapters that it has at this moment, whatever is loaded or unloaded meanwhile: a row finds its adapter,
@@ -91,6 +92,8 @@ class OpenBundle:
         return copy.copy(self)
 
     def _open(self, part: str) -> OrtModel:
+        if self._verify != "off":
+            require_openable(self.folder, self.bundle, self._proofs, [part], self._started.provider.name)
         graph = self._run_time(part, self._started if part == DECODER else self._started.without_capture())
         require_contract(self.bundle, part, graph)
         if graph.cpu_nodes:

@@ -24,8 +24,18 @@ _STATM = Path("/proc/self/statm")
 _GLANCE = 0.01
 
 
+_inside = False
+
+
+def is_inside() -> bool:
+    """Whether this process is a sandbox: what runs here needs no other."""
+    return _inside
+
+
 def main(function: str, memory: str, seconds: str, answer: str) -> None:
     """Serves calls of ``function``, ``module:name`` in adapterpack, until the other side closes its end, as it does when it dies."""
+    global _inside  # noqa: PLW0603 - it stays so for the life of this process
+    _inside = True
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then closes its end
     module, _, name = function.partition(":")
     run: Callable[[bytes], bytes] = getattr(importlib.import_module(module), name)

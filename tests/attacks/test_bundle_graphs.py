@@ -96,6 +96,17 @@ def large(op: str, extents: list[int]) -> Change:
     return change
 
 
+def large_product(model: Any) -> None:
+    """Half a minute of work that ONNX Runtime does when it opens the graph."""
+    large("ConstantOfShape", [1 << 13, 1 << 13])(model)
+    model.graph.initializer.append(constant("twice", np.array([1 << 13, 1 << 13], np.int64)))
+    model.graph.node.insert(0, helper.make_node("ConstantOfShape", ["extents"], ["left"]))
+    model.graph.node.insert(1, helper.make_node("ConstantOfShape", ["twice"], ["right"]))
+    model.graph.node.insert(2, helper.make_node("MatMul", ["left", "right"], ["product"]))
+    next(one for one in model.graph.node if "extra" in one.output and one.op_type == "ConstantOfShape").CopyFrom(
+        helper.make_node("Identity", ["product"], ["extra"]))
+
+
 def functions(depth: int, circle: bool = False) -> Change:
     """Functions each of which calls the next one twice."""
     def change(model: Any) -> None:
@@ -164,6 +175,8 @@ GRAPHS: dict[str, Change] = {
     "a tensor of one extent of 2^62": large("ConstantOfShape", [1 << 62]),
     "a number repeated 2^45 times": large("Expand", [1 << 15, 1 << 15, 1 << 15]),
     "a number tiled 2^40 times": large("Tile", [1 << 40]),
+    "a constant of 4 GB": large("ConstantOfShape", [1 << 15, 1 << 15]),
+    "a product of large constants": large_product,
     "functions that make 2^40 nodes": functions(40),
     "functions that call each other in a circle": functions(3, circle=True),
     "an unknown operator": node("Divine", ["input_ids"]),

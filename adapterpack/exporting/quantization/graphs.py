@@ -11,9 +11,10 @@ from typing import Any
 
 import onnx_ir as ir
 
-from ...bundle.decoder_graph import DECODER
+from ...bundle.decoder_graph import graphs_of
 from ...bundle.files import require_files, unlisted
-from ...bundle.manifest import Bundle, MappedSite, graph_file, read_bundle
+from ...bundle.manifest import Bundle, MappedSite, graph_file, manifest_bytes, read_bundle
+from ...bundle.proofs import Proofs
 from ...engine_graph.int8_cache import quantize_cache
 from ...engine_graph.parity import with_decoder
 from ...errors import FormatError, NothingToDo, ParityError
@@ -22,6 +23,7 @@ from ...io.safe_open import copy_folder
 from ...onnx_graph.products import make_fast
 from ...pack.pack import SIGNATURE
 from ...runtime import canary as replay
+from ...runtime.opened_before import require_openable
 from ...runtime.session import Session
 from . import measure
 from .schemes import ACCURACIES, HEADS, SCHEMES, Quantization
@@ -43,12 +45,14 @@ def quantize_bundle(source: Path, out: Path, wanted: Quantization) -> Bundle:
     if bundle.quantization is not None:
         raise NothingToDo("the bundle is quantized already", where=source, remedy="start from the float bundle")
     require_files(source, bundle, "cached")  # new digests must not hide an old change
+    require_openable(Path(source), bundle, Proofs(manifest_bytes(source)), graphs_of(bundle))
     if extra := unlisted(source, bundle):
         raise FormatError("a file in the bundle is not in its manifest", where=source / extra[0], remedy="remove it, or export again")
     with output_folder(out) as folder:
         copy_folder(Path(source), folder)
         (folder / SIGNATURE).unlink(missing_ok=True)  # it is one of other bytes
         quantize_in_place(folder, wanted)
+        Proofs(manifest_bytes(folder)).keep_opened(*graphs_of(bundle))
     return read_bundle(out)
 
 
@@ -70,7 +74,7 @@ def quantize_in_place(folder: Path, wanted: Quantization) -> None:
     if bundle.decoder:
         proof = with_decoder(folder, lambda text: None)
         moved = dataclasses.replace(moved, parity={**moved.parity, "decoder": proof})
-    graphs = [folder / graph_file(part) for part in (*bundle.parts, *([DECODER] if bundle.decoder else []))]
+    graphs = [folder / graph_file(part) for part in graphs_of(bundle)]
     exact_graphs = [path.read_bytes() for path in graphs]
     dataclasses.replace(moved, decoder=False).write(folder, draft=True)  # the ordinary graphs are measured, and no other is opened
     exact, exact_canaries = _measured(folder)[:2]

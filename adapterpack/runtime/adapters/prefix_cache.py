@@ -17,7 +17,6 @@ from ...adapter_methods.forms.prompt import PromptForm
 from ...bundle.manifest import PAST
 from ...errors import BaseMismatch, Unsupported
 from ...pack.pack import Pack
-from .soft_prompt import prefill
 
 Prompts = Mapping[str, np.ndarray]
 """Adapter name -> ``[layers, 2, heads, n, head_dim]`` float32."""
@@ -92,6 +91,8 @@ def prompt_kv(pack: Pack, folder: Path, inputs: Mapping[str, Any]) -> np.ndarray
         cache = np.asarray(form.cache, np.float32)
     else:
         embeds = np.asarray(form.embeds, np.float32)
+        from .soft_prompt import prefill  # noqa: PLC0415 - it loads sympy, and most packs need no graph
+
         cache = prefill(folder, inputs, embeds[form.task] if embeds.ndim == 3 else embeds)
     made_for = dict.fromkeys(np.ndindex(*cache.shape[:2]), (cache.shape[2], cache.shape[4]))
     if made_for != sizes:

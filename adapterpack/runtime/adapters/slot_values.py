@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 
 from ...bundle.manifest import Bundle, Heads, graph_file
 from ...errors import Unsupported
 from ...onnx_graph.graph_file import Stored, mapped
 from ...pack.pack import Adapter, Pack
-from ...slots.projections import heads_at, projected
 from ...slots.prompt_kv import PROJECTION
 from ...slots.sums import Part, summed
 from ...slots.values import Values, pack_values
@@ -71,6 +69,8 @@ class SlotValues:
 
     def _projected(self, prompt: np.ndarray, path: str) -> tuple[np.ndarray, np.ndarray, Heads]:
         """What the graph's own projections make of a prompt."""
+        from ...slots.projections import heads_at, projected  # noqa: PLC0415 - it loads sympy, and most packs need no graph
+
         heads = heads_at(self.bundle.sites, path)
         site = self.bundle.sites[f"{path}.{PROJECTION}"]
         return *projected(self._graph(site.part), heads, prompt, site.dtype), heads
@@ -78,5 +78,7 @@ class SlotValues:
     def _graph(self, part: str) -> Any:
         """A graph of the bundle, parsed once: its nodes and small tensors in memory, its weights mapped. Nothing here changes it."""
         if part not in self._parsed:
+            import onnx_ir as ir  # noqa: PLC0415 - it loads sympy, and most packs need no graph
+
             self._parsed[part] = ir.load(self.folder / graph_file(part))
         return self._parsed[part]

@@ -1,0 +1,26 @@
+"""Graphs that this version of adapterpack neither made nor ever opened are opened in a sandbox first: a crash there ends nothing here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from ..bundle.manifest import Bundle, graph_file
+from ..bundle.proofs import Proofs
+from ..onnx_graph.apart import require_survived
+from ..sandbox.child import is_inside
+from .ort_values import BFLOAT16
+
+
+def require_openable(folder: Path, bundle: Bundle, proofs: Proofs, parts: Iterable[str], provider: str = "cpu") -> None:
+    """Checks that ONNX Runtime lives through opening the graphs of these parts, as a session on ``provider`` opens them, and remembers it.
+
+    Raises:
+        OutOfLimits: a graph takes too much memory or time.
+        FormatError: the process ended.
+    """
+    for part in parts:
+        if not proofs.opened(part) and not is_inside():
+            size = sum(entry.size for entry in bundle.files)
+            require_survived(folder / graph_file(part), size, wide=bundle.dtype == BFLOAT16.name and provider == "cpu")
+            proofs.keep_opened(part)
