@@ -9,9 +9,11 @@ from pathlib import Path
 from ..sandbox.limits import Limits
 from ..sandbox.sandbox import Sandbox
 
-_MEMORY, _COPIES = 1 << 30, 8
+_MEMORY, _COPIES = 384 << 20, 8
 """Bytes of address space that every graph may take to be opened, and how many times the size of its files beyond that: weights of 4 bits
 that become floats are 8 times as large."""
+_ROOM = 1 << 30
+"""The same of a graph whose opening has to be as it is without limits: for want of memory, ONNX Runtime leaves constants uncomputed."""
 _SECONDS, _BYTES_A_SECOND = 2.0, 2 << 20
 """Processor time that every graph may take, and how many bytes of its files add another second."""
 
@@ -35,7 +37,7 @@ def require_survived(path: Path, size: int, *, wide: bool = False) -> None:
         FormatError: the process ended.
     """
     request = json.dumps([str(path.resolve()), wide]).encode()
-    Sandbox("adapterpack.onnx_graph.trial:survive", _limits(size), kept=0).run(
+    Sandbox("adapterpack.onnx_graph.trial:survive", _limits(size, _ROOM), kept=0).run(
         request, "the graph cannot be opened", where=path, remedy="use a bundle from a source that you trust")
 
 
@@ -57,5 +59,5 @@ def _sandbox(function: str, files: Iterable[Path]) -> Sandbox:
     return Sandbox(f"adapterpack.onnx_graph.opening:{function}", limits, kept=0)
 
 
-def _limits(size: int) -> Limits:
-    return Limits(_MEMORY + _COPIES * size, _SECONDS + size / _BYTES_A_SECOND)
+def _limits(size: int, memory: int = _MEMORY) -> Limits:
+    return Limits(memory + _COPIES * size, _SECONDS + size / _BYTES_A_SECOND)
