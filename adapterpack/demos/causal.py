@@ -27,6 +27,8 @@ KEYS = ("item", "quantity", "city")
 MAX_NEW_TOKENS = 40
 SHOWN = 8
 """Prompts that are decoded by both runtimes and compared token by token."""
+BATCH = 20
+"""Prompts that are answered together when answers are counted."""
 
 
 def run_causal(base: Path, source: str, out: Path, say: Say) -> dict[str, Any]:
@@ -49,8 +51,8 @@ def run_causal(base: Path, source: str, out: Path, say: Say) -> dict[str, Any]:
     rows = rows_of(ADAPTER, "test")
     with stage("generate through ONNX Runtime"):
         session = Session(bundle)
-        before, after = ([answer for start in range(0, len(rows), SHOWN)
-                          for answer in session.generate([row["prompt"] for row in rows[start : start + SHOWN]], name,
+        before, after = ([answer for start in range(0, len(rows), BATCH)
+                          for answer in session.generate([row["prompt"] for row in rows[start : start + BATCH]], name,
                                                          max_new_tokens=MAX_NEW_TOKENS)] for name in (None, ADAPTER))
     expected = [json.loads(row["completion"]) for row in rows]
     with stage("compare with torch"):
