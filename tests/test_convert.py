@@ -615,6 +615,24 @@ def test_diffusers_both_ways(tmp_path: Path, unet: Path, kind: str) -> None:
     same_changes(pack, adapterpack.convert(tmp_path / "b.safetensors", tmp_path / "again", to="pack", base=unet).pack)
 
 
+def test_a_model_of_diffusers_is_merged_into(tmp_path: Path, unet: Path) -> None:
+    """Under the names that diffusers reads, rounded to float32, and back; of a whole pipeline, one of its folders has to be named."""
+    pack = pack_on(UNET)
+    adapterpack.merge(unet, [pack], tmp_path / "merged")
+    assert {path.name for path in unet.iterdir()} <= {path.name for path in (tmp_path / "merged").iterdir()}
+    assert (tmp_path / "merged" / "config.json").read_bytes() == (unet / "config.json").read_bytes()
+    name = "diffusion_pytorch_model.safetensors"
+    before, after = (safetensors.numpy.load_file(folder / name) for folder in (unet, tmp_path / "merged"))
+    for path, change in changes(pack).items():
+        assert np.abs(after[f"{path}.weight"] - before[f"{path}.weight"] - change).max() <= 1e-6
+    assert np.array_equal(after["conv_in.weight"], before["conv_in.weight"])
+    adapterpack.unmerge(tmp_path / "merged", tmp_path / "back", base=unet)
+    assert (tmp_path / "back" / name).read_bytes() == (unet / name).read_bytes()
+    (tmp_path / "model_index.json").write_text("{}")
+    with pytest.raises(Unsupported, match="name the folder of one of them"):
+        adapterpack.merge(tmp_path, [pack], tmp_path / "pipeline")
+
+
 def test_diffusers_alpha_of_keys_and_of_nobody(tmp_path: Path) -> None:
     """An ``.alpha`` counts; without it and without metadata alpha = r, and that is said. PEFT's prefix without its config reads alike."""
     for before in ("transformer.", "base_model.model.", ""):

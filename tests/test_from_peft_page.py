@@ -63,3 +63,13 @@ def test_the_blocks_run_and_agree(tiny_llama: Path, tmp_path: Path, monkeypatch:
     with torch.no_grad():
         torch.testing.assert_close(spaces["adapterpack"]["out"], both(**common["batch"]).logits, rtol=1e-5, atol=1e-5)
     assert spaces["adapterpack"]["text"].startswith("w5 w6")
+
+
+def test_every_feature_is_shown_by_a_test_that_there_is() -> None:
+    """The page of features names tests of this folder; what names none says that there is no such thing here."""
+    rows = re.findall(r"^\| (?!PEFT|---)(.+?) \| (.+?) \| (.*)\|$", (PAGE.parent / "peft-features.md").read_text("utf-8"), re.MULTILINE)
+    assert len(rows) > 40
+    for feature, here, shown in rows:
+        assert shown.strip() or here.startswith(("not here", "nothing to")), feature
+        for file, test in re.findall(r"`(\w[\w/]*\.py)(?:::(\w+))?`", shown):
+            assert f"def {test or 'test_'}" in (Path(__file__).parent / file).read_text("utf-8"), (feature, file, test)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import FormatError, SiteNotFound, StorageError, nearest
+from ..errors import FormatError, SiteNotFound, StorageError, Unsupported, nearest
 from ..io.hashing import Identity, Source, digests, identity, require_unchanged
 from ..io.safe_open import open_inside
 from ..io.safetensors import SafetensorsFile, TensorInfo
@@ -25,6 +25,10 @@ from .fused_experts import Stack, find_stacks, stored_as
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+_NAMES = ((SINGLE, INDEX), ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json"))
+"""The file and the index of a checkpoint of transformers, and of one model of a diffusers pipeline."""
+_PIPELINE = "model_index.json"
+"""What says which models a folder of diffusers holds, each in a folder of its own."""
 _EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "shared", "embed_in", "tok_embeddings")
 """What models call their input embedding."""
 
@@ -38,6 +42,8 @@ class Checkpoint:
         Unsupported: its configuration names code.
     """
 
+    index_name = INDEX
+    """The file that says which shard a tensor is in, where there are several."""
     has_weights = True
     """Whether its weights can be read; a subclass may know only their names, dtypes and shapes."""
 
@@ -56,18 +62,22 @@ class Checkpoint:
             raise FormatError("a tensor stands in two shards", where=self.where, found=names.most_common(1)[0][0])
         if self.index is not None and self.shard_of != self.index["weight_map"]:
             wrong = sorted(set(self.shard_of.items()) ^ set(self.index["weight_map"].items()))[0][0]
-            raise FormatError("the index does not fit the shards", where=f"{self.where}, {INDEX}", found=f"tensor {wrong}")
+            raise FormatError("the index does not fit the shards", where=f"{self.where}, {self.index_name}", found=f"tensor {wrong}")
 
     def _opened(self, shards: Iterable[str]) -> Mapping[str, SafetensorsFile]:
         self.identities = {shard: identity(self.folder / shard) for shard in shards}  # before opening, so that a later change shows
         return {shard: SafetensorsFile(self.folder / shard) for shard in self.identities}
 
     def _shards(self) -> tuple[dict[str, Any] | None, list[str]]:
-        if (self.folder / SINGLE).is_file():
-            return None, [SINGLE]
-        if (self.folder / INDEX).is_file():
-            index = read_json(self.folder / INDEX)
-            return index, shards_in(index, self.folder / INDEX)
+        for single, self.index_name in _NAMES:
+            if (self.folder / single).is_file():
+                return None, [single]
+            if (self.folder / self.index_name).is_file():
+                index = read_json(self.folder / self.index_name)
+                return index, shards_in(index, self.folder / self.index_name)
+        if (self.folder / _PIPELINE).is_file():
+            raise Unsupported("the folder holds the several models of a diffusers pipeline", where=self.folder,
+                              remedy="name the folder of one of them, as unet or transformer")
         raise StorageError(
             "the folder holds no safetensors checkpoint",
             where=self.folder,
@@ -221,7 +231,7 @@ class Checkpoint:
     def _whole_files(self) -> dict[str, Source]:
         states = dict(self.identities)
         if self.index is not None:
-            states[INDEX] = identity(self.folder / INDEX)
+            states[self.index_name] = identity(self.folder / self.index_name)
         return {path: Source.whole(self.folder / path, state) for path, state in states.items()}
 
     def has_file(self, name: str, sha256: str) -> bool | None:

@@ -12,7 +12,7 @@ from ..io.hashing import Source, digests
 from ..io.safe_open import read_file
 from ..io.safetensors import FLOATS
 from .base_folder import MAX_JSON
-from .checkpoint import INDEX, Checkpoint
+from .checkpoint import Checkpoint
 from .compatibility import Variant
 from .quantization import scheme
 from .recast import cast_digests
@@ -73,7 +73,7 @@ def _layout(base: Checkpoint) -> tuple[Any, ...]:
     """All that files hold besides tensors: files with equal tensors and equal layouts are equal, without being read again."""
     starts = {shard: min((info.offset for info in file.tensors.values()), default=file.size) for shard, file in base.files.items()}
     headers = {shard: Source(base.folder / shard, base.identities[shard], ((0, start),)) for shard, start in starts.items()}
-    return digests(headers), read_file(base.folder / INDEX, MAX_JSON) if base.index is not None else None
+    return digests(headers), read_file(base.folder / base.index_name, MAX_JSON) if base.index is not None else None
 
 
 def _cast(a: Checkpoint, b: Checkpoint) -> Relation | None:

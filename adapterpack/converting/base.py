@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,33 +13,40 @@ import numpy as np
 from msgspec.structs import replace
 
 from ..adapter_methods import is_bare, is_stacked
-from ..base.base_folder import read_json, require_harmless
-from ..base.checkpoint import SINGLE, Checkpoint
+from ..base.checkpoint import Checkpoint
 from ..base.site_kinds import kind_of_shape
-from ..errors import SiteNotFound, nearest
 from ..hub.resolve import folder_of
-from ..io.safetensors import SafetensorsFile
 from ..manifest import manifest as m
 from ..pack.fits import may_be, require_shape
 from ..pack.on_base import on
 from ..pack.pack import Pack, is_module, sealed
 from ..tasks.task import type_of
 
-_DIFFUSERS = "diffusion_pytorch_model.safetensors"
-
 
 @dataclass(frozen=True)
 class BaseModel:
-    """A base by its headers. ``shapes`` maps tensor names to shapes; ``checkpoint`` is None for a model of diffusers.
+    """A base: a checkpoint of transformers, or of one model of a diffusers pipeline.
 
     ``allow_structural`` accepts packs of a base with the same names, dtypes and shapes, whatever its weights.
     """
 
-    folder: Path
-    config: Mapping[str, Any]
-    shapes: Mapping[str, tuple[int, ...]]
-    checkpoint: Checkpoint | None
+    checkpoint: Checkpoint
     allow_structural: bool = False
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies."""
+        return self.checkpoint.folder
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """Its configuration."""
+        return self.checkpoint.config
+
+    @cached_property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Tensor names with their shapes."""
+        return {name: info.shape for name, info in self.checkpoint.tensors.items()}
 
     @property
     def model_type(self) -> str | None:
@@ -59,30 +66,21 @@ class BaseModel:
         Raises:
             SiteNotFound: there is none.
         """
-        if self.checkpoint is not None:
-            return self.checkpoint.require_weight(path, recorded)
-        if f"{path}.weight" not in self.shapes:
-            raise SiteNotFound("the base has no such site", where=self.folder, found=path, remedy=nearest(path, self.modules()))
-        return f"{path}.weight"
+        return self.checkpoint.require_weight(path, recorded)
 
     def stored_shape(self, path: str) -> tuple[int, ...] | None:
         """The shape of a parameter by its path, or of a stack that is stored matrix by matrix; None where there is none."""
-        if self.checkpoint is None:
-            return self.shapes.get(path)
         stack = next((self.checkpoint.stacks[name] for name in (path, path.partition(".")[2]) if name in self.checkpoint.stacks), None)
         name = self.checkpoint.tensor_name(path)
         return stack.shape if stack is not None else None if name is None else self.shapes[name]
 
     def read(self, name: str) -> np.ndarray:
         """A tensor of the base."""
-        file = SafetensorsFile(self.folder / _DIFFUSERS) if self.checkpoint is None else self.checkpoint
-        return file.read(name)
+        return self.checkpoint.read(name)
 
     def identity(self) -> m.Base:
         """The base as a manifest names it; reads every byte once for the content's digest."""
         base = self.checkpoint
-        if base is None:
-            return m.Base(model_type=self.model_type)
         return m.Base(base.name, base.commit, self.model_type, base.structure, base.content, probe=base.probe)
 
     def task(self) -> m.Task:
@@ -101,15 +99,7 @@ def open_base(base: str | os.PathLike[str] | BaseModel) -> BaseModel:
     """
     if isinstance(base, BaseModel):
         return base
-    folder = folder_of(base)
-    if folder.is_dir():
-        require_harmless(folder)
-    if (folder / _DIFFUSERS).is_file() and not (folder / SINGLE).is_file():
-        file, config = SafetensorsFile(folder / _DIFFUSERS), folder / "config.json"
-        shapes = {name: info.shape for name, info in file.tensors.items()}
-        return BaseModel(folder, read_json(config) if config.is_file() else {}, shapes, None)
-    checkpoint = Checkpoint(folder)
-    return BaseModel(folder, checkpoint.config, {name: info.shape for name, info in checkpoint.tensors.items()}, checkpoint)
+    return BaseModel(Checkpoint(folder_of(base)))
 
 
 def bind_to_base(pack: Pack, base: BaseModel) -> Pack:
@@ -119,9 +109,8 @@ def bind_to_base(pack: Pack, base: BaseModel) -> Pack:
         BaseMismatch: the pack names another base, or a site has another shape.
         SiteNotFound: the base lacks a site.
     """
-    if base.checkpoint is not None:
-        pack.require_base(base.checkpoint, allow_structural=base.allow_structural)
-        pack = on(pack, base.checkpoint)
+    pack.require_base(base.checkpoint, allow_structural=base.allow_structural)
+    pack = on(pack, base.checkpoint)
     groups = []
     for group in pack.groups:
         if group.role != "adapter" or not is_module(group.path) or pack.method_of(group).kind != "weight":

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..adapter_methods import Completed, Method, Site, get, to_matrix
-from ..errors import ConfigError, Unsupported
+from ..errors import ConfigError
 from ..manifest.secondary_methods import MethodSites
 from ..pack.on_base import on
 from ..pack.pack import Pack, build
@@ -43,9 +43,6 @@ def to_peft(pack: Pack, base: BaseModel | None) -> Pack | None:
 
 def _transform(pack: Pack, base: BaseModel, hook: Callable[[Method], Completed | None]) -> Pack:
     checkpoint = base.checkpoint
-    if checkpoint is None:
-        raise Unsupported("this base is no checkpoint of transformers", where=base.folder, expected="safetensors with config.json",
-                          remedy="name a base that is")
     pack = on(pack, checkpoint)
     change, claims, shared = hook(pack.method), pack.manifest, pack.shared()
     assert change is not None

@@ -20,7 +20,7 @@ def merged_config(config: Mapping[str, Any], packs: Sequence[Pack], full_modules
     Keys keep their order, so that an unchanged config stays equal.
     """
     with_heads = [pack for pack in packs if pack.full()]
-    config = {**config, **_architecture(with_heads or packs)}
+    config = {**config, **({} if "_class_name" in config else _architecture(with_heads or packs))}  # diffusers has that name for it
     for pack in with_heads:
         config |= _labels(pack, full_modules)
     if full_modules.vocab_size is not None:

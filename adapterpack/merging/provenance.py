@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base.base_folder import copy_carried
-from ..base.checkpoint import INDEX, Checkpoint
+from ..base.checkpoint import Checkpoint
 from ..pack.pack import Pack
 from . import config, layout, plan, vocabulary
 from .report import MergedPack
@@ -51,7 +51,7 @@ def write_side_files(folder: Path, base: Checkpoint, packs: Sequence[Pack], todo
         vocabulary.copy_tokenizers(folder, packs)
     if base.config and changed != base.config:
         _write_json(folder / "config.json", changed)
-    _write_json(folder / INDEX, layout.index(base, shards))
+    _write_json(folder / base.index_name, layout.index(base, shards))
 
 
 def _write_json(path: Path, value: dict[str, Any] | None) -> None:

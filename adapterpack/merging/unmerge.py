@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from ..adapter_methods import LAYOUTS, is_stacked, to_matrix
 from ..base.base_folder import copy_carried
-from ..base.checkpoint import INDEX, Checkpoint
+from ..base.checkpoint import Checkpoint
 from ..base.rounding import to_nearest
 from ..errors import BaseMismatch, FormatError, Unsupported
 from ..io import safetensors as st
@@ -111,7 +111,7 @@ def _verify_base(record: dict[str, Any], base: Checkpoint, where: object) -> str
 def _copy_base(record: dict[str, Any], base: Checkpoint, out: Path) -> UnmergeReport:
     proof = _verify_base(record, base, base.folder)
     with output_folder(out) as folder:
-        for name in (*base.files, *([INDEX] if base.index is not None else [])):
+        for name in (*base.files, *([base.index_name] if base.index is not None else [])):
             with opened(base.folder / name, os.O_RDONLY) as source, opened(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as sink:
                 copy_span(source, sink, Span(0, 0, os.fstat(source).st_size), lambda count: np.empty(count, np.uint8))
         copy_carried(base.folder, folder)
@@ -146,7 +146,7 @@ def _compute_base(record: dict[str, Any], merged: Checkpoint, packs: list[Pack],
                 sink.write(header)
                 for name in file.tensors:
                     sink.write(np.ascontiguousarray(values[name]).data.cast("B") if values[name].size else b"")
-        copy_carried(merged.folder, folder, [INDEX])
+        copy_carried(merged.folder, folder, [merged.index_name])
         proof = _verify_base(record, Checkpoint(folder), out)
     return UnmergeReport(str(out), "computed", proof, len(merged.tensors))
 

@@ -2,7 +2,7 @@
 
 A LoRA is trained (that is, moved) on a tiny UNet by this package, packed, and written with ``convert --to diffusers``. The pipeline's own
 ``load_lora_weights`` reads the file; what its UNet gives then is compared with the adapted model here and with the base. The other way,
-what diffusers saves is read as a pack and attached.
+what diffusers saves is read as a pack and attached; and the pack is merged into the UNet's folder, which diffusers opens.
 """
 
 from __future__ import annotations
@@ -56,8 +56,11 @@ def main(folder: str) -> None:
     (theirs,) = (out / "theirs").glob("*.safetensors")
     adapterpack.convert(theirs, out / "again", to="pack", base=out / "unet")
     again = output(adapterpack.attach(unet(), adapterpack.load(out / "again"), check_base=False))
+    adapterpack.merge(out / "unet", [out / "style"], out / "merged")
+    merged = output(UNet2DConditionModel.from_pretrained(out / "merged").eval())
     change = float((expected - base).abs().max())
-    errors = {"load_lora_weights": float((loaded - expected).abs().max()), "back as a pack": float((again - expected).abs().max())}
+    errors = {"load_lora_weights": float((loaded - expected).abs().max()), "back as a pack": float((again - expected).abs().max()),
+              "merged": float((merged - expected).abs().max())}
     sys.stdout.write(f"change {change:.3g}, errors {errors}\n")
     if change < 1e-2 or max(errors.values()) > 1e-5:
         raise SystemExit("diffusers and this package disagree")

@@ -94,7 +94,7 @@ def _write(pack: Pack, out: Path, base: BaseModel | None) -> tuple[str, ...]:
     writer.add_name(pack.name)
     writer.add_string("adapter.type", "lora")
     writer.add_float32("adapter.lora.alpha", alpha)
-    named_base = pack.manifest.base.name or (base.checkpoint.name if base.checkpoint is not None else None)
+    named_base = pack.manifest.base.name or base.checkpoint.name
     if named_base:
         writer.add_base_model_count(1)
         writer.add_base_model_name(0, named_base)
