@@ -187,6 +187,7 @@ def test_the_reference_is_what_the_adapter_began_as(begins: str, method: dict[st
     ("dpo", {"max_length": 512}, ConfigError, "longer than the model can read.*set max_length to 64"),
     ("dpo", {"group_by_length": True}, ConfigError, "cannot group rows"),
     ("dpo", {"modules_to_save": ["lm_head"]}, Unsupported, "does not see an adapter of the output layer"),
+    ("dpo", {"method": "cpt", "token_ids": [5, 6, 7], "token_types": [1, 2, 4]}, Unsupported, "does not learn the labels"),
     ("kto", {"stage": "dpo", "kto_rejected_weight": None}, ConfigError, "no known form of preferences.*chosen"),
 ])
 def test_what_cannot_be_is_said_before_anything_is_trained(

@@ -24,6 +24,7 @@ from .. import data
 from ..config.fields import TrainConfig
 from ..config.sources import names_of
 from ..inject import adapt
+from ..layers.prompts import Prompts
 from ..layers.wrapper import Wrapper
 from ..loading import load_config, loaded, stored_dtype
 from ..rows.packing import packed, require_apart
@@ -90,6 +91,7 @@ def prepared(config: TrainConfig, task: Task, folder: Path, reader: Any, load: L
             model.config.pad_token_id = collator.pad_token_id  # a decoder that classifies looks for its last real token
     if started is not None:
         reference = put_back(model, started, config, kind.reference)
+        _require_seen(model, kind)
         return Prepared(model, _packed(model, rows, config) if config.packing else rows, reference, started)
     heads = _heads(task, model, new) if task.heads else ()
     method_config = dataclasses.replace(
@@ -100,8 +102,7 @@ def prepared(config: TrainConfig, task: Task, folder: Path, reader: Any, load: L
         _require_acting(method_config.acts, rows.train, names_of(config.train_file))
     samples = None if rows.collator is None else map(rows.collator, _samples(rows.train, config))
     adapt(model, method_config, config.pack_name, config.seed, samples)
-    if kind.rows:
-        _require_plain_output(model, kind)
+    _require_seen(model, kind)
     return Prepared(model, _packed(model, rows, config) if config.packing else rows, None, None)
 
 
@@ -137,12 +138,19 @@ def _tables(config: TrainConfig, kind: TrainerKind, make: Callable[[Any, DataRep
     return Rows(*tables(config, make), Labels(("score",), NUMBER) if kind.scores else None)
 
 
-def _require_plain_output(model: Any, kind: TrainerKind) -> None:
-    """Checks that the output layer is the base's own: trainers multiply by its weight themselves, and would not see an adapter of it.
+def _require_seen(model: Any, kind: TrainerKind) -> None:
+    """Checks of a trainer with a loss of its own that it sees all of the adapter: it multiplies by the output layer's weight itself, and
+    adds nothing for tokens of a prompt that are to be learned.
 
     Raises:
-        Unsupported: it is not.
+        Unsupported: the output layer is adapted, or a prompt has such tokens.
     """
+    if kind.rows is None:
+        return
+    if any(getattr(method_config, "learnt", ()) for prompts in model.modules() if isinstance(prompts, Prompts)
+           for _, method_config in prompts._methods.values()):
+        raise Unsupported(f"the trainer {kind.name} does not learn the labels in a prompt's context", where="token_types",
+                          remedy="train it with sft, or mark no labels: token_types without multiples of 4")
     if isinstance(model.get_output_embeddings(), Wrapper):
         raise Unsupported(f"the trainer {kind.name} does not see an adapter of the output layer", where="targets",
                           remedy="take the output layer out of targets and of modules_to_save")
