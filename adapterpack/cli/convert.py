@@ -14,8 +14,8 @@ from .progress import apart
 
 @click.command("convert")
 @click.argument("source", metavar="SRC")
-@out_option("The file (gguf, kohya, diffusers, onnx_adapter) or folder (pack, peft, mlx) to write")
-@click.option("--to", "form", required=True, metavar="F", help="pack, peft, mlx, gguf, kohya, diffusers or onnx_adapter.")
+@out_option("The file (gguf, kohya, diffusers, onnx_adapter) or folder (pack, peft, xlora, mlx) to write")
+@click.option("--to", "form", required=True, metavar="F", help="pack, peft, xlora, mlx, gguf, kohya, diffusers or onnx_adapter.")
 @click.option("--base", metavar="BASE", help="The model that the adapter belongs to; gguf needs it both ways, kohya for reading.")
 @click.option("--part", metavar="PREFIX", help="Which of several: a model of kohya or diffusers (lora_unet, unet, ...), a task (0, ...).")
 @structural_option

@@ -14,7 +14,7 @@ from ..adapter_methods.nodes.base import Leaf, Node
 from ..adapter_methods.nodes.composed import NAME, composed, drawn, made
 from ..adapter_methods.nodes.registry import NODES
 from ..adapter_methods.nodes.tree import MEMBER
-from ..errors import ConfigError, Unsupported, nearest
+from ..errors import ConfigError, FormatError, Unsupported, nearest
 from ..manifest import manifest as m
 from ..manifest.parts import Composition, Member
 from ..pack.lineage import descended
@@ -27,10 +27,13 @@ TreeLike = str | Mapping[str, Any] | Leaf | Node
 """Text, the JSON value of a tree, or a tree."""
 
 
-def assemble(parents: Sequence[Pack], tree: TreeLike, name: str, seed: int = 0) -> Pack:
+def assemble(parents: Sequence[Pack], tree: TreeLike, name: str, seed: int = 0, shared: Mapping[str, np.ndarray] | None = None) -> Pack:
     """A pack that holds ``parents`` whole, by their names, and computes what ``tree`` says of them.
 
+    ``shared``: the parameters that nodes have once for all sites, where they are trained already.
+
     Raises:
+        FormatError: ``shared`` are not those of the tree.
         ConfigError: the tree cannot be read, or names other packs than there are.
         BaseMismatch: the packs belong to different bases.
         Unsupported: a pack cannot be part of the tree.
@@ -54,7 +57,7 @@ def assemble(parents: Sequence[Pack], tree: TreeLike, name: str, seed: int = 0) 
     licenses = {pack.manifest.license for pack in parents}
     return build(
         name, method, adapters, task=task, base=base, problem=common_problem(parents),
-        shared=_shared(method, len(sites), seed),
+        shared=_shared(method, len(sites), seed) if shared is None else _trained(method, adapters, shared),
         full=average(parents, [part[member] for member in by_name]),
         weights=weights,
         lineage=descended(NAME, parents, {"seed": seed} if drawn(method) else {}),
@@ -138,6 +141,16 @@ def _adapter(
     if not any(spot.kind.made is not None for spot in method.config.spots):  # members may then want the base's weight, which is not here
         return cfg, params
     return cfg, {**params, **made(method, cfg, complete(method, cfg, params, site), site, seed)}
+
+
+def _trained(method: Method, adapters: Mapping[Site, tuple[Any, Any]], shared: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    """The ``shared`` parameters themselves, which have the shapes that the tree gives them."""
+    cfg, _ = next(iter(adapters.values()))
+    wanted = {} if method.storage.shared is None else method.storage.shared.shapes(cfg, list(adapters))
+    found = {param: value.shape for param, value in shared.items()}
+    if found != wanted:
+        raise FormatError("the parameters of the nodes are not those of this tree", where="tree", expected=wanted, found=found)
+    return shared
 
 
 def _shared(method: Method, sites: int, seed: int) -> dict[str, np.ndarray]:

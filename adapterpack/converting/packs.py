@@ -87,5 +87,6 @@ def with_parent(pack: Pack, form: str, parent: tuple[str, str]) -> Pack:
     """The pack with the converted file recorded as its parent, by digest."""
     digest, name = parent
     shown = "".join(c if c.isprintable() else "_" for c in name)[:512] or "source"
-    lineage = m.Lineage("convert", (m.Parent(digest, shown),), {"from": form})
+    members = () if pack.manifest.lineage is None else pack.manifest.lineage.parents
+    lineage = m.Lineage("convert", (m.Parent(digest, shown), *members), {"from": form})
     return dataclasses.replace(pack, manifest=replace(pack.manifest, lineage=lineage))

@@ -38,7 +38,7 @@ def _read(source: Source) -> Reading:
     return Reading(bind_to_base(from_peft(pack, source.base), source.base), (*notes, ON_BASE))
 
 
-def _write(pack: Pack, folder: Path, base: BaseModel | None) -> tuple[str, ...]:
+def write(pack: Pack, folder: Path, base: BaseModel | None) -> tuple[str, ...]:
     """The two files, byte for byte as in a pack's folder."""
     plain, notes = dequantized(pack)
     files = encode_files(plain.manifest, plain.tensors)
@@ -61,4 +61,4 @@ def _write(pack: Pack, folder: Path, base: BaseModel | None) -> tuple[str, ...]:
 
 
 PEFT = FORMATS.register(Format("peft", "PEFT's adapter_config.json and adapter_model.safetensors", True,
-                               lambda path: (path / layout.CONFIG).is_file(), _read, _write, _read, rank=90, parts=True))
+                               lambda path: (path / layout.CONFIG).is_file(), _read, write, _read, rank=90, parts=True))
