@@ -63,11 +63,13 @@ from .composing.auditing.audit import audit as audit
 from .composing.pipeline import compose as compose
 from .composing.resize import resize as resize
 from .composing.rules.rule import rules as rules
+from .compressing.pipeline import compress as compress
 from .converting.pipeline import convert as convert
 from .demos.pipeline import demo as demo
 from .errors import AdapterpackError as AdapterpackError
 from .exporting.pipeline import export as export
 from .extracting.pipeline import extract as extract
+from .fleet.fleet import Fleet as Fleet
 from .hub.pull import pull as pull
 from .hub.push import push as push
 from .merging.pipeline import merge as merge

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError, StorageError
+from .fleet.inspect import inspect_fleet, validate_fleet
+from .fleet.manifest import FILE_NAME as FLEET_FILE
 from .hub.resolve import folder_of, is_remote
 from .io import strict_json
 from .manifest import manifest as m
@@ -22,7 +24,7 @@ from .peft import layout
 
 
 def kind_of(path: str | os.PathLike[str]) -> str:
-    """``pack``, ``peft``, ``bundle`` or ``base``, by the file that only it has; ``adapter`` for a file that is none of them.
+    """``pack``, ``peft``, ``fleet``, ``bundle`` or ``base``, by the file that only it has; ``adapter`` for a file that is none of them.
 
     Raises:
         StorageError: there is no such path.
@@ -32,7 +34,7 @@ def kind_of(path: str | os.PathLike[str]) -> str:
         return "adapter"
     if not folder.is_dir():
         raise StorageError("there is no such folder", where=path, remedy="name a pack, a bundle or a base checkpoint")
-    marks = {m.FILE_NAME: "pack", layout.CONFIG: "peft"}
+    marks = {m.FILE_NAME: "pack", layout.CONFIG: "peft", FLEET_FILE: "fleet"}
     if found := next((kind for mark, kind in marks.items() if (folder / mark).is_file()), None):
         return found
     from .bundle.manifest import FILE_NAME  # noqa: PLC0415 - packs do not need what bundles need
@@ -76,6 +78,8 @@ def validate(path: str | os.PathLike[str], base: str | os.PathLike[str] | None =
         from .converting.single_file import validate_file  # noqa: PLC0415 - as below
 
         return validate_file(folder, known, full)
+    if kind == "fleet":
+        return validate_fleet(folder, known, allow_structural)
     if kind == "bundle":
         from .runtime.validation import validate_bundle  # noqa: PLC0415 - packs do not need what bundles need
 
@@ -100,6 +104,8 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
         return inspect_model(folder) or inspect_file(folder)
     if kind == "bundle":
         return _inspect_bundle(folder)
+    if kind == "fleet":
+        return inspect_fleet(folder)
     from .pack.inspect import inspect_base, inspect_pack  # noqa: PLC0415 - validating does not need it
 
     return inspect_base(folder) if kind == "base" else inspect_pack(folder)

@@ -35,6 +35,7 @@ COMMANDS = {
     "measure": "what a pack sees on data, for rules that need it",
     "resize": "a pack of smaller rank, with the error that this makes",
     "extract": "an adapter from a fine-tuned checkpoint and its base",
+    "compress": "many packs of one base into a fleet on shared bases",
     "quantize": "a smaller pack or bundle, and the measured error",
     "convert": "a pack or an adapter of another tool in another format",
     "export": "base and packs into a bundle for ONNX Runtime",

@@ -32,6 +32,7 @@ from .bounds import require_bounded
 from .codes import decoded
 from .contents import METADATA, contents
 from .fits import require_shapes
+from .shared_factors import SharedFactors
 
 if TYPE_CHECKING:
     from ..base.checkpoint import Checkpoint
@@ -68,7 +69,8 @@ class Pack(Described):
 
     ``extra`` holds the bytes of the other files that it carries, by name: a chat template. ``alias`` is what it is called here, if that
     is not its own name, and ``kinds`` are those of its layers (by path) that the base at hand stores in another way than the manifest says
-    (:func:`~.on_base.on`): nothing of these is written, and the identity stays what it is on disk.
+    (:func:`~.on_base.on`): nothing of these is written, and the identity stays what it is on disk. Nor is ``factored``, the changes (by
+    path) that are held in bases that other packs share.
 
     Example:
         >>> from adapterpack import load  # doctest: +SKIP
@@ -80,6 +82,7 @@ class Pack(Described):
     tensors: Mapping[str, np.ndarray]
     path: Path | None = None
     extra: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
+    factored: Mapping[str, SharedFactors] = dataclasses.field(default_factory=dict, repr=False)
 
     def __repr__(self) -> str:
         """One line: a notebook shows what a cell ends with."""

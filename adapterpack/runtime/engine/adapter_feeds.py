@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -13,6 +13,7 @@ from ...adapter_methods.core.token_positions import Acts
 from ...bundle.manifest import ADAPTER_IDS
 from ...slots.values import Values
 from ..ort_values import Memory, value_of
+from .shared_values import SlotValue, array_of
 from .slot_layout import Axis, SlotLayout
 
 Feeds = dict[str, Any]
@@ -25,7 +26,7 @@ class ResidentAdapter:
 
     name: str
     digest: str
-    values: Values
+    values: Mapping[str, SlotValue]
     extents: dict[Axis, int]
     acts: Acts | None = None
     prompt: np.ndarray | None = None
@@ -34,6 +35,8 @@ class ResidentAdapter:
     feeds: Feeds | None = field(default=None, repr=False)
     source: Values = field(default_factory=dict, repr=False)
     """What an encoder's graph has in its bank for this adapter, in the base's place, by slot ``[slots, ...]``."""
+    shared: frozenset[str] = frozenset()
+    """The slots whose arrays other adapters have, too."""
     packs: frozenset[str] = frozenset()
     """The digests of the packs that it is made of, where these are several."""
     _source_feeds: Feeds | None = field(default=None, init=False, repr=False)
@@ -43,10 +46,16 @@ class ResidentAdapter:
 
     @cached_property
     def nbytes(self) -> int:
-        """The size of its values in bytes."""
+        """The size of its own values in bytes, without those that it shares."""
         prompt = [] if self.prompt is None else [self.prompt]
         first = (array[0] for array in self.source.values())  # the other slots are never written
-        return sum(int(array.nbytes) for array in (*self.values.values(), *prompt, *first))
+        own = (value for name, value in self.values.items() if name not in self.shared)
+        return sum(int(array.nbytes) for array in (*own, *prompt, *first))
+
+    @property
+    def shared_nbytes(self) -> dict[int, int]:
+        """The size of each array that it shares, by the array's identity."""
+        return {id(self.values[name]): int(self.values[name].nbytes) for name in self.shared}
 
     def source_feeds(self, memory: tuple[str, int]) -> Feeds:
         """The same as feeds."""
@@ -64,14 +73,16 @@ class AdapterFeeds:
     """Makes the feeds of batches of up to ``rows`` rows.
 
     Values of a mixed batch are copied into memory of their own, a row at a time and only where a row has another adapter than before; that
-    memory has room for the widest adapter that was in a mixed batch, until :meth:`forget`.
+    memory has room for the widest adapter that was in a mixed batch, until :meth:`forget`. What all rows of a batch share is fed once.
     """
 
     def __init__(self, layout: SlotLayout, rows: int, memory: Memory) -> None:
         self.layout, self.rows, self.memory = layout, rows, memory
         self._buffers: dict[str, np.ndarray] = {}
         self._extents: dict[Axis, int] = {}
-        self._filled: dict[int, ResidentAdapter | None] = {}
+        self._filled: dict[str, dict[int, ResidentAdapter | None]] = {}
+        self._alone: tuple[ResidentAdapter, Feeds] | None = None
+        """The last adapter whose products were made for all rows at once."""
 
     def of(self, adapters: Sequence[ResidentAdapter | None]) -> Feeds:
         """The feeds of rows with these adapters, None for the base."""
@@ -92,43 +103,73 @@ class AdapterFeeds:
 
     def _shared(self, adapter: ResidentAdapter | None) -> Feeds:
         one = adapter or self._base
-        if one.feeds is None:
-            one.feeds = {name: self._value(np.ascontiguousarray(self._slot(name, one)[None]))
-                         for name, slot in self.layout.slots.items() if not slot.table}
-            one.feeds |= {name: self._value(array) for name, array in self.layout.ranks(one.extents).items()}
-        return dict(one.feeds)
+        if self._alone is not None and self._alone[0] is one:
+            return dict(self._alone[1])
+        if one.feeds is not None:
+            return dict(one.feeds)
+        feeds = {name: self._value(np.ascontiguousarray(self._slot(name, one)[None]))
+                 for name, slot in self.layout.slots.items() if not slot.table}
+        feeds |= {name: self._value(array) for name, array in self.layout.ranks(one.extents).items()}
+        if one.shared:  # its products take many times the memory that it has
+            self._alone = one, feeds
+        else:
+            one.feeds = feeds
+        return dict(feeds)
 
     def _slot(self, name: str, adapter: ResidentAdapter) -> np.ndarray:
         """An adapter's values for one slot, of its own ranks: as they are where they fill it."""
-        slot, own = self.layout.slots[name], adapter.values.get(name)
+        slot, value = self.layout.slots[name], adapter.values.get(name)
+        own = None if value is None else array_of(value)
         shape = slot.shape(adapter.extents, self.layout.least)
         if own is not None and own.shape == shape:
             return own
+        return self._filled_slot(name, own, shape)
+
+    def _filled_slot(self, name: str, own: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
+        slot = self.layout.slots[name]
         filled = np.empty(shape, slot.dtype)
         slot.fill(filled, own)
         return filled
 
     def _mixed(self, adapters: Sequence[ResidentAdapter | None], distinct: Sequence[ResidentAdapter | None]) -> Feeds:
         wanted = self.layout.widest([self._extents, *(adapter.extents for adapter in distinct if adapter is not None)])
-        if wanted != self._extents or not self._filled:
-            self._extents, self._filled = wanted, {}
-            self._buffers = {name: np.empty((self.rows, *slot.shape(wanted, self.layout.least)), slot.dtype)
-                             for name, slot in self.layout.slots.items() if not slot.table}
-        for row, adapter in enumerate(adapters):
-            if row not in self._filled or self._filled[row] is not adapter:
-                self._fill(row, adapter)
-        feeds = {name: self._value(buffer[: len(adapters)]) for name, buffer in self._buffers.items()}
+        if wanted != self._extents:
+            self.forget()
+            self._extents = wanted
+        feeds: Feeds = {}
+        for name, slot in self.layout.slots.items():
+            if slot.table:
+                continue
+            shape, common = slot.shape(wanted, self.layout.least), self._common(name, distinct)
+            if common is not None:
+                feeds[name] = self._value((common if common.shape == shape else self._filled_slot(name, common, shape))[None])
+                continue
+            if name not in self._buffers:
+                self._buffers[name], self._filled[name] = np.empty((self.rows, *shape), slot.dtype), {}
+            for row, adapter in enumerate(adapters):
+                self._fill(name, row, adapter)
+            feeds[name] = self._value(self._buffers[name][: len(adapters)])
         return {**feeds, **{name: self._value(array) for name, array in self.layout.ranks(wanted).items()}}
 
-    def _fill(self, row: int, adapter: ResidentAdapter | None) -> None:
-        self._filled[row] = adapter
-        values = (adapter or self._base).values
-        for name, buffer in self._buffers.items():
-            self.layout.slots[name].fill(buffer[row], values.get(name))
+    @staticmethod
+    def _common(name: str, distinct: Sequence[ResidentAdapter | None]) -> np.ndarray | None:
+        """The array that all adapters have that fill a slot, if they share one. For rows without it the other factor is zero."""
+        having = [adapter for adapter in distinct if adapter is not None and name in adapter.values]
+        if not having or not all(name in adapter.shared for adapter in having):
+            return None
+        first = having[0].values[name]
+        return array_of(first) if all(adapter.values[name] is first for adapter in having) else None
+
+    def _fill(self, name: str, row: int, adapter: ResidentAdapter | None) -> None:
+        filled = self._filled[name]
+        if row not in filled or filled[row] is not adapter:
+            filled[row] = adapter
+            value = (adapter or self._base).values.get(name)
+            self.layout.slots[name].fill(self._buffers[name][row], None if value is None else array_of(value))
 
     def forget(self) -> None:
         """Gives back the memory of mixed batches, which the next one takes anew."""
-        self._buffers, self._extents, self._filled = {}, {}, {}
+        self._buffers, self._extents, self._filled, self._alone = {}, {}, {}, None
 
     def _tables(self, distinct: Sequence[ResidentAdapter | None]) -> Feeds:
         extents = self.layout.widest([(adapter or self._base).extents for adapter in distinct])
@@ -137,7 +178,8 @@ class AdapterFeeds:
             if slot.table:
                 stacked = np.empty((len(distinct), *slot.shape(extents, self.layout.least)), slot.dtype)
                 for place, adapter in enumerate(distinct):
-                    slot.fill(stacked[place], (adapter or self._base).values.get(name))
+                    value = (adapter or self._base).values.get(name)
+                    slot.fill(stacked[place], None if value is None else array_of(value))
                 feeds[name] = self._value(stacked)
         return feeds
 

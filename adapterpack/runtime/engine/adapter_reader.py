@@ -19,6 +19,7 @@ from ..adapters.prefix_cache import layer_and_side
 from ..adapters.slot_values import SlotValues
 from ..open_bundle import OpenBundle
 from .adapter_feeds import ResidentAdapter
+from .shared_values import SharedArrays
 from .slot_layout import SlotLayout
 
 
@@ -31,6 +32,7 @@ class AdapterReader:
         self._folded = None if bundle.default is None else bundle.pack(bundle.default).id
         """The digest of what the graph's weights hold."""
         self.layout = SlotLayout(bundle.bundle, bundle.graph(DECODER).inputs, self._base_heads())
+        self._shared = SharedArrays(self.layout)
 
     def read(self, adapter: Pack | Mix) -> ResidentAdapter:
         """The values of a pack or of a mix, and what its rows' caches begin with.
@@ -48,9 +50,10 @@ class AdapterReader:
             lost = [pack for pack in packs if self._values.reads_lost_weights(pack)]
             every = self._exported(lost, adapter) if lost else self._values.of(adapter)
         source = {name: array for name, array in every.items() if name.rpartition(".")[0] in self._encoder}
-        values = self.layout.own({name: array for name, array in every.items() if name not in source})
-        return ResidentAdapter(adapter.name, adapter.id, values, self.layout.extents(values), adapter.acts, self.bundle.prompt(adapter),
-                               source=self._in_bank(source) if source else {}, packs=frozenset(pack.id for pack in packs))
+        dense = self.layout.own({name: array for name, array in every.items() if name not in source})
+        values, shared = self._shared.of({} if isinstance(adapter, Mix) else adapter.factored, dense)
+        return ResidentAdapter(adapter.name, adapter.id, values, self.layout.extents(dense), adapter.acts, self.bundle.prompt(adapter),
+                               source=self._in_bank(source) if source else {}, shared=shared, packs=frozenset(pack.id for pack in packs))
 
     def caches(self, prompt: np.ndarray) -> list[np.ndarray]:
         """What a prompt ``[layers, 2, heads, n, head_dim]`` puts into a row's cache, in the order of the graph's inputs."""

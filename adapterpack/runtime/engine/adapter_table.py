@@ -204,9 +204,15 @@ class AdapterTable:
 
     @property
     def nbytes(self) -> int:
-        """The size of all adapters in memory."""
+        """The size of all adapters in memory; what several share counts once."""
         with self._lock:
-            return sum(adapter.nbytes for adapter in self._resident.values())
+            return self._total()
+
+    def _total(self) -> int:
+        shared: dict[int, int] = {}
+        for adapter in self._resident.values():
+            shared |= adapter.shared_nbytes
+        return sum(adapter.nbytes for adapter in self._resident.values()) + sum(shared.values())
 
     @property
     def digests(self) -> list[str]:
@@ -215,7 +221,7 @@ class AdapterTable:
             return list(self._resident)
 
     def _evict(self) -> None:
-        total = sum(adapter.nbytes for adapter in self._resident.values())
+        total = self._total()
         for digest, adapter in list(self._resident.items()):
             if total <= self.budget:
                 return

@@ -24,6 +24,7 @@ from ..open_bundle import OpenBundle
 from ..ort_values import value_of
 from ..pipeline import run_parts
 from .adapter_feeds import ResidentAdapter
+from .shared_values import array_of
 
 Packs = Sequence[Pack | Mix | None]
 """What each row's adapter was read from."""
@@ -109,7 +110,7 @@ class BankedAdapters:
         for adapter in missing:
             slot = self._free(wanted)
             for name, value in adapter.values.items():
-                arrays[name][slot] = value  # type: ignore[index]
+                arrays[name][slot] = array_of(value)  # type: ignore[index]
             self._slots[adapter.digest] = slot
         overrides: dict[str, dict[str, Any]] = {}
         for name, array in arrays.items():

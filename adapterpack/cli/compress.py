@@ -1,0 +1,66 @@
+"""``adapterpack compress``."""
+
+from __future__ import annotations
+
+import click
+
+import adapterpack
+
+from ..artifacts import inspect
+from ..errors import ConfigError
+from ..hub.resolve import folder_of
+from ..io.readable import size
+from .options import pack_at, shared
+from .output import emit, line, shown
+
+
+@click.command("compress")
+@click.argument("packs", metavar="PACK...", nargs=-1)
+@click.option("-o", "--out", metavar="OUT", help="The folder of the fleet, or with --member of the pack; it must not exist.")
+@click.option("--basis", type=click.IntRange(1, 65_536), metavar="R", help="The rank of the shared bases; without it the budgets decide.")
+@click.option("--clusters", type=click.IntRange(1, 64), default=1, show_default=True, help="Groups of packs, each with bases of its own.")
+@click.option("--error-budget", type=click.FloatRange(0, min_open=True), metavar="E", help="Relative error of a change. "
+              "Without --basis: the least rank that keeps to it; with it, packs above keep their own factors.")
+@click.option("--size-budget", type=click.FloatRange(0, min_open=True), metavar="N", help="Bytes of all tensors; below 1, that share of "
+              "the packs' own. Without --basis: the largest rank that fits.")
+@click.option("--into", metavar="FLEET", help="Add the packs to a fleet, by projection onto its bases; without -o it is replaced.")
+@click.option("--member", nargs=2, metavar="FLEET NAME", help="The way back: write one member of a fleet as a pack to OUT.")
+@shared
+def command(packs: tuple[str, ...], out: str | None, basis: int | None, clusters: int, error_budget: float | None,
+            size_budget: float | None, into: str | None, member: tuple[str, str] | None, as_json: bool) -> None:
+    """Packs of one base as a fleet: shared bases at each site, and a small core for each pack.
+
+    \b
+    Example:
+      adapterpack compress packs/* -o fleet --basis 32
+      adapterpack compress packs/* -o fleet --error-budget 0.1
+      adapterpack compress packs/new --into fleet
+      adapterpack compress --member fleet tickets -o packs/tickets
+    """
+    if out is None and (into is None or member is not None):
+        raise ConfigError("nothing says where the result is to be written", remedy="give -o OUT")
+    if member is not None:
+        if packs or into is not None:
+            raise ConfigError("--member takes no packs", remedy="give --member FLEET NAME -o OUT alone")
+        written = adapterpack.Fleet.load(folder_of(member[0])).pack(member[1]).write(str(out))
+        if as_json:
+            emit({"command": "compress", **inspect(str(out))})
+        else:
+            line(f"wrote {written.name} to {out}")
+        return
+    loaded = [pack_at(pack) for pack in packs]
+    fleet = adapterpack.compress(loaded, out=out, basis=basis, clusters=clusters, error_budget=error_budget, size_budget=size_budget,
+                                 into=None if into is None else folder_of(into))
+    before = sum(value.nbytes for pack in loaded for value in pack.tensors.values())
+    if as_json:
+        emit({"command": "compress", **inspect(str(fleet.path)), "bytes_before": before})
+        return
+    members = fleet.manifest.members[-len(loaded):]
+    alone = [one.name for one in members if one.cluster is None]
+    worst = max(members, key=lambda one: one.error)
+    what = f"{size(before)} became {size(fleet.nbytes)}" if into is None else f"the fleet has {size(fleet.nbytes)} now"
+    line(f"{len(loaded)} packs in {fleet.path} on bases of rank {fleet.manifest.rank}: {what}")
+    mean = sum(one.error for one in members) / len(members)
+    line(f"relative error of the changes: {shown(mean)} on average, {shown(worst.error)} at most ({worst.name})")
+    if alone:
+        line(f"{len(alone)} keep their own factors: {', '.join(alone[:5])}{', ...' if len(alone) > 5 else ''}")

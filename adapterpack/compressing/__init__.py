@@ -1,0 +1,1 @@
+"""Brings many packs of one base into a fleet."""

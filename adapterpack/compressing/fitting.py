@@ -1,0 +1,129 @@
+"""Fits bases to candidates, cluster by cluster, and says how far each change then is from itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ..lowrank.space import Term, gram
+from .candidates import Candidate
+from .joint_bases import Bases, grouped, joint_bases
+
+REFINEMENTS = 2
+"""How often packs move to the cluster whose bases hold them best, and bases are fitted anew."""
+
+
+class Core(NamedTuple):
+    """A core as it is stored: int8 ``[k, k]`` under one scale for each row ``[k, 1]``."""
+
+    codes: np.ndarray
+    scales: np.ndarray
+
+    @classmethod
+    def of(cls, exact: np.ndarray) -> Core:
+        """The nearest to a float64 core: every number within half its row's scale."""
+        scales = np.maximum(np.abs(exact).max(axis=1, keepdims=True) / 127, np.finfo(np.float32).tiny).astype(np.float32)
+        return cls(np.clip(np.rint(exact / scales), -127, 127).astype(np.int8), scales)
+
+    @property
+    def values(self) -> np.ndarray:
+        """The numbers, float64."""
+        made: np.ndarray = self.codes.astype(np.float64) * self.scales
+        return made
+
+
+class Draft(NamedTuple):
+    """A member to be: its cores by site, the relative error over all sites and at the worst, and the candidate that it was made from.
+
+    ``alone``: it keeps the factors of the candidate, and no cores.
+    """
+
+    cluster: int
+    cores: Mapping[str, Core]
+    error: float
+    worst: float
+    candidate: Candidate
+    alone: bool = False
+
+    def within(self, error_budget: float | None) -> Draft:
+        """Itself, alone where its error is above the budget."""
+        return self._replace(alone=error_budget is not None and self.error > error_budget)
+
+
+class Fit(NamedTuple):
+    """Bases of one rank by cluster and site, and the members in their order."""
+
+    rank: int
+    bases: Sequence[Mapping[str, Bases]]
+    members: tuple[Draft, ...]
+
+    def with_members(self, found: Sequence[Candidate], error_budget: float | None) -> Fit:
+        """More members, on the same bases, or alone where these hold them with more error than that."""
+        return self._replace(members=(*self.members, *(_best(one, self.bases).within(error_budget) for one in found)))
+
+    def within(self, error_budget: float | None) -> Fit:
+        """The same with members alone that have more error."""
+        return self._replace(members=tuple(draft.within(error_budget) for draft in self.members))
+
+
+def fitted(found: Sequence[Candidate], rank: int, clusters: int) -> Fit:
+    """Bases of a rank, or the width of a site where that is less, fitted to candidates of equal weight."""
+    count = min(clusters, len(found))
+    assigned = np.zeros(len(found), int) if count == 1 else grouped(_similarity(found), count)
+    bases = _bases(found, assigned, rank, count)
+    for _ in range(REFINEMENTS if count > 1 else 0):
+        better = np.array([_best(one, bases).cluster for one in found])
+        if np.array_equal(better, assigned):
+            break
+        assigned = better
+        bases = _bases(found, assigned, rank, count)
+    return Fit(rank, bases, tuple(_best(one, bases) for one in found))
+
+
+def _similarity(found: Sequence[Candidate]) -> np.ndarray:
+    """The inner products ``[T, T]`` of whole changes of norm 1."""
+    total = np.zeros((len(found), len(found)))
+    for path in dict.fromkeys(path for one in found for path in one.changes):
+        there = [number for number, one in enumerate(found) if path in one.changes]
+        terms = [Term(found[number].changes[path].A, found[number].changes[path].B, 1.0) for number in there]
+        weights = np.array([found[number].weight for number in there])
+        total[np.ix_(there, there)] += gram(terms) * weights[:, None] * weights
+    return total
+
+
+def _bases(found: Sequence[Candidate], assigned: np.ndarray, rank: int, count: int) -> list[dict[str, Bases]]:
+    made: list[dict[str, Bases]] = [{} for _ in range(count)]
+    for path in dict.fromkeys(path for one in found for path in one.changes):
+        for cluster in range(count):
+            inside = [one for one, own in zip(found, assigned, strict=True) if own == cluster and path in one.changes]
+            shape = next(one.changes[path].shape for one in found if path in one.changes)
+            k = min(rank, *shape)
+            if inside:
+                made[cluster][path] = joint_bases([one.changes[path] for one in inside], [one.weight for one in inside], k)
+            else:  # nobody in this cluster changes the site
+                made[cluster][path] = Bases(np.eye(shape[0], k), np.eye(k, shape[1]))
+    return [{path: Bases(one.up.astype(np.float32), one.down.astype(np.float32)) for path, one in cluster.items()} for cluster in made]
+
+
+def _best(one: Candidate, bases: Sequence[Mapping[str, Bases]]) -> Draft:
+    """A candidate in the cluster that holds it with the least error."""
+    return min((_in_cluster(one, cluster, sites) for cluster, sites in enumerate(bases)), key=lambda draft: draft.error)
+
+
+def _in_cluster(one: Candidate, cluster: int, bases: Mapping[str, Bases]) -> Draft:
+    """``|D - U C' V|^2 = |D|^2 - 2 <U^T D V^T, C'> + <U^T U C' V V^T, C'>`` for the stored core ``C'`` and the bases as they are stored,
+    which float32 keeps from being orthonormal to the last digit."""
+    cores, tails = {}, {}
+    for path, change in one.changes.items():
+        wide = Bases(bases[path].up.astype(np.float64), bases[path].down.astype(np.float64))
+        exact = wide.core(change)
+        cores[path] = Core.of(exact)
+        stored = cores[path].values
+        images = (wide.up.T @ wide.up) @ stored @ (wide.down @ wide.down.T)
+        tails[path] = max(one.energy[path] - 2 * float(np.vdot(exact, stored)) + float(np.vdot(images, stored)), 0.0)
+    total = sum(one.energy.values())
+    worst = max((tails[path] / energy for path, energy in one.energy.items() if energy), default=0.0)
+    return Draft(cluster, cores, math.sqrt(sum(tails.values()) / total) if total else 0.0, math.sqrt(worst), one)

@@ -1,0 +1,185 @@
+"""A fleet in memory: its members as packs, written to a folder and read back with every byte checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..adapter_methods import Site
+from ..adapter_methods.lora import LoRA, lora
+from ..errors import CorruptBlob, FormatError, NonFinite, UnknownName, nearest
+from ..io import safetensors
+from ..io.atomic import output_folder
+from ..io.safe_open import read_file
+from ..io.safetensors import SafetensorsFile
+from ..manifest.entries import tensor_digest
+from ..manifest.manifest import Lineage, Parent
+from ..pack.pack import Pack, build
+from ..pack.shared_factors import SharedFactors
+from .manifest import FILE_NAME, MAX_BYTES, TENSOR_FILE, FleetManifest, Member, layout, parse
+
+_REMEDY = "fetch the fleet again, or compress the packs again"
+
+
+class _Made(Mapping[str, np.ndarray]):
+    """Tensors that are made anew at each use, from what stays in memory."""
+
+    def __init__(self, makers: Mapping[str, Callable[[], np.ndarray]]) -> None:
+        self._makers = makers
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._makers[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        return len(self._makers)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fleet:
+    """Many adapters of one base. ``fleet.pack(name)`` is one of them, a LoRA that everything takes that takes packs.
+
+    Example:
+        >>> from adapterpack import Fleet  # doctest: +SKIP
+        >>> fleet = Fleet.load("fleet")  # doctest: +SKIP
+        >>> fleet.names, fleet.pack("tickets").write("packs/tickets")  # doctest: +SKIP
+    """
+
+    manifest: FleetManifest
+    tensors: Mapping[str, np.ndarray] = dataclasses.field(repr=False)
+    path: Path | None = None
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Fleet:
+        """The fleet in a folder, every digest verified, in memory.
+
+        Raises:
+            FormatError: malformed, altered, or larger than it says.
+            NonFinite: a tensor holds NaN or infinity.
+        """
+        folder = Path(path)
+        manifest = parse(read_file(folder / FILE_NAME, MAX_BYTES + 1), folder / FILE_NAME)
+        where = folder / TENSOR_FILE
+        if not where.is_file() or where.stat().st_size != manifest.size:
+            raise FormatError("the file of the tensors is missing, or not as long as the manifest says", where=where,
+                              expected=f"{manifest.size} bytes", remedy=_REMEDY)
+        file = SafetensorsFile(where, private=True)
+        found = {name: (info.dtype, info.shape) for name, info in file.tensors.items()}
+        if found != {name: (dtype, shape) for name, dtype, shape in layout(manifest)} or found.keys() != manifest.tensors.keys():
+            raise FormatError("the tensors are not those that the manifest describes", where=where, remedy=_REMEDY)
+        tensors = {}
+        for name in found:
+            value = file.read(name)
+            if tensor_digest(value) != manifest.tensors[name]:
+                raise CorruptBlob("a tensor was altered", where=f"{where}, {name}", remedy=_REMEDY)
+            if value.dtype != np.int8 and not safetensors.all_finite(value):
+                raise NonFinite("a tensor holds NaN or infinity", where=f"{where}, {name}", remedy=_REMEDY)
+            tensors[name] = value
+        return cls(manifest, tensors, folder)
+
+    @classmethod
+    def sealed(cls, tensors: Mapping[str, np.ndarray], **fields: Any) -> Fleet:
+        """A fleet of these tensors, whose digests are taken; ``fields`` are the others of its manifest."""
+        tensors = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+        hasher, size = hashlib.sha256(), 0
+        for part in safetensors.pieces(tensors):
+            hasher.update(part)
+            size += len(part)
+        digests = {name: tensor_digest(value) for name, value in tensors.items()}
+        manifest = FleetManifest(tensors=digests, size=size, sha256=hasher.hexdigest(), **fields)
+        return cls(parse(manifest.bytes, f"fleet '{manifest.name}'"), tensors)
+
+    def write(self, out: str | os.PathLike[str]) -> Fleet:
+        """Writes the fleet to a new folder ``out``, whole or not at all, and returns it with its path.
+
+        Raises:
+            OutputExists: something is there already.
+            StorageError: the file system refuses.
+        """
+        with output_folder(out) as folder:
+            safetensors.write(folder / TENSOR_FILE, self.tensors)
+            (folder / FILE_NAME).write_bytes(self.manifest.bytes)
+        return dataclasses.replace(self, path=Path(out))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the members, in the order in which they came."""
+        return tuple(member.name for member in self.manifest.members)
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all tensors."""
+        return sum(value.nbytes for value in self.tensors.values())
+
+    def member(self, name: str) -> tuple[int, Member]:
+        """The place of a member, and what the manifest says of it.
+
+        Raises:
+            UnknownName: there is none of that name.
+        """
+        found = next(((number, member) for number, member in enumerate(self.manifest.members) if member.name == name), None)
+        if found is None:
+            raise UnknownName("the fleet has no such member", where=self.manifest.name, found=repr(name), remedy=nearest(name, self.names))
+        return found
+
+    def shared(self, name: str) -> dict[str, SharedFactors]:
+        """The change of a member in the fleet's bases, by site; empty where it has factors of its own."""
+        number, member = self.member(name)
+        if member.cluster is None:
+            return {}
+        place, c = self.manifest.places[number], member.cluster
+        return {self.manifest.sites[s].path: SharedFactors(
+            f"{self.manifest.id}.{s}.{c}", self.tensors[f"down.{s}.{c}"], self.tensors[f"up.{s}.{c}"], self.tensors[f"cores.{s}"][place],
+            self.tensors[f"scales.{s}"][place]) for s in member.sites}
+
+    def pack(self, name: str) -> Pack:
+        """One member as a pack: a LoRA of scale 1 in its own right. Its factors are made when they are looked at; only its core and what
+        the fleet shares stay in memory.
+
+        Raises:
+            UnknownName: there is none of that name.
+        """
+        number, member = self.member(name)
+        whole: dict[str, dict[str, np.ndarray]] = {}
+        for place, one in enumerate(member.whole):
+            whole.setdefault(one.path, {})[one.param] = self.tensors[f"whole.{number}.{place}"]
+        adapters = {site: (LoRA(r=len(A), alpha=float(len(A))), {"lora_A": A, "lora_B": B}) for site, A, B in self._factors(name)}
+        weights = {site.path: site.weight for site in self.manifest.sites} | {one.path: one.weight for one in member.whole}
+        pack = build(name, lora, adapters, task=member.task, base=self.manifest.base, full=whole, weights=weights, problem=member.problem,
+                     license=member.license,
+                     lineage=Lineage("compress", (Parent(member.pack, name),), {"fleet": self.manifest.id, "error": member.error}))
+        shared = self.shared(name)
+        if not shared:
+            return pack
+        makers = {key: partial(_value, shared.get(entry.group), entry.param, None if entry.group in shared else pack.tensors[key])
+                  for key, entry in pack.manifest.tensors.items()}
+        return dataclasses.replace(pack, tensors=_Made(makers), factored=shared)
+
+    def _factors(self, name: str) -> Iterator[tuple[Site, np.ndarray, np.ndarray]]:
+        """Site, ``A`` ``[r, in]`` and ``B`` ``[out, r]`` of each that a member changes."""
+        number, member = self.member(name)
+        shared = self.shared(name)
+        for s in member.sites:
+            one = self.manifest.sites[s]
+            site = Site(one.path, one.in_features, one.out_features, one.kind, one.bias)
+            if member.cluster is None:
+                yield site, self.tensors[f"A.{number}.{s}"], self.tensors[f"B.{number}.{s}"]
+            else:
+                yield site, shared[one.path].down, shared[one.path].up @ shared[one.path].core
+
+
+def _value(shared: SharedFactors | None, param: str, held: np.ndarray | None) -> np.ndarray:
+    """One tensor of a member: held as it is, or a factor of its change."""
+    if shared is None:
+        assert held is not None
+        return held
+    return shared.down if param == "lora_A" else shared.up @ shared.core

@@ -1,0 +1,53 @@
+"""Describes a fleet, and makes a report of what is wrong with one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..base.checkpoint import Checkpoint
+from ..errors import AdapterpackError
+from ..io import strict_json
+from ..pack.validate.checks.reading import unreadable
+from ..pack.validate.finding import Report
+from ..pack.validate.open_questions import NO_BASE
+from .fleet import Fleet
+
+
+def inspect_fleet(path: Path) -> dict[str, Any]:
+    """A summary of a fleet as JSON values; every byte is verified on the way."""
+    fleet = Fleet.load(path)
+    manifest = fleet.manifest
+    return {
+        "kind": "fleet",
+        "path": str(path),
+        "id": manifest.id,
+        "name": manifest.name,
+        "base": strict_json.plain(manifest.base),
+        "rank": manifest.rank,
+        "clusters": manifest.clusters,
+        "error_budget": manifest.error_budget,
+        "sites": len(manifest.sites),
+        "bytes": fleet.nbytes,
+        "members": [{"name": one.name, "pack": one.pack, "cluster": one.cluster, "error": one.error, "worst_site_error": one.worst}
+                    for one in manifest.members],
+    }
+
+
+def validate_fleet(path: Path, base: Path | None = None, allow_structural: bool = False) -> Report:
+    """Whether a fleet can be read, every byte is what its manifest says, each member is a pack, and, with ``base``, it is of that base.
+
+    What is wrong is a finding, not an exception.
+    """
+    identity, verdict = None, None
+    try:
+        fleet = Fleet.load(path)
+        identity = fleet.manifest.id
+        packs = [fleet.pack(name) for name in fleet.names]
+        if base is not None:
+            checkpoint = Checkpoint(base)
+            for pack in packs:
+                verdict = pack.require_base(checkpoint, allow_structural=allow_structural)
+    except AdapterpackError as error:
+        return Report("fleet", str(path), identity, (unreadable(error, path),), base=verdict)
+    return Report("fleet", str(path), identity, (), () if base is not None else (NO_BASE,), base=verdict)

@@ -1,0 +1,191 @@
+"""The manifest of a fleet: its sites, its members with their errors, and the proof of every tensor.
+
+A fleet is a folder of two files, ``adapterfleet.json`` and ``fleet.safetensors``. The names, dtypes and shapes of all tensors follow from
+the manifest (:func:`layout`), and a file that has others is refused before any number of it is looked at.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from ..errors import FormatError
+from ..io import strict_json, typed_json
+from ..io.safetensors import DTYPES, FLOATS
+from ..io.typed_json import Misfit, Part
+from ..manifest import limits
+from ..manifest.parts import Base, Task
+from ..tasks.problems import MARKED, ONE
+
+FILE_NAME = "adapterfleet.json"
+TENSOR_FILE = "fleet.safetensors"
+FORMAT_VERSION = "1.0"
+MAX_BYTES = 16 << 20
+MOST_NUMBERS = 1 << 34
+"""Numbers that all tensors of a fleet may have together."""
+MOST_TENSORS = 50_000
+
+Rank = Annotated[int, Meta(ge=1, le=65_536)]
+Index = Annotated[int, Meta(ge=0, le=50_000)]
+
+
+class FleetSite(Part, frozen=True):
+    """A module that members change: its place, its kind and widths, and the tensor of the base behind it."""
+
+    path: limits.Path
+    kind: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,31}\Z")]
+    in_features: limits.Width
+    out_features: limits.Width
+    bias: bool
+    weight: Annotated[str, Meta(min_length=1, max_length=512)] | None
+
+
+class Whole(Part, frozen=True):
+    """A parameter of a module that a member has trained whole."""
+
+    path: limits.Path
+    param: limits.Path
+    weight: Annotated[str, Meta(min_length=1, max_length=512)] | None
+    dtype: Annotated[str, Meta(pattern=rf"^({'|'.join(DTYPES)})\Z")]
+    shape: Annotated[tuple[Annotated[int, Meta(ge=1, le=1 << 33)], ...], Meta(max_length=8)]
+
+
+class Member(Part, frozen=True):
+    """One adapter: what it is called, the pack that it was made from, and how far its change is from that pack's.
+
+    ``sites`` are those that it changes, by their place among the fleet's. In a ``cluster`` it has a core for each; by itself (None) it has
+    factors of its own, of these ``ranks``. ``error`` is the relative Frobenius error over all sites, ``worst`` that of the worst site.
+    """
+
+    name: limits.PackName
+    pack: limits.Sha256
+    task: Task
+    problem: Annotated[str, Meta(pattern=rf"^({'|'.join([ONE.name, *MARKED])})\Z")]
+    license: limits.ShortText | None
+    cluster: Annotated[int, Meta(ge=0, le=63)] | None
+    sites: Annotated[tuple[Index, ...], Meta(max_length=50_000)]
+    ranks: Annotated[tuple[Rank, ...], Meta(max_length=50_000)]
+    whole: Annotated[tuple[Whole, ...], Meta(max_length=1000)]
+    error: limits.Positive
+    worst: limits.Positive
+
+    def breaches(self) -> Iterator[Misfit]:
+        """Sites out of order, ranks for other than the sites."""
+        if any(one >= two for one, two in zip(self.sites, self.sites[1:], strict=False)):
+            yield Misfit("/sites", "are not in order")
+        if len(self.ranks) != (len(self.sites) if self.cluster is None else 0):
+            yield Misfit("/ranks", "a member has ranks of its own exactly where it is in no cluster")
+
+
+class FleetManifest(Part, frozen=True, dict=True):
+    """The whole manifest. ``rank`` is that of the bases, or the width of a site where that is less; ``error_budget`` the relative error
+    above which a member keeps its own factors, None for no bound.
+    """
+
+    name: limits.PackName
+    base: Base
+    rank: Rank
+    clusters: Annotated[int, Meta(ge=1, le=64)]
+    error_budget: limits.Positive | None
+    sites: Annotated[tuple[FleetSite, ...], Meta(min_length=1, max_length=10_000)]
+    members: Annotated[tuple[Member, ...], Meta(min_length=1, max_length=10_000)]
+    tensors: Annotated[Mapping[str, limits.Hex], Meta(min_length=1, max_length=MOST_TENSORS)]
+    size: limits.Count
+    sha256: limits.Hex
+    format: Literal["adapterfleet"] = "adapterfleet"
+    format_version: Annotated[str, Meta(pattern=r"^1\.[0-9]{1,4}\Z")] = FORMAT_VERSION
+    must_understand: Annotated[tuple[str, ...], Meta(max_length=0)] = ()
+
+    def breaches(self) -> Iterator[Misfit]:
+        """What one member says that does not fit what the others or the sites say."""
+        yield from typed_json.repeated([member.name for member in self.members], "/members")
+        yield from typed_json.repeated([site.path for site in self.sites], "/sites")
+        for number, member in enumerate(self.members):
+            if member.sites and member.sites[-1] >= len(self.sites):
+                yield Misfit(f"/members/{number}/sites", "name a site that the fleet does not have")
+            if member.cluster is not None and member.cluster >= self.clusters:
+                yield Misfit(f"/members/{number}/cluster", "is a cluster that the fleet does not have")
+
+    @cached_property
+    def bytes(self) -> bytes:
+        """The canonical bytes that go to disk."""
+        return strict_json.canonical(msgspec.structs.asdict(self))
+
+    @cached_property
+    def id(self) -> str:
+        """``sha256:`` and the digest of the manifest's bytes."""
+        return f"sha256:{hashlib.sha256(self.bytes).hexdigest()}"
+
+    def rank_at(self, site: FleetSite) -> int:
+        """The rank of the bases at a site."""
+        return min(self.rank, site.in_features, site.out_features)
+
+    @cached_property
+    def places(self) -> dict[int, int]:
+        """Member -> its place among the cores, for those that have them."""
+        return {number: place for place, number in enumerate(
+            number for number, member in enumerate(self.members) if member.cluster is not None)}
+
+
+def layout(manifest: FleetManifest) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    """Name, dtype and shape of every tensor.
+
+    At site ``s``, cluster ``c``: ``down.s.c`` ``[k, in]``, ``up.s.c`` ``[out, k]``, with orthonormal rows and columns. At site ``s``:
+    ``cores.s`` ``[members in clusters, k, k]`` and ``scales.s`` ``[members in clusters, k, 1]``; a core is their product. Of member ``i``
+    by itself: ``A.i.s`` ``[rank, in]``, ``B.i.s`` ``[out, rank]``. Of what member ``i`` trained whole: ``whole.i.j``.
+    """
+    used = sorted({member.cluster for member in manifest.members if member.cluster is not None})
+    count = len(manifest.places)
+    for number, site in enumerate(manifest.sites) if count else ():
+        k = manifest.rank_at(site)
+        for cluster in used:
+            yield f"down.{number}.{cluster}", "F32", (k, site.in_features)
+            yield f"up.{number}.{cluster}", "F32", (site.out_features, k)
+        yield f"cores.{number}", "I8", (count, k, k)
+        yield f"scales.{number}", "F32", (count, k, 1)
+    for number, member in enumerate(manifest.members):
+        for place, rank in zip(member.sites, member.ranks, strict=False):
+            site = manifest.sites[place]
+            yield f"A.{number}.{place}", "F32", (rank, site.in_features)
+            yield f"B.{number}.{place}", "F32", (site.out_features, rank)
+        for place, whole in enumerate(member.whole):
+            yield f"whole.{number}.{place}", whole.dtype, whole.shape
+
+
+def parse(data: bytes, where: object) -> FleetManifest:
+    """The manifest in ``data``, checked against its limits.
+
+    Raises:
+        FormatError: malformed, not in its canonical bytes, or of another version.
+    """
+    value: Any = strict_json.loads(data, where, MAX_BYTES)
+    if not isinstance(value, dict) or value.get("format") != "adapterfleet":
+        raise FormatError("this is not the manifest of a fleet", where=where, expected="format: adapterfleet")
+    if value.get("format_version") != FORMAT_VERSION or value.get("must_understand"):
+        raise FormatError("another version of the format of fleets", where=where, expected=FORMAT_VERSION,
+                          found=value.get("format_version"), remedy="use a version of adapterpack that reads it")
+    if strict_json.canonical(value) != data:
+        raise FormatError("the manifest is not in its canonical form: it was edited by hand", where=where,
+                          remedy="compress the packs again")
+    manifest = typed_json.read(value, FleetManifest)
+    if isinstance(manifest, Misfit):
+        raise FormatError(f"the manifest does not fit its schema: {manifest.message}", where=f"{where}#{manifest.pointer or '/'}",
+                          remedy="compress the packs again")
+    numbers = 0
+    for count, (name, dtype, shape) in enumerate(layout(manifest)):
+        size = 1
+        for extent in shape:
+            size *= extent
+        numbers += size
+        if numbers > MOST_NUMBERS or count >= MOST_TENSORS:
+            raise FormatError("a fleet is larger than there are any", where=where, expected=f"at most {MOST_NUMBERS} numbers in "
+                              f"{MOST_TENSORS} tensors", remedy="compress fewer packs")
+        if name.startswith("whole.") and dtype not in FLOATS:
+            raise FormatError("a module that was trained whole has numbers that are no floats", where=f"{where}, {name}", found=dtype,
+                              remedy="compress the packs again")
+    return manifest

@@ -1,0 +1,25 @@
+"""A change in bases that many packs share: what a pack of a fleet is made from, and what a runtime keeps of it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class SharedFactors(NamedTuple):
+    """``D = up (scales codes) down``: ``down`` ``[k, in]`` and ``up`` ``[out, k]``, the same arrays for all packs of ``bases``, and a core
+    of the pack's own in int8 ``[k, k]`` under scales ``[k, 1]``.
+    """
+
+    bases: str
+    down: np.ndarray
+    up: np.ndarray
+    codes: np.ndarray
+    scales: np.ndarray
+
+    @property
+    def core(self) -> np.ndarray:
+        """The core ``[k, k]``, float32."""
+        made: np.ndarray = self.codes.astype(np.float32) * self.scales
+        return made

@@ -1,0 +1,113 @@
+"""The values of a pack of a fleet for the engine's graph: arrays that all such packs share, and small cores that are multiplied in when a
+row needs them.
+
+A change is ``x down core up``, of which ``down`` and ``up`` are the fleet's. The core goes into the narrower of the two, row by row; the
+other is one array for all rows. So memory holds the two once, and of each pack its core.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from weakref import WeakValueDictionary
+
+import numpy as np
+
+from ...pack.shared_factors import SharedFactors
+from ...slots.values import Values
+from .slot_layout import SlotLayout
+
+
+@dataclass(frozen=True, eq=False)
+class Product:
+    """The values of a slot as a product: parts of the ``shared`` array ``[in, parts k]`` or ``[parts k, out]``, each times a core
+    ``[k, k]``, or zero where there is none. ``columns``: the parts are columns.
+    """
+
+    shared: np.ndarray
+    cores: Sequence[SharedFactors | None]
+    columns: bool
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the values."""
+        return self.shared.shape
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of the cores, which are all that this pack needs."""
+        return sum(one.codes.nbytes + one.scales.nbytes for one in self.cores if one is not None)
+
+    def array(self) -> np.ndarray:
+        """The values, made anew."""
+        made = np.zeros(self.shared.shape, self.shared.dtype)
+        axis = int(self.columns)
+        for core, part, target in zip(self.cores, np.split(self.shared, len(self.cores), axis), np.split(made, len(self.cores), axis),
+                                      strict=True):
+            if core is not None:
+                small, wide = core.core.T, part.astype(np.float32, copy=False)
+                k = len(small)
+                if self.columns:
+                    target[:, :k] = wide[:, :k] @ small
+                else:
+                    target[:k] = small @ wide[:k]
+        return made
+
+
+SlotValue = np.ndarray | Product
+"""The values of a slot, as they are or as a product."""
+
+
+def array_of(value: SlotValue) -> np.ndarray:
+    """The numbers of a slot's values."""
+    return value.array() if isinstance(value, Product) else value
+
+
+class SharedArrays:
+    """Makes the values of packs of fleets, and keeps the arrays that they share for as long as one of them does."""
+
+    def __init__(self, layout: SlotLayout) -> None:
+        self._layout = layout
+        self._known: MutableMapping[tuple[str, ...], np.ndarray] = WeakValueDictionary()
+
+    def of(self, factored: Mapping[str, SharedFactors], values: Values) -> tuple[dict[str, SlotValue], frozenset[str]]:
+        """A pack's values, those of its ``factored`` sites in shared arrays and products; and which of them are shared."""
+        result: dict[str, SlotValue] = dict(values)
+        shared = set()
+        for path, site in self._layout.sites.items():
+            members = site.members or (path,)
+            ups = [f"{path}.up"] if f"{path}.up" in self._layout.slots else [f"{member}.up" for member in members]
+            names = [f"{path}.down", *ups]
+            if not set(names) <= values.keys() or not all(member in factored or f"{member}.up" not in values for member in members):
+                continue
+            cores = [factored.get(member) for member in members]
+            if all(core is None for core in cores):
+                continue
+            arrays = self._arrays(path, members, cores, names, values)
+            narrow = values[names[0]].size <= sum(values[name].size for name in ups)
+            for name in names:
+                down = name == names[0]
+                if down != narrow:
+                    result[name] = arrays[name]
+                    shared.add(name)
+                else:
+                    own = cores if down or len(ups) == 1 else [factored.get(name.removesuffix(".up"))]
+                    result[name] = Product(arrays[name], own, columns=down)
+        return result, frozenset(shared)
+
+    def _arrays(self, path: str, members: Sequence[str], cores: Sequence[SharedFactors | None], names: Sequence[str], values: Values
+                ) -> Values:
+        """The slots of a path with the bases alone, as arrays that every pack of these bases gets."""
+        key = tuple("" if core is None else core.bases for core in cores)
+        found = {name: self._known.get((name, *key)) for name in names}
+        if any(array is None for array in found.values()):
+            bare: Values = {}
+            for member, core in zip(members, cores, strict=True):
+                if core is not None:
+                    dtype = self._layout.sites[member].dtype
+                    bare[f"{member}.down"], bare[f"{member}.up"] = core.down.T.astype(dtype), core.up.T.astype(dtype)
+            made = self._layout.own(bare)
+            found = {name: np.ascontiguousarray(made[name]) for name in names}
+            for name, array in found.items():
+                self._known[(name, *key)] = array
+        return {name: array for name, array in found.items() if array is not None}
