@@ -37,6 +37,7 @@ golden:
 	python tests/training_families.py > train-families.new && mv train-families.new docs/train-families.md
 	python -m adapterpack.manifest.schema > schemas/manifest.v1.json
 	python -m adapterpack.bundle.schema > schemas/bundle.v1.json
+	python -m adapterpack.fleet.schema > schemas/fleet.v1.json
 	python -m adapterpack.training.config.schema > train.v1.json.new && mv train.v1.json.new schemas/train.v1.json
 
 demo:

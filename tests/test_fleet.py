@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from shipped_schemas import fits
 
 import adapterpack
 from adapterpack import Fleet, LoRA, Pack, compress
@@ -19,6 +20,7 @@ from adapterpack.adapter_methods import Site, get
 from adapterpack.cli.main import main
 from adapterpack.compressing.joint_bases import grouped, joint_bases
 from adapterpack.errors import ConfigError, FormatError, UnknownName, Unsupported
+from adapterpack.fleet.schema import schema
 from adapterpack.io import strict_json
 from adapterpack.lowrank.space import Factors
 from adapterpack.manifest import manifest as m
@@ -185,7 +187,7 @@ def test_the_engine_holds_the_bases_once_and_runs_every_row_as_by_itself(base_of
         for one in requests:
             one.token = 7
         made = together.rows.decode().copy()
-        for request, logits, prompt, pack in zip(requests, made, prompts, chosen, strict=False):
+        for logits, prompt, pack in zip(made, prompts, chosen, strict=False):
             single = alone.row(prompt, None if pack is None else plain[id(pack)], Sampling())
             alone.rows.admit(single)
             alone.rows.prefill(len(prompt))
@@ -247,7 +249,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_altered_fleets_are_refused(folder: Path, tmp_path: Path, fault: str) -> None:
-    """By name, and the validator finds it without falling over."""
+    """By name, and the validator finds it without falling over. The schema that is shipped is that of the structs, and fits what is whole."""
     at = shutil.copytree(folder, tmp_path / "fleet")
     FAULTS[fault](at)
     with pytest.raises(FormatError):
@@ -255,3 +257,5 @@ def test_altered_fleets_are_refused(folder: Path, tmp_path: Path, fault: str) ->
     report = adapterpack.validate(at)
     assert (report.kind, report.state) == ("fleet", "invalid")
     assert adapterpack.validate(folder).state == "valid"
+    assert fits(json.loads((folder / "adapterfleet.json").read_bytes()), "fleet.v1")
+    assert json.loads((Path(__file__).parents[1] / "schemas" / "fleet.v1.json").read_text("utf-8")) == schema()

@@ -1,0 +1,30 @@
+"""Makes the JSON Schema of fleets' manifests from their structs.
+
+``python -m adapterpack.fleet.schema > schemas/fleet.v1.json`` writes it anew.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from ..io.typed_json import schema_of
+from .manifest import FleetManifest
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of ``adapterfleet.json``.
+
+    Example:
+        >>> schema()["properties"]["members"]["maxItems"]
+        10000
+    """
+    made = schema_of(FleetManifest, {})
+    about = {"$id": "https://adapterpack.dev/schemas/fleet.v1.json", "title": "adapterpack fleet, version 1",
+             "description": "Many adapters of one base: shared bases at each site, a core for each member, and the proof of every byte."}
+    return {"$schema": made["$schema"], **about, **{key: item for key, item in made.items() if key not in about}}
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(schema(), indent=2, ensure_ascii=False) + "\n")
