@@ -249,7 +249,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_altered_fleets_are_refused(folder: Path, tmp_path: Path, fault: str) -> None:
-    """By name, and the validator finds it without falling over. The schema that is shipped is that of the structs, and fits what is whole."""
+    """By name, and the validator finds it without falling over. The shipped schema is that of the structs, and fits what is whole."""
     at = shutil.copytree(folder, tmp_path / "fleet")
     FAULTS[fault](at)
     with pytest.raises(FormatError):
