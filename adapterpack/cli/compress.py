@@ -28,7 +28,7 @@ from .output import emit, line, shown
 @shared
 def command(packs: tuple[str, ...], out: str | None, basis: int | None, clusters: int, error_budget: float | None,
             size_budget: float | None, into: str | None, member: tuple[str, str] | None, as_json: bool) -> None:
-    """Packs of one base as a fleet: shared bases at each site, and a small core for each pack.
+    """Packs of one base as a fleet: shared bases at each site, and a small int8 core for each pack.
 
     \b
     Example:

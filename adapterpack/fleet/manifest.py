@@ -65,7 +65,7 @@ class Member(Part, frozen=True):
     name: limits.PackName
     pack: limits.Sha256
     task: Task
-    problem: Annotated[str, Meta(pattern=rf"^({'|'.join([ONE.name, *MARKED])})\Z")]
+    problem: Annotated[str, Meta(pattern=rf"^({'|'.join([ONE.name, *sorted(MARKED)])})\Z")]
     license: limits.ShortText | None
     cluster: Annotated[int, Meta(ge=0, le=63)] | None
     sites: Annotated[tuple[Index, ...], Meta(max_length=50_000)]
