@@ -198,15 +198,15 @@ def test_the_engine_holds_the_bases_once_and_runs_every_row_as_by_itself(base_of
             alone.rows.remove(single)
         for one in requests:
             together.rows.remove(one)
-    table = {adapter.name: adapter for adapter in together.adapters._resident.values()}
-    first, second = table["alpha"], table["beta"]
+    residents = list(together.adapters._resident.values())
+    first, second = (next(adapter for adapter in residents if adapter.name == name) for name in ("alpha", "beta"))
     both = first.shared & second.shared  # the second changes fewer sites
     assert len(both) == 4
     assert all(first.values[name] is second.values[name] for name in both)
     cores = sum(factors.codes.nbytes + factors.scales.nbytes for factors in members[0].factored.values())
     assert first.nbytes == cores
-    size = {place: nbytes for adapter in table.values() for place, nbytes in adapter.shared_nbytes.items()}
-    assert together.adapters.nbytes == sum(adapter.nbytes for adapter in table.values()) + sum(size.values())
+    size = {place: nbytes for adapter in residents for place, nbytes in adapter.shared_nbytes.items()}
+    assert together.adapters.nbytes == sum(adapter.nbytes for adapter in residents) + sum(size.values())
 
 
 def altered(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:

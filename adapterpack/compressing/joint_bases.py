@@ -94,7 +94,7 @@ def grouped(similarity: np.ndarray, count: int) -> np.ndarray:
     chosen = [0]
     while len(chosen) < min(count, len(similarity)):
         chosen.append(int(np.argmin(similarity[chosen].max(axis=0))))
-    clusters = np.argmax(similarity[chosen], axis=0)
+    clusters: np.ndarray = np.argmax(similarity[chosen], axis=0)
     for _ in range(20):
         members = np.eye(count)[clusters]
         sizes = np.maximum(members.sum(axis=0), 1)

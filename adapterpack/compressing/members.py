@@ -34,7 +34,7 @@ def assembled(name: str, base: Base, fit: Fit, error_budget: float | None, sites
                 change = one.changes[path]
                 tensors |= {f"A.{number}.{place}": change.A.astype(np.float32), f"B.{number}.{place}": change.B.astype(np.float32)}
                 ranks.append(change.rank)
-        whole = []
+        whole: list[Whole] = []
         for path, params in one.pack.full().items():
             behind = next((group.weight for group in one.pack.manifest.groups if group.path == path), None)
             for param, value in params.items():

@@ -132,14 +132,14 @@ class Fleet:
         return found
 
     def shared(self, name: str) -> dict[str, SharedFactors]:
-        """The change of a member in the fleet's bases, by site; empty where it has factors of its own."""
+        """The change of a member in the fleet's bases, by site, zero where it changes nothing; empty where it has factors of its own."""
         number, member = self.member(name)
         if member.cluster is None:
             return {}
         place, c = self.manifest.places[number], member.cluster
         return {self.manifest.sites[s].path: SharedFactors(
             f"{self.manifest.id}.{s}.{c}", self.tensors[f"down.{s}.{c}"], self.tensors[f"up.{s}.{c}"], self.tensors[f"cores.{s}"][place],
-            self.tensors[f"scales.{s}"][place]) for s in member.sites}
+            self.tensors[f"scales.{s}"][place]) for s in range(len(self.manifest.sites))}
 
     def pack(self, name: str) -> Pack:
         """One member as a pack: a LoRA of scale 1 in its own right. Its factors are made when they are looked at; only its core and what
@@ -160,7 +160,8 @@ class Fleet:
         shared = self.shared(name)
         if not shared:
             return pack
-        makers = {key: partial(_value, shared.get(entry.group), entry.param, None if entry.group in shared else pack.tensors[key])
+        changed = {self.manifest.sites[s].path: shared[self.manifest.sites[s].path] for s in member.sites}
+        makers = {key: partial(_value, changed.get(entry.group), entry.param, None if entry.group in changed else pack.tensors[key])
                   for key, entry in pack.manifest.tensors.items()}
         return dataclasses.replace(pack, tensors=_Made(makers), factored=shared)
 

@@ -78,11 +78,9 @@ class SharedArrays:
             members = site.members or (path,)
             ups = [f"{path}.up"] if f"{path}.up" in self._layout.slots else [f"{member}.up" for member in members]
             names = [f"{path}.down", *ups]
-            if not set(names) <= values.keys() or not all(member in factored or f"{member}.up" not in values for member in members):
-                continue
             cores = [factored.get(member) for member in members]
-            if all(core is None for core in cores):
-                continue
+            if not set(names) <= values.keys() or not values[names[0]].size or all(core is None for core in cores):
+                continue  # no site of these changes, or none of a fleet's
             arrays = self._arrays(path, members, cores, names, values)
             narrow = values[names[0]].size <= sum(values[name].size for name in ups)
             for name in names:
@@ -99,8 +97,8 @@ class SharedArrays:
                 ) -> Values:
         """The slots of a path with the bases alone, as arrays that every pack of these bases gets."""
         key = tuple("" if core is None else core.bases for core in cores)
-        found = {name: self._known.get((name, *key)) for name in names}
-        if any(array is None for array in found.values()):
+        found = {name: array for name in names if (array := self._known.get((name, *key))) is not None}
+        if len(found) < len(names):
             bare: Values = {}
             for member, core in zip(members, cores, strict=True):
                 if core is not None:
@@ -110,4 +108,4 @@ class SharedArrays:
             found = {name: np.ascontiguousarray(made[name]) for name in names}
             for name, array in found.items():
                 self._known[(name, *key)] = array
-        return {name: array for name, array in found.items() if array is not None}
+        return found
