@@ -12,6 +12,7 @@ from .fleet.inspect import inspect_fleet, validate_fleet
 from .fleet.manifest import FILE_NAME as FLEET_FILE
 from .hub.resolve import folder_of, is_remote
 from .io import strict_json
+from .io.safe_open import TENSORS
 from .manifest import manifest as m
 from .pack.pack import Pack
 from .pack.trust.sign import Signature
@@ -24,7 +25,8 @@ from .peft import layout
 
 
 def kind_of(path: str | os.PathLike[str]) -> str:
-    """``pack``, ``peft``, ``fleet``, ``bundle`` or ``base``, by the file that only it has; ``adapter`` for a file that is none of them.
+    """``pack``, ``peft``, ``fleet``, ``bundle`` or ``base``, by the file that only it has; ``adapter`` for a file that is none of them, and
+    for a folder of another tool's.
 
     Raises:
         StorageError: there is no such path.
@@ -36,10 +38,19 @@ def kind_of(path: str | os.PathLike[str]) -> str:
         raise StorageError("there is no such folder", where=path, remedy="name a pack, a bundle or a base checkpoint")
     marks = {m.FILE_NAME: "pack", layout.CONFIG: "peft", FLEET_FILE: "fleet"}
     if found := next((kind for mark, kind in marks.items() if (folder / mark).is_file()), None):
-        return found
+        return "adapter" if found == "peft" and _foreign(folder) else found
     from .bundle.manifest import FILE_NAME  # noqa: PLC0415 - packs do not need what bundles need
 
     return "bundle" if (folder / FILE_NAME).is_file() else "base"
+
+
+def _foreign(folder: Path) -> bool:
+    """Whether a folder with PEFT's name for a configuration is another tool's, which has other names for its tensors."""
+    if (folder / TENSORS).exists():
+        return False
+    from .converting.pipeline import detect  # noqa: PLC0415 - PEFT's folders do not need it
+
+    return detect(folder).name != "peft"
 
 
 def validate(path: str | os.PathLike[str], base: str | os.PathLike[str] | None = None, *, full: bool = False,
@@ -101,7 +112,7 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
         from .base.gguf.inspect import inspect_model  # noqa: PLC0415 - as above
         from .converting.single_file import inspect_file  # noqa: PLC0415 - packs do not need what other formats need
 
-        return inspect_model(folder) or inspect_file(folder)
+        return (None if folder.is_dir() else inspect_model(folder)) or inspect_file(folder)
     if kind == "bundle":
         return _inspect_bundle(folder)
     if kind == "fleet":

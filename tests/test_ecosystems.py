@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 from test_adapterhub import CLOSE, KEPT, MODELS
+from transformers import BertConfig, BertModel
 
 import adapterpack
 from adapterpack.converting.format import formats
@@ -164,6 +165,64 @@ def test_a_fused_projection_of_adapterhub_is_one_lora(tmp_path: Path) -> None:
     assert np.array_equal(adapter.params["ia3_l"][:, 0], [1, 1, 1, 1, 1, 1, *up[:3, 0]])
 
 
+def test_a_pack_goes_to_adapterhub_where_its_settings_can_name_it(tmp_path: Path) -> None:
+    """LoRA of some layers, with a rank and a scale that differ, and a bottleneck: read back they are the same changes, bit for bit where
+    nothing was multiplied; a site that the settings cannot name is refused."""
+    sizes = {"hidden_size": 12, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 10, "vocab_size": 12}
+    base = BertModel(BertConfig(**sizes))
+    base.save_pretrained(tmp_path / "base")
+    model = adapterpack.adapt(base, adapterpack.Bottleneck.houlsby(reduction=5, bias=False), "a")
+    pack = adapterpack.save(model, tmp_path / "bottleneck")
+    adapterpack.convert(pack, tmp_path / "hub", to="adapterhub", base=tmp_path / "base")
+    again = converted(tmp_path / "hub", tmp_path / "back", base=tmp_path / "base")
+    back = {adapter.site.path: adapter.params for adapter in again.adapters()}
+    assert set(back) == {adapter.site.path for adapter in pack.adapters()}
+    for adapter in pack.adapters():
+        assert all(np.array_equal(back[adapter.site.path][key], value) for key, value in adapter.params.items())
+        assert not back[adapter.site.path]["up_bias"].any()
+    start = "base_model.model.encoder.layer"
+    tensors = {f"{start}.{layer}.attention.self.{name}.lora_{leaf}.weight": normal(*shape) for layer in (0, 2)
+               for name, rank in (("query", 2), ("value", 3)) for leaf, shape in (("A", (rank, 12)), ("B", (12, rank)))}
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "rank_pattern": {"value": 3}, "target_modules": ["query", "value"]}
+    source = folder(tmp_path / "lora", config, adapter_model=tensors)
+    done = adapterpack.convert(source, tmp_path / "hub-lora", to="adapterhub", base=tmp_path / "base")
+    assert json.loads((tmp_path / "hub-lora" / "adapter_config.json").read_text())["config"]["leave_out"] == [1]
+    assert len(done.notes) == 2
+    for adapter in converted(tmp_path / "hub-lora", tmp_path / "back-lora", base=tmp_path / "base").adapters():
+        A, B = (tensors[f"base_model.model.{adapter.site.path}.lora_{leaf}.weight"].astype(float) for leaf in "AB")
+        change = adapter.config.scale * adapter.params["lora_B"].astype(float) @ adapter.params["lora_A"].astype(float)
+        np.testing.assert_allclose(change, 4 / len(A) * B @ A, rtol=0, atol=40 * ONE_ROUNDING)
+    tensors |= {f"{start}.0.attention.output.dense.lora_{leaf}.weight": normal(*shape) for leaf, shape in (("A", (2, 12)), ("B", (12, 2)))}
+    source = folder(tmp_path / "beside", {**config, "target_modules": ["query", "value", "dense"]}, adapter_model=tensors)
+    with pytest.raises(Unsupported, match="no such layer"):
+        adapterpack.convert(source, tmp_path / "no", to="adapterhub", base=tmp_path / "base")
+
+
+def test_a_lora_of_an_older_adapterhub_has_the_alpha_that_it_was_trained_with(tmp_path: Path) -> None:
+    """Its own library reads folders of versions before 1.1 so: they took no notice of alpha."""
+    for version, scale in (("adapters.1.0.1", 1.0), ("adapters.1.1.0", 1.5), ("3.2.1", 1.5)):
+        source = hub_folder(tmp_path / version, "bert", "a", LORA, PAIR)
+        saved = json.loads((source / "adapter_config.json").read_text())
+        (source / "adapter_config.json").write_text(json.dumps({**saved, "version": version}))
+        [group] = converted(source, tmp_path / f"pack-{version}").manifest.groups
+        assert group.scale == scale
+
+
+def test_folders_of_others_are_looked_at_as_they_are(tmp_path: Path) -> None:
+    """inspect and validate, without a base; a broken one is invalid; beside PEFT's tensors it is a folder of PEFT's."""
+    hub = hub_folder(tmp_path / "hub", "bert", "a", LORA, PAIR)
+    mlx = folder(tmp_path / "mlx", MLX, adapters=mlx_tensors())
+    for source, form in ((hub, "adapterhub"), (mlx, "mlx")):
+        found = adapterpack.inspect(source)
+        assert (found["kind"], found["format"], found["sites"]) == ("adapter", form, 1)
+        assert adapterpack.validate(source).state == "valid"
+    (mlx / "adapters.safetensors").write_bytes(b"x")
+    assert adapterpack.validate(mlx).state == "invalid"
+    save_file(peft_tensors(), hub / "adapter_model.safetensors")
+    (hub / "adapter_config.json").write_text(json.dumps(WRITTEN_BY["axolotl"]))
+    assert adapterpack.load(hub).method.name == "lora"
+
+
 Q = "bert.encoder.layer.0.attention.self.query.loras.a"
 PAIR = {f"{Q}.lora_A": normal(2, 5), f"{Q}.lora_B": normal(5, 2)}
 DOWN = {f"bert.encoder.layer.0.output.adapters.a.{name}": value for name, value in (
@@ -281,6 +340,38 @@ def test_every_form_of_lycoris_is_the_weight_that_it_stands_for(tmp_path: Path) 
         assert np.abs(new - weights[path]).max() > 0.1
     for leaf, name in (("weight", "w_norm"), ("bias", "b_norm")):
         assert np.array_equal(merged[f"n.{leaf}"], norm[f"n.{leaf}"] + tensors[f"lora_te_n.{name}"])
+
+
+def test_what_is_no_lora_goes_back_to_kohya_as_it_came(tmp_path: Path) -> None:
+    """DoRA, LoKr and (IA)^3 of inputs beside a LoRA: the same tensors, the factors of (IA)^3 but for the rounding of 1 + w."""
+    weights = {path: normal(*shape) for path, shape in LAYERS.items()}
+    tensors = {key: value for key, value in lycoris(weights)[0].items() if re.match(r"lora_te_a_(lora|dora|lokr|ia3)\.", key)}
+    base = tmp_path / "base"
+    base.mkdir()
+    save_file({f"{path}.weight": value for path, value in weights.items()}, base / "model.safetensors")
+    (base / "config.json").write_text(json.dumps({"model_type": "clip_text_model"}))
+    save_file(tensors, tmp_path / "a.safetensors")
+    converted(tmp_path / "a.safetensors", tmp_path / "pack", base=base)
+    adapterpack.convert(tmp_path / "pack", tmp_path / "b.safetensors", to="kohya")
+    found = load_file(tmp_path / "b.safetensors")
+    assert found.keys() == tensors.keys()
+    for key, value in tensors.items():
+        assert found[key].shape == value.shape
+        assert np.abs(found[key] - value).max() <= (4 * ONE_ROUNDING if key.endswith("ia3.weight") else 0), key
+
+
+def test_a_file_of_differences_alone_is_a_valid_pack(tmp_path: Path) -> None:
+    """It has no adapter, so nothing that PEFT would load; it is loaded and merged like any other."""
+    base = tmp_path / "base"
+    base.mkdir()
+    weight, change = normal(5, 3), normal(5, 3)
+    save_file({"q.weight": weight}, base / "model.safetensors")
+    (base / "config.json").write_text(json.dumps({"model_type": "clip_text_model"}))
+    save_file({"lora_te_q.diff": change}, tmp_path / "a.safetensors")
+    converted(tmp_path / "a.safetensors", tmp_path / "pack", base=base)
+    assert not (tmp_path / "pack" / "adapter_config.json").exists()
+    adapterpack.merge(base, [adapterpack.load(tmp_path / "pack")], tmp_path / "merged")
+    assert np.array_equal(load_file(tmp_path / "merged" / "model.safetensors")["q.weight"], weight + change)
 
 
 @pytest.mark.parametrize(("leaves", "error", "said"), [

@@ -14,15 +14,15 @@ from .progress import apart
 
 @click.command("convert")
 @click.argument("source", metavar="SRC")
-@out_option("The file (gguf, kohya, diffusers, onnx_adapter) or folder (pack, peft, xlora, mlx) to write")
-@click.option("--to", "form", required=True, metavar="F", help="pack, peft, xlora, mlx, gguf, kohya, diffusers or onnx_adapter.")
-@click.option("--base", metavar="BASE", help="The model that the adapter belongs to; gguf needs it both ways, kohya for reading.")
+@out_option("The file (gguf, kohya, diffusers, onnx_adapter) or folder (pack, peft, xlora, mlx, adapterhub) to write")
+@click.option("--to", "form", required=True, metavar="F", help="pack, peft, xlora, mlx, adapterhub, gguf, kohya, diffusers or onnx_adapter.")
+@click.option("--base", metavar="BASE", help="The model that it belongs to; gguf needs it, kohya to be read, adapterhub to be written.")
 @click.option("--part", metavar="PREFIX", help="Which of several: a model of kohya or diffusers (lora_unet, unet, ...), a task (0, ...).")
 @structural_option
 @shared
 def command(*, source: str, out: str, form: str, base: str | None, part: str | None, allow_structural: bool, as_json: bool) -> None:
     """Writes a pack or an adapter of another tool in the format TO, whole or not at all; what cannot be carried is refused by name.
-    Folders of AdapterHub and LyCORIS' files are read, too.
+    LyCORIS' files are read, too.
 
     \b
     Example:

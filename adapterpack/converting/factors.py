@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,8 +35,9 @@ class SiteFactors(NamedTuple):
         return float(self.scale * self.down.shape[0])
 
 
-def site_factors(pack: Pack, form: str) -> Iterator[SiteFactors]:
-    """The change at every site of a pack as factors; in the stored dtype where the pack's own tensors are the factors.
+def site_factors(pack: Pack, form: str, but: Collection[str] = ()) -> Iterator[SiteFactors]:
+    """The change at every site of a pack as factors; in the stored dtype where the pack's own tensors are the factors. Sites of the methods
+    ``but`` are left out.
 
     Raises:
         Unsupported: the change is not a product of low rank, or a site is no linear layer.
@@ -45,14 +46,26 @@ def site_factors(pack: Pack, form: str) -> Iterator[SiteFactors]:
         if method.traits.positional:
             raise Unsupported(f"the format {form} cannot say that an adapter acts at some positions of a row only",
                               where=f"pack '{pack.name}'", found=method.name, remedy="keep the pack as it is")
+        if method.name in but:
+            continue
         if not method.traits.low_rank or not method.traits.additive or method.traits.reads_weight:
             raise Unsupported(f"the format {form} holds low-rank factors, which the method {method.name} is not made of",
                               where=f"pack '{pack.name}'", remedy="merge the pack, or keep it as it is")
     for adapter in pack.adapters():
-        if adapter.site.kind != "linear":
-            raise Unsupported(f"the format {form} is written for linear layers only", where=adapter.site.path, found=adapter.site.kind,
-                              remedy="keep the pack as it is, or merge it")
-        yield _factors(adapter)
+        if adapter.method.name not in but:
+            require_linear(adapter, form)
+            yield _factors(adapter)
+
+
+def require_linear(adapter: Adapter, form: str) -> None:
+    """Goes on only if the site is a linear layer.
+
+    Raises:
+        Unsupported: it is not.
+    """
+    if adapter.site.kind != "linear":
+        raise Unsupported(f"the format {form} is written for linear layers only", where=adapter.site.path, found=adapter.site.kind,
+                          remedy="keep the pack as it is, or merge it")
 
 
 def _factors(adapter: Adapter) -> SiteFactors:

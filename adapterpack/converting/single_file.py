@@ -1,4 +1,4 @@
-"""Inspects and validates single-file adapters of other tools; no base is needed."""
+"""Inspects and validates adapters of other tools, in one file or in a folder; no base is needed."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ _NO_DIGESTS = "digests and canary: the format carries none"
 
 
 def inspect_file(path: Path) -> dict[str, Any]:
-    """A summary of an adapter in one file as JSON values; modules have the names that they have in the file.
+    """A summary of another tool's adapter as JSON values; modules have the names that they have there.
 
     Raises:
         FormatError: malformed, or no adapter in a supported format.
         Unsupported: it has something that a pack cannot express, or is a pickle.
     """
     form, reading = _read(path)
-    return {"kind": "adapter", "format": form.name, "path": str(path), **summary(reading.pack), "file_bytes": path.stat().st_size,
+    size = (path / form.tensors if form.folder else path).stat().st_size
+    return {"kind": "adapter", "format": form.name, "path": str(path), **summary(reading.pack), "file_bytes": size,
             "notes": list(reading.notes)}
 
 
 def validate_file(path: Path, base: Path | None = None, full: bool = False) -> Report:
-    """The report on an adapter in one file: reading it makes all possible checks; with ``base`` its modules are looked up there."""
+    """The report on another tool's adapter: reading it makes all possible checks; with ``base`` its modules are looked up there."""
     try:
         _read(path, base)
     except ConfigError:

@@ -44,12 +44,13 @@ class Content(NamedTuple):
 
 def config_bytes(manifest: m.Manifest, on_base: bool = False, parameters: bool = False) -> bytes | None:
     """PEFT's config for a manifest, or None where PEFT cannot load the tensors: another method or kind of layer, quantized tensors,
-    tensors left out. ``on_base``: they are those that PEFT needs on the pack's base; ``parameters``: those of bare parameters are as PEFT
-    stores them."""
+    tensors left out, no adapter beside modules that were trained whole. ``on_base``: they are those that PEFT needs on the pack's base;
+    ``parameters``: those of bare parameters are as PEFT stores them."""
     pack, method = Described(manifest), method_of(manifest)
-    if method.peft is None or manifest.quantization is not None or (method.peft.from_peft_with_base is not None and not on_base):
-        return None
     adapters = [group for group in manifest.groups if group.role == "adapter"]
+    if not adapters or method.peft is None or manifest.quantization is not None or (
+            method.peft.from_peft_with_base is not None and not on_base):
+        return None
     bare = [group.path for group in adapters if parameters and method.peft.parameters is not None and is_bare(group.kind)]
     layers = [group for group in adapters if group.path not in bare]
     forms = [form_of(pack.method_of(group), group.kind, None if group.method is None else method) for group in layers]

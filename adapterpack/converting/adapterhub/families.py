@@ -13,13 +13,15 @@ class Family(NamedTuple):
     of the feed-forward.
 
     ``norm_first``: a layer's output is the residual stream itself. ``entry``: the module whose input a parallel adapter reads, as
-    ``source`` of our bottleneck has it. ``linear`` maps the ends of linear layers to the word of AdapterHub's config for them.
+    ``source`` of our bottleneck has it. ``linear`` maps the ends of linear layers to the word of AdapterHub's config for them. ``outer`` is
+    the name of the model in the one around it that the library has always.
     """
 
     blocks: Mapping[str, str]
     norm_first: bool
     entry: str
     linear: Mapping[str, str]
+    outer: str
 
     def block(self, place: str) -> tuple[str, str, bool] | None:
         """(path of the layer, end of our site, whether it is the feed-forward's) of one of AdapterHub's places, or None."""
@@ -32,15 +34,16 @@ class Family(NamedTuple):
 
 _BERT = Family({"attention.output": "attention.output.dense", "output": "output.dense"}, False, "input",
                {"attention.self.query": "q", "attention.self.key": "k", "attention.self.value": "v", "intermediate.dense": "intermediate",
-                "output.dense": "output"})
+                "output.dense": "output"}, "bert")
 _LLAMA = Family({"attention_adapters": "self_attn", "output_adapters": "mlp"}, True, "post_attention_layernorm",
                 {"self_attn.q_proj": "q", "self_attn.k_proj": "k", "self_attn.v_proj": "v", "mlp.down_proj": "intermediate",
-                 "mlp.up_proj": "output"})
+                 "mlp.up_proj": "output"}, "model")
 _GPT2 = Family({"attention_adapters": "attn", "output_adapters": "mlp"}, True, "ln_2",
-               {"attn.c_attn": "qkv", "mlp.c_fc": "intermediate", "mlp.c_proj": "output"})
+               {"attn.c_attn": "qkv", "mlp.c_fc": "intermediate", "mlp.c_proj": "output"}, "transformer")
+_ROBERTA = _BERT._replace(outer="roberta")
 
-FAMILIES: dict[str, Family] = {"bert": _BERT, "roberta": _BERT, "xlm-roberta": _BERT, "electra": _BERT, "llama": _LLAMA, "mistral": _LLAMA,
-                               "gpt2": _GPT2}
+FAMILIES: dict[str, Family] = {"bert": _BERT, "roberta": _ROBERTA, "xlm-roberta": _ROBERTA, "electra": _BERT._replace(outer="electra"),
+                               "llama": _LLAMA, "mistral": _LLAMA, "gpt2": _GPT2}
 """``model_type`` -> its layout; those that were compared with the library."""
 
 

@@ -1,4 +1,4 @@
-"""Reads the folders of AdapterHub's library: ``adapter_config.json``, ``adapter.safetensors``, and a head beside them.
+"""Reads and writes the folders of AdapterHub's library: ``adapter_config.json``, ``adapter.safetensors``, and, read, a head beside them.
 
 A tensor is called ``<place>.adapters.<name>.<part>`` or ``<place>.loras.<name>.<part>``, and what all places share
 ``<model>.shared_parameters.<name>.<part>``.
@@ -6,12 +6,15 @@ A tensor is called ``<place>.adapters.<name>.<part>`` or ``<place>.loras.<name>.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ...errors import FormatError, Unsupported
+from ...io import safetensors, strict_json
+from ...io.safe_open import TENSORS
 from ...io.safetensors import SafetensorsFile
 from ...pack.pack import Pack
 from ...peft import layout
@@ -19,20 +22,22 @@ from ...peft.options import read_config
 from ..adapterhub import bottlenecks, heads, low_rank
 from ..adapterhub.families import family_of
 from ..adapterhub.settings import setting
+from ..adapterhub.writing import written
 from ..base import BaseModel, bind_to_base
-from ..format import FORMATS, Format, Reading, Source
-from ..packs import foreign_pack
+from ..format import FORMATS, Format, Reading, Source, refuse_full_modules, require_base
+from ..packs import dequantized, foreign_pack
 
 _FILE, _PICKLE = "adapter.safetensors", "pytorch_adapter.bin"
 _HEAD, _HEAD_FILE, _HEAD_PICKLE = "head_config.json", "model_head.safetensors", "pytorch_model_head.bin"
 _SHARED = "shared_parameters"
 _KINDS = {"adapters": (None,), "loras": ("lora",), _SHARED: (None, "lora")}
 """What stands before the adapter's name in a key -> the ``architecture`` of its config."""
+_VERSION = "adapters.1.3.0"
 _NO_HEAD = "convert a copy of the folder without the files of the head"
 
 
 def _detect(path: Path) -> bool:
-    return (path / layout.CONFIG).is_file() and any((path / name).is_file() for name in (_FILE, _PICKLE))
+    return (path / layout.CONFIG).is_file() and not (path / TENSORS).exists() and any((path / name).is_file() for name in (_FILE, _PICKLE))
 
 
 def _read(source: Source) -> Reading:
@@ -61,8 +66,20 @@ def _pack(source: Source) -> Pack:
         raise Unsupported("LoRAs whose factors lie elsewhere", where=source.path / _FILE, found=", ".join(sorted(shared))[:80],
                           remedy="merge it with the library that made it")
     else:
-        sites, rules = low_rank.read(config, places, family, str(where)), {}
+        sites, rules = low_rank.read(_as_trained(config, saved.get("version")), places, family, str(where)), {}
     return foreign_pack(source, [sites], "adapterhub", shared=rules, full=head and head.modules, task=head and head.task)
+
+
+_SCALED = re.compile(r"adapters\.(\d{1,4})\.(\d{1,4})\b")
+"""The versions of the library that say so, which is how those before are told that took no notice of LoRA's alpha."""
+
+
+def _as_trained(config: dict[str, Any], version: object) -> dict[str, Any]:
+    """The settings with the alpha that a LoRA was trained with: the library did not divide it by the rank before 1.1, and reads such a
+    folder as one whose alpha is the rank."""
+    stated = _SCALED.match(version) if isinstance(version, str) else None
+    old = stated is not None and (int(stated[1]), int(stated[2])) < (1, 1)
+    return {**config, "alpha": config.get("r")} if old else config
 
 
 def _head(source: Source) -> heads.Whole | None:
@@ -123,5 +140,21 @@ def _split(key: str, name: str) -> tuple[str | None, str, str]:
     return None, "", ""
 
 
-ADAPTERHUB = FORMATS.register(Format("adapterhub", "AdapterHub's adapter_config.json and adapter.safetensors", True, _detect, _read, None,
+def _write(pack: Pack, folder: Path, base: BaseModel | None) -> tuple[str, ...]:
+    base = require_base(base, f"pack '{pack.name}'", "the settings name the kind of model, and the layers that have no adapter")
+    refuse_full_modules(pack, "adapterhub")
+    family = family_of(base.model_type, base.folder / "config.json")
+    plain, notes = dequantized(pack)
+    layers, width = (next((base.config[key] for key in keys if type(base.config.get(key)) is int), 0)
+                     for keys in (("num_hidden_layers", "n_layer"), ("hidden_size", "n_embd")))
+    found, name = written(plain, family, layers), pack.name.replace(".", "-")
+    outer = {place: place if place.startswith(f"{family.outer}.") else f"{family.outer}.{place}" for place, _ in found.tensors}
+    safetensors.write(folder / _FILE, {f"{outer[place]}.{name}.{part}": value for (place, part), value in found.tensors.items()})
+    saved = {"config": found.config, "hidden_size": width, "model_class": base.task().architecture, "model_name": "",
+             "model_type": base.model_type, "name": name, "version": _VERSION}
+    (folder / layout.CONFIG).write_bytes(strict_json.canonical(saved))
+    return notes + found.notes
+
+
+ADAPTERHUB = FORMATS.register(Format("adapterhub", "AdapterHub's adapter_config.json and adapter.safetensors", True, _detect, _read, _write,
                                      lambda source: Reading(_pack(source)), rank=20, tensors=_FILE))

@@ -1,7 +1,7 @@
 """Reads and writes kohya's LoRA files: ``<model>_<module path with underscores>.lora_down.weight``, ``.lora_up.weight`` and ``.alpha``.
 
 The change is ``alpha / r * up @ down``. Names with underscores do not say where the dots were; reading them takes the base's module names.
-The other forms of LyCORIS are read, too (:mod:`~..lycoris.forms`), and written as the LoRA that each of them is.
+The other forms of LyCORIS are read, too (:mod:`~..lycoris.forms`), and written where they are no LoRA (:mod:`~..lycoris.writing`).
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from ...io.safetensors import SafetensorsFile
 from ...manifest.secondary_methods import MethodSites
 from ...pack.pack import Pack
 from ..base import BaseModel, bind_to_base
-from ..factors import site_factors
+from ..factors import require_linear, site_factors
 from ..format import FORMATS, Format, Reading, Source, listed, refuse_full_modules, require_base
 from ..lora_keys import choose_model, is_text_model, keys_of, missing_alpha_note, open_file, several_models_note
 from ..lycoris.forms import FORMS, LEAVES, Layer, form_of
+from ..lycoris.writing import WRITERS, number
 from ..packs import dequantized, foreign_pack
 
 _DOWN, _UP, _ALPHA = "lora_down.weight", "lora_up.weight", "alpha"
@@ -64,19 +65,24 @@ def _write(pack: Pack, out: Path, base: BaseModel | None) -> tuple[str, ...]:
     tensors: dict[str, np.ndarray] = {}
     recorded = manifest.training.get("part")
     prefix = recorded if recorded in _PREFIXES else "lora_te" if is_text_model(base, manifest.base.model_type) else "lora_unet"
-    for site in site_factors(plain, "kohya"):
-        name = f"{prefix}_{flat(site.path)}"
-        if f"{name}.{_DOWN}" in tensors:
+    for path, leaves in _leaves(plain).items():
+        name = f"{prefix}_{flat(path)}"
+        if any(f"{name}.{leaf}" in tensors for leaf in leaves):
             raise Unsupported("two modules have one name when their dots become underscores", where=f"pack '{pack.name}'", found=name,
                               remedy="convert to diffusers or peft")
-        tensors |= {f"{name}.{_DOWN}": site.down, f"{name}.{_UP}": site.up, f"{name}.{_ALPHA}": _scalar(site.alpha)}
+        tensors |= {f"{name}.{leaf}": value for leaf, value in leaves.items()}
     safetensors.write(out, tensors, {"ss_network_module": "networks.lora"})
     return (*notes, f"keys begin with {prefix}_") if recorded is None else notes
 
 
-def _scalar(alpha: float) -> np.ndarray:
-    """Alpha as kohya stores it, a float32; a float64 where float32 would round it."""
-    return np.array(alpha, np.float32 if float(np.float32(alpha)) == alpha else np.float64)
+def _leaves(pack: Pack) -> dict[str, dict[str, np.ndarray]]:
+    """Module path -> leaf -> tensor."""
+    leaves = {site.path: {_DOWN: site.down, _UP: site.up, _ALPHA: number(site.alpha)} for site in site_factors(pack, "kohya", WRITERS)}
+    for adapter in pack.adapters():
+        if adapter.method.name in WRITERS:
+            require_linear(adapter, "kohya")
+            leaves[adapter.site.path] = WRITERS[adapter.method.name](adapter)
+    return leaves
 
 
 def _read(source: Source) -> Reading:

@@ -15,6 +15,7 @@ import numpy as np
 from ...adapter_methods import Method, Site, get
 from ...errors import FormatError, Unsupported
 from ...io import safetensors, strict_json
+from ...io.safe_open import TENSORS
 from ...io.safetensors import SafetensorsFile
 from ...manifest.secondary_methods import MethodSites
 from ...pack.pack import Pack
@@ -36,7 +37,7 @@ _METHODS = {"lora": "lora", "dora": "dora"}
 
 
 def _detect(path: Path) -> bool:
-    return (path / layout.CONFIG).is_file() and any((path / name).is_file() for name in (_FILE, _OLD))
+    return (path / layout.CONFIG).is_file() and not (path / TENSORS).exists() and any((path / name).is_file() for name in (_FILE, _OLD))
 
 
 def _read(source: Source) -> Reading:

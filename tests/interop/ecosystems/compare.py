@@ -20,12 +20,13 @@ import transformers.utils.logging
 from safetensors.numpy import load_file, save_file
 
 import adapterpack
-from adapterpack.converting.format import FORMATS
 from adapterpack.converting.pipeline import detect
 from adapterpack.errors import AdapterpackError
 
 CLOSE = 2e-5
 """Of the largest output: float32 on both sides, through two layers, sums in other orders."""
+FORM = {"lycoris": "kohya"}
+"""The format that a tool writes, where it is not called like the tool."""
 SMALLEST = 1e-2
 """How much of it an adapter must change, so that one without effect is no success."""
 INPUTS = {"ids": np.array([[5, 6, 7, 8, 9, 10], [11, 2, 3, 4, 5, 1]]),
@@ -106,9 +107,10 @@ def main(tool: str, python: str) -> int:
                 wrong += 1
                 continue
             wrong += not judged(f"{form.name} {name}", output(base, pack), wanted, plain)
-            if form.name == tool and FORMATS[tool].write is not None:
+            if form.name == FORM.get(tool, tool) and form.write is not None:
                 try:
-                    adapterpack.convert(folder / "packs" / name, folder / "back" / name, to=tool, base=base)
+                    target = (folder / "back" / name).with_suffix(source.suffix)
+                    adapterpack.convert(folder / "packs" / name, target, to=form.name, base=base)
                 except AdapterpackError as error:
                     say(f"      {name}: not written: {error}")
                 else:

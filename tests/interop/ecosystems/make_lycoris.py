@@ -1,8 +1,9 @@
-"""Adapters of LyCORIS in kohya's form, and what models give with them: ``python make_lycoris.py FOLDER``, in an environment with
+"""Adapters of LyCORIS in kohya's form, and what models give with them: ``python make_lycoris.py FOLDER [back]``, in an environment with
 ``lycoris-lora``.
 
 ``FOLDER/bases/FAMILY`` are checkpoints. It writes ``adapters/FAMILY/NAME.safetensors`` and ``made.safetensors`` (FAMILY/NAME -> the
-outputs). They are those of LyCORIS' own forward, with which they were trained: its merge multiplies LoHa and LoKr by their scale twice.
+outputs); with ``back`` it loads ``back/FAMILY/NAME.safetensors`` instead, and writes ``back.safetensors``. They are those of LyCORIS' own
+forward, with which adapters are trained: its merge multiplies LoHa and LoKr by their scale twice.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 import transformers
-from lycoris import LycorisNetwork, create_lycoris
+from lycoris import LycorisNetwork, create_lycoris, create_lycoris_from_weights
 from safetensors.torch import load_file, save_file
 
 CASES: dict[str, dict[str, dict[str, Any]]] = {
@@ -30,7 +31,7 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
 TARGETS = {"llama": ["LlamaAttention", "LlamaMLP"], "bert": ["BertAttention", "BertIntermediate"], "resnet": ["ResNetBasicLayer"]}
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, back: bool) -> None:
     """Every case of every family."""
     torch.manual_seed(0)
     inputs, kept = load_file(folder / "ids.safetensors"), {}
@@ -41,21 +42,28 @@ def main(folder: Path) -> None:
             LycorisNetwork.apply_preset({"target_module": TARGETS[family], "target_name": [], "lora_prefix": "lora_te"})
             preset = folder / "preset.toml"
             preset.write_text(f'target_module = {TARGETS[family]!r}\ntarget_name = []\nlora_prefix = "lora_te"\nenable_conv = true\n')
-            network = create_lycoris(model, 1.0, **{"linear_dim": 2, "linear_alpha": 3, "preset": str(preset), **options})
-            network.apply_to()
-            for value in network.parameters():
-                value.data.add_(0.3 * torch.randn(value.shape))
-            place = folder / "adapters" / family / f"{name}.safetensors"
+            place = folder / ("back" if back else "adapters") / family / f"{name}.safetensors"
+            if back and not place.is_file():
+                continue
+            if back:
+                network, _ = create_lycoris_from_weights(1.0, str(place), model)
+                network.apply_to()
+            else:
+                network = create_lycoris(model, 1.0, **{"linear_dim": 2, "linear_alpha": 3, "preset": str(preset), **options})
+                network.apply_to()
+                for value in network.parameters():
+                    value.data.add_(0.3 * torch.randn(value.shape))
             place.parent.mkdir(parents=True, exist_ok=True)
             network.eval()
             with torch.no_grad():
                 found = model(inputs["pixels" if family == "resnet" else "ids"])
             kept[f"{family}/{name}"] = (found.logits if "logits" in found else found[0]).contiguous()
-            network.save_weights(str(place), torch.float32, {})
+            if not back:
+                network.save_weights(str(place), torch.float32, {})
             if not place.is_file():
                 raise SystemExit(f"{place} was not written")
-    save_file(kept, folder / "made.safetensors")
+    save_file(kept, folder / ("back.safetensors" if back else "made.safetensors"))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:] == ["back"])
