@@ -15,7 +15,7 @@ from .progress import apart
 @click.command("convert")
 @click.argument("source", metavar="SRC")
 @out_option("The file (gguf, kohya, diffusers, onnx_adapter) or folder (pack, peft, xlora, mlx, adapterhub) to write")
-@click.option("--to", "form", required=True, metavar="F", help="pack, peft, xlora, mlx, adapterhub, gguf, kohya, diffusers or onnx_adapter.")
+@click.option("--to", "form", required=True, metavar="F", help="pack, peft, xlora, mlx, adapterhub, gguf, kohya, diffusers, onnx_adapter.")
 @click.option("--base", metavar="BASE", help="The model that it belongs to; gguf needs it, kohya to be read, adapterhub to be written.")
 @click.option("--part", metavar="PREFIX", help="Which of several: a model of kohya or diffusers (lora_unet, unet, ...), a task (0, ...).")
 @structural_option

@@ -59,11 +59,11 @@ def convert(
 ) -> Conversion:
     """Writes a pack or an adapter of another tool in the format ``to``, whole or not at all; what cannot be carried is refused by name.
 
-    ``to`` is one of ``pack``, ``peft``, ``xlora``, ``mlx``, ``adapterhub``, ``gguf``, ``kohya``, ``diffusers`` and ``onnx_adapter``. ``base``
-    is the model that the adapter belongs to: GGUF needs it both ways, kohya for reading and AdapterHub for writing, and with it a pack names its
-    base by content. ``part`` chooses among the models of a kohya or diffusers file that holds adapters for several, by the prefix of its
-    keys, and among the tasks of a folder of PEFT (Poly, multitask prompt tuning), which are counted from 0. ``allow_structural`` accepts a
-    base that has the names, dtypes and shapes of the pack's, whatever its weights.
+    ``to`` is one of ``pack``, ``peft``, ``xlora``, ``mlx``, ``adapterhub``, ``gguf``, ``kohya``, ``diffusers`` and ``onnx_adapter``.
+    ``base`` is the model that the adapter belongs to: GGUF needs it both ways, kohya for reading and AdapterHub for writing, and with it a
+    pack names its base by content. ``part`` chooses among the models of a kohya or diffusers file that holds adapters for several, by the
+    prefix of its keys, and among the tasks of a folder of PEFT (Poly, multitask prompt tuning), which are counted from 0.
+    ``allow_structural`` accepts a base that has the names, dtypes and shapes of the pack's, whatever its weights.
 
     Raises:
         UnknownName: no such format.
