@@ -33,7 +33,7 @@ from adapterpack.bundle.manifest import FILE_NAME, GRAPH, read_bundle
 from adapterpack.cli.export import command
 from adapterpack.errors import AdapterpackError, BaseMismatch, FormatError, NothingToDo, ParityError
 from adapterpack.exporting.quantization.graphs import quantize_bundle
-from adapterpack.exporting.quantization.schemes import Quantization
+from adapterpack.exporting.quantization.options import quantization
 from adapterpack.manifest.parts import Canary
 from adapterpack.pack import canary
 from adapterpack.runtime import canary as replay
@@ -441,7 +441,7 @@ def test_adapters_folded_together_have_no_canary(tiny_llama: Path, pack_of: Make
 @pytest.fixture(scope="module")
 def int8(bundle_at: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("canary") / "int8"
-    quantize_bundle(bundle_at("llama", "bank"), out, Quantization("int8", "exact"))
+    quantize_bundle(bundle_at("llama", "bank"), out, quantization("int8", "exact"))
     return out
 
 

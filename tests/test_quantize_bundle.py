@@ -19,13 +19,15 @@ from transformers import LlamaForCausalLM
 from adapterpack import DoRA, Session, adapt, export, quantize, save, validate
 from adapterpack.bundle.manifest import GRAPH, read_bundle
 from adapterpack.errors import FormatError, NothingToDo, OutputExists, UnknownName, Unsupported
-from adapterpack.exporting.quantization import weights
-from adapterpack.exporting.quantization.schemes import SCHEMES
+from adapterpack.exporting.quantization import in_codes
+from adapterpack.exporting.quantization.scheme import SCHEMES
+from adapterpack.exporting.quantization.weights import quantize_file
 from adapterpack.io.hashing import sha256_of
 from adapterpack.pack import canary
 from adapterpack.runtime.model_inputs import pad
 
 Make = Callable[..., Any]
+CODES = ("int4", "int8")
 BUNDLES = [("llama", "bank"), ("llama", "inputs"), ("llama", "folded"), ("bert", "bank"), ("bert", "inputs")]
 
 
@@ -44,7 +46,7 @@ def quantized(bundle_of: Make, tmp_path_factory: pytest.TempPathFactory) -> Call
     return get
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", CODES)
 @pytest.mark.parametrize(("kind", "mode"), BUNDLES)
 def test_slots_and_sites_survive(kind: str, mode: str, scheme: str, bundle_of: Make, quantized: Make) -> None:
     """The graph's inputs, their shapes and their defaults are the same bytes; every node and weight of the site map is in the new graph."""
@@ -68,7 +70,7 @@ def test_slots_and_sites_survive(kind: str, mode: str, scheme: str, bundle_of: M
     assert bundle.quantization["quantized"] == sum(node.op_type == "MatMulNBits" for node in after) == quantizable > 0
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", CODES)
 @pytest.mark.parametrize(("kind", "mode"), BUNDLES)
 def test_the_recorded_error_is_the_measured_one(kind: str, mode: str, scheme: str, bundle_of: Make, quantized: Make) -> None:
     """max|quantized - float| at the last position over the canary's rows, for the base and each adapter, as the manifest says. They begin
@@ -94,28 +96,28 @@ def test_eight_bits_are_nearer_than_four(quantized: Make) -> None:
         assert eight[name] < error / 4
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", CODES)
 def test_every_weight_is_within_half_a_step(scheme: str, bundle_of: Make, quantized: Make) -> None:
     """|w - (q - z) s| <= s / 2 (and what rounding z adds, s / 2) for every weight, by the operator's own definition of its blocks."""
     before, after = (ir.load(folder / GRAPH).graph for folder in (bundle_of("llama", "bank"), quantized("llama", "bank", scheme)))
     floats = read_bundle(bundle_of("llama", "bank")).sites
-    bits, nodes = SCHEMES[scheme].bits, {node.name: node for node in after}
+    setting, nodes = SCHEMES[scheme].setting, {node.name: node for node in after}
     for path, site in ((path, site) for path, site in read_bundle(quantized("llama", "bank", scheme)).sites.items() if site.weight):
         weight = before.initializers[floats[path].weight].const_value.numpy()  # [in, out]
         packed, scales, zeros = (value.const_value.numpy() for value in nodes[site.node].inputs[1:4])
         out = weight.shape[1]
         codes = packed.reshape(out, -1)
         zeros = zeros.reshape(out, -1)
-        if bits == 4:
+        if setting.bits == 4:
             codes, zeros = (np.stack([array & 15, array >> 4], -1).reshape(out, -1) for array in (codes, zeros))
         scales = scales.reshape(out, -1)
-        step = np.repeat(scales, SCHEMES[scheme].block_size, 1)[:, : weight.shape[0]]
-        zero = np.repeat(zeros[:, : scales.shape[1]], SCHEMES[scheme].block_size, 1)[:, : weight.shape[0]]
+        step = np.repeat(scales, setting.block_size, 1)[:, : weight.shape[0]]
+        zero = np.repeat(zeros[:, : scales.shape[1]], setting.block_size, 1)[:, : weight.shape[0]]
         found = (codes[:, : weight.shape[0]].astype(np.float64) - zero) * step
         assert (np.abs(found - weight.T) <= np.abs(step) * 1.001).all()
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", CODES)
 @pytest.mark.parametrize(("kind", "mode"), [("llama", "bank"), ("llama", "inputs"), ("bert", "bank")])
 def test_adapters_still_swap(kind: str, mode: str, scheme: str, quantized: Make) -> None:
     """Mixed rows equal single runs within 1e-4, and each adapter is still another model than the base."""
@@ -202,7 +204,7 @@ def test_what_is_refused(bundle_of: Make, quantized: Make, tmp_path: Path) -> No
 
 def test_a_slot_is_never_taken_for_a_weight(bundle_of: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What may be fed has no numbers to quantize, whatever the nodes that read it are called: the graph's inputs stay, with their bytes."""
-    monkeypatch.setattr(weights, "ADDED", "no such prefix")
+    monkeypatch.setattr(in_codes, "ADDED", "no such prefix")
     quantize(bundle_of("llama", "inputs"), tmp_path / "out", scheme="int8")
     before, after = (ir.load(folder / GRAPH).graph for folder in (bundle_of("llama", "inputs"), tmp_path / "out"))
     assert [value.name for value in after.inputs] == [value.name for value in before.inputs]
@@ -234,7 +236,7 @@ def test_a_shared_weight_is_quantized_once_and_a_stack_is_left(tmp_path: Path) -
     path = products(tmp_path, 3, 64)
     batch = {"x": np.random.default_rng(1).standard_normal((5, 64), np.float32)}
     (exact,) = ort.InferenceSession(path).run(None, batch)
-    assert weights.quantize_file(path, SCHEMES["int8"]) == 3
+    assert quantize_file(path, "int8", lambda name: SCHEMES["int8"].setting) == 3
     graph = ir.load(path).graph
     assert [node.op_type for node in graph] == ["MatMulNBits"] * 3 + ["MatMul"]
     assert [value.name for value in graph[0].inputs[1:]] == [value.name for value in graph[1].inputs[1:]]
@@ -253,7 +255,8 @@ def private_memory():
         return next(int(line.split()[1]) << 10 for line in file if line.startswith("RssAnon"))
 
 import onnxruntime.quantization.matmul_nbits_quantizer
-from adapterpack.exporting.quantization.schemes import SCHEMES
+from adapterpack.exporting.quantization import in_codes
+from adapterpack.exporting.quantization.scheme import SCHEMES
 from adapterpack.exporting.quantization.weights import quantize_file
 peak = before = private_memory()
 
@@ -264,7 +267,7 @@ def watch():
         time.sleep(0.001)
 
 threading.Thread(target=watch, daemon=True).start()
-quantize_file(Path(sys.argv[1]), SCHEMES["int4"])
+quantize_file(Path(sys.argv[1]), "int4", lambda name: SCHEMES["int4"].setting)
 print(peak - before)
 """
 

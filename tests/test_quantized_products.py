@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,8 @@ from adapterpack import LoRA, Session, adapt, export, inspect, quantize, save, v
 from adapterpack.bundle.decoder_graph import DECODER
 from adapterpack.bundle.manifest import GRAPH, graph_file, read_bundle
 from adapterpack.errors import ConfigError, UnknownName
-from adapterpack.exporting.quantization.schemes import SCHEMES
+from adapterpack.exporting.quantization.product import Setting
+from adapterpack.exporting.quantization.scheme import SCHEMES
 from adapterpack.exporting.quantization.weights import quantize_file
 from adapterpack.onnx_graph.products import make_fast
 from adapterpack.runtime.ort_model import OrtModel
@@ -39,14 +41,17 @@ def constant(name: str, array: np.ndarray) -> Any:
 
 
 def dense(node: Any) -> np.ndarray:
-    """``(q - z) s`` in float64 ``[rows, columns]``, by the operator's definition alone."""
+    """``(q - z) s`` in float64 ``[rows, columns]``, by the operator's definition alone; without zero points ``z`` is the middle."""
     count, width, bits = (node.attributes.get_int(name) for name in ("N", "K", "bits"))
     block = node.attributes.get_int("block_size")
-    codes, scales, zeros = (operand.const_value.numpy() for operand in node.inputs[1:4])
-    wide = lambda array: array if bits == 8 else np.stack([array & 15, array >> 4], -1).reshape(count, -1)  # noqa: E731
-    codes, zeros, scales = wide(codes.reshape(count, -1)), wide(zeros.reshape(count, -1)), scales.reshape(count, -1).astype(np.float64)
-    steps = np.repeat(scales, block, 1)[:, :width]
-    return (codes[:, :width] - np.repeat(zeros[:, : scales.shape[1]].astype(np.float64), block, 1)[:, :width]) * steps
+    codes, scales, *zeros = (operand.const_value.numpy() for operand in node.inputs[1:])
+    shifts = np.arange(0, 8, bits)
+    wide = lambda array: (array.reshape(count, -1, 1) >> shifts & (1 << bits) - 1).reshape(count, -1)  # noqa: E731
+    scales = scales.reshape(count, -1).astype(np.float64)
+    middle = np.full(scales.shape, 1 << (bits - 1))
+    zero = middle if not zeros else zeros[0].reshape(count, -1) if zeros[0].dtype != np.uint8 else wide(zeros[0])
+    steps, zero = (np.repeat(array[:, : scales.shape[1]].astype(np.float64), block, 1)[:, :width] for array in (scales, zero))
+    return (wide(codes)[:, :width] - zero) * steps
 
 
 def rounded(x: np.ndarray, block: int) -> np.ndarray:
@@ -56,13 +61,21 @@ def rounded(x: np.ndarray, block: int) -> np.ndarray:
     return np.repeat(peaks, block, 1)[:, : x.shape[1]] * 1.01
 
 
+SETTINGS = [SCHEMES["int4"].setting, SCHEMES["int8"].setting, SCHEMES["int2"].setting, Setting("int4", 4, 16, True),
+            Setting("int8", 8, 64, True), Setting("int4", 4, 16, False, "k-quant"), Setting("int2", 2, 32, False, "k-quant"),
+            Setting("int4", 4, 32, False, "hqq"), Setting("int4", 4, 32, True, "gptq"), Setting("int2", 2, 16, False, "gptq"),
+            Setting("int4", 4, 32, False, "awq")]
+
+
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("accuracy", ["exact", "fast"])
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: "-".join(map(str, setting)))
 @pytest.mark.parametrize(("rows", "width", "count"), [(1, 32, 16), (3, 33, 7), (8, 95, 31), (5, 128, 65), (2, 1, 3)])
-def test_products_are_those_of_the_dequantized_weights(rows: int, width: int, count: int, scheme: str, accuracy: str, bias: bool,
+def test_products_are_those_of_the_dequantized_weights(rows: int, width: int, count: int, setting: Setting, accuracy: str, bias: bool,
                                                        tmp_path: Path) -> None:
-    """Exact: float noise away from float64. Fast: within what int8 activations can move each output."""
+    """Exact: float noise away from float64. Fast: within what int8 activations can move each output. By every algorithm, with blocks that
+    the rows do not fill, and with the division of the inputs where there is one."""
     rng = np.random.default_rng(width)
     x, y = value("x", ["rows", width]), value("y", ["rows", count])
     weight, addend = constant("w", rng.standard_normal((width, count), np.float32)), constant("b", rng.standard_normal(count, np.float32))
@@ -75,16 +88,19 @@ def test_products_are_those_of_the_dequantized_weights(rows: int, width: int, co
     graph = ir.Graph([x], [nodes[-1].outputs[0]], nodes=nodes, initializers=constants, opset_imports={"": 21}, name="one")
     path = tmp_path / GRAPH
     ir.save(ir.Model(graph, ir_version=10), path)
-    assert quantize_file(path, SCHEMES[scheme]) == 1
+    sample = rng.standard_normal((50, width), np.float32)
+    assert quantize_file(path, setting.scheme, lambda name: setting, second=lambda name: sample.T @ sample / 50) == 1
     if accuracy == "fast":
         make_fast(path)
     (node,) = (node for node in ir.load(path).graph if node.op_type == "MatMulNBits")
     batch = rng.standard_normal((rows, width), np.float32)
     (result,) = ort.InferenceSession(path).run(None, {"x": batch})
     matrix = dense(node)
+    if node.inputs[0].producer() is not None:
+        batch = batch * node.inputs[0].producer().inputs[1].const_value.numpy()
     error = np.abs(result - (batch @ matrix.T + (addend.const_value.numpy() if bias else 0)))
     noise = 1e-5 * (np.abs(batch) @ np.abs(matrix).T + 1)
-    assert (error <= noise + (rounded(batch, SCHEMES[scheme].block_size) @ np.abs(matrix).T if accuracy == "fast" else 0)).all()
+    assert (error <= noise + (rounded(batch, setting.block_size) @ np.abs(matrix).T if accuracy == "fast" else 0)).all()
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +140,7 @@ def test_fast_is_written_into_both_graphs_and_measured(fast: Path, placed: Path)
 def test_the_default_is_fast_where_it_keeps_to_the_bound(tolerance: float, accuracy: str, level: int, placed: Path, tmp_path: Path,
                                                          monkeypatch: pytest.MonkeyPatch) -> None:
     """Exact products move an output by 0.047 of the largest here, fast ones by 0.060."""
-    monkeypatch.setitem(SCHEMES, "int8", SCHEMES["int8"]._replace(tolerance=tolerance))
+    monkeypatch.setitem(SCHEMES._values, "int8", dataclasses.replace(SCHEMES["int8"], tolerance=tolerance))
     bundle = quantize(placed, tmp_path / "out", scheme="int8")
     assert bundle.quantization["accuracy"] == accuracy
     for part in ("model", DECODER):

@@ -27,7 +27,7 @@ from adapterpack.bundle.manifest import graph_file, read_bundle
 from adapterpack.cli.run import command
 from adapterpack.errors import ConfigError, FormatError, ParityError, StorageError, Unsupported
 from adapterpack.exporting.quantization.measure import inputs_of
-from adapterpack.exporting.quantization.schemes import SCHEMES
+from adapterpack.exporting.quantization.scheme import SCHEMES
 from adapterpack.exporting.torch_parts import TorchPart, part_class
 from adapterpack.manifest.parts import Pixels
 from adapterpack.runtime import canary as replay
@@ -244,7 +244,7 @@ def test_what_quantization_moves_is_recorded_of_every_graph(name: str, made: Mak
 def test_a_graph_before_the_last_that_moved_too_far_is_refused(made: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a scheme that allows a millionth of the largest output, the error names the graph."""
     _, bundle = made("clip")
-    monkeypatch.setitem(SCHEMES, "int8", SCHEMES["int8"]._replace(tolerance=1e-6))
+    monkeypatch.setitem(SCHEMES._values, "int8", dataclasses.replace(SCHEMES["int8"], tolerance=1e-6))
     with pytest.raises(ParityError, match=r"text\.onnx"):
         quantize(bundle, tmp_path / "int8", scheme="int8")
     assert not (tmp_path / "int8").exists()

@@ -17,21 +17,32 @@ class GraphChange(TypedDict):
     max_relative: Errors
 
 
+class CalibrationReport(TypedDict):
+    """What was looked at of the user's rows."""
+
+    rows: Annotated[int, Meta(ge=1)]
+    tokens: Annotated[int, Meta(ge=1)]
+
+
 class QuantizationReport(TypedDict):
     """How the graphs were quantized, and how far that moved their outputs, by adapter; ``graphs`` where there are several.
 
     ``error_by_accuracy`` is that of both accuracies, root mean square as a share of the outputs'; the other errors are those of
-    ``accuracy``. Bundles without these fields are exact, and their ``head`` has the scheme or is float.
+    ``accuracy``. Bundles without these fields are exact, and their ``head`` has the scheme or is float. Schemes that have no codes have
+    neither blocks nor a head of their own.
     """
 
-    scheme: Literal["int8", "int4"]
-    block_size: Annotated[int, Meta(ge=1)]
+    scheme: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_-]{0,63}\Z")]
+    block_size: NotRequired[Annotated[int, Meta(ge=1)]]
     quantized: Annotated[int, Meta(ge=0)]
     max_error: Errors
     label_agreement: Mapping[str, Annotated[float, Meta(ge=0, le=1)]]
     graphs: NotRequired[Mapping[str, GraphChange]]
     accuracy: NotRequired[Literal["exact", "fast"]]
     head: NotRequired[Literal["int8", "int4", "float"]]
+    symmetric: NotRequired[bool]
+    algorithm: NotRequired[Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_-]{0,63}\Z")]]
+    calibration: NotRequired[CalibrationReport]
     error_by_accuracy: NotRequired[Mapping[Literal["exact", "fast"], Annotated[float, Meta(ge=0)]]]
 
 

@@ -26,7 +26,7 @@ from .quantize import accuracy_sentence
 @click.option("--mode", default="bank", show_default=True, metavar="M",
               help="folded (one adapter, in the weights), inputs (one adapter a run) or bank (another adapter for every row).")
 @click.option("--task", metavar="T", help="A Hugging Face pipeline name, such as text-generation; by default that of the packs.")
-@click.option("--quantize", metavar="S", help="Quantize the base's weights: int8 or int4.")
+@click.option("--quantize", metavar="S", help="Quantize the base's weights: int8, int4, int2, fp16 or bf16.")
 @quantization_options
 @click.option("--dtype", default="float32", show_default=True, metavar="D",
               help="What the graph and its slots are made of: float32, float16 or bfloat16, which only a GPU computes in.")
@@ -86,7 +86,7 @@ def command(
         line(f"the engine's graph is left out, so serve does not run this bundle: {left_out}")
     if "cache" in bundle["parity"].get("decoder", {}):
         line(cache_sentence(bundle["parity"]["decoder"]["cache"]))
-    if bundle["quantization"] is not None:
+    if "head" in (bundle["quantization"] or {}):
         line(accuracy_sentence(bundle["quantization"]["accuracy"], bundle["quantization"]["error_by_accuracy"]))
     for name, reason in bundle["parity"]["canary"]["not_replayed"].items():
         line(f"the canary of {name} was not replayed: {reason}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import click
 
@@ -18,32 +19,38 @@ from .progress import apart
 @click.command("quantize")
 @click.argument("source", metavar="PACK|BUNDLE")
 @out_option("The folder of the smaller copy")
-@click.option("--scheme", default="int8", show_default=True, metavar="S", help="int8, int4, fp8 or mixed for packs; int8 or int4 for "
-              "bundles.")
+@click.option("--scheme", default="int8", show_default=True, metavar="S",
+              help="int8, int4, fp8 or mixed for packs; int8, int4, int2, fp16 or bf16 for bundles.")
 @click.option("--rank-budget", type=float, metavar="E", help="Cut the rank of each site of a pack first, within this relative error.")
 @quantization_options
+@click.option("--block-size", type=int, metavar="N", help="How many weights share a scale: 16, 32 (the default), 64, 128 or 256.")
+@click.option("--symmetric/--asymmetric", default=None, help="Blocks without zero points, or with them (the default).")
+@click.option("--algorithm", metavar="A", help="How weights are rounded: rtn (to nearest, the default), k-quant, hqq, or, on calibration "
+                                               "rows, gptq or awq.")
+@click.option("--calibration", metavar="FILE.jsonl", help="Rows that the model will see: text, messages, or prompt and completion.")
 @shared
-def command(source: str, out: str, scheme: str, rank_budget: float | None, accuracy: str | None, head: str | None, as_json: bool) -> None:
-    """Writes a quantized copy of a pack (int8, int4, fp8, mixed) or of a bundle's graph (int4, int8); the error is in its manifest.
+def command(source: str, out: str, as_json: bool, **options: Any) -> None:
+    """Writes a quantized copy of a pack (int8, int4, fp8, mixed) or of a bundle's graphs; the error is in its manifest.
 
     \b
     Example:
       adapterpack quantize packs/tickets -o packs/tickets-int8
       adapterpack quantize packs/tickets --scheme int4 --rank-budget 0.05 -o packs/tickets-int4
       adapterpack quantize bundle --scheme int4 -o bundle-int4
+      adapterpack quantize bundle --scheme int4 --algorithm gptq --calibration rows.jsonl -o bundle-gptq
     """
     folder = folder_of(source)
     with apart():
-        adapterpack.quantize(folder, out, scheme=scheme, accuracy=accuracy, head=head, rank_budget=rank_budget)
+        adapterpack.quantize(folder, out, **options)
     before, after = adapterpack.inspect(folder)["bytes"], adapterpack.inspect(out)
     if as_json:
         emit({"command": "quantize", **after, "bytes_before": before})
         return
     line(f"quantized {source} to {out}: {size(before)} became {size(after['bytes'])}")
     report = dict(after["quantization"])
-    errors = report.pop("error_by_accuracy") if "accuracy" in report else None
+    errors = report.pop("error_by_accuracy", None)
     facts(report)
-    if errors is not None:
+    if errors is not None and "head" in report:
         line(accuracy_sentence(report["accuracy"], errors))
 
 

@@ -19,7 +19,7 @@ from ..slots.values import require_slots
 from ..tasks.embeddings import POOLING
 from ..tasks.task import NO_TASK, Task, require_encoder, task_named, task_of
 from .modes import MODES
-from .quantization.schemes import CACHES, Quantization, quantization, require_no_options
+from .quantization.options import CACHES, Quantization, quantization, require_no_options
 from .targets import TARGETS, Target
 
 
@@ -87,7 +87,7 @@ def checked(
     if static_cache is None and not (chosen.generates and mode != "inputs" and product.engine):
         static_cache = False
     if quantize is None:
-        require_no_options("the graph is not quantized", accuracy, head)
+        require_no_options("the graph is not quantized", accuracy=accuracy, head=head)
     wanted = None if quantize is None else quantization(quantize, accuracy, head)
     return Request(model, file, loaded, mode, chosen, _slots(mode, loaded, slots, max_rank), max_rank, wanted, floats, static_cache, cache,
                    product, pooling, allow_structural)

@@ -38,7 +38,7 @@ from .limits import require_readable
 from .modes import MODES, Attached, Plan
 from .proof.parity import proved
 from .quantization.graphs import quantize_in_place
-from .quantization.schemes import CACHES
+from .quantization.options import CACHES
 from .targets import Target
 
 _SECONDS = 2.0

@@ -20,7 +20,7 @@ from ..slots.precision import DEFAULT
 from .arguments import Request, checked
 from .bundle_writer import write_bundle
 from .frontends import FRONTENDS, BaseGraph, Frontend, Source
-from .quantization.schemes import CACHES
+from .quantization.options import CACHES
 
 Progress = Callable[[str], None]
 

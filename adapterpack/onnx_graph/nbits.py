@@ -83,7 +83,9 @@ def grid_of(graph: GraphFile, quantized: NBits, rows: slice) -> Grid:
     if quantized.zeros is None:
         return Grid(scales, np.full_like(scales, 1 << (quantized.bits - 1)), True)
     packed = graph.array(quantized.zeros).reshape(quantized.rows, -1)[rows]
-    return Grid(scales, _unpacked(packed, quantized.bits)[:, : quantized.blocks].astype(np.float32), False)
+    if packed.dtype != np.uint8:  # fractions, as HQQ finds them
+        return Grid(scales, packed.astype(np.float32), False)
+    return Grid(scales, unpacked(packed, quantized.bits)[:, : quantized.blocks].astype(np.float32), False)
 
 
 def dequantized(graph: GraphFile, quantized: NBits, rows: slice, first_block_only: bool = False) -> np.ndarray:
@@ -92,7 +94,7 @@ def dequantized(graph: GraphFile, quantized: NBits, rows: slice, first_block_onl
     grid = grid_of(graph, quantized, rows)
     if first_block_only:
         packed, grid = packed[:, :1], Grid(grid.scale[:, :1], grid.zero[:, :1], grid.symmetric)
-    q = _unpacked(packed, quantized.bits).astype(np.float32)
+    q = unpacked(packed, quantized.bits).astype(np.float32)
     return values(q, grid).reshape(len(packed), -1)[:, : quantized.columns]
 
 
@@ -102,11 +104,12 @@ def values(q: np.ndarray, grid: Grid) -> np.ndarray:
     return wide
 
 
-def blocked(quantized: NBits, rows: np.ndarray) -> np.ndarray:
+def blocked(block: int, rows: np.ndarray) -> np.ndarray:
     """``[rows, columns]`` as ``[rows, blocks, block]``, padded with zeros."""
-    padded = np.zeros((len(rows), quantized.blocks * quantized.block), np.float32)
-    padded[:, : quantized.columns] = rows
-    return padded.reshape(len(rows), quantized.blocks, quantized.block)
+    blocks = -(-rows.shape[1] // block)
+    padded = np.zeros((len(rows), blocks * block), np.float32)
+    padded[:, : rows.shape[1]] = rows
+    return padded.reshape(len(rows), blocks, block)
 
 
 class Rounded(NamedTuple):
@@ -122,34 +125,35 @@ def requantized(quantized: NBits, rows: np.ndarray, old: Grid, scale_dtype: np.d
 
     Blocks that did not change keep their bytes: their old grid errs least, or they were best on it when it was chosen.
     """
-    x = blocked(quantized, rows)
-    fresh = _fresh(x, quantized.bits, old.symmetric, scale_dtype)
+    x = blocked(quantized.block, rows)
+    fresh = fresh_grid(x, quantized.bits, old.symmetric, scale_dtype)
     candidates = []
     for grid in (old, fresh):
-        q = _nearest(x, grid, quantized.bits)
+        q = nearest(x, grid, quantized.bits)
         candidates.append((grid, q, np.sum(np.square(values(q, grid) - x), axis=-1)))
     (_, q_old, error_old), (_, q_new, error_new) = candidates
     better = error_new < error_old
     q = np.where(better[..., None], q_new, q_old)
     grid = Grid(np.where(better, fresh.scale, old.scale), np.where(better, fresh.zero, old.zero), old.symmetric)
-    return Rounded(_packed(q.astype(np.uint8), quantized.bits), grid, values(q, grid).reshape(len(rows), -1)[:, : quantized.columns])
+    return Rounded(packed_codes(q.astype(np.uint8), quantized.bits), grid, values(q, grid).reshape(len(rows), -1)[:, : quantized.columns])
 
 
-def packed_zeros(quantized: NBits, grid: Grid) -> np.ndarray:
+def packed_zeros(bits: int, grid: Grid) -> np.ndarray:
     """The zero points of some rows as they are stored: ``[rows, bytes]``."""
-    per_byte = 8 // quantized.bits
-    zero = np.zeros((len(grid.zero), -(-quantized.blocks // per_byte) * per_byte), np.uint8)
-    zero[:, : quantized.blocks] = grid.zero.astype(np.uint8)
-    return _packed(zero, quantized.bits)
+    per_byte, blocks = 8 // bits, grid.zero.shape[1]
+    zero = np.zeros((len(grid.zero), -(-blocks // per_byte) * per_byte), np.uint8)
+    zero[:, :blocks] = grid.zero.astype(np.uint8)
+    return packed_codes(zero, bits)
 
 
-def _nearest(x: np.ndarray, grid: Grid, bits: int) -> np.ndarray:
+def nearest(x: np.ndarray, grid: Grid, bits: int) -> np.ndarray:
+    """The codes nearest to ``x`` ``[rows, blocks, block]`` on a grid, as whole numbers in float."""
     scale = np.where(grid.scale == 0, 1, grid.scale)[..., None]
     q: np.ndarray = np.clip(np.rint(x / scale + grid.zero[..., None]), 0, (1 << bits) - 1)
     return q
 
 
-def _fresh(x: np.ndarray, bits: int, symmetric: bool, dtype: np.dtype[Any]) -> Grid:
+def fresh_grid(x: np.ndarray, bits: int, symmetric: bool, dtype: np.dtype[Any]) -> Grid:
     """A grid whose ends are the extremes of each block, zero included, as ONNX Runtime's own rounding chooses it."""
     top = (1 << bits) - 1
     if symmetric:
@@ -163,14 +167,15 @@ def _fresh(x: np.ndarray, bits: int, symmetric: bool, dtype: np.dtype[Any]) -> G
     return Grid(scale, zero.astype(np.float32), False)
 
 
-def _unpacked(packed: np.ndarray, bits: int) -> np.ndarray:
+def unpacked(packed: np.ndarray, bits: int) -> np.ndarray:
     """Unsigned numbers out of bytes, low bits first, along the last axis."""
     shifts = np.arange(0, 8, bits, dtype=np.uint8)
     wide = (packed[..., None] >> shifts) & np.uint8((1 << bits) - 1)
     return wide.reshape(*packed.shape[:-1], -1)
 
 
-def _packed(q: np.ndarray, bits: int) -> np.ndarray:
+def packed_codes(q: np.ndarray, bits: int) -> np.ndarray:
+    """Codes in as few bytes as hold them, low bits first, along the last axis."""
     shifts = np.arange(0, 8, bits, dtype=np.uint8)
     split = q.reshape(*q.shape[:-1], -1, len(shifts))
     packed: np.ndarray = np.bitwise_or.reduce(split << shifts, axis=-1)

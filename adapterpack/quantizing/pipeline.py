@@ -4,41 +4,51 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from ..artifacts import kind_of
 from ..bundle.manifest import Bundle
 from ..errors import ConfigError, Unsupported
-from ..exporting.quantization.schemes import quantization, require_no_options
+from ..exporting.quantization.options import quantization, require_no_options
 from ..io.atomic import refuse_existing
 from ..pack.pack import Pack
 from ..pack.validate.validation import load
 from .packs import quantize_pack
 
 
-def quantize(source: str | os.PathLike[str] | Pack, out: str | os.PathLike[str], *, scheme: str = "int8",
-             accuracy: str | None = None, head: str | None = None, rank_budget: float | None = None) -> Pack | Bundle:
-    """Writes a quantized copy of a pack (``int8``, ``int4``, ``fp8``, ``mixed``) or of a bundle's graph (``int4``, ``int8``); the error is
-    in its manifest.
+def quantize(source: str | os.PathLike[str] | Pack, out: str | os.PathLike[str], *, scheme: str = "int8", accuracy: str | None = None,
+             head: str | None = None, rank_budget: float | None = None, block_size: int | None = None, symmetric: bool | None = None,
+             algorithm: str | None = None, calibration: str | os.PathLike[str] | None = None) -> Pack | Bundle:
+    """Writes a quantized copy of a pack (``int8``, ``int4``, ``fp8``, ``mixed``) or of a bundle's graphs; the error is in its manifest.
 
     ``rank_budget`` cuts the rank of each site of a pack first, as far as the change there stays within that relative error.
 
-    ``accuracy`` says how a graph multiplies with quantized weights: ``exact``, or ``fast`` with activations rounded to int8; by default
+    Schemes of graphs are ``int8``, ``int4`` and ``int2``, whose products become ``MatMulNBits``, and ``fp16`` and ``bf16``, whose weights
+    are stored in half of the bytes. Of the first three, ``block_size`` weights (16, 32, 64, 128 or 256; by default 32) share a scale, and a
+    zero point unless they are ``symmetric``; ``algorithm`` is ``rtn``, ``k-quant`` or ``hqq``, or ``gptq`` or ``awq``, which look at the
+    rows of ``calibration``, a JSONL file of ``text``, ``messages``, or ``prompt`` and ``completion``.
+
+    ``accuracy`` says how a graph multiplies with codes: ``exact``, or ``fast`` with activations rounded to int8; by default
     ``fast`` where it adds at most a tenth to the error of the scheme. ``head`` is the scheme of the product that gives the logits, or
     ``float``; by default ``int8``. An embedding on the same table shares it.
 
     Raises:
-        UnknownName: no such scheme for this kind of artifact, or no such accuracy or head.
-        ConfigError: ``accuracy`` or ``head`` of a pack, ``rank_budget`` of a bundle.
+        UnknownName: no such scheme for this kind of artifact, or no such accuracy, head or algorithm.
+        ConfigError: an option that says nothing for a pack, ``rank_budget`` of a bundle, options of graphs that do not go together, or
+            calibration rows that cannot be read.
+        Unsupported: ONNX Runtime runs no graph in this scheme, or the algorithm does not round to such codes.
         NothingToDo: it is quantized already.
         OutputExists: ``out`` is taken.
 
     Example:
         >>> quantize("packs/tickets", "packs/tickets-int8", scheme="int8")  # doctest: +SKIP
+        >>> quantize("bundle", "bundle-int4", scheme="int4", algorithm="gptq", calibration="rows.jsonl")  # doctest: +SKIP
     """
     refuse_existing(Path(out))
     kind = "pack" if isinstance(source, Pack) else kind_of(source)
+    options: dict[str, Any] = {"block_size": block_size, "symmetric": symmetric, "algorithm": algorithm, "calibration": calibration}
     if kind != "bundle":
-        require_no_options("only a bundle has products to compute", accuracy, head)
+        require_no_options("only a bundle has products to compute", accuracy=accuracy, head=head, **options)
     if isinstance(source, Pack):
         return quantize_pack(source, scheme=scheme, rank_budget=rank_budget, name=Path(out).name).write(out)
     if kind == "bundle":
@@ -47,7 +57,7 @@ def quantize(source: str | os.PathLike[str] | Pack, out: str | os.PathLike[str],
                               remedy="quantize the packs, and export again")
         from ..exporting.quantization.graphs import quantize_bundle  # noqa: PLC0415 - packs do not need ONNX
 
-        return quantize_bundle(Path(source), Path(out), quantization(scheme, accuracy, head))
+        return quantize_bundle(Path(source), Path(out), quantization(scheme, accuracy, head, **options))
     if kind == "adapter":
         raise Unsupported("only packs and bundles are quantized", where=source, remedy="convert the file to a pack first")
     if kind == "base":

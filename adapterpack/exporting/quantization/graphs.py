@@ -25,12 +25,16 @@ from ...pack.pack import SIGNATURE
 from ...runtime import canary as replay
 from ...runtime.opened_before import require_openable
 from ...runtime.session import Session
+from ...tasks.task import MAIN
 from . import measure
-from .schemes import ACCURACIES, HEADS, SCHEMES, Quantization
+from .activations import Moments
+from .calibration_rows import token_rows
+from .options import ACCURACIES, Quantization
+from .scheme import SCHEMES
 from .weights import quantize_file
 
-_SUFFIXES = ("_Q4", "_Q8")
-"""What the quantizer puts behind a node's name."""
+_SUFFIXES = ("", "_Q2", "_Q4", "_Q8")
+"""What may be put behind the name of a node."""
 
 
 def quantize_bundle(source: Path, out: Path, wanted: Quantization) -> Bundle:
@@ -59,15 +63,23 @@ def quantize_bundle(source: Path, out: Path, wanted: Quantization) -> Bundle:
 def quantize_in_place(folder: Path, wanted: Quantization) -> None:
     """Quantizes the graphs of an unpublished bundle folder and rewrites its manifest."""
     scheme, bundle = SCHEMES[wanted.scheme], read_bundle(folder)
-    before, float_canaries = _measured(folder, mapped=True)[:2]  # the session is closed, so that its files can be replaced
+    before, float_canaries, session = _measured(folder, mapped=True)
+    rows = [] if wanted.calibration is None else [ids for ids, _ in token_rows(session, wanted.calibration)]
+    del session  # so that its files can be replaced
+    moments = Moments(folder, rows) if rows else None
     count, sites = 0, dict(bundle.sites)
     for part in bundle.parts:
         path = folder / graph_file(part)
-        count += quantize_file(path, scheme, HEADS[wanted.head])
+        count += quantize_file(path, wanted.scheme, lambda name: wanted.setting, wanted.head_setting,
+                               moments.of if moments is not None and part == MAIN else None)
         sites |= _relocated({key: site for key, site in sites.items() if site.part == part}, ir.load(path))
     if count == 0:
         raise NothingToDo("the graph has no MatMul on a constant weight", where=folder.name)
-    said = {"scheme": wanted.scheme, "block_size": scheme.block_size, "quantized": count, "head": wanted.head}
+    said: dict[str, Any] = {"scheme": wanted.scheme, "quantized": count}
+    if (setting := wanted.setting) is not None:
+        said |= {"block_size": setting.block_size, "symmetric": setting.symmetric, "algorithm": setting.algorithm, "head": wanted.head}
+    if rows:
+        said["calibration"] = {"rows": len(rows), "tokens": sum(map(len, rows))}
     moved = dataclasses.replace(bundle, sites=sites)
     moved.write(folder, draft=True)
     proof: dict[str, Any] = {}
@@ -83,7 +95,7 @@ def quantize_in_place(folder: Path, wanted: Quantization) -> None:
         make_fast(path)
     fast, fast_canaries, session = _measured(folder)
     errors = measure.relative(before, exact), measure.relative(before, fast)
-    accuracy = wanted.accuracy or ("fast" if measure.worst(before, fast) <= scheme.tolerance else "exact")
+    accuracy = wanted.accuracy or ("fast" if setting is not None and measure.worst(before, fast) <= scheme.tolerance else "exact")
     after, canaries = (fast, fast_canaries) if accuracy == "fast" else (exact, exact_canaries)
     if accuracy == "exact":
         for path, graph in zip(graphs, exact_graphs, strict=True):
@@ -109,9 +121,15 @@ def _relocated(sites: Mapping[str, MappedSite], model: Any) -> dict[str, MappedS
     nodes = {node.name: node for node in model.graph if node.name}
     relocated = {}
     for path, site in sites.items():
-        node = next((nodes[name] for name in (site.node, *(site.node + suffix for suffix in _SUFFIXES)) if name in nodes), None)
+        node = next((nodes[name] for name in (site.node + suffix for suffix in _SUFFIXES) if name in nodes), None)
         if node is None:
             raise ParityError("quantization lost a site of the graph", where=path, expected=site.node)
-        weight = node.inputs[0 if site.kind == "lookup" else 1].name
+        weight = _stored(node.inputs[0 if site.kind == "lookup" else 1]).name
         relocated[path] = dataclasses.replace(site, node=node.name, weight=weight if site.weight else "")
     return relocated
+
+
+def _stored(value: Any) -> Any:
+    """The initializer that a value is a wider form of, or the value."""
+    node = value.producer()
+    return node.inputs[0] if node is not None and node.op_type == "Cast" and node.inputs[0].is_initializer() else value

@@ -77,7 +77,7 @@ class Writer:
         self._lines(one.weight, one.rows, rows, rounded.packed)
         self._lines(one.scales, one.rows, rows, rounded.grid.scale.astype(scales.dtype))
         if one.zeros is not None:
-            self._lines(one.zeros, one.rows, rows, packed_zeros(one, rounded.grid))
+            self._lines(one.zeros, one.rows, rows, packed_zeros(one.bits, rounded.grid))
         return before, rounded.values
 
     def _lines(self, name: str, count: int, rows: slice, part: np.ndarray) -> None:

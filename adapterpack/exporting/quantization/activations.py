@@ -1,0 +1,98 @@
+"""What goes into the products of a float graph on calibration rows: the mean of ``x xᵀ`` of each input, a few inputs at a time.
+
+A moment of an input of width ``n`` has ``n²`` numbers, those of all inputs of a model can be more than its weights. They are gathered for
+as many inputs at a time as fit into :data:`BUDGET`, in the order of the graph, each time by running the rows through the graph with these
+inputs as further outputs; so whoever asks in that order runs the rows a few times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from ...bundle.manifest import FILE_NAME, graph_file, read_bundle
+from ...bundle.signature import signature_of
+from ...errors import AdapterpackError
+from ...runtime.session import Session
+from ...tasks.task import MAIN
+from .in_codes import products_of
+
+BUDGET = 512 << 20
+"""Bytes of moments that are in memory at a time, unless one alone is larger."""
+
+
+class Moments:
+    """The second moments of the inputs of the products in the main graph of an unpublished bundle's folder, on ``rows`` of token ids.
+
+    The graph's file and the manifest are replaced while rows run, and are the same bytes afterwards; what is asked for must be asked
+    before the graph is quantized.
+    """
+
+    def __init__(self, folder: Path, rows: Sequence[Sequence[int]]) -> None:
+        self.folder, self.rows = folder, rows
+        self._path = folder / graph_file(MAIN)
+        self._original = self._path.read_bytes()
+        widths: dict[str, int] = {}
+        for product in products_of(ir.load(self._path)):
+            shape = product.weight.shape
+            widths[product.node.inputs[0].name] = int(shape[0 if product.weight is product.node.inputs[1] else 1])
+        self._widths, self._moments = widths, dict[str, np.ndarray]()
+
+    def of(self, name: str) -> np.ndarray:
+        """The mean of ``x xᵀ`` ``[in, in]`` in float32 of an input, over all tokens of all rows.
+
+        Raises:
+            AdapterpackError: the rows do not reach the input.
+        """
+        if name not in self._moments:
+            self._moments = {}
+            names = list(self._widths)
+            self._moments = self._gathered(self._fitting(names[names.index(name) :]))
+        return self._moments[name]
+
+    def _fitting(self, names: Sequence[str]) -> list[str]:
+        """The first of these inputs, and as many behind it as the budget allows."""
+        chosen, total = list[str](), 0
+        for name in names:
+            total += 4 * self._widths[name] ** 2
+            if chosen and total > BUDGET:
+                break
+            chosen.append(name)
+        return chosen
+
+    def _gathered(self, names: Sequence[str]) -> dict[str, np.ndarray]:
+        manifest = self.folder / FILE_NAME
+        before = manifest.read_bytes()
+        try:
+            self._with_outputs(names)
+            session = Session(self.folder, provider="cpu", mapped=True, verify="off")
+            sums = {name: np.zeros((self._widths[name],) * 2, np.float32) for name in names}
+            count = 0
+            for ids in self.rows:
+                results = session.run({"input_ids": np.array([ids], np.int64)})
+                count += len(ids)
+                for name in names:
+                    x = results[name].reshape(-1, self._widths[name])
+                    sums[name] += x.T @ x
+        finally:
+            self._path.write_bytes(self._original)
+            manifest.write_bytes(before)
+        for name, total in sums.items():
+            if not np.isfinite(total).all() or not total.any():
+                raise AdapterpackError("calibration rows do not reach an input of the graph", where=name, remedy="give other rows")
+        return {name: total / np.float32(count) for name, total in sums.items()}
+
+    def _with_outputs(self, names: Sequence[str]) -> None:
+        model: Any = ir.load(self._path)
+        values = {value.name: value for node in model.graph for value in node.outputs}
+        present = {value.name for value in model.graph.outputs}
+        for name in names:
+            if name not in present:
+                model.graph.outputs.append(values[name])
+        ir.save(model, self._path)
+        replace(read_bundle(self.folder), io=signature_of(model), decoder=False).write(self.folder, draft=True)

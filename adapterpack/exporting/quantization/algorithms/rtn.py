@@ -1,0 +1,16 @@
+"""Rounding to nearest, by ONNX Runtime's own quantizer: a block's scale and zero point come from its extremes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..algorithm import ALGORITHMS, Algorithm
+from ..onnxruntime_quantizer import quantized
+from ..product import Product, Setting
+
+
+def _replace(product: Product, setting: Setting) -> Any:
+    return quantized(product, setting)
+
+
+ALGORITHMS.register(Algorithm("rtn", "to the nearest code of a grid between each block's extremes", _replace))

@@ -1,0 +1,52 @@
+"""Reads calibration rows: the texts of a JSONL file as token ids, as many of them and as long as calibration needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ...errors import AdapterpackError, ConfigError, Unsupported, storage_errors
+from ...offline.lines import lines_of
+from ...runtime.session import Session
+
+MOST_ROWS, MOST_TOKENS = 512, 512
+"""Rows, and tokens of a row, that are looked at; what is behind them is left out."""
+
+
+def token_rows(session: Session, file: Path) -> list[tuple[list[int], int]]:
+    """The rows of a file as token ids, each with the number of tokens that are no answer: rows have a ``text``, ``messages``, or a
+    ``prompt`` and its ``completion``.
+
+    Raises:
+        StorageError: the file cannot be read.
+        ConfigError: a line is no row, or has no text; or there is no row.
+        Unsupported: the model of the bundle reads no texts alone.
+    """
+    if len(session.task.parts) > 1 or "input_ids" not in session.task.main.inputs:
+        raise Unsupported("calibration rows are texts for a model of one graph", where=session.folder.name, found=session.task.name,
+                          remedy="choose --algorithm rtn, k-quant or hqq")
+    rows: list[tuple[list[int], int]] = []
+    with storage_errors(file), file.open("rb") as opened:
+        for line in lines_of(opened, file.name):
+            if isinstance(line.row, AdapterpackError):
+                raise line.row
+            ids, given = _ids(session, line.row, f"{file.name}, line {line.number}")
+            rows.append((ids[:MOST_TOKENS], min(given, MOST_TOKENS)))
+            if len(rows) == MOST_ROWS:
+                break
+    if not rows:
+        raise ConfigError("the file has no rows", where=file, remedy="write one object a line")
+    return rows
+
+
+def _ids(session: Session, row: Mapping[str, Any], where: str) -> tuple[list[int], int]:
+    tokenizer = session.tokenizer
+    if isinstance(text := row.get("text"), str) and text:
+        return tokenizer.row(text), 0
+    if isinstance(row.get("prompt"), str) or isinstance(row.get("messages"), list):
+        prompt = tokenizer.prompt(row["prompt"] if isinstance(row.get("prompt"), str) else row["messages"])
+        completion = row.get("completion")
+        return prompt + (tokenizer.encode(completion, special=False) if isinstance(completion, str) else []), len(prompt)
+    raise ConfigError("a row has no text", where=where, found=", ".join(row)[:200] or "nothing",
+                      expected="text, messages, or prompt and completion")

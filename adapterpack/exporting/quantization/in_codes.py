@@ -1,0 +1,91 @@
+"""Rewrites the products of a graph with constant weights to ``MatMulNBits``, one weight at a time.
+
+What an algorithm makes of a weight goes to a file at once. The product that gives the logits may have a setting of its own. Where its
+weight is the table of the embedding, the embedding reads the same codes, by GatherBlockQuantized: see :mod:`.tied`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import onnx_ir as ir
+
+from ...bundle.manifest import ADDED
+from ...engine_graph.derive import last_product
+from .algorithm import ALGORITHMS
+from .product import Product, initializer
+from .scheme import Rewriting
+from .tied import look_up_codes
+
+
+def rewrite(rewriting: Rewriting) -> int:
+    """Quantizes the products of a graph; returns how many. Those of adapters stay float, and so do those whose weight is an input."""
+    model, codes, count = rewriting.model, dict[str, Any](), 0
+    head_weight = _head_weight(model)
+    for found in products_of(model):
+        node, weight = found.node, found.weight
+        x = node.inputs[0]
+        setting = rewriting.head if weight is head_weight else rewriting.choose(node.name)
+        if setting is None:
+            continue
+        algorithm = ALGORITHMS[setting.algorithm if len(weight.shape) == 2 else "rtn"]
+        product = replace(found, second=rewriting.second(x.name)) if algorithm.calibrated else found
+        quantized = algorithm.replace(product, setting)
+        nodes = list(quantized)
+        if all(new.op_type != "MatMulNBits" for new in nodes):
+            continue  # a stack of matrices
+        for name, value in quantized.initializers.items():
+            if name not in codes:  # a product with the same weight may have made them
+                codes[name] = initializer(rewriting.file.append(value.const_value))
+                weight.graph.register_initializer(codes[name])
+            value.const_value = None  # the graph of one node is a circle, which is collected later
+        (y,) = quantized.outputs
+        quantized.outputs.clear()
+        quantized.remove(nodes)
+        for new in nodes:
+            for index, value in enumerate(new.inputs):
+                if value is not None and value.producer() is None:
+                    new.replace_input_with(index, x if value.name == x.name else codes[value.name])
+        turned = node.inputs[1].producer()
+        ir.convenience.replace_nodes_and_values(node.graph, node, [node], nodes, node.outputs, [y])
+        if turned is not None and not turned.outputs[0].uses():
+            turned.graph.remove(turned, safe=True)
+            look_up_codes(weight, next(new for new in nodes if new.op_type == "MatMulNBits"))
+        if not weight.uses():
+            weight.graph.initializers.pop(weight.name)
+        count += 1
+    if count:
+        model.opset_imports["com.microsoft"] = 1
+    return count
+
+
+def products_of(model: Any) -> list[Product]:
+    """Every product of a graph, and of the graphs in it, that codes can stand in for, in their order."""
+    return [Product(node, _weight(node), model) for node in ir.traversal.RecursiveGraphIterator(model.graph) if _quantizable(node)]
+
+
+def head_of(model: Any) -> str | None:
+    """The name of the node of the product that gives the logits, or None."""
+    weight = _head_weight(model)
+    return next((product.node.name for product in products_of(model) if product.weight is weight), None)
+
+
+def _head_weight(model: Any) -> Any:
+    """The weight of the product that gives the logits, or None."""
+    logits = next((value for value in model.graph.outputs if value.name == "logits"), None)
+    product = None if logits is None else last_product(logits)
+    return _weight(product) if product is not None and _quantizable(product) else None
+
+
+def _quantizable(node: Any) -> bool:
+    return node.op_type == "MatMul" and not node.domain and not (node.name or "").startswith(ADDED) and _weight(node) is not None
+
+
+def _weight(node: Any) -> Any:
+    """The constant that a product multiplies with, as it is stored: a matrix that is transposed first has its rows as columns."""
+    weight = node.inputs[1]
+    turned = None if weight is None else weight.producer()
+    if turned is not None and turned.op_type == "Transpose" and list(turned.attributes.get_ints("perm", [1, 0])) == [1, 0]:
+        weight = turned.inputs[0]
+    return weight if weight is not None and weight.is_initializer() and not weight.is_graph_input() else None

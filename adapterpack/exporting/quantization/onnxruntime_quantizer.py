@@ -1,0 +1,39 @@
+"""Calls ONNX Runtime's quantizer on one product.
+
+It wants a whole model in memory, so it gets models of one node: no more than one weight is in memory at a time.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from typing import Any
+
+import onnx_ir as ir
+
+from .product import Product, Setting
+
+
+def quantized(product: Product, setting: Setting, config: str | None = None) -> Any:
+    """The graph that the quantizer makes of a product; ``config`` names one of its classes of settings in place of the default."""
+    module = _module()
+    chosen = None
+    if config is not None:
+        chosen = getattr(module, config)(bits=setting.bits, block_size=setting.block_size, op_types_to_quantize=("MatMul",))
+    quantizer = module.MatMulNBitsQuantizer(product.alone(), bits=setting.bits, block_size=setting.block_size,
+                                            is_symmetric=setting.symmetric, op_types_to_quantize=("MatMul",), algo_config=chosen)
+    quantizer.process()
+    return ir.from_proto(quantizer.model.model).graph
+
+
+@functools.cache
+def _module() -> Any:
+    """The quantizer's module; its import makes the whole process log everything, which is undone."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    from onnxruntime.quantization import matmul_nbits_quantizer  # noqa: PLC0415 - imports onnx tooling
+
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    logging.getLogger(matmul_nbits_quantizer.__name__).setLevel(logging.WARNING)
+    return matmul_nbits_quantizer

@@ -1,0 +1,56 @@
+"""What a scheme of quantized graphs is: how it rewrites a graph, and what can be chosen of it; one file in :mod:`.schemes` each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ...registry import Registry
+from .product import Setting
+from .tensor_file import TensorFile
+
+Choose = Callable[[str], Setting | None]
+"""The name of a product's node -> what it is quantized to; None: it stays float."""
+
+
+class Rewriting(NamedTuple):
+    """What a graph is rewritten with: ``file`` takes new tensors, ``head`` is the setting of the product that gives the logits, and
+    ``second`` gives the mean of ``x xᵀ`` of an input by its name, where an algorithm looks at it.
+    """
+
+    model: Any
+    file: TensorFile
+    choose: Choose
+    head: Setting | None
+    second: Callable[[str], np.ndarray | None] = lambda name: None
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """One scheme.
+
+    ``rewrite`` changes a graph in place and returns how many of its weights are quantized. ``setting`` is what its products get unless
+    the user chooses otherwise among the options ``takes``; None, of a scheme that has no codes or chooses by product. ``budgeted``: it
+    searches a setting for each product under a budget. ``refused`` says why no graph is written in it.
+
+    ``tolerance`` is the largest change of an output, as a share of the largest, with which a graph is still written, and with which fast
+    products are the default. That of a wrong graph is larger; four bits may move the outputs of a model as far as that, so their change is
+    recorded and not judged.
+    """
+
+    name: str
+    summary: str
+    rewrite: Callable[[Rewriting], int] | None = None
+    setting: Setting | None = None
+    takes: frozenset[str] = frozenset()
+    tolerance: float = math.inf
+    budgeted: bool = False
+    refused: str = ""
+
+
+SCHEMES: Registry[Scheme] = Registry("quantization scheme for a bundle", Scheme, "adapterpack.quantization_schemes",
+                                      f"{__package__}.schemes")

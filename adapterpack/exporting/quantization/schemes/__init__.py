@@ -1,0 +1,1 @@
+"""The schemes of quantized graphs, one file a scheme or a family."""
