@@ -24,6 +24,14 @@ class CalibrationReport(TypedDict):
     tokens: Annotated[int, Meta(ge=1)]
 
 
+class CompensationReport(TypedDict):
+    """The rank of the correction, at how many sites, and the root of the share of their squared errors that it leaves."""
+
+    rank: Annotated[int, Meta(ge=1)]
+    sites: Annotated[int, Meta(ge=1)]
+    error_left: Annotated[float, Meta(ge=0)]
+
+
 class QuantizationReport(TypedDict):
     """How the graphs were quantized, and how far that moved their outputs, by adapter; ``graphs`` where there are several.
 
@@ -43,6 +51,7 @@ class QuantizationReport(TypedDict):
     symmetric: NotRequired[bool]
     algorithm: NotRequired[Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_-]{0,63}\Z")]]
     calibration: NotRequired[CalibrationReport]
+    compensation: NotRequired[CompensationReport]
     error_by_accuracy: NotRequired[Mapping[Literal["exact", "fast"], Annotated[float, Meta(ge=0)]]]
 
 

@@ -28,6 +28,8 @@ from .progress import apart
 @click.option("--algorithm", metavar="A", help="How weights are rounded: rtn (to nearest, the default), k-quant, hqq, or, on calibration "
                                                "rows, gptq or awq.")
 @click.option("--calibration", metavar="FILE.jsonl", help="Rows that the model will see: text, messages, or prompt and completion.")
+@click.option("--compensate", type=int, metavar="RANK", help="Correct the error of a bank by a pack of this rank, which every row carries; "
+                                                              "best with --calibration.")
 @shared
 def command(source: str, out: str, as_json: bool, **options: Any) -> None:
     """Writes a quantized copy of a pack (int8, int4, fp8, mixed) or of a bundle's graphs; the error is in its manifest.

@@ -18,7 +18,8 @@ from .packs import quantize_pack
 
 def quantize(source: str | os.PathLike[str] | Pack, out: str | os.PathLike[str], *, scheme: str = "int8", accuracy: str | None = None,
              head: str | None = None, rank_budget: float | None = None, block_size: int | None = None, symmetric: bool | None = None,
-             algorithm: str | None = None, calibration: str | os.PathLike[str] | None = None) -> Pack | Bundle:
+             algorithm: str | None = None, calibration: str | os.PathLike[str] | None = None,
+             compensate: int | None = None) -> Pack | Bundle:
     """Writes a quantized copy of a pack (``int8``, ``int4``, ``fp8``, ``mixed``) or of a bundle's graphs; the error is in its manifest.
 
     ``rank_budget`` cuts the rank of each site of a pack first, as far as the change there stays within that relative error.
@@ -27,6 +28,9 @@ def quantize(source: str | os.PathLike[str] | Pack, out: str | os.PathLike[str],
     are stored in half of the bytes. Of the first three, ``block_size`` weights (16, 32, 64, 128 or 256; by default 32) share a scale, and a
     zero point unless they are ``symmetric``; ``algorithm`` is ``rtn``, ``k-quant`` or ``hqq``, or ``gptq`` or ``awq``, which look at the
     rows of ``calibration``, a JSONL file of ``text``, ``messages``, or ``prompt`` and ``completion``.
+
+    ``compensate`` is the rank of a correction of the error, which every row of a bank carries, the base's too, beside its adapter: the best
+    for the weights, or for the outputs on the rows of ``calibration``.
 
     ``accuracy`` says how a graph multiplies with codes: ``exact``, or ``fast`` with activations rounded to int8; by default
     ``fast`` where it adds at most a tenth to the error of the scheme. ``head`` is the scheme of the product that gives the logits, or
@@ -46,7 +50,8 @@ def quantize(source: str | os.PathLike[str] | Pack, out: str | os.PathLike[str],
     """
     refuse_existing(Path(out))
     kind = "pack" if isinstance(source, Pack) else kind_of(source)
-    options: dict[str, Any] = {"block_size": block_size, "symmetric": symmetric, "algorithm": algorithm, "calibration": calibration}
+    options: dict[str, Any] = {"block_size": block_size, "symmetric": symmetric, "algorithm": algorithm, "calibration": calibration,
+                               "compensate": compensate}
     if kind != "bundle":
         require_no_options("only a bundle has products to compute", accuracy=accuracy, head=head, **options)
     if isinstance(source, Pack):

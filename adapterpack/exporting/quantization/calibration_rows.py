@@ -10,7 +10,7 @@ from ...errors import AdapterpackError, ConfigError, Unsupported, storage_errors
 from ...offline.lines import lines_of
 from ...runtime.session import Session
 
-MOST_ROWS, MOST_TOKENS = 512, 512
+MOST_ROWS, MOST_TOKENS = 128, 512
 """Rows, and tokens of a row, that are looked at; what is behind them is left out."""
 
 

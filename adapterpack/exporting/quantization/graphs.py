@@ -29,6 +29,7 @@ from ...tasks.task import MAIN
 from . import measure
 from .activations import Moments
 from .calibration_rows import token_rows
+from .compensation import Compensator
 from .options import ACCURACIES, Quantization
 from .scheme import SCHEMES
 from .weights import quantize_file
@@ -66,12 +67,13 @@ def quantize_in_place(folder: Path, wanted: Quantization) -> None:
     before, float_canaries, session = _measured(folder, mapped=True)
     rows = [] if wanted.calibration is None else [ids for ids, _ in token_rows(session, wanted.calibration)]
     del session  # so that its files can be replaced
-    moments = Moments(folder, rows) if rows else None
+    second = Moments(folder, rows).of if rows else None
+    compensator = Compensator(bundle, wanted.compensate, second) if wanted.compensate else None
     count, sites = 0, dict(bundle.sites)
     for part in bundle.parts:
         path = folder / graph_file(part)
         count += quantize_file(path, wanted.scheme, lambda name: wanted.setting, wanted.head_setting,
-                               moments.of if moments is not None and part == MAIN else None)
+                               second if part == MAIN else None, compensator if part == MAIN else None)
         sites |= _relocated({key: site for key, site in sites.items() if site.part == part}, ir.load(path))
     if count == 0:
         raise NothingToDo("the graph has no MatMul on a constant weight", where=folder.name)
@@ -81,6 +83,8 @@ def quantize_in_place(folder: Path, wanted: Quantization) -> None:
     if rows:
         said["calibration"] = {"rows": len(rows), "tokens": sum(map(len, rows))}
     moved = dataclasses.replace(bundle, sites=sites)
+    if compensator is not None:
+        moved, said["compensation"] = compensator.written(folder, moved)
     moved.write(folder, draft=True)
     proof: dict[str, Any] = {}
     if bundle.decoder:

@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ...onnx_graph.save import save_graph
+from .compensation import Compensator
 from .product import Setting
 from .scheme import SCHEMES, Choose, Rewriting
 from .tensor_file import TensorFile
@@ -17,16 +18,21 @@ from .tied import share_bytes
 
 
 def quantize_file(path: Path, scheme: str, choose: Choose, head: Setting | None = None,
-                  second: Callable[[str], np.ndarray | None] | None = None) -> int:
+                  second: Callable[[str], np.ndarray | None] | None = None, compensator: Compensator | None = None) -> int:
     """Quantizes the graph at ``path`` by a scheme and replaces its file and its data; returns the number of quantized weights.
 
-    ``choose`` gives the setting of each product, and ``head`` is that of the product that gives the logits.
+    ``choose`` gives the setting of each product, ``head`` is that of the product that gives the logits, and a
+    ``compensator`` corrects what that did.
     """
     model, data = ir.load(path), f"{path.name}.data"
     with tempfile.TemporaryDirectory(prefix=".quantize-", dir=path.parent) as name:
         scratch, rewrite = Path(name), SCHEMES[scheme].rewrite
         assert rewrite is not None
+        if compensator is not None:
+            compensator.remember(model)
         count = rewrite(Rewriting(model, TensorFile(scratch / "tensors"), choose, head, second or (lambda name: None)))
+        if compensator is not None:
+            compensator.apply(model)
         save_graph(model, scratch / path.name)
         share_bytes(scratch / path.name)
         for file in (data, path.name):

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ...bundle.manifest import Bundle, Heads, graph_file
-from ...errors import Unsupported
+from ...bundle.manifest import COMPENSATION, Bundle, Heads, graph_file
+from ...errors import FormatError, Unsupported
 from ...onnx_graph.graph_file import Stored, mapped
 from ...pack.pack import Adapter, Pack
+from ...pack.validate.validation import load
+from ...slots.compensation import compensated
 from ...slots.prompt_kv import PROJECTION
 from ...slots.sums import Part, summed
 from ...slots.values import Values, pack_values
@@ -32,8 +35,24 @@ class SlotValues:
             NotASum: of a mix, if the changes of its packs cannot be added.
         """
         if isinstance(adapter, Mix):
-            return summed([Part(pack.name, self._of(pack), weight) for pack, weight in adapter.parts], self.bundle.sites)
-        return self._of(adapter)
+            parts = [Part(pack.name, self._of(pack), weight) for pack, weight in adapter.parts]
+            return compensated(summed(parts, self.bundle.sites), self.compensation)
+        return compensated(self._of(adapter), self.compensation)
+
+    @cached_property
+    def compensation(self) -> Values:
+        """What every row carries, by slot name; nothing of most bundles.
+
+        Raises:
+            FormatError: the bundle holds another pack than its manifest names.
+        """
+        if self.bundle.compensation is None:
+            return {}
+        pack = load(self.folder / COMPENSATION, COMPENSATION)
+        if pack.id != self.bundle.compensation.pack:
+            raise FormatError("the bundle holds another compensation than its manifest names", where=self.folder / COMPENSATION,
+                              expected=self.bundle.compensation.pack[:19], found=pack.id[:19], remedy="quantize again")
+        return pack_values(pack, None, self.bundle.sites)
 
     def _of(self, pack: Pack) -> Values:
         return pack_values(pack, None if self.reads_lost_weights(pack) else self._weights, self.bundle.sites, self._projected)

@@ -98,8 +98,8 @@ class AdapterFeeds:
 
     @cached_property
     def _base(self) -> ResidentAdapter:
-        heads = self.layout.heads
-        return ResidentAdapter("", "", heads, self.layout.extents(heads))
+        base = self.layout.base
+        return ResidentAdapter("", "", base, self.layout.extents(base))
 
     def _shared(self, adapter: ResidentAdapter | None) -> Feeds:
         one = adapter or self._base
@@ -132,7 +132,7 @@ class AdapterFeeds:
         return filled
 
     def _mixed(self, adapters: Sequence[ResidentAdapter | None], distinct: Sequence[ResidentAdapter | None]) -> Feeds:
-        wanted = self.layout.widest([self._extents, *(adapter.extents for adapter in distinct if adapter is not None)])
+        wanted = self.layout.widest([self._extents, *((adapter or self._base).extents for adapter in distinct)])
         if wanted != self._extents:
             self.forget()
             self._extents = wanted
