@@ -86,7 +86,7 @@ def random_fleet(pack: Pack, count: int, rank: int) -> Fleet:
     return Fleet.sealed(tensors, name="random", base=manifest.base, rank=rank, clusters=1, error_budget=None, sites=sites, members=members)
 
 
-def answered(engine: Engine, adapters: Sequence[Pack], tokens: int) -> float:
+def answered(engine: Engine, adapters: Sequence[str], tokens: int) -> float:
     """Tokens a second of requests with these adapters, all there from the beginning."""
     prompts = np.random.default_rng(0).integers(3, 60, (len(adapters), 32)).tolist()
     started, made = time.perf_counter(), 0
@@ -112,18 +112,21 @@ def serving(args: argparse.Namespace) -> dict[str, Any]:
     made = random_fleet(alone, args.count, args.basis[0])
     members = [made.pack(name) for name in made.names]
     engines = {kind: Engine(bank, "cpu", max_rows=args.rows, prefix_budget=0) for kind in ("one", "fleet")}
-    for pack in members:  # each is read once, as a server's are
-        engines["fleet"].adapters.released(engines["fleet"].adapters.taken(pack))
+    started = time.perf_counter()
+    for pack in members:
+        engines["fleet"].adapters.load(pack)
+    loading = time.perf_counter() - started
+    engines["one"].adapters.load(alone, "alone")
     speeds: dict[str, list[float]] = {kind: [] for kind in engines}
     for turn in range(args.runs):
-        chosen = [members[(turn * args.requests + place) % len(members)] for place in range(args.requests)]
-        speeds["one"].append(answered(engines["one"], [alone] * args.requests, args.tokens))
+        chosen = [made.names[(turn * args.requests + place) % len(members)] for place in range(args.requests)]
+        speeds["one"].append(answered(engines["one"], ["alone"] * args.requests, args.tokens))
         speeds["fleet"].append(answered(engines["fleet"], chosen, args.tokens))
     medians = {kind: float(np.median(found)) for kind, found in speeds.items()}
     resident = engines["fleet"].adapters.nbytes
     return {"benchmark": "fleet serving", "adapters": args.count, "basis": args.basis[0], "rank": args.rank, "rows": args.rows,
             "tokens_per_second": medians, "all": speeds, "ratio": medians["fleet"] / medians["one"],
-            "resident": len(engines["fleet"].adapters.digests), "resident_bytes": resident,
+            "loading_seconds": loading, "resident": len(engines["fleet"].adapters.digests), "resident_bytes": resident,
             "of_their_own": resident / (args.count * nbytes([alone]))}
 
 

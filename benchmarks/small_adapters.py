@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     suite = fleet(args.count)
-    del suite.tasks[args.first :]
+    del suite.tasks[args.first or args.count :]
     packs = trained(suite, args.keep)
     own = accuracies(suite, packs)
     for group in GROUPS if args.groups else ():

@@ -27,6 +27,7 @@ from adapterpack.manifest import manifest as m
 from adapterpack.pack.pack import build
 from adapterpack.runtime.engine.engine import Engine
 from adapterpack.runtime.generation.sampling import Sampling
+from adapterpack.serving.adapters.given import Given
 
 Make = Callable[..., Any]
 SITES = (Site("layers.0.q_proj", 31, 23), Site("layers.0.v_proj", 31, 17, bias=True), Site("layers.1.q_proj", 31, 23))
@@ -164,6 +165,8 @@ def test_a_member_is_added_by_projection_and_by_itself_above_the_bound(tmp_path:
     assert adapterpack.inspect(tmp_path / "fleet")["members"][3]["name"] == "mixed"
     with pytest.raises(UnknownName, match="did you mean 'mixed'"):
         after.pack("mixd")
+    served = Given.of([tmp_path / "fleet", tmp_path / "mixed"])  # what a server is started with
+    assert [getattr(one, "name", None) for one in served.packs] == [*after.names, "mixed"]
 
 
 def test_the_engine_holds_the_bases_once_and_runs_every_row_as_by_itself(base_of: Make, pack_of: Make, tmp_path: Path) -> None:

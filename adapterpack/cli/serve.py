@@ -27,8 +27,8 @@ def _print_key(ctx: click.Context, param: click.Parameter, value: str | None) ->
 @click.command("serve")
 @click.argument("bundle", metavar="BUNDLE")
 @click.option("--adapters", multiple=True, metavar="DIR",
-              help="A pack, NAME=PACK, a folder of packs, or a lock file of adapterpack pull, to load besides those of the bundle; may be "
-              "repeated.")
+              help="A pack, NAME=PACK, a folder of packs, a fleet, or a lock file of adapterpack pull, to load besides those of the "
+              "bundle; may be repeated.")
 @click.option("--host", default="127.0.0.1", show_default=True, metavar="H", help="The address to listen at.")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), metavar="P", help="The port; 0 takes a free one.")
 @click.option("--name", metavar="NAME", help="What requests call the base; by default what the bundle calls it. Of "

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ...errors import ConfigError, NothingToDo
+from ...fleet.fleet import Fleet
+from ...fleet.manifest import FILE_NAME
 from ...hub.resolve import folder_of
 from ...pack.pack import Pack
 from ...pack.validate.validation import load
@@ -15,6 +17,14 @@ from .adapter_control import AdapterControl
 from .lock_file import LockFile
 from .pack_folders import PackFolder, is_pack
 from .places import Source
+
+
+def _members(folder: Path) -> Sequence[Pack | Path]:
+    """The members of a fleet; any other folder or file as it is."""
+    if not (folder / FILE_NAME).is_file():
+        return [folder]
+    fleet = Fleet.load(folder)
+    return [fleet.pack(name) for name in fleet.names]
 
 
 class Given(NamedTuple):
@@ -25,8 +35,8 @@ class Given(NamedTuple):
 
     @classmethod
     def of(cls, adapters: Sequence[Pack | str | os.PathLike[str]]) -> Given:
-        """These; a file is a lock file, and a folder that is no pack is a folder of packs."""
-        given = [adapter if isinstance(adapter, Pack) else folder_of(adapter) for adapter in adapters]
+        """These; a file is a lock file, of a fleet all members are meant, and any other folder that is no pack is a folder of packs."""
+        given = [one for adapter in adapters for one in ([adapter] if isinstance(adapter, Pack) else _members(folder_of(adapter)))]
         return cls([one for one in given if isinstance(one, Pack) or is_pack(one)],
                    [LockFile(one) if one.is_file() else PackFolder(one)
                     for one in given if not isinstance(one, Pack) and not is_pack(one)])
