@@ -19,11 +19,12 @@ import numpy as np
 from ..errors import Unsupported
 from .core.arrays import array_namespace
 from .core.base import Method, NormalForm, Shared, Storage, Traits, require_widths
-from .core.config import LARGEST_WHOLE, SiteConfig, require_number, require_whole
+from .core.config import LARGEST_WHOLE, SiteConfig, ends, require_number, require_whole
 from .core.operators import Dense
-from .core.peft_form import TRANSPOSED, PeftContent, PeftForm
+from .core.peft_form import TRANSPOSED, OfBase, PeftContent, PeftForm
 from .core.peft_keys import PeftKeys
 from .core.site import Params, Site
+from .forms.peft_parameters import WITH_BASE
 from .registry import METHODS
 
 _INDICES = ("unilora_indices_A", "unilora_indices_B")
@@ -140,11 +141,13 @@ def _from_peft(config: Mapping[str, Any]) -> Any:
 def _from_peft_file(content: PeftContent) -> PeftContent:
     """The sites and their places: by PEFT's stored indices, or by the one target that a file without them may have."""
     cfg = replace(content.config, targets="all-linear")
+    if not content.sites and content.base is not None and not content.packed:
+        return _in_order(cfg, content, content.base)
     if not content.sites:
         if len(content.config.targets) != 1 and not content.packed:
             raise Unsupported("this file does not say in which order its layers come, on which their indices depend",
                               where="target_modules", expected="save_indices: true, or one target", found=f"{len(content.config.targets)}",
-                              remedy="save it again with PEFT after setting save_indices=True in its config")
+                              remedy=f"{WITH_BASE}; or save it again with PEFT after setting save_indices=True in its config")
         return PeftContent(cfg, content.shared, {path: {} for path in content.config.targets})
     if any(name not in params or cfg.r not in params[name].shape for params in content.sites.values() for name in _INDICES):
         raise ValueError(f"every site needs {' and '.join(_INDICES)} of rank {cfg.r}")
@@ -160,6 +163,26 @@ def _from_peft_file(content: PeftContent) -> PeftContent:
         starts[path] = start
         start += len(parts[path])
     return PeftContent(replace(cfg, total=total, starts=starts), content.shared, {path: {} for path in parts})
+
+
+def _in_order(cfg: UniLoRA, content: PeftContent, base: OfBase) -> PeftContent:
+    """The sites that PEFT finds in the base by the ends of their paths, in the model's order."""
+    for option in ("exclude_modules", "layers_to_transform"):
+        if content.written.get(option):
+            raise Unsupported("this option of PEFT decides which layers there are, and is not followed", where=option,
+                              found=repr(content.written[option])[:80],
+                              remedy="save it again with PEFT after setting save_indices=True in its config")
+    targets, starts, start = set(content.config.targets), dict[str, int](), 0
+    for path in base.modules():
+        if not targets.isdisjoint(ends(path)):
+            shape = base.shape(f"{path}.weight") or ()
+            if len(shape) != 2:
+                raise ValueError(f"{path} has no matrix")
+            starts[path] = start
+            start += cfg.r * sum(shape)
+    if not starts:
+        raise ValueError(f"the base has no layer that is called {', '.join(sorted(targets))[:200] or 'so'}")
+    return PeftContent(replace(cfg, total=start, starts=starts), content.shared, {path: {} for path in starts})
 
 
 def _begins(indices: np.ndarray, part: np.ndarray) -> bool:

@@ -15,12 +15,13 @@ from msgspec.structs import replace
 from ..adapter_methods import is_bare, is_stacked
 from ..base.checkpoint import Checkpoint
 from ..base.site_kinds import kind_of_shape
+from ..errors import Unsupported
 from ..hub.resolve import folder_of
 from ..manifest import manifest as m
 from ..pack.fits import may_be, require_shape
 from ..pack.on_base import on
 from ..pack.pack import Pack, is_module, sealed
-from ..tasks.task import type_of
+from ..tasks.task import TASKS, type_of
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,21 @@ class BaseModel:
     def read(self, name: str) -> np.ndarray:
         """A tensor of the base."""
         return self.checkpoint.read(name)
+
+    def module_paths(self) -> tuple[str, ...]:
+        """The paths of the modules of the base's model, in the model's order; its weights are not loaded.
+
+        Raises:
+            Unsupported: this package has no model for it.
+        """
+        from ..training.loading import empty_model  # noqa: PLC0415 - only few methods depend on the order, and need torch for it
+
+        task = TASKS.find(self.task().type)
+        if task is None:
+            raise Unsupported("what this file means depends on the order of the base's layers, and there is no model that has it",
+                              where=self.folder, found=self.config.get("architectures"), expected="a base of transformers, of a known task",
+                              remedy="save it again with PEFT after setting save_indices=True in its config")
+        return tuple(path for path, _ in empty_model(self.folder, task).named_modules())
 
     def identity(self) -> m.Base:
         """The base as a manifest names it; reads every byte once for the content's digest."""

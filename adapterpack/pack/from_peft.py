@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..adapter_methods import Rewritten
-from ..adapter_methods.forms.peft_parameters import Stored
+from ..adapter_methods.core.peft_form import OfBase
 from ..errors import ConfigError, Unsupported
 from ..io.safe_open import LARGE, TENSORS
 from ..io.safetensors import SafetensorsFile
@@ -40,11 +40,11 @@ def read(folder: Path, name: str | None = None, on_base: bool = False) -> Pack:
 
 
 def imported(folder: Path, name: str | None = None, on_base: bool = False, tensors: SafetensorsFile | None = None,
-             base: Stored | None = None, task: str | None = None) -> Imported:
+             base: OfBase | None = None, task: str | None = None) -> Imported:
     """A pack made from a folder that PEFT wrote; its base is known by name only, so its digests are empty.
 
     ``on_base``: where the tensors mean something with the base alone, they are taken as they are, for who completes them.
-    ``tensors``: their file, if it is somewhere else. ``base`` gives the shape of a parameter of the base by its path, where there is one.
+    ``tensors``: their file, if it is somewhere else. ``base`` says what the base knows, where it is at hand.
     ``task``: which one the pack does, of several that the folder holds; the first by itself.
 
     Raises:

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..adapter_methods import Method, PeftContent, PeftLayer, Rewritten, Site, is_bare, methods
+from ..adapter_methods.core.peft_form import OfBase
 from ..adapter_methods.forms.peft_parameters import KEY as TARGET_PARAMETERS
-from ..adapter_methods.forms.peft_parameters import WRAPPED, Stored, named_at, names_in, unwrapped
+from ..adapter_methods.forms.peft_parameters import WRAPPED, named_at, names_in, unwrapped
 from ..errors import AdapterpackError, FormatError, Unsupported
 from ..io import strict_json
 from ..io.safe_open import TENSORS
@@ -105,7 +106,7 @@ def _site(group: m.Group) -> Site:
 
 
 def content_of(folder: Path, config: Mapping[str, Any], expected: Iterable[Method], tensors: SafetensorsFile | None,
-             packed: bool = False, base: Stored | None = None) -> Content:
+             packed: bool = False, base: OfBase | None = None) -> Content:
     """What a PEFT folder means; ``tensors``: its file, if it is open already; ``packed`` and ``base`` as in
     :class:`~..adapter_methods.PeftContent`.
 
@@ -155,7 +156,7 @@ def _expanded(method: Method, config: Mapping[str, Any], tensors: SafetensorsFil
 
 
 def _adapters(method: Method, cfg: Any, config: Mapping[str, Any], sorted_tensors: Sorted, folder: Path, packed: bool,
-              base: Stored | None) -> tuple[Adapters, dict[str, np.ndarray]]:
+              base: OfBase | None) -> tuple[Adapters, dict[str, np.ndarray]]:
     """The sites of the folder's own method, and what they share."""
     assert method.peft is not None
     file = folder / TENSORS

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -10,12 +10,20 @@ import numpy as np
 from .site import Params, Site
 
 
+class OfBase(NamedTuple):
+    """What a base says of what a folder of PEFT's leaves open: ``shape`` of a parameter by its path, None for one that is not there, and
+    ``modules``, the paths of its modules in the order in which its model has them."""
+
+    shape: Callable[[str], tuple[int, ...] | None]
+    modules: Callable[[], Sequence[str]]
+
+
 class PeftContent(NamedTuple):
     """What a folder that PEFT wrote holds: the config (for all sites), the tensors that all sites share, and site path -> its tensors.
 
     ``packed``: it is the folder of a pack, whose manifest says what these files leave open; they are taken as they are. ``written`` is
-    PEFT's own configuration; ``kinds`` are the kinds of sites that are not what their tensors look like. ``base`` gives the shape that a
-    parameter has in the base, by its path, and None for one that is not there; it is None itself where no base is at hand.
+    PEFT's own configuration; ``kinds`` are the kinds of sites that are not what their tensors look like. ``base`` is what the base says of
+    itself, where it is at hand.
     """
 
     config: Any
@@ -24,7 +32,7 @@ class PeftContent(NamedTuple):
     packed: bool = False
     written: Mapping[str, Any] = {}
     kinds: Mapping[str, str] = {}
-    base: Callable[[str], tuple[int, ...] | None] | None = None
+    base: OfBase | None = None
 
 
 Shapes: TypeAlias = "Mapping[str, tuple[int, ...]]"

@@ -9,7 +9,7 @@ base has. The factors of a stack of n matrices are stored side by side: A is ``[
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice, permutations
 from typing import Any
 
@@ -28,10 +28,6 @@ _MOST, _LONGEST = 1024, 1024
 _MOST_OF_A_MODULE = 6
 """Parameters of one module whose order is looked for: there are few orders of few."""
 WITH_BASE = "make a pack of it first: adapterpack convert SRC --to pack --base BASE -o OUT"
-
-Stored = Callable[[str], tuple[int, ...] | None]
-"""The path of a parameter -> the shape that the base has for it, None where it has none."""
-
 
 def targeted_parameters(content: PeftContent) -> PeftContent:
     """The content with the sites that are parameters under the parameters' own paths; modules are as they were.
@@ -55,7 +51,7 @@ def targeted_parameters(content: PeftContent) -> PeftContent:
         if any(params.keys() != {"lora_A", "lora_B"} for params in factors):
             raise ValueError(f"the tensors of {owner} do not pair up")
         for name, params in zip(_in_order(owner, candidates, factors, content), factors, strict=True):
-            rank, shape = content.config.at(name).r, None if content.base is None else content.base(name)
+            rank, shape = content.config.at(name).r, None if content.base is None else content.base.shape(name)
             kinds[name], sites[name] = _site(name, params, rank, shape)
     return content._replace(sites=sites, kinds=kinds)
 
@@ -106,7 +102,7 @@ def _in_order(owner: str, candidates: Sequence[str], factors: Sequence[Mapping[s
             return candidates
         raise Unsupported("this file does not say which of a module's parameters its tensors change, the base does", where=owner,
                           found=", ".join(name.rpartition(".")[2] for name in candidates)[:200], expected="the base", remedy=WITH_BASE)
-    shapes = {name: shape for name in candidates if (shape := content.base(name)) is not None}
+    shapes = {name: shape for name in candidates if (shape := content.base.shape(name)) is not None}
     if len(shapes) != len(factors):
         there, missing = ", ".join(shapes) or "none", ", ".join(name for name in candidates if name not in shapes) or "any"
         raise Unsupported("the base has other parameters of this module than the file has tensors for", where=owner,

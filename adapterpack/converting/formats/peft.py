@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ...adapter_methods.core.peft_form import OfBase
 from ...errors import Unsupported
 from ...pack.contents import encode_files
 from ...pack.from_peft import imported
@@ -25,7 +26,7 @@ _VALUE_HEADS = ("pytorch_model.bin", "value_head.bin", "value_head.safetensors")
 
 def _read(source: Source) -> Reading:
     pack, unknown, rewritten = imported(source.path, source.name, on_base=source.base is not None, task=source.part,
-                                        base=None if source.base is None else source.base.stored_shape)
+                                        base=None if source.base is None else OfBase(source.base.stored_shape, source.base.module_paths))
     notes: tuple[str, ...] = (unknown_sentence(unknown),) if unknown else ()
     notes += tuple(f"{name} beside the adapter is not carried: a value head is for training alone" for name in _VALUE_HEADS
                    if (source.path / name).is_file())
