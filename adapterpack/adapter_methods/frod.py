@@ -26,7 +26,7 @@ from .core.base import Method, NormalForm, Shared, Storage, Traits
 from .core.config import LARGEST_WHOLE, SiteConfig, is_number, require_flag, require_number, require_whole
 from .core.layouts import LINEAR
 from .core.operators import Dense
-from .core.peft_form import TRANSPOSED, PeftForm
+from .core.peft_form import TRANSPOSED, PeftContent, PeftForm
 from .core.peft_keys import PeftKeys
 from .core.site import Params, Site
 from .core.sparse import require_places, scattered
@@ -202,6 +202,16 @@ def _from_peft(config: Mapping[str, Any]) -> Any:
     return replace(_KEYS.from_config(config), own_basis=False)
 
 
+def _from_peft_file(content: PeftContent) -> PeftContent:
+    """The content as it is, with a basis of full precision."""
+    short = [name for name, value in content.shared.items() if name.startswith("frod_V") and value.dtype.itemsize < 4]
+    if short and not content.packed:
+        raise Unsupported("the basis is stored in half precision, and PEFT computes the layers' other sides of one that it makes anew in "
+                          "full: the two no longer belong together", where=short[0], found=content.shared[short[0]].dtype.name,
+                          expected="float32", remedy="save it again with PEFT in float32")
+    return content
+
+
 frod = METHODS.register(Method(
     name="frod",
     summary="the layers of one role decomposed over one basis, and adapted by sparse entries between its two sides",
@@ -226,6 +236,7 @@ frod = METHODS.register(Method(
         to_config=_to_peft,
         from_config=_from_peft,
         features=lambda params: (params["frod_lambda_l"].shape[0], None),
+        from_peft_file=_from_peft_file,
         shared={"frod_V": "base_model.frod_V", "frod_indices": "base_model.frod_s_indices", "frod_size": "base_model.frod_s_size"},
     ),
 ))

@@ -16,9 +16,9 @@ import numpy as np
 
 from .core.base import NormalForm
 from .core.layouts import LINEAR
-from .core.peft_form import TRANSPOSED, PeftForm
+from .core.peft_form import TRANSPOSED, PeftForm, PeftLayer, as_kernels
 from .core.site import Params, Site
-from .lora import OTHERS, LoRA, derived, lora
+from .lora import OTHERS, LoRA, across_groups, derived, lora
 from .registry import METHODS
 
 _BIAS, _KEY = "lora_B_bias", "lora_bias"
@@ -47,6 +47,11 @@ def _normal_form(cfg: LoRABias, params: Params, site: Site) -> NormalForm:
     return form._replace(shift=cfg.scale * params[_BIAS])
 
 
+def _as_kernels(cfg: LoRABias, site: Site, params: Params) -> dict[str, np.ndarray]:
+    """The factors as convolutions, and the bias as it is."""
+    return {**params, **as_kernels("lora_A", "lora_B")(cfg, site, params)}
+
+
 def _form(of_lora: PeftForm) -> PeftForm:
     def to_config(sites: Mapping[str, Any]) -> dict[str, Any] | None:
         written = of_lora.to_config(sites)
@@ -57,7 +62,8 @@ def _form(of_lora: PeftForm) -> PeftForm:
 
     return of_lora._replace(
         suffixes={**of_lora.suffixes, _BIAS: "lora_B.bias"}, to_config=to_config,
-        from_config=lambda config: derived(LoRABias, of_lora.from_config(config)), matches=matches, layers=TRANSPOSED,
+        from_config=lambda config: derived(LoRABias, of_lora.from_config(config)), matches=matches,
+        layers={**TRANSPOSED, "conv": PeftLayer(axes=(3, 4, 5), stored=_as_kernels, refused=across_groups)}, parameters=None,
         peft_supports=lambda cfg, site: site.bias)
 
 
@@ -68,7 +74,7 @@ lora_bias = METHODS.register(lora._replace(
     paper="https://arxiv.org/abs/2106.09685",
     formula="y' = W x + b + s (B A x + c)",
     config=LoRABias,
-    traits=replace(lora.traits, low_rank=False, layers=LINEAR),
+    traits=replace(lora.traits, low_rank=False, layers=(*LINEAR, "conv")),
     shapes=_shapes,
     init=_init,
     normal_form=_normal_form,

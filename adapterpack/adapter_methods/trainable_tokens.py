@@ -19,7 +19,7 @@ from .core.arrays import array_namespace
 from .core.base import Forward, Limits, Method, NormalForm, Storage, Traits
 from .core.config import NoBranch, by_suffix, require_whole
 from .core.operators import Array, Dense
-from .core.peft_form import PeftForm, PeftSecondary
+from .core.peft_form import PeftForm, PeftLayer, PeftSecondary
 from .core.site import Params, Site
 from .registry import METHODS
 
@@ -90,6 +90,11 @@ def _fold(cfg: TrainableTokens, params: Params, site: Site, weight: Array, bias:
     return xp.take(xp.concat([weight, params["trainable_tokens_delta"]], axis=0), source, axis=0), bias
 
 
+def _biased(cfg: TrainableTokens, site: Site) -> str:
+    """Why PEFT's rows of a head mean nothing certain there; empty where they do."""
+    return "PEFT leaves out the bias of a head whose rows it trains" if site.kind == "linear" and site.bias else ""
+
+
 def _together(configs: Sequence[TrainableTokens]) -> bool:
     """Whether no token is trained twice."""
     ids = [index for cfg in configs for index in cfg.token_indices]
@@ -126,7 +131,7 @@ trainable_tokens = METHODS.register(Method(
     formula="E'[i] = D[k] for the k-th chosen token i",
     config=TrainableTokens,
     traits=Traits(exclusive=True, additive=False, identity_at_init=True, row_separable=True, low_rank=False, reads_weight=True,
-                  quantizable=False, batchable=False, tied=True, layers=("table",)),
+                  quantizable=False, batchable=False, tied=True, layers=("table", "linear")),
     shapes=_shapes,
     init=_init,
     normal_form=_normal_form,
@@ -146,6 +151,8 @@ trainable_tokens = METHODS.register(Method(
         from_config=lambda config: TrainableTokens(token_indices=tuple(config.get("token_indices") or ())),
         features=lambda params: (params["trainable_tokens_delta"].shape[1], None),
         tied=True,
+        layers={"linear": PeftLayer(limit=_biased)},
+        peft_supports=lambda cfg, site: not _biased(cfg, site),
         secondary=PeftSecondary(
             hosts=("LORA",),
             key="trainable_token_indices",

@@ -1,4 +1,4 @@
-"""Writes adapters of bare parameters and of stacks of experts as PEFT has them, with its names and shapes (``target_parameters``).
+"""Writes what PEFT has in another form than a pack's folder: parameters, stacks of experts (``target_parameters``), prefixes of decoders.
 
 The two parameters of torch's own attention are a module to PEFT, with one rank and one scale for both.
 """
@@ -22,6 +22,7 @@ from ..pack.contents import METADATA
 from ..pack.pack import Pack
 from ..peft import layout
 from ..peft.names import PREFIX
+from ..tasks.task import peft_type_of
 from .base import BaseModel
 
 TWICE = ("PEFT up to 0.21.2 adds the change of an attention's out_proj twice, and this folder is written for it: a version that adds it "
@@ -88,3 +89,17 @@ def _halved(pack: Pack, owner: str, groups: Mapping[str, Group]) -> dict[str, An
     params = pack.params(owner + _OUT)
     factor = configs[1].scale / (2 * configs[0].scale)
     return params if factor == 1 else {**params, "lora_B": (np.asarray(params["lora_B"]) * factor).astype(params["lora_B"].dtype)}
+
+
+def rearranged(pack: Pack) -> dict[str, bytes] | None:
+    """The files of PEFT's folder with the tensors of the one site in PEFT's order; None where PEFT has no such adapter."""
+    form, adapters = pack.method.peft, [group for group in pack.groups if group.role == "adapter"]
+    if form is None or form.rearranged is None or len(adapters) != 1 or len(pack.methods) > 1:
+        return None
+    path = adapters[0].path
+    made = form.rearranged(pack.config_at(adapters[0]), pack.params(path), peft_type_of(pack.manifest.task.type))
+    if made is None or (config := layout.config_bytes(pack.manifest, rearranged=made[0])) is None:
+        return None
+    places = {entry.param: name for name, entry in pack.manifest.tensors.items() if entry.group == path}
+    tensors = {**pack.tensors, **{places[param]: value for param, value in made[1].items()}}
+    return {TENSORS: b"".join(safetensors.pieces(tensors, METADATA)), layout.CONFIG: config}

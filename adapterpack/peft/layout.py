@@ -43,10 +43,12 @@ class Content(NamedTuple):
     rewritten: Rewritten | None = None
 
 
-def config_bytes(manifest: m.Manifest, on_base: bool = False, parameters: bool = False) -> bytes | None:
+def config_bytes(manifest: m.Manifest, on_base: bool = False, parameters: bool = False,
+                 rearranged: Mapping[str, Any] | None = None) -> bytes | None:
     """PEFT's config for a manifest, or None where PEFT cannot load the tensors: another method or kind of layer, quantized tensors,
     tensors left out, no adapter beside modules that were trained whole. ``on_base``: they are those that PEFT needs on the pack's base;
-    ``parameters``: those of bare parameters are as PEFT stores them."""
+    ``parameters``: those of bare parameters are as PEFT stores them; ``rearranged``: they are in PEFT's order, and its config says this
+    besides."""
     pack, method = Described(manifest), method_of(manifest)
     adapters = [group for group in manifest.groups if group.role == "adapter"]
     if not adapters or method.peft is None or manifest.quantization is not None or (
@@ -62,7 +64,7 @@ def config_bytes(manifest: m.Manifest, on_base: bool = False, parameters: bool =
     sites = {group.path: pack.config_at(group) for group in adapters if group.method is None}
     saved = [group.path for group in manifest.groups if group.role == "full"]
     task, method_config = peft_type_of(manifest.task.type), method.peft.to_config(sites) if sites else {}
-    if method_config is None or not method.peft.equivalent(sites, task):
+    if method_config is None or (rearranged is None and not method.peft.equivalent(sites, task)):
         return None
     secondary_configs = {}
     for secondary in pack.methods[1:]:
@@ -81,6 +83,7 @@ def config_bytes(manifest: m.Manifest, on_base: bool = False, parameters: bool =
         **method_config,
         **{key: value for form in forms if form is not None for key, value in form.config.items()},
         **secondary_configs,
+        **(rearranged or {}),
         **({TARGET_PARAMETERS: bare, "lora_dropout": 0.0} if bare else {}),
     }
     if bare and config.get("fan_in_fan_out"):

@@ -94,6 +94,7 @@ def _gpt2(nn: Any) -> Any:
 
 
 PROBES: dict[str, Probe] = {
+    "linear": Probe(_held(lambda nn: nn.Linear(12, 7)), _floats(3, 5, 12)),
     "transposed": Probe(_held(_gpt2), _floats(3, 5, 12)),
     "embedding": Probe(_held(lambda nn: nn.Embedding(12, 7)), np.random.default_rng(3).integers(0, 12, (3, 5))),
     "table": Probe(_held(lambda nn: nn.Embedding(7, 12)), np.random.default_rng(3).integers(0, 7, (3, 5))),
@@ -110,8 +111,9 @@ def every_kind_agrees(case: Case) -> None:
     """At each kind that ``traits.layers`` names, ``layer(x)`` adapted is ``layer(x)`` with ``fold(W, b)`` as its weight, within 1e-9 in
     float64; fresh it is the base by trait, off and taken out always, bit for bit; gradients reach what is trained; a pack of it goes round;
     and PEFT, where the pack's folder is its, gives the same from it in float32, merged too, within 1e-4."""
+    first = case.method.traits.layers[0]
     for kind in case.method.traits.layers:
-        if kind in PROBES:
+        if kind in PROBES and not kind == first == "linear":  # on which all else is proved
             try:
                 _agrees(case, kind, PROBES[kind])
             except Exception as error:

@@ -120,6 +120,7 @@ def wrapping(model: nn.Module, name: str) -> Iterator[Work]:
     try:
         yield work
         tell(model, name, [module for module in work.touched if isinstance(module, Adapted)])
+        _require_one_of_tied(model, work)
     except BaseException:
         for module in work.touched:
             module._remove(name)
@@ -130,6 +131,17 @@ def wrapping(model: nn.Module, name: str) -> Iterator[Work]:
         if isinstance(wrapper, AdaptedTable):
             for tied in _tied(model, wrapper):
                 wrapper._follow(tied)
+
+
+def _require_one_of_tied(model: nn.Module, work: Work) -> None:
+    """Checks that no head has an adapter of its own that changes what is tied, where it follows an embedding that has one, too."""
+    for table in (module for module in work.touched if isinstance(module, AdaptedTable) and work.name in module._names):
+        for tied in _tied(model, table):
+            for own in (module for module in work.touched if isinstance(module, Adapted) and innermost(module) is tied):
+                if all(module._methods[work.name][0].traits.tied for module in (own, table)):
+                    raise Unsupported("the embedding and the output head are one weight, and the adapter changes each in its own way",
+                                      where=own._site.path, found=f"{table._site.path} and {own._site.path}",
+                                      remedy="load the base untied, or train the embedding alone, which its head follows")
 
 
 def _tied(model: nn.Module, table: AdaptedTable) -> list[nn.Module]:

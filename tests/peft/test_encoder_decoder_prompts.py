@@ -58,8 +58,8 @@ def require_same(found: torch.Tensor, wanted: torch.Tensor) -> None:
 
 @pytest.mark.parametrize(("family", "method"), CASES)
 def test_attached_it_is_peft(family: str, method: str, tmp_path: Path) -> None:
-    """Alone and padded; greedy tokens are those of the logits; switched off and taken out the base's own bits. PEFT loads the pack, unless
-    it has keys and values, which PEFT gives to other layers than their own."""
+    """Alone and padded; greedy tokens are those of the logits; switched off and taken out the base's own bits. PEFT loads the pack; keys
+    and values, which PEFT gives to other layers than their own, once they are converted."""
     wanted = alone(theirs(family, method, tmp_path / "theirs"))
     base = alone(FAMILIES[family].build())
     assert (wanted - base).abs().max() > 0.05 * base.abs().max(), "the prompt does something"
@@ -79,6 +79,8 @@ def test_attached_it_is_peft(family: str, method: str, tmp_path: Path) -> None:
     if method == "prefix_tuning":
         assert not (tmp_path / "pack" / "adapter_config.json").exists()
         require_same(alone(attach(FAMILIES[family].build(), load(tmp_path / "pack"))), wanted)
+        convert(tmp_path / "pack", tmp_path / "back", to="peft")
+        require_same(alone(peft.PeftModel.from_pretrained(FAMILIES[family].build(), tmp_path / "back").eval()), wanted)
     else:
         require_same(alone(peft.PeftModel.from_pretrained(FAMILIES[family].build(), tmp_path / "pack").eval()), wanted)
 
@@ -96,6 +98,8 @@ def test_they_are_trained_and_saved(tmp_path: Path) -> None:
         assert not torch.equal(alone(model), before)
         adapterpack.save(model, tmp_path / f"pack-{number}", base=tmp_path / "base")
         require_same(alone(attach(FAMILIES["t5"].load(tmp_path / "base"), load(tmp_path / f"pack-{number}"))), alone(model))
+    with pytest.raises(Unsupported, match="another form"):  # PEFT gives both layers the keys of the first
+        convert(tmp_path / "pack-1", tmp_path / "none", to="peft")
     again = peft.PeftModel.from_pretrained(FAMILIES["t5"].load(tmp_path / "base"), tmp_path / "pack-0").eval()
     require_same(alone(again), alone(attach(FAMILIES["t5"].load(tmp_path / "base"), load(tmp_path / "pack-0"))))
 

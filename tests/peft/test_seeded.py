@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 import peft
 import pytest
 import torch
+from families import FAMILIES
 from peft.tuners.waveft.wavelet import Wavelet
 from safetensors.torch import load_file, save_file
 from seeded_formulas import c3a, fourierft, pvera, randlora, shira, tinylora, unilora, vblora, vera, waveft
@@ -292,6 +294,31 @@ def test_uniloras_order_must_be_known(tmp_path: Path) -> None:
     x = x_for(ROWS["vera"])
     with torch.no_grad():
         require_close(adapterpack.attach(Net(), from_peft.read(tmp_path / "one"), check_base=False)(x), theirs(x))
+
+
+def test_uniloras_order_is_the_bases(tmp_path: Path) -> None:
+    """Without indices the layers are numbered as the base's model has them: OPT's keys before its values before its queries."""
+    torch.manual_seed(0)
+    base = FAMILIES["opt"].build()
+    base.save_pretrained(tmp_path / "base")
+    config = peft.UniLoraConfig(r=2, theta_d_length=33, target_modules=["q_proj", "v_proj", "k_proj"], task_type="CAUSAL_LM")
+    theirs = moved(peft.get_peft_model(base, config)).eval()
+    theirs.save_pretrained(tmp_path / "theirs")
+    ids = torch.tensor([[3, 1, 4, 15]])
+    with torch.no_grad():
+        wanted, plain = theirs(input_ids=ids).logits, FAMILIES["opt"].load(tmp_path / "base").eval()(input_ids=ids).logits
+    with pytest.raises(Unsupported, match="--base"):
+        adapterpack.load(tmp_path / "theirs")
+    adapterpack.convert(tmp_path / "theirs", tmp_path / "pack", to="pack", base=tmp_path / "base")
+    ours = adapterpack.attach(FAMILIES["opt"].load(tmp_path / "base").eval(), adapterpack.load(tmp_path / "pack"))
+    with torch.no_grad():
+        found = ours(input_ids=ids).logits
+    assert (wanted - plain).abs().max() > 0.01
+    require_close(found, wanted)
+    (tmp_path / "theirs" / "adapter_config.json").write_text(json.dumps(
+        {**json.loads((tmp_path / "theirs" / "adapter_config.json").read_text()), "layers_to_transform": [0]}))
+    with pytest.raises(Unsupported, match="decides which layers"):
+        adapterpack.convert(tmp_path / "theirs", tmp_path / "again", to="pack", base=tmp_path / "base")
 
 
 def test_vbloras_best_weights_alone(tmp_path: Path) -> None:

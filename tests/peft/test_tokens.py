@@ -138,6 +138,22 @@ def test_both_methods_trained_in_one_adapter(tied: bool, tmp_path: Path) -> None
     assert all(np.array_equal(value, again.tensors[name]) for name, value in pack.tensors.items())
 
 
+def test_tokens_of_an_untied_head_beside_those_of_the_embedding(tmp_path: Path) -> None:
+    """Each of the two has its own tokens: attached it is PEFT's model; a head that is one weight with the embedding is refused."""
+    base = llama(False)
+    theirs = theirs_of(base, target_modules=["q_proj"], trainable_token_indices={"lm_head": [1, 2], "embed_tokens": [3, 4, 1]})
+    saved(theirs, tmp_path / "theirs")
+    pack, wanted = load(tmp_path / "theirs"), logits(theirs)
+    model = attach(copy.deepcopy(base), pack)
+    assert np.abs(logits(model) - wanted).max() < FP32 < 0.1 < np.abs(wanted - logits(base)).max()
+    assert np.array_equal(logits(detach(model)), logits(base))
+    tied = llama(True)
+    before = logits(tied)
+    with pytest.raises(Unsupported, match="are one weight"):
+        attach(tied, pack)
+    assert np.array_equal(logits(tied), before)
+
+
 def test_what_needs_one_kind_of_change_says_so(tmp_path: Path) -> None:
     """Rows that replace others have no factors: composing, quantizing and the formats of factors name the method; so do a tree, whose
     members have one method each, and a graph, which has no slots for rows."""

@@ -182,6 +182,10 @@ class PeftForm(NamedTuple):
     layers: Mapping[str, PeftLayer] = {}
     """Kind of site -> how PEFT has it there, for kinds other than the method's first. At a kind that is not here PEFT has no such form."""
 
+    rearranged: Callable[[Any, Params, str | None], tuple[dict[str, Any], dict[str, np.ndarray]] | None] | None = None
+    """What PEFT's config has to say besides, and the parameters in the order in which PEFT means the same by them, of a site's config and
+    parameters and PEFT's name of the task, where ``equivalent`` says no; None where PEFT has no such adapter. As with ``parameters``,
+    ``convert`` writes it, and a pack's folder never is."""
     parameters: Callable[[Site, Params], dict[str, np.ndarray]] | None = None
     """The parameters of a site that is a bare parameter of the base, or a stack of them, as PEFT stores them where its config names such
     parameters (``target_parameters``). A pack's folder never does: its tensors stay as they are, and ``convert`` makes PEFT's."""

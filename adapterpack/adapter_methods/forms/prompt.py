@@ -161,17 +161,30 @@ def peft_form(
         pooled = all(getattr(cfg, "pooled", "prompt") == "prompt" for cfg in sites.values())
         return (task != "SEQ_CLS" or pooled) and (task != "SEQ_2_SEQ_LM" or wide)
 
+    def rearranged(cfg: Any, params: Params, task: str | None) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
+        placed = _placed(np.asarray(params[STORED]), cfg.num_layers) if task == "SEQ_2_SEQ_LM" else None
+        return None if placed is None else ({"num_transformer_submodules": 2}, {**params, STORED: placed})
+
     def features(params: Params) -> tuple[int | None, None]:
         return params[STORED].shape[1] if wide else None, None
 
     return PeftForm(peft_type, {name: name for name in names}, written, read, features, site=PROMPT, equivalent=equivalent,
-                    from_peft_file=used if parts else None)
+                    from_peft_file=used if parts else None, rearranged=rearranged if parts and not wide else None)
 
 
 def _taken(flat: np.ndarray, layers: int) -> np.ndarray:
     """``[n, layers * width]`` with the keys and values that PEFT takes at each layer of a decoder with an encoder."""
     by_layer = flat.reshape(len(flat), layers, -1)
     return np.ascontiguousarray(by_layer[:, 2 * np.arange(layers) % layers]).reshape(len(flat), -1)
+
+
+def _placed(flat: np.ndarray, layers: int) -> np.ndarray | None:
+    """What :func:`_taken` gives ``flat`` of, with zeros where PEFT takes nothing; None where it takes one for two layers that differ."""
+    by_layer = flat.reshape(len(flat), layers, -1)
+    placed = np.zeros_like(by_layer)
+    placed[:, 2 * np.arange(layers) % layers] = by_layer
+    result = placed.reshape(len(flat), -1)
+    return result if np.array_equal(_taken(result, layers), flat) else None
 
 
 def embedding_fields(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from ..base import BaseModel, bind_to_base
 from ..format import FORMATS, Format, Reading, Source
 from ..packs import dequantized
 from ..peft_decomposition import from_peft, to_peft
-from ..peft_parameters import of_parameters
+from ..peft_parameters import of_parameters, rearranged
 
 ON_BASE = ("PEFT's file means this adapter with the singular vectors that torch gives on this machine's CPU; elsewhere these, "
            "and so what the file means, may be others")
@@ -49,6 +49,8 @@ def write(pack: Pack, folder: Path, base: BaseModel | None) -> tuple[str, ...]:
         notes += (ON_BASE,) if on_base.method.peft is not None and on_base.method.peft.from_peft_with_base is not None else ()
     if layout.CONFIG not in files and (parameters := of_parameters(plain, base)) is not None:
         files, notes = parameters[0], notes + parameters[1]
+    if layout.CONFIG not in files and (in_order := rearranged(plain)) is not None:
+        files = in_order
     if layout.CONFIG not in files:
         kinds = dict.fromkeys(group.kind for group in pack.manifest.groups if group.role == "adapter")
         raise Unsupported("PEFT has no such method, or another form of it at a kind of layer", where=f"pack '{pack.name}'",

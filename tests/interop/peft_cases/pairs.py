@@ -9,6 +9,7 @@ import peft
 import torch
 
 import adapterpack
+from adapterpack.errors import AdapterpackError
 
 from . import trial
 from .cases import Case
@@ -58,8 +59,24 @@ def _attach(built: Built, outcome: Outcome) -> None:
 
 def _merge(built: Built, outcome: Outcome) -> None:
     out = built.folder.parent / "merged"
-    adapterpack.merge(built.model.folder, [pack_of(built.folder / name, built.model) for name in NAMES], out, durable=False)
+    try:
+        adapterpack.merge(built.model.folder, [pack_of(built.folder / name, built.model) for name in NAMES], out, durable=False)
+    except AdapterpackError as error:
+        if reason := _unmergeable(built):
+            raise NotApplicable(reason) from error
+        raise
     require(built, outcome, built.model.load(out))
+
+
+def _unmergeable(built: Built) -> str | None:
+    """Why PEFT cannot merge the two either, or None."""
+    again: Any = peft.PeftModel.from_pretrained(built.model.load(), built.folder / NAMES[0], NAMES[0])
+    again.load_adapter(built.folder / NAMES[1], NAMES[1])
+    try:
+        merged = again.eval().merge_and_unload(adapter_names=list(NAMES))
+    except Exception as error:
+        return f"PEFT cannot merge them: {type(error).__name__}"
+    return "PEFT's merge gives other numbers than its model" if apart(built.model.outputs(merged), built.wanted) > trial.SAME else None
 
 
 TOGETHER = Trial(_built, {"attach": _attach, "merge": _merge})

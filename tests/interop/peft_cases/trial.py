@@ -188,9 +188,11 @@ def _attach(built: Built, outcome: Outcome) -> None:
     report = adapterpack.validate(built.folder)
     try:
         pack = pack_of(built.folder, built.model)
-    except AdapterpackError:
+    except AdapterpackError as error:
         if report.valid:
             outcome.notes.append("validate finds nothing wrong with what load refuses")
+        if reason := _unlike_itself(built):
+            raise NotApplicable(reason) from error
         raise
     model = adapterpack.attach(built.model.load(), pack)
     require(built, outcome, model)
@@ -219,12 +221,20 @@ def _unmergeable(built: Built) -> str | None:
         return f"PEFT cannot merge it: {type(error).__name__}"
 
 
+def _unlike_itself(built: Built) -> str | None:
+    """That PEFT's own model of the file is no function of its inputs, if it gives the same batch other numbers the second time."""
+    first, second = built.model.alone(built.theirs), built.model.alone(built.theirs)
+    return "PEFT's own model gives other numbers at every call" if apart(first, second) > SAME else None
+
+
 def _trip(built: Built, outcome: Outcome) -> None:
     pack, back = built.folder.parent / "pack", built.folder.parent / "back"
     try:
         adapterpack.convert(built.folder, pack, to="pack")
     except AdapterpackError as error:
         if "--base" not in str(error.remedy):
+            if reason := _unlike_itself(built):
+                raise NotApplicable(reason) from error
             raise
         adapterpack.convert(built.folder, pack, to="pack", base=built.model.folder)
     if not (pack / "adapter_config.json").is_file():
