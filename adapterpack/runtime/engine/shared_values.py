@@ -8,8 +8,8 @@ other is one array for all rows. So memory holds the two once, and of each pack 
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
-from weakref import WeakValueDictionary
+from dataclasses import dataclass, field
+from weakref import ReferenceType, WeakValueDictionary, ref
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from ...slots.values import Values
 from .slot_layout import SlotLayout
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Product:
     """The values of a slot as a product: parts of the ``shared`` array ``[in, parts k]`` or ``[parts k, out]``, each times a core
     ``[k, k]``, or zero where there is none. ``columns``: the parts are columns.
@@ -27,6 +27,7 @@ class Product:
     shared: np.ndarray
     cores: Sequence[SharedFactors | None]
     columns: bool
+    _made: ReferenceType[np.ndarray] | None = field(default=None, init=False, repr=False)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -39,7 +40,14 @@ class Product:
         return sum(one.codes.nbytes + one.scales.nbytes for one in self.cores if one is not None)
 
     def array(self) -> np.ndarray:
-        """The values, made anew."""
+        """The values: made anew, unless those that were made last are still in use, as they are while a row's prompt is read."""
+        last = None if self._made is None else self._made()
+        if last is None:
+            last = self._multiplied()
+            self._made = ref(last)
+        return last
+
+    def _multiplied(self) -> np.ndarray:
         made = np.zeros(self.shared.shape, self.shared.dtype)
         axis = int(self.columns)
         for core, part, target in zip(self.cores, np.split(self.shared, len(self.cores), axis), np.split(made, len(self.cores), axis),
