@@ -8,6 +8,7 @@ there is no p. The group of each row is stored, and so are P and p.
 
 PEFT stores no groups: its file holds a B_k for each, and whenever PEFT loads it, it decomposes and groups the weight anew. So the file is
 read and written with the base at hand, by the same steps: torch's random start, two rounds of subspace iteration, scikit-learn's k-means.
+Where PEFT did that on a GPU, whose random start is another, the file's own P says what it found there (float32 alone is exact enough).
 Rounding may put a row that lies between two groups into either. The computation is therefore repeated within what rounding does to it, and
 the groups count only if those of the sizes that the file's B_k have are always the same.
 """
@@ -184,20 +185,47 @@ def _candidates(cfg: AdaMSS, site: Site, matrix: np.ndarray, stored: np.ndarray 
     groups, r, _ = _sizes(cfg, site)
     start = _start(cfg, matrix, r)
     (U, V), (rounded, also) = _estimate(matrix, start.astype(np.float64)), _estimate(matrix, start)
-    noise = max(_outside(also.T, V), float(np.finfo(np.float32).eps))
+    noise, several = max(_outside(also.T, V), float(np.finfo(np.float32).eps)), [U, rounded]
     if stored is not None:
         step, off = float(ml_dtypes.finfo(_precision(stored)).eps), _outside(stored, V)
-        if not off <= 16 * max(step, noise):
-            raise Unsupported("the singular vectors in this file are not those that PEFT estimates of this base's weight on a CPU: it was "
-                              "made on another device, whose random numbers are others, or of another base", where=site.path,
-                              expected=f"within {16 * max(step, noise):.2g} of their span", found=f"{off:.2g}",
+        if off <= 16 * max(step, noise):
+            noise = max(noise, off if off > step else 0.0)
+        else:
+            U, noise = _implied(matrix, stored)
+            several = [U]
+        if not noise <= _MOST_NOISE:
+            raise Unsupported("the singular vectors in this file are not those of this base's weight: it belongs to another base, or was "
+                              "made on a GPU in half precision, from which they cannot be told exactly enough", where=site.path,
+                              expected=f"orthonormal left vectors, within {_MOST_NOISE:g}", found=f"{noise:.2g}",
                               remedy="merge it with PEFT on the machine that trained it")
-        noise = max(noise, off if off > step else 0.0)
-    yield _grouped(U, groups)
-    yield _grouped(rounded, groups)
     rng, size = np.random.default_rng(0), noise * float(np.sqrt(np.square(U).mean()))
-    for _ in range(_TRIES):
-        yield _grouped(U + size * rng.standard_normal(U.shape), groups)
+    for points in (*several, *(U + size * rng.standard_normal(U.shape) for _ in range(_TRIES))):
+        yield _grouped(points, groups)
+
+
+_MOST_NOISE = 1e-3
+"""Of a left vector's length. Above it many rows lie within the noise of the middle between two groups."""
+
+
+def _implied(matrix: np.ndarray, stored: np.ndarray) -> tuple[np.ndarray, float]:
+    """U ``[out, r]`` of V of a file alone, ``[r, in]``, and how far U is from orthonormal columns, which it has if V is of this weight.
+
+    A GPU begins its estimate with other random numbers than a CPU, and ends with others for the last vectors. But whatever it began with,
+    ``W V = U S`` holds for a wide weight and ``W^T U = V S`` for a tall one, with U in the span of W's columns; S are the lengths. What U
+    has there of directions with singular values below a 16th of the r-th is less than 16^-5 of it, since the iteration multiplies it by
+    their fifth power, and is left out: rounding would speak louder.
+    """
+    W, V = matrix.astype(np.float64), stored.T.astype(np.float64)
+    lost = 0.0
+    if W.shape[0] < W.shape[1]:
+        U = W @ V
+    else:
+        values, vectors = np.linalg.eigh(W.T @ W)
+        kept = values > values[-V.shape[1]] / 256
+        U = W @ ((vectors[:, kept] / values[kept]) @ (vectors[:, kept].T @ V))
+        lost = float(np.linalg.norm(W.T @ U - V) / np.linalg.norm(V))
+    U = U / np.linalg.norm(U, axis=0)
+    return U, max(lost, float(np.linalg.norm(U.T @ U - np.eye(V.shape[1]))) / np.sqrt(V.shape[1]))
 
 
 def _outside(rows: np.ndarray, V: np.ndarray) -> float:

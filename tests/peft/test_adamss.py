@@ -119,6 +119,24 @@ def test_adamss_of_a_layer_of_a_real_size_in_bfloat16(tmp_path: Path) -> None:
     assert {k: np.flatnonzero(groups == k).tolist() for k in range(5)} == {k: rows.tolist() for k, rows in segments.items()}
 
 
+@pytest.mark.parametrize("widths", [(96, 200), (200, 96)])
+def test_adamss_of_another_random_start(widths: tuple[int, int], tmp_path: Path) -> None:
+    """A GPU's random numbers are others than a CPU's: here those of another seed, which the file does not name. Its vectors say enough."""
+    torch.manual_seed(4)
+    model = nn.Sequential(nn.Linear(*widths))
+    theirs = theirs_on(model, ["0"], r=24, num_subspaces=4, random_seed=11)
+    theirs.save_pretrained(tmp_path / "theirs")
+    config = tmp_path / "theirs" / layout.CONFIG
+    config.write_text(json.dumps({**json.loads(config.read_text()), "random_seed": 0}))
+    base = based(tmp_path / "base", model)
+    convert(tmp_path / "theirs", tmp_path / "pack", to="pack", base=base)
+    x = torch.randn(5, widths[0], generator=torch.Generator().manual_seed(1))
+    found = attach(copy.deepcopy(model), load(tmp_path / "pack"))(x).detach().numpy()
+    np.testing.assert_allclose(found, by_hand(theirs, x.double().numpy()), atol=1e-5)
+    with pytest.raises(Unsupported, match="into other groups"):  # a CPU would make others, when it loads the file
+        convert(tmp_path / "pack", tmp_path / "again", to="peft", base=base)
+
+
 def test_what_adamss_does_not_say_is_refused(tmp_path: Path) -> None:
     """Without the base; on another one; where rounding groups the rows; and files that do not fit together."""
     base, folder = based(tmp_path / "base", net()), tmp_path / "theirs"
@@ -128,7 +146,7 @@ def test_what_adamss_does_not_say_is_refused(tmp_path: Path) -> None:
     other = net()
     with torch.no_grad():
         other[0].weight.mul_(torch.linspace(1, 2, 13))
-    with pytest.raises(Unsupported, match="not those that PEFT estimates"):
+    with pytest.raises(Unsupported, match="not those of this base"):
         convert(folder, tmp_path / "out", to="pack", base=based(tmp_path / "other", other))
     theirs_on(net(), ["2"], r=21, num_subspaces=4).save_pretrained(tmp_path / "even")  # U is square: no two rows are nearer than others
     with pytest.raises(Unsupported, match=r"k-means"):
