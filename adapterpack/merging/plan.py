@@ -163,6 +163,13 @@ def _require_alone(name: str, contributions: list[Contribution]) -> None:
                           found=", ".join(f"'{one.pack}' ({one.method.name})" for one in contributions), remedy="merge only one of them")
 
 
+def _in_own_places(contributions: list[Contribution]) -> bool:
+    """Whether all are of one method, and each puts its values in places of its own."""
+    method = contributions[0].method
+    return (method.limits.together is not None and all(one.method.name == method.name for one in contributions)
+            and method.limits.together([one.adapter.config for one in contributions]))
+
+
 def _copied(base: MergeBase, copied: str, name: str, out: str | None) -> PlainWriter:
     if copied in base.quantized and out is None:
         raise Unsupported("a quantized weight is not written twice", where=f"{base.where}, {copied}", remedy=_DEQUANTIZE)
@@ -174,7 +181,8 @@ def _target(base: MergeBase, name: str, contributions: list[Contribution], out: 
 
     ``copied`` is the tensor of the base that the weight starts from, if that has another name.
     """
-    _require_alone(name, contributions)
+    if not _in_own_places(contributions):
+        _require_alone(name, contributions)
     kinds = {contribution.adapter.site.kind for contribution in contributions}
     if len(kinds) > 1:
         raise Unsupported("the packs do not agree on how this weight is stored", where=name, found=", ".join(sorted(kinds)),

@@ -154,6 +154,21 @@ def test_tokens_of_an_untied_head_beside_those_of_the_embedding(tmp_path: Path) 
     assert np.array_equal(logits(tied), before)
 
 
+def test_two_sets_of_tokens_are_merged_where_none_is_in_both(tmp_path: Path) -> None:
+    """The rows of each are its own, whichever comes first; a token of both is refused."""
+    llama(False).save_pretrained(tmp_path / "base")
+    packs = [save(shaken(adapt(llama(False), TrainableTokens(token_indices=ids))), None, name=f"a{ids[0]}")
+             for ids in ((3, 1), (4,), (1, 5))]
+    merge(tmp_path / "base", packs[:2], tmp_path / "merged", durable=False)
+    table = load_file(tmp_path / "merged" / "model.safetensors")["model.embed_tokens.weight"]
+    right = llama(False).get_input_embeddings().weight.detach().clone()
+    for pack, ids in zip(packs, ((3, 1), (4,)), strict=False):
+        right[list(ids)] = torch.tensor(pack.params("model.embed_tokens")["trainable_tokens_delta"])
+    assert torch.equal(table, right)
+    with pytest.raises(Unsupported, match="puts its own values"):
+        merge(tmp_path / "base", packs[::2], tmp_path / "twice", durable=False)
+
+
 def test_what_needs_one_kind_of_change_says_so(tmp_path: Path) -> None:
     """Rows that replace others have no factors: composing, quantizing and the formats of factors name the method; so do a tree, whose
     members have one method each, and a graph, which has no slots for rows."""
