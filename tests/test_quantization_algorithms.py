@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
+from adapterpack.errors import ConfigError
 from adapterpack.exporting.quantization.algorithms.awq import scaled
 from adapterpack.exporting.quantization.algorithms.gptq import DAMPING, compensated
 from adapterpack.exporting.quantization.algorithms.k_quant import fitted
 from adapterpack.exporting.quantization.product import Codes, Setting
+from adapterpack.exporting.quantization.search import BITS, Choice, greedy
 from adapterpack.onnx_graph.nbits import Grid, blocked, fresh_grid, nearest, values
 
 WIDTH, OUT = 45, 7
@@ -88,3 +92,27 @@ def test_no_block_of_k_quants_errs_more_than_to_nearest(bits: int) -> None:
         fitted(rows, setting, np.float32), nearest_codes(rows, setting)))
     assert (ours <= plain + 1e-9).all()
     assert ours.sum() < plain.sum()
+
+
+@pytest.mark.parametrize("sized", [True, False])
+def test_the_search_keeps_to_its_budget(sized: bool) -> None:
+    """Of 5 products, beside all 243 choices: within the budget, and as good as the best of a budget that is one step tighter."""
+    rng = np.random.default_rng(7)
+    choices = {}
+    for name in "abcde":
+        sizes, errors = rng.integers(50, 200) * np.array([8, 4, 2]), 10 ** rng.uniform(-5, -3) * np.array([1, 15, 300])
+        choices[name] = [Choice(bits, float(error), int(size)) for bits, error, size in zip(BITS, errors, sizes, strict=True)]
+    every = [(sum(one.nbytes for one in picked), float(np.sqrt(sum(one.error for one in picked) / 5)))
+             for picked in itertools.product(*choices.values())]
+    step = max(one[0].nbytes - one[1].nbytes for one in choices.values())
+    for size, error in every[20:220:23]:
+        found = greedy(choices, None if sized else error, size if sized else None).values()
+        nbytes, total = sum(one.nbytes for one in found), float(np.sqrt(sum(one.error for one in found) / 5))
+        if sized:
+            assert nbytes <= size
+            assert total <= min([other for taken, other in every if taken <= size - step], default=np.inf) * (1 + 1e-9)
+        else:
+            assert total <= error * (1 + 1e-9)
+            assert nbytes <= min(taken for taken, other in every if other <= error) + step
+    with pytest.raises(ConfigError, match="budget"):
+        greedy(choices, 1e-9, None) if not sized else greedy(choices, None, 10)

@@ -21,6 +21,7 @@ Make = Callable[..., Any]
 OPTIONS: dict[str, dict[str, Any]] = {
     "int8": {}, "int2": {"block_size": 16}, "fp16": {}, "bf16": {}, "symmetric": {"scheme": "int4", "symmetric": True},
     "k-quant": {"scheme": "int4", "algorithm": "k-quant", "block_size": 16}, "hqq": {"scheme": "int4", "algorithm": "hqq"},
+    "mixed": {"scheme": "mixed", "error_budget": 0.07},
     "gptq": {"scheme": "int4", "algorithm": "gptq"}, "awq": {"scheme": "int4", "algorithm": "awq"},
 }
 
@@ -78,6 +79,9 @@ def test_a_quantized_graph_computes_with_its_own_values(name: str, mode: str, bu
         assert np.abs(found - before).max() > 4 * np.abs(found - expected).max()
     report = bundle.quantization
     assert report is not None and report["scheme"] == options["scheme"]
+    if name == "mixed":
+        assert len({choice["bits"] for choice in report["products"].values()}) > 1
+        assert np.sqrt(np.mean([choice["error"] ** 2 for choice in report["products"].values()])) <= 0.07
     assert report.get("algorithm", "rtn") == options.get("algorithm", "rtn")
     assert ("calibration" in report) == ("calibration" in options)
 
@@ -109,6 +113,7 @@ def test_what_does_not_go_together_is_refused(bundle_of: Make, pack_of: Make, ro
         (ConfigError, "block-size", {"scheme": "fp16", "block_size": 32}),
         (ConfigError, "nothing here looks", {"scheme": "int4", "calibration": rows}),
         (Unsupported, "symmetric", {"scheme": "int4", "algorithm": "hqq", "symmetric": True}),
+        (ConfigError, "budget", {"scheme": "mixed"}), (ConfigError, "budget", {"scheme": "int4", "error_budget": 0.1, "size_budget": 9}),
         (ConfigError, "no text", {"scheme": "int4", "algorithm": "gptq", "calibration": tmp_path / "empty.jsonl"}),
     ]
     for error, words, options in cases:

@@ -24,6 +24,13 @@ class CalibrationReport(TypedDict):
     tokens: Annotated[int, Meta(ge=1)]
 
 
+class ProductReport(TypedDict):
+    """What a search gave one product: its bits, and the share of the outputs that they move."""
+
+    bits: Literal[2, 4, 8]
+    error: Annotated[float, Meta(ge=0)]
+
+
 class CompensationReport(TypedDict):
     """The rank of the correction, at how many sites, and the root of the share of their squared errors that it leaves."""
 
@@ -51,6 +58,7 @@ class QuantizationReport(TypedDict):
     symmetric: NotRequired[bool]
     algorithm: NotRequired[Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_-]{0,63}\Z")]]
     calibration: NotRequired[CalibrationReport]
+    products: NotRequired[Annotated[Mapping[Annotated[str, Meta(max_length=512)], ProductReport], Meta(max_length=50_000)]]
     compensation: NotRequired[CompensationReport]
     error_by_accuracy: NotRequired[Mapping[Literal["exact", "fast"], Annotated[float, Meta(ge=0)]]]
 

@@ -20,7 +20,7 @@ from .progress import apart
 @click.argument("source", metavar="PACK|BUNDLE")
 @out_option("The folder of the smaller copy")
 @click.option("--scheme", default="int8", show_default=True, metavar="S",
-              help="int8, int4, fp8 or mixed for packs; int8, int4, int2, fp16 or bf16 for bundles.")
+              help="int8, int4, fp8 or mixed for packs; int8, int4, int2, mixed, fp16 or bf16 for bundles.")
 @click.option("--rank-budget", type=float, metavar="E", help="Cut the rank of each site of a pack first, within this relative error.")
 @quantization_options
 @click.option("--block-size", type=int, metavar="N", help="How many weights share a scale: 16, 32 (the default), 64, 128 or 256.")
@@ -30,6 +30,8 @@ from .progress import apart
 @click.option("--calibration", metavar="FILE.jsonl", help="Rows that the model will see: text, messages, or prompt and completion.")
 @click.option("--compensate", type=int, metavar="RANK", help="Correct the error of a bank by a pack of this rank, which every row carries; "
                                                               "best with --calibration.")
+@click.option("--error-budget", type=float, metavar="E", help="mixed: as few bits a product as this relative error of products allows.")
+@click.option("--size-budget", type=int, metavar="BYTES", help="mixed: the least error of products that all take at most so many bytes.")
 @shared
 def command(source: str, out: str, as_json: bool, **options: Any) -> None:
     """Writes a quantized copy of a pack (int8, int4, fp8, mixed) or of a bundle's graphs; the error is in its manifest.
@@ -51,6 +53,8 @@ def command(source: str, out: str, as_json: bool, **options: Any) -> None:
     line(f"quantized {source} to {out}: {size(before)} became {size(after['bytes'])}")
     report = dict(after["quantization"])
     errors = report.pop("error_by_accuracy", None)
+    if bits := [choice["bits"] for choice in report.pop("products", {}).values()]:
+        line(", ".join(f"{bits.count(number)} products of {number} bits" for number in sorted(set(bits), reverse=True)))
     facts(report)
     if errors is not None and "head" in report:
         line(accuracy_sentence(report["accuracy"], errors))

@@ -19,15 +19,17 @@ from .packs import quantize_pack
 def quantize(source: str | os.PathLike[str] | Pack, out: str | os.PathLike[str], *, scheme: str = "int8", accuracy: str | None = None,
              head: str | None = None, rank_budget: float | None = None, block_size: int | None = None, symmetric: bool | None = None,
              algorithm: str | None = None, calibration: str | os.PathLike[str] | None = None,
-             compensate: int | None = None) -> Pack | Bundle:
+             compensate: int | None = None, error_budget: float | None = None, size_budget: int | None = None) -> Pack | Bundle:
     """Writes a quantized copy of a pack (``int8``, ``int4``, ``fp8``, ``mixed``) or of a bundle's graphs; the error is in its manifest.
 
     ``rank_budget`` cuts the rank of each site of a pack first, as far as the change there stays within that relative error.
 
-    Schemes of graphs are ``int8``, ``int4`` and ``int2``, whose products become ``MatMulNBits``, and ``fp16`` and ``bf16``, whose weights
-    are stored in half of the bytes. Of the first three, ``block_size`` weights (16, 32, 64, 128 or 256; by default 32) share a scale, and a
-    zero point unless they are ``symmetric``; ``algorithm`` is ``rtn``, ``k-quant`` or ``hqq``, or ``gptq`` or ``awq``, which look at the
-    rows of ``calibration``, a JSONL file of ``text``, ``messages``, or ``prompt`` and ``completion``.
+    Schemes of graphs are ``int8``, ``int4`` and ``int2``, whose products become ``MatMulNBits``; ``mixed``, which has eight, four or
+    two bits for each product, as few as ``error_budget`` (the root mean square of the products' relative errors) or ``size_budget``
+    (bytes of the products without the head) allows; and ``fp16`` and ``bf16``, whose weights are stored in half of the bytes. Of
+    schemes of codes, ``block_size`` weights (16, 32, 64, 128 or 256; by default 32) share a scale, and a zero point unless they are
+    ``symmetric``; ``algorithm`` is ``rtn``, ``k-quant`` or ``hqq``, or ``gptq`` or ``awq``, which look at the rows of ``calibration``,
+    a JSONL file of ``text``, ``messages``, or ``prompt`` and ``completion``.
 
     ``compensate`` is the rank of a correction of the error, which every row of a bank carries, the base's too, beside its adapter: the best
     for the weights, or for the outputs on the rows of ``calibration``.
@@ -51,7 +53,7 @@ def quantize(source: str | os.PathLike[str] | Pack, out: str | os.PathLike[str],
     refuse_existing(Path(out))
     kind = "pack" if isinstance(source, Pack) else kind_of(source)
     options: dict[str, Any] = {"block_size": block_size, "symmetric": symmetric, "algorithm": algorithm, "calibration": calibration,
-                               "compensate": compensate}
+                               "compensate": compensate, "error_budget": error_budget, "size_budget": size_budget}
     if kind != "bundle":
         require_no_options("only a bundle has products to compute", accuracy=accuracy, head=head, **options)
     if isinstance(source, Pack):

@@ -32,6 +32,7 @@ from .calibration_rows import token_rows
 from .compensation import Compensator
 from .options import ACCURACIES, Quantization
 from .scheme import SCHEMES
+from .search import searched
 from .weights import quantize_file
 
 _SUFFIXES = ("", "_Q2", "_Q4", "_Q8")
@@ -69,15 +70,16 @@ def quantize_in_place(folder: Path, wanted: Quantization) -> None:
     del session  # so that its files can be replaced
     second = Moments(folder, rows).of if rows else None
     compensator = Compensator(bundle, wanted.compensate, second) if wanted.compensate else None
+    choose, choices = searched(folder, bundle.parts, wanted, second) if scheme.budgeted else ((lambda name: wanted.setting), {})
     count, sites = 0, dict(bundle.sites)
     for part in bundle.parts:
         path = folder / graph_file(part)
-        count += quantize_file(path, wanted.scheme, lambda name: wanted.setting, wanted.head_setting,
-                               second if part == MAIN else None, compensator if part == MAIN else None)
+        count += quantize_file(path, wanted.scheme, choose, wanted.head_setting, second if part == MAIN else None,
+                               compensator if part == MAIN else None)
         sites |= _relocated({key: site for key, site in sites.items() if site.part == part}, ir.load(path))
     if count == 0:
         raise NothingToDo("the graph has no MatMul on a constant weight", where=folder.name)
-    said: dict[str, Any] = {"scheme": wanted.scheme, "quantized": count}
+    said: dict[str, Any] = {"scheme": wanted.scheme, "quantized": count, **choices}
     if (setting := wanted.setting) is not None:
         said |= {"block_size": setting.block_size, "symmetric": setting.symmetric, "algorithm": setting.algorithm, "head": wanted.head}
     if rows:

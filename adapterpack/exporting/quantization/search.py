@@ -1,0 +1,115 @@
+"""Chooses two, four or eight bits for each product under a budget, by what each choice does to the product's own outputs.
+
+The error of a choice is ``|(W - Wq) x|²`` as a share of ``|W x|²``, over calibration rows, or of the weights themselves without rows. It
+costs one rounding a product and bits, where the error of the model's outputs would cost a run of the model each; errors of products add up
+about independently, so that their mean is what the search goes by. All products begin with eight bits; each step takes bits from the one
+whose error grows least for the bytes that it gives back.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx_ir as ir
+
+from ...bundle.manifest import graph_file
+from ...errors import ConfigError, Unsupported
+from ...onnx_graph.nbits import blocked, fresh_grid, nearest, values
+from ...tasks.task import MAIN
+from .in_codes import head_of, products_of
+from .options import Quantization
+from .output_error import output_error
+from .product import Setting
+from .scheme import Choose
+
+BITS = (8, 4, 2)
+"""What a product may have, in the order in which bits are taken from it."""
+
+
+class Choice(NamedTuple):
+    """What one product may have: its bits, their squared relative error, and their bytes with scales and zero points."""
+
+    bits: int
+    error: float
+    nbytes: int
+
+
+def searched(folder: Path, parts: Sequence[str], wanted: Quantization, second: Callable[[str], np.ndarray | None] | None,
+             ) -> tuple[Choose, dict[str, Any]]:
+    """What every product of a bundle's graph gets but the one that gives the logits, and what the manifest's report says of it.
+
+    Raises:
+        ConfigError: two bits everywhere are more than the budget of bytes, or eight more than that of error.
+        Unsupported: the model has several graphs.
+    """
+    if len(parts) > 1:
+        raise Unsupported("bits are searched in a model of one graph", where=folder.name, found=", ".join(parts),
+                          remedy="choose --scheme int8 or int4")
+    setting, model = wanted.setting, ir.load(folder / graph_file(MAIN))
+    assert setting is not None
+    head, choices = head_of(model), dict[str, list[Choice]]()
+    for product in products_of(model):
+        if product.node.name != head and len(product.weight.shape) == 2:
+            moment = None if second is None else second(product.node.inputs[0].name)
+            choices[product.node.name] = _choices(product.rows(), moment, setting)
+    found = greedy(choices, wanted.error_budget, wanted.size_budget)
+    return (lambda name: setting._replace(bits=found[name].bits) if name in found else None), {
+        "products": {name: {"bits": choice.bits, "error": math.sqrt(choice.error)} for name, choice in found.items()}}
+
+
+def greedy(choices: dict[str, list[Choice]], error_budget: float | None, size_budget: int | None) -> dict[str, Choice]:
+    """One choice a product, all within a budget: the root of the mean of the errors, or the bytes of all.
+
+    Raises:
+        ConfigError: no choices are within it.
+
+    Example:
+        >>> both = {name: [Choice(8, 0.0, 8), Choice(4, error, 4)] for name, error in (("a", 0.01), ("b", 0.09))}
+        >>> {name: choice.bits for name, choice in greedy(both, None, 12).items()}
+        {'a': 4, 'b': 8}
+    """
+    at = dict.fromkeys(choices, 0)
+    error, size = (sum(getattr(options[0], field) for options in choices.values()) for field in ("error", "nbytes"))
+    limit = None if error_budget is None else error_budget**2 * len(choices)
+    queue: list[tuple[float, str]] = []
+
+    def offer(name: str) -> None:
+        options = choices[name][at[name] :]
+        if len(options) > 1:
+            heapq.heappush(queue, (max(options[1].error - options[0].error, 0.0) / (options[0].nbytes - options[1].nbytes), name))
+
+    for name in choices:
+        offer(name)
+    while queue and (size_budget is None or size > size_budget):
+        _, name = heapq.heappop(queue)
+        old, new = choices[name][at[name] : at[name] + 2]
+        if limit is not None and error - old.error + new.error > limit:
+            continue
+        error, size, at[name] = error - old.error + new.error, size - old.nbytes + new.nbytes, at[name] + 1
+        offer(name)
+    if size_budget is not None and size > size_budget:
+        raise ConfigError("the products have no bits within this budget", where="--size-budget", found=size_budget,
+                          expected=f"at least {size}", remedy="give more bytes, or larger blocks")
+    if limit is not None and error > limit:
+        raise ConfigError("eight bits err more than this budget", where="--error-budget", found=error_budget,
+                          expected=f"at least {(error / len(choices)) ** 0.5:.2g}", remedy="allow more error, or choose --scheme fp16")
+    return {name: options[at[name]] for name, options in choices.items()}
+
+
+def _choices(rows: np.ndarray, second: np.ndarray | None, setting: Setting) -> list[Choice]:
+    x, found = blocked(setting.block_size, rows), []
+    blocks = x.shape[0] * x.shape[1]
+    squared = (lambda change: float(np.square(change, dtype=np.float64).sum())) if second is None else (
+        lambda change: output_error(change, second))
+    whole = squared(rows)
+    for bits in BITS:
+        grid = fresh_grid(x, bits, setting.symmetric, np.dtype(np.float32))
+        change = values(nearest(x, grid, bits), grid).reshape(len(rows), -1)[:, : rows.shape[1]] - rows
+        nbytes = blocks * (setting.block_size * bits // 8 + 4) + (0 if setting.symmetric else -(-blocks * bits // 8))
+        found.append(Choice(bits, squared(change) / whole if whole else 0.0, nbytes))
+    return found
