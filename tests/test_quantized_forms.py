@@ -14,8 +14,8 @@ import pytest
 from test_quantized_products import dense
 
 from adapterpack import Session, export, load, quantize, validate
-from adapterpack.bundle.manifest import GRAPH, read_bundle
-from adapterpack.errors import ConfigError, UnknownName, Unsupported
+from adapterpack.bundle.manifest import COMPENSATION, GRAPH, read_bundle
+from adapterpack.errors import ConfigError, FormatError, UnknownName, Unsupported
 
 Make = Callable[..., Any]
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -164,6 +164,17 @@ def test_a_compensation_of_low_rank_is_the_best_of_its_rank(tiny_llama: Path, pa
         best = (left[:, :3] * sizes[:3]) @ right[:3]
         found = adapter.wide["lora_B"].astype(np.float64) @ adapter.wide["lora_A"]
         assert np.linalg.norm(error - found) <= np.linalg.norm(error - best) * (1 + 1e-5)
+
+
+def test_another_compensation_is_refused(tiny_llama: Path, pack_of: Make, tmp_path: Path) -> None:
+    """A bundle whose folder holds a pack that its manifest does not name."""
+    export(tiny_llama, [pack_of("llama", "alpha")], tmp_path / "float", mode="bank")
+    quantize(tmp_path / "float", tmp_path / "out", scheme="int4", compensate=3)
+    folder = tmp_path / "out" / COMPENSATION
+    shutil.rmtree(folder)
+    shutil.copytree(tmp_path / "out" / "adapters" / "alpha", folder)
+    with pytest.raises(FormatError, match="another compensation"):
+        Session(tmp_path / "out", "cpu", verify="off").load(pack_of("llama", "beta"))
 
 
 def test_a_compensation_is_of_a_bank(bundle_of: Make, tmp_path: Path) -> None:

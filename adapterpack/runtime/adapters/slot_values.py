@@ -52,7 +52,11 @@ class SlotValues:
         if pack.id != self.bundle.compensation.pack:
             raise FormatError("the bundle holds another compensation than its manifest names", where=self.folder / COMPENSATION,
                               expected=self.bundle.compensation.pack[:19], found=pack.id[:19], remedy="quantize again")
-        return pack_values(pack, None, self.bundle.sites)
+        values = pack_values(pack, None, self.bundle.sites)
+        if other := [name for name in values if name.rpartition(".")[2] not in {"down", "up"}]:
+            raise FormatError("a compensation is of low rank, and this is more", where=self.folder / COMPENSATION, found=other[0],
+                              remedy="do not use this bundle; quantize again")
+        return values
 
     def _of(self, pack: Pack) -> Values:
         return pack_values(pack, None if self.reads_lost_weights(pack) else self._weights, self.bundle.sites, self._projected)
