@@ -104,8 +104,10 @@ def greedy(choices: dict[str, list[Choice]], error_budget: float | None, size_bu
 def _choices(rows: np.ndarray, second: np.ndarray | None, setting: Setting) -> list[Choice]:
     x, found = blocked(setting.block_size, rows), []
     blocks = x.shape[0] * x.shape[1]
-    squared = (lambda change: float(np.square(change, dtype=np.float64).sum())) if second is None else (
-        lambda change: output_error(change, second))
+
+    def squared(change: np.ndarray) -> float:
+        return float(np.square(change, dtype=np.float64).sum()) if second is None else output_error(change, second)
+
     whole = squared(rows)
     for bits in BITS:
         grid = fresh_grid(x, bits, setting.symmetric, np.dtype(np.float32))
