@@ -313,7 +313,7 @@ class Base:
 
 
 WEIGHTS = sorted(name for name, method in methods().items()
-                 if method.kind == "weight" and "linear" in method.traits.layers and not method.traits.positional
+                 if method.kind == "weight" and method.traits.layers[0] == "linear" and not method.traits.positional
                  and not method.limits.unfoldable)
 
 
