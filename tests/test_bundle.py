@@ -66,7 +66,7 @@ def test_an_older_bundle_lacks_what_came_later() -> None:
     ("/sites/layers.0.q/heads/norm", ["a"]), ("/sites/layers.0.q/heads/count", 0), ("/sites/layers.0.q/surprise", None),
     ("/adapters/0/path", "../alpha"), ("/adapters/0/pack", "sha256:1"), ("/adapters/0/slot", 0), ("/adapters/0/labels", []),
     ("/files/0/path", "a/b/c/d/e"), ("/files/0/role", "weights"), ("/files/0/size", -1), ("/io/inputs/0/shape", [1] * 9),
-    ("/io/inputs/0/dtype", "Float"), ("/io_before/Encoder", {}), ("/quantization/scheme", "int2"), ("/quantization/surprise", 1),
+    ("/io/inputs/0/dtype", "Float"), ("/io_before/Encoder", {}), ("/quantization/scheme", "Int 2"), ("/quantization/surprise", 1),
     ("/quantization/accuracy", "quick"), ("/parity/canary/replayed/alpha/max_abs", -1.0), ("/parity/canary/surprise", 1), ("/surprise", 1),
 ])
 def test_what_is_out_of_bounds_is_refused(pointer: str, wrong: Any) -> None:

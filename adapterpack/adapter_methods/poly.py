@@ -95,7 +95,6 @@ def _normal_form(cfg: Poly, params: Params, site: Site) -> NormalForm:
 _KEYS = PeftKeys(Poly, {"r": 8, "n_tasks": 1, "n_skills": 4, "n_splits": 1}, {"poly_type": "poly", "init_weights": True})
 
 
-
 def _from_peft(config: Mapping[str, Any]) -> Any:
     if (router := config.get("poly_type", "poly")) != "poly":
         raise Unsupported("this PEFT option is not supported: poly_type", found=repr(router)[:80], expected="poly",
@@ -113,7 +112,7 @@ poly = METHODS.register(Method(
     shapes=_shapes,
     init=_init,
     normal_form=_normal_form,
-    examples=(Poly(r=3, n_tasks=2), Poly(r=2, n_tasks=3, n_skills=2, n_splits=3, dropout=0.1)),
+    examples=(Poly(r=3, n_tasks=2), Poly(r=2, n_tasks=3, n_skills=2, n_splits=3)),
     storage=Storage(makes=lambda cfg, site: cfg.n_skills * cfg.r * (site.in_features + site.out_features)),
     peft=PeftForm(
         peft_type="POLY",

@@ -80,6 +80,13 @@ def _places(shape: tuple[int, ...], wide: int) -> np.ndarray:
     return np.stack(np.divmod(count, wide)) if len(shape) == 2 and shape[0] == 2 else np.broadcast_to(count, shape).copy()
 
 
+def _parameter(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Numbers that a parameter may have: places are different ones, groups the first, and all others 1."""
+    if "indices" in name:
+        return _places(shape, 12)
+    return np.zeros(shape, np.int32) if "groups" in name else np.ones(shape, np.float32)
+
+
 def packs_of_methods() -> tuple[bytes, ...]:
     """A pack of each method, and a composed one; its manifest behind the name of its folder."""
     for name, made_by in methods().items():
@@ -90,8 +97,7 @@ def packs_of_methods() -> tuple[bytes, ...]:
         cfg = replace(cfg, baked=True) if hasattr(cfg, "baked") else cfg  # as packs hold it
         cfg = resolve_configs(made_by, [cfg], [site])[0]
         own, shared = made_by.shapes(cfg, site), made_by.storage.shared.shapes(cfg, [site]) if made_by.storage.shared else {}
-        params, common = ({key: _places(shape, 12) if "indices" in key else np.ones(shape, np.float32)
-                           for key, shape in shapes.items()} for shapes in (own, shared))
+        params, common = ({key: _parameter(key, shape) for key, shape in shapes.items()} for shapes in (own, shared))
         pack = build(name, made_by, {site: (cfg, params)}, shared=common, task=m.Task("text-generation"), base=m.Base("org/base"))
         pack.write(METHODS / name)
     bad.good(METHODS / "tree")

@@ -29,6 +29,7 @@ _MOST_OF_A_MODULE = 6
 """Parameters of one module whose order is looked for: there are few orders of few."""
 WITH_BASE = "make a pack of it first: adapterpack convert SRC --to pack --base BASE -o OUT"
 
+
 def targeted_parameters(content: PeftContent) -> PeftContent:
     """The content with the sites that are parameters under the parameters' own paths; modules are as they were.
 
