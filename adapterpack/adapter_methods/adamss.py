@@ -195,7 +195,7 @@ def _candidates(cfg: AdaMSS, site: Site, matrix: np.ndarray, stored: np.ndarray 
             several = [U]
         if not noise <= _MOST_NOISE:
             raise Unsupported("the singular vectors in this file are not those of this base's weight: it belongs to another base, or was "
-                              "made on a GPU in half precision, from which they cannot be told exactly enough", where=site.path,
+                              "made on a GPU in half precision, which do not determine them exactly enough", where=site.path,
                               expected=f"orthonormal left vectors, within {_MOST_NOISE:g}", found=f"{noise:.2g}",
                               remedy="merge it with PEFT on the machine that trained it")
     rng, size = np.random.default_rng(0), noise * float(np.sqrt(np.square(U).mean()))

@@ -128,7 +128,7 @@ def _from_peft_file(content: PeftContent) -> PeftContent:
 
 supertuning = METHODS.register(Method(
     name="supertuning",
-    summary="trained changes of the largest or smallest weights, and with a rank LoRA beside them",
+    summary="trained changes of the largest or smallest weights, and with a rank LoRA as well",
     paper="https://arxiv.org/abs/2607.09287",
     formula="W' = W + S + s B A,  S sparse, at the largest |W|;  s = alpha / r",
     config=SuperTuning,

@@ -46,7 +46,7 @@ class Content(NamedTuple):
 def config_bytes(manifest: m.Manifest, on_base: bool = False, parameters: bool = False,
                  rearranged: Mapping[str, Any] | None = None) -> bytes | None:
     """PEFT's config for a manifest, or None where PEFT cannot load the tensors: another method or kind of layer, quantized tensors,
-    tensors left out, no adapter beside modules that were trained whole. ``on_base``: they are those that PEFT needs on the pack's base;
+    tensors left out, no adapter next to modules that were trained whole. ``on_base``: they are those that PEFT needs on the pack's base;
     ``parameters``: those of bare parameters are as PEFT stores them; ``rearranged``: they are in PEFT's order, and its config says this
     besides."""
     pack, method = Described(manifest), method_of(manifest)

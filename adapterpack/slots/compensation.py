@@ -1,7 +1,7 @@
 """Puts what every row of a bundle carries, a correction of its quantized base, under the values of an adapter.
 
-The correction is a part of the base: ``y = (base(x) + x C) * scale + ...``. Its factors lie beside those of the adapter along the rank, in
-front of them, so that the graph adds both in the products that it has anyway.
+The correction is a part of the base: ``y = (base(x) + x C) * scale + ...``. Its factors are concatenated with those
+of the adapter along the rank, in front of them, so that the graph adds both in the products that it has anyway.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""What the folders of AdapterHub's library (``adapters``) hold: where its adapters lie, what they compute, and the heads beside them."""
+"""What the folders of AdapterHub's library (``adapters``) hold: where its adapters lie, what they compute, and their heads."""

@@ -1,4 +1,4 @@
-"""Reads and writes the folders of AdapterHub's library: ``adapter_config.json``, ``adapter.safetensors``, and, read, a head beside them.
+"""Reads and writes the folders of AdapterHub's library: ``adapter_config.json``, ``adapter.safetensors``, and, when read, a head.
 
 A tensor is called ``<place>.adapters.<name>.<part>`` or ``<place>.loras.<name>.<part>``, and what all places share
 ``<model>.shared_parameters.<name>.<part>``.
@@ -71,7 +71,7 @@ def _pack(source: Source) -> Pack:
 
 
 _SCALED = re.compile(r"adapters\.(\d{1,4})\.(\d{1,4})\b")
-"""The versions of the library that say so, which is how those before are told that took no notice of LoRA's alpha."""
+"""The versions of the library that say so, by which older ones are recognized, that took no notice of LoRA's alpha."""
 
 
 def _as_trained(config: dict[str, Any], version: object) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def _read(source: Source) -> Reading:
     pack, unknown, rewritten = imported(source.path, source.name, on_base=source.base is not None, task=source.part,
                                         base=None if source.base is None else OfBase(source.base.stored_shape, source.base.module_paths))
     notes: tuple[str, ...] = (unknown_sentence(unknown),) if unknown else ()
-    notes += tuple(f"{name} beside the adapter is not carried: a value head is for training alone" for name in _VALUE_HEADS
+    notes += tuple(f"{name} is not carried: a value head is for training alone" for name in _VALUE_HEADS
                    if (source.path / name).is_file())
     if source.base is None:
         return Reading(pack, notes)

@@ -1,4 +1,4 @@
-"""PEFT's folders of X-LoRA: a classifier that mixes LoRAs token by token, and the LoRAs beside it (arXiv 2402.07148).
+"""PEFT's folders of X-LoRA: a classifier that mixes LoRAs token by token, with the LoRAs (arXiv 2402.07148).
 
 PEFT stores the classifier; its configuration says where the experts once were, on somebody's disk. That is never followed: here they are
 folders in the folder's own ``experts``, by their numbers. The pack is the composition ``xlora(expert0, expert1, ...)``.
@@ -111,7 +111,7 @@ def _classifier(source: Source, settings: XLoRA, dropout: bool) -> dict[str, np.
         for leaf in ("weight", "bias"):
             if place is None or f"{name}{leaf}" not in place.tensors:
                 raise FormatError("a layer of the classifier is missing", where=source.path / TENSORS, expected=f"{_PREFIX}{number}.{leaf}",
-                                  found="no such tensor", remedy="save it again with PEFT, with the folders that it writes beside the file")
+                                  found="no such tensor", remedy="save it again with PEFT, with all folders that it writes")
             made[f"@0/{leaf}_{at}"] = place.read(f"{name}{leaf}")
     return made
 
