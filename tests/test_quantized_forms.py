@@ -147,6 +147,20 @@ def test_a_compensated_bank(calibrated: bool, tiny_llama: Path, pack_of: Make, r
     assert not validate(tmp_path / "out", full=True).findings
 
 
+def test_layers_that_stay_float_are_not_corrected(bundle_of: Make, tmp_path: Path) -> None:
+    """The slots of a layer whose product is not quantized (a pooler's) are wider, too, and hold what they held."""
+    quantize(bundle_of("bert", "bank"), tmp_path / "out", scheme="int2", head="float", accuracy="exact", compensate=64)
+    bundle = read_bundle(tmp_path / "out")
+    slots = {path for path, site in bundle.sites.items() if "up" in site.fields}
+    assert slots > {group.path for group in load(tmp_path / "out" / COMPENSATION).manifest.groups}
+    before, after = Session(bundle_of("bert", "bank"), "cpu"), Session(tmp_path / "out", "cpu")
+    names = [*before.adapters, None]
+    ids = {"input_ids": np.random.default_rng(4).integers(3, 90, (len(names), 6))}
+    expected, found = (session.run(ids, names)["logits"] for session in (before, after))
+    real = expected > -1e8  # the others are labels that an adapter lacks
+    assert np.abs(found - expected)[real].max() <= 5e-3 * np.abs(expected[real]).max()
+
+
 def test_a_compensation_of_low_rank_is_the_best_of_its_rank(tiny_llama: Path, pack_of: Make, tmp_path: Path) -> None:
     """The factors at a site are the singular value decomposition of the error in float64, cut to the rank."""
     export(tiny_llama, [pack_of("llama", "alpha")], tmp_path / "float", mode="bank")

@@ -138,22 +138,24 @@ def dense(node: Any) -> np.ndarray:
 
 
 def widen(model: Any, sites: Mapping[str, MappedSite], correction: Mapping[str, np.ndarray], rank: int) -> None:
-    """Puts a correction of up to ``rank`` before what every slot of a bank holds, the base's included; slots get wider by it."""
+    """Puts a correction of up to ``rank`` before what every slot of a bank holds, the base's included; slots get wider by it. Where nothing
+    is corrected the room stays free, behind what is there."""
     graph = model.graph
     for name, own in padded(correction, sites, rank, {}).items():
         path, _, field = name.rpartition(".")
         value = graph.initializers.get(name)
         if field not in {"down", "up"} or value is None:
             continue
-        old, parts = value.const_value.numpy(), max(len(sites[path].members), 1)
-        parts = parts if field == "down" or ("up" in sites[path].fields and sites[path].members) else 1
+        old = value.const_value.numpy()
+        parts = sites[path].members if sites[path].members and (field == "down" or "up" in sites[path].fields) else (path,)
         axis = old.ndim - 1 if field == "down" else 1
-        split = (*old.shape[:axis], parts, -1, *old.shape[axis + 1 :])
-        both = [np.broadcast_to(own, (len(old), *own.shape)).reshape(split), old.reshape(split)]
+        split = (*old.shape[:axis], len(parts), -1, *old.shape[axis + 1 :])
+        first, second = np.broadcast_to(own, (len(old), *own.shape)).reshape(split), old.reshape(split)
+        ordered = [(first, second) if f"{part}.up" in correction else (second, first) for part in parts]
+        wide = np.stack([np.concatenate([each.take(place, axis) for each in pair], axis) for place, pair in enumerate(ordered)], axis)
         shape = [*old.shape]
-        shape[axis] += rank * parts
-        wide = np.ascontiguousarray(np.concatenate(both, axis=axis + 1).reshape(shape))
-        value.const_value = ir.tensor(wide, name=name)
+        shape[axis] += rank * len(parts)
+        value.const_value = ir.tensor(np.ascontiguousarray(wide.reshape(shape)), name=name)
         value.shape = ir.Shape(shape)
     for node in graph:
         for output in node.outputs:
