@@ -1,6 +1,6 @@
 """Schemes of quantized graphs on SmolLM2 and the adapter of the language model's demo: size, perplexity, agreement, exact match, speed.
 
-    python benchmarks/quantize.py --work /tmp/quantize --only "int4, rank 32" --only float --json result.json
+    python benchmarks/quantize.py --work build/quantize --only "int4, rank 32" --only float --json result.json
 
 Perplexity is that of held-out texts (reviews and tickets of the examples), by the base; agreement is how often the likeliest next token is
 the float graph's at the same positions; exact match is that of the adapter `orders` on its test rows. `merged` folds the adapter into the

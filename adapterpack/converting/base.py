@@ -118,13 +118,16 @@ def open_base(base: str | os.PathLike[str] | BaseModel) -> BaseModel:
     return BaseModel(Checkpoint(folder_of(base)))
 
 
-def bind_to_base(pack: Pack, base: BaseModel) -> Pack:
-    """The pack with the base's fingerprint, the names of its tensors, and which sites have a bias; checks the shape of every site.
+def bind_to_base(pack: Pack, base: BaseModel | None) -> Pack:
+    """The pack with the base's fingerprint, the names of its tensors, and which sites have a bias; checks the shape of every site. Where no
+    base is named the pack stays as it is.
 
     Raises:
         BaseMismatch: the pack names another base, or a site has another shape.
         SiteNotFound: the base lacks a site.
     """
+    if base is None:
+        return pack
     pack.require_base(base.checkpoint, allow_structural=base.allow_structural)
     pack = on(pack, base.checkpoint)
     groups = []

@@ -8,16 +8,15 @@ from pathlib import Path
 
 import onnx
 import onnx_ir as ir
-import onnxruntime as ort
 from onnx_ir.passes.common import ShapeInferencePass
 
-from .trial import is_out_of_memory
+from .trial import start
 
 
 def open_graph(request: bytes) -> bytes:
     """Opens a graph as a session does, and infers its shapes: its path in, nothing out."""
     path = request.decode()
-    _start(path, optimized=True)
+    start(path, Path(path).parent)
     try:
         ShapeInferencePass()(ir.load(path))
     except MemoryError:
@@ -48,17 +47,6 @@ def _problem(test: Callable[[str], object], path: str) -> str | None:
     return None
 
 
-def _start(path: str | Path, optimized: bool = False) -> None:
-    """Opens a graph in ONNX Runtime, with one thread and without a second copy of its weights."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 4  # what it says of errors is raised, too
-    options.intra_op_num_threads = 1
-    options.add_session_config_entry("session.disable_prepacking", "1")
-    if not optimized:
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    try:
-        ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise MemoryError from error
-        raise
+def _start(path: str) -> None:
+    """Opens a graph as it is written, without optimizations."""
+    start(path, Path(path).parent, optimized=False)

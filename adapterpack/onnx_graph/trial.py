@@ -1,4 +1,4 @@
-"""Opens a graph in the sandbox process that :mod:`.apart` starts: that this process lives on is all that is asked of it."""
+"""Opens a graph in the sandbox process that :mod:`.apart` starts. The only question is whether the process survives."""
 
 from __future__ import annotations
 
@@ -11,25 +11,38 @@ from .bfloat16 import computing_wide
 
 
 def survive(request: bytes) -> bytes:
-    """Opens a graph with all optimizations, and without a second copy of its weights: its path, and whether it is opened in its form of
-    float32, as JSON in, nothing out. What ONNX Runtime says of it is for who opens it next.
+    """Opens a graph as a session does: its path, and whether it is opened in its form of float32, as JSON in, nothing out. An error of ONNX
+    Runtime's own is left to whoever opens the graph next.
+
+    Raises:
+        MemoryError: there is too little memory.
     """
     name, wide = json.loads(request)
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = 1
-    options.add_session_config_entry("session.disable_prepacking", "1")
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(Path(name).parent))
     try:
-        ort.InferenceSession(computing_wide(Path(name)) if wide else name, options, providers=["CPUExecutionProvider"])
+        start(computing_wide(Path(name)) if wide else name, Path(name).parent)
     except MemoryError:
         raise
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise MemoryError from error
+    except Exception:  # of any kind: the session that opens the graph next says what is wrong
+        pass
     return b""
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether ONNX Runtime had too little memory, which it says in words alone."""
-    return "bad_alloc" in str(error) or "Failed to allocate" in str(error)
+def start(graph: str | bytes, folder: Path, *, optimized: bool = True) -> None:
+    """Opens a graph, whose external data is in ``folder``, with one thread and without a second copy of its weights.
+
+    Raises:
+        MemoryError: there is too little memory, which ONNX Runtime says in words alone.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 4  # what it says of errors is raised, too
+    options.intra_op_num_threads = 1
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    if not optimized:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        if "bad_alloc" in str(error) or "Failed to allocate" in str(error):
+            raise MemoryError from error
+        raise

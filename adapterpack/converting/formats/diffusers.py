@@ -82,7 +82,7 @@ def _read(source: Source) -> Reading:
     part, notes = choose_model(parts, source)
     sites, without_alpha = _sites(file, parts[part], part, source)
     pack = lora_pack(source, sites, "diffusers", part=part)
-    return Reading(pack if source.base is None else bind_to_base(pack, source.base), notes + missing_alpha_note(without_alpha))
+    return Reading(bind_to_base(pack, source.base), notes + missing_alpha_note(without_alpha))
 
 
 def _read_without_base(source: Source) -> Reading:

@@ -41,8 +41,7 @@ def _detect(path: Path) -> bool:
 
 
 def _read(source: Source) -> Reading:
-    pack = _read_pack(source)
-    return Reading(pack if source.base is None else bind_to_base(pack, source.base))
+    return Reading(bind_to_base(_read_pack(source), source.base))
 
 
 def _read_pack(source: Source) -> Pack:

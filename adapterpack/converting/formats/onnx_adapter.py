@@ -83,7 +83,7 @@ def _read(source: Source) -> Reading:
     notes: tuple[str, ...] = ("the scale lies inside the factors: alpha = r, the scale is one",) if sites else ()
     if full and source.base is None:
         notes += (f"trained whole: {listed(list(full))}; the file names no labels",)
-    return Reading(pack if source.base is None else bind_to_base(pack, source.base), notes)
+    return Reading(bind_to_base(pack, source.base), notes)
 
 
 def _slot_name(name: str) -> str:

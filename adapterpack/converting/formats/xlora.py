@@ -96,7 +96,7 @@ def _expert(source: Source, number: int) -> Pack:
                           expected=f"the expert's own folder as {FOLDER}/{number}", found="a link" if linked else "no such folder",
                           remedy=f"copy the folder of each expert into it, as {FOLDER}/0, {FOLDER}/1, ... in their order")
     pack = load(folder).renamed(f"expert{number}")
-    return pack if source.base is None else bind_to_base(pack, source.base)
+    return bind_to_base(pack, source.base)
 
 
 def _classifier(source: Source, settings: XLoRA, dropout: bool) -> dict[str, np.ndarray]:

@@ -2,7 +2,7 @@
 
 A moment of an input of width ``n`` has ``n²`` numbers, those of all inputs of a model can be more than its weights. They are gathered for
 as many inputs at a time as fit into :data:`BUDGET`, in the order of the graph, each time by running the rows through the graph with these
-inputs as further outputs; so whoever asks in that order runs the rows a few times.
+inputs as further outputs; so to ask in that order runs the rows a few times, and not once for each input.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ BUDGET = 512 << 20
 class Moments:
     """The second moments of the inputs of the products in the main graph of an unpublished bundle's folder, on ``rows`` of token ids.
 
-    The graph's file and the manifest are replaced while rows run, and are the same bytes afterwards; what is asked for must be asked
-    before the graph is quantized.
+    The graph's file and the manifest are replaced while rows run, and have the same bytes afterwards. Moments have to be gathered before
+    the graph is quantized.
     """
 
     def __init__(self, folder: Path, rows: Sequence[Sequence[int]]) -> None:
