@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import itertools
 import json
 import math
 from pathlib import Path
@@ -13,7 +15,8 @@ import onnx_ir as ir
 import peft
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from noise import shake
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 import adapterpack as ap
 from adapterpack.bundle.manifest import read_bundle
@@ -114,6 +117,37 @@ def test_it_is_the_formula(bias: bool) -> None:
     with torch.no_grad():
         holder._part("a")["adaption_gate"].zero_()
         np.testing.assert_allclose(model(ids).logits, plain, rtol=0, atol=1e-12 if bias else 0)
+
+
+def test_one_projection_of_all_three_as_in_gpt2(tmp_path: Path) -> None:
+    """GPT-2: PEFT's folder gives PEFT's logits, and our folder does in PEFT; one attention equals a float64 loop over its heads, which PEFT
+    adds without the output projection."""
+    torch.manual_seed(0)
+    base = GPT2LMHeadModel(GPT2Config(vocab_size=40, n_embd=20, n_head=5, n_layer=2, n_positions=16, initializer_range=0.4)).eval()
+    theirs = peft.get_peft_model(copy.deepcopy(base), peft.AdaptionPromptConfig(adapter_len=3, adapter_layers=1, task_type="CAUSAL_LM"))
+    shake(theirs.eval(), 0.7).save_pretrained(tmp_path / "theirs")
+    ids, seen = torch.tensor([ROWS[0]]), {}
+    model = ap.attach(copy.deepcopy(base), ap.load(tmp_path / "theirs"), "a", check_base=False)
+    with torch.no_grad():
+        right = theirs(ids).logits
+        assert float((right - base(ids).logits).abs().max()) > 0.1
+        np.testing.assert_allclose(model(ids).logits, right, rtol=0, atol=CLOSE)
+    ap.save(model, tmp_path / "ours", base=None)
+    again = peft.PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "ours").eval()
+    holder = model.double().transformer.h[1].attn
+    holder._base.register_forward_hook(lambda module, args, kwargs, output: seen.update(x=args[0], y=output[0]), with_kwargs=True)
+    with torch.no_grad():
+        np.testing.assert_allclose(again(ids).logits, right, rtol=0, atol=CLOSE)
+        found = {}
+        holder.register_forward_hook(lambda module, args, output: found.update(y=output[0]))
+        model(ids)
+        params = {key: torch.from_numpy(value.astype(np.float64)) for key, value in holder._params("a").items()}
+        q, (_, k, v) = holder._base.c_attn(seen["x"])[0].split(20, -1)[0], holder._base.c_attn(params["adaption_prompt"])[0].split(20, -1)
+        for t, i in itertools.product(range(5), range(5)):
+            own = slice(4 * i, 4 * i + 4)
+            weights = (k[:, own] @ q[t, own] / math.sqrt(4)).softmax(0)
+            np.testing.assert_allclose(found["y"][0, t, own], seen["y"][0, t, own] + params["adaption_gate"] * (weights @ v[:, own]),
+                                       rtol=0, atol=1e-10)
 
 
 def test_queries_are_normed_and_turned_as_the_model_does() -> None:

@@ -4,7 +4,7 @@
 
 The prompt P ``[1, n, width]`` and the gate g ``[1]`` are a layer's own; K has no positions. The softmax over the prompt is apart from that
 over the tokens, so that a gate of zero is the base, exactly. g is used as it is, as PEFT has it. Where the output projection has a bias
-PEFT adds it a second time, even at a gate of zero; here it is added once.
+PEFT adds it a second time, even at a gate of zero; here it is added once. In GPT-2 PEFT leaves W_o out, and so does this.
 """
 
 from __future__ import annotations

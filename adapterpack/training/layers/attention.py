@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -19,7 +19,47 @@ from .layer import Adapted
 from .weights import tensor_of
 from .wrapper import innermost, module_at
 
-_PARTS = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+class Projections(NamedTuple):
+    """How an attention makes queries, keys and values: by the layers ``parts``, of which the first gives all three in this order where
+    ``joined``. What the heads give of a prompt goes ``out`` through that layer, or as it is where there is none."""
+
+    parts: tuple[str, ...]
+    joined: bool
+    out: str | None
+
+    def queries(self, attention: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+        """The queries of the input, ``[batch, length, heads * head_dim]``, with whatever is active in the attention."""
+        made: torch.Tensor = getattr(attention, self.parts[0])(hidden)
+        return made.chunk(3, dim=-1)[0] if self.joined else made
+
+    def keys_and_values(self, attention: nn.Module, prompt: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Those of a prompt ``[n, width]`` by the base's own layers, ``[1, n, heads * head_dim]`` each."""
+        if self.joined:
+            _, keys, values = innermost(module_at(attention, self.parts[0]))(prompt[None]).chunk(3, dim=-1)
+        else:
+            keys, values = (innermost(module_at(attention, leaf))(prompt[None]) for leaf in self.parts[1:3])
+        return keys, values
+
+    def widths(self, attention: nn.Module) -> tuple[int, int, int] | None:
+        """The widths of the attention's input, its queries and its keys; None where it has not these layers, or others besides."""
+        layers = [innermost(getattr(attention, leaf)) for leaf in self.parts if isinstance(getattr(attention, leaf, None), nn.Module)]
+        if len(layers) < len(self.parts):
+            return None
+        if self.joined:
+            width, made, back = (getattr(layers[place], name, 0) for place, name in ((0, "nx"), (0, "nf"), (1, "nx")))
+            return (width, back, back) if made == 3 * back and back else None
+        width, queries, keys, back = (getattr(layers[place], name, 0) for place, name in (
+            (1, "in_features"), (0, "out_features"), (1, "out_features"), (3, "in_features")))
+        return (width, queries, keys) if queries == back else None
+
+
+_PROJECTIONS = (Projections(("q_proj", "k_proj", "v_proj", "o_proj"), False, "o_proj"), Projections(("c_attn", "c_proj"), True, None))
+"""Llama's and its relatives'; GPT-2's, where PEFT leaves out the output projection, and so do we."""
+
+
+def _projections(attention: nn.Module) -> Projections | None:
+    return next((one for one in _PROJECTIONS if one.widths(attention) is not None), None)
 
 
 class AdaptedAttention(Adapted):
@@ -49,29 +89,28 @@ class AdaptedAttention(Adapted):
     def _added(self, name: str, hidden: torch.Tensor, places: Any) -> torch.Tensor:
         method, cfg = self._methods[name]
         attention = innermost(self)
-        queries = _queries(attention, hidden, places)
+        projections = _projections(attention)
+        assert projections is not None
+        queries = _queries(attention, projections.queries(attention, hidden), places)
         dtype = torch.promote_types(queries.dtype, torch.float32)  # the softmax wants it
         form = method.normal_form(cfg, self._tensors(name, dtype), self._site)
-        keys, values = (self._heads(leaf, form.prompt, hidden.dtype) for leaf in ("k_proj", "v_proj"))
+        made = projections.keys_and_values(attention, form.prompt.to(hidden.dtype))
+        keys, values = (heads.unflatten(-1, (-1, attention.head_dim)) for heads in made)  # type: ignore[arg-type]
         keys = _normed(attention, "k_norm", keys)
         scale = float(getattr(attention, "scaling", None) or queries.shape[-1] ** -0.5)
         keys, values = (heads[0].transpose(0, 1).to(dtype) for heads in (keys, values))
-        added = attend(form, queries.to(dtype), keys, values, scale)
-        out = innermost(module_at(attention, "o_proj"))
-        y: torch.Tensor = out(added.to(hidden.dtype))
+        added = attend(form, queries.to(dtype), keys, values, scale).to(hidden.dtype)
+        if projections.out is None:
+            return added
+        out = innermost(module_at(attention, projections.out))
+        y: torch.Tensor = out(added)
         bias = tensor_of(out, "bias", self._site.path)
         return y if bias is None else y - bias  # the layer's own output has it
 
-    def _heads(self, leaf: str, prompt: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """``[1, n, heads, head_dim]`` of the prompt by one of the base's projections."""
-        attention = innermost(self)
-        made: torch.Tensor = innermost(module_at(attention, leaf))(prompt.to(dtype)[None])
-        return made.unflatten(-1, (-1, attention.head_dim))  # type: ignore[arg-type]
 
-
-def _queries(attention: nn.Module, hidden: torch.Tensor, places: Any) -> torch.Tensor:
-    """The queries ``[batch, heads, length, head_dim]`` as the attention uses them, turned by their positions in the model's own way."""
-    made = attention.q_proj(hidden).unflatten(-1, (-1, attention.head_dim))  # type: ignore[operator, arg-type]
+def _queries(attention: nn.Module, made: torch.Tensor, places: Any) -> torch.Tensor:
+    """The queries ``made`` as the attention uses them, ``[batch, heads, length, head_dim]``, turned by positions in the model's own way."""
+    made = made.unflatten(-1, (-1, attention.head_dim))  # type: ignore[arg-type]
     queries = _normed(attention, "q_norm", made).transpose(1, 2)
     if places is None:
         return queries
@@ -105,15 +144,15 @@ def select_attention(model: nn.Module, targets: str | tuple[str, ...], traits: T
 def _site(model: nn.Module, path: str) -> Site:
     """The site of an attention module, as wide as what its projections read."""
     attention = innermost(module_at(model, path))
-    parts = {leaf: innermost(getattr(attention, leaf)) for leaf in _PARTS if isinstance(getattr(attention, leaf, None), nn.Module)}
-    width, queries, keys = (getattr(parts.get(leaf), side, 0) for leaf, side in (("k_proj", "in_features"), ("q_proj", "out_features"),
-                                                                                  ("k_proj", "out_features")))
+    projections = _projections(attention)
+    width, queries, keys = (projections and projections.widths(attention)) or (0, 0, 0)
     norms = [getattr(attention, leaf).weight.shape for leaf in ("q_norm", "k_norm") if hasattr(getattr(attention, leaf, None), "weight")]
     head_dim = getattr(attention, "head_dim", None)
-    plain = len(parts) == len(_PARTS) and isinstance(head_dim, int) and keys and queries == parts["o_proj"].in_features
-    if not plain or head_dim is None or keys % head_dim or queries % keys or any(tuple(shape) != (head_dim,) for shape in norms):
+    whole = isinstance(head_dim, int) and keys and keys % head_dim == 0 and queries % keys == 0
+    if not whole or any(tuple(shape) != (head_dim,) for shape in norms):
         raise Unsupported("a prompt cannot be added to this kind of attention", where=path, found=type(attention).__name__,
-                          expected=f"head_dim, and linear layers {', '.join(_PARTS)}", remedy="use prefix_tuning")
+                          expected="head_dim, and linear layers " + " or ".join(", ".join(one.parts) for one in _PROJECTIONS),
+                          remedy="use prefix_tuning")
     return Site(path, width, width, "attention")
 
 
