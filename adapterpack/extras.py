@@ -26,6 +26,21 @@ LIBRARIES = {
     "trl": "trl",
 }
 """Library -> the extra that installs it."""
+EXTRAS = {
+    "train": "training: adapt, attach, save, train, measure",
+    "export": "bundles: ONNX graphs of base models, proved against torch",
+    "serve": "servers: a bundle over HTTP, a router, a hub of your own",
+    "vision": "pictures in PNG and JPEG files, for models that see",
+    "sign": "signatures over packs and bundles",
+    "gguf": "models and adapters in llama.cpp's format",
+    "structured": "answers by a JSON schema, a regular expression or a grammar",
+    "cuda": "the CUDA libraries for ONNX Runtime",
+    "otel": "traces of a server's requests",
+    "trl": "training on preferences: DPO, KTO, ORPO, GRPO, reward models",
+    "demo": "what the demo needs: train, export, gguf and serve",
+    "ray": "examples/serving for Ray: replicas of a server, and files of rows",
+}
+"""Extra -> what it brings, of those that a user installs."""
 STAGES = {"export": "export", "demo": "demo"}
 """Public function -> the extra that installs everything it needs, where that is more than the first missing library says."""
 

@@ -47,6 +47,7 @@ COMMANDS = {
     "hub": "a hub of your own; adapters on a hub looked through",
     "methods": "the catalogue of adapter methods",
     "rules": "the catalogue of composition rules",
+    "doctor": "whether all is well on this machine; caches and their size",
 }
 """Command -> what it is about, in the order of a piece of work, which is that of the listing; a file of its name holds ``command``."""
 

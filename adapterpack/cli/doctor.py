@@ -1,0 +1,94 @@
+"""``adapterpack doctor``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+import adapterpack
+
+from ..errors import EXIT_FAILED
+from ..io.readable import size
+from .options import shared
+from .output import emit, facts, line, table
+from .progress import steps
+
+_FOR_PROGRAMS = {"bytes", "missing"}
+"""Columns that stand in the JSON alone."""
+_COLOURS = {"good": "green", "note": "yellow", "broken": "red"}
+
+
+@click.command("doctor")
+@click.option("--hub", is_flag=True, help="Ask also whether the hub can be reached (HF_ENDPOINT); nothing else touches the network.")
+@click.option("--clean", is_flag=True, help="Empty adapterpack's caches, after a question, in place of looking; nothing else is touched.")
+@click.option("--yes", is_flag=True, help="With --clean: do not ask.")
+@shared
+@click.pass_context
+def command(ctx: click.Context, /, *, hub: bool, clean: bool, yes: bool, as_json: bool) -> None:
+    """Looks whether adapterpack is well on this machine: versions, providers, libraries, kernels, extras, caches, disk.
+
+    Every provider of ONNX Runtime is started on a small graph, in a process of its own. Exit code 0: usable; 1: something is broken, and
+    what to do stands below it.
+
+    \b
+    Example:
+      adapterpack doctor
+      adapterpack doctor --hub --json
+      adapterpack doctor --clean
+    """
+    if clean:
+        if as_json and not yes:
+            raise click.UsageError("--json cannot ask: give --yes too.")
+        _clean(yes, as_json)
+        return
+    if yes:
+        raise click.UsageError("--yes goes with --clean.")
+    with steps() as say:
+        diagnosis = adapterpack.doctor(hub=hub, progress=lambda title: say(f"look at: {title}"))
+    if as_json:
+        emit({"command": "doctor", **diagnosis.to_json()})
+    else:
+        for name, looked in diagnosis.found.items():
+            click.echo(f"{click.style(diagnosis.titles[name], bold=True)}: {click.style(looked.state, fg=_COLOURS[looked.state])}")
+            _print(looked.facts)
+            for problem in looked.problems:
+                line(f"{'broken' if problem.broken else 'note'}: {problem.what}. To fix it: {problem.remedy}.")
+            click.echo()
+        broken = [diagnosis.titles[name] for name, looked in diagnosis.found.items() if looked.state == "broken"]
+        line(f"broken: {', '.join(broken)}" if broken else "adapterpack is usable")
+    if not diagnosis.usable:
+        ctx.exit(EXIT_FAILED)
+
+
+def _print(found: Mapping[str, Any]) -> None:
+    """Facts in two columns, and each list of rows as a table."""
+    tables = [value for value in found.values() if isinstance(value, list) and value and isinstance(value[0], dict)]
+    facts({key: value for key, value in found.items() if value not in tables})
+    for rows in tables:
+        columns = [name for name in rows[0] if name not in _FOR_PROGRAMS]
+        table([name.replace("_", " ") for name in columns], [[row[name] for name in columns] for row in rows])
+
+
+def _clean(yes: bool, as_json: bool) -> None:
+    from ..diagnosing import caches  # noqa: PLC0415 - the help needs none of it
+
+    kept, _ = caches.found()
+    full = [one for one in kept if one.entries]
+    if not as_json:
+        for one in full:
+            line(f"{one.path}: {size(one.bytes)} in {one.files:,} files, {one.kind.holds}")
+        if not full:
+            line("the caches are empty")
+            return
+        if not yes:
+            click.confirm("Remove all of this? What is needed again is fetched or computed again", abort=True)
+    cleaned = caches.clean(full)
+    if as_json:
+        emit({"command": "doctor", "cleaned": [str(path) for path in cleaned.folders], "bytes": cleaned.bytes,
+              "left": [str(path) for path in cleaned.left]})
+        return
+    line(f"removed {size(cleaned.bytes)}")
+    for path in cleaned.left:
+        line(f"left {path}: it may still be arriving")

