@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import adapterpack
 from adapterpack import LoRA, adapt, attach, load, save, train
 from adapterpack.errors import AdapterpackError, ConfigError, UnknownName, Unsupported
+from adapterpack.sandbox.sandbox import OutOfLimits
 from adapterpack.tasks.task import task_named
 from adapterpack.training.config.config import read_config
 from adapterpack.training.loading import load_model, load_tokenizer
@@ -211,3 +213,24 @@ def test_rewards_are_named_on_the_command_line_alone(tmp_path: Path) -> None:
                         (f"{tmp_path / 'none.py'}:f", "no such file of rewards")):
         with pytest.raises(AdapterpackError, match=words):
             reward_named(text)
+
+
+def test_a_chat_template_that_never_ends_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
+    """Pairs of chats are rendered by the base's own template, within limits: a plain one trains, and one that counts for ever is an error."""
+    base = tmp_path / "base"
+    shutil.copytree(tiny_llama, base)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    chats = [{key: [{"role": "user" if key == "prompt" else "assistant", "content": text}] for key, text in row.items()}
+             for row in pairs(8)]
+    values = config(base, tmp_path, "dpo", max_steps=1)
+    Path(values["train_file"]).write_text("".join(json.dumps(row) + "\n" for row in chats))
+    counting = "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}{% endfor %}{% endfor %}{% endfor %}"
+    for template, ends in (("{% for m in messages %} {{ m.content }}{% endfor %}", True), (counting, False)):
+        tokenizer.chat_template = template
+        tokenizer.save_pretrained(base)
+        if ends:
+            assert train(values)[0].manifest.training["steps"] == 1
+        else:
+            with pytest.raises(OutOfLimits, match="the chat template does not render"):
+                train({**values, "output_dir": str(tmp_path / "second")})
+    assert not (tmp_path / "second").exists()

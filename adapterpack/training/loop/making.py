@@ -13,6 +13,7 @@ from ...errors import Unsupported
 from ..config.fields import TrainConfig
 from ..trainers.kind import TRAINERS, TrainerKind
 from .arguments import class_at
+from .bounded_template import with_bounded_template
 from .preparing import Prepared
 from .reference import Reference
 from .rewards import Reward
@@ -57,13 +58,13 @@ def own_forward(model: Any) -> Iterator[None]:
 
 
 def _padding(tokenizer: Any, kind: TrainerKind) -> Any:
-    """The tokenizer with a token for padding, as one is looked for."""
+    """The tokenizer with a token for padding, as one is looked for; its chat template is a stranger's."""
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise Unsupported(f"the trainer {kind.name} calls the tokenizer itself, and this one may take any time for a text",
                           where="tokenizer", remedy="choose a base whose tokenizer has plainer rules")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
+    return with_bounded_template(tokenizer)
 
 
 def _compared(compare: Callable[[Any, Any], Mapping[str, float]], prediction: EvalPrediction) -> dict[str, float]:
