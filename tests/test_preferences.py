@@ -216,7 +216,7 @@ def test_rewards_are_named_on_the_command_line_alone(tmp_path: Path) -> None:
 
 
 def test_a_chat_template_that_never_ends_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
-    """Pairs of chats are rendered by the base's own template, within limits: a plain one trains, and one that counts for ever is an error."""
+    """Pairs of chats are rendered by the base's own template, within limits: a plain one trains, one that counts for ever is an error."""
     base = tmp_path / "base"
     shutil.copytree(tiny_llama, base)
     tokenizer = AutoTokenizer.from_pretrained(base)
