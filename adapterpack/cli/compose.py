@@ -16,7 +16,7 @@ from ..hub.resolve import folder_of
 from ..io.readable import size
 from ..pack.inspect import described
 from .composing import measure_each, print_left_out, print_plan, say, write_recipes
-from .options import pack_at, pairs, shared, weight_option
+from .options import pack_at, pairs, shared, values, weight_option
 from .output import emit, line, shown
 from .progress import byte_bar
 from .score import scored_by
@@ -25,7 +25,8 @@ from .score import scored_by
 @click.command("compose")
 @click.argument("packs", nargs=-1, required=True, metavar="PACK...")
 @click.option("-o", "--output", "out", metavar="OUT", help="The folder of the new pack; it must not exist.")
-@click.option("--rule", default="linear", show_default=True, metavar="RULE", help='How; "adapterpack rules" lists what there is.')
+@click.option("--rule", default="linear", show_default=True, metavar="RULE",
+              shell_complete=values("adapterpack.composing.rules.rule:RULES"), help='How; "adapterpack rules" lists what there is.')
 @weight_option
 @click.option("--param", "params", multiple=True, callback=pairs, metavar="K=V", help="A parameter of the rule; may be repeated.")
 @click.option("--rank", type=int, metavar="R", help="Keep this rank at every site. Rules whose result has no low rank, such "

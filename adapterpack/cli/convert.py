@@ -7,7 +7,7 @@ import click
 import adapterpack
 
 from ..hub.resolve import folder_of
-from .options import out_option, shared, structural_option
+from .options import out_option, shared, structural_option, values
 from .output import emit, line
 from .progress import apart
 
@@ -15,7 +15,8 @@ from .progress import apart
 @click.command("convert")
 @click.argument("source", metavar="SRC")
 @out_option("The file (gguf, kohya, diffusers, onnx_adapter) or folder (pack, peft, xlora, mlx, adapterhub) to write")
-@click.option("--to", "form", required=True, metavar="F", help="pack, peft, xlora, mlx, adapterhub, gguf, kohya, diffusers, onnx_adapter.")
+@click.option("--to", "form", required=True, metavar="F", shell_complete=values("adapterpack.converting.pipeline:writable"),
+              help="pack, peft, xlora, mlx, adapterhub, gguf, kohya, diffusers, onnx_adapter.")
 @click.option("--base", metavar="BASE", help="The model that it belongs to; gguf needs it, kohya to be read, adapterhub to be written.")
 @click.option("--part", metavar="PREFIX", help="Which of several: a model of kohya or diffusers (lora_unet, unet, ...), a task (0, ...).")
 @structural_option

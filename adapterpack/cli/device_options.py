@@ -8,11 +8,12 @@ from typing import Any, TypeVar
 import click
 
 from ..runtime.providers.device import Device
-from .options import pairs
+from .options import pairs, values
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _OPTIONS = (
-    click.option("--provider", metavar="cuda|cpu|NAME", help="Where to run; by default CUDA where there is one. Other providers of ONNX "
+    click.option("--provider", metavar="cuda|cpu|NAME", shell_complete=values("adapterpack.runtime.providers.provider:PROVIDERS"),
+                 help="Where to run; by default CUDA where there is one. Other providers of ONNX "
                  "Runtime (tensorrt, openvino, dml, coreml, ...) run where their wheel is installed."),
     click.option("--device-id", type=click.IntRange(min=0), metavar="N", help="The number of the card [0]."),
     click.option("--memory-limit", type=click.IntRange(min=1), metavar="B", help="Take at most B bytes of the card's memory."),

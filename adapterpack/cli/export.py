@@ -13,7 +13,7 @@ from ..bundle.manifest import bundle_in
 from ..hub.resolve import folder_of
 from ..io.readable import size
 from ..merging.base_kind import is_graph
-from .options import out_option, pack_at, quantization_options, shared, structural_option
+from .options import out_option, pack_at, quantization_options, shared, structural_option, values
 from .output import emit, line
 from .progress import steps
 from .quantize import accuracy_sentence
@@ -23,10 +23,12 @@ from .quantize import accuracy_sentence
 @click.argument("base", metavar="BASE")
 @click.argument("packs", nargs=-1, metavar="[PACK...]")
 @out_option("The folder of the bundle")
-@click.option("--mode", default="bank", show_default=True, metavar="M",
+@click.option("--mode", default="bank", show_default=True, metavar="M", shell_complete=values("adapterpack.bundle.manifest:MODES"),
               help="folded (one adapter, in the weights), inputs (one adapter a run) or bank (another adapter for every row).")
-@click.option("--task", metavar="T", help="A Hugging Face pipeline name, such as text-generation; by default that of the packs.")
-@click.option("--quantize", metavar="S", help="Quantize the base's weights: int8, int4, int2, fp16 or bf16.")
+@click.option("--task", metavar="T", shell_complete=values("adapterpack.tasks.task:TASKS"),
+              help="A Hugging Face pipeline name, such as text-generation; by default that of the packs.")
+@click.option("--quantize", metavar="S", shell_complete=values("adapterpack.exporting.quantization.scheme:SCHEMES"),
+              help="Quantize the base's weights: int8, int4, int2, fp16 or bf16.")
 @quantization_options
 @click.option("--dtype", default="float32", show_default=True, metavar="D",
               help="What the graph and its slots are made of: float32, float16 or bfloat16, which only a GPU computes in.")
@@ -35,14 +37,17 @@ from .quantize import accuracy_sentence
                    "default it is made where the model's family has one.")
 @click.option("--in-place", is_flag=True, hidden=True, help="The former name of --static-cache.")
 @click.option("--cache", default="float", show_default=True, metavar="C",
+              shell_complete=values("adapterpack.exporting.quantization.options:CACHES"),
               help="What keys and values are in the engine's graph: float, or int8, a quarter of the memory at about the error of int8 "
                    "weights.")
 @click.option("--slots", type=int, metavar="N", help="Slots of a bank, the base's slot 0 included.")
 @click.option("--max-rank", type=int, metavar="R", help="The largest rank that a slot of a bank can take.")
-@click.option("--frontend", metavar="F", help="What makes the graph: mobius or transformers; by default the first that is proved right.")
+@click.option("--frontend", metavar="F", shell_complete=values("adapterpack.exporting.frontends.base:FRONTENDS"),
+              help="What makes the graph: mobius or transformers; by default the first that is proved right.")
 @click.option("--target", default="ort", show_default=True, metavar="T",
+              shell_complete=values("adapterpack.exporting.targets.base:TARGETS"),
               help="Who serves it: ort, ort-genai (a folder that onnxruntime-genai loads) or triton (a model repository).")
-@click.option("--pooling", metavar="P",
+@click.option("--pooling", metavar="P", shell_complete=values("adapterpack.tasks.embeddings:POOLING"),
               help="How embeddings are made of hidden states: mean, cls or last; by default what the base says, or the mean.")
 @click.option("--base", "checkpoint", metavar="CHECKPOINT", help="Of an ONNX file, the checkpoint that it was made from.")
 @structural_option

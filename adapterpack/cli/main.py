@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 import click
+from click.shell_completion import CompletionItem
 
 from ..errors import EXIT_FAILED, AdapterpackError, printable
 from ..version import VERSION
@@ -19,6 +20,8 @@ from .options import TRACEBACK, traceback_option, wants
 from .output import emit, one_line
 
 EXIT_INTERRUPTED = 130
+VARIABLE = "_ADAPTERPACK_COMPLETE"
+"""The environment variable by which the function of a shell asks for completions."""
 
 COMMANDS = {
     "demo": "the whole line on a real model",
@@ -47,6 +50,7 @@ COMMANDS = {
     "hub": "a hub of your own; adapters on a hub looked through",
     "methods": "the catalogue of adapter methods",
     "rules": "the catalogue of composition rules",
+    "completion": "what a shell runs to complete commands and values",
     "doctor": "whether all is well on this machine; caches and their size",
 }
 """Command -> what it is about, in the order of a piece of work, which is that of the listing; a file of its name holds ``command``."""
@@ -67,6 +71,15 @@ class Commands(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))  # without importing any of them
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[Any]]:
+        named = [CompletionItem(name, help=about) for name, about in COMMANDS.items() if name.startswith(incomplete)]
+        return named + super(click.Group, self).shell_complete(ctx, incomplete)  # the group's own would import every command
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        if VARIABLE in os.environ:  # a shell asks
+            import_module("adapterpack.cli.completing")
+        return super().main(*args, **{"complete_var": VARIABLE, **options})
 
     def invoke(self, ctx: click.Context) -> Any:
         if not sys.stderr.isatty():

@@ -11,7 +11,7 @@ from ..io.readable import size
 from ..merging.onnx.report import GraphReport
 from ..merging.pipeline import merge
 from ..merging.report import MergeReport
-from .options import out_option, pack_at, shared, structural_option, weight_option
+from .options import out_option, pack_at, shared, structural_option, values, weight_option
 from .output import emit, line
 from .progress import byte_bar
 
@@ -27,7 +27,7 @@ from .progress import byte_bar
 @click.option("--untie", is_flag=True, help="Write the output head of a model with tied embeddings as a tensor of its own.")
 @click.option("--safe", is_flag=True, help="Refuse a result that is NaN or infinite.")
 @click.option("--stochastic-rounding", type=int, metavar="SEED", help="Round up or down by chance: small changes are kept on average.")
-@click.option("--verify", default="structure", metavar="structure|full",
+@click.option("--verify", default="structure", metavar="structure|full", shell_complete=values("adapterpack.merging.pipeline:VERIFY"),
               help="Check the base by names, shapes and samples of every tensor (default), or by every byte.")
 @click.option("--shard", metavar="I/N", help="Do the I-th of N shares, into an output folder that N machines share.")
 @click.option("--resume", is_flag=True, help="Keep what is done on an error or an interrupt, too; the same command goes on with it.")

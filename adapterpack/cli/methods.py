@@ -9,7 +9,7 @@ import click
 
 from ..adapter_methods import INITS, broken_plugins, get, methods
 from ..adapter_methods.nodes import NODES, traits
-from .options import shared
+from .options import shared, values
 from .output import emit, facts, one_line, table
 
 _KEYS = {"min_features": "least"}
@@ -17,7 +17,8 @@ _KEYS = {"min_features": "least"}
 
 
 @click.command("methods")
-@click.argument("name", required=False)
+@click.argument("name", required=False,
+                shell_complete=values("adapterpack.adapter_methods.registry:METHODS", "adapterpack.adapter_methods.nodes.registry:NODES"))
 @shared
 def command(name: str | None, as_json: bool) -> None:
     """Every registered method by name, those of other packages (entry points adapterpack.methods) included.

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 import adapterpack
 
@@ -56,12 +58,28 @@ weight_option = click.option("--weight", "weights", type=float, multiple=True, m
 
 def quantization_options(function: _Function) -> _Function:
     """``--accuracy`` and ``--head`` of a quantized graph."""
-    accuracy = click.option("--accuracy", metavar="A",
+    accuracy = click.option("--accuracy", metavar="A", shell_complete=values("adapterpack.exporting.quantization.options:ACCURACIES"),
                             help="How a graph multiplies with quantized weights: exact, or fast (activations are rounded to int8); by "
                                  "default fast where it adds at most a tenth to the error.")
-    head = click.option("--head", metavar="S",
+    head = click.option("--head", metavar="S", shell_complete=values("adapterpack.exporting.quantization.options:HEADS"),
                         help="What the product that gives a graph's logits is quantized to: int8 (the default), int4 or float.")
     return accuracy(head(function))
+
+
+def values(*sources: str) -> Callable[[click.Context, click.Parameter, str], list[CompletionItem[Any]]]:
+    """Completes an option with names: each source is ``module:NAME``, of a registry, of names, or of a function that returns some."""
+
+    def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem[Any]]:
+        found: dict[str, str | None] = {}
+        for source in sources:
+            module, _, name = source.partition(":")
+            known = getattr(import_module(module), name)
+            known = known() if callable(known) else known
+            for one in known:
+                found.setdefault(one, getattr(known[one], "summary", None) if isinstance(known, Mapping) else None)
+        return [CompletionItem(name, help=about) for name, about in sorted(found.items()) if name.startswith(incomplete)]
+
+    return complete
 
 
 def pack_at(reference: str) -> Any:

@@ -11,7 +11,7 @@ import adapterpack
 
 from ..hub.resolve import folder_of
 from ..io.readable import size
-from .options import out_option, quantization_options, shared
+from .options import out_option, quantization_options, shared, values
 from .output import emit, facts, line
 from .progress import apart
 
@@ -20,12 +20,14 @@ from .progress import apart
 @click.argument("source", metavar="PACK|BUNDLE")
 @out_option("The folder of the smaller copy")
 @click.option("--scheme", default="int8", show_default=True, metavar="S",
+              shell_complete=values("adapterpack.quantizing.scheme:SCHEMES", "adapterpack.exporting.quantization.scheme:SCHEMES"),
               help="int8, int4, fp8 or mixed for packs; int8, int4, int2, mixed, fp16 or bf16 for bundles.")
 @click.option("--rank-budget", type=float, metavar="E", help="Cut the rank of each site of a pack first, within this relative error.")
 @quantization_options
 @click.option("--block-size", type=int, metavar="N", help="How many weights share a scale: 16, 32 (the default), 64, 128 or 256.")
 @click.option("--symmetric/--asymmetric", default=None, help="Blocks without zero points, or with them (the default).")
-@click.option("--algorithm", metavar="A", help="How weights are rounded: rtn (to nearest, the default), k-quant, hqq, or, on calibration "
+@click.option("--algorithm", metavar="A", shell_complete=values("adapterpack.exporting.quantization.algorithm:ALGORITHMS"),
+              help="How weights are rounded: rtn (to nearest, the default), k-quant, hqq, or, on calibration "
                                                "rows, gptq or awq.")
 @click.option("--calibration", metavar="FILE.jsonl", help="Rows that the model will see: text, messages, or prompt and completion.")
 @click.option("--compensate", type=int, metavar="RANK", help="Correct the error of a bank by a pack of this rank, which every row carries; "

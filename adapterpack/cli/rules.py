@@ -9,12 +9,12 @@ import click
 import adapterpack
 
 from ..composing.rules.rule import RULES
-from .options import shared
+from .options import shared, values
 from .output import emit, facts, table
 
 
 @click.command("rules")
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=values("adapterpack.composing.rules.rule:RULES"))
 @shared
 def command(name: str | None, as_json: bool) -> None:
     """Every rule by name, those of other packages (entry points adapterpack.rules) included.

@@ -14,7 +14,7 @@ from ..io.atomic import output_file
 from ..pack.validate.budget import Budget
 from ..pack.validate.sarif import sarif
 from ..version import VERSION
-from .options import shared, structural_option
+from .options import shared, structural_option, values
 from .output import emit, line
 
 _EXIT = {"valid": 0, "invalid": EXIT_FAILED, "not fully checked": EXIT_INCOMPLETE}
@@ -27,7 +27,8 @@ _EXIT = {"valid": 0, "invalid": EXIT_FAILED, "not fully checked": EXIT_INCOMPLET
 @click.option("--sarif", "sarif_file", metavar="F", help="Also write the findings as SARIF 2.1.0 to F; it must not exist.")
 @click.option("--max-seconds", type=click.FloatRange(min=0), metavar="S", help="Stop checking after S seconds, with exit code 3 [600].")
 @click.option("--max-bytes", type=click.IntRange(min=0), metavar="B", help="Hold at most B bytes of a pack, else exit code 3 [8 GiB].")
-@click.option("--provider", metavar="cuda", help="Of a bundle: find nodes that this provider has no kernel for; it needs no card.")
+@click.option("--provider", metavar="cuda", shell_complete=values("adapterpack.runtime.providers.provider:PROVIDERS"),
+              help="Of a bundle: find nodes that this provider has no kernel for; it needs no card.")
 @structural_option
 @shared
 @click.pass_context

@@ -81,7 +81,7 @@ def convert(
     """
     written, target = FORMATS[to], Path(out)
     if written.write is None:
-        raise Unsupported(f"the format {to} is only read", where=target, remedy=f"name another with --to: {', '.join(_written())}")
+        raise Unsupported(f"the format {to} is only read", where=target, remedy=f"name another with --to: {', '.join(writable())}")
     refuse_existing(target)
     model = None if base is None else dataclasses.replace(open_base(base), allow_structural=allow_structural)
     name = plain_name(target.name if written.folder else target.stem)
@@ -100,7 +100,7 @@ def convert(
                           expected=", ".join(name for name, one in formats().items() if one.parts))
     if form.name == to and pack.manifest.quantization is None:
         raise NothingToDo(f"the source is in the format {to} already", where=source if not isinstance(source, Pack) else source.name,
-                          remedy=f"name another format with --to: {', '.join(_written())}")
+                          remedy=f"name another format with --to: {', '.join(writable())}")
     if to == "pack":
         pack = pack.renamed(name)
     with _output(written, target) as destination:
@@ -108,7 +108,8 @@ def convert(
     return Conversion(form.name, to, target, pack, notes)
 
 
-def _written() -> list[str]:
+def writable() -> list[str]:
+    """The names of the formats that are written, too."""
     return [name for name, form in formats().items() if form.write is not None]
 
 

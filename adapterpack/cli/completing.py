@@ -1,0 +1,55 @@
+"""Completion in bash, zsh and fish: click's own, which falls back to names of files as shells do themselves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+from click.shell_completion import BashComplete, CompletionItem, FishComplete, ShellComplete, ZshComplete, add_completion_class
+
+from ..errors import UnknownName, nearest
+from .main import VARIABLE
+
+PROGRAM = "adapterpack"
+
+
+class _Files(ShellComplete):
+    """Where a command's option or argument has no values of its own, it may be a path."""
+
+    def get_completions(self, args: list[str], incomplete: str) -> list[CompletionItem[Any]]:
+        found = super().get_completions(args, incomplete)
+        return found or ([CompletionItem(incomplete, type="file")] if args and not incomplete.startswith("-") else [])
+
+
+class _Bash(_Files, BashComplete):
+    pass
+
+
+class _Zsh(_Files, ZshComplete):
+    pass
+
+
+class _Fish(_Files, FishComplete):
+    pass
+
+
+SHELLS: dict[str, type[ShellComplete]] = {"bash": _Bash, "zsh": _Zsh, "fish": _Fish}
+for _name, _class in SHELLS.items():
+    add_completion_class(_class, _name)
+
+
+def completion(shell: str) -> str:
+    """Prints what a shell runs to complete commands, options and their values with Tab.
+
+    ``shell`` is bash, zsh or fish. The text defines a function, which asks ``adapterpack`` itself at each Tab.
+
+    Raises:
+        UnknownName: another shell.
+
+    Example:
+        >>> "_ADAPTERPACK_COMPLETE=zsh_complete" in completion("zsh")
+        True
+    """
+    if shell not in SHELLS:
+        raise UnknownName("there is no completion for this shell", found=repr(shell), remedy=nearest(shell, SHELLS))
+    return SHELLS[shell](click.Group(PROGRAM), {}, PROGRAM, VARIABLE).source()  # the same for every command

@@ -1,0 +1,34 @@
+"""``adapterpack completion``."""
+
+from __future__ import annotations
+
+import click
+
+import adapterpack
+
+from .options import shared, values
+from .output import emit
+
+
+@click.command("completion")
+@click.argument("shell", metavar="bash|zsh|fish", shell_complete=values("adapterpack.cli.completing:SHELLS"))
+@shared
+def command(shell: str, as_json: bool) -> None:
+    """Prints what a shell runs to complete commands, options and their values with Tab.
+
+    Nothing is installed: put the line for your shell into its own file, and open a new one.
+
+    \b
+      bash, ~/.bashrc:                  eval "$(adapterpack completion bash)"
+      zsh,  ~/.zshrc, after compinit:   eval "$(adapterpack completion zsh)"
+      fish, ~/.config/fish/config.fish: adapterpack completion fish | source
+
+    \b
+    Example:
+      adapterpack completion bash
+    """
+    script = adapterpack.completion(shell)
+    if as_json:
+        emit({"command": "completion", "shell": shell, "script": script})
+    else:
+        click.echo(script)
