@@ -21,17 +21,13 @@ pytestmark = pytest.mark.fast
 ROOT = Path(adapterpack.__file__).parents[1]
 LINES = {
     "adapterpack compo": {"compose"},
-    "adapterpack --tr": {"--traceback"},
     "adapterpack hub s": {"serve"},
     "adapterpack compose a b --rule tie": {"ties"},
-    "adapterpack methods vbl": {"vblora"},
     "adapterpack export base pack --mode b": {"bank"},
-    "adapterpack export base pack --target ort-": {"ort-genai"},
     "adapterpack quantize pack --scheme fp": {"fp8", "fp16"},
     "adapterpack convert pack --to koh": {"kohya"},
     "adapterpack run bundle --provider tens": {"tensorrt"},
     "adapterpack validate pac": {"<files>"},
-    "adapterpack export base pack --output ou": {"<files>"},
     "adapterpack merge base --no-such": set(),
 }
 """What was typed when Tab was pressed, and what bash then offers; for files it is told to do what it does by itself."""
