@@ -39,12 +39,22 @@ class CompensationReport(TypedDict):
     error_left: Annotated[float, Meta(ge=0)]
 
 
+class StoredReport(TypedDict):
+    """Of a quantized base's weights in one format: how many the graphs hold as they are stored and how many as floats of the same values,
+    why, by the number of weights, and how far the held ones are from what the format's decoder gives, as a share of the largest."""
+
+    held: Annotated[int, Meta(ge=0)]
+    dequantized: Annotated[int, Meta(ge=0)]
+    reasons: Annotated[Mapping[Annotated[str, Meta(max_length=400)], Annotated[int, Meta(ge=1)]], Meta(max_length=1000)]
+    difference: Annotated[float, Meta(ge=0)]
+
+
 class QuantizationReport(TypedDict):
     """How the graphs were quantized, and how far that moved their outputs, by adapter; ``graphs`` where there are several.
 
     ``error_by_accuracy`` is that of both accuracies, root mean square as a share of the outputs'; the other errors are those of
     ``accuracy``. Bundles without these fields are exact, and their ``head`` has the scheme or is float. Schemes that have no codes have
-    neither blocks nor a head of their own.
+    neither blocks nor a head of their own. ``stored`` is what became of a base that was quantized before it was exported.
     """
 
     scheme: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_-]{0,63}\Z")]
@@ -60,6 +70,7 @@ class QuantizationReport(TypedDict):
     calibration: NotRequired[CalibrationReport]
     products: NotRequired[Annotated[Mapping[Annotated[str, Meta(max_length=512)], ProductReport], Meta(max_length=50_000)]]
     compensation: NotRequired[CompensationReport]
+    stored: NotRequired[Annotated[Mapping[Annotated[str, Meta(max_length=100)], StoredReport], Meta(max_length=1000)]]
     error_by_accuracy: NotRequired[Mapping[Literal["exact", "fast"], Annotated[float, Meta(ge=0)]]]
 
 

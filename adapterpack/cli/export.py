@@ -29,6 +29,7 @@ from .quantize import accuracy_sentence
               help="A Hugging Face pipeline name, such as text-generation; by default that of the packs.")
 @click.option("--quantize", metavar="S", shell_complete=values("adapterpack.exporting.quantization.scheme:SCHEMES"),
               help="Quantize the base's weights: int8, int4, int2, fp16 or bf16.")
+@click.option("--dequantize", is_flag=True, help="Of a quantized base: write its weights as floats, and not as the codes that it stores.")
 @quantization_options
 @click.option("--dtype", default="float32", show_default=True, metavar="D",
               help="What the graph and its slots are made of: float32, float16 or bfloat16, which only a GPU computes in.")
@@ -53,7 +54,7 @@ from .quantize import accuracy_sentence
 @structural_option
 @shared
 def command(
-    *, base: str, packs: tuple[str, ...], out: str, mode: str, task: str | None, quantize: str | None,
+    *, base: str, packs: tuple[str, ...], out: str, mode: str, task: str | None, quantize: str | None, dequantize: bool,
     accuracy: str | None, head: str | None, dtype: str, static_cache: bool | None, in_place: bool, cache: str,
     slots: int | None, max_rank: int | None, frontend: str | None, target: str, pooling: str | None, checkpoint: str | None,
     allow_structural: bool, as_json: bool,
@@ -72,9 +73,10 @@ def command(
     graph, loaded = base if is_graph(base) else folder_of(base), [pack_at(pack) for pack in packs]
     with steps() as say:
         adapterpack.export(graph, loaded, out, mode=mode, task=task, slots=slots, max_rank=max_rank, quantize=quantize,
-                           accuracy=accuracy, head=head, dtype=dtype, in_place=in_place or static_cache, cache=cache, frontend=frontend,
-                           target=target, pooling=pooling, checkpoint=None if checkpoint is None else folder_of(checkpoint),
-                           allow_structural=allow_structural, progress=say)
+                           dequantize=dequantize, accuracy=accuracy, head=head, dtype=dtype, in_place=in_place or static_cache,
+                           cache=cache, frontend=frontend, target=target, pooling=pooling,
+                           checkpoint=None if checkpoint is None else folder_of(checkpoint), allow_structural=allow_structural,
+                           progress=say)
     bundle = adapterpack.inspect(bundle_in(out))
     if as_json:
         emit({"command": "export", **bundle})
@@ -84,15 +86,18 @@ def command(
          f"{size(bundle['bytes'])}")
     if bundle["slots"]:
         line(f"the bank has {bundle['slots']} slots, the base's included, of rank at most {bundle['max_rank']}")
-    for sentence in proof(bundle["parity"], bundle["quantization"] is not None):
+    quantization = bundle["quantization"] or {}
+    for sentence in proof(bundle["parity"], bool(quantization), "stored" in quantization):
         line(sentence)
+    for format_name, report in quantization.get("stored", {}).items():
+        line(stored_sentence(format_name, report))
     left_out = bundle["parity"].get("decoder", {}).get("left_out")
     if left_out is not None:
         line(f"the engine's graph is left out, so serve does not run this bundle: {left_out}")
     if "cache" in bundle["parity"].get("decoder", {}):
         line(cache_sentence(bundle["parity"]["decoder"]["cache"]))
-    if "head" in (bundle["quantization"] or {}):
-        line(accuracy_sentence(bundle["quantization"]["accuracy"], bundle["quantization"]["error_by_accuracy"]))
+    if "head" in quantization or "stored" in quantization:
+        line(accuracy_sentence(quantization["accuracy"], quantization["error_by_accuracy"]))
     for name, reason in bundle["parity"]["canary"]["not_replayed"].items():
         line(f"the canary of {name} was not replayed: {reason}")
 
@@ -103,9 +108,23 @@ def cache_sentence(report: Mapping[str, Any]) -> str:
             f"{report['max_relative']:.2%} of the largest; same best token {report['label_agreement']:.1%}")
 
 
-def proof(parity: Mapping[str, Any], quantized: bool) -> Iterator[str]:
-    """What the parity report says, a line each."""
-    yield f"proved against torch, within {parity['tolerance']:.0e} of the largest output" + (", before quantization:" if quantized else ":")
+def stored_sentence(name: str, report: Mapping[str, Any]) -> str:
+    """What became of a quantized base's weights in one format.
+
+    Example:
+        >>> stored_sentence("awq", {"held": 13, "dequantized": 1, "reasons": {"zero points that are no codes": 1}, "difference": 0.0})
+        '13 of 14 weights in awq are held as they are stored; floats of the same values: 1 (zero points that are no codes)'
+    """
+    held, left = report["held"], report["dequantized"]
+    exact = f", within {report['difference']:.1g} of their largest" if report["difference"] else ""
+    floats = "" if not left else "; floats of the same values: " + ", ".join(f"{n} ({why})" for why, n in report["reasons"].items())
+    return f"{held} of {held + left} weights in {name} are held as they are stored{exact}{floats}"
+
+
+def proof(parity: Mapping[str, Any], quantized: bool, stored: bool = False) -> Iterator[str]:
+    """What the parity report says, a line each; ``stored`` of a base that was quantized itself."""
+    when = ", of floats of the same values:" if stored else ", before quantization:" if quantized else ":"
+    yield f"proved against torch, within {parity['tolerance']:.0e} of the largest output{when}"
     for name, error in parity["max_abs"].items():
         agreed = parity["argmax_agreement"][name]
         yield f"  {name}: largest difference {error:.2g} ({parity['max_relative'][name]:.1g} of the largest), same best choice {agreed:.1%}"

@@ -27,6 +27,7 @@ from ..base.base_folder import read_json
 from ..bundle.decoder_graph import CACHE_LENGTHS, DECODER, LOGITS_POSITIONS, LONGEST, part_ranks
 from ..bundle.manifest import ADAPTER_IDS, ADDED, PAST, PRESENT, Bundle, MappedSite, graph_file, read_bundle
 from ..errors import Unsupported
+from ..onnx_graph.products import PRODUCTS
 from ..slots.fields import extents
 from ..tasks.task import MAIN
 from .attention import added_to_scores, attention_inputs
@@ -156,7 +157,7 @@ def last_product(value: Any) -> Any:
     node = value.producer()
     while node is not None and node.op_type in _ELEMENTWISE:
         node = next((operand.producer() for operand in node.inputs if operand is not None and operand.producer() is not None), None)
-    return node if node is not None and node.op_type in {"MatMul", "MatMulNBits", "Gemm"} else None
+    return node if node is not None and node.op_type in PRODUCTS else None
 
 
 def _rows_as_inputs(model: Any, sites: Mapping[str, MappedSite]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..base.checkpoint import Checkpoint
+from ..base.codecs.dequantized_checkpoint import DequantizedCheckpoint
 from ..errors import ConfigError, UnknownName, Unsupported, nearest
 from ..hub.resolve import folder_of
 from ..merging.base_kind import is_graph
@@ -19,7 +20,7 @@ from ..slots.values import require_slots
 from ..tasks.embeddings import POOLING
 from ..tasks.task import NO_TASK, Task, require_encoder, task_named, task_of
 from .modes import MODES
-from .quantization.options import CACHES, Quantization, quantization, require_no_options
+from .quantization.options import CACHES, Quantization, as_stored, quantization, require_no_options
 from .targets import TARGETS, Target
 
 
@@ -51,8 +52,9 @@ class Request(NamedTuple):
 
 def checked(
     base: str | os.PathLike[str], packs: Sequence[Pack | str | os.PathLike[str]], *, mode: str, task: str | None, slots: int | None,
-    max_rank: int | None, quantize: str | None, accuracy: str | None, head: str | None, dtype: str, static_cache: bool | None, cache: str,
-    target: str, pooling: str | None, checkpoint: str | os.PathLike[str] | None, allow_structural: bool,
+    max_rank: int | None, quantize: str | None, dequantize: bool, accuracy: str | None, head: str | None, dtype: str,
+    static_cache: bool | None, cache: str, target: str, pooling: str | None, checkpoint: str | os.PathLike[str] | None,
+    allow_structural: bool,
 ) -> Request:
     """The request, if its parts fit together.
 
@@ -66,7 +68,7 @@ def checked(
     if pooling is not None and pooling not in POOLING:
         raise UnknownName("unknown pooling", found=repr(pooling), remedy=nearest(pooling, POOLING))
     file = _graph_file(base, checkpoint)
-    model = Checkpoint(folder_of(base if file is None else checkpoint))  # type: ignore[arg-type]
+    model = Checkpoint(folder_of(checkpoint)) if file is not None else DequantizedCheckpoint(folder_of(base))  # type: ignore[arg-type]
     loaded = [pack if isinstance(pack, Pack) else load(folder_of(pack)) for pack in packs]
     chosen, floats = _task(task, loaded, model), precision(dtype).name
     loaded = _on_base(loaded, model, allow_structural)
@@ -86,11 +88,25 @@ def checked(
                           found=f"--mode {mode}", expected="bank or folded", remedy="leave --static-cache out, or export with --mode bank")
     if static_cache is None and not (chosen.generates and mode != "inputs" and product.engine):
         static_cache = False
-    if quantize is None:
-        require_no_options("the graph is not quantized", accuracy=accuracy, head=head)
-    wanted = None if quantize is None else quantization(quantize, accuracy, head)
+    wanted = _quantization(model, quantize, accuracy, head, dequantize=dequantize or floats != DEFAULT)
     return Request(model, file, loaded, mode, chosen, _slots(mode, loaded, slots, max_rank), max_rank, wanted, floats, static_cache, cache,
                    product, pooling, allow_structural)
+
+
+def _quantization(base: Checkpoint, scheme: str | None, accuracy: str | None, head: str | None, *, dequantize: bool) -> Quantization | None:
+    """What becomes of the graph's weights: those of a quantized base stay as they are stored, unless something else is said.
+
+    Raises:
+        UnknownName, ConfigError: an option has no such value, or says nothing with the others.
+        Unsupported: no graph is written in this scheme.
+    """
+    if scheme is not None:
+        return quantization(scheme, accuracy, head)
+    if isinstance(base, DequantizedCheckpoint) and base.quantized and not dequantize:
+        require_no_options("the graph has the codes of its base", head=head)
+        return as_stored(base, accuracy)
+    require_no_options("the graph is not quantized", accuracy=accuracy, head=head)
+    return None
 
 
 def _require_cache(cache: str, static_cache: bool | None, task: Task, floats: str) -> bool | None:

@@ -62,7 +62,8 @@ def write_bundle(root: Path, request: Request, source: Source, graph: BaseGraph,
     """
     say("attach")
     sites = sites_of(graph, request.attached)
-    plans = plans_of(graph, request.base, request.attached, sites, (request.slots, request.max_rank), _default_sites(request, source))
+    plans = plans_of(graph, Checkpoint(source.folder), request.attached, sites, (request.slots, request.max_rank),
+                     _default_sites(request, source))
     attached = [_attached(graph.parts[part], request.mode, request.target, sites, plan, request.task) for part, plan in plans.items()]
     bundle = _manifest(request, source, graph, plans[MAIN], {path: site for slots in attached for path, site in slots.sites.items()})
     folder = root / request.target.place(bundle)
@@ -84,7 +85,7 @@ def write_bundle(root: Path, request: Request, source: Source, graph: BaseGraph,
     request.base.require_unchanged()
     bundle.write(folder, draft=request.quantize is not None)
     if request.quantize is not None:
-        say(f"quantize to {request.quantize.scheme}")
+        say("hold the weights as the base stores them" if request.quantize.stored else f"quantize to {request.quantize.scheme}")
         quantize_in_place(folder, request.quantize)
     Proofs(manifest_bytes(folder)).keep_opened(*graphs_of(bundle))
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from ..base.checkpoint import Checkpoint
+from ..base.codecs.dequantized_checkpoint import DequantizedCheckpoint
 from ..base.quantization import require_plain
 from ..bundle.manifest import Bundle, bundle_in, read_bundle
 from ..errors import AdapterpackError, FormatError, ParityError, SiteNotFound, StorageError, Unsupported
@@ -19,6 +20,7 @@ from ..pack.pack import Pack
 from ..slots.precision import DEFAULT
 from .arguments import Request, checked
 from .bundle_writer import write_bundle
+from .dequantized import write_dequantized
 from .frontends import FRONTENDS, BaseGraph, Frontend, Source
 from .quantization.options import CACHES
 
@@ -35,6 +37,7 @@ def export(
     slots: int | None = None,
     max_rank: int | None = None,
     quantize: str | None = None,
+    dequantize: bool = False,
     accuracy: str | None = None,
     head: str | None = None,
     dtype: str = DEFAULT,
@@ -53,12 +56,14 @@ def export(
     for every row). ``slots`` counts slot 0, the base; it and ``max_rank`` are the capacity of a bank. Every graph is compared with the
     torch model, base and each adapter, on a ragged padded batch, before it is published. ``dtype`` is the float type that graph and slots
     are made in, ``float32`` or ``float16``. ``quantize`` is ``int8`` or ``int4``, with ``accuracy`` and ``head`` as of
-    :func:`adapterpack.quantize`. A decoder gets the graph that the engine, ``serve`` and ``generate`` run, with a static cache on the
-    same weights, where its family has one; ``in_place`` True insists on it, False leaves it out. ``cache`` ``int8`` keeps
-    its keys and values in eight bits, and records by how much that moves its logits. ``target`` says who serves it: ``ort``,
-    ``ort-genai`` (the folder that onnxruntime-genai loads) or ``triton`` (a model repository, which holds the bundle). ``base`` may be an
-    ONNX file that another tool made of ``checkpoint``: its weights are found there by their bytes. ``frontend`` is what makes the graph,
-    by default the first whose graph agrees with the model.
+    :func:`adapterpack.quantize`. The graph of a quantized base (NF4, GPTQ, AWQ, compressed-tensors ...) holds the base's own codes and
+    scales wherever an operator can, and floats of the same values where none can; with ``dequantize``, or a ``dtype`` other than float32,
+    it is all floats. Its manifest says what became of the weights of each format. A decoder gets the graph that the engine, ``serve`` and
+    ``generate`` run, with a static cache on the same weights, where its family has one; ``in_place`` True insists on it, False leaves it
+    out. ``cache`` ``int8`` keeps its keys and values in eight bits, and records by how much that moves its logits. ``target`` says who
+    serves it: ``ort``, ``ort-genai`` (the folder that onnxruntime-genai loads) or ``triton`` (a model repository, which holds the bundle).
+    ``base`` may be an ONNX file that another tool made of ``checkpoint``: its weights are found there by their bytes. ``frontend`` is what
+    makes the graph, by default the first whose graph agrees with the model.
     ``pooling`` (``mean``, ``cls`` or ``last``) is recorded for tasks that give hidden states; by default what the base says.
     ``allow_structural`` accepts a base that has the names, dtypes and shapes of the packs', whatever its weights.
 
@@ -73,9 +78,9 @@ def export(
     """
     say = progress or (lambda text: None)
     refuse_existing(Path(out))
-    request = checked(base, packs, mode=mode, task=task, slots=slots, max_rank=max_rank, quantize=quantize, accuracy=accuracy,
-                      head=head, dtype=dtype, static_cache=in_place, cache=cache, target=target, pooling=pooling, checkpoint=checkpoint,
-                      allow_structural=allow_structural)
+    request = checked(base, packs, mode=mode, task=task, slots=slots, max_rank=max_rank, quantize=quantize, dequantize=dequantize,
+                      accuracy=accuracy, head=head, dtype=dtype, static_cache=in_place, cache=cache, target=target, pooling=pooling,
+                      checkpoint=checkpoint, allow_structural=allow_structural)
     failed: dict[str, AdapterpackError] = {}
     with _source(request, say) as source:
         candidates = _candidates(frontend, source)
@@ -102,16 +107,24 @@ def export(
 
 @contextlib.contextmanager
 def _source(request: Request, say: Progress) -> Iterator[Source]:
-    """What the graph is made from: the checkpoint, or a temporary one with the packs merged into it, and the ONNX file likewise."""
+    """What the graph is made from: the checkpoint, or a temporary one of plain numbers, with the packs merged into it that are folded,
+    and the ONNX file likewise."""
     source = Source(request.base.folder, request.task, request.dtype, request.file, request.attached)
-    if request.mode != "folded" or not request.packs:
+    base, folds = request.base, bool(request.mode == "folded" and request.packs)
+    decoded = isinstance(base, DequantizedCheckpoint) and bool(base.quantized)
+    if not folds and not decoded:
         yield source
         return
-    say("merge")
-    require_plain(request.base)  # a merge would keep its format, and frontends build graphs of plain numbers
-    with tempfile.TemporaryDirectory(prefix="adapterpack-fold-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="adapterpack-base-") as scratch:
         folder, file = Path(scratch) / source.folder.resolve().name, source.file
-        merge(source.folder, request.packs, folder, allow_structural=request.allow_structural)
+        if folds:
+            say("merge")
+            if not decoded:
+                require_plain(base)
+            merge(source.folder, request.packs, folder, allow_structural=request.allow_structural, dtype="float32" if decoded else None)
+        elif isinstance(base, DequantizedCheckpoint):
+            say("dequantize")
+            write_dequantized(base, folder)
         if file is not None:
             report = merge(file, request.packs, Path(scratch) / "graph", checkpoint=source.folder,
                            allow_structural=request.allow_structural)

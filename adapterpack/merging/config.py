@@ -27,11 +27,20 @@ def merged_config(config: Mapping[str, Any], packs: Sequence[Pack], full_modules
         config["vocab_size"] = full_modules.vocab_size
     if full_modules.untied or untied:
         config["tie_word_embeddings"] = False
-    return config if dtype is None else _with_dtype(_plain(config), TORCH[dtype], top=True)
+    return config if dtype is None else plain_config(config, TORCH[dtype])
+
+
+def plain_config(config: Mapping[str, Any], dtype: str = "float32") -> dict[str, Any]:
+    """The config of the same model without a quantization, in a dtype by torch's name.
+
+    Example:
+        >>> plain_config({"dtype": "float16", "quantization_config": {"bits": 4}})
+        {'dtype': 'float32'}
+    """
+    return _with_dtype(_plain(config), dtype, top=True)
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config without a quantization: an output in a chosen dtype is not quantized."""
     return {key: _plain(value) if key == "text_config" and isinstance(value, dict) else value
             for key, value in config.items() if key != "quantization_config"}
 

@@ -8,6 +8,10 @@ from typing import Any
 
 import onnx_ir as ir
 
+QUANTIZED = frozenset({"MatMulNBits", "MatMulBnb4"})
+"""Operators that multiply with codes."""
+PRODUCTS = QUANTIZED | {"MatMul", "Gemm"}
+"""Operators that a linear layer can be."""
 _LEVEL, _EXACT, _FAST = "accuracy_level", 0, 4
 """The attribute of MatMulNBits that says it, and its values."""
 

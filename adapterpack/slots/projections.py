@@ -12,10 +12,9 @@ import onnxruntime as ort
 from ..bundle.manifest import Heads, MappedSite
 from ..errors import FormatError, Unsupported
 from ..onnx_graph.float32_form import in_float32
+from ..onnx_graph.products import PRODUCTS
 from .precision import DEFAULT
 from .prompt_kv import PROJECTION
-
-_PRODUCTS = frozenset({"MatMul", "Gemm", "MatMulNBits"})
 
 
 def heads_at(sites: Mapping[str, MappedSite], path: str) -> Heads:
@@ -54,7 +53,7 @@ def projected(model: Any, heads: Heads, prompt: np.ndarray, dtype: str) -> tuple
 def _read(product: Any) -> Any:
     """The input of the linear layer that gives this value, itself or through a sum and a split."""
     node = product.producer()
-    while node is not None and node.op_type not in _PRODUCTS:
+    while node is not None and node.op_type not in PRODUCTS:
         node = next((value.producer() for value in node.inputs if value is not None and value.producer() is not None), None)
     if node is None:
         raise FormatError("the graph has no linear layer there", found=product.name, remedy="export again")

@@ -11,14 +11,15 @@ from ...errors import FormatError
 from ..checkpoint import Checkpoint
 from . import bnb4
 from .base import Codec, ModuleTensors, Parts, Weight, modules_with, unreadable
-from .grid import Grid, Groups, QuantizedRows, integers
+from .grid import Grid, Groups, QuantizedRows, Span, integers
 from .registry import CODECS
 from .storage import PartUpdate
 
 _UNIT = np.float32(1 / 127)
 _BYTES = integers(-127, 127, np.int8)
 LEVELS = _BYTES._replace(value=lambda codes: codes.astype(np.float32) * _UNIT, nearest=lambda level: _BYTES.nearest(level * 127),
-                         fit=lambda low, high: (np.maximum(np.abs(low), np.abs(high)), None), width=lambda codes: np.full((1, 1), _UNIT))
+                         fit=lambda low, high: (np.maximum(np.abs(low), np.abs(high)), None), width=lambda codes: np.full((1, 1), _UNIT),
+                         span=Span(-127, 127, 1 / 127))
 
 
 def _match_int8(base: Checkpoint) -> list[Weight]:

@@ -6,6 +6,8 @@ import os
 from collections.abc import Mapping
 from functools import cached_property
 
+import numpy as np
+
 from ...errors import Unsupported
 from ...io.safetensors import FLOATS, TensorInfo
 from ..checkpoint import Checkpoint
@@ -58,6 +60,10 @@ class DequantizedCheckpoint(Checkpoint):
     def parts(self, name: str) -> Parts:
         """The parts of a quantized weight by role."""
         return {role: super(DequantizedCheckpoint, self).read(stored) for role, stored in self.quantized[name].parts.items()}
+
+    def row_order(self, name: str) -> np.ndarray | None:
+        """For each row of a run in the file its row in the model's run, where a weight's rows are stored in another order; else None."""
+        return None
 
     def matrix(self, name: str) -> Matrix:
         """A quantized weight, decoded when rows are indexed."""

@@ -27,17 +27,28 @@ class QuantizedRows(NamedTuple):
     zero: np.ndarray | None = None
 
 
+class Span(NamedTuple):
+    """Levels that are ``unit`` times the whole numbers from ``low`` to ``high``, each of which is its own code."""
+
+    low: int
+    high: int
+    unit: float = 1.0
+
+
 class Levels(NamedTuple):
     """The numbers, before scaling, that codes stand for.
 
     ``value`` gives the float32 level of codes, ``nearest`` the code of the level nearest to given numbers, ``fit`` a scale and a zero point
-    for groups by their least and greatest value, ``width`` the gap between neighbouring levels at codes.
+    for groups by their least and greatest value, ``width`` the gap between neighbouring levels at codes. Operators on codes read two kinds
+    of levels: those of a ``span``, and those of a ``table``, in which a code is an index.
     """
 
     value: Callable[[np.ndarray], Rows]
     nearest: Callable[[Rows], np.ndarray]
     fit: Callable[[Rows, Rows], tuple[Rows, Rows | None]]
     width: Callable[[np.ndarray], Rows]
+    span: Span | None = None
+    table: np.ndarray | None = None
 
 
 class Groups(NamedTuple):
@@ -163,7 +174,7 @@ def integers(low: int, high: int, dtype: Any, zero_range: tuple[int, int] | None
             zero = np.clip(np.rint(np.nan_to_num(low - least / scale)), *zero_range)
         return scale, zero.astype(np.float32)
 
-    return Levels(lambda codes: codes.astype(np.float32), nearest, fit, lambda codes: np.ones((1, 1), np.float32))
+    return Levels(lambda codes: codes.astype(np.float32), nearest, fit, lambda codes: np.ones((1, 1), np.float32), Span(low, high))
 
 
 def fixed_zero(levels: Levels, low: int, high: int, zero: float) -> Levels:
@@ -198,7 +209,7 @@ def table(values: np.ndarray) -> Levels:
         return np.maximum(np.abs(least), np.abs(greatest)), None
 
     return Levels(lambda at: values[at].astype(np.float32, copy=False), lambda level: codes[np.searchsorted(bounds, level)], fit,
-                  lambda at: width[at])
+                  lambda at: width[at], table=values)
 
 
 def small_floats(dtype: np.dtype[Any], greatest: float) -> Levels:

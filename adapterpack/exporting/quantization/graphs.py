@@ -75,13 +75,15 @@ def quantize_in_place(folder: Path, wanted: Quantization) -> None:
     for part in bundle.parts:
         path = folder / graph_file(part)
         count += quantize_file(path, wanted.scheme, choose, wanted.head_setting, second if part == MAIN else None,
-                               compensator if part == MAIN else None)
+                               compensator if part == MAIN else None, wanted.stored)
         sites |= _relocated({key: site for key, site in sites.items() if site.part == part}, ir.load(path))
-    if count == 0:
+    if count == 0 and wanted.stored is None:
         raise NothingToDo("the graph has no MatMul on a constant weight", where=folder.name)
     said: dict[str, Any] = {"scheme": wanted.scheme, "quantized": count, **choices}
     if (setting := wanted.setting) is not None:
         said |= {"block_size": setting.block_size, "symmetric": setting.symmetric, "algorithm": setting.algorithm, "head": wanted.head}
+    if wanted.stored is not None:
+        said["stored"] = wanted.stored.report()
     if rows:
         said["calibration"] = {"rows": len(rows), "tokens": sum(map(len, rows))}
     moved = dataclasses.replace(bundle, sites=sites)

@@ -6,6 +6,7 @@ weight is the table of the embedding, the embedding reads the same codes, by Gat
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +14,7 @@ import onnx_ir as ir
 
 from ...bundle.manifest import ADDED
 from ...engine_graph.derive import last_product
+from ...onnx_graph.products import QUANTIZED
 from .algorithm import ALGORITHMS
 from .product import Product, initializer
 from .scheme import Rewriting
@@ -20,21 +22,33 @@ from .tied import look_up_codes
 
 
 def rewrite(rewriting: Rewriting) -> int:
-    """Quantizes the products of a graph; returns how many. Those of adapters stay float, and so do those whose weight is an input."""
-    model, codes, count = rewriting.model, dict[str, Any](), 0
-    head_weight = _head_weight(model)
-    for found in products_of(model):
-        node, weight = found.node, found.weight
-        x = node.inputs[0]
-        setting = rewriting.head if weight is head_weight else rewriting.choose(node.name)
+    """Rounds the products of a graph to codes, each by its own setting; returns how many."""
+    head_weight = _head_weight(rewriting.model)
+
+    def replacement(product: Product) -> Any:
+        setting = rewriting.head if product.weight is head_weight else rewriting.choose(product.node.name)
         if setting is None:
-            continue
-        algorithm = ALGORITHMS[setting.algorithm if len(weight.shape) == 2 else "rtn"]
-        product = replace(found, second=rewriting.second(x.name)) if algorithm.calibrated else found
-        quantized = algorithm.replace(product, setting)
-        nodes = list(quantized)
-        if all(new.op_type != "MatMulNBits" for new in nodes):
-            continue  # a stack of matrices
+            return None
+        algorithm = ALGORITHMS[setting.algorithm if len(product.weight.shape) == 2 else "rtn"]
+        if algorithm.calibrated:
+            product = replace(product, second=rewriting.second(product.node.inputs[0].name))
+        return algorithm.replace(product, setting)
+
+    return put_in(rewriting, replacement)
+
+
+def put_in(rewriting: Rewriting, replacement: Callable[[Product], Any]) -> int:
+    """Puts into the place of each product the graph that ``replacement`` gives for it, or leaves it float where that is None or has no
+    product on codes; returns how many were replaced. Those of adapters stay float, and so do those whose weight is an input.
+    """
+    model, codes, count = rewriting.model, dict[str, Any](), 0
+    for product in products_of(model):
+        node, weight = product.node, product.weight
+        x = node.inputs[0]
+        quantized = replacement(product)
+        nodes = [] if quantized is None else list(quantized)
+        if all(new.op_type not in QUANTIZED for new in nodes):
+            continue  # a stack of matrices, too
         for name, value in quantized.initializers.items():
             if name not in codes:  # a product with the same weight may have made them
                 codes[name] = initializer(rewriting.file.append(value.const_value))
@@ -51,7 +65,7 @@ def rewrite(rewriting: Rewriting) -> int:
         ir.convenience.replace_nodes_and_values(node.graph, node, [node], nodes, node.outputs, [y])
         if turned is not None and not turned.outputs[0].uses():
             turned.graph.remove(turned, safe=True)
-            look_up_codes(weight, next(new for new in nodes if new.op_type == "MatMulNBits"))
+            look_up_codes(weight, next(new for new in nodes if new.op_type in QUANTIZED))
         if not weight.uses():
             weight.graph.initializers.pop(weight.name)
         count += 1

@@ -6,10 +6,12 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from ...base.codecs.dequantized_checkpoint import DequantizedCheckpoint
 from ...errors import ConfigError, UnknownName, Unsupported, nearest
 from .algorithm import ALGORITHMS
 from .product import Setting
 from .scheme import SCHEMES, Scheme
+from .stored_weights import StoredWeights
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 HEADS = ("int4", "int8", "float")
@@ -29,6 +31,7 @@ class Quantization(NamedTuple):
 
     ``accuracy`` None: by what is measured. ``setting`` is that of every product, of a scheme of codes. ``calibration`` are rows of the
     user's. ``compensate`` is the rank of the correction of the error, 0 for none. The budgets are those of a scheme that searches.
+    ``stored`` are the codes of a quantized base, of a scheme ``of_base``.
     """
 
     scheme: str
@@ -39,6 +42,7 @@ class Quantization(NamedTuple):
     compensate: int = 0
     error_budget: float | None = None
     size_budget: int | None = None
+    stored: StoredWeights | None = None
 
     @property
     def head_setting(self) -> Setting | None:
@@ -63,6 +67,9 @@ def quantization(scheme: str, accuracy: str | None = None, head: str | None = No
         if name is not None and name not in known:
             raise UnknownName(f"unknown {kind}", found=repr(name), remedy=nearest(name, known))
     chosen = SCHEMES[scheme]
+    if chosen.of_base:
+        raise Unsupported("this scheme has the codes of a quantized base, which a bundle holds no more", found=scheme,
+                          remedy="export the quantized base itself: that is what it becomes by default")
     if chosen.refused:
         raise Unsupported("no graph is written in this scheme", found=scheme, expected=", ".join(written()), remedy=chosen.refused)
     _require_taken(chosen, {"accuracy": accuracy, "head": head, "block_size": block_size, "symmetric": symmetric, "algorithm": algorithm,
@@ -82,6 +89,17 @@ def quantization(scheme: str, accuracy: str | None = None, head: str | None = No
                         error_budget, size_budget)
 
 
+def as_stored(base: DequantizedCheckpoint, accuracy: str | None = None) -> Quantization:
+    """That a graph is to hold the codes of a quantized base.
+
+    Raises:
+        UnknownName: there is no such accuracy.
+    """
+    if accuracy is not None and accuracy not in ACCURACIES:
+        raise UnknownName("unknown accuracy", found=repr(accuracy), remedy=nearest(accuracy, ACCURACIES))
+    return Quantization("as-stored", accuracy, "float", stored=StoredWeights(base))
+
+
 def written() -> list[str]:
     """The schemes that graphs are written in.
 
@@ -89,7 +107,7 @@ def written() -> list[str]:
         >>> written()
         ['bf16', 'fp16', 'int2', 'int4', 'int8', 'mixed']
     """
-    return [name for name, scheme in SCHEMES.items() if not scheme.refused]
+    return [name for name, scheme in SCHEMES.items() if not scheme.refused and not scheme.of_base]
 
 
 def _require_taken(scheme: Scheme, given: dict[str, object]) -> None:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx_ir as ir
 
+from ...onnx_graph.bnb4 import packed_nibbles
 from ...onnx_graph.nbits import Grid, packed_codes, packed_zeros
 
 
@@ -27,12 +28,15 @@ class Setting(NamedTuple):
 class Codes(NamedTuple):
     """A weight as codes ``[out, blocks, block]``, whole numbers from zero, on a grid ``[out, blocks]``.
 
-    ``divisor`` ``[in]`` is what each input is divided by before the product, whose weights hold it as a factor; or None.
+    ``divisor`` ``[in]`` is what each input is divided by before the product, whose weights hold it as a factor; or None. Column ``i`` of
+    the codes belongs to input ``order[i]``, where there is an order. ``minimum`` ``[out, blocks]`` is added to the numbers of each block.
     """
 
     q: np.ndarray
     grid: Grid
     divisor: np.ndarray | None = None
+    order: np.ndarray | None = None
+    minimum: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,11 @@ class Product:
         """The float type of the weight in the graph."""
         return self.weight.const_value.dtype
 
+    @property
+    def width(self) -> int:
+        """How many inputs the product has."""
+        return int(self.weight.shape[0 if self.weight is self.node.inputs[1] else 1])
+
     def matrix(self) -> np.ndarray:
         """The weight in memory, ``[in, out]`` in the graph's type."""
         numbers = self.weight.const_value.numpy()
@@ -68,22 +77,35 @@ class Product:
         return ir.to_proto(ir.Model(self._graph([product], [weight]), ir_version=self.model.ir_version))
 
     def in_bits(self, codes: Codes, bits: int) -> Any:
-        """The graph of a ``MatMulNBits`` on codes, with the division before it where there is one."""
-        out, _, block = codes.q.shape
-        name, x = self.weight.name, self._input()
-        inputs, nodes, constants = x, [], []
+        """The graph of a ``MatMulNBits`` on codes, with what comes before it and what is added to it."""
+        out, blocks, block = codes.q.shape
+        graph = _Nodes(self)
+        x, name = graph.x, self.weight.name
         if codes.divisor is not None:
-            factors = _tensor(np.reciprocal(codes.divisor), self.dtype, f"{name}_factors")
-            nodes.append(ir.node("Mul", [x, factors], name=f"{self.node.name}/scaled"))
-            constants, inputs = [factors], nodes[0].outputs[0]
-            inputs.name, inputs.shape, inputs.type = f"{self.node.name}/scaled:0", x.shape, x.type
-        stored = [initializer(ir.tensor(packed_codes(codes.q.astype(np.uint8), bits), name=f"{name}_Q{bits}")),
-                  _tensor(codes.grid.scale, self.dtype, f"{name}_scales")]
+            x = graph.add("Mul", "scaled", x, graph.floats("factors", np.reciprocal(codes.divisor)))
+            x.shape, x.type = graph.x.shape, graph.x.type
+        if codes.order is not None:
+            x = graph.add("Gather", "ordered", x, graph.constant(f"{name}_order", codes.order.astype(np.int64)), axis=-1)
+            x.shape, x.type = graph.x.shape, graph.x.type
+        stored = [graph.constant(f"{name}_Q{bits}", packed_codes(codes.q.astype(np.uint8), bits)), graph.floats("scales", codes.grid.scale)]
         if not codes.grid.symmetric:
-            stored.append(initializer(ir.tensor(packed_zeros(bits, codes.grid), name=f"{name}_zero_points")))
-        attributes = {"K": self.matrix().shape[0], "N": out, "bits": bits, "block_size": block}
-        nodes.append(ir.node("MatMulNBits", [inputs, *stored], attributes, domain="com.microsoft", name=f"{self.node.name}_Q{bits}"))
-        return self._graph(nodes, [*constants, *stored], x)
+            stored.append(graph.constant(f"{name}_zero_points", packed_zeros(bits, codes.grid)))
+        y = graph.product("MatMulNBits", f"_Q{bits}", x, *stored, N=out, bits=bits, block_size=block)
+        if codes.minimum is not None:  # (q s + m) x = q s x + m (the sum of x over the block)
+            rows = [0] * (len(x.shape) - 1)
+            runs = graph.add("Reshape", "blocks", x, graph.constant(f"{name}_runs", np.array([*rows, blocks, block], np.int64)))
+            sums = graph.add("ReduceSum", "sums", runs, graph.constant(f"{name}_axis", np.array([-1], np.int64)), keepdims=0)
+            least = graph.add("MatMul", "least", sums, graph.floats("minima", np.ascontiguousarray(codes.minimum.T)))
+            y = graph.add("Add", "shifted", y, least)
+        return graph.ending_with(y)
+
+    def in_table(self, q: np.ndarray, scale: np.ndarray, block: int, kind: int) -> Any:
+        """The graph of a ``MatMulBnb4`` on codes ``[out, in]`` of table ``kind``, with one scale for each ``block`` of them."""
+        graph = _Nodes(self)
+        name = f"{self.weight.name}_Q4"
+        stored = graph.constant(name, packed_nibbles(q)), graph.floats("absmax", scale)
+        y = graph.product("MatMulBnb4", "_Q4", graph.x, *stored, N=len(q), block_size=block, quant_type=kind)
+        return graph.ending_with(y)
 
     def _input(self) -> Any:
         x = self.node.inputs[0]
@@ -94,6 +116,42 @@ class Product:
         y.name, y.shape, y.type = old.name, old.shape, old.type
         return ir.Graph([nodes[0].inputs[0] if x is None else x], [y], nodes=nodes, initializers=constants,
                         opset_imports={**self.model.opset_imports, "com.microsoft": 1}, name="product")
+
+
+class _Nodes:
+    """Collects the nodes and constants that stand in the place of a product."""
+
+    def __init__(self, product: Product) -> None:
+        self.replaced, self.x = product, product._input()
+        self.nodes: list[Any] = []
+        self.constants: list[Any] = []
+
+    def constant(self, name: str, array: np.ndarray) -> Any:
+        self.constants.append(initializer(ir.tensor(array, name=name)))
+        return self.constants[-1]
+
+    def floats(self, role: str, array: np.ndarray) -> Any:
+        self.constants.append(_tensor(array, self.replaced.dtype, f"{self.replaced.weight.name}_{role}"))
+        return self.constants[-1]
+
+    def add(self, op: str, role: str, *inputs: Any, **attributes: Any) -> Any:
+        return self._node(ir.node(op, list(inputs), attributes, name=f"{self.replaced.node.name}/{role}"))
+
+    def product(self, op: str, suffix: str, *inputs: Any, **attributes: Any) -> Any:
+        """The output of the operator that multiplies; ``K`` is the weight's."""
+        y = self._node(ir.node(op, list(inputs), {"K": self.replaced.width, **attributes}, domain="com.microsoft",
+                               name=f"{self.replaced.node.name}{suffix}"))
+        y.shape, y.type = self.replaced.node.outputs[0].shape, self.replaced.node.outputs[0].type
+        return y
+
+    def _node(self, node: Any) -> Any:
+        node.outputs[0].name = f"{node.name}:0"
+        self.nodes.append(node)
+        return node.outputs[0]
+
+    def ending_with(self, y: Any) -> Any:
+        """The graph, whose output has the name of the replaced one's."""
+        return self.replaced._graph(self.nodes, self.constants, self.x)
 
 
 def initializer(tensor: Any) -> Any:

@@ -11,6 +11,7 @@ import numpy as np
 
 from ...registry import Registry
 from .product import Setting
+from .stored_weights import StoredWeights
 from .tensor_file import TensorFile
 
 Choose = Callable[[str], Setting | None]
@@ -19,7 +20,8 @@ Choose = Callable[[str], Setting | None]
 
 class Rewriting(NamedTuple):
     """What a graph is rewritten with: ``file`` takes new tensors, ``head`` is the setting of the product that gives the logits, and
-    ``second`` gives the mean of ``x xᵀ`` of an input by its name, where an algorithm looks at it.
+    ``second`` gives the mean of ``x xᵀ`` of an input by its name, where an algorithm looks at it. ``stored`` are the codes of a quantized
+    base, of a scheme ``of_base``.
     """
 
     model: Any
@@ -27,6 +29,7 @@ class Rewriting(NamedTuple):
     choose: Choose
     head: Setting | None
     second: Callable[[str], np.ndarray | None] = lambda name: None
+    stored: StoredWeights | None = None
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,8 @@ class Scheme:
 
     ``rewrite`` changes a graph in place and returns how many of its weights are quantized. ``setting`` is what its products get unless
     the user chooses otherwise among the options ``takes``; None, of a scheme that has no codes or chooses by product. ``budgeted``: it
-    searches a setting for each product under a budget. ``refused`` says why no graph is written in it.
+    searches a setting for each product under a budget. ``of_base``: its codes are those of a quantized base, so that only an export writes
+    it. ``refused`` says why no graph is written in it.
 
     ``tolerance`` is the largest change of an output, as a share of the largest, with which a graph is still written, and with which fast
     products are the default. That of a wrong graph is larger; four bits may move the outputs of a model as far as that, so their change is
@@ -49,6 +53,7 @@ class Scheme:
     takes: frozenset[str] = frozenset()
     tolerance: float = math.inf
     budgeted: bool = False
+    of_base: bool = False
     refused: str = ""
 
 

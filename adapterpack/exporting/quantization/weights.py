@@ -13,16 +13,18 @@ from ...onnx_graph.save import save_graph
 from .compensation import Compensator
 from .product import Setting
 from .scheme import SCHEMES, Choose, Rewriting
+from .stored_weights import StoredWeights
 from .tensor_file import TensorFile
 from .tied import share_bytes
 
 
 def quantize_file(path: Path, scheme: str, choose: Choose, head: Setting | None = None,
-                  second: Callable[[str], np.ndarray | None] | None = None, compensator: Compensator | None = None) -> int:
+                  second: Callable[[str], np.ndarray | None] | None = None, compensator: Compensator | None = None,
+                  stored: StoredWeights | None = None) -> int:
     """Quantizes the graph at ``path`` by a scheme and replaces its file and its data; returns the number of quantized weights.
 
     ``choose`` gives the setting of each product, ``head`` is that of the product that gives the logits, and a
-    ``compensator`` corrects what that did.
+    ``compensator`` corrects what that did. ``stored`` are the codes of a quantized base.
     """
     model, data = ir.load(path), f"{path.name}.data"
     with tempfile.TemporaryDirectory(prefix=".quantize-", dir=path.parent) as name:
@@ -30,7 +32,7 @@ def quantize_file(path: Path, scheme: str, choose: Choose, head: Setting | None 
         assert rewrite is not None
         if compensator is not None:
             compensator.remember(model)
-        count = rewrite(Rewriting(model, TensorFile(scratch / "tensors"), choose, head, second or (lambda name: None)))
+        count = rewrite(Rewriting(model, TensorFile(scratch / "tensors"), choose, head, second or (lambda name: None), stored))
         if compensator is not None:
             compensator.apply(model)
         save_graph(model, scratch / path.name)

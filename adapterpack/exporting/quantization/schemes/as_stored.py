@@ -1,0 +1,34 @@
+"""The codes of a quantized base, as they are: an export of such a base rounds nothing again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ....base.codecs.stored_form import Table
+from ....onnx_graph.bnb4 import quant_type
+from ....onnx_graph.nbits import Grid, blocked
+from ..in_codes import put_in
+from ..product import Codes, Product
+from ..scheme import SCHEMES, Rewriting, Scheme
+
+
+def _rewrite(rewriting: Rewriting) -> int:
+    stored = rewriting.stored
+    assert stored is not None
+
+    def replacement(product: Product) -> Any:
+        form = stored.form_of(product.rows()) if len(product.weight.shape) == 2 else None
+        if form is None:
+            return None
+        if isinstance(form, Table):
+            kind = quant_type(form.levels)
+            assert kind is not None
+            return product.in_table(form.q, form.scale, form.block, kind)
+        codes = Codes(blocked(form.block, form.q), Grid(form.scale, form.zero, form.symmetric), order=form.order, minimum=form.minimum)
+        return product.in_bits(codes, form.bits)
+
+    return put_in(rewriting, replacement)
+
+
+SCHEMES.register(Scheme("as-stored", "the codes of a quantized base, as they are", _rewrite, takes=frozenset({"accuracy"}), tolerance=1e-4,
+                        of_base=True))
