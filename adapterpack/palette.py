@@ -23,3 +23,10 @@ def variables(palette: Mapping[str, str]) -> str:
         '--page:#fff;--ink:#000'
     """
     return ";".join(f"--{name}:{colour}" for name, colour in palette.items())
+
+
+def style_sheet() -> str:
+    """The two palettes as a style sheet: the browser's choice, unless ``data-theme`` of the root says another."""
+    light, dark = f"{{color-scheme:light;{variables(LIGHT)}}}", f"{{color-scheme:dark;{variables(DARK)}}}"
+    chosen = f":root{light}\n:root[data-theme=dark]{dark}\n"
+    return f"{chosen}@media (prefers-color-scheme:dark){{:root:not([data-theme=light]){dark}}}\n"

@@ -61,7 +61,11 @@ def pytest_testnodedown(node: Any) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """One line about what was left out."""
+    """One line about what was left out, and the figures that tests record."""
+    for report in terminalreporter.getreports("passed"):
+        for name, text in report.user_properties:
+            if name == "figure":
+                terminalreporter.write_line(text)
     count = config.stash.get(_WITHOUT_GPU, 0)
     if count:
         text = f"GPU: {count} tests were NOT run, since this machine has no CUDA device (pytest -m gpu runs them on one)"

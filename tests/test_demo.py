@@ -6,11 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from chromium import browser, chromium
 from demo_command import demo, run
 from shipped_schemas import fits
+from sites import fetched, logits, npm, opened, served
 
-from adapterpack import load
+from adapterpack import Session, export, load
 from adapterpack.base.checkpoint import Checkpoint
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(2400)]  # it trains, on whatever machine this is
@@ -110,3 +113,27 @@ def test_a_taken_output_is_refused_before_any_work(encoder: dict[str, Any]) -> N
     done = run("demo", "-o", encoder["output"])
     assert done.returncode == 1
     assert "already exists" in done.stderr
+
+
+@browser
+@npm
+def test_rows_in_a_browser(encoder: dict[str, Any], tmp_path: Path, record_property: Any) -> None:
+    """The demo's bank as a site: a mixed batch gives Python's logits, and so does a third pack in the place of one that is unloaded."""
+    out, site = Path(encoder["output"]), tmp_path / "site"
+    export(out / "bundles" / "bank", (), site, target="web")
+    (site / "node_modules").symlink_to(fetched())
+    (site / "packs").symlink_to(out / "packs")
+    rows = [("Where is my parcel?", None), ("Where is my parcel?", "tickets"), ("I love this kettle, and I hate its cable.", "reviews")]
+    session = Session(site / "bundle", "cpu")
+    with served(site) as address, chromium(tmp_path) as page:
+        took = opened(page, site, address)
+        for name in (None, "tickets-first-half"):
+            if name:
+                for side in (session.unload, lambda old: page.run(f"adapterpack.bundle.unload('{old}')")):
+                    side("reviews")
+                session.load(load(out / "packs" / name))
+                page.run(f"adapterpack.bundle.load('packs/{name}/')")
+                rows[-1] = ("Where is my parcel?", name)
+            expected = session.run(session.encode([text for text, _ in rows]), [adapter for _, adapter in rows])["logits"]
+            np.testing.assert_allclose(logits(page, rows), expected, rtol=1e-6, atol=1e-4)  # float32 on another runtime
+    record_property("figure", f"the demo's MiniLM in a browser: open after {took:.1f} s")

@@ -303,13 +303,13 @@ def role_of(path: str) -> str:
 
 
 def bundle_in(folder: str | os.PathLike[str]) -> Path:
-    """Where in ``folder`` the bundle is: a model repository has it as the version of its one model.
+    """Where in ``folder`` the bundle is: a model repository has it as the version of its one model, a site as ``bundle``.
 
     Example:
         >>> bundle_in("somewhere").name
         'somewhere'
     """
-    inner = sorted(Path(folder).glob(f"*/1/{FILE_NAME}"))
+    inner = [*sorted(Path(folder).glob(f"*/1/{FILE_NAME}")), *Path(folder).glob(f"bundle/{FILE_NAME}")]
     return inner[0].parent if len(inner) == 1 and not (Path(folder) / FILE_NAME).exists() else Path(folder)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -47,7 +48,10 @@ from .quantize import accuracy_sentence
               help="What makes the graph: mobius or transformers; by default the first that is proved right.")
 @click.option("--target", default="ort", show_default=True, metavar="T",
               shell_complete=values("adapterpack.exporting.targets.base:TARGETS"),
-              help="Who serves it: ort, ort-genai (a folder that onnxruntime-genai loads) or triton (a model repository).")
+              help="Who serves it: ort, ort-genai (a folder that onnxruntime-genai loads), triton (a model repository) or web (a site for "
+                   "browsers).")
+@click.option("--split", type=click.IntRange(min=1), metavar="MB",
+              help="web: MB of the largest data file, 64 by default; a tensor that is larger has a file of its own.")
 @click.option("--pooling", metavar="P", shell_complete=values("adapterpack.tasks.embeddings:POOLING"),
               help="How embeddings are made of hidden states: mean, cls or last; by default what the base says, or the mean.")
 @click.option("--base", "checkpoint", metavar="CHECKPOINT", help="Of an ONNX file, the checkpoint that it was made from.")
@@ -56,12 +60,13 @@ from .quantize import accuracy_sentence
 def command(
     *, base: str, packs: tuple[str, ...], out: str, mode: str, task: str | None, quantize: str | None, dequantize: bool,
     accuracy: str | None, head: str | None, dtype: str, static_cache: bool | None, in_place: bool, cache: str,
-    slots: int | None, max_rank: int | None, frontend: str | None, target: str, pooling: str | None, checkpoint: str | None,
-    allow_structural: bool, as_json: bool,
+    slots: int | None, max_rank: int | None, frontend: str | None, target: str, split: int | None, pooling: str | None,
+    checkpoint: str | None, allow_structural: bool, as_json: bool,
 ) -> None:
     """Writes a bundle: an ONNX graph of BASE with PACKS in it, its site map, the packs and the tokenizer.
 
-    BASE is a checkpoint, or an ONNX file that another tool made of the checkpoint --base.
+    BASE is a checkpoint, an ONNX file that another tool made of the checkpoint --base, or a finished bundle, which is given to the
+    --target as it is.
 
     \b
     Example:
@@ -69,6 +74,7 @@ def command(
       adapterpack export models/base support=packs/tickets --mode folded --quantize int4 -o bundle
       adapterpack export models/base packs/orders --mode inputs --target ort-genai -o genai
       adapterpack export model.onnx packs/orders --base models/base -o bundle
+      adapterpack export bundle-int8 --target web -o site
     """
     graph, loaded = base if is_graph(base) else folder_of(base), [pack_at(pack) for pack in packs]
     with steps() as say:
@@ -76,7 +82,7 @@ def command(
                            dequantize=dequantize, accuracy=accuracy, head=head, dtype=dtype, in_place=in_place or static_cache,
                            cache=cache, frontend=frontend, target=target, pooling=pooling,
                            checkpoint=None if checkpoint is None else folder_of(checkpoint), allow_structural=allow_structural,
-                           progress=say)
+                           split=None if split is None else split << 20, progress=say)
     bundle = adapterpack.inspect(bundle_in(out))
     if as_json:
         emit({"command": "export", **bundle})
@@ -100,6 +106,10 @@ def command(
         line(accuracy_sentence(quantization["accuracy"], quantization["error_by_accuracy"]))
     for name, reason in bundle["parity"]["canary"]["not_replayed"].items():
         line(f"the canary of {name} was not replayed: {reason}")
+    from ..exporting.targets import TARGETS  # noqa: PLC0415 - what writes graphs, which takes its time to import
+
+    for step in filter(None, TARGETS[target].next_step.format(out=shlex.quote(out)).splitlines()):
+        line(step)
 
 
 def cache_sentence(report: Mapping[str, Any]) -> str:

@@ -43,6 +43,7 @@ class Request(NamedTuple):
     target: Target
     pooling: str | None
     allow_structural: bool
+    split: int | None
 
     @property
     def attached(self) -> list[Pack]:
@@ -54,7 +55,7 @@ def checked(
     base: str | os.PathLike[str], packs: Sequence[Pack | str | os.PathLike[str]], *, mode: str, task: str | None, slots: int | None,
     max_rank: int | None, quantize: str | None, dequantize: bool, accuracy: str | None, head: str | None, dtype: str,
     static_cache: bool | None, cache: str, target: str, pooling: str | None, checkpoint: str | os.PathLike[str] | None,
-    allow_structural: bool,
+    allow_structural: bool, split: int | None,
 ) -> Request:
     """The request, if its parts fit together.
 
@@ -76,6 +77,7 @@ def checked(
         require_slots(pack)
     product = TARGETS[target]
     product.require(mode, chosen)
+    require_split(product, split)
     for pack in loaded:
         if pack.method.kind == "prompt" and chosen.main.form != "decoder":
             raise Unsupported("a prompt goes into a decoder's cache, and the graph of this task has none", where=f"pack '{pack.name}'",
@@ -90,7 +92,20 @@ def checked(
         static_cache = False
     wanted = _quantization(model, quantize, accuracy, head, dequantize=dequantize or floats != DEFAULT)
     return Request(model, file, loaded, mode, chosen, _slots(mode, loaded, slots, max_rank), max_rank, wanted, floats, static_cache, cache,
-                   product, pooling, allow_structural)
+                   product, pooling, allow_structural, split)
+
+
+def require_split(target: Target, split: int | None) -> None:
+    """Checks that a target has data files of a chosen size.
+
+    Raises:
+        ConfigError: it has one file, or no file can be so small.
+    """
+    if split is not None and target.finish is None:
+        raise ConfigError("the data of this target are in one file", found=f"split {split}, target {target.name}",
+                          remedy="leave it out, or export with --target web")
+    if split is not None and split < 1:
+        raise ConfigError("a data file has no bytes", where="split", expected="a number from 1", found=split)
 
 
 def _quantization(base: Checkpoint, scheme: str | None, accuracy: str | None, head: str | None, *, dequantize: bool) -> Quantization | None:
@@ -131,9 +146,6 @@ def _require_cache(cache: str, static_cache: bool | None, task: Task, floats: st
 def _graph_file(base: str | os.PathLike[str], checkpoint: str | os.PathLike[str] | None) -> Path | None:
     """The ONNX file that is to be exported from, if it is one."""
     file = Path(base) if is_graph(base) else None
-    if file is not None and file.is_dir():
-        raise ConfigError("a bundle is exported already", where=file,
-                          remedy="name the checkpoint, or the .onnx file with --base CHECKPOINT")
     if (file is None) != (checkpoint is None):
         raise ConfigError("an ONNX file is exported together with the checkpoint that it was made from", where=base, found=checkpoint,
                           remedy="name it with --base" if checkpoint is None else "leave --base out")

@@ -87,6 +87,8 @@ def write_bundle(root: Path, request: Request, source: Source, graph: BaseGraph,
     if request.quantize is not None:
         say("hold the weights as the base stores them" if request.quantize.stored else f"quantize to {request.quantize.scheme}")
         quantize_in_place(folder, request.quantize)
+    if request.target.finish is not None:
+        request.target.finish(folder, request.split)
     Proofs(manifest_bytes(folder)).keep_opened(*graphs_of(bundle))
 
 

@@ -15,16 +15,21 @@ from ..bundle.manifest import Bundle, bundle_in, read_bundle
 from ..errors import AdapterpackError, FormatError, ParityError, SiteNotFound, StorageError, Unsupported
 from ..extras import needed_by
 from ..io.atomic import output_folder, refuse_existing
+from ..merging.base_kind import is_graph
 from ..merging.pipeline import merge
 from ..pack.pack import Pack
 from ..slots.precision import DEFAULT
-from .arguments import Request, checked
+from .arguments import Request, checked, require_split
 from .bundle_writer import write_bundle
 from .dequantized import write_dequantized
 from .frontends import FRONTENDS, BaseGraph, Frontend, Source
+from .published import publish
 from .quantization.options import CACHES
+from .targets import TARGETS
 
 Progress = Callable[[str], None]
+_DEFAULTS: tuple[object, ...] = (None, False, [], "bank", DEFAULT, CACHES[0])
+"""What arguments are where nobody chose."""
 
 
 def export(
@@ -48,6 +53,7 @@ def export(
     pooling: str | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     allow_structural: bool = False,
+    split: int | None = None,
     progress: Progress | None = None,
 ) -> Bundle:
     """Writes a bundle: an ONNX graph of ``base`` with ``packs`` in it, its site map, the packs and the tokenizer.
@@ -61,9 +67,10 @@ def export(
     it is all floats. Its manifest says what became of the weights of each format. A decoder gets the graph that the engine, ``serve`` and
     ``generate`` run, with a static cache on the same weights, where its family has one; ``in_place`` True insists on it, False leaves it
     out. ``cache`` ``int8`` keeps its keys and values in eight bits, and records by how much that moves its logits. ``target`` says who
-    serves it: ``ort``, ``ort-genai`` (the folder that onnxruntime-genai loads) or ``triton`` (a model repository, which holds the bundle).
-    ``base`` may be an ONNX file that another tool made of ``checkpoint``: its weights are found there by their bytes. ``frontend`` is what
-    makes the graph, by default the first whose graph agrees with the model.
+    serves it: ``ort``, ``ort-genai`` (the folder that onnxruntime-genai loads), ``triton`` (a model repository, which holds the bundle) or
+    ``web`` (a site for browsers, whose data files have at most ``split`` bytes). ``base`` may be a finished bundle, which is given to a
+    target as it is, or an ONNX file that another tool made of ``checkpoint``: its weights are found there by their bytes. ``frontend`` is
+    what makes the graph, by default the first whose graph agrees with the model.
     ``pooling`` (``mean``, ``cls`` or ``last``) is recorded for tasks that give hidden states; by default what the base says.
     ``allow_structural`` accepts a base that has the names, dtypes and shapes of the packs', whatever its weights.
 
@@ -78,9 +85,15 @@ def export(
     """
     say = progress or (lambda text: None)
     refuse_existing(Path(out))
+    if is_graph(base) and Path(base).is_dir():
+        given = {"packs": list(packs), "mode": mode, "task": task, "slots": slots, "max_rank": max_rank, "quantize": quantize,
+                 "dequantize": dequantize, "accuracy": accuracy, "head": head, "dtype": dtype, "static_cache": in_place, "cache": cache,
+                 "frontend": frontend, "pooling": pooling, "base": checkpoint}
+        require_split(TARGETS[target], split)
+        return publish(base, out, TARGETS[target], split, {name: value for name, value in given.items() if value not in _DEFAULTS})
     request = checked(base, packs, mode=mode, task=task, slots=slots, max_rank=max_rank, quantize=quantize, dequantize=dequantize,
                       accuracy=accuracy, head=head, dtype=dtype, static_cache=in_place, cache=cache, target=target, pooling=pooling,
-                      checkpoint=checkpoint, allow_structural=allow_structural)
+                      checkpoint=checkpoint, allow_structural=allow_structural, split=split)
     failed: dict[str, AdapterpackError] = {}
     with _source(request, say) as source:
         candidates = _candidates(frontend, source)

@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
-from chromium import PROGRAM, Page, chromium
+from chromium import Page, browser, chromium
 from encoder_packs import packed
 from servers import ANN, BOB, Served, entry, write_keys
 
@@ -26,7 +26,6 @@ EVE = "ap-eve-eve-eve-eve-eve"
 EVIL = "<img src=x onerror=window.hacked=1>"
 CTRL = 2
 CONTROLS = ("button", "textbox", "combobox", "checkbox", "spinbutton", "searchbox")
-browser = pytest.mark.skipif(PROGRAM is None, reason="no Chromium here")
 
 
 def test_the_files_need_nothing_from_elsewhere() -> None:

@@ -23,7 +23,9 @@ class Target(NamedTuple):
     ``modes`` are those that it can run, ``remedy`` says what to do about the others. ``slot_name(path, field)`` names slots as it does;
     ``groups`` says whether several modules may share one, ``engine`` whether adapterpack's own engine may run the bundle.
     ``place(bundle)`` is where in the output folder the bundle lies, ``""`` where it is the folder itself. ``write(folder, bundle)`` adds
-    the product's own files to a bundle's ``folder``, and whatever else it needs.
+    the product's own files to a bundle's ``folder``, and whatever else it needs. ``finish(folder, split)`` changes the finished bundle,
+    whose manifest it writes again; ``split`` are the bytes of the largest data file, where somebody chose them. ``next_step`` says what to
+    do with ``{out}``.
     """
 
     name: str
@@ -36,6 +38,8 @@ class Target(NamedTuple):
     engine: bool = False
     place: Callable[[Bundle], str] = lambda bundle: ""
     write: Callable[[Path, Bundle], None] = lambda folder, bundle: None
+    finish: Callable[[Path, int | None], None] | None = None
+    next_step: str = ""
 
     def require(self, mode: str, task: Task) -> None:
         """Checks that the product can run the mode and the task.

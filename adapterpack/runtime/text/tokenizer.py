@@ -165,6 +165,11 @@ class Tokenizer:
         with library_errors("llguidance", "with this tokenizer an answer cannot have a given form", where=self.path, kind=Unsupported):
             return LLTokenizer(self.core.to_str(), eos_token=sorted(self.eos_ids) or None)
 
+    @property
+    def special_tokens(self) -> dict[str, str]:
+        """The special tokens that a chat template knows, by their names."""
+        return {name: self._token(name) for name in _SPECIAL if self._token(name)}
+
     def special_id(self, token: str) -> int | None:
         """The id of a special token, for which no text stands; None of any other."""
         return self._special_ids.get(token)
@@ -205,8 +210,7 @@ class Tokenizer:
         Raises:
             FormatError: the template does not render.
         """
-        special = {name: self._token(name) for name in _SPECIAL if self._token(name)}
-        return self._chat.render(messages, {**special, **({"tools": list(tools)} if tools else {})})
+        return self._chat.render(messages, {**self.special_tokens, **({"tools": list(tools)} if tools else {})})
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of ids; special tokens have none, unless that is off."""

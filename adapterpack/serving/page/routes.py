@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ...http.refused import Refused
-from ...palette import DARK, LIGHT, variables
+from ...palette import style_sheet
 from ..audit import Record
 from ..keys import Key
 from ..route import RouteSpec
@@ -40,15 +40,8 @@ class PageFile(NamedTuple):
 def page_files() -> Mapping[str, PageFile]:
     """The files by name."""
     inside = files(__package__) / "files"
-    read = {one.name: one.read_bytes() for one in inside.iterdir()} | {COLOURS: colours().encode()}
+    read = {one.name: one.read_bytes() for one in inside.iterdir()} | {COLOURS: style_sheet().encode()}
     return {name: PageFile(data, _TYPES[name[name.rindex("."):]]) for name, data in read.items()}
-
-
-def colours() -> str:
-    """The two palettes as a style sheet: the browser's choice, unless ``data-theme`` of the root says another."""
-    light, dark = f"{{color-scheme:light;{variables(LIGHT)}}}", f"{{color-scheme:dark;{variables(DARK)}}}"
-    chosen = f":root{light}\n:root[data-theme=dark]{dark}\n"
-    return f"{chosen}@media (prefers-color-scheme:dark){{:root:not([data-theme=light]){dark}}}\n"
 
 
 async def index(state: State, request: Request, key: Key, record: Record) -> Response:

@@ -1,0 +1,117 @@
+"""Writes a quantized graph a second time for WebAssembly: the same codes, made floats once when the graph is opened.
+
+ONNX Runtime's WebAssembly has no fast product of codes (MatMulNBits): it makes floats of them anew in each pass, which takes ten times as
+long as the product. ``DequantizeLinear`` on a constant is folded when a session begins, so what is downloaded is as small and each pass as
+fast as a float graph's. Formulas: https://onnx.ai/onnx/operators/onnx__DequantizeLinear.html, blocked; and
+:mod:`adapterpack.onnx_graph.nbits`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+
+MOST = 2 << 30
+"""Bytes of floats that a browser's memory may hold besides the rest."""
+_CODES: dict[int, tuple[Any, Any]] = {4: (ir.DataType.UINT4, ml_dtypes.uint4), 8: (ir.DataType.UINT8, np.uint8)}
+_OPSET = 21
+"""The first one whose ``DequantizeLinear`` has blocks."""
+
+
+def write_float_products(source: Path, target: Path) -> bool:
+    """Writes the graph at ``source`` to ``target`` on the same data files, with floats in place of products of codes.
+
+    Returns:
+        Whether there is anything to gain: a graph without codes, or one whose floats are too large, is not written.
+    """
+    model = ir.load(source)
+    nodes = [node for node in model.graph if node.op_type == "MatMulNBits" and _readable(node)]
+    floats = sum(4 * _number(node, "N") * _number(node, "K") for node in nodes)
+    if not nodes or floats > MOST or model.opset_imports.get("", 0) < _OPSET:
+        return False
+    made: dict[str, Any] = {}
+    for node in nodes:
+        _replace(model.graph, node, made)
+    used = {value for node in model.graph.all_nodes() for value in node.inputs}
+    for name, value in list(model.graph.initializers.items()):
+        if value not in used and value not in model.graph.inputs and value not in model.graph.outputs:
+            del model.graph.initializers[name]
+    ir.save(model, target)
+    return True
+
+
+def _number(node: Any, name: str) -> int:
+    return int(node.attributes[name].value) if name in node.attributes else {"bits": 4}.get(name, 0)
+
+
+def _readable(node: Any) -> bool:
+    """Whether the codes are constants in rows of whole blocks, in the order of the columns, and zero points lie as the codes do."""
+    bits, block, columns = (_number(node, name) for name in ("bits", "block_size", "K"))
+    tensors = [value if value is None else value.const_value for value in node.inputs[1:]]
+    if bits not in _CODES or not block or columns % block or len(tensors) < 2 or tensors[0] is None or tensors[1] is None:
+        return False
+    if any(value is not None for value in node.inputs[4:]) or _number(node, "weight_prepacked"):  # reordered, or with a bias
+        return False
+    if len(node.inputs) < 4 or node.inputs[3] is None:
+        return True
+    return tensors[2] is not None and tensors[2].dtype == ir.DataType.UINT8 and (columns // block) * bits % 8 == 0
+
+
+def _replace(graph: Any, node: Any, made: dict[str, Any]) -> None:
+    """``MatMul`` in the place of a product of codes; products on the same codes share their floats."""
+    weight = node.inputs[1]
+    if weight.name not in made:
+        made[weight.name] = _floats(graph, node)
+    product = ir.node("MatMul", [node.inputs[0], made[weight.name]], name=node.name)
+    ir.convenience.replace_nodes_and_values(graph, node, [node], [product], node.outputs, product.outputs)
+
+
+def _floats(graph: Any, node: Any) -> Any:
+    """The value ``[K, N]`` in floats of a node's codes."""
+    weight, scales = node.inputs[1], node.inputs[2]
+    bits, block, rows, columns = (_number(node, name) for name in ("bits", "block_size", "N", "K"))
+    dtype, numpy_type = _CODES[bits]
+    blocks = columns // block
+    zeros = node.inputs[3] if len(node.inputs) > 3 else None
+    inputs = [_initializer(graph, weight, dtype, (rows, columns)),
+              _initializer(graph, scales, scales.const_value.dtype, (rows, blocks))]
+    if zeros is not None:
+        inputs.append(_initializer(graph, zeros, dtype, (rows, blocks)))
+    else:
+        middle = np.full((rows, blocks), 1 << (bits - 1), np.uint8).astype(numpy_type)
+        inputs.append(_registered(graph, f"{weight.name}/zeros", ir.tensor(middle, dtype, name=f"{weight.name}/zeros")))
+    floats = ir.node("DequantizeLinear", inputs, {"axis": 1, "block_size": block}, name=f"{weight.name}/floats")
+    turned = ir.node("Transpose", floats.outputs, {"perm": [1, 0]}, name=f"{weight.name}/turned")
+    graph.insert_before(node, [floats, turned])
+    return turned.outputs[0]
+
+
+def _initializer(graph: Any, value: Any, dtype: Any, shape: tuple[int, ...]) -> Any:
+    """The bytes of an initializer as another type and shape: codes are packed alike in both, from the low bits up."""
+    tensor, name = value.const_value, f"{value.name}/{'x'.join(map(str, shape))}"
+    if name in graph.initializers:
+        return graph.initializers[name]
+    if isinstance(tensor, ir.ExternalTensor):
+        view: Any = ir.ExternalTensor(tensor.location, tensor.offset, tensor.length, dtype, shape=ir.Shape(shape), name=name,
+                                      base_dir=tensor.base_dir)
+    else:
+        view = _unpacked(tensor, dtype, shape, name)
+    return _registered(graph, name, view)
+
+
+def _unpacked(tensor: Any, dtype: Any, shape: tuple[int, ...], name: str) -> Any:
+    """A small tensor that lies in the graph itself."""
+    packed = tensor.numpy().reshape(-1)
+    if dtype == ir.DataType.UINT4 and tensor.dtype == ir.DataType.UINT8:
+        packed = np.stack([packed & 15, packed >> 4], axis=-1).reshape(-1).astype(ml_dtypes.uint4)
+    return ir.tensor(packed.reshape(shape), dtype, name=name)
+
+
+def _registered(graph: Any, name: str, tensor: Any) -> Any:
+    value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape))
+    graph.register_initializer(value)
+    return value
