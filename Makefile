@@ -2,8 +2,9 @@
 # make fast   the inner loop: seconds
 # make long   the demos, large models and further architectures: minutes
 # make fuzz   ten minutes of mutated inputs
+# make guide  the generated pages of the guide, and the site
 # make soak   half an hour of everything at once on a server
-.PHONY: all lint types test fast long fuzz soak golden demo bench
+.PHONY: all lint types test fast long fuzz soak golden guide demo bench
 
 all: lint types test
 
@@ -39,6 +40,11 @@ golden:
 	python -m adapterpack.bundle.schema > schemas/bundle.v1.json
 	python -m adapterpack.fleet.schema > schemas/fleet.v1.json
 	python -m adapterpack.training.config.schema > train.v1.json.new && mv train.v1.json.new schemas/train.v1.json
+
+guide:
+	for page in commands catalogue pack_format errors; do python tests/guide/$${page}_page.py > page.new && mv page.new docs/$$(echo $$page | tr _ -).md || exit 1; done
+	python tests/guide/api_page.py docs/api.md docs/api-methods.md
+	mkdocs build --strict
 
 demo:
 	adapterpack demo
