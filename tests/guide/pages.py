@@ -22,10 +22,10 @@ class Block(NamedTuple):
     text: str
 
     def commands(self) -> list[str]:
-        """The commands of a shell block, each on one line and without comments; output and files that are shown are none."""
+        """The commands of a shell block without comments, one after the other; output and files that are shown are none."""
         lines = re.sub(r"\\\n\s*", "", self.text).splitlines()
-        stripped = [re.sub(r"\s+#.*$", "", line.strip()) for line in lines]
-        return [line for line in stripped if line.split(" ")[0] in _PROGRAMS]
+        stripped = [command for line in lines for command in re.sub(r"\s+#.*$", "", line.strip()).split(" && ")]
+        return [command for command in stripped if command.split(" ")[0] in _PROGRAMS]
 
 
 def pages() -> list[Path]:
