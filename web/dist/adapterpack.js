@@ -129,6 +129,9 @@ function requireFilled(spans, size, where) {
 // src/bank.ts
 var ROOM = "Export the bundle with a larger --max-rank or with this adapter among the packs";
 var ABSENT = -1e9;
+function slotBytes(facts) {
+  return Array.from(facts.slots.values()).reduce((total, { shape }) => total + 4 * shape.slice(1).reduce((product, extent) => product * extent, 1), 0);
+}
 function filled(pack, number, manifest, facts, files) {
   if ([...manifest.sites.values()].some((site) => site.dtype !== "float32")) throw new Unsupported("the bank is not of float32", "Export the bundle with --dtype float32");
   const copies = new Map(Array.from(files, ([name, bytes]) => [name, bytes.slice()]));
@@ -263,6 +266,7 @@ async function requireDigest(bytes, expected, what, remedy) {
 }
 
 // src/fetching.ts
+var FIRST = 1 << 20;
 function below(folder, path, sha2562 = "") {
   const url = new URL(path, folder.endsWith("/") ? folder : `${folder}/`);
   if (sha2562) url.searchParams.set("sha256", sha2562.slice(0, 16));
@@ -277,13 +281,11 @@ async function download(url, size, most, heard = () => {
     throw new FetchError(`${url} cannot be fetched: ${error.message}`, "See that the address is right and that its server allows this page to read it");
   }
   if (!response.ok) throw new FetchError(`${url} cannot be fetched: ${response.status} ${response.statusText}`);
-  const bytes = new Uint8Array(size ?? Math.min(most, 1 << 16));
-  return read(response, bytes, size, most, heard);
+  return read(response, size, size ?? most, heard);
 }
-async function read(response, start, size, most, heard) {
-  let bytes = start;
+async function read(response, size, room, heard) {
+  let bytes = new Uint8Array(Math.min(room, FIRST));
   let length = 0;
-  const room = size ?? most;
   const reader = response.body?.getReader();
   for (; ; ) {
     const { done, value } = await reader?.read() ?? { done: true, value: void 0 };
@@ -644,10 +646,9 @@ function indexOf(bytes, wanted) {
 var PACK = "adapterpack.json";
 var TENSORS = "adapter_model.safetensors";
 var MAX_MANIFEST = 16 << 20;
-var MAX_TENSORS2 = 2 ** 31;
 var FETCH_AGAIN = "Fetch the pack again from where it comes, and do not use this one";
 var AMONG = "Export the bundle again with this adapter among the packs";
-async function readPack(source, digest) {
+async function readPack(source, digest, most) {
   const file = typeof source === "string" || source instanceof URL ? fetched(new URL(String(source), globalThis.location?.href).href) : picked(source);
   const bytes = await file(PACK, MAX_MANIFEST, null);
   if (digest !== void 0) await requireDigest(bytes, digest, "the pack's manifest", FETCH_AGAIN);
@@ -656,7 +657,8 @@ async function readPack(source, digest) {
   await requireSeal(bytes, asText(manifest.format_version, "format_version"), PACK);
   const listed = asList(manifest.files, "files", 64).map(readFile).find((entry) => entry.path === TENSORS);
   if (!listed) throw new FormatError(`${PACK} lists no ${TENSORS}`);
-  const data = await file(TENSORS, MAX_TENSORS2, listed);
+  if (listed.size > most) throw new Unsupported(`the pack has ${listed.size} bytes, and a slot of the bank ${most}`, "Export the bundle with a larger --max-rank or with this adapter among the packs");
+  const data = await file(TENSORS, listed.size, listed);
   await requireDigest(data, listed.sha256, TENSORS, FETCH_AGAIN);
   const tensors = parseSafetensors(data, TENSORS);
   return { ...head, id: `sha256:${await sha256(bytes)}`, changes: await readChanges(manifest, tensors) };
@@ -869,7 +871,7 @@ var Bundle = class {
    */
   async load(source, { name, digest } = {}) {
     if (this.manifest.mode !== "bank") throw new Unsupported(`a bundle of the mode ${this.manifest.mode} takes no further packs`, "Export it with --mode bank");
-    const pack = await readPack(source, digest);
+    const pack = await readPack(source, digest, slotBytes(this.facts) + MAX_MANIFEST2);
     requireBase(pack, this.manifest.base);
     if (pack.task !== this.task && pack.task !== "other") throw new Unsupported(`the pack is for ${pack.task}, and the bundle for ${this.task}`);
     return this.alone(async () => {

@@ -14,6 +14,11 @@ interface Matrix {
   at: (row: number, column: number) => number;
 }
 
+/** The bytes of one slot, all fields together: no pack that fits has more numbers. */
+export function slotBytes(facts: Facts): number {
+  return Array.from(facts.slots.values()).reduce((total, { shape }) => total + 4 * shape.slice(1).reduce((product, extent) => product * extent, 1), 0);
+}
+
 /** Copies of the bank's files with `pack` in slot `number`; `files` are its files now. */
 export function filled(pack: Pack, number: number, manifest: Manifest, facts: Facts, files: Map<string, Uint8Array>): Map<string, Uint8Array> {
   if ([...manifest.sites.values()].some((site) => site.dtype !== "float32")) throw new Unsupported("the bank is not of float32", "Export the bundle with --dtype float32");

@@ -1,6 +1,6 @@
 // An open bundle: rows with adapters by name, text token by token, and further packs in free slots.
 
-import { filled } from "./bank";
+import { filled, slotBytes } from "./bank";
 import { batch, int64 } from "./batch";
 import { requireDigest, sha256 } from "./digest";
 import { ConfigError, UnknownAdapter, Unsupported } from "./errors";
@@ -133,7 +133,7 @@ export class Bundle {
    */
   async load(source: PackSource, { name, digest }: { name?: string; digest?: string } = {}): Promise<Adapter> {
     if (this.manifest.mode !== "bank") throw new Unsupported(`a bundle of the mode ${this.manifest.mode} takes no further packs`, "Export it with --mode bank");
-    const pack = await readPack(source, digest);
+    const pack = await readPack(source, digest, slotBytes(this.facts) + MAX_MANIFEST);
     requireBase(pack, this.manifest.base);
     if (pack.task !== this.task && pack.task !== "other") throw new Unsupported(`the pack is for ${pack.task}, and the bundle for ${this.task}`);
     return this.alone(async () => {

@@ -2,6 +2,8 @@
 
 import { FetchError, FormatError } from "./errors";
 
+const FIRST = 1 << 20;
+
 /** Told of every piece of a download: the bytes that have come so far, and how many there will be. */
 export type Progress = (done: number, total: number) => void;
 
@@ -26,14 +28,13 @@ export async function download(url: string, size: number | null, most: number, h
     throw new FetchError(`${url} cannot be fetched: ${(error as Error).message}`, "See that the address is right and that its server allows this page to read it");
   }
   if (!response.ok) throw new FetchError(`${url} cannot be fetched: ${response.status} ${response.statusText}`);
-  const bytes = new Uint8Array(size ?? Math.min(most, 1 << 16));
-  return read(response, bytes, size, most, heard);
+  return read(response, size, size ?? most, heard);
 }
 
-async function read(response: Response, start: Uint8Array, size: number | null, most: number, heard: (bytes: number) => void): Promise<Uint8Array> {
-  let bytes = start;
+/** Memory is taken as bytes come, not as somebody says how many there will be. */
+async function read(response: Response, size: number | null, room: number, heard: (bytes: number) => void): Promise<Uint8Array> {
+  let bytes = new Uint8Array(Math.min(room, FIRST));
   let length = 0;
-  const room = size ?? most;
   const reader = response.body?.getReader();
   for (;;) {
     const { done, value } = (await reader?.read()) ?? { done: true, value: undefined };

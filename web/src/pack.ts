@@ -11,7 +11,6 @@ import { requireSeal } from "./seal";
 const PACK = "adapterpack.json";
 const TENSORS = "adapter_model.safetensors";
 const MAX_MANIFEST = 16 << 20;
-const MAX_TENSORS = 2 ** 31;
 const FETCH_AGAIN = "Fetch the pack again from where it comes, and do not use this one";
 const AMONG = "Export the bundle again with this adapter among the packs";
 
@@ -36,8 +35,8 @@ export interface Pack {
 /** Where a pack is: the address of its folder, or its two files, as a file picker or a drop gives them. */
 export type PackSource = string | URL | Iterable<File>;
 
-/** Reads and checks a pack; `digest` pins its id. */
-export async function readPack(source: PackSource, digest: string | undefined): Promise<Pack> {
+/** Reads and checks a pack of at most `most` bytes of tensors; `digest` pins its id. */
+export async function readPack(source: PackSource, digest: string | undefined, most: number): Promise<Pack> {
   const file = typeof source === "string" || source instanceof URL ? fetched(new URL(String(source), globalThis.location?.href).href) : picked(source);
   const bytes = await file(PACK, MAX_MANIFEST, null);
   if (digest !== undefined) await requireDigest(bytes, digest, "the pack's manifest", FETCH_AGAIN);
@@ -46,7 +45,8 @@ export async function readPack(source: PackSource, digest: string | undefined): 
   await requireSeal(bytes, asText(manifest.format_version, "format_version"), PACK);
   const listed = asList(manifest.files, "files", 64).map(readFile).find((entry) => entry.path === TENSORS);
   if (!listed) throw new FormatError(`${PACK} lists no ${TENSORS}`);
-  const data = await file(TENSORS, MAX_TENSORS, listed);
+  if (listed.size > most) throw new Unsupported(`the pack has ${listed.size} bytes, and a slot of the bank ${most}`, "Export the bundle with a larger --max-rank or with this adapter among the packs");
+  const data = await file(TENSORS, listed.size, listed);
   await requireDigest(data, listed.sha256, TENSORS, FETCH_AGAIN);
   const tensors = parseSafetensors(data, TENSORS);
   return { ...head, id: `sha256:${await sha256(bytes)}`, changes: await readChanges(manifest, tensors) };

@@ -18,7 +18,7 @@ export interface Pack {
 }
 /** Where a pack is: the address of its folder, or its two files, as a file picker or a drop gives them. */
 export type PackSource = string | URL | Iterable<File>;
-/** Reads and checks a pack; `digest` pins its id. */
-export declare function readPack(source: PackSource, digest: string | undefined): Promise<Pack>;
+/** Reads and checks a pack of at most `most` bytes of tensors; `digest` pins its id. */
+export declare function readPack(source: PackSource, digest: string | undefined, most: number): Promise<Pack>;
 /** Checks that a pack belongs to a base, as far as the fingerprints of both say it: by all bytes, by files, or by samples of each tensor. */
 export declare function requireBase(pack: Pack, base: Base): void;
