@@ -24,6 +24,9 @@ _ARGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-u
          "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars", "--remote-debugging-pipe",
          "--force-color-profile=srgb", "--lang=en")
 _SECONDS = 30.0
+EVIL = "<img src=x onerror=window.hacked=1>"
+"""A name or a label that would become markup where text does."""
+CONTROLS = ("button", "textbox", "combobox", "checkbox", "spinbutton", "searchbox")
 
 
 class Page:
@@ -156,3 +159,18 @@ def chromium(folder: Path) -> Iterator[Page]:
         finally:
             for one in (ours_in, ours_out):
                 os.close(one)
+
+
+def require_well(page: Page, address: str, name: str) -> None:
+    """Nothing of text became markup, no policy was broken, no script failed, and nothing came from elsewhere."""
+    assert page.run("[document.images.length, window.hacked ?? 0].join()") == "0,0"
+    assert [text for text in page.trouble if "status of 401" not in text] == []
+    assert [one for one in page.requests if not one.startswith((address, "data:,", "about:", f"blob:{address}"))] == []
+    for width, theme in ((1200, "light"), (390, "dark")):
+        page.show(width, 900, theme)
+        assert page.run("document.documentElement.scrollWidth") <= width
+        page.picture(f"{name}-{width}")
+    nodes = page.call("Accessibility.getFullAXTree")["nodes"]
+    controls = [node for node in nodes if node.get("role", {}).get("value") in CONTROLS and not node["ignored"]]
+    assert len(controls) > 5
+    assert [node for node in controls if not node["name"]["value"]] == []

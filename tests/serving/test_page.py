@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
-from chromium import Page, browser, chromium
+from chromium import EVIL, Page, browser, chromium, require_well
 from encoder_packs import packed
 from servers import ANN, BOB, Served, entry, write_keys
 
@@ -23,9 +23,7 @@ from adapterpack.serving.status import traffic
 from adapterpack.serving.status.traffic import Traffic
 
 EVE = "ap-eve-eve-eve-eve-eve"
-EVIL = "<img src=x onerror=window.hacked=1>"
 CTRL = 2
-CONTROLS = ("button", "textbox", "combobox", "checkbox", "spinbutton", "searchbox")
 
 
 def test_the_files_need_nothing_from_elsewhere() -> None:
@@ -145,21 +143,6 @@ def ask(page: Page, **options: object) -> None:
 
 def answers(page: Page) -> list[str]:
     return [page.text(f".pane.{tone} .output") for tone in ("c1", "c2")]
-
-
-def require_well(page: Page, address: str, name: str) -> None:
-    """Nothing of text became markup, no policy was broken, no script failed, and nothing came from elsewhere."""
-    assert page.run("[document.images.length, window.hacked ?? 0].join()") == "0,0"
-    assert [text for text in page.trouble if "status of 401" not in text] == []
-    assert [one for one in page.requests if not one.startswith((address, "data:,", "about:"))] == []
-    for width, theme in ((1200, "light"), (390, "dark")):
-        page.show(width, 900, theme)
-        assert page.run("document.documentElement.scrollWidth") <= width
-        page.picture(f"{name}-{width}")
-    nodes = page.call("Accessibility.getFullAXTree")["nodes"]
-    controls = [node for node in nodes if node.get("role", {}).get("value") in CONTROLS and not node["ignored"]]
-    assert len(controls) > 5
-    assert [node for node in controls if not node["name"]["value"]] == []
 
 
 @browser

@@ -7,11 +7,11 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from chromium import Page, chromium
+from chromium import EVIL, Page, chromium
 from encoder_packs import packed
 from sites import fetched
 
-LABELS = {"alpha": ["x", "y", "z"], "beta": list("pqrst"), "gamma": ["one", "two"]}
+LABELS = {"alpha": ["x", EVIL, "z"], "beta": list("pqrst"), "gamma": ["one", "two"]}
 SPLIT = 100_000
 """Bytes of a data file: the tiny models have several."""
 

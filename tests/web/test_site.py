@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from chromium import Page, browser
+from chromium import EVIL, Page, browser, require_well
 from sites import WEB, fetched, logits, npm, opened, said, served
 
 from adapterpack import Session, load, run
@@ -23,6 +23,7 @@ from adapterpack.manifest.manifest import sealed
 
 pytestmark = [browser, npm]
 TEXTS = ("It leaks.", "I would like to have my money back, please, and soon.", "Why?")
+CTRL = 2
 NEAR = 1e-4
 """The largest difference of two runtimes in float32, of logits of size 1: kernels sum in other orders."""
 
@@ -93,6 +94,43 @@ def test_text_token_by_token(page: Page, site_of: Callable[..., Path], quantize:
             own = session.generate(["Where is my order?"], [name], max_new_tokens=12)[0]
             assert said(page, "Where is my order?", name, 12) == own.text
             assert own.text
+
+
+def test_the_page(page: Page, site_of: Callable[..., Path], tmp_path: Path) -> None:
+    """Base and adapters side by side with the scores of Python; a file picker's pack is refused with one byte altered and loaded without;
+    labels full of markup are text, every control has a name, and nothing is wider than a phone."""
+    site = site_of("bert")
+    pack = shutil.copytree(site / "packs" / "gamma", tmp_path / "gamma")
+    weights = pack / "adapter_model.safetensors"
+    whole = weights.read_bytes()
+
+    def load_pack() -> None:
+        field = page.call("Runtime.evaluate", expression="document.querySelector('#pack-files')")["result"]["objectId"]
+        page.call("DOM.setFileInputFiles", files=[str(pack / "adapterpack.json"), str(weights)], objectId=field)
+        page.run("document.querySelector('#load-button').click()")
+
+    with served(site) as address:
+        page.show(1400, 900, "light")
+        opened(page, site, address)
+        weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        load_pack()
+        page.wait("document.querySelector('#trouble').innerText.includes('The pack is refused. adapter_model.safetensors has the SHA-256')")
+        weights.write_bytes(whole)
+        load_pack()
+        page.wait("document.querySelectorAll('#adapters tbody tr').length === 3")
+        page.run("for (const box of document.querySelectorAll('.choices input:not(:checked)')) box.click()")
+        page.run("document.querySelector('#prompt').select()")
+        page.type(TEXTS[0])
+        page.key("Enter", 13, CTRL)
+        page.wait("document.querySelectorAll('.pane .facts span').length >= 4 && !document.querySelector('[aria-busy]')")
+        shown = page.run("[...document.querySelectorAll('.pane')].map((pane) => [pane.querySelector('h3').innerText, "
+                         "[...pane.querySelectorAll('.label')].map((label) => label.innerText)])")
+        own = run(bundle_in(site), [{"text": TEXTS[0], "adapter": name} for name in ("alpha", "beta")])
+        ordered = [sorted(answer["scores"], key=lambda label, scores=answer["scores"]: -scores[label]) for answer in own]
+        assert [EVIL in labels for labels in ordered] == [True, False]
+        assert shown[1:3] == [["alpha", ordered[0]], ["beta", ordered[1]]]
+        assert [name for name, _ in shown] == ["Base", "alpha", "beta", "gamma"]
+        require_well(page, address, "site")
 
 
 def test_an_altered_bundle_is_refused(page: Page, site_of: Callable[..., Path], tmp_path: Path) -> None:
