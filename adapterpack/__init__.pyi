@@ -80,6 +80,7 @@ from .pack.declare import declare as declare
 from .pack.pack import Pack as Pack
 from .pack.store import Store as Store
 from .pack.validate.validation import load as load
+from .quantizing.comparing.pipeline import compare_quantized as compare_quantized
 from .quantizing.pipeline import quantize as quantize
 from .runtime.engine.base import Engine as Engine
 from .runtime.run import run as run

@@ -21,6 +21,7 @@ from rich.console import Console
 from adapterpack.errors import printable
 from adapterpack.palette import DARK, LIGHT
 from adapterpack.report import svg
+from adapterpack.report.comparison import comparison_report
 from adapterpack.report.demo import demo_report
 from adapterpack.report.heat import Line, heat_map, spectrum_lines
 from adapterpack.report.key_figures import Card
@@ -36,7 +37,7 @@ HOSTILE = ('</title></style></code><script src="https://evil.example/x.js">alert
 ELEMENTS = {
     "html", "head", "meta", "link", "title", "style", "body", "main", "h1", "h2", "p", "ul", "li", "span", "strong", "div", "table",
     "caption", "thead", "tbody", "tr", "th", "td", "figure", "figcaption", "dl", "dt", "dd", "pre", "code", "footer", "svg", "desc", "text",
-    "rect", "line", "polyline", "polygon",
+    "rect", "line", "polyline", "polygon", "circle",
 }  # fmt: skip
 """All that a page is made of: no script, no img, no iframe, no form."""
 VOID = {"meta", "link"}
@@ -152,6 +153,23 @@ def test_hostile_text_is_shown_and_does_nothing(result: dict[str, Any]) -> None:
     assert_harmless(text)
     assert "\\u202eright to left\\u2066 \\u001b[31m" in Document(text).text
     assert '<script src="https://evil.example/x.js">alert(1)</script>' in Document(text).text
+
+
+def test_a_comparison_of_quantized_forms() -> None:
+    """Of a language model and of a classifier: harmless whatever names say, and every name is shown, of points in one place, too."""
+    ways = [("float", "float"), ("int4", "merged"), ("int4", "attached"), ("int4", "compensated"), ("int8", HOSTILE)]
+    for generates in (True, False):
+        forms = [{"scheme": scheme, "way": way, "bytes": 560_000_000 // (number + 1), "perplexity": 1.2 + number / 100,
+                  "right": 0.75, "decode": 20.0 if generates else None, "prefill": 300.0, "agreement": 0.9, "reason": None}
+                 for number, (scheme, way) in enumerate([*ways, ways[1]])]
+        failed = {**dict.fromkeys(forms[0]), "scheme": "fp8", "way": "merged", "reason": HOSTILE}
+        result = {"base": HOSTILE, "adapter": HOSTILE, "task": "text-generation", "rows": 40, "positions": 820, "rank": 32,
+                  "forms": [*forms, failed], "advice": [HOSTILE]}
+        text = comparison_report(result)
+        assert_harmless(text)
+        assert text.count("<circle") == len(forms) and ("20.0" in text) == generates
+        shown = re.findall(r">int4 (merged|attached|compensated)</text>", text)
+        assert sorted(shown) == ["attached", "compensated", "merged", "merged"]
 
 
 def test_every_kind_of_section_escapes() -> None:
@@ -425,7 +443,8 @@ def test_the_terminal_is_not_repainted() -> None:
     assert not re.search("\u202e|\x1b\\[31m", stream.getvalue())
 
 
-@pytest.mark.parametrize("name", ["audit_map", "demo", "heat", "key_figures", "rendering", "result", "svg", "tables", "text"])
+@pytest.mark.parametrize("name", ["audit_map", "comparison", "demo", "heat", "key_figures", "rendering", "result", "scatter", "svg",
+                                  "tables", "text"])
 def test_the_examples_in_docstrings_run(name: str) -> None:
     """What the functions of the report show in their docstrings is what they give."""
     ran = doctest.testmod(importlib.import_module(f"adapterpack.report.{name}"))

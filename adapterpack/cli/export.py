@@ -29,7 +29,7 @@ from .quantize import accuracy_sentence
 @click.option("--task", metavar="T", shell_complete=values("adapterpack.tasks.task:TASKS"),
               help="A Hugging Face pipeline name, such as text-generation; by default that of the packs.")
 @click.option("--quantize", metavar="S", shell_complete=values("adapterpack.exporting.quantization.scheme:SCHEMES"),
-              help="Quantize the base's weights: int8, int4, int2, fp16 or bf16.")
+              help="Quantize the base's weights: int8, int4, int2, mixed, fp16 or bf16; the options up to --size-budget say how.")
 @click.option("--dequantize", is_flag=True, help="Of a quantized base: write its weights as floats, and not as the codes that it stores.")
 @quantization_options
 @click.option("--dtype", default="float32", show_default=True, metavar="D",
@@ -59,9 +59,8 @@ from .quantize import accuracy_sentence
 @shared
 def command(
     *, base: str, packs: tuple[str, ...], out: str, mode: str, task: str | None, quantize: str | None, dequantize: bool,
-    accuracy: str | None, head: str | None, dtype: str, static_cache: bool | None, in_place: bool, cache: str,
-    slots: int | None, max_rank: int | None, frontend: str | None, target: str, split: int | None, pooling: str | None,
-    checkpoint: str | None, allow_structural: bool, as_json: bool,
+    dtype: str, static_cache: bool | None, in_place: bool, cache: str, slots: int | None, max_rank: int | None, frontend: str | None,
+    target: str, split: int | None, pooling: str | None, checkpoint: str | None, allow_structural: bool, as_json: bool, **options: Any,
 ) -> None:
     """Writes a bundle: an ONNX graph of BASE with PACKS in it, its site map, the packs and the tokenizer.
 
@@ -79,10 +78,9 @@ def command(
     graph, loaded = base if is_graph(base) else folder_of(base), [pack_at(pack) for pack in packs]
     with steps() as say:
         adapterpack.export(graph, loaded, out, mode=mode, task=task, slots=slots, max_rank=max_rank, quantize=quantize,
-                           dequantize=dequantize, accuracy=accuracy, head=head, dtype=dtype, in_place=in_place or static_cache,
-                           cache=cache, frontend=frontend, target=target, pooling=pooling,
-                           checkpoint=None if checkpoint is None else folder_of(checkpoint), allow_structural=allow_structural,
-                           split=None if split is None else split << 20, progress=say)
+                           dequantize=dequantize, dtype=dtype, in_place=in_place or static_cache, cache=cache, frontend=frontend,
+                           target=target, pooling=pooling, checkpoint=None if checkpoint is None else folder_of(checkpoint),
+                           allow_structural=allow_structural, split=None if split is None else split << 20, progress=say, **options)
     bundle = adapterpack.inspect(bundle_in(out))
     if as_json:
         emit({"command": "export", **bundle})

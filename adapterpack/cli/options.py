@@ -56,16 +56,6 @@ weight_option = click.option("--weight", "weights", type=float, multiple=True, m
                              help="A pack's weight; repeat it, one for each pack in their order.")
 
 
-def quantization_options(function: _Function) -> _Function:
-    """``--accuracy`` and ``--head`` of a quantized graph."""
-    accuracy = click.option("--accuracy", metavar="A", shell_complete=values("adapterpack.exporting.quantization.options:ACCURACIES"),
-                            help="How a graph multiplies with quantized weights: exact, or fast (activations are rounded to int8); by "
-                                 "default fast where it adds at most a tenth to the error.")
-    head = click.option("--head", metavar="S", shell_complete=values("adapterpack.exporting.quantization.options:HEADS"),
-                        help="What the product that gives a graph's logits is quantized to: int8 (the default), int4 or float.")
-    return accuracy(head(function))
-
-
 def values(*sources: str) -> Callable[[click.Context, click.Parameter, str], list[CompletionItem[Any]]]:
     """Completes an option with names: each source is ``module:NAME``, of a registry, of names, or of a function that returns some."""
 
@@ -80,6 +70,34 @@ def values(*sources: str) -> Callable[[click.Context, click.Parameter, str], lis
         return [CompletionItem(name, help=about) for name, about in sorted(found.items()) if name.startswith(incomplete)]
 
     return complete
+
+
+_QUANTIZATION = (
+    click.option("--accuracy", metavar="A", shell_complete=values("adapterpack.exporting.quantization.options:ACCURACIES"),
+                 help="How a graph multiplies with quantized weights: exact, or fast (activations are rounded "
+                                                 "to int8); by default fast where it adds at most a tenth to the error."),
+    click.option("--head", metavar="S", shell_complete=values("adapterpack.exporting.quantization.options:HEADS"),
+                 help="What the product that gives a graph's logits is quantized to: int8 (the default), int4 "
+                                             "or float."),
+    click.option("--block-size", type=int, metavar="N", help="How many weights share a scale: 16, 32 (the default), 64, 128 or 256."),
+    click.option("--symmetric/--asymmetric", default=None, help="Blocks without zero points, or with them (the default)."),
+    click.option("--algorithm", metavar="A", shell_complete=values("adapterpack.exporting.quantization.algorithm:ALGORITHMS"),
+                 help="How weights are rounded: rtn (to nearest, the default), k-quant, hqq, or, on "
+                                                  "calibration rows, gptq or awq."),
+    click.option("--calibration", metavar="FILE.jsonl", help="Rows that the model will see: text, messages, or prompt and completion."),
+    click.option("--compensate", type=int, metavar="RANK", help="Correct the error of a bank by a pack of this rank, which every row "
+                                                                "carries; best with --calibration."),
+    click.option("--error-budget", type=float, metavar="E", help="mixed: as few bits a product as this relative error of products allows."),
+    click.option("--size-budget", type=int, metavar="BYTES", help="mixed: the least error of products that all take at most so many "
+                                                               "bytes."),
+)
+
+
+def quantization_options(function: _Function) -> _Function:
+    """How the graphs of a bundle are quantized: the fields of :class:`~adapterpack.exporting.quantization.options.GraphOptions`."""
+    for option in reversed(_QUANTIZATION):
+        function = option(function)
+    return function
 
 
 def pack_at(reference: str) -> Any:

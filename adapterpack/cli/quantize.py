@@ -11,32 +11,32 @@ import adapterpack
 
 from ..hub.resolve import folder_of
 from ..io.readable import size
-from .options import out_option, quantization_options, shared, values
+from .comparing import compare
+from .options import quantization_options, shared, values
 from .output import emit, facts, line
 from .progress import apart
 
 
 @click.command("quantize")
 @click.argument("source", metavar="PACK|BUNDLE")
-@out_option("The folder of the smaller copy")
-@click.option("--scheme", default="int8", show_default=True, metavar="S",
+@click.option("-o", "--output", "out", metavar="OUT", help="The folder of the smaller copy; it must not exist.")
+@click.option("--scheme", "schemes", multiple=True, metavar="S",
               shell_complete=values("adapterpack.quantizing.scheme:SCHEMES", "adapterpack.exporting.quantization.scheme:SCHEMES"),
-              help="int8, int4, fp8 or mixed for packs; int8, int4, int2, mixed, fp16 or bf16 for bundles.")
+              help="int8 (the default), int4, fp8 or mixed for packs; int8, int4, int2, mixed, fp16 or bf16 for bundles. May be repeated "
+                   "with --compare: int8 and int4 by default.")
 @click.option("--rank-budget", type=float, metavar="E", help="Cut the rank of each site of a pack first, within this relative error.")
 @quantization_options
-@click.option("--block-size", type=int, metavar="N", help="How many weights share a scale: 16, 32 (the default), 64, 128 or 256.")
-@click.option("--symmetric/--asymmetric", default=None, help="Blocks without zero points, or with them (the default).")
-@click.option("--algorithm", metavar="A", shell_complete=values("adapterpack.exporting.quantization.algorithm:ALGORITHMS"),
-              help="How weights are rounded: rtn (to nearest, the default), k-quant, hqq, or, on calibration "
-                                               "rows, gptq or awq.")
-@click.option("--calibration", metavar="FILE.jsonl", help="Rows that the model will see: text, messages, or prompt and completion.")
-@click.option("--compensate", type=int, metavar="RANK", help="Correct the error of a bank by a pack of this rank, which every row carries; "
-                                                              "best with --calibration.")
-@click.option("--error-budget", type=float, metavar="E", help="mixed: as few bits a product as this relative error of products allows.")
-@click.option("--size-budget", type=int, metavar="BYTES", help="mixed: the least error of products that all take at most so many bytes.")
+@click.option("--compare", "rows", metavar="ROWS.jsonl", help="Write nothing: show what each way of quantizing a bundle gives on these "
+                                                              "rows (text, messages, prompt and completion, or text and label).")
+@click.option("--adapter", metavar="NAME", help="--compare: the adapter, where the bundle has several.")
+@click.option("--html", metavar="F", help="--compare: write a page with a picture to this file; it is replaced if it exists.")
 @shared
-def command(source: str, out: str, as_json: bool, **options: Any) -> None:
+def command(source: str, out: str | None, schemes: tuple[str, ...], rank_budget: float | None, rows: str | None, adapter: str | None,
+            html: str | None, as_json: bool, **options: Any) -> None:
     """Writes a quantized copy of a pack (int8, int4, fp8, mixed) or of a bundle's graphs; the error is in its manifest.
+
+    With --compare it measures instead: for each scheme the adapter merged before quantizing, attached to the quantized base, and attached
+    with a correction (of rank 32, or --compensate), beside the float bundle.
 
     \b
     Example:
@@ -44,10 +44,22 @@ def command(source: str, out: str, as_json: bool, **options: Any) -> None:
       adapterpack quantize packs/tickets --scheme int4 --rank-budget 0.05 -o packs/tickets-int4
       adapterpack quantize bundle --scheme int4 -o bundle-int4
       adapterpack quantize bundle --scheme int4 --algorithm gptq --calibration rows.jsonl -o bundle-gptq
+      adapterpack quantize bundle --compare orders.test.jsonl --html compare.html
     """
+    if rows is not None:
+        if out is not None or rank_budget is not None:
+            raise click.UsageError("--compare writes no copy, so that -o and --rank-budget say nothing.")
+        compare(folder_of(source), rows, schemes, adapter, html, as_json, options)
+        return
+    if out is None:
+        raise click.UsageError("Missing option '-o' / '--output'.")
+    if len(schemes) > 1 or adapter is not None or html is not None:
+        raise click.UsageError("Several --scheme, --adapter and --html go with --compare.")
     folder = folder_of(source)
+    if schemes:
+        options["scheme"] = schemes[0]
     with apart():
-        adapterpack.quantize(folder, out, **options)
+        adapterpack.quantize(folder, out, rank_budget=rank_budget, **options)
     before, after = adapterpack.inspect(folder)["bytes"], adapterpack.inspect(out)
     if as_json:
         emit({"command": "quantize", **after, "bytes_before": before})

@@ -20,7 +20,15 @@ from ..slots.values import require_slots
 from ..tasks.embeddings import POOLING
 from ..tasks.task import NO_TASK, Task, require_encoder, task_named, task_of
 from .modes import MODES
-from .quantization.options import CACHES, Quantization, as_stored, quantization, require_no_options
+from .quantization.options import (
+    CACHES,
+    GraphOptions,
+    Quantization,
+    as_stored,
+    quantization,
+    require_carried,
+    require_no_options,
+)
 from .targets import TARGETS, Target
 
 
@@ -53,9 +61,8 @@ class Request(NamedTuple):
 
 def checked(
     base: str | os.PathLike[str], packs: Sequence[Pack | str | os.PathLike[str]], *, mode: str, task: str | None, slots: int | None,
-    max_rank: int | None, quantize: str | None, dequantize: bool, accuracy: str | None, head: str | None, dtype: str,
-    static_cache: bool | None, cache: str, target: str, pooling: str | None, checkpoint: str | os.PathLike[str] | None,
-    allow_structural: bool, split: int | None,
+    max_rank: int | None, quantize: str | None, dequantize: bool, options: GraphOptions, dtype: str, static_cache: bool | None,
+    cache: str, target: str, pooling: str | None, checkpoint: str | os.PathLike[str] | None, allow_structural: bool, split: int | None,
 ) -> Request:
     """The request, if its parts fit together.
 
@@ -90,7 +97,9 @@ def checked(
                           found=f"--mode {mode}", expected="bank or folded", remedy="leave --static-cache out, or export with --mode bank")
     if static_cache is None and not (chosen.generates and mode != "inputs" and product.engine):
         static_cache = False
-    wanted = _quantization(model, quantize, accuracy, head, dequantize=dequantize or floats != DEFAULT)
+    wanted = _quantization(model, quantize, options, dequantize=dequantize or floats != DEFAULT)
+    if wanted is not None:
+        require_carried(wanted, mode)
     return Request(model, file, loaded, mode, chosen, _slots(mode, loaded, slots, max_rank), max_rank, wanted, floats, static_cache, cache,
                    product, pooling, allow_structural, split)
 
@@ -108,7 +117,7 @@ def require_split(target: Target, split: int | None) -> None:
         raise ConfigError("a data file has no bytes", where="split", expected="a number from 1", found=split)
 
 
-def _quantization(base: Checkpoint, scheme: str | None, accuracy: str | None, head: str | None, *, dequantize: bool) -> Quantization | None:
+def _quantization(base: Checkpoint, scheme: str | None, options: GraphOptions, *, dequantize: bool) -> Quantization | None:
     """What becomes of the graph's weights: those of a quantized base stay as they are stored, unless something else is said.
 
     Raises:
@@ -116,11 +125,11 @@ def _quantization(base: Checkpoint, scheme: str | None, accuracy: str | None, he
         Unsupported: no graph is written in this scheme.
     """
     if scheme is not None:
-        return quantization(scheme, accuracy, head)
+        return quantization(scheme, **options)
     if isinstance(base, DequantizedCheckpoint) and base.quantized and not dequantize:
-        require_no_options("the graph has the codes of its base", head=head)
-        return as_stored(base, accuracy)
-    require_no_options("the graph is not quantized", accuracy=accuracy, head=head)
+        require_no_options("the graph has the codes of its base", **{name: value for name, value in options.items() if name != "accuracy"})
+        return as_stored(base, options.get("accuracy"))
+    require_no_options("the graph is not quantized", **options)
     return None
 
 

@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Unpack
 
 from ..base.checkpoint import Checkpoint
 from ..base.codecs.dequantized_checkpoint import DequantizedCheckpoint
@@ -24,7 +25,7 @@ from .bundle_writer import write_bundle
 from .dequantized import write_dequantized
 from .frontends import FRONTENDS, BaseGraph, Frontend, Source
 from .published import publish
-from .quantization.options import CACHES
+from .quantization.options import CACHES, GraphOptions
 from .targets import TARGETS
 
 Progress = Callable[[str], None]
@@ -43,8 +44,6 @@ def export(
     max_rank: int | None = None,
     quantize: str | None = None,
     dequantize: bool = False,
-    accuracy: str | None = None,
-    head: str | None = None,
     dtype: str = DEFAULT,
     in_place: bool | None = None,
     cache: str = CACHES[0],
@@ -55,22 +54,24 @@ def export(
     allow_structural: bool = False,
     split: int | None = None,
     progress: Progress | None = None,
+    **options: Unpack[GraphOptions],
 ) -> Bundle:
     """Writes a bundle: an ONNX graph of ``base`` with ``packs`` in it, its site map, the packs and the tokenizer.
 
     ``mode``: ``folded`` (weights changed), ``inputs`` (ONNX Runtime's optional inputs, one adapter a run) or ``bank`` (another adapter
     for every row). ``slots`` counts slot 0, the base; it and ``max_rank`` are the capacity of a bank. Every graph is compared with the
     torch model, base and each adapter, on a ragged padded batch, before it is published. ``dtype`` is the float type that graph and slots
-    are made in, ``float32`` or ``float16``. ``quantize`` is ``int8`` or ``int4``, with ``accuracy`` and ``head`` as of
-    :func:`adapterpack.quantize`. The graph of a quantized base (NF4, GPTQ, AWQ, compressed-tensors ...) holds the base's own codes and
-    scales wherever an operator can, and floats of the same values where none can; with ``dequantize``, or a ``dtype`` other than float32,
-    it is all floats. Its manifest says what became of the weights of each format. A decoder gets the graph that the engine, ``serve`` and
-    ``generate`` run, with a static cache on the same weights, where its family has one; ``in_place`` True insists on it, False leaves it
-    out. ``cache`` ``int8`` keeps its keys and values in eight bits, and records by how much that moves its logits. ``target`` says who
-    serves it: ``ort``, ``ort-genai`` (the folder that onnxruntime-genai loads), ``triton`` (a model repository, which holds the bundle) or
-    ``web`` (a site for browsers, whose data files have at most ``split`` bytes). ``base`` may be a finished bundle, which is given to a
-    target as it is, or an ONNX file that another tool made of ``checkpoint``: its weights are found there by their bytes. ``frontend`` is
-    what makes the graph, by default the first whose graph agrees with the model.
+    are made in, ``float32`` or ``float16``. ``quantize`` is the scheme of a quantized graph, and ``options`` (``algorithm``,
+    ``calibration``, ``compensate`` ...) are those that :func:`adapterpack.quantize` has for a bundle. The graph of a quantized base (NF4,
+    GPTQ, AWQ, compressed-tensors ...) holds the base's own codes and scales wherever an operator can, and floats of the same values where
+    none can; with ``dequantize``, or a ``dtype`` other than float32, it is all floats. Its manifest says what became of the weights of
+    each format. A decoder gets the graph that the engine, ``serve`` and ``generate`` run, with a static cache on the same weights, where
+    its family has one; ``in_place`` True insists on it, False leaves it out. ``cache`` ``int8`` keeps its keys and values in eight bits,
+    and records by how much that moves its logits. ``target`` says who serves it: ``ort``, ``ort-genai`` (the folder that onnxruntime-genai
+    loads), ``triton`` (a model repository, which holds the bundle) or ``web`` (a site for browsers, whose data files have at most
+    ``split`` bytes). ``base`` may be a finished bundle, which is given to a target as it is, or an ONNX file that another tool made of
+    ``checkpoint``: its weights are found there by their bytes. ``frontend`` is what makes the graph, by default the first whose graph
+    agrees with the model.
     ``pooling`` (``mean``, ``cls`` or ``last``) is recorded for tasks that give hidden states; by default what the base says.
     ``allow_structural`` accepts a base that has the names, dtypes and shapes of the packs', whatever its weights.
 
@@ -87,12 +88,12 @@ def export(
     refuse_existing(Path(out))
     if is_graph(base) and Path(base).is_dir():
         given = {"packs": list(packs), "mode": mode, "task": task, "slots": slots, "max_rank": max_rank, "quantize": quantize,
-                 "dequantize": dequantize, "accuracy": accuracy, "head": head, "dtype": dtype, "static_cache": in_place, "cache": cache,
-                 "frontend": frontend, "pooling": pooling, "base": checkpoint}
+                 "dequantize": dequantize, **options, "dtype": dtype, "static_cache": in_place, "cache": cache, "frontend": frontend,
+                 "pooling": pooling, "base": checkpoint}
         require_split(TARGETS[target], split)
         return publish(base, out, TARGETS[target], split, {name: value for name, value in given.items() if value not in _DEFAULTS})
     request = checked(base, packs, mode=mode, task=task, slots=slots, max_rank=max_rank, quantize=quantize, dequantize=dequantize,
-                      accuracy=accuracy, head=head, dtype=dtype, static_cache=in_place, cache=cache, target=target, pooling=pooling,
+                      options=options, dtype=dtype, static_cache=in_place, cache=cache, target=target, pooling=pooling,
                       checkpoint=checkpoint, allow_structural=allow_structural, split=split)
     failed: dict[str, AdapterpackError] = {}
     with _source(request, say) as source:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,21 +27,33 @@ def token_rows(session: Session, file: Path) -> list[tuple[list[int], int]]:
     if len(session.task.parts) > 1 or "input_ids" not in session.task.main.inputs:
         raise Unsupported("calibration rows are texts for a model of one graph", where=session.folder.name, found=session.task.name,
                           remedy="choose --algorithm rtn, k-quant or hqq")
-    rows: list[tuple[list[int], int]] = []
+    return [(ids[:MOST_TOKENS], min(given, MOST_TOKENS)) for ids, given in (ids_of(session, row, where) for row, where in rows_of(file))]
+
+
+def rows_of(file: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
+    """The first :data:`MOST_ROWS` rows of a file, each with its place in words.
+
+    Raises:
+        StorageError: the file cannot be read.
+        ConfigError: a line is no row, or there is none.
+    """
+    count = 0
     with storage_errors(file), file.open("rb") as opened:
-        for line in lines_of(opened, file.name):
+        for line in islice(lines_of(opened, file.name), MOST_ROWS):
             if isinstance(line.row, AdapterpackError):
                 raise line.row
-            ids, given = _ids(session, line.row, f"{file.name}, line {line.number}")
-            rows.append((ids[:MOST_TOKENS], min(given, MOST_TOKENS)))
-            if len(rows) == MOST_ROWS:
-                break
-    if not rows:
+            count += 1
+            yield line.row, f"{file.name}, line {line.number}"
+    if not count:
         raise ConfigError("the file has no rows", where=file, remedy="write one object a line")
-    return rows
 
 
-def _ids(session: Session, row: Mapping[str, Any], where: str) -> tuple[list[int], int]:
+def ids_of(session: Session, row: Mapping[str, Any], where: str) -> tuple[list[int], int]:
+    """The tokens of a row, and how many of them are no answer.
+
+    Raises:
+        ConfigError: the row has no text.
+    """
     tokenizer = session.tokenizer
     if isinstance(text := row.get("text"), str) and text:
         return tokenizer.row(text), 0

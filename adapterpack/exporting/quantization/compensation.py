@@ -19,7 +19,7 @@ import onnx_ir as ir
 from ...adapter_methods import Site
 from ...adapter_methods.lora import LoRA, lora
 from ...bundle.manifest import ADDED, COMPENSATION, Bundle, Compensation, MappedSite
-from ...errors import NothingToDo, Unsupported
+from ...errors import NothingToDo
 from ...lowrank.range_finder import InMemory, largest
 from ...lowrank.space import Factors
 from ...lowrank.truncation import Cut
@@ -37,16 +37,9 @@ Second = Callable[[str], np.ndarray | None]
 
 
 class Compensator:
-    """Corrects one graph of ``bundle`` while it is quantized: :meth:`remember` before, :meth:`apply` afterwards.
-
-    Raises:
-        Unsupported: the bundle is no bank, whose rows could carry it.
-    """
+    """Corrects one graph of ``bundle``, a bank, while it is quantized: :meth:`remember` before, :meth:`apply` afterwards."""
 
     def __init__(self, bundle: Bundle, rank: int, second: Second | None) -> None:
-        if bundle.mode != "bank":
-            raise Unsupported("a compensation is carried by the rows of a bank", where="--compensate", found=f"--mode {bundle.mode}",
-                              remedy="export with --mode bank, or leave --compensate out")
         self.bundle, self.rank, self._second = bundle, rank, second
         self._weights: dict[str, tuple[Any, bool, str]] = {}
         """Of each product's node the tensor, whether it was transposed on the way, and the name of its input."""

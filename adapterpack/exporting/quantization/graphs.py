@@ -30,7 +30,8 @@ from . import measure
 from .activations import Moments
 from .calibration_rows import token_rows
 from .compensation import Compensator
-from .options import ACCURACIES, Quantization
+from .experts import unstack_experts
+from .options import ACCURACIES, Quantization, require_carried
 from .scheme import SCHEMES
 from .search import searched
 from .weights import quantize_file
@@ -45,11 +46,13 @@ def quantize_bundle(source: Path, out: Path, wanted: Quantization) -> Bundle:
     Raises:
         NothingToDo: it is quantized already, or has no MatMul to quantize.
         FormatError: a file of the bundle was altered, is missing, or is not in its manifest.
+        Unsupported: no row can carry the compensation that is wanted.
         ParityError: a site was lost on the way, or a pack's canary fails on the quantized graph.
     """
     bundle = read_bundle(source)
     if bundle.quantization is not None:
         raise NothingToDo("the bundle is quantized already", where=source, remedy="start from the float bundle")
+    require_carried(wanted, bundle.mode)
     require_files(source, bundle, "cached")  # new digests must not hide an old change
     require_openable(Path(source), bundle, Proofs(manifest_bytes(source)), graphs_of(bundle))
     if extra := unlisted(source, bundle):
@@ -65,6 +68,8 @@ def quantize_bundle(source: Path, out: Path, wanted: Quantization) -> Bundle:
 def quantize_in_place(folder: Path, wanted: Quantization) -> None:
     """Quantizes the graphs of an unpublished bundle folder and rewrites its manifest."""
     scheme, bundle = SCHEMES[wanted.scheme], read_bundle(folder)
+    for part in bundle.parts if wanted.stored is None else ():
+        unstack_experts(folder / graph_file(part))
     before, float_canaries, session = _measured(folder, mapped=True)
     rows = [] if wanted.calibration is None else [ids for ids, _ in token_rows(session, wanted.calibration)]
     del session  # so that its files can be replaced

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 from ...base.codecs.dequantized_checkpoint import DequantizedCheckpoint
-from ...errors import ConfigError, UnknownName, Unsupported, nearest
+from ...errors import ConfigError, UnknownName, Unsupported, nearest, storage_errors
 from .algorithm import ALGORITHMS
 from .product import Setting
 from .scheme import SCHEMES, Scheme
@@ -50,6 +50,20 @@ class Quantization(NamedTuple):
         return None if self.head == "float" else SCHEMES[self.head].setting
 
 
+class GraphOptions(TypedDict, total=False):
+    """What can be said of a quantization besides its scheme, as :func:`quantization` takes it; None as what is left out."""
+
+    accuracy: str | None
+    head: str | None
+    block_size: int | None
+    symmetric: bool | None
+    algorithm: str | None
+    calibration: str | os.PathLike[str] | None
+    compensate: int | None
+    error_budget: float | None
+    size_budget: int | None
+
+
 def quantization(scheme: str, accuracy: str | None = None, head: str | None = None, *, block_size: int | None = None,
                  symmetric: bool | None = None, algorithm: str | None = None, calibration: str | os.PathLike[str] | None = None,
                  compensate: int | None = None, error_budget: float | None = None, size_budget: int | None = None) -> Quantization:
@@ -59,6 +73,7 @@ def quantization(scheme: str, accuracy: str | None = None, head: str | None = No
         UnknownName: there is no such scheme, accuracy, head or algorithm.
         ConfigError: an option says nothing with the others, or is out of range.
         Unsupported: no graph is written in this scheme, or the algorithm does not round to its codes.
+        StorageError: the calibration rows cannot be read.
     """
     names: tuple[tuple[str, str | None, list[str]], ...] = (
         ("quantization scheme for a bundle", scheme, list(SCHEMES)), ("accuracy", accuracy, list(ACCURACIES)),
@@ -85,8 +100,22 @@ def quantization(scheme: str, accuracy: str | None = None, head: str | None = No
     if calibration is not None and not (calibrated or compensate or chosen.budgeted):
         raise ConfigError("nothing here looks at calibration rows", where="--calibration", found=calibration,
                           remedy="choose --algorithm gptq or awq, --compensate, or --scheme mixed, or leave it out")
-    return Quantization(scheme, accuracy, head or HEAD, setting, None if calibration is None else Path(calibration), compensate or 0,
-                        error_budget, size_budget)
+    rows = None if calibration is None else Path(calibration)
+    if rows is not None:
+        with storage_errors(rows), rows.open("rb"):
+            pass  # found before a graph is made, which takes minutes
+    return Quantization(scheme, accuracy, head or HEAD, setting, rows, compensate or 0, error_budget, size_budget)
+
+
+def require_carried(wanted: Quantization, mode: str) -> None:
+    """Checks that there are rows to carry a compensation, if one is wanted.
+
+    Raises:
+        Unsupported: the bundle is no bank.
+    """
+    if wanted.compensate and mode != "bank":
+        raise Unsupported("a compensation is carried by the rows of a bank", where="--compensate", found=f"--mode {mode}",
+                          remedy="export with --mode bank, or leave --compensate out")
 
 
 def as_stored(base: DequantizedCheckpoint, accuracy: str | None = None) -> Quantization:

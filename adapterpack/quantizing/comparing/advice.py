@@ -1,0 +1,78 @@
+"""What the figures of a comparison speak for, in sentences: nothing is said that was not measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from ...io.readable import percent, size
+from .figures import Figures
+from .result import Form
+
+SAME = 0.005
+"""Losses whose difference is a smaller share of the float bundle's perplexity are called equal."""
+NEAR = 0.02
+"""How much worse than the float bundle's the perplexity of a form may be that is as good, as a share."""
+
+
+class _Quality(NamedTuple):
+    """A perplexity in words, and how far it is behind the float bundle's, as a share of that."""
+
+    shown: str
+    worse: float
+
+
+def advice(forms: Sequence[Form], rank: int) -> Iterator[str]:
+    """A sentence for every scheme, which way is best and what a correction wins back; then which form to take, and which are slow.
+
+    ``forms`` begin with the float one.
+    """
+    assert forms[0].figures is not None
+    reference, made = forms[0].figures, [form for form in forms[1:] if form.figures is not None]
+    schemes = dict.fromkeys(form.scheme for form in made)
+    for scheme in schemes:
+        ways = {form.way: _quality(form.figures, reference) for form in made if form.scheme == scheme and form.figures is not None}
+        yield from _of_scheme(scheme, ways, _quality(reference, reference), rank)
+    near = [form for form in made if form.figures is not None and _quality(form.figures, reference).worse <= NEAR]
+    if near:
+        best = min(near, key=lambda form: form.figures.nbytes if form.figures is not None else 0)
+        assert best.figures is not None
+        yield (f"The smallest that is within {percent(NEAR)} of the float bundle: {best.scheme}, {best.way}, {size(best.figures.nbytes)} "
+               f"instead of {size(reference.nbytes)}.")
+    elif made:
+        yield f"None is within {percent(NEAR)} of the float bundle."
+    slow = [f"{form.scheme}, {form.way}" for form in made if form.figures is not None and _speed(form.figures) < _speed(reference)]
+    if slow:
+        yield f"Slower than the float bundle at one row: {'; '.join(slow)}."
+
+
+def _of_scheme(scheme: str, ways: Mapping[str, _Quality], reference: _Quality, rank: int) -> Iterator[str]:
+    attached = ways.get("attached") or ways.get("quantized")
+    merged, corrected = ways.get("merged"), ways.get("compensated")
+    measured = f"(perplexity: float {reference.shown}"
+    if attached is not None and merged is not None:
+        measured += f", attached {attached.shown}, merged {merged.shown})"
+        if abs(attached.worse - merged.worse) <= SAME:
+            yield f"{scheme}: to attach the float adapter or to merge it first makes no difference {measured}."
+        elif attached.worse < merged.worse:
+            yield f"{scheme}: attach the float adapter to the quantized base, and do not merge it first {measured}."
+        else:
+            yield f"{scheme}: here a merge before quantizing is better than a float adapter on the quantized base {measured}."
+    if attached is not None and corrected is not None:
+        measured = f"(perplexity: {attached.shown} becomes {corrected.shown}, float {reference.shown})"
+        if attached.worse <= SAME:
+            yield f"{scheme}: there is no loss to speak of that a correction could win back {measured}."
+        else:
+            share = 1 - max(corrected.worse, 0.0) / attached.worse
+            if share > 0:
+                yield f"{scheme}: a correction of rank {rank} wins back {percent(share)} of what is lost {measured}."
+            else:
+                yield f"{scheme}: a correction of rank {rank} wins nothing back {measured}."
+
+
+def _quality(figures: Figures, reference: Figures) -> _Quality:
+    return _Quality(f"{figures.perplexity:.4g}", figures.perplexity / reference.perplexity - 1)
+
+
+def _speed(figures: Figures) -> float:
+    return figures.decode if figures.decode is not None else figures.prefill

@@ -1,0 +1,172 @@
+"""What one form of a bundle gives on rows: perplexity, right answers, the likeliest choices, size, and speed at one row."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ...bundle.decoder_graph import graphs_of
+from ...bundle.manifest import graph_file
+from ...errors import ConfigError
+from ...runtime.measured_texts import vocabulary
+from ...runtime.row_runner import RowRunner
+from ...runtime.session import Session
+from ...runtime.text.context_length import context_of
+from ...tasks.one_pass import text_inputs
+from .rows import Example
+
+ROUNDS = 3
+"""How often each time is taken; the shortest counts."""
+_NEW, _SHORT, _LONG = 32, 8, 256
+"""Tokens that are generated, and those of the prompts before them and of the prompt that is read."""
+_LEAST = 1e-30
+"""What a label counts as that has no probability."""
+_MOST_ANSWERED, _SPARE, _LONGEST = 16, 8, 256
+"""Rows that are answered at a time; tokens that an answer may have beyond the longest that is expected; the most that it may have."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The figures of one form. What a task does not have is None.
+
+    Args:
+        nbytes: of graphs and their weights, the slots of adapters among them.
+        perplexity: of the tokens of answers, or of whole texts; of a classifier, of the right labels.
+        right: the share of rows answered as expected: exactly, or with equal JSON; of a classifier, with their label.
+        best: the likeliest choice at each scored position or row.
+        decode, prefill: tokens a second that one row generates, and of a prompt that is read.
+    """
+
+    nbytes: int
+    perplexity: float
+    right: float | None
+    best: np.ndarray
+    decode: float | None
+    prefill: float
+
+    def agreement(self, other: Figures) -> float:
+        """The share of positions at which the likeliest choices are the same."""
+        return float((self.best == other.best).mean())
+
+
+def figures(folder: Path, adapter: str | None, rows: Sequence[Example], say: Callable[[str], None]) -> Figures:
+    """Measures the bundle at ``folder`` on rows, by ``adapter``, or by what is folded into it, on the CPU.
+
+    Raises:
+        ConfigError: a row cannot be answered, or the model's context has no room for any answer.
+    """
+    session = Session(folder, "cpu", verify="off")
+    say("answer")
+    found = quality(session, adapter, rows)
+    say("speed")
+    return Figures(nbytes_of(session), *found, *speed(session, adapter, rows))
+
+
+def nbytes_of(session: Session) -> int:
+    """The bytes of a bundle's graphs and of their weights."""
+    parts = graphs_of(session.bundle)
+    return sum(path.stat().st_size for part in parts for path in session.folder.glob(f"{graph_file(part)}*"))
+
+
+class Quality(NamedTuple):
+    """The part of :class:`Figures` that does not hang on the machine."""
+
+    perplexity: float
+    right: float | None
+    best: np.ndarray
+
+
+def quality(session: Session, adapter: str | None, rows: Sequence[Example]) -> Quality:
+    """What a bundle answers to rows."""
+    if not session.task.generates:
+        results = _results(session, adapter, rows, 0)
+        labels = [str(result.get("label")) for result in results]
+        scores = [result.get("scores", {}).get(row.expected, 0.0) for result, row in zip(results, rows, strict=True)]
+        losses = [-math.log(max(score, _LEAST)) for score in scores]
+        right_labels = float(np.mean([label == row.expected for label, row in zip(labels, rows, strict=True)]))
+        return Quality(math.exp(float(np.mean(losses))), right_labels, np.array(labels))
+    perplexity, best = _scored(session, adapter, rows)
+    asked, right = [row for row in rows if row.expected is not None], None
+    if asked:
+        longest = max(len(session.tokenizer.encode(row.expected or "", special=False)) for row in asked)
+        answers = [str(result["completion"]) for result in _results(session, adapter, asked, min(longest + _SPARE, _LONGEST))]
+        right = float(np.mean([same(answer, row.expected or "") for answer, row in zip(answers, asked, strict=True)]))
+    return Quality(perplexity, right, best)
+
+
+def speed(session: Session, adapter: str | None, rows: Sequence[Example]) -> tuple[float | None, float]:
+    """Tokens a second of one row: generated, and read; a classifier generates none."""
+    return _generating(session, adapter) if session.task.generates else (None, _reading(session, adapter, rows))
+
+
+def _scored(session: Session, adapter: str | None, rows: Sequence[Example]) -> tuple[float, np.ndarray]:
+    """The perplexity of the answers' tokens, and the likeliest token at each place."""
+    losses, best = [], []
+    for row in rows:
+        first = max(row.given, 1)
+        if len(row.ids) <= first:
+            continue
+        logits = session.run({"input_ids": np.array([row.ids], np.int64)}, adapter)["logits"][0, first - 1 : -1].astype(np.float64)
+        logits -= logits.max(-1, keepdims=True)
+        losses.append(np.log(np.exp(logits).sum(-1)) - logits[np.arange(len(logits)), row.ids[first:]])
+        best.append(logits.argmax(-1))
+    return math.exp(min(float(np.concatenate(losses).mean()), 700.0)), np.concatenate(best)
+
+
+def _results(session: Session, adapter: str | None, rows: Sequence[Example], new: int) -> list[dict[str, Any]]:
+    """What each row gets: a completion of so many tokens at most, or a label."""
+    runner = RowRunner(session, () if adapter is None else (adapter,), _MOST_ANSWERED, {"max_new_tokens": new} if new else {})
+    results = []
+    for start in range(0, len(rows), runner.block):
+        for outcome in runner.outcomes((start + number, row.asked) for number, row in enumerate(rows[start : start + runner.block], 1)):
+            if outcome.error is not None:
+                raise outcome.error
+            results.append(outcome.result or {})
+    return results
+
+
+def same(answer: str, expected: str) -> bool:
+    """Whether two answers say the same: the same text but for spaces around it, or equal JSON."""
+    if answer.strip() == expected.strip():
+        return True
+    try:
+        return bool(json.loads(answer) == json.loads(expected))
+    except (ValueError, RecursionError):
+        return False
+
+
+def _generating(session: Session, adapter: str | None) -> tuple[float, float]:
+    """Tokens a second of one row: generated, and read."""
+    room = (context_of(session) or 4 * _LONG) - _NEW  # virtual tokens of prompts have their place in what is left
+    if room < 2:
+        raise ConfigError("the model's context has no room for an answer", where=session.folder.name, found=room + _NEW)
+    rng, words = np.random.default_rng(0), vocabulary(session.folder)
+    short, long = (rng.integers(1, words, min(length, room // 2)).tolist() for length in (_SHORT, _LONG))
+
+    def seconds(prompt: list[int], new: int) -> float:
+        started = time.perf_counter()
+        session.generate([prompt], adapter, max_new_tokens=new, min_new_tokens=new)
+        return time.perf_counter() - started
+
+    one, many, read = (min(seconds(*what) for _ in range(ROUNDS)) for what in ((short, 1), (short, _NEW), (long, 1)))
+    return (_NEW - 1) / max(many - one, 1e-9), len(long) / read
+
+
+def _reading(session: Session, adapter: str | None, rows: Sequence[Example]) -> float:
+    """Tokens a second that are read, a row at a time."""
+    batches = [text_inputs(session, row.asked) for row in rows[:_MOST_ANSWERED]]
+
+    def seconds() -> float:
+        started = time.perf_counter()
+        for batch in batches:
+            session.run(batch, adapter)
+        return time.perf_counter() - started
+
+    return sum(batch["input_ids"].size for batch in batches) / min(seconds() for _ in range(ROUNDS))
