@@ -26,7 +26,7 @@ export class Adapters {
     const head = el("thead", {}, el("tr", {}, ...["Name", "Pack", "Labels", ""].map((name) => el("th", { scope: "col" }, name))));
     at("adapters").replaceChildren(rows.length ? el("div", { class: "scroll" }, el("table", {}, head, el("tbody", {}, ...rows))) : el("p", { class: "note" }, "None: the base alone answers."));
     const free = this.bundle.freeSlots;
-    at("loading-note").textContent = free ? `${counted(free, "slot is", "slots are")} free. A pack is loaded if each tensor has the digest that its manifest lists, and if it was made for this base.` : "No slot is free: the site was exported without room for more (--slots).";
+    at("loading-note").textContent = free ? `${counted(free, "slot is", "slots are")} free. A pack is loaded if each tensor has the digest that its manifest lists, and if it was made for this base.` : `No slot is free: ${this.loaded.size ? "unload one first" : "the site was exported without room for more (--slots)"}.`;
     this.form.hidden = !free;
   }
 

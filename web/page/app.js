@@ -46,10 +46,13 @@ function progress(done, total) {
 function show(bundle, took) {
   document.title = `${bundle.base} · adapterpack`;
   at("base").textContent = bundle.base;
-  at("lead").textContent = `${counted(bundle.adapters.length, "adapter")} on one base, in this browser: what you type does not leave it.`;
   const ask = new Ask(bundle);
-  const adapters = new Adapters(bundle, () => ask.offer());
-  ask.offer();
+  const offer = () => {
+    ask.offer();
+    at("lead").textContent = `${counted(bundle.adapters.length, "adapter")} on one base, in this browser: what you type does not leave it.`;
+  };
+  const adapters = new Adapters(bundle, offer);
+  offer();
   adapters.show();
   const runner = bundle.provider === "webgpu" ? "WebGPU" : "WebAssembly";
   at("footer").replaceChildren(el("p", {}, `Runs by ${runner}; open after ${seconds(took / 1000)}. The bundle is `, digestButton(bundle.digest), ". This page loads nothing from elsewhere."));
