@@ -17,6 +17,7 @@ from .data_files import Place
 FACTS = "web.json"
 _TOKENIZERS = frozenset({"BPE", "Unigram", "WordPiece"})
 """The models of tokenizers that the package @huggingface/tokenizers has."""
+_TYPES = frozenset({"float32", "int64"})
 _FED = frozenset({"input_ids", "attention_mask", "token_type_ids", "position_ids", ADAPTER_IDS})
 """The inputs that ``adapterpack.js`` feeds, besides the cache."""
 
@@ -25,11 +26,14 @@ def require_fed(folder: Path, bundle: Bundle) -> None:
     """Checks that a browser can feed the graph and begin the rows of each adapter.
 
     Raises:
-        Unsupported: it takes another input, or an adapter is a prompt.
+        Unsupported: it takes another input, is of another float type, has another kind of tokenizer, or an adapter is a prompt.
     """
     if unknown := [port.name for port in bundle.io.inputs if port.name not in _FED and not port.name.startswith(PAST)]:
         raise Unsupported("a browser does not feed an input of this graph", found=", ".join(unknown), expected=", ".join(sorted(_FED)),
                           remedy="leave out the adapter that acts at some positions only, or --target web")
+    if others := sorted({port.dtype for port in (*bundle.io.inputs, *bundle.io.outputs)} - _TYPES):
+        raise Unsupported("a browser reads and writes other numbers than this graph's", found=", ".join(others),
+                          expected=", ".join(sorted(_TYPES)), remedy="export with --dtype float32")
     if (kind := type(Tokenizer(folder).core.model).__name__) not in _TOKENIZERS:
         raise Unsupported("a browser has no tokenizer of this kind", where=folder / "tokenizer.json", found=kind,
                           expected=", ".join(sorted(_TOKENIZERS)), remedy="leave --target web out")

@@ -37,7 +37,7 @@ def _finish(folder: Path, most: int | None) -> None:
     places = split(folder / GRAPH, slots, {port.name for port in io.inputs} - {port.name for port in bundle.io.inputs}, most or SPLIT)
     for name in old - data_files(folder / GRAPH):
         (folder / name).unlink()
-    slotted = places if bundle.dtype == DEFAULT else {}
+    slotted = {} if any(site.dtype != DEFAULT for site in bundle.sites.values()) else places  # JavaScript fills those of floats
     wasm = write_float_products(folder / GRAPH, folder / WASM_GRAPH)
     (folder / FACTS).write_bytes(strict_json.canonical(facts(folder, bundle, slotted, WASM_GRAPH if wasm else None)))
     dataclasses.replace(bundle, decoder=False, io=io).write(folder)
