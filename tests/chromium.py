@@ -23,7 +23,7 @@ browser = pytest.mark.skipif(PROGRAM is None and not os.environ.get("CI"), reaso
 _ARGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--disable-extensions",
          "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars", "--remote-debugging-pipe",
          "--force-color-profile=srgb", "--lang=en")
-_SECONDS = 30.0
+_SECONDS = 60.0
 EVIL = "<img src=x onerror=window.hacked=1>"
 """A name or a label that would become markup where text does."""
 CONTROLS = ("button", "textbox", "combobox", "checkbox", "spinbutton", "searchbox")
