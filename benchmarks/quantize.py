@@ -82,7 +82,7 @@ def measured(name: str, args: argparse.Namespace) -> dict[str, float]:
     reference = args.work / "likeliest.npy"
     if name == "float":
         np.save(reference, found.best)
-    result = {"mb": measuring.nbytes_of(session) / 1e6, "perplexity": found.perplexity or math.nan, "exact_match": found.right or 0.0}
+    result = {"mb": one.nbytes(path) / 1e6, "perplexity": found.perplexity or math.nan, "exact_match": found.right or 0.0}
     if reference.exists():
         result["agreement"] = float((np.load(reference) == found.best).mean())
     if not one.merged:
@@ -103,7 +103,7 @@ def of_peer(one: contestants.Contestant, path: Path, args: argparse.Namespace) -
     found = json.loads(done.stdout.splitlines()[-1])
     if args.speed:
         return {"decode": found["decode"], "prefill": found["prefill"]}
-    answers = [session.tokenizer.decode(_before_end(ids)) for ids in found["answers"]]
+    answers = [each if isinstance(each, str) else session.tokenizer.decode(_before_end(each)) for each in found["answers"]]
     right = float(np.mean([measuring.same(answer, row.expected or "") for answer, row in zip(answers, rows, strict=True)]))
     return {"mb": one.nbytes(path) / 1e6, "perplexity": perplexity(one.logits(path), [(row.ids, row.given) for row in rows]),
             "exact_match": right}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -48,8 +49,8 @@ class Contestant:
         return path
 
     def nbytes(self, path: Path) -> int:
-        """The bytes of a peer's model."""
-        return path.stat().st_size if path.is_file() else sum(file.stat().st_size for file in path.glob("*.onnx*"))
+        """The bytes of its model; the engine's graph reads the weights of the ordinary one."""
+        return path.stat().st_size if path.is_file() else sum(file.stat().st_size for file in path.glob("model.onnx*"))
 
     def logits(self, path: Path) -> Callable[[tuple[int, ...]], np.ndarray]:
         """Logits ``[tokens, vocabulary]`` of token ids: by ONNX Runtime on a peer's graph, or by transformers on a GGUF file's weights."""
@@ -144,12 +145,14 @@ def _logits_of_graph(file: Path) -> Callable[[tuple[int, ...]], np.ndarray]:
     import onnxruntime as ort
 
     session = ort.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    config = json.loads((fetch(SMOLLM2) / "config.json").read_text())
+    heads, width = config["num_key_value_heads"], config["hidden_size"] // config["num_attention_heads"]
 
     def logits(ids: tuple[int, ...]) -> np.ndarray:
         feeds: dict[str, np.ndarray] = {"input_ids": np.array([ids], np.int64), "attention_mask": np.ones((1, len(ids)), np.int64)}
         for value in session.get_inputs():
             if value.name.startswith("past_key_values."):
-                feeds[value.name] = np.zeros((1, value.shape[1], 0, value.shape[3]), np.float32)
+                feeds[value.name] = np.zeros((1, heads, 0, width), np.float32)
             elif value.name == "position_ids":
                 feeds[value.name] = np.arange(len(ids))[None]
         found: np.ndarray = session.run(["logits"], feeds)[0][0]

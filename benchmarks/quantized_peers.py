@@ -22,15 +22,15 @@ class Genai:
 
         self.og, self.model = og, og.Model(model)
 
-    def __call__(self, prompt: list[int], new: int) -> list[int]:
-        """Greedy tokens, end tokens or not."""
+    def __call__(self, prompt: list[int], new: int, whole: bool = True) -> list[int]:
+        """Greedy tokens, of so many if it is to be whole, else up to the end token."""
         params = self.og.GeneratorParams(self.model)
         length = len(prompt) + new
-        params.set_search_options(do_sample=False, min_length=length, max_length=length)
+        params.set_search_options(do_sample=False, min_length=length if whole else 0, max_length=length)
         generator = self.og.Generator(self.model, params)
         generator.append_tokens(prompt)
         made = []
-        for _ in range(new):
+        while len(made) < new and not generator.is_done():
             generator.generate_next_token()
             made.append(int(generator.get_next_tokens()[0]))
         return made
@@ -47,14 +47,12 @@ class Llama:
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = THREADS
         self.server = xlc.Server(params)
 
-    def __call__(self, prompt: list[int], new: int) -> list[int]:
-        """Greedy tokens, end tokens or not."""
-        answer = self.server.handle_completions({"prompt": prompt, "n_predict": new, "temperature": 0, "ignore_eos": True,
-                                                 "cache_prompt": False, "return_tokens": True, "stream": False})
+    def __call__(self, prompt: list[int], new: int, whole: bool = True) -> str:
+        """The text of greedy tokens, of so many if it is to be whole, else up to the end token."""
+        answer = self.server.handle_completions({"prompt": prompt, "max_tokens": new, "temperature": 0, "ignore_eos": whole,
+                                                 "cache_prompt": False, "stream": False})
         found: Any = json.loads(answer) if isinstance(answer, str | bytes) else answer
-        if "tokens" in found:
-            return [int(token) for token in found["tokens"]]
-        raise RuntimeError(f"no tokens in the answer: {json.dumps(found)[:600]}")
+        return str(found["choices"][0]["text"])
 
 
 def main() -> None:
@@ -65,7 +63,7 @@ def main() -> None:
         model(prompt, new)
         return time.perf_counter() - started
 
-    result: dict[str, Any] = {"answers": [model(prompt, wanted["new"]) for prompt in wanted["prompts"]]}
+    result: dict[str, Any] = {"answers": [model(prompt, wanted["new"], whole=False) for prompt in wanted["prompts"]]}
     if wanted["rounds"]:
         short, long, many = wanted["short"], wanted["long"], wanted["many"]
         one, more, read = (min(seconds(*what) for _ in range(wanted["rounds"])) for what in ((short, 1), (short, many), (long, 1)))
