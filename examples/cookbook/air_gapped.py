@@ -42,4 +42,6 @@ def arrive(medium: str, public: str, base: str, out: str) -> list[str]:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) == 1:
+        sys.exit(__doc__)
     print({"leave": leave, "arrive": arrive}[sys.argv[1]](*sys.argv[2:]))

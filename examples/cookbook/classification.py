@@ -41,4 +41,6 @@ def main(base: str, packs: str, bundle: str, steps: int = 200, most: int = 100) 
 
 
 if __name__ == "__main__":
+    if len(sys.argv) == 1:
+        sys.exit(__doc__)
     print(main(*sys.argv[1:4], *map(int, sys.argv[4:])))

@@ -49,4 +49,6 @@ def main(base: str, text: str, out: str, merged: str, steps: int = 200) -> dict[
 
 
 if __name__ == "__main__":
+    if len(sys.argv) == 1:
+        sys.exit(__doc__)
     print(main(*sys.argv[1:5], *map(int, sys.argv[5:])))

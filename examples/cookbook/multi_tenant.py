@@ -53,4 +53,6 @@ def main(bundle: str, packs: str, file: str, tenants: Mapping[str, Sequence[str]
 
 
 if __name__ == "__main__":
+    if len(sys.argv) == 1:
+        sys.exit(__doc__)
     print(*main(*sys.argv[1:4]), sep="\n")

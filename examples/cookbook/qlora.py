@@ -40,4 +40,6 @@ def main(base: str, rows: str, out: str, merged: str, steps: int = 500) -> dict[
 
 
 if __name__ == "__main__":
+    if len(sys.argv) == 1:
+        sys.exit(__doc__)
     print(main(*sys.argv[1:5], *map(int, sys.argv[5:])))

@@ -31,4 +31,6 @@ def main(base: str, fleet: str, bundle: str, packs: list[str], basis: int = 64) 
 
 
 if __name__ == "__main__":
+    if len(sys.argv) == 1:
+        sys.exit(__doc__)
     print(main(*sys.argv[1:4], sys.argv[4:]))

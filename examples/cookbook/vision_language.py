@@ -37,4 +37,6 @@ def main(base: str, rows: str, out: str, bundle: str, steps: int = 200) -> str:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) == 1:
+        sys.exit(__doc__)
     print(main(*sys.argv[1:5], *map(int, sys.argv[5:])))
