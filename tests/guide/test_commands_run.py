@@ -6,9 +6,12 @@ that runs, but cannot run on this machine, in ``NOT_HERE``.
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -105,9 +108,6 @@ def _command(command: str) -> None:
 
 def test_configurations_of_other_tools_are_read_as_ours(guide_folder: Path) -> None:
     """The three blocks of the page about axolotl and LLaMA-Factory name the same training."""
-    import re
-    import textwrap
-
     text = (ROOT / "docs" / "migrating" / "axolotl.md").read_text("utf-8")
     rows = '{"instruction": "w1", "input": "", "output": "w2"}\n'
     (guide_folder / "data").mkdir()
@@ -120,8 +120,6 @@ def test_configurations_of_other_tools_are_read_as_ours(guide_folder: Path) -> N
         done = CliRunner().invoke(main, ["train", f"{number}.yaml", "--print-config", "--json"], prog_name="adapterpack")
         assert done.exit_code == 0, done.output
         read.append(done.stdout)
-    import json
-
     of_interest = ("model_name_or_path", "method", "max_length", "packing", "per_device_train_batch_size", "num_train_epochs",
                    "learning_rate", "output_dir", "target_modules", "r")
     configs = [json.loads(text) for text in read]
@@ -129,6 +127,15 @@ def test_configurations_of_other_tools_are_read_as_ours(guide_folder: Path) -> N
     assert found[0] == found[1] == found[2]
     assert found[0]["r"] == 8
     assert found[0]["packing"] is True
+
+
+def test_the_first_configuration_of_the_page_about_training(guide_folder: Path) -> None:
+    """A CSV file of one's own becomes a pack."""
+    text = (ROOT / "docs" / "train.md").read_text("utf-8")
+    (guide_folder / "train.yaml").write_text(re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)[0].replace("packs/tickets", "packs/own"))
+    (guide_folder / "tickets.csv").write_text("text,label\n" + "w1 w2,delivery\nw3 w4,billing\n" * 10)
+    _command("adapterpack train train.yaml")
+    _command("adapterpack validate packs/own --base models/MiniLM")
 
 
 def _find(value: object, key: str) -> object:
