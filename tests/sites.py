@@ -59,7 +59,8 @@ def opened(page: Page, site: Path, address: str) -> float:
     """Opens a site's page, and waits until it is ready; the seconds until the bundle was open."""
     page.open(f"{address}/index.html?provider=wasm")
     page.wait("globalThis.adapterpack || !document.querySelector('#trouble').hidden", 120)
-    assert page.run("document.querySelector('#trouble').innerText") == ""
+    trouble = page.run("document.querySelector('#trouble').innerText")
+    assert trouble == "", trouble
     assert all(one.startswith((address, "data:", "blob:", "about:")) for one in page.requests), page.requests
     return float(page.run("adapterpack.opened")) / 1000
 

@@ -6,12 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chromium import browser, chromium
 from demo_command import demo
 from shipped_schemas import fits
-from sites import fetched, npm, opened, said, served
-
-from adapterpack import Session, export
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(2400)]  # it trains, on whatever machine this is
 
@@ -45,18 +41,3 @@ def test_the_server_says_what_the_session_says(causal: dict[str, Any]) -> None:
     served, example = causal["served"], causal["examples"][0]
     assert served["client"].startswith("openai ")
     assert [(row["adapter"], row["answer"]) for row in served["rows"]] == [(None, example["base"]), ("orders", example["adapter"])]
-
-
-@browser
-@npm
-def test_the_browser_says_what_the_session_says(causal: dict[str, Any], tmp_path: Path, record_property: Any) -> None:
-    """The first example's tokens in Chromium, by the base and by the adapter, are Python's."""
-    site = tmp_path / "site"
-    export(Path(causal["output"]) / "bundles" / "bank", (), site, target="web")
-    (site / "node_modules").symlink_to(fetched())
-    session, prompt = Session(site / "bundle", "cpu"), "Where is order 4711? It was to come on Monday."
-    with served(site) as address, chromium(tmp_path) as page:
-        took = opened(page, site, address)
-        for name in (None, "orders"):
-            assert said(page, prompt, name, 8) == session.generate([prompt], [name], max_new_tokens=8)[0].text
-    record_property("figure", f"the demo's SmolLM2-135M in float32 in a browser: open after {took:.1f} s")
