@@ -60,7 +60,7 @@ def _cards(made: list[Result]) -> list[Card]:
         best = min(others, key=lambda form: form["perplexity"])
         cards.append(Card("nearest to float", size(best["bytes"]), f"{_named(best)}: {_quality(best)}"))
         fastest = max(others, key=_speed)
-        cards.append(Card("fastest at one row", f"{_speed(fastest):.3g} tokens/s", f"{_named(fastest)}; float {_speed(first):.3g}"))
+        cards.append(Card("fastest at one row", f"{_speed(fastest):,.0f} tokens/s", f"{_named(fastest)}; float {_speed(first):,.0f}"))
     return cards
 
 
