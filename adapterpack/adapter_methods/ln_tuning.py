@@ -4,18 +4,20 @@
 
 n is what the layer does before its weight, which for a method makes it a linear layer of one input n(x) for every output: its weight is a
 column [n, 1]. ``weight`` [n] and ``bias`` [n], where there is one, are the new values themselves, as in PEFT; they begin as the base's.
+As in PEFT a linear layer that the targets name is trained so, too: its ``weight`` is [out, in].
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from .core.base import Method, NormalForm, Traits
 from .core.config import NoBranch
 from .core.operators import Array, Dense
-from .core.peft_form import PeftForm
+from .core.peft_form import PeftForm, PeftLayer
 from .core.site import Params, Site
 from .registry import METHODS
 
@@ -33,21 +35,31 @@ class LNTuning(NoBranch):
 
 
 def _shapes(cfg: LNTuning, site: Site) -> dict[str, tuple[int, ...]]:
-    return dict.fromkeys(("weight", "bias") if site.bias else ("weight",), (site.out_features,))
+    weight = (site.out_features,) if site.kind == "norm" else (site.out_features, site.in_features)
+    return {"weight": weight, **({"bias": weight[:1]} if site.bias else {})}
 
 
 def _init(cfg: LNTuning, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    weight = {"weight": np.array(site.weight)[:, 0]}
+    weight = {"weight": np.reshape(np.array(site.weight), _shapes(cfg, site)["weight"])}
     return {**weight, "bias": np.array(site.base_bias)} if site.bias else weight
 
 
 def _normal_form(cfg: LNTuning, params: Params, site: Site) -> NormalForm:
-    down = Dense(params["weight"][:, None] - site.weight)
+    down = Dense(_matrix(params["weight"]) - site.weight)
     return NormalForm(down=down, shift=params["bias"] - site.base_bias if site.bias else None)
 
 
 def _fold(cfg: LNTuning, params: Params, site: Site, weight: Array, bias: Array | None, rows: slice) -> tuple[Array, Array | None]:
-    return params["weight"][rows][:, None], params["bias"][rows] if site.bias else bias
+    return _matrix(params["weight"][rows]), params["bias"][rows] if site.bias else bias
+
+
+def _matrix(weight: Array) -> Array:
+    """The weight as the method's matrix: a norm's vector is a column."""
+    return weight[:, None] if len(weight.shape) == 1 else weight
+
+
+def _other_way_round(cfg: Any, site: Site) -> str:
+    return "PEFT stores the weight of such a layer as it is, and does not say that it is the other way round"
 
 
 ln_tuning = METHODS.register(Method(
@@ -57,7 +69,7 @@ ln_tuning = METHODS.register(Method(
     formula="y' = w' * n(x) + b'",
     config=LNTuning,
     traits=Traits(exclusive=True, additive=False, identity_at_init=True, row_separable=True, low_rank=False, reads_weight=True,
-                  quantizable=False, batchable=False, layers=("norm",)),
+                  quantizable=False, batchable=False, layers=("norm", "linear")),
     shapes=_shapes,
     init=_init,
     normal_form=_normal_form,
@@ -68,6 +80,8 @@ ln_tuning = METHODS.register(Method(
         suffixes={"weight": "ln_tuning_layers.weight", "bias": "ln_tuning_layers.bias"},
         to_config=lambda sites: {},
         from_config=lambda config: LNTuning(),
-        features=lambda params: (1, params["weight"].shape[0]),
+        features=lambda params: (1 if params["weight"].ndim == 1 else params["weight"].shape[1], params["weight"].shape[0]),
+        layers={"linear": PeftLayer(shown=lambda shapes: any(len(shape) == 2 for shape in shapes.values())),
+                "transposed": PeftLayer(config={"fan_in_fan_out": True}, limit=_other_way_round)},
     ),
 ))

@@ -21,10 +21,9 @@ from .core.arrays import array_namespace
 from .core.base import Method, NormalForm, Shared, Storage, Traits, require_widths
 from .core.config import LARGEST_WHOLE, SiteConfig, ends, require_number, require_whole
 from .core.operators import Dense
-from .core.peft_form import TRANSPOSED, OfBase, PeftContent, PeftForm
+from .core.peft_form import TRANSPOSED, WITH_BASE, OfBase, PeftContent, PeftForm
 from .core.peft_keys import PeftKeys
 from .core.site import Params, Site
-from .forms.peft_parameters import WITH_BASE
 from .registry import METHODS
 
 _INDICES = ("unilora_indices_A", "unilora_indices_B")
@@ -144,9 +143,11 @@ def _from_peft_file(content: PeftContent) -> PeftContent:
     if not content.sites and content.base is not None and not content.packed:
         return _in_order(cfg, content, content.base)
     if not content.sites:
-        if len(content.config.targets) != 1 and not content.packed:
+        whole = len(content.config.targets) == 1 and ("." in content.config.targets[0] or not content.written.get("task_type"))
+        if not whole and not content.packed:  # the model of a task has no layer at its root: a name is the end of several paths
             raise Unsupported("this file does not say in which order its layers come, on which their indices depend",
-                              where="target_modules", expected="save_indices: true, or one target", found=f"{len(content.config.targets)}",
+                              where="target_modules", expected="save_indices: true, or the path of one layer",
+                              found=", ".join(content.config.targets)[:80],
                               remedy=f"{WITH_BASE}; or save it again with PEFT after setting save_indices=True in its config")
         return PeftContent(cfg, content.shared, {path: {} for path in content.config.targets})
     if any(name not in params or cfg.r not in params[name].shape for params in content.sites.values() for name in _INDICES):

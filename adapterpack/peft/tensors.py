@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..adapter_methods import Method, Site, is_stacked
+from ..adapter_methods.core.layouts import CONVOLUTIONS
 from ..adapter_methods.core.shapes import check_shapes, features
 from ..errors import FormatError, Unsupported
 from ..io.safetensors import SafetensorsFile
@@ -188,7 +189,7 @@ def _require_kind(method: Method, cfg: Any, kind: str, shapes: Mapping[str, tupl
         if reason := form.refused({names.get(param, param): shape for param, shape in shapes.items()}):
             raise Unsupported(reason, where=where, found=", ".join(f"{name} of shape {shape}" for name, shape in shapes.items()),
                               remedy="merge this adapter with the library that made it, or keep it there")
-    if any(form.axes or form.shown for form in method.peft.layers.values()):
+    if any(form.axes or form.shown for kind, form in method.peft.layers.items() if kind in CONVOLUTIONS):
         return  # it is read for convolutions, and these are malformed
     sizes = [Site("", 1, 1, kind), Site("", 5040, 720720, kind)]  # which parameters there are may depend on the widths, not their axes
     axes = {name: len(shape) for site in sizes for name, shape in method.shapes(cfg, site).items()}

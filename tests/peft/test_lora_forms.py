@@ -19,7 +19,7 @@ from torch import nn
 
 import adapterpack
 from adapterpack import LoRABias, adapt, attach, save
-from adapterpack.adapter_methods.core.peft_form import PeftContent
+from adapterpack.adapter_methods.core.peft_form import OfBase, PeftContent
 from adapterpack.adapter_methods.core.peft_lora import as_lora
 from adapterpack.errors import FormatError, Unsupported
 from adapterpack.pack import from_peft
@@ -134,7 +134,8 @@ def test_all_biases_are_those_of_the_adapted_layers_or_refused(tmp_path: Path) -
 
 
 def test_qalora_is_what_pefts_layer_computes(tmp_path: Path) -> None:
-    """PEFT has it for GPTQ layers alone; its own forward of it, on a float layer, is what our reading of such a file computes."""
+    """PEFT has it for GPTQ layers alone; its own forward of it, on a float layer, is what our reading of such a file computes. Which it
+    was the base says: at layers as wide as A it is a plain LoRA, as PEFT loads it, and without the base it is neither."""
     config = peft.LoraConfig(r=3, lora_alpha=6, target_modules=T, qalora_group_size=2)
     shaken(peft.get_peft_model(Net(), config)).save_pretrained(tmp_path)
     tensors, rng = load_file(tmp_path / "adapter_model.safetensors"), np.random.default_rng(6)
@@ -143,9 +144,13 @@ def test_qalora_is_what_pefts_layer_computes(tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "adapter_model.safetensors")
     file = tmp_path / "adapter_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "use_qalora": True}))
-    pack = from_peft.read(tmp_path)
-    ours = attach(Net(), pack, check_base=False).eval()
     x, base = X, Net()
+    with pytest.raises(Unsupported, match=r"layers of GPTQ alone.*--base"):
+        from_peft.read(tmp_path)
+    narrow = from_peft.imported(tmp_path, base=OfBase(lambda name: tensors[f"base_model.model.{name[:-7]}.lora_A.weight"].shape, list)).pack
+    assert {adapter.site.path: adapter.site.in_features for adapter in narrow.adapters()} == {"q_proj": 3, "o_proj": 4, "head": 3}
+    pack = from_peft.imported(tmp_path, base=OfBase(lambda name: tuple(base.get_parameter(name).shape), list)).pack
+    ours = attach(Net(), pack, check_base=False).eval()
     with torch.no_grad():
         for leaf in T:
             layer = Linear(base.get_submodule(leaf), "default", config=config, r=3, lora_alpha=6)

@@ -74,7 +74,7 @@ def test_every_option_of_this_peft_is_known(method: Method) -> None:
 def test_a_kind_of_layer_that_is_not_read_is_named(tmp_path: Path) -> None:
     """Tensors with more axes than the method has at the layers that are read: no malformed file, but another kind of layer."""
     with pytest.raises(Unsupported, match=r"for a kind of layer at which its form of .* is not read.*the library that made it"):
-        load(written(tmp_path / "theirs", peft.LNTuningConfig, target_modules=["lin"]))
+        load(written(tmp_path / "theirs", peft.LNTuningConfig, target_modules=["conv"]))
 
 
 def test_another_base_is_called_that(tmp_path: Path) -> None:

@@ -495,7 +495,8 @@ def hidden(model: nn.Module) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", ["tiny_bert", "tiny_llama"])
 def test_ln_tuning_here_in_peft_merged_and_exported(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    """LayerNorm with biases, RMSNorm without: one adapter gives the same attached, in PEFT, merged, and as a folded graph. float32."""
+    """LayerNorm with biases, RMSNorm without: one adapter gives the same attached, in PEFT, merged, and as a folded graph; PEFT's of a linear
+    layer, too, attached, merged and in PEFT again. float32."""
     folder = request.getfixturevalue(kind)
     plain = AutoModel if kind == "tiny_bert" else AutoModelForCausalLM
     base = plain.from_pretrained(folder).eval()
@@ -512,9 +513,14 @@ def test_ln_tuning_here_in_peft_merged_and_exported(kind: str, request: pytest.F
     assert np.abs(expected - hidden(base)).max() > 0.1
     assert_close(hidden(ours), expected, 0)
     assert_close(hidden(peft.PeftModel.from_pretrained(copy.deepcopy(base), str(tmp_path / "pack")).base_model.eval()), expected, 0)
-    theirs = shaken(peft.get_peft_model(copy.deepcopy(base), peft.LNTuningConfig(target_modules=norms)))
+    linear = "query" if kind == "tiny_bert" else "up_proj"
+    theirs = shaken(peft.get_peft_model(copy.deepcopy(base), peft.LNTuningConfig(target_modules=[*norms, linear])))
     theirs.save_pretrained(str(tmp_path / "theirs"))
     again = from_peft.read(tmp_path / "theirs")
+    again.write(tmp_path / "again")
+    assert sorted({adapter.site.kind for adapter in again.adapters()}) == ["linear", "norm"]
+    back = peft.PeftModel.from_pretrained(copy.deepcopy(base), str(tmp_path / "again")).base_model.eval()
+    assert_close(hidden(back), hidden(theirs.base_model), 0)
     assert_close(hidden(attach(copy.deepcopy(base), again, check_base=False).eval()), hidden(theirs.base_model), 0)
     merge(folder, [pack], tmp_path / "merged")
     assert_close(hidden(plain.from_pretrained(tmp_path / "merged").eval()), expected, 0)

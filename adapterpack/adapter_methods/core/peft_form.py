@@ -9,6 +9,9 @@ import numpy as np
 
 from .site import Params, Site
 
+WITH_BASE = "make a pack of it first: adapterpack convert SRC --to pack --base BASE -o OUT"
+"""What to do where the base says what a file of PEFT's leaves open."""
+
 
 class OfBase(NamedTuple):
     """What a base says of what a folder of PEFT's leaves open: ``shape`` of a parameter by its path, None for one that is not there, and

@@ -1,7 +1,7 @@
 """Reads what PEFT trains as a LoRA of another form, and what is a plain LoRA once it is trained.
 
 - BD-LoRA (``use_bdlora``): A or B is block-diagonal, and stored as its blocks one below the other. Here it is the whole matrix.
-- QALoRA (``use_qalora``, arXiv 2309.14717): A sees means of groups of inputs, times their number.
+- QALoRA (``use_qalora``, arXiv 2309.14717): A sees means of groups of inputs, times their number, at layers of GPTQ.
 - MonteCLoRA (``monteclora_config``) and VeLoRA (``velora_config``, arXiv 2405.17991) differ in training: what they store for it is dropped.
 """
 
@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from ...errors import Unsupported
 from .config import require_whole
-from .peft_form import PeftContent
+from .peft_form import WITH_BASE, PeftContent
 
 READ_AS_LORA = frozenset({"use_bdlora", "use_qalora", "monteclora_config", "velora_config"})
 """The keys of PEFT's config that this accounts for."""
@@ -39,8 +40,8 @@ def as_lora(content: PeftContent) -> PeftContent:
         group = content.written.get("qalora_group_size", 16)
         require_whole("qalora_group_size", group, 1, _LARGEST_GROUP)
         _require_bounded(sites, "lora_A", group)
-        return content._replace(sites={path: {**params, "lora_A": _ungrouped(params["lora_A"], group)} if "lora_A" in params else params
-                                       for path, params in sites.items()})
+        return content._replace(sites={path: {**params, "lora_A": _ungrouped(params["lora_A"], group)} if _pooled(path, params, content)
+                                       else params for path, params in sites.items()})
     if not isinstance(blocks, Mapping):
         raise ValueError(f"use_bdlora must be a configuration, not {blocks!r:.80}")
     require_whole("nblocks", blocks.get("nblocks", 1), 1, _MOST_BLOCKS)
@@ -55,6 +56,17 @@ def _require_bounded(sites: Mapping[str, Mapping[str, np.ndarray]], factor: str,
     made = times * sum(params[factor].size for params in sites.values() if factor in params)
     if made > _FACTOR * stored + _FREE:
         raise ValueError(f"{factor} would be {made} numbers, of a file of {stored}")
+
+
+def _pooled(path: str, params: Mapping[str, np.ndarray], content: PeftContent) -> bool:
+    """Whether A sees means of inputs, as PEFT has it at layers of GPTQ alone: the base says how many inputs there are."""
+    if "lora_A" not in params:
+        return False
+    if content.base is None:
+        raise Unsupported("PEFT groups the inputs of QALoRA at layers of GPTQ alone, and the file does not say which its layers were",
+                          where=path, expected="the base", found="use_qalora", remedy=WITH_BASE)
+    shape = content.base.shape(f"{path}.weight")
+    return shape is None or shape[0 if content.written.get("fan_in_fan_out") else -1] != params["lora_A"].shape[-1]
 
 
 def _ungrouped(A: np.ndarray, group: int) -> np.ndarray:

@@ -18,7 +18,7 @@ import numpy as np
 from ...errors import Unsupported
 from ..core.config import ends
 from ..core.layouts import is_stacked
-from ..core.peft_form import PeftContent
+from ..core.peft_form import WITH_BASE, PeftContent
 from ..core.site import Params, Site
 
 KEY = "target_parameters"
@@ -27,7 +27,6 @@ _MOST, _LONGEST = 1024, 1024
 """Names in a configuration, and characters in one."""
 _MOST_OF_A_MODULE = 6
 """Parameters of one module whose order is looked for: there are few orders of few."""
-WITH_BASE = "make a pack of it first: adapterpack convert SRC --to pack --base BASE -o OUT"
 
 
 def targeted_parameters(content: PeftContent) -> PeftContent:
