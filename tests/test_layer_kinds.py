@@ -18,14 +18,15 @@ import peft
 import pytest
 import torch
 from msgspec.structs import replace
+from noise import shake
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from adapterpack import LoRA, TrainableTokens, adapt, attach, compose, convert, detach, export, load, merge, quantize, save
+from adapterpack import LoRA, TrainableTokens, adapt, attach, compose, convert, detach, export, load, merge, merge_into, quantize, save
 from adapterpack.adapter_methods import LAYOUTS, Dense, Kronecker, Site, from_matrix, get, matrix_shape, to_matrix
 from adapterpack.adapter_methods.core.columns import columns
 from adapterpack.adapter_methods.core.operators import Chain, Diagonal
-from adapterpack.errors import BaseMismatch, FormatError, SiteNotFound, Unsupported
+from adapterpack.errors import AdapterpackError, BaseMismatch, FormatError, SiteNotFound, Unsupported
 from adapterpack.manifest.manifest import Task
 from adapterpack.pack.validate.validation import validate
 from adapterpack.training.active import active
@@ -450,13 +451,55 @@ def test_convolutions_that_are_not_pefts_pair_are_refused(A: tuple[int, ...], B:
         load(tmp_path)
 
 
-def test_a_convolution_of_groups_that_peft_adapted_is_refused(tmp_path: Path) -> None:
-    """PEFT's B there has a share of the rank only: its change is no convolution of groups, and is not read as one."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = nn.Sequential(nn.Conv2d(4, 6, 3, groups=2))
-        peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=["0"])).save_pretrained(tmp_path / "theirs")
-    with pytest.raises(Unsupported, match="lets each group read the inputs of all"):
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_convolution_of_groups_that_peft_adapted(bias: bool, tmp_path: Path) -> None:
+    """PEFT's A reads the inputs of all groups, and B has a share of the rank for each: attached it is PEFT's output and the dense formula
+    in float64, and PEFT loads it again bit for bit; no weight of groups can hold it, so that it is neither merged nor composed."""
+    base = nn.Sequential(nn.Conv2d(4, 6, 3, groups=2, stride=2, padding=1, bias=bias)).eval()
+    theirs = peft.get_peft_model(copy.deepcopy(base), peft.LoraConfig(r=6, lora_alpha=4, target_modules=["0"], lora_bias=bias)).eval()
+    shake(theirs, 0.3).save_pretrained(tmp_path / "theirs")
+    x, plain = floats(3, 4, 5, 7)(), copy.deepcopy(base).double()
+    model = attach(copy.deepcopy(base), load(tmp_path / "theirs"), "a")
+    t = {name.removeprefix("base_model.model.0."): value.double() for name, value in load_file(
+        tmp_path / "theirs" / "adapter_model.safetensors").items()}
+    A, B = t["lora_A.weight"], t["lora_B.weight"][:, :, 0, 0]
+    dense = torch.cat([torch.einsum("or,rikl->oikl", B[3 * g : 3 * g + 3], A[3 * g : 3 * g + 3]) for g in (0, 1)])
+    right = plain(x.double()) + 4 / 6 * torch.nn.functional.conv2d(x.double(), dense, t.get("lora_B.bias"), stride=2, padding=1)
+    assert float((right - plain(x.double())).abs().max()) > 0.1
+    with torch.no_grad():
+        np.testing.assert_allclose(model.double()(x.double()), right, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(theirs(x), right, rtol=0, atol=1e-5)
+    save(model, tmp_path / "ours", base=None)
+    convert(tmp_path / "theirs", tmp_path / "pack", to="pack", base=_on_disk(base, tmp_path / "base"))
+    for folder in ("pack", "ours"):
+        assert validate(tmp_path / folder).state == "valid"
+        again = peft.PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / folder)
+        assert all(torch.equal(value, theirs.state_dict()[name]) for name, value in again.state_dict().items())
+    assert validate(tmp_path / "pack", base=tmp_path / "base").state == "valid"
+    for refused in (lambda: merge(tmp_path / "base", [tmp_path / "pack"], tmp_path / "merged"), lambda: merge_into(model),
+                    lambda: compose([tmp_path / "pack", tmp_path / "theirs"], tmp_path / "sum"),
+                    lambda: adapt(model, LoRA(targets="0"), "b")):
+        with pytest.raises(Unsupported, match=r"no weight of groups can hold|in another way"):
+            refused()
+    other = nn.Sequential(nn.Conv2d(4, 6, 3, bias=bias))
+    with pytest.raises(AdapterpackError):
+        attach(other, load(tmp_path / "theirs"))
+
+
+def _on_disk(model: nn.Module, folder: Path) -> Path:
+    folder.mkdir()
+    save_file(model.state_dict(), folder / "model.safetensors")
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_dora_of_a_convolution_of_groups_is_refused(tmp_path: Path) -> None:
+    """PEFT's lengths are those of a matrix whose rows it puts together anew."""
+    model = nn.Sequential(nn.Conv2d(4, 6, 3, groups=2))
+    peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=["0"], use_dora=True)).save_pretrained(tmp_path / "theirs")
+    with pytest.raises(Unsupported, match="rows that it mixes up between the groups"):
         load(tmp_path / "theirs")
 
 

@@ -24,7 +24,7 @@ from .core.operators import Array, Dense
 from .core.peft_form import TRANSPOSED, PeftForm, PeftLayer, as_kernels
 from .core.site import Params, Site
 from .inits.rewritten import rewritten
-from .lora import EMBEDDED, LoRA, across_groups, lora
+from .lora import EMBEDDED, LoRA, lora, spans_groups
 from .registry import METHODS
 
 _LEAST = 1e-12
@@ -90,6 +90,12 @@ def _as_kernels(cfg: DoRA, site: Site, params: Params) -> dict[str, np.ndarray]:
     return {**_FACTORS(cfg, site, params), "lora_magnitude_vector": params["lora_magnitude_vector"].reshape(1, -1, *ones)}
 
 
+def _mixed_rows(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """Why PEFT's DoRA of a convolution of groups is not read."""
+    mixed = spans_groups(shapes)
+    return "PEFT divides DoRA at a convolution of groups by lengths of rows that it mixes up between the groups" if mixed else ""
+
+
 dora = METHODS.register(Method(
     name="dora",
     summary="LoRA on the direction of each weight row, with a trained length",
@@ -109,7 +115,7 @@ dora = METHODS.register(Method(
         suffixes={"lora_A": "lora_A.weight", "lora_B": "lora_B.weight", "lora_magnitude_vector": "lora_magnitude_vector"},
         layers={
             "conv": PeftLayer(axes=(3, 4, 5), stored=_as_kernels, vectors=frozenset({"lora_magnitude_vector"}),
-                              refused=across_groups),
+                              refused=_mixed_rows),
             "embedding": PeftLayer({**EMBEDDED, "lora_magnitude_vector": "lora_magnitude_vector"}),
             **TRANSPOSED,
         },

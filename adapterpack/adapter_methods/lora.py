@@ -21,8 +21,8 @@ import numpy as np
 from .core.arrays import array_namespace
 from .core.base import Method, NormalForm, Storage, Training, Traits
 from .core.config import FOR_TRAINING, AlphaConfig, require_flag, require_number
-from .core.layouts import STACKS, WEIGHTS
-from .core.operators import Array, Dense
+from .core.layouts import LAYOUTS, STACKS, WEIGHTS
+from .core.operators import Array, BlockDiagonal, Dense
 from .core.peft_attention import attention_parameters
 from .core.peft_form import TRANSPOSED, PeftForm, PeftLayer, as_kernels
 from .core.peft_keys import by_site, literal, plain
@@ -93,7 +93,8 @@ _START = frozenset({"start_A", "start_B"})
 
 
 def _shapes(cfg: LoRA, site: Site) -> dict[str, tuple[int, ...]]:
-    A, B = (cfg.r, site.in_features), (site.out_features, cfg.r)
+    shares = site.stack if site.kind in LAYOUTS and LAYOUTS[site.kind].spanning else 1
+    A, B = (cfg.r, site.in_features), (site.out_features, cfg.r // shares)
     return {"lora_A": A, "lora_B": B, **({"start_A": A, "start_B": B} if init_named(cfg.init).cancels else {})}
 
 
@@ -114,6 +115,9 @@ def _factors(params: Params) -> tuple[Array, Array]:
 
 def _normal_form(cfg: LoRA, params: Params, site: Site) -> NormalForm:
     down, up = _factors(params)
+    if (shares := down.shape[-2] // max(1, up.shape[-1])) > 1:  # each group of the outputs reads its own share of the rank
+        blocks = array_namespace(up).reshape(up, (shares, up.shape[0] // shares, up.shape[1]))
+        return NormalForm(down=Dense(down), up=BlockDiagonal(cfg.scale * blocks))
     return NormalForm(down=Dense(down), up=Dense(up, cfg.scale))
 
 
@@ -145,12 +149,15 @@ def _allocate(cfg: LoRA, sites: Sequence[Site]) -> LoRA:
     return replace(cfg, rank_pattern={f"^{path}": r for path, r in ranks.items()}, alpha_pattern={f"^{p}": a for p, a in alphas.items()})
 
 
-def across_groups(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """Why PEFT's factors at a convolution of groups are not read: B has a share of the rank for each group, and A reads all inputs."""
+def spans_groups(shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether these are PEFT's factors at a convolution of groups: B has a share of the rank for each group, and A reads all inputs."""
     down, up = shapes.get("lora_A.weight", ()), shapes.get("lora_B.weight", ())
-    if len(down) > 2 and len(up) == len(down) and 0 < up[1] < down[0] and down[0] % up[1] == 0 and set(up[2:]) == {1}:
-        return "PEFT's LoRA of a convolution of groups lets each group read the inputs of all, which no weight of groups can hold"
-    return ""
+    shared = len(down) > 2 and len(up) == len(down) and 0 < up[1] < down[0] and down[0] % up[1] == 0
+    return shared and set(up[2:]) == {1} and up[0] % (down[0] // up[1]) == 0
+
+
+SPANNING = PeftLayer(axes=(3, 4, 5), shown=spans_groups, stored=as_kernels("lora_A", "lora_B"))
+"""PEFT's factors at a convolution of groups, which are told by their shapes; before those of other convolutions."""
 
 
 OTHERS = ("use_dora", "kasa_config", "alora_invocation_tokens", "lora_bias")
@@ -199,7 +206,7 @@ lora = METHODS.register(Method(
     formula="y' = W x + b + s B A x,  s = alpha / r or alpha / sqrt(r)",
     config=LoRA,
     traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=True,
-                  layers=(*WEIGHTS, "embedding", *STACKS)),
+                  layers=(*WEIGHTS, "spanning_conv", "embedding", *STACKS)),
     shapes=_shapes,
     init=_init,
     normal_form=_normal_form,
@@ -222,7 +229,8 @@ lora = METHODS.register(Method(
         understood=READ_AS_LORA | {TARGET_PARAMETERS},
         dropped=FOR_TRAINING_ALONE,
         layers={
-            "conv": PeftLayer(axes=(3, 4, 5), stored=as_kernels("lora_A", "lora_B"), refused=across_groups),
+            "spanning_conv": SPANNING,
+            "conv": SPANNING._replace(shown=lambda shapes: not spans_groups(shapes)),
             "embedding": PeftLayer(EMBEDDED),
             **TRANSPOSED,
         },

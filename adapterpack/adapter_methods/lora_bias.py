@@ -16,9 +16,9 @@ import numpy as np
 
 from .core.base import NormalForm
 from .core.layouts import LINEAR
-from .core.peft_form import TRANSPOSED, PeftForm, PeftLayer, as_kernels
+from .core.peft_form import PeftForm, as_kernels
 from .core.site import Params, Site
-from .lora import OTHERS, LoRA, across_groups, derived, lora
+from .lora import OTHERS, LoRA, derived, lora
 from .registry import METHODS
 
 _BIAS, _KEY = "lora_B_bias", "lora_bias"
@@ -63,7 +63,8 @@ def _form(of_lora: PeftForm) -> PeftForm:
     return of_lora._replace(
         suffixes={**of_lora.suffixes, _BIAS: "lora_B.bias"}, to_config=to_config,
         from_config=lambda config: derived(LoRABias, of_lora.from_config(config)), matches=matches,
-        layers={**TRANSPOSED, "conv": PeftLayer(axes=(3, 4, 5), stored=_as_kernels, refused=across_groups)}, parameters=None,
+        layers={kind: form if kind not in {"spanning_conv", "conv"} else form._replace(stored=_as_kernels)
+                for kind, form in of_lora.layers.items() if kind != "embedding"}, parameters=None,
         peft_supports=lambda cfg, site: site.bias)
 
 
@@ -74,7 +75,7 @@ lora_bias = METHODS.register(lora._replace(
     paper="https://arxiv.org/abs/2106.09685",
     formula="y' = W x + b + s (B A x + c)",
     config=LoRABias,
-    traits=replace(lora.traits, low_rank=False, layers=(*LINEAR, "conv")),
+    traits=replace(lora.traits, low_rank=False, layers=(*LINEAR, "conv", "spanning_conv")),
     shapes=_shapes,
     init=_init,
     normal_form=_normal_form,

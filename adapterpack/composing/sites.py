@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..adapter_methods import Site
+from ..adapter_methods.core.layouts import unfoldable
 from ..adapter_methods.lora import lora
 from ..base.checkpoint import Checkpoint
 from ..errors import Unsupported
@@ -93,6 +94,8 @@ def _joint_site(
         if adapter.method.kind == "weight" and site.kind not in lora.traits.layers:
             raise Unsupported("a composed pack is a LoRA, which has no such kind of site", where=f"{site.path} in '{first.name}'",
                               expected=" or ".join(lora.traits.layers), found=f"{site.kind}, by {adapter.method.name}", remedy=SIDE_BY_SIDE)
+        if reason := unfoldable(site.kind):
+            raise Unsupported(reason, where=f"{site.path} in '{first.name}'", found=site.kind, remedy=SIDE_BY_SIDE)
         require_same_site((first.name, site), (pack.name, adapter.site))
     changes = [None if adapter is None or _on_disk(adapter) else represent(adapter, base=base, cut=cut) for adapter in adapters]
     m, n = next((change.shape for change in changes if change is not None), (site.out_features, site.in_features))

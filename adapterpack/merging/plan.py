@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from ..adapter_methods import LAYOUTS, matrix_shape
-from ..adapter_methods.core.layouts import CONVOLUTIONS
+from ..adapter_methods.core.layouts import CONVOLUTIONS, unfoldable
 from ..base.codecs.plain import PlainWriter
 from ..base.codecs.storage import Storage
 from ..base.compatibility import Verdict
@@ -139,6 +139,9 @@ def _contributions(base: MergeBase, pack: Pack, weight: float) -> Iterator[tuple
         if weight != 1 and not method.traits.additive:
             raise Unsupported(f"method '{method.name}' is not additive, so a weight on it has no meaning", where=owner,
                               expected="weight 1", found=f"weight {weight:g}", remedy="leave its weight at 1")
+    for group in pack.groups:
+        if group.role == "adapter" and (reason := unfoldable(group.kind)):
+            raise Unsupported(reason, where=f"{owner}, {group.path}", found=group.kind, remedy="keep the adapter unmerged: attach it")
     for adapter in pack.adapters(partial(_shape, base, owner)):
         name = base.require_weight(adapter.site.path, adapter.weight)
         yield name, Contribution(pack.name, adapter.method, adapter, weight)

@@ -9,7 +9,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from ..adapter_methods import PROMPT, Site, matrix_shape
-from ..adapter_methods.core.layouts import CONVOLUTIONS
+from ..adapter_methods.core.layouts import CONVOLUTIONS, unfoldable
 from ..base import compatibility
 from ..base.checkpoint import Checkpoint
 from ..base.site_kinds import kind_on
@@ -95,6 +95,8 @@ def require_shape(pack: Described, group: Group, stored: tuple[int, ...], where:
                            found=f"a weight of shape {stored}", remedy=_ITS_BASE if bound else unread)
     kernel = stored[2:] if group.kind in CONVOLUTIONS else ()
     require_certain(pack, group, Site(group.path, shape[1], shape[0], group.kind, kernel=kernel))
+    if unfoldable(group.kind):  # the inputs of all groups, of which the weight shows those of one
+        features = (features[0], None)
     if any(expected not in {None, actual} for expected, actual in zip(features, shape, strict=True)):
         raise BaseMismatch("a site has another shape in this base", where=place, expected=f"{features} of kind '{group.kind}'", found=shape,
                            remedy=_ITS_BASE if bound else "use the model that the adapter was trained on")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from msgspec.structs import replace
 
-from ..adapter_methods import PROMPT, Method, Site, is_stacked, resolve_configs
+from ..adapter_methods import PROMPT, Method, Site, resolve_configs
 from ..adapter_methods.core.shapes import check_shapes
 from ..base import compatibility
 from ..base.compatibility import Verdict
@@ -135,10 +135,9 @@ class Pack(Described):
 
     def site(self, group: m.Group) -> Site:
         """The site that a group describes; what its tensors' shapes say of it is read off them."""
-        shapes = [self.manifest.shape_of(name) for name, entry in self._by_group.get(group.path, ())
-                  if not entry.param.endswith(".scales")]
-        stack = max((shape[0] for shape in shapes if shape), default=1) if is_stacked(group.kind) else 1
-        return site_of(group, names.kernel_of(group.kind, shapes), stack)
+        shapes = {entry.param: self.manifest.shape_of(name) for name, entry in self._by_group.get(group.path, ())
+                  if not entry.param.endswith(".scales")}
+        return site_of(group, names.kernel_of(group.kind, shapes.values()), names.stack_of(group.kind, shapes))
 
     def adapters(self, shape_of: Callable[[m.Group], tuple[int, ...]] | None = None) -> Iterator[Adapter]:
         """Every adapted site with its resolved config and parameters, the shared ones among them, in the manifest's order.

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..adapter_methods import Method, PeftLayer, Site, is_stacked
+from ..adapter_methods.core.layouts import unfoldable
 from ..errors import FormatError
 
 PREFIX = "base_model.model."
@@ -103,6 +104,14 @@ def loaded(method: Method, kind: str, cfg: Callable[[], Any], params: Mapping[st
 def kernel_of(kind: str, shapes: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
     """The kernel of a convolution, which the tensors that belong to its input have behind their second axis; empty for other kinds."""
     return () if is_stacked(kind) else max((shape[2:] for shape in shapes), key=lambda axes: (math.prod(axes), len(axes)), default=())
+
+
+def stack_of(kind: str, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """How many matrices a stack has, or how many groups share the rank of an adapter that has none, by the ``shapes`` of its parameters."""
+    if is_stacked(kind):
+        return max((shape[0] for shape in shapes.values() if shape), default=1)
+    spanning, (A, B) = bool(unfoldable(kind)), (shapes.get(name, ()) for name in ("lora_A", "lora_B"))
+    return A[0] // B[1] if spanning and A and len(B) > 1 and 0 < B[1] <= A[0] else 1
 
 
 def shared_name(method: Method, param: str) -> str:

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..adapter_methods import Method, Site, is_stacked
+from ..adapter_methods import Method, Site
 from ..adapter_methods.core.layouts import CONVOLUTIONS
 from ..adapter_methods.core.shapes import check_shapes, features
 from ..errors import FormatError, Unsupported
 from ..io.safetensors import SafetensorsFile
-from .names import form_of, is_numbered, kernel_of, loaded, prefix_of, shared_param, stored
+from .names import form_of, is_numbered, kernel_of, loaded, prefix_of, shared_param, stack_of, stored
 
 
 def _saved(path: str, modules_to_save: Any) -> str | None:
@@ -161,7 +161,7 @@ def site_of(
     _require_kind(method, cfg, kind, shapes, f"{where}, {path}")
     widths = features(method.peft, kind, params, f"{where}, {path}")
     site = Site(path, widths[0] or 0, widths[1] or 0, kind, "bias" in params, kernel_of(kind, shapes.values()),
-                max((shape[0] for shape in shapes.values() if shape), default=1) if is_stacked(kind) else 1)
+                stack_of(kind, shapes))
     try:
         declared = method.shapes(cfg, site)  # which of them there are may depend on the widths
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:

@@ -12,7 +12,7 @@ from ..errors import SiteNotFound
 from .block_targets import block_at, select_blocks
 from .layers import attention, encoder_decoder_prompts, prompts
 from .layers.block import AdaptedBlock
-from .layers.conv import AdaptedConv
+from .layers.conv import AdaptedConv, SpanningConv
 from .layers.embedding import AdaptedEmbedding
 from .layers.embedding_rows import AdaptedTable
 from .layers.layer import Adapted, AdaptedLayer
@@ -29,6 +29,7 @@ LAYERS: dict[str, type[Adapted]] = {
     "norm": AdaptedNorm,
     "conv": AdaptedConv,
     "grouped_conv": AdaptedConv,
+    "spanning_conv": SpanningConv,
     "parameter": AdaptedParameter,
     "experts": AdaptedParameter,
     "turned_experts": AdaptedParameter,

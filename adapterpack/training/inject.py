@@ -172,7 +172,8 @@ def attach(model: nn.Module, pack: Pack, name: str | None = None, check_base: bo
         for adapter in pack.adapters(lambda group: work.shape_of(group, pack.method_of(group))):
             secondary = adapter.method.name != pack.method.name
             site_params = {key: value for key, value in adapter.params.items() if secondary or key not in shared}
-            layer = work.adapter(adapter.site.path, adapter.method, adapter.config, partial(_stored, site_params), secondary=secondary)
+            layer = work.adapter(adapter.site.path, adapter.method, adapter.config, partial(_stored, site_params), secondary=secondary,
+                                 kind=adapter.site.kind)
             group = groups[adapter.site.path]
             if (adapter.site.kind != layer._site.kind and not (is_linear(adapter.site) and is_linear(layer._site))
                     and not may_be(pack, group, layer._site.kind)):

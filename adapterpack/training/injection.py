@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ..adapter_methods import LAYOUTS, Method, Site, constants_of, to_matrix
+from ..adapter_methods.core.layouts import unfoldable
 from ..errors import Unsupported
 from ..manifest.manifest import Group
 from .adapter_kinds import KINDS
@@ -43,12 +44,12 @@ class Work:
         self._shared[method.name] = {key: as_parameter(value, device) for key, value in shared.items()}
 
     def adapter(self, path: str, method: Method, cfg: Any, params: Callable[[Site], Mapping[str, np.ndarray]], weight: bool = False,
-                secondary: bool = False) -> Adapted:
+                secondary: bool = False, kind: str = "") -> Adapted:
         """The wrapper at a site with the new adapter in it; ``params`` maps the site, with its ``weight`` if wanted, to the parameters.
 
-        ``secondary``: the method is not the one that the adapter is named by.
+        ``secondary``: the method is not the one that the adapter is named by. ``kind`` is that of the site in the adapter's pack.
         """
-        wrapper = self._wrapper(path, method)
+        wrapper = self._wrapper(path, method, kind)
         self.touched.append(wrapper)
         site = _with_weight(wrapper) if weight or method.traits.reads_weight else wrapper._site
         site_params = params(site)
@@ -66,7 +67,7 @@ class Work:
 
     def shape_of(self, group: Group, method: Method) -> tuple[int, ...]:
         """The shape of the weight at a group's site, with its kernel; a width that the pack says stays, to be compared with the layer's."""
-        site = self._wrapper(group.path, method)._site
+        site = self._wrapper(group.path, method, group.kind)._site
         return group.out_features or site.out_features, group.in_features or site.in_features, *site.kernel
 
     def _constant(self, value: np.ndarray, device: torch.device) -> nn.Parameter:
@@ -75,8 +76,10 @@ class Work:
             self._constants[id(value)] = value, as_parameter(value, device)
         return self._constants[id(value)][1]
 
-    def _wrapper(self, path: str, method: Method) -> Adapted:
-        kind = KINDS[method.kind]
+    def _wrapper(self, path: str, method: Method, site_kind: str = "") -> Adapted:
+        """What holds adapters of the method there. A layer is of a kind that a weight can hold, unless a pack says another."""
+        kind, wanted = KINDS[method.kind], (site_kind,) if unfoldable(site_kind) else ()
+        traits = dataclasses.replace(method.traits, layers=wanted or tuple(one for one in method.traits.layers if not unfoldable(one)))
         outer = kind.at(self.model, path)
         if outer is self.model:
             raise Unsupported("the model itself owns this parameter, and cannot be replaced inside itself", where=path,
@@ -91,11 +94,11 @@ class Work:
         for existing in chain:
             if (isinstance(existing, Adapted) and isinstance(existing, kind.holder)
                     and (existing._site.path == path or not existing._several)):
-                if existing._site.kind not in method.traits.layers and not is_linear(existing._site):
+                if existing._site.kind not in traits.layers and not is_linear(existing._site):
                     raise Unsupported("another adapter changes this layer in another way", where=path, found=existing._site.kind,
-                                      expected=", ".join(method.traits.layers), remedy="detach it first")
+                                      expected=", ".join(traits.layers), remedy="detach it first")
                 return existing
-        wrapper = kind.wrap(self.model, module, path, method.traits)
+        wrapper = kind.wrap(self.model, module, path, traits)
         if any(isinstance(existing, AdaptedParameter) and not isinstance(wrapper, AdaptedParameter) for existing in chain):
             raise Unsupported("another adapter changes a parameter of this layer, whose value the layer would not see", where=path,
                               found=wrapper._site.kind, remedy="detach it first")

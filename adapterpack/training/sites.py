@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from torch import nn
 
 from ..adapter_methods import LAYOUTS, Site, Traits, matrix_shape
+from ..adapter_methods.core.layouts import unfoldable
 from ..errors import SiteNotFound, Unsupported, nearest
 from .layers.conv import CONVOLUTIONS, is_plain_convolution
 from .layers.embedding import is_plain_embedding
@@ -23,6 +25,12 @@ def _conv(path: str, module: Any) -> Site | None:
     width = module.in_channels // module.groups * math.prod(module.kernel_size)
     kind = "conv" if module.groups == 1 else "grouped_conv"
     return Site(path, width, module.out_channels, kind, module.bias is not None, module.kernel_size)
+
+
+def _spanning(path: str, module: Any) -> Site | None:
+    """The site of a convolution of groups whose adapter reads the inputs of all of them."""
+    site = _conv(path, module)
+    return site and replace(site, kind="spanning_conv", in_features=site.in_features * module.groups, stack=module.groups)
 
 
 def _embedding(path: str, module: Any) -> Site | None:
@@ -45,7 +53,7 @@ LAYERS: dict[type[nn.Module] | str, tuple[Maker, ...]] = {
     nn.Linear: (lambda path, module: Site(path, module.in_features, module.out_features, "linear", module.bias is not None),),
     "transformers.pytorch_utils.Conv1D": (lambda path, module: Site(path, module.nx, module.nf, "transposed", True),),
     nn.Embedding: (_embedding, _table),
-    **dict.fromkeys(CONVOLUTIONS, (_conv,)),
+    **dict.fromkeys(CONVOLUTIONS, (_conv, _spanning)),
 }
 """Layer class -> the sites that it can be, each None where it does more than such a layer; a class of a library that need not be there by
 its name. A method takes the first of a kind that it supports. Norms have no class in common (:func:`~.norms.is_norm`); a class that is
@@ -214,6 +222,7 @@ def select(model: nn.Module, targets: str | tuple[str, ...], traits: Traits, exc
         raise Unsupported("the model is itself a layer, which cannot be replaced inside it", found=type(model).__name__,
                           remedy="put it into a container, such as nn.Sequential")
     modules = {path: module for path, module in base_modules(model) if path}
+    traits = replace(traits, layers=tuple(kind for kind in traits.layers if not unfoldable(kind)))
     sites_by_path = targetable_sites(model, traits.layers)
     skipped = {path for path in sites_by_path if any(path == name or path.startswith(f"{name}.") for name in exclude)}
     names = (targets,) if isinstance(targets, str) else targets

@@ -495,8 +495,8 @@ def hidden(model: nn.Module) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", ["tiny_bert", "tiny_llama"])
 def test_ln_tuning_here_in_peft_merged_and_exported(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    """LayerNorm with biases, RMSNorm without: one adapter gives the same attached, in PEFT, merged, and as a folded graph; PEFT's of a linear
-    layer, too, attached, merged and in PEFT again. float32."""
+    """LayerNorm with biases, RMSNorm without: one adapter gives the same attached, in PEFT, merged, and as a folded graph; PEFT's of a
+    linear layer, too, attached, merged and in PEFT again. float32."""
     folder = request.getfixturevalue(kind)
     plain = AutoModel if kind == "tiny_bert" else AutoModelForCausalLM
     base = plain.from_pretrained(folder).eval()

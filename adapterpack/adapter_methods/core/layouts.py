@@ -21,7 +21,8 @@ class Layout(NamedTuple):
     ``axes``: how many axes the stored tensor may have; those after the second belong to the matrix's columns. ``turned``: it is stored
     ``[in, out]``. ``stacked``: its first axis counts matrices of which each is adapted on its own. ``linear``: the layer is ``x W^T + b``
     along the last axis of its input. ``ids``: its inputs are the numbers of the matrix's columns. ``bare``: a site's path is that of the
-    parameter, not of a module that owns it as its ``weight``.
+    parameter, not of a module that owns it as its ``weight``. ``spanning``: an adapter there reads the inputs of all groups of a
+    convolution, where the layer's own groups read their own alone, so that no weight can hold it.
     """
 
     axes: tuple[int, ...]
@@ -30,6 +31,7 @@ class Layout(NamedTuple):
     linear: bool = False
     ids: bool = False
     bare: bool = False
+    spanning: bool = False
 
 
 _KERNELS = (3, 4, 5)
@@ -41,18 +43,20 @@ LAYOUTS: dict[str, Layout] = {
     "norm": Layout((1,)),
     "conv": Layout(_KERNELS),
     "grouped_conv": Layout(_KERNELS),
+    "spanning_conv": Layout(_KERNELS, spanning=True),
     "parameter": Layout((2,), bare=True),
     "experts": Layout((3,), stacked=True, bare=True),
     "turned_experts": Layout((3,), turned=True, stacked=True, bare=True),
 }
 """Kind of a site -> its layout: ``nn.Linear``; GPT-2's ``Conv1D`` ``[in, out]``; an embedding ``[vocabulary, width]``, whose
 inputs are ids, and the same as a table, a row for every token; a norm's vector, which is a column; convolutions
-``[out, in / groups, *kernel]``, without groups and with them; a bare parameter ``[out, in]``; fused experts ``[experts, out, in]``, and
+``[out, in / groups, *kernel]``, without groups, with them, and with groups that the adapter does not have; a bare parameter
+``[out, in]``; fused experts ``[experts, out, in]``, and
 ``[experts, in, out]``."""
 
 LINEAR = tuple(kind for kind, layout in LAYOUTS.items() if layout.linear)
 """The kinds of linear layers: which way round the weight is stored is no matter of a method's."""
-CONVOLUTIONS = tuple(kind for kind, layout in LAYOUTS.items() if layout.axes == _KERNELS)
+CONVOLUTIONS = tuple(kind for kind, layout in LAYOUTS.items() if layout.axes == _KERNELS and not layout.spanning)
 """The kinds of convolutions: what a method does to a matrix it does to the unfolded kernel ``[out, in / groups * kernel]``."""
 WEIGHTS = (*LINEAR, *CONVOLUTIONS)
 """What a method takes that folds into any matrix."""
@@ -79,6 +83,12 @@ def is_stacked(kind: str) -> bool:
 def is_bare(kind: str) -> bool:
     """Whether a site of that kind is a parameter and not a module; what is in no table is not."""
     return kind in LAYOUTS and LAYOUTS[kind].bare
+
+
+def unfoldable(kind: str) -> str:
+    """Why no weight of a layer of that kind can hold an adapter there; empty where it can, and for what is in no table."""
+    spanning = kind in LAYOUTS and LAYOUTS[kind].spanning
+    return "the adapter lets each group of a convolution read the inputs of all, which no weight of groups can hold" if spanning else ""
 
 
 def takes_ids(kind: str) -> bool:

@@ -34,7 +34,7 @@ class Site:
     ``path`` is the literal path of the module, or of the parameter itself where a bare one is adapted; ``kind`` says how its weight is
     stored (:mod:`~.layouts`), which a method never sees: for it the weight is ``[out, in]``. ``kernel`` is that of a convolution, whose
     ``in_features`` counts it, where PEFT's form of the tensors needs it; ``stack`` counts the matrices of a parameter that holds
-    several of them.
+    several of them, and a convolution's groups where its adapter has none.
 
     ``weight`` (``[out, in]``) and ``base_bias`` (``[out]``, or None) are given only to methods whose
     trait ``reads_weight`` is set, and with ``calibration`` to an ``init`` that needs them; an ``init`` also gets ``shared``, with which

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from ...adapter_methods.core.layouts import unfoldable
 from ...errors import NonFinite, NothingToDo, Unsupported
 from ..active import active, adapter_names, choice_in, choose_again, require_names, wrappers_of
 from ..inject import detach
@@ -120,6 +121,8 @@ def _require_fold(model: nn.Module, name: str) -> None:
                               remedy=_UNMERGED)
         if method.limits.unfoldable:
             raise Unsupported(method.limits.unfoldable, where=name, remedy=_UNMERGED)
+        if reason := unfoldable(module._site.kind):
+            raise Unsupported(reason, where=module._site.path, found=name, remedy=_UNMERGED)
         if name in module._where:
             raise Unsupported("this adapter acts at some positions of a row only, which no weight can tell apart", where=name,
                               found=method.name, remedy=_UNMERGED)

@@ -111,3 +111,30 @@ class AdaptedConv(AdaptedLayer):
         weight = from_matrix(self._site.kind, matrix, (len(matrix), *self.weight.shape[1:]))
         y: torch.Tensor = self._base._conv_forward(x, weight, bias)  # type: ignore[operator]
         return y
+
+
+class SpanningConv(AdaptedConv):
+    """A frozen convolution of groups with adapters that have none: what reads the inputs of all groups, and gives each its own outputs."""
+
+    def _with(self, names: tuple[str, ...], x: torch.Tensor) -> torch.Tensor:
+        """The base's output and the changes' own: no weight of the layer can hold them."""
+        y: torch.Tensor = self._base(x)
+        result = y
+        for name in names:
+            method, cfg = self._methods[name]
+            dtype = torch.promote_types(x.dtype, next(value.dtype for value in self._all_params(name)))
+            form = method.normal_form(cfg, self._tensors(name, dtype), self._site)
+            change = self._across(nn.functional.dropout(x.to(dtype), cfg.dropout, self.training), form)
+            result = result + (self._weighted(name, torch.zeros_like(change), change))
+        return result.to(y.dtype)
+
+    def _across(self, x: torch.Tensor, form: Any) -> torch.Tensor:
+        """All inputs to the rank with the layer's own kernel, stride and padding, and from each group's share of it to its outputs."""
+        base: Any = self._base
+        kernel, blocks, padding = self.weight.shape[2:], form.up.blocks, base.padding
+        if base.padding_mode != "zeros":
+            x, padding = nn.functional.pad(x, base._reversed_padding_repeated_twice, mode=base.padding_mode), 0
+        convolve = _CONVOLVE[len(kernel) - 1]
+        inner = convolve(x, form.down.matrix.unflatten(1, (-1, *kernel)), None, base.stride, padding, base.dilation)
+        up = blocks.reshape(-1, blocks.shape[-1], *(1,) * len(kernel))
+        return convolve(inner, up, form.shift, groups=len(blocks))
