@@ -478,7 +478,7 @@ def test_a_convolution_of_groups_that_peft_adapted(bias: bool, tmp_path: Path) -
         assert all(torch.equal(value, theirs.state_dict()[name]) for name, value in again.state_dict().items())
     assert validate(tmp_path / "pack", base=tmp_path / "base").state == "valid"
     for refused in (lambda: merge(tmp_path / "base", [tmp_path / "pack"], tmp_path / "merged"), lambda: merge_into(model),
-                    lambda: compose([tmp_path / "pack", tmp_path / "theirs"], tmp_path / "sum"),
+                    lambda: compose([load(tmp_path / "pack"), load(tmp_path / "pack").renamed("other")]),
                     lambda: adapt(model, LoRA(targets="0"), "b")):
         with pytest.raises(Unsupported, match=r"no weight of groups can hold|in another way"):
             refused()

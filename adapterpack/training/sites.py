@@ -30,7 +30,9 @@ def _conv(path: str, module: Any) -> Site | None:
 def _spanning(path: str, module: Any) -> Site | None:
     """The site of a convolution of groups whose adapter reads the inputs of all of them."""
     site = _conv(path, module)
-    return site and replace(site, kind="spanning_conv", in_features=site.in_features * module.groups, stack=module.groups)
+    if site is None or site.kind != "grouped_conv":
+        return None
+    return replace(site, kind="spanning_conv", in_features=site.in_features * module.groups, stack=module.groups)
 
 
 def _embedding(path: str, module: Any) -> Site | None:
