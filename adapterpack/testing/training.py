@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ..adapter_methods import Progress, is_stacked
+from ..adapter_methods.core.layouts import unfoldable
 from .case import MODELS, Case, Model, require, tensor
 from .layer_fixtures import STANDS
 from .layer_kind_laws import NAME, PROBES
@@ -28,7 +29,7 @@ def trained_and_packed(case: Case) -> None:
     """At every kind of layer that ``traits.layers`` names, five steps of SGD as the trainer takes them, with the method's own penalty,
     learning rates and budget, move finite parameters; and the pack of them, attached to a fresh base, gives the trained model's outputs
     within 1e-5 of the largest. Configs after the first are tried at the first kind and at stacks, whose matrices train one by one."""
-    first, *others = case.method.traits.layers
+    first, *others = [kind for kind in case.method.traits.layers if not unfoldable(kind)]  # which come of PEFT's files alone
     for kind in (first, *(kind for kind in others if case.config == case.method.examples[0] or is_stacked(kind))):
         try:
             _trains(_subject(case, kind))
