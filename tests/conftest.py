@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for a hub by accident
+os.environ["ADAPTERPACK_CONFIG"] = ""  # what a test finds does not hang on who runs it
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: threads of their own would fight each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -16,14 +16,15 @@ from ..composing.rules.rule import RULES
 from ..errors import ConfigError
 from ..hub.resolve import folder_of
 from ..io.readable import size
+from .logs import tell
 from .options import pack_at
-from .output import emit, line, one_line, table
+from .output import emit, line, table
 from .progress import steps
 
 
 def say(text: str) -> None:
     """One line to stderr."""
-    click.echo(one_line(text), err=True)
+    tell(text)
 
 
 def print_plan(packs: list[Any], options: dict[str, Any], tree: str | None, as_json: bool) -> None:

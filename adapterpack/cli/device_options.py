@@ -9,10 +9,12 @@ import click
 
 from ..runtime.providers.device import Device
 from .options import pairs, values
+from .settings import PROVIDER, THREADS
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _OPTIONS = (
-    click.option("--provider", metavar="cuda|cpu|NAME", shell_complete=values("adapterpack.runtime.providers.provider:PROVIDERS"),
+    click.option("--provider", envvar=PROVIDER, metavar="cuda|cpu|NAME",
+                 shell_complete=values("adapterpack.runtime.providers.provider:PROVIDERS"),
                  help="Where to run; by default CUDA where there is one. Other providers of ONNX "
                  "Runtime (tensorrt, openvino, dml, coreml, ...) run where their wheel is installed."),
     click.option("--device-id", type=click.IntRange(min=0), metavar="N", help="The number of the card [0]."),
@@ -20,7 +22,8 @@ _OPTIONS = (
     click.option("--arena", type=click.Choice(["doubling", "exact"]), help="How the card's memory grows [doubling]."),
     click.option("--tf32/--no-tf32", default=None, help="Let products of float32 round their factors to ten bits; off by default."),
     click.option("--capture/--no-capture", default=None, help="Record the engine's steps as CUDA graphs, and replay them."),
-    click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Threads of each graph's operators on the CPU [all cores]."),
+    click.option("--threads", envvar=THREADS, type=click.IntRange(min=1), metavar="N",
+                 help="Threads of each graph's operators on the CPU [all cores]."),
     click.option("--spinning/--no-spinning", default=None, help="Whether these threads wait busily: off where other work needs the cores."),
     click.option("--allow-cpu-nodes", is_flag=True, help="Warn of nodes that the provider leaves to the CPU, in place of an error."),
     click.option("--provider-option", "options", multiple=True, callback=pairs, metavar="KEY=VALUE",

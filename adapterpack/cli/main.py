@@ -16,7 +16,9 @@ from click.shell_completion import CompletionItem
 
 from ..errors import EXIT_FAILED, AdapterpackError, printable
 from ..version import VERSION
-from .options import TRACEBACK, traceback_option, wants
+from . import settings
+from .logs import failed, told
+from .options import TRACEBACK, everywhere, wants
 from .output import emit, one_line
 
 EXIT_INTERRUPTED = 130
@@ -86,7 +88,9 @@ class Commands(click.Group):
             os.environ.setdefault("TQDM_DISABLE", "1")  # the bars of other libraries, before they are imported
         warnings.formatwarning = _warning
         with _reported(ctx):
-            return super().invoke(ctx)
+            settings.apply()
+            with told(ctx.meta), _reported(ctx):
+                return super().invoke(ctx)
 
 
 _as_python_writes = warnings.formatwarning
@@ -126,13 +130,13 @@ def _fail(ctx: click.Context, sentence: str, error: dict[str, str | None], exit_
         click.echo(printable(traceback.format_exc()), err=True, nl=False)
     if wants(ctx, "--json"):
         emit({"command": ctx.invoked_subcommand, "error": error})
-    click.echo(click.style("error:", fg="red", bold=True) + f" {sentence}", err=True)
+    failed(sentence)
     ctx.exit(exit_code)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(VERSION, prog_name="adapterpack")
-@traceback_option
+@everywhere
 def main() -> None:
     """Train, pack, verify, merge, compose, quantize, export and run adapters for large pretrained models.
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from typing import Any
 
 import click
 
 from ..adapter_methods import INITS, broken_plugins, get, methods
 from ..adapter_methods.nodes import NODES, traits
+from .logs import tell
 from .options import shared, values
-from .output import emit, facts, one_line, table
+from .output import emit, facts, table
 
 _KEYS = {"min_features": "least"}
 """Traits whose key in the JSON differs from their name, since scripts read it."""
@@ -39,7 +41,7 @@ def command(name: str | None, as_json: bool) -> None:
             facts(node)
         return
     for error in broken_plugins() if name is None else ():
-        click.echo(f"warning: {one_line(error.sentence)}", err=True)
+        tell(f"warning: {error.sentence}", logging.WARNING)
     chosen = methods().values() if name is None else [get(name)]
     listed = [_described(method) for method in chosen]
     if as_json:

@@ -14,6 +14,7 @@ from click.shell_completion import CompletionItem
 import adapterpack
 
 from ..hub.resolve import folder_of
+from .logs import QUIET, VERBOSE
 
 TRACEBACK = "--traceback"
 _RENAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,127})=(.+)", re.DOTALL)
@@ -29,18 +30,31 @@ def _remember(ctx: click.Context, param: click.Parameter, value: bool) -> bool:
     # The translator of errors asks the group's context, which shares its ``meta`` with the command's.
     if value:
         ctx.meta[param.opts[0]] = True
+    if ctx.meta.get(QUIET) and ctx.meta.get(VERBOSE):
+        raise click.UsageError(f"Either {QUIET} or {VERBOSE}.", ctx)
     return value
 
 
-traceback_option = click.option(TRACEBACK, is_flag=True, is_eager=True, expose_value=False, callback=_remember,
-                                help="With an error, show where in the program it arose.")
+def _flag(*names: str, about: str) -> Callable[[_Function], _Function]:
+    return click.option(*names, is_flag=True, is_eager=True, expose_value=False, callback=_remember, help=about)
+
+
+def everywhere(function: _Function) -> _Function:
+    """The flags that mean the same before the name of a command and behind it: ``--quiet``, ``--verbose`` and ``--traceback``."""
+    for flag in (_flag(TRACEBACK, about="With an error, show where in the program it arose."),
+                 _flag(VERBOSE, "-v", about="Say when and from where each message comes, and what the work took."),
+                 _flag(QUIET, "-q", about="Show no progress and no notes on stderr: warnings and errors alone.")):
+        function = flag(function)
+    return function
+
+
 _json_option = click.option("--json", "as_json", is_flag=True, is_eager=True, callback=_remember,
                             help="Print machine-readable JSON (schemas/report.v1.json).")
 
 
 def shared(function: _Function) -> _Function:
-    """The options that every command has: ``--json`` (as ``as_json``) and ``--traceback``."""
-    return _json_option(traceback_option(function))
+    """The options that every command has: ``--json`` (as ``as_json``), and those of :func:`everywhere`."""
+    return _json_option(everywhere(function))
 
 
 def out_option(help_text: str) -> Callable[[_Function], _Function]:

@@ -11,36 +11,25 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-import click
-
 from ..io.readable import size
+from .logs import animated, level, quiet, tell
 from .output import one_line
 
 _SECONDS_BETWEEN_LINES = 2.0
 _SECONDS_BETWEEN_ROWS = 10.0
 
 
-class _OneLine(logging.Formatter):
-    """A record as one line that does nothing to a terminal, whatever the names in it hold."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return one_line(super().format(record))
-
-
 @contextlib.contextmanager
 def apart() -> Iterator[None]:
-    """What other libraries print goes to stderr, and so does what adapterpack logs, while the block runs."""
+    """What other libraries print goes to stderr, and adapterpack tells what it does, while the block runs."""
     log = logging.getLogger("adapterpack")
-    handler, level = logging.StreamHandler(sys.stderr), log.level
-    handler.setFormatter(_OneLine())
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
+    before = log.level
+    log.setLevel(level())
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield
     finally:
-        log.removeHandler(handler)
-        log.setLevel(level)
+        log.setLevel(before)
 
 
 @contextlib.contextmanager
@@ -48,8 +37,8 @@ def steps() -> Iterator[Callable[[str], None]]:
     """A function that says which step begins."""
     os.environ.setdefault("TQDM_DISABLE", "1")  # one thing that moves is enough, and the libraries are not imported yet
     with apart():
-        if not sys.stderr.isatty():
-            yield lambda text: click.echo(one_line(text), err=True)
+        if quiet() or not animated():
+            yield tell
             return
         from rich.console import Console  # noqa: PLC0415 - only a terminal pays for it
         from rich.text import Text  # noqa: PLC0415
@@ -63,7 +52,7 @@ def byte_bar(label: str) -> Iterator[Callable[[int, int], None]]:
     """A function that shows (bytes done, bytes in all)."""
     label = one_line(label)
     with apart():
-        if not sys.stderr.isatty():
+        if quiet() or not animated():
             yield _lines(label)
             return
         with _bar(label, lambda p: (p.DownloadColumn(), p.TransferSpeedColumn())) as update:
@@ -75,7 +64,7 @@ def training(label: str) -> Iterator[Callable[[Any], None] | None]:
     """A function that shows how far a training is, where there is a terminal; else None, and the log has a line every few steps."""
     os.environ.setdefault("TQDM_DISABLE", "1")  # one thing that moves is enough, and the libraries are not imported yet
     with apart():
-        if not sys.stderr.isatty():
+        if quiet() or not animated():
             yield None
             return
         with _bars(lambda p: (p.MofNCompleteColumn(), _field(p))) as add:
@@ -102,7 +91,7 @@ def _lines(label: str) -> Callable[[int, int], None]:
             shown = now
             speed = (done - first) / max(now - started, 1e-9)
             left = f", {(total - done) / speed:.0f} s left" if speed and done < total else ""
-            click.echo(f"{label}: {size(done)} of {size(total)}, {size(speed)}/s{left}", err=True)
+            tell(f"{label}: {size(done)} of {size(total)}, {size(speed)}/s{left}")
 
     return show
 
@@ -112,7 +101,7 @@ def row_bar(label: str, total: int | None) -> Iterator[Callable[[int, int, int],
     """A function that shows (rows answered, tokens that they took, bytes of the input that are done); it has ``total`` bytes, if known."""
     label = one_line(label)
     with apart():
-        if not sys.stderr.isatty():
+        if quiet() or not animated():
             yield _row_lines(label, total)
             return
         with _bar(label, lambda p: (_field(p),), total) as update:
@@ -169,6 +158,6 @@ def _row_lines(label: str, total: int | None) -> Callable[[int, int, int], None]
         left = ""
         if total and done > first:
             left = f", {done / total:.0%}, {(total - done) * (now - started) / (done - first):,.0f} s left"
-        click.echo(f"{label}: {speed(rows, tokens)}{left}", err=True)
+        tell(f"{label}: {speed(rows, tokens)}{left}")
 
     return show

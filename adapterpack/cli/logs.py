@@ -1,0 +1,122 @@
+"""What commands tell on stderr while they work: steps, notes and warnings, as text for people or as JSON for programs that collect them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import click
+
+from ..errors import ConfigError, nearest
+from ..io.readable import size
+from .output import one_line
+
+VARIABLE = "ADAPTERPACK_LOG"
+FORMATS = ("text", "json")
+QUIET, VERBOSE = "--quiet", "--verbose"
+_LOG = logging.getLogger("adapterpack.cli")
+
+
+_flags: Mapping[str, Any] = {}
+"""The flags of the command that runs, in all of its threads."""
+
+
+def level() -> int:
+    """From which level on messages are told: ``--quiet`` leaves warnings and errors, ``--verbose`` adds what the work took."""
+    return logging.WARNING if _flags.get(QUIET) else logging.DEBUG if _flags.get(VERBOSE) else logging.INFO
+
+
+def quiet() -> bool:
+    """Whether neither steps nor bars are shown."""
+    return level() > logging.INFO
+
+
+def animated() -> bool:
+    """Whether stderr is a terminal on which bars may move."""
+    return sys.stderr.isatty() and os.environ.get(VARIABLE) != "json"
+
+
+def tell(text: str, severity: int = logging.INFO) -> None:
+    """One message, unless it is below the level."""
+    if severity >= level():
+        _LOG.log(severity, "%s", text)
+
+
+class _Text(logging.Formatter):
+    """A record as one line that does nothing to a terminal, whatever the names in it hold; with ``--verbose`` also when and from where."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        said = one_line(super().format(record))
+        return f"{self.formatTime(record, '%H:%M:%S')} {record.levelname.lower()} {record.name}: {said}" if level() < logging.INFO else said
+
+
+class _Json(logging.Formatter):
+    """A record as one object on one line, ASCII only; times are UTC, to the millisecond."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        when = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z"
+        entry = {"time": when, "level": record.levelname.lower(), "logger": record.name, "message": record.getMessage()}
+        if record.exc_info:
+            entry["exception"] = self.formatException(record.exc_info)
+        return json.dumps(entry)
+
+
+class _Stderr(logging.StreamHandler[Any]):
+    """Writes to what is stderr at the time of the message."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
+@contextmanager
+def told(flags: Mapping[str, Any]) -> Iterator[None]:
+    """Messages of the block go to stderr: those of adapterpack; as JSON also those of other libraries, and Python's warnings.
+
+    ``flags`` holds those of the command as soon as it has been read.
+
+    Raises:
+        ConfigError: ``ADAPTERPACK_LOG`` names a format that there is not.
+    """
+    global _flags  # noqa: PLW0603 - threads have no context of click, and a process runs one command
+    form = os.environ.get(VARIABLE) or FORMATS[0]
+    if form not in FORMATS:
+        raise ConfigError("unknown format of logs", where=VARIABLE, found=repr(form), remedy=nearest(form, FORMATS))
+    programs, handler = form == "json", _Stderr()
+    handler.setFormatter(_Json() if programs else _Text())
+    log, before = logging.getLogger(None if programs else "adapterpack"), _LOG.level
+    log.addHandler(handler)
+    _LOG.setLevel(logging.DEBUG)  # "tell" has asked for the level
+    logging.captureWarnings(programs)
+    _flags, started = flags, time.monotonic()
+    try:
+        yield
+    finally:
+        tell(f"took {time.monotonic() - started:.1f} s{_most_memory()}", logging.DEBUG)
+        logging.captureWarnings(False)
+        log.removeHandler(handler)
+        _LOG.setLevel(before)
+        _flags = {}
+
+
+def failed(sentence: str) -> None:
+    """The sentence that an error ends with."""
+    if os.environ.get(VARIABLE) == "json":
+        _LOG.error("%s", sentence)
+    else:
+        click.echo(click.style("error:", fg="red", bold=True) + f" {sentence}", err=True)
+
+
+def _most_memory() -> str:
+    with suppress(ImportError):
+        import resource  # noqa: PLC0415 - not on every system
+
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return f", at most {size(most if sys.platform == 'darwin' else 1024 * most)} of memory"
+    return ""
