@@ -82,7 +82,8 @@ def test_the_option_wins_over_the_variable_and_that_over_the_file(config: Path, 
 
 @pytest.mark.parametrize(("text", "told"), [
     ('provder = "cpu"', "did you mean 'provider'?"), ("threads = 0", "a number from 1 to 4096"), ("threads = true", "a number"),
-    ("cache = 7", "expected a path"), ("cache = ", "no TOML"), ('a = "' + 70_000 * "x" + '"', "too large"), ('log = "xml"', "Known: json, text"),
+    ("cache = 7", "expected a path"), ("cache = ", "no TOML"), ('a = "' + 70_000 * "x" + '"', "too large"),
+    ('log = "xml"', "Known: json, text"),
     ("a = " + 5000 * "[", "no TOML"), ("[cache]\nhub = 1", "expected a path")])
 def test_a_wrong_configuration_is_a_named_error(config: Path, text: str, told: str) -> None:
     """One sentence, which names the file or the variable, before the command is read; none runs with half of a configuration."""
