@@ -323,6 +323,17 @@ def test_inspect(world: World, bank: Path) -> None:
     assert "delivery returns product" in process("inspect", world.pack("tickets")).stdout
 
 
+def test_inspect_writes_a_page(world: World, bank: Path, tmp_path: Path) -> None:
+    """Of a pack and of a bundle; it is replaced by the next one, and a file that is no page of ours is not."""
+    for path in (world.pack("tickets"), bank):
+        done = call("inspect", path, "--html", tmp_path / "page.html")
+        assert done.exit_code == 0 and f"the page is {tmp_path / 'page.html'}" in done.stdout
+        page = (tmp_path / "page.html").read_text("utf-8")
+        assert adapterpack.inspect(path)["base"]["content"] in page
+    (tmp_path / "mine.html").write_text("<p>mine</p>", "utf-8")
+    assert "already exists" in sentence(call("inspect", bank, "--html", tmp_path / "mine.html"))
+
+
 @pytest.mark.parametrize("kind", ["pack", "bundle", "base"])
 def test_inspect_shortens_digests(world: World, bank: Path, kind: str) -> None:
     """People see the first digits of a digest, and with --full all of them; JSON always holds them whole."""
@@ -484,9 +495,11 @@ def test_train(world: World) -> None:
     data.write_text("\n".join(map(json.dumps, rows)), "utf-8")
     known = {"base_model": str(world.bert), "task": "text-classification", "train_file": str(data), "lora_r": 2, "max_steps": 1}
     config.write_text("".join(f"{key}: {value}\n" for key, value in {**known, "output_dir": out}.items()), "utf-8")
-    done = call("train", config, "max_steps=2", "--json")
+    assert "no folder for the page" in sentence(call("train", config, "--html", world.folder / "none" / "page.html"))
+    done = call("train", config, "max_steps=2", "--json", "--html", world.folder / "train.html")
     [pack] = report(done)["packs"]
     assert (pack["name"], pack["ranks"], pack["training"]["steps"]) == ("trained", {"2": pack["sites"]}, 2)
+    assert "Loss of trained" in (world.folder / "train.html").read_text("utf-8")
     assert "lora_r is read as r" in done.stderr
     config.write_text(config.read_text("utf-8") + "method: loraa\n", "utf-8")
     assert "did you mean 'lora'?" in sentence(call("train", config, f"output_dir={out}-2"))

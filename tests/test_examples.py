@@ -26,8 +26,8 @@ def test_training_configs(config: str, model: str, tmp_path: Path, request: pyte
 
 def test_every_example_is_covered_here() -> None:
     """A new file in ``examples/`` needs a test: the configs above, the method in test_plugins, what other kinds of
-    values there are in test_extensions, the gates in hub/test_gates, what is for servers in serving/test_kubernetes and test_ray, and the
-    scripts that train in test_training_examples; the cookbook in guide/test_cookbook."""
-    known = {"tickets.yaml", "orders.yaml", "data", "ci", "cookbook", "serving", "training",
+    values there are in test_extensions, the gates in hub/test_gates, what is for servers in serving/test_kubernetes, test_containers and
+    test_ray, and the scripts that train in test_training_examples; the cookbook in guide/test_cookbook."""
+    known = {"tickets.yaml", "orders.yaml", "data", "ci", "containers", "cookbook", "serving", "training",
              *(f"new_{kind}.py" for kind in ("method", "rule", "node", "task", "codec", "frontend", "target"))}
     assert {path.name for path in EXAMPLES.iterdir()} - {"__pycache__"} == known

@@ -23,11 +23,14 @@ from adapterpack.palette import DARK, LIGHT
 from adapterpack.report import svg
 from adapterpack.report.comparison import comparison_report
 from adapterpack.report.demo import demo_report
-from adapterpack.report.heat import Line, heat_map, spectrum_lines
+from adapterpack.report.heat import heat_map
+from adapterpack.report.inspected import inspect_report
 from adapterpack.report.key_figures import Card
+from adapterpack.report.lines import Line, loss_lines, spectrum_lines
 from adapterpack.report.rendering import environment, render
 from adapterpack.report.tables import demo_tables
 from adapterpack.report.text import text_width
+from adapterpack.report.trained import train_report
 
 pytestmark = pytest.mark.fast
 
@@ -37,7 +40,7 @@ HOSTILE = ('</title></style></code><script src="https://evil.example/x.js">alert
 ELEMENTS = {
     "html", "head", "meta", "link", "title", "style", "body", "main", "h1", "h2", "p", "ul", "li", "span", "strong", "div", "table",
     "caption", "thead", "tbody", "tr", "th", "td", "figure", "figcaption", "dl", "dt", "dd", "pre", "code", "footer", "svg", "desc", "text",
-    "rect", "line", "polyline", "polygon", "circle",
+    "h3", "rect", "line", "polyline", "polygon", "circle",
 }  # fmt: skip
 """All that a page is made of: no script, no img, no iframe, no form."""
 VOID = {"meta", "link"}
@@ -311,12 +314,16 @@ MADE = {
     "no map": heat_map("t", [], [], []),
     "spectra": spectrum_lines("t", [Line(name, [0.7**i for i in range(70)], None, "c1") for name in NAMES]),
     "one value": spectrum_lines("t", [Line("a", [1.0], ([1.0], [1.0]), "c2")]),
+    "losses": loss_lines("t", [("a", range(1, 4000), [3 / (1 + i / 300) for i in range(3999)]), (LONG, range(50, 60), [1e-3] * 10)]),
+    "one step": loss_lines("t", [("a", [7], [0.0])]),
+    "no step": loss_lines("t", []),
     "no spectrum": spectrum_lines("t", []),
 }  # fmt: skip
 
 
 def drawn() -> list[tuple[str, ET.Element]]:
-    reports = {"encoder": demo_report(ENCODER), "causal": demo_report(CAUSAL), "hostile": demo_report(hostile(ENCODER))}
+    reports = {"encoder": demo_report(ENCODER), "causal": demo_report(CAUSAL), "hostile": demo_report(hostile(ENCODER)),
+               "artifact": inspect_report(SUMMARY)}
     return [(name, chart) for name, text in {**MADE, **reports}.items() for chart in charts(text)]
 
 
@@ -443,9 +450,48 @@ def test_the_terminal_is_not_repainted() -> None:
     assert not re.search("\u202e|\x1b\\[31m", stream.getvalue())
 
 
-@pytest.mark.parametrize("name", ["audit_map", "comparison", "demo", "heat", "key_figures", "rendering", "result", "scatter", "svg",
-                                  "tables", "text"])
+@pytest.mark.parametrize("name", ["audit_map", "comparison", "demo", "heat", "inspected", "key_figures", "lines", "rendering", "result",
+                                  "scatter", "svg", "tables", "text", "trained"])
 def test_the_examples_in_docstrings_run(name: str) -> None:
     """What the functions of the report show in their docstrings is what they give."""
     ran = doctest.testmod(importlib.import_module(f"adapterpack.report.{name}"))
     assert ran.attempted and not ran.failed
+
+
+SUMMARY: dict[str, Any] = {
+    "kind": "bundle", "path": "bundles/bank", "name": HOSTILE, "mode": "bank", "sites": 24, "parameters": 1_200_000, "bytes": 94_300_000,
+    "base": {"name": HOSTILE, "content": "content:" + "ab" * 32, "variants": []}, "sites_by_module": {"q": 12, "value_projection": 12},
+    "adapters": [{"name": HOSTILE, "slot": 1, "labels": ["a", "b"]}, {"name": "b", "slot": 2}], "parity": {"max_abs": {"logits": 3e-6}},
+    "quantization": None, "canary": True,
+}  # fmt: skip
+
+
+def test_the_page_of_an_artifact_shows_all_of_it() -> None:
+    """Each value of a summary stands on the page, whatever its form; names from strangers are text."""
+    page = inspect_report(SUMMARY)
+    assert_harmless(page)
+    text = Document(page).text
+    told = ("24", "1.20 million", "94.3 MB", "bank", "content:" + "ab" * 32, "max abs, logits 3e-06", "canary yes",
+            "quantization none", "a b")
+    assert [words for words in told if words not in text] == []
+    assert re.findall("<h2>(.*?)</h2>", page) == ["Sites by module", "Base", "Parity", "Adapters"]
+
+
+def test_the_page_of_a_training_shows_its_losses() -> None:
+    """A curve for each adapter, three in a figure; the mean of neighbours where there are more steps than points; scores and settings."""
+    packs = [{"name": name, "path": f"out/{name}", "sites": 4, "parameters": 1000, "bytes": 4000,
+              "metrics": [{"name": "accuracy", "value": 0.875, "n": 80, "dataset": HOSTILE}],
+              "training": {"steps": 1000, "final_loss": 0.125, "config": {"r": 8}}} for name in ("a", "b", "c", HOSTILE)]
+    losses = {pack["name"]: [(step, 2.0 / step) for step in range(1, 1001)] for pack in packs}
+    page = train_report(packs, losses)
+    assert_harmless(page)
+    assert [len(chart.findall(".//{http://www.w3.org/2000/svg}polyline")) for chart in charts(page)] == [3, 1]
+    line = charts(page)[0].find(".//{http://www.w3.org/2000/svg}polyline")
+    assert line is not None
+    points = [tuple(map(float, point.split(","))) for point in line.attrib["points"].split()]
+    assert len(points) == 200
+    # The first stretch is steps 1 to 5, whose mean is (2 + 1 + 2/3 + 1/2 + 2/5) / 5, of a scale from 0 to 2; four digits are written.
+    assert points[0] == pytest.approx((0, 100 * (1 - 4.5666667 / 5 / 2)), abs=0.01)
+    assert points[-1] == pytest.approx((100, 100 * (1 - sum(2 / step for step in range(996, 1001)) / 5 / 2)), abs=0.01)
+    assert all(words in Document(page).text for words in ("0.875", "after 1,000 steps", "config, r 8"))
+    assert "<svg" not in train_report(packs[:1], {})

@@ -10,12 +10,10 @@ import click
 import adapterpack
 
 from ..hub.resolve import folder_of
-from ..io.atomic import output_file
 from ..io.readable import percent
 from ..report.audit import audit_report
 from ..report.audit_sites import worst
-from ..report.rendering import PAGE
-from .options import pack_at, shared, weight_option
+from .options import html_option, pack_at, shared, weight_option, write_page
 from .output import emit, line, table
 from .progress import byte_bar
 
@@ -31,7 +29,7 @@ _SITES = 10
 @click.option("--dtype", "dtypes", multiple=True, metavar="D", help="Report the loss of a fold in this dtype; may be repeated. Default: "
               "bf16 and fp16.")
 @click.option("--exact", is_flag=True, help="Look at all entries for conflicts of sign and for folds, not at a sample of rows.")
-@click.option("--html", "html", metavar="F", help="Write a page with maps, spectra and pairs to this file; it is replaced if it exists.")
+@html_option("maps, spectra and pairs")
 @shared
 def command(
     *, packs: tuple[str, ...], weights: tuple[float, ...], base: str | None, ranks: tuple[int, ...], dtypes: tuple[str, ...], exact: bool,
@@ -51,8 +49,7 @@ def command(
                                   base=None if base is None else folder_of(base), exact=exact, progress=progress, **options)
     result = {"command": "audit", **audit.to_json()}
     if html is not None:
-        with output_file(html, renews=PAGE) as temporary:
-            temporary.write_text(audit_report(result), "utf-8")
+        write_page(html, lambda: audit_report(result))
     if as_json:
         emit({**result, **({} if html is None else {"html": str(Path(html))})})
         return

@@ -13,11 +13,11 @@ import click
 from ..composing.pipeline import compose
 from ..composing.work import RankChosen
 from ..hub.resolve import folder_of
-from ..io.readable import size
+from ..io.readable import shown, size
 from ..pack.inspect import described
 from .composing import measure_each, print_left_out, print_plan, say, write_recipes
 from .options import pack_at, pairs, shared, values, weight_option
-from .output import emit, line, shown
+from .output import emit, line
 from .progress import byte_bar
 from .score import scored_by
 

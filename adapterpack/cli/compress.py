@@ -9,9 +9,9 @@ import adapterpack
 from ..artifacts import inspect
 from ..errors import ConfigError
 from ..hub.resolve import folder_of
-from ..io.readable import size
+from ..io.readable import shown, size
 from .options import pack_at, shared
-from .output import emit, line, shown
+from .output import emit, line
 
 
 @click.command("compress")

@@ -7,9 +7,9 @@ import click
 import adapterpack
 
 from ..hub.resolve import folder_of
-from ..io.readable import size
+from ..io.readable import shown, size
 from .options import out_option, shared
-from .output import emit, line, shown
+from .output import emit, line
 from .progress import byte_bar
 
 

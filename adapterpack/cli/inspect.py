@@ -7,15 +7,16 @@ import click
 import adapterpack
 
 from ..io.readable import size
-from .options import shared
-from .output import emit, facts, shortened
+from .options import html_option, shared, write_page
+from .output import emit, facts, line, shortened
 
 
 @click.command("inspect")
 @click.argument("path", metavar="PACK|BUNDLE|BASE|FILE")
 @click.option("--full", is_flag=True, help="Show digests whole; without it people see their first digits. JSON always holds them whole.")
+@html_option("all of it")
 @shared
-def command(path: str, full: bool, as_json: bool) -> None:
+def command(path: str, full: bool, html: str | None, as_json: bool) -> None:
     """What an artifact is, for whom, how big, and what it changes, as JSON values; packs are verified on the way.
 
     A FILE is an adapter of another tool (GGUF, kohya's or diffusers' safetensors, .onnx_adapter), or a model in GGUF.
@@ -24,8 +25,13 @@ def command(path: str, full: bool, as_json: bool) -> None:
     Example:
       adapterpack inspect packs/tickets
       adapterpack inspect packs/tickets --full
+      adapterpack inspect bundle --html bundle.html
     """
     summary = adapterpack.inspect(path)
+    if html is not None:
+        from ..report.inspected import inspect_report  # noqa: PLC0415 - only a page needs it
+
+        write_page(html, lambda: inspect_report(summary))
     if as_json:
         emit({"command": "inspect", **summary})
         return
@@ -34,3 +40,5 @@ def command(path: str, full: bool, as_json: bool) -> None:
         summary = {**summary, "base": {key: value for key, value in base.items() if key != "variants"}, "base_variants": variants}
     summary = {key: size(value) if key.endswith("bytes") else value for key, value in summary.items()}
     facts(summary if full else shortened(summary))
+    if html is not None:
+        line(f"the page is {html}")

@@ -13,6 +13,7 @@ from click.shell_completion import CompletionItem
 
 import adapterpack
 
+from ..errors import StorageError
 from ..hub.resolve import folder_of
 from .logs import QUIET, VERBOSE
 
@@ -60,6 +61,30 @@ def shared(function: _Function) -> _Function:
 def out_option(help_text: str) -> Callable[[_Function], _Function]:
     """``-o OUT``, which must not exist."""
     return click.option("-o", "--output", "out", required=True, metavar="OUT", help=f"{help_text}; it must not exist.")
+
+
+def html_option(about: str) -> Callable[[_Function], _Function]:
+    """``--html F``, which is replaced if it is a page of ours."""
+    return click.option("--html", "html", metavar="F", help=f"Write a page with {about} to this file; it is replaced if it exists.")
+
+
+def write_page(html: str, page: Callable[[], str]) -> None:
+    """Writes a page whole or not at all; one that was written before is replaced, any other file is not."""
+    from ..io.atomic import output_file  # noqa: PLC0415 - the listing of commands must not pay for it
+    from ..report.rendering import PAGE  # noqa: PLC0415 - as above
+
+    with output_file(html, renews=PAGE) as temporary:
+        temporary.write_text(page(), "utf-8")
+
+
+def require_folder(html: str) -> None:
+    """Refuses a page that could not be written, before the work that it is about.
+
+    Raises:
+        StorageError: there is no such folder.
+    """
+    if not Path(html).absolute().parent.is_dir():
+        raise StorageError("there is no folder for the page", where=html, remedy="make it, or name another file with --html")
 
 
 structural_option = click.option("--allow-structural-base", "allow_structural", is_flag=True,

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from ..errors import printable
+from ..io.readable import shown
 from ..io.strict_json import finite
 
 _PLAIN_WIDTH = 160
@@ -76,28 +77,6 @@ def draw(table: Any) -> None:
     from rich.console import Console  # noqa: PLC0415 - as above
 
     Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH, highlight=False).print(table)
-
-
-def shown(value: Any) -> str:
-    """A value as people read it.
-
-    Example:
-        >>> shown({"rank": 8, "labels": ["a", "b"], "scale": 0.125, "lineage": None, "canary": True})
-        'rank: 8, labels: a b, scale: 0.125, lineage: none, canary: yes'
-    """
-    if value is None or (isinstance(value, Mapping | list | tuple) and not value):
-        return "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, Mapping):
-        return ", ".join(f"{str(key).replace('_', ' ')}: {_nested(item)}" for key, item in value.items())
-    return " ".join(map(shown, value)) if isinstance(value, list | tuple) else str(value)
-
-
-def _nested(value: Any) -> str:
-    return f"({shown(value)})" if isinstance(value, Mapping) and value else shown(value)
 
 
 def _is_records(value: Any) -> bool:

@@ -7,11 +7,11 @@ import click
 import adapterpack
 
 from ..hub.resolve import folder_of
-from ..io.readable import size
+from ..io.readable import shown, size
 from ..pack.inspect import described
 from .composing import print_left_out
 from .options import out_option, pack_at, shared
-from .output import emit, line, shown
+from .output import emit, line
 
 
 @click.command("resize")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import click
 
 import adapterpack
 
-from .options import shared
+from .options import html_option, require_folder, shared, write_page
 from .output import draw, emit, facts, line
 from .progress import apart, training
 
@@ -22,9 +23,10 @@ from .progress import apart, training
               "log says how many are left out, and why. By default as the configuration says, else fail.")
 @click.option("--reward", "rewards", multiple=True, metavar="FILE.py:FUNCTION",
               help="A function of yours that scores answers, for trainer: grpo. The file is run: name your own alone.")
+@html_option("the losses and the packs")
 @shared
-def command(config: str, overrides: tuple[str, ...], print_config: bool, dry_run: bool, on_bad_row: str | None, rewards: tuple[str, ...],
-            as_json: bool) -> None:
+def command(*, config: str, overrides: tuple[str, ...], print_config: bool, dry_run: bool, on_bad_row: str | None,
+            rewards: tuple[str, ...], html: str | None, as_json: bool) -> None:
     """Trains the adapters that CONFIG describes and writes one pack each; returns the packs.
 
     The same command goes on with a run that was interrupted, from its last checkpoint.
@@ -34,6 +36,7 @@ def command(config: str, overrides: tuple[str, ...], print_config: bool, dry_run
       adapterpack train train.yaml
       adapterpack train train.yaml learning_rate=1e-3 r=16
       adapterpack train train.yaml --dry-run
+      adapterpack train train.yaml --html train.html
     """
     overrides += () if on_bad_row is None else (f"on_bad_row={on_bad_row}",)
     if print_config:
@@ -42,11 +45,18 @@ def command(config: str, overrides: tuple[str, ...], print_config: bool, dry_run
     if dry_run:
         _dry_run(config, overrides, rewards, as_json)
         return
+    losses: dict[str, list[tuple[int, float]]] = {}
+    if html is not None:
+        require_folder(html)  # after hours of training it would be late
     with training("train") as progress:
-        packs = adapterpack.train(config, overrides, progress, _functions(rewards))
+        packs = adapterpack.train(config, overrides, progress if html is None else _noted(losses, progress), _functions(rewards))
     trained = [{**adapterpack.inspect(str(pack.path)), "training": dict(pack.manifest.training)} for pack in packs if pack.path is not None]
     if len(trained) < len(packs):
         return  # one process of several, and not the one that writes
+    if html is not None:
+        from ..report.trained import train_report  # noqa: PLC0415 - only a page needs it
+
+        write_page(html, lambda: train_report(trained, {name or trained[0]["name"]: steps for name, steps in losses.items()}))
     if as_json:
         emit({"command": "train", "packs": trained})
         return
@@ -55,6 +65,18 @@ def command(config: str, overrides: tuple[str, ...], print_config: bool, dry_run
         values = ", ".join(f"{name} {value:.4g}" for name, value in scores)
         line(f"trained '{pack['name']}' into {pack['path']}: {pack['sites']} sites, {pack['parameters']:,} numbers, "
              f"{pack['training']['steps']} steps; {values}")
+    if html is not None:
+        line(f"the page with the losses is {html}")
+
+
+def _noted(losses: dict[str, list[tuple[int, float]]], progress: Callable[[Any], None] | None) -> Callable[[Any], None]:
+    """Notes the loss of each step, and shows it as before."""
+    def note(step: Any) -> None:
+        losses.setdefault(step.name, []).append((step.done, step.loss))
+        if progress is not None:
+            progress(step)
+
+    return note
 
 
 def _print_config(config: str, overrides: tuple[str, ...], as_json: bool) -> None:

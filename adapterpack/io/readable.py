@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 MISSING = "n/a"
 
@@ -109,3 +110,25 @@ def count(value: object) -> str:
     if whole < 999_950:
         return f"{whole:,.0f}"
     return f"{_three(whole / 1e9)} billion" if whole >= 999.5e6 else f"{_three(whole / 1e6)} million"
+
+
+def shown(value: Any) -> str:
+    """A value as people read it.
+
+    Example:
+        >>> shown({"rank": 8, "labels": ["a", "b"], "scale": 0.125, "lineage": None, "canary": True})
+        'rank: 8, labels: a b, scale: 0.125, lineage: none, canary: yes'
+    """
+    if value is None or (isinstance(value, Mapping | list | tuple) and not value):
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{str(key).replace('_', ' ')}: {_nested(item)}" for key, item in value.items())
+    return " ".join(map(shown, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _nested(value: Any) -> str:
+    return f"({shown(value)})" if isinstance(value, Mapping) and value else shown(value)

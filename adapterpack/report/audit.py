@@ -12,8 +12,9 @@ from markupsafe import Markup
 from ..io.readable import count, number, percent
 from .audit_map import Grid, grid
 from .audit_sites import Result, decimal, effective_rank, extreme, share, short, worst
-from .heat import Line, heat_map, spectrum_lines
+from .heat import heat_map
 from .key_figures import Card
+from .lines import Line, spectrum_lines
 from .rendering import render
 
 _TONES = ("c1", "c2", "c3", "c0")

@@ -1,4 +1,4 @@
-"""Heat maps and spectra as SVG markup: many numbers at a glance, each to be read when it is pointed at.
+"""Heat maps as SVG markup: many numbers at a glance, each to be read when it is pointed at.
 
 A colour has two directions, for values above and below zero, and the strength of the value; so it reads in light, in dark and on paper.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 from markupsafe import Markup
 
@@ -16,17 +15,7 @@ from .text import elided, text_width
 
 _ROW, _AXIS, _GAP, _LABELS = 22, 24, 8, 210
 _FAINTEST = 0.06
-_PLOT = 170
 Matrix = Sequence[Sequence[float | None]]
-
-
-class Line(NamedTuple):
-    """One falling curve: its label, its values from index 1 on, a band around them (lower, upper), and a tone of the palette."""
-
-    label: str
-    values: Sequence[float]
-    band: tuple[Sequence[float], Sequence[float]] | None
-    tone: str
 
 
 def heat_map(
@@ -66,52 +55,6 @@ def heat_map(
     bottom = len(rows) * _ROW
     axis = [text_at(mark.label, bottom + 16, mark.at, "middle", css="" if mark in always else "wide") for mark in shown_marks]
     return framed(title, _described(rows, columns, values, shown), bottom + _AXIS, (left, right), [*parts, *axis])
-
-
-def spectrum_lines(title: str, lines: Sequence[Line], *, floor: float = 1e-4) -> Markup:
-    """Falling curves on a logarithmic scale from 1 down to ``floor``, with a band around each.
-
-    Example:
-        >>> chart = spectrum_lines("Spectra", [Line("a", [1.0, 0.1], ([1.0, 0.05], [1.0, 0.2]), "c1")])
-        >>> "polyline" in chart, "polygon" in chart
-        (True, True)
-    """
-    longest = max((len(line.values) for line in lines), default=0)
-    decades = max(1, round(-math.log10(floor)))
-    scale = [f"{10.0**-step:g}" for step in range(decades + 1)]
-    left, right = label_column(scale, _LABELS), 24
-
-    def x(index: int) -> float:
-        return index / (longest - 1) if longest > 1 else 0.5
-
-    def y(value: float) -> float:
-        return min(1.0, -math.log10(max(value, floor)) / decades)
-
-    def points(values: Sequence[float], order: int = 1) -> str:
-        return " ".join(f"{100 * x(index):.4g},{100 * y(value):.4g}" for index, value in list(enumerate(values))[::order])
-
-    curves = []
-    for line in lines:
-        if line.band is not None:
-            low, high = line.band
-            curves.append(element("polygon", {"class": f"band {line.tone}", "points": f"{points(high)} {points(low, -1)}"}))
-        curves.append(element("polyline", {"class": f"curve {line.tone}", "points": points(line.values)}))
-    top = _ROW * len(lines) + _GAP
-    grid: list[Markup] = []
-    for step, label in enumerate(scale):
-        height = top + _PLOT * step / decades
-        grid.append(element("line", {"class": "grid", "x1": "0%", "x2": "100%", "y1": height, "y2": height}))
-        grid.append(text_at(label, height + 4.5, None, "end", shift=-_GAP))
-    frame = {"x": 0, "y": top, "width": "100%", "height": _PLOT, "viewBox": "0 0 100 100", "preserveAspectRatio": "none"}
-    plot = element("svg", frame, *curves)
-    marks = [Mark(x(index), str(index + 1)) for index in range(longest)]
-    axis = [text_at(mark.label, top + _PLOT + 20, mark.at, "middle") for mark in thinned(marks, MIN_WIDTH - left - right)]
-    keys = []
-    for index, line in enumerate(lines):
-        keys.append(element("rect", {"class": line.tone, "x": 0, "y": index * _ROW + 3, "width": 12, "height": 12, "rx": 2}))
-        keys.append(text_at(elided(line.label, MIN_WIDTH - left - right - 24), index * _ROW + 13, None, "start", shift=20))
-    desc = ". ".join(f"{line.label}: {', '.join(f'{value:.2g}' for value in line.values[:16])}" for line in lines)
-    return framed(title, desc, top + _PLOT + _AXIS + 4, (left, right), [*grid, plot, *axis, *keys])
 
 
 def _described(rows: Sequence[str], columns: Sequence[str], values: Matrix, shown: Callable[[float], str]) -> str:

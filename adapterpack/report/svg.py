@@ -114,7 +114,7 @@ def time_bars(title: str, stages: Sequence[tuple[str, float]], tone: str = "c1")
         spans.append(_Span(label, _fraction(start, total), _fraction(start + length, total), seconds(duration), tone))
         start += length
     desc = ", ".join(f"{span.label} {span.text}" for span in spans) + f"; together {seconds(total)}"
-    return _chart(title, desc, [_Block("", spans)], [Mark(_fraction(at, total), f"{at:g} s") for at in _steps(total)])
+    return _chart(title, desc, [_Block("", spans)], [Mark(_fraction(at, total), f"{at:g} s") for at in steps_below(total)])
 
 
 def size_bars(title: str, sizes: Sequence[tuple[str, float]], *, log: bool | None = None, tones: Sequence[str] = ()) -> Markup:
@@ -134,7 +134,7 @@ def size_bars(title: str, sizes: Sequence[tuple[str, float]], *, log: bool | Non
         floor = math.log10(low) - 0.3
         steps = [10.0**power for power in range(math.ceil(floor), math.floor(math.log10(high)) + 1)]
     else:
-        floor, steps = 0.0, _steps(high)
+        floor, steps = 0.0, steps_below(high)
 
     def place(value: float) -> float:
         if not log:
@@ -152,7 +152,7 @@ def _fraction(value: float | None, whole: float) -> float:
     return 0.0 if value is None or whole <= 0 else min(1.0, max(0.0, value / whole))
 
 
-def _steps(whole: float) -> list[float]:
+def steps_below(whole: float) -> list[float]:
     """0 and the multiples of 1, 2 or 5 times a power of ten below ``whole``: three to six in all."""
     if whole <= 0:
         return [0.0]
