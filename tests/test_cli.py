@@ -331,7 +331,7 @@ def test_inspect_writes_a_page(world: World, bank: Path, tmp_path: Path) -> None
         page = (tmp_path / "page.html").read_text("utf-8")
         assert adapterpack.inspect(path)["base"]["content"] in page
     (tmp_path / "mine.html").write_text("<p>mine</p>", "utf-8")
-    assert "already exists" in sentence(call("inspect", bank, "--html", tmp_path / "mine.html"))
+    assert "something else is in the place" in sentence(call("inspect", bank, "--html", tmp_path / "mine.html"))
 
 
 @pytest.mark.parametrize("kind", ["pack", "bundle", "base"])
