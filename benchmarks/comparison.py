@@ -23,14 +23,17 @@ def parser_of(description: str | None, others: Iterable[str] = ()) -> argparse.A
     parser.add_argument("--only", nargs="+", choices=[*others, *sorted({one.name for one in CONTESTANTS})])
     parser.add_argument("--precision", nargs="+", choices=("fp32", "int8", "int4"), default=["fp32"])
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--html", type=Path, help="write a page, too, where there is one of this comparison")
     return parser
 
 
 def report(args: argparse.Namespace, measure: Callable[[argparse.Namespace, Files], dict[str, Any]],
-           show: Callable[[dict[str, Any]], None]) -> None:
-    """Measures, and prints the result as JSON or as a table."""
+           show: Callable[[dict[str, Any]], None], page: Callable[[dict[str, Any]], str] | None = None) -> None:
+    """Measures, and prints the result as JSON or as a table; ``page`` makes a page of it."""
     with tempfile.TemporaryDirectory() as scratch:
         result = measure(args, Files(args.files or Path(scratch), args.size, args.peers))
+    if args.html and page is not None:
+        args.html.write_text(page(result), "utf-8")
     if args.json:
         print(json.dumps(result, indent=2))
     else:

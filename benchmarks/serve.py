@@ -7,6 +7,7 @@ mixed lengths are sent at random times, and those that have no answer half a min
 
     python benchmarks/serve.py                                       # SmolLM2-135M, 8 clients, 8 adapters, 64 + 64 tokens
     python benchmarks/serve.py --peers peers --files files           # the peers, too
+    python benchmarks/serve.py --html serve.html                     # and a page of it
     python benchmarks/serve.py --packs small --adapters 1 8 64 1000 --rate 1
 """
 
@@ -26,6 +27,8 @@ from comparison import parser_of, report
 from contestant_files import PACKS, Files
 from contestants import CONTESTANTS, CONTEXT, ROWS, THREADS, Contestant, memory_mb, running
 from decode import SIZES
+
+from adapterpack.report.served import served_report
 
 PATIENCE = 30.0
 COMPARED = {"bf16": "fp32"}
@@ -174,7 +177,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=10.0, help="of a round")
     parser.add_argument("--rate", type=float, default=0.0, help="requests a second of an open loop")
-    report(parser.parse_args(), measure, show)
+    report(parser.parse_args(), measure, show, served_report)
 
 
 if __name__ == "__main__":

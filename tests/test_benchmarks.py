@@ -18,6 +18,8 @@ import peers_decode
 import serve
 from contestant_files import Files
 
+from adapterpack.report.served import served_report
+
 
 @asynccontextmanager
 async def clockwork(first: float, token: float, running: list[int]) -> AsyncIterator[int]:
@@ -100,6 +102,8 @@ def test_servers_are_compared_on_a_tiny_model(tmp_path: Path) -> None:
     assert {"engine", "http_costs"} <= set(result["results"][0])
     assert [ratio["over"] for ratio in result["ratios"]] == ["ours fp32, 3 adapters", "peft fp32, 1 adapters", "peft fp32, 3 adapters"]
     serve.show(result)
+    page = served_report(result)
+    assert all(f"{one['closed']['tokens_per_second']:.1f}" in page for one in result["results"])
     options = {"size": "tiny", "peers": peers, "only": ["engine", "ours", "peft"], "precision": ["fp32"], "tokens": 8, "prefill": 16,
                "runs": 2, "batches": ["1 adapter", "8 mixed"]}
     result = peers_decode.measure(argparse.Namespace(**options), files)

@@ -451,7 +451,7 @@ def test_the_terminal_is_not_repainted() -> None:
 
 
 @pytest.mark.parametrize("name", ["audit_map", "comparison", "demo", "heat", "inspected", "key_figures", "lines", "rendering", "result",
-                                  "scatter", "svg", "tables", "text", "trained"])
+                                  "scatter", "served", "svg", "tables", "text", "trained"])
 def test_the_examples_in_docstrings_run(name: str) -> None:
     """What the functions of the report show in their docstrings is what they give."""
     ran = doctest.testmod(importlib.import_module(f"adapterpack.report.{name}"))
