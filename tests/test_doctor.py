@@ -177,6 +177,6 @@ def test_every_cache_of_the_package_is_listed() -> None:
 
 
 def test_every_extra_that_a_user_installs_is_explained() -> None:
-    """Those of ``pyproject.toml`` but what is for everything, for tests and for benchmarks."""
+    """Those of ``pyproject.toml`` but what is for everything, and what only contributors need."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    assert set(EXTRAS) == set(project["optional-dependencies"]) - {"all", "test", "bench"}
+    assert set(EXTRAS) == set(project["optional-dependencies"]) - {"all", "test", "bench", "docs"}

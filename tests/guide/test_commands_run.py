@@ -35,6 +35,7 @@ ELSEWHERE = {
     "docs/train.md": "tests/test_train.py",
     "docs/errors.md": "tests/guide/test_pages.py",
     "docs/commands.md": "tests/test_cli.py",
+    "docs/configuration.md": "tests/test_doctor.py",
     **{f"docs/cookbook/{name}.md": "tests/guide/test_cookbook.py" for name in (
         "domain-adaptation", "classification", "vision-language", "qlora", "multi-tenant", "air-gapped", "thousand-adapters")},
 }
