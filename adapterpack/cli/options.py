@@ -13,7 +13,6 @@ from click.shell_completion import CompletionItem
 
 import adapterpack
 
-from ..errors import StorageError
 from ..hub.resolve import folder_of
 from .logs import QUIET, VERBOSE
 
@@ -75,16 +74,6 @@ def write_page(html: str, page: Callable[[], str]) -> None:
 
     with output_file(html, renews=PAGE) as temporary:
         temporary.write_text(page(), "utf-8")
-
-
-def require_folder(html: str) -> None:
-    """Refuses a page that could not be written, before the work that it is about.
-
-    Raises:
-        StorageError: there is no such folder.
-    """
-    if not Path(html).absolute().parent.is_dir():
-        raise StorageError("there is no folder for the page", where=html, remedy="make it, or name another file with --html")
 
 
 structural_option = click.option("--allow-structural-base", "allow_structural", is_flag=True,

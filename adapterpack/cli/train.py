@@ -9,7 +9,7 @@ import click
 
 import adapterpack
 
-from .options import html_option, require_folder, shared, write_page
+from .options import html_option, shared, write_page
 from .output import draw, emit, facts, line
 from .progress import apart, training
 
@@ -46,8 +46,6 @@ def command(*, config: str, overrides: tuple[str, ...], print_config: bool, dry_
         _dry_run(config, overrides, rewards, as_json)
         return
     losses: dict[str, list[tuple[int, float]]] = {}
-    if html is not None:
-        require_folder(html)  # after hours of training it would be late
     with training("train") as progress:
         packs = adapterpack.train(config, overrides, progress if html is None else _noted(losses, progress), _functions(rewards))
     trained = [{**adapterpack.inspect(str(pack.path)), "training": dict(pack.manifest.training)} for pack in packs if pack.path is not None]

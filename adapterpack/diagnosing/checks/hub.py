@@ -42,7 +42,8 @@ def _answer(address: str) -> str | Problem:
     except HTTPError as error:  # it speaks HTTP, which is what was asked
         return f"status {error.code}"
     except (OSError, HTTPException, ValueError) as error:
-        return Problem(f"the hub cannot be reached: {redacted(str(error))}", "check the network, the proxy and HF_ENDPOINT", broken=True)
+        reason = redacted(str(getattr(error, "reason", error)))
+        return Problem(f"the hub cannot be reached: {reason}", "check the network, the proxy and HF_ENDPOINT", broken=True)
 
 
 CHECKS.register(Check(name="hub", title="Hub", rank=100, look=_look, network=True))
