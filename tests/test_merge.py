@@ -537,6 +537,8 @@ def test_refuses_output_paths(llama: Path, tmp_path: Path) -> None:
             adapterpack.merge(llama, [pack], inside)
         assert not inside.exists()
     assert [*(tmp_path / "out").iterdir()] == []
+    with pytest.raises(ConfigError, match=r"a merged checkpoint is a folder.*\.gguf.*give one as BASE"):
+        adapterpack.merge(llama, [pack], tmp_path / "out.gguf")
 
 
 def test_safe_refuses_overflow_and_names_the_tensor(tmp_path: Path) -> None:

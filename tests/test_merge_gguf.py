@@ -285,7 +285,7 @@ def test_refusals(llama: Path, file_of: Callable[[str], Path], tmp_path: Path) -
     with pytest.raises(BaseMismatch, match="no form of this checkpoint"):
         adapterpack.merge(file_of("Q8_0"), [pack], out, checkpoint=other, allow_structural=True)
     rare = as_rare(file_of("Q4_0"), tmp_path / "rare.gguf")
-    with pytest.raises(Unsupported, match=r"IQ4_NL can be read and not written.*merge with dtype"):
+    with pytest.raises(Unsupported, match=r"IQ4_NL can be read and not written.*merge with --dtype"):
         adapterpack.merge(rare, [pack], out, allow_structural=True)
     adapterpack.merge(rare, [pack], out, allow_structural=True, dtype="float16")
     name = "blk.0.ffn_down.weight"

@@ -161,9 +161,10 @@ def test_the_command_says_what_requantizing_cost(tmp_path: Path) -> None:
     report = json.loads(found.stdout)
     jsonschema.validate(report, json.loads((Path(adapterpack.__file__).parents[1] / "schemas" / "report.v1.json").read_text()))
     assert 0 < report["requantized"]["error"] < report["requantized"]["grid"]
-    assert "bfloat16" in report["advice"]
+    assert "--dtype float16" in report["advice"]
     shown = runner.invoke(main, [*given, str(tmp_path / "again")])
     assert "requantized fold" in shown.output
+    assert f"warning: {report['advice']}" in shown.output
     assert shown.exit_code == 0
 
 

@@ -49,6 +49,9 @@ class Checkpoint:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
+        if self.folder.is_file():
+            raise StorageError("a base is a folder here, and this is a file", where=self.folder,
+                               remedy="name the folder of the checkpoint that it was made from; merge and inspect take GGUF and ONNX files")
         if not self.folder.is_dir():
             raise StorageError("there is no such base folder", where=self.folder,
                                remedy="name a folder with config.json and safetensors files")

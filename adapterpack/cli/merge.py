@@ -46,7 +46,7 @@ def command(
       adapterpack merge models/base packs/tickets -o models/tickets
       adapterpack merge models/base packs/a packs/b --weight 0.7 --weight 0.3 -o models/both
       adapterpack merge onnx/model.onnx packs/tickets --base models/base -o onnx-tickets
-      adapterpack merge model-Q4_K_M.gguf packs/tickets --base models/base -o tickets-Q4_K_M.gguf
+      adapterpack merge model-Q4_K_M.gguf packs/tickets --base models/base --dtype float16 -o tickets-f16.gguf
     """
     loaded = [pack_at(pack) for pack in packs]
     with byte_bar("merge") as progress:
@@ -64,7 +64,7 @@ def command(
     else:
         _say_checkpoint(report, names)
     if report.advice:
-        line(report.advice)
+        line(f"warning: {report.advice}")
 
 
 def _say_checkpoint(report: MergeReport, names: str) -> None:

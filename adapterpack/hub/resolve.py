@@ -56,7 +56,7 @@ def _download(text: str) -> Path:
     remote = is_remote(text)
     reference = _parsed(text, remote)
     if reference is None:
-        raise StorageError("there is no such folder", where=text, remedy="name a folder, or a hub model as hf://org/name")
+        raise StorageError("there is no such folder", where=text, remedy="name a folder or file that is there, or a hub model as hf://org/name")
     from .pull import local_copy  # noqa: PLC0415 - every command imports this module, and few of them a hub
 
     try:

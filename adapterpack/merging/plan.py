@@ -99,7 +99,7 @@ def make(base: MergeBase, packs: Sequence[Pack], weights: Sequence[float], allow
     return Plan(targets, full_modules, verdicts, base.notes, copies)
 
 
-_DEQUANTIZE = "merge with dtype bfloat16, which writes the base dequantized"
+_DEQUANTIZE = "merge with --dtype float16, which writes the base dequantized"
 
 
 def _require_apart(targets: Mapping[str, Target]) -> None:

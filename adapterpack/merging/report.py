@@ -168,6 +168,6 @@ def advice(losses: Sequence[TensorLoss], relative_error: float, kept: float) -> 
         return None
     worst = max(losses, key=lambda loss: loss.error)
     dtype = worst.dtype
-    wider = "bfloat16, which writes the base dequantized" if worst.grid else _WIDER.get(dtype)
-    way_out = (f"merge with dtype {wider}, or " if wider else "") + "keep the adapter unmerged"
+    wider = "float16, which writes the base dequantized" if worst.grid else _WIDER.get(dtype)
+    way_out = (f"merge with --dtype {wider}, or " if wider else "") + "keep the adapter unmerged"
     return f"Rounding to {dtype} stored the change with {relative_error:.0%} error ({kept:.0%} of it kept): {way_out}.".replace("%", " %")
