@@ -33,7 +33,7 @@ def main(base: str, rows: str, out: str, bundle: str, steps: int = 200) -> str:
     first = json.loads(Path(rows).read_text("utf-8").splitlines()[0])
     question = {"image": first["image"], "prompt": first["prompt"], "adapter": pack.name}
     (answer,) = adapterpack.run(bundle, [question], max_new_tokens=16)
-    return answer["text"]
+    return answer["completion"]
 
 
 if __name__ == "__main__":
