@@ -56,6 +56,7 @@ NOT_HERE = {
     "adapterpack merge SmolLM2-Q4_K_M.gguf": "needs a GGUF file: tests/test_merge_gguf.py",
     "adapterpack merge model.onnx": "needs another tool's graph: tests/test_merge_onnx.py",
     "adapterpack export model.onnx": "needs another tool's graph: tests/test_external.py",
+    "adapterpack quantize bundle --compare": "takes long: tests/test_compare_quantized.py",
     "adapterpack declare": "needs a cast copy of the base: tests/test_identity.py",
 }
 """How a command begins -> why it is not run."""
