@@ -13,7 +13,7 @@ import adapterpack
 from ..bundle.manifest import bundle_in
 from ..hub.resolve import folder_of
 from ..io.readable import size
-from ..merging.base_kind import is_graph
+from ..merging.base_kind import is_gguf, is_graph
 from .options import out_option, pack_at, quantization_options, shared, structural_option, values
 from .output import emit, line
 from .progress import steps
@@ -29,7 +29,8 @@ from .quantize import accuracy_sentence
 @click.option("--task", metavar="T", shell_complete=values("adapterpack.tasks.task:TASKS"),
               help="A Hugging Face pipeline name, such as text-generation; by default that of the packs.")
 @click.option("--quantize", metavar="S", shell_complete=values("adapterpack.exporting.quantization.scheme:SCHEMES"),
-              help="Quantize the base's weights: int8, int4, int2, mixed, fp16 or bf16; the options up to --size-budget say how.")
+              help="Quantize the base's weights: int8, int4, int2, mixed, fp16 or bf16; the options up to --size-budget say how. as-trained: "
+                   "as they were while the packs were trained.")
 @click.option("--dequantize", is_flag=True, help="Of a quantized base: write its weights as floats, and not as the codes that it stores.")
 @quantization_options
 @click.option("--dtype", default="float32", show_default=True, metavar="D",
@@ -54,7 +55,7 @@ from .quantize import accuracy_sentence
               help="web: MB of the largest data file, 64 by default; a tensor that is larger has a file of its own.")
 @click.option("--pooling", metavar="P", shell_complete=values("adapterpack.tasks.embeddings:POOLING"),
               help="How embeddings are made of hidden states: mean, cls or last; by default what the base says, or the mean.")
-@click.option("--base", "checkpoint", metavar="CHECKPOINT", help="Of an ONNX file, the checkpoint that it was made from.")
+@click.option("--base", "checkpoint", metavar="CHECKPOINT", help="Of an ONNX or GGUF file, the checkpoint that it was made from.")
 @structural_option
 @shared
 def command(
@@ -64,8 +65,8 @@ def command(
 ) -> None:
     """Writes a bundle: an ONNX graph of BASE with PACKS in it, its site map, the packs and the tokenizer.
 
-    BASE is a checkpoint, an ONNX file that another tool made of the checkpoint --base, or a finished bundle, which is given to the
-    --target as it is.
+    BASE is a checkpoint, an ONNX or GGUF file that another tool made of the checkpoint --base, or a finished bundle, which is given to
+    the --target as it is.
 
     \b
     Example:
@@ -75,7 +76,7 @@ def command(
       adapterpack export model.onnx packs/orders --base models/base -o bundle
       adapterpack export bundle-int8 --target web -o site
     """
-    graph, loaded = base if is_graph(base) else folder_of(base), [pack_at(pack) for pack in packs]
+    graph, loaded = base if is_graph(base) or is_gguf(base) else folder_of(base), [pack_at(pack) for pack in packs]
     with steps() as say:
         adapterpack.export(graph, loaded, out, mode=mode, task=task, slots=slots, max_rank=max_rank, quantize=quantize,
                            dequantize=dequantize, dtype=dtype, in_place=in_place or static_cache, cache=cache, frontend=frontend,

@@ -11,7 +11,9 @@ from ..base.checkpoint import Checkpoint
 from ..base.codecs.dequantized_checkpoint import DequantizedCheckpoint
 from ..errors import ConfigError, UnknownName, Unsupported, nearest
 from ..hub.resolve import folder_of
-from ..merging.base_kind import is_graph
+from ..manifest.parts import BaseQuantization
+from ..merging.base_kind import is_gguf, is_graph
+from ..merging.gguf.base_model import GGUFBase
 from ..pack.on_base import on
 from ..pack.pack import Pack
 from ..pack.validate.validation import load
@@ -19,12 +21,15 @@ from ..slots.precision import DEFAULT, precision
 from ..slots.values import require_slots
 from ..tasks.embeddings import POOLING
 from ..tasks.task import NO_TASK, Task, require_encoder, task_named, task_of
+from .as_trained import trained_form
 from .modes import MODES
 from .quantization.options import (
     CACHES,
+    STORED,
+    TRAINED,
     GraphOptions,
     Quantization,
-    as_stored,
+    codes_of_base,
     quantization,
     require_carried,
     require_no_options,
@@ -34,7 +39,8 @@ from .targets import TARGETS, Target
 
 class Request(NamedTuple):
     """A checked export: see :func:`adapterpack.export` for the parameters. ``file`` is the ONNX file that is exported from, if any.
-    ``static_cache`` None: the engine's graph is made if the family's attention allows it.
+    ``static_cache`` None: the engine's graph is made if the family's attention allows it. The weights are those of ``decoded``, where they
+    are stored as codes; ``trained`` is the form that the base is to be quantized in first.
     """
 
     base: Checkpoint
@@ -52,6 +58,8 @@ class Request(NamedTuple):
     pooling: str | None
     allow_structural: bool
     split: int | None
+    decoded: DequantizedCheckpoint | None = None
+    trained: BaseQuantization | None = None
 
     @property
     def attached(self) -> list[Pack]:
@@ -75,8 +83,13 @@ def checked(
         raise UnknownName("unknown mode", found=repr(mode), remedy=nearest(mode, MODES))
     if pooling is not None and pooling not in POOLING:
         raise UnknownName("unknown pooling", found=repr(pooling), remedy=nearest(pooling, POOLING))
-    file = _graph_file(base, checkpoint)
-    model = Checkpoint(folder_of(checkpoint)) if file is not None else DequantizedCheckpoint(folder_of(base))  # type: ignore[arg-type]
+    gguf = is_gguf(base)
+    file = None if gguf else _graph_file(base, checkpoint)
+    if gguf and checkpoint is None:
+        raise ConfigError("a GGUF file is exported together with the checkpoint that it was made from", where=base,
+                          remedy="name it with --base: its configuration and its tokenizer are needed")
+    folder = folder_of(base if checkpoint is None else checkpoint)
+    model = Checkpoint(folder) if file is not None else DequantizedCheckpoint(folder)
     loaded = [pack if isinstance(pack, Pack) else load(folder_of(pack)) for pack in packs]
     chosen, floats = _task(task, loaded, model), precision(dtype).name
     loaded = _on_base(loaded, model, allow_structural)
@@ -97,11 +110,27 @@ def checked(
                           found=f"--mode {mode}", expected="bank or folded", remedy="leave --static-cache out, or export with --mode bank")
     if static_cache is None and not (chosen.generates and mode != "inputs" and product.engine):
         static_cache = False
-    wanted = _quantization(model, quantize, options, dequantize=dequantize or floats != DEFAULT)
+    decoded = _decoded(model, Path(base) if gguf else None, loaded, allow_structural)
+    trained = trained_form(loaded, decoded or model) if quantize == TRAINED else None
+    wanted = _quantization(decoded, quantize, options, floats, dequantize)
     if wanted is not None:
         require_carried(wanted, mode)
     return Request(model, file, loaded, mode, chosen, _slots(mode, loaded, slots, max_rank), max_rank, wanted, floats, static_cache, cache,
-                   product, pooling, allow_structural, split)
+                   product, pooling, allow_structural, split, decoded, trained)
+
+
+def _decoded(model: Checkpoint, gguf: Path | None, packs: Sequence[Pack], allow_structural: bool) -> DequantizedCheckpoint | None:
+    """What the weights are read from where they are stored as codes: the base, or a GGUF file that was made of it; None for plain numbers.
+
+    Raises:
+        BaseMismatch: the file's numbers are not those of the packs' base, within its grid.
+    """
+    if gguf is None:
+        return model if isinstance(model, DequantizedCheckpoint) and model.quantized else None
+    file = GGUFBase(gguf, model.folder)
+    for pack in packs:
+        file.require(pack, content=None, allow_structural=allow_structural)
+    return file
 
 
 def require_split(target: Target, split: int | None) -> None:
@@ -117,18 +146,24 @@ def require_split(target: Target, split: int | None) -> None:
         raise ConfigError("a data file has no bytes", where="split", expected="a number from 1", found=split)
 
 
-def _quantization(base: Checkpoint, scheme: str | None, options: GraphOptions, *, dequantize: bool) -> Quantization | None:
+def _quantization(decoded: DequantizedCheckpoint | None, scheme: str | None, options: GraphOptions, floats: str,
+                  dequantize: bool) -> Quantization | None:
     """What becomes of the graph's weights: those of a quantized base stay as they are stored, unless something else is said.
 
     Raises:
         UnknownName, ConfigError: an option has no such value, or says nothing with the others.
         Unsupported: no graph is written in this scheme.
     """
+    if scheme is None and decoded is not None and not dequantize and floats == DEFAULT:
+        scheme = STORED
+    if scheme == TRAINED or (scheme == STORED and decoded is not None):
+        if floats != DEFAULT or dequantize:
+            raise ConfigError("the codes of the base are of a graph in float32", found=f"--dtype {floats}" if floats != DEFAULT else
+                              "--dequantize", remedy="leave it out, or --quantize")
+        require_no_options("the graph has the codes of its base", **{name: value for name, value in options.items() if name != "accuracy"})
+        return codes_of_base(scheme, decoded, options.get("accuracy"))
     if scheme is not None:
         return quantization(scheme, **options)
-    if isinstance(base, DequantizedCheckpoint) and base.quantized and not dequantize:
-        require_no_options("the graph has the codes of its base", **{name: value for name, value in options.items() if name != "accuracy"})
-        return as_stored(base, options.get("accuracy"))
     require_no_options("the graph is not quantized", **options)
     return None
 

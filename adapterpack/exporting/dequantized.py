@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -21,17 +22,19 @@ _BLOCK = 1 << 20
 """Numbers of a weight that are decoded at a time."""
 
 
-def write_dequantized(base: DequantizedCheckpoint, folder: Path, described: Checkpoint | None = None) -> None:
+def write_dequantized(base: DequantizedCheckpoint, folder: Path, described: Checkpoint | None = None,
+                      without: Collection[str] = ()) -> None:
     """Writes the weights of ``base`` decoded, in float32, and all its other tensors as they are, into the new ``folder``.
 
     The small files are those of ``described``, by default of ``base``, as are the tensors of it that ``base`` has under no name of the
-    model. No more than a few rows of a weight are in memory.
+    model. Modules ``without`` are left out. No more than a few rows of a weight are in memory.
 
     Raises:
         StorageError: the disk has no room for it.
     """
     described = described or base
-    owners = {name: base if name in base.tensors else described for name in described.tensors if name not in described.stacks}
+    owners = {name: base if name in base.tensors else described for name in described.tensors
+              if name not in described.stacks and name.rpartition(".")[0] not in without}
     entries = [(name, "F32" if name in base.quantized else owner.tensors[name].dtype, owner.tensors[name].shape)
                for name, owner in owners.items()]
     header, places = st.plan(entries, {"format": "pt"})

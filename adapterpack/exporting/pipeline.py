@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Unpack
 
+from msgspec.structs import replace
+
 from ..base.checkpoint import Checkpoint
-from ..base.codecs.dequantized_checkpoint import DequantizedCheckpoint
 from ..base.quantization import require_plain
 from ..bundle.manifest import Bundle, bundle_in, read_bundle
 from ..errors import AdapterpackError, FormatError, ParityError, SiteNotFound, StorageError, Unsupported
 from ..extras import needed_by
 from ..io.atomic import output_folder, refuse_existing
+from ..manifest.manifest import Base
 from ..merging.base_kind import is_graph
 from ..merging.pipeline import merge
 from ..pack.pack import Pack
 from ..slots.precision import DEFAULT
 from .arguments import Request, checked, require_split
+from .as_trained import write_as_trained
 from .bundle_writer import write_bundle
 from .dequantized import write_dequantized
 from .frontends import FRONTENDS, BaseGraph, Frontend, Source
 from .published import publish
 from .quantization.options import CACHES, GraphOptions
+from .quantization.stored_weights import StoredWeights
 from .targets import TARGETS
 
 Progress = Callable[[str], None]
@@ -62,16 +67,16 @@ def export(
     for every row). ``slots`` counts slot 0, the base; it and ``max_rank`` are the capacity of a bank. Every graph is compared with the
     torch model, base and each adapter, on a ragged padded batch, before it is published. ``dtype`` is the float type that graph and slots
     are made in, ``float32`` or ``float16``. ``quantize`` is the scheme of a quantized graph, and ``options`` (``algorithm``,
-    ``calibration``, ``compensate`` ...) are those that :func:`adapterpack.quantize` has for a bundle. The graph of a quantized base (NF4,
-    GPTQ, AWQ, compressed-tensors ...) holds the base's own codes and scales wherever an operator can, and floats of the same values where
-    none can; with ``dequantize``, or a ``dtype`` other than float32, it is all floats. Its manifest says what became of the weights of
-    each format. A decoder gets the graph that the engine, ``serve`` and ``generate`` run, with a static cache on the same weights, where
-    its family has one; ``in_place`` True insists on it, False leaves it out. ``cache`` ``int8`` keeps its keys and values in eight bits,
-    and records by how much that moves its logits. ``target`` says who serves it: ``ort``, ``ort-genai`` (the folder that onnxruntime-genai
-    loads), ``triton`` (a model repository, which holds the bundle) or ``web`` (a site for browsers, whose data files have at most
-    ``split`` bytes). ``base`` may be a finished bundle, which is given to a target as it is, or an ONNX file that another tool made of
-    ``checkpoint``: its weights are found there by their bytes. ``frontend`` is what makes the graph, by default the first whose graph
-    agrees with the model.
+    ``calibration``, ``compensate`` ...) are those that :func:`adapterpack.quantize` has for a bundle; ``as-trained`` has the codes that the
+    base had while the packs were trained (QLoRA). The graph of a quantized base (NF4, GPTQ, AWQ, compressed-tensors ...) holds the base's
+    own codes and scales wherever an operator can, and floats of the same values where none can; with ``dequantize``, or a ``dtype`` other
+    than float32, it is all floats. Its manifest says what became of the weights of each format. A decoder gets the graph that the engine,
+    ``serve`` and ``generate`` run, with a static cache on the same weights, where its family has one; ``in_place`` True insists on it,
+    False leaves it out. ``cache`` ``int8`` keeps its keys and values in eight bits, and records by how much that moves its logits.
+    ``target`` says who serves it: ``ort``, ``ort-genai`` (the folder that onnxruntime-genai loads), ``triton`` (a model repository, which
+    holds the bundle) or ``web`` (a site for browsers, whose data files have at most ``split`` bytes). ``base`` may be a finished bundle,
+    which is given to a target as it is, or an ONNX or GGUF file that another tool made of ``checkpoint``: its weights are found there by
+    their bytes. ``frontend`` is what makes the graph, by default the first whose graph agrees with the model.
     ``pooling`` (``mean``, ``cls`` or ``last``) is recorded for tasks that give hidden states; by default what the base says.
     ``allow_structural`` accepts a base that has the names, dtypes and shapes of the packs', whatever its weights.
 
@@ -96,7 +101,7 @@ def export(
                       options=options, dtype=dtype, static_cache=in_place, cache=cache, target=target, pooling=pooling,
                       checkpoint=checkpoint, allow_structural=allow_structural, split=split)
     failed: dict[str, AdapterpackError] = {}
-    with _source(request, say) as source:
+    with _opened(request, say) as (request, source):
         candidates = _candidates(frontend, source)
         if source.file is None:
             _require_buildable(source)
@@ -120,30 +125,40 @@ def export(
 
 
 @contextlib.contextmanager
-def _source(request: Request, say: Progress) -> Iterator[Source]:
+def _opened(request: Request, say: Progress) -> Iterator[tuple[Request, Source]]:
     """What the graph is made from: the checkpoint, or a temporary one of plain numbers, with the packs merged into it that are folded,
-    and the ONNX file likewise."""
+    and the ONNX file likewise; and the request with the codes that the graph is to hold.
+    """
     source = Source(request.base.folder, request.task, request.dtype, request.file, request.attached)
-    base, folds = request.base, bool(request.mode == "folded" and request.packs)
-    decoded = isinstance(base, DequantizedCheckpoint) and bool(base.quantized)
-    if not folds and not decoded:
-        yield source
+    folds = request.mode == "folded" and bool(request.packs)
+    if not folds and request.decoded is None and request.trained is None:
+        yield request, source
         return
     with tempfile.TemporaryDirectory(prefix="adapterpack-base-") as scratch:
-        folder, file = Path(scratch) / source.folder.resolve().name, source.file
+        root, name = Path(scratch), source.folder.resolve().name
+        decoded, packs, new = request.decoded, request.packs, list[str]()
+        if request.trained is not None and request.quantize is not None:
+            say(f"quantize the base as {request.trained.scheme}, as in training")
+            with needed_by("adapterpack.export", "export"):
+                decoded, new = write_as_trained(request.trained, request.task, source.folder, root / "quantized")
+            request = request._replace(quantize=request.quantize._replace(stored=StoredWeights(decoded)))
+        if decoded is not None:
+            say("dequantize")
+            (root / "plain").mkdir()
+            write_dequantized(decoded, root / "plain" / name, None if request.trained else request.base, new)
+            source = source._replace(folder=root / "plain" / name)
+            packs = [dataclasses.replace(pack, manifest=replace(pack.manifest, base=Base())) for pack in packs]
         if folds:
             say("merge")
-            if not decoded:
-                require_plain(base)
-            merge(source.folder, request.packs, folder, allow_structural=request.allow_structural, dtype="float32" if decoded else None)
-        elif isinstance(base, DequantizedCheckpoint):
-            say("dequantize")
-            write_dequantized(base, folder)
-        if file is not None:
-            report = merge(file, request.packs, Path(scratch) / "graph", checkpoint=source.folder,
-                           allow_structural=request.allow_structural)
-            file = Path(scratch) / "graph" / report.graph  # type: ignore[union-attr]
-        yield source._replace(folder=folder, file=file)
+            if decoded is None:
+                require_plain(request.base)
+            merge(source.folder, packs, root / name, allow_structural=request.allow_structural,
+                  dtype=None if decoded is None else "float32")
+            if source.file is not None:
+                report = merge(source.file, packs, root / "graph", checkpoint=source.folder, allow_structural=request.allow_structural)
+                source = source._replace(file=root / "graph" / report.graph)  # type: ignore[union-attr]
+            source = source._replace(folder=root / name)
+        yield request, source
 
 
 def _candidates(name: str | None, source: Source) -> list[Frontend]:

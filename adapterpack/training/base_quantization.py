@@ -38,12 +38,19 @@ def difference(model: nn.Module, pack: Pack, error: float | None) -> str | None:
     ``error`` is how far its logits are from those that the pack's canary recorded.
     """
     trained, here = pack.manifest.base_quantization, quantization_of(model)
-    if trained == here:
+    if _same(trained, here):
         return None
     recorded = pack.manifest.canary
     off = "" if error is None or recorded is None else f": logits are up to {error:.3g} off, of at most {canary.size(recorded):.3g}"
     return (f"pack '{pack.name}' was trained on its base {_described(trained)}, and here the base is held {_described(here)}{off}; "
             "load the base as in training, or measure what the adapter gives on this one")
+
+
+def _same(one: BaseQuantization | None, other: BaseQuantization | None) -> bool:
+    """Whether two forms are the same, by what both record of them."""
+    if one is None or other is None:
+        return one is other
+    return one.scheme == other.scheme and all(one.params[key] == other.params[key] for key in one.params.keys() & other.params.keys())
 
 
 def _described(form: BaseQuantization | None) -> str:

@@ -33,6 +33,7 @@ ELSEWHERE = {
     "docs/hub.md": "tests/hub/test_hub.py",
     "docs/files.md": "tests/serving/test_offline_runs.py",
     "docs/train.md": "tests/test_train.py",
+    "docs/stages/quantized-bases.md": "tests/guide/test_quantized_bases_page.py",
     "docs/errors.md": "tests/guide/test_pages.py",
     "docs/commands.md": "tests/test_cli.py",
     "docs/configuration.md": "tests/test_doctor.py",

@@ -65,7 +65,8 @@ def put_in(rewriting: Rewriting, replacement: Callable[[Product], Any]) -> int:
         ir.convenience.replace_nodes_and_values(node.graph, node, [node], nodes, node.outputs, [y])
         if turned is not None and not turned.outputs[0].uses():
             turned.graph.remove(turned, safe=True)
-            look_up_codes(weight, next(new for new in nodes if new.op_type in QUANTIZED))
+            if len(nodes) == 1 and nodes[0].op_type == "MatMulNBits":
+                look_up_codes(weight, nodes[0])
         if not weight.uses():
             weight.graph.initializers.pop(weight.name)
         count += 1

@@ -22,6 +22,8 @@ ACCURACIES = ("exact", "fast")
 """``exact`` multiplies with the activations as they are; ``fast`` rounds them to int8 in blocks, which is MatMulNBits' accuracy_level 4."""
 CACHES = ("float", "int8")
 """What the keys and values of the engine's graph may be: the graph's own type, or whole numbers with a scale for each channel."""
+STORED, TRAINED = "as-stored", "as-trained"
+"""The schemes whose codes are those of the base: as it is stored, and as it was while the packs were trained."""
 MOST_COMPENSATED = 512
 """The largest rank of a compensation."""
 
@@ -118,15 +120,15 @@ def require_carried(wanted: Quantization, mode: str) -> None:
                           remedy="export with --mode bank, or leave --compensate out")
 
 
-def as_stored(base: DequantizedCheckpoint, accuracy: str | None = None) -> Quantization:
-    """That a graph is to hold the codes of a quantized base.
+def codes_of_base(scheme: str, base: DequantizedCheckpoint | None, accuracy: str | None = None) -> Quantization:
+    """That a graph is to hold the codes of a quantized base, which may be made later.
 
     Raises:
         UnknownName: there is no such accuracy.
     """
     if accuracy is not None and accuracy not in ACCURACIES:
         raise UnknownName("unknown accuracy", found=repr(accuracy), remedy=nearest(accuracy, ACCURACIES))
-    return Quantization("as-stored", accuracy, "float", stored=StoredWeights(base))
+    return Quantization(scheme, accuracy, "float", stored=None if base is None else StoredWeights(base))
 
 
 def written() -> list[str]:

@@ -49,7 +49,8 @@ def _read_8bit(module: nn.Module, weight: Any) -> torch.Tensor:
 FORMATS = (
     Quantized("bitsandbytes", lambda module, weight: getattr(weight, "quant_state", None) is not None, _read_4bit,
               lambda weight: str(weight.quant_state.quant_type),
-              lambda weight: {"block_size": weight.quant_state.blocksize, "double": bool(weight.quant_state.nested)}),
+              lambda weight: {"block_size": weight.quant_state.blocksize, "double": bool(weight.quant_state.nested),
+                              "dtype": str(weight.quant_state.dtype).removeprefix("torch.")}),
     Quantized("bitsandbytes", lambda module, weight: weight.dtype == torch.int8 and _scales_8bit(module, weight) is not None, _read_8bit,
               lambda weight: "int8"),
     Quantized("torchao", lambda module, weight: type(weight).dequantize is not torch.Tensor.dequantize,

@@ -24,11 +24,17 @@ def _rewrite(rewriting: Rewriting) -> int:
             kind = quant_type(form.levels)
             assert kind is not None
             return product.in_table(form.q, form.scale, form.block, kind)
-        codes = Codes(blocked(form.block, form.q), Grid(form.scale, form.zero, form.symmetric), order=form.order, minimum=form.minimum)
+        symmetric = form.symmetric and not _looked_up(product.weight)  # a lookup wants zero points
+        codes = Codes(blocked(form.block, form.q), Grid(form.scale, form.zero, symmetric), order=form.order, minimum=form.minimum)
         return product.in_bits(codes, form.bits)
 
     return put_in(rewriting, replacement)
 
 
-SCHEMES.register(Scheme("as-stored", "the codes of a quantized base, as they are", _rewrite, takes=frozenset({"accuracy"}), tolerance=1e-4,
-                        of_base=True))
+def _looked_up(weight: Any) -> bool:
+    return any(use.node.op_type == "Gather" for use in weight.uses())
+
+
+for _name, _summary in (("as-stored", "the codes of a quantized base, as they are"),
+                        ("as-trained", "the codes of the base that the packs were trained on, made by the library that made them then")):
+    SCHEMES.register(Scheme(_name, _summary, _rewrite, takes=frozenset({"accuracy"}), tolerance=1e-4, of_base=True))
