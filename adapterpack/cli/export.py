@@ -29,8 +29,8 @@ from .quantize import accuracy_sentence
 @click.option("--task", metavar="T", shell_complete=values("adapterpack.tasks.task:TASKS"),
               help="A Hugging Face pipeline name, such as text-generation; by default that of the packs.")
 @click.option("--quantize", metavar="S", shell_complete=values("adapterpack.exporting.quantization.scheme:SCHEMES"),
-              help="Quantize the base's weights: int8, int4, int2, mixed, fp16 or bf16; the options up to --size-budget say how. as-trained: "
-                   "as they were while the packs were trained.")
+              help="Quantize the base's weights: int8, int4, int2, mixed, fp16 or bf16; the options up to --size-budget say how. "
+                   "as-trained: as they were while the packs were trained.")
 @click.option("--dequantize", is_flag=True, help="Of a quantized base: write its weights as floats, and not as the codes that it stores.")
 @quantization_options
 @click.option("--dtype", default="float32", show_default=True, metavar="D",
