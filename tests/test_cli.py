@@ -527,6 +527,7 @@ WRONG = {
     "validate {tickets} --base nowhere": "there is no such",
     "run {bank} --adapter tikets --prompt x": "did you mean 'tickets'?",
     "run {bank} --provider tpu --prompt x": "unknown provider",
+    "run {bank} --prompt x": "no trained head for this task (at text-classification). To fix it: name an adapter",
     "run {bank} --input {bad} --output out": "line 2",
     "run {bank} --input {empty} --output out": "there are no rows",
     "run {bank} --prompt x --output {bad}": "already exists",

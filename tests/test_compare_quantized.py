@@ -93,8 +93,11 @@ def test_what_cannot_be_compared(bundle_of: Make, rows: Path, tmp_path: Path) ->
     """One sentence each, before anything is made."""
     bundle, bad = bundle_of("llama", "bank"), tmp_path / "bad.jsonl"
     bad.write_text('{"text": "my parcel"}\n{"txt": "is"}\n')
+    table = tmp_path / "tickets.csv"
+    table.write_text("text,label\nmy parcel,delivery\n")
     cases: list[tuple[type[Exception], str, Path, dict[str, Any]]] = [
-        (ConfigError, "bad.jsonl, line 2", bad, {}), (UnknownAdapter, "alpha", rows, {"adapter": "alhpa"}),
+        (ConfigError, "bad.jsonl, line 2", bad, {}), (ConfigError, "give a JSONL file", table, {}),
+        (UnknownAdapter, "alpha", rows, {"adapter": "alhpa"}),
         (ConfigError, "several adapters", rows, {"adapter": None}), (UnknownName, "int4", rows, {"schemes": ["imt4"]}),
         (ConfigError, "block-size", rows, {"schemes": ["fp16"], "block_size": 16}),
     ]

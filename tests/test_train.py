@@ -292,7 +292,7 @@ def test_pairs_are_trained_with_their_types(minilm: Path, tiny_bert: Path, tmp_p
     ("rows", "more", "error", "words"),
     [
         ([{"txt": "w1", "label": "a"}, {"txt": "w2", "label": "b"}], {}, ConfigError, ["columns text and label", "txt, label"]),
-        ([{"text": "w1"}], {}, ConfigError, ["no column of labels", "label or labels", "found text"]),
+        ([{"text": "w1"}], {}, ConfigError, ["no column of labels", "label or labels", "found text", "label: team"]),
         ([{"text": "w1", "label": "a"}, {"text": "w2", "label": None}], {}, ConfigError, ["without a label", "row 2"]),
         ([{"text": "w1", "label": "a"}, {"text": None, "label": "b"}], {}, ConfigError, ["without text", "row 2"]),
         ([{"text": "w1", "label": "a"}], {}, ConfigError, ["at least two labels", "found a"]),

@@ -169,6 +169,7 @@ def test_several_adapters_share_the_common_keys() -> None:
         ({"learning_rat": 1}, [], ["unknown key", "'learning_rat'", "did you mean 'learning_rate'?"]),
         ({"lora_alhpa": 1}, [], ["did you mean 'lora_alpha'?"]),
         ({7: 1}, [], ["unknown key", "7"]),
+        ({"columns": {"text": "message"}}, [], ["unknown key", "datasets: [{path: tickets.csv, columns: {text: message, label: team}}]"]),
         ({"max_length": "long"}, [], ["max_length", "expected a whole number", "'long' (str)"]),
         ({"max_length": 8.0}, [], ["max_length", "expected a whole number", "8.0 (float)"]),
         ({"max_length": True}, [], ["max_length", "True (bool)"]),

@@ -118,7 +118,8 @@ def test_rows_are_the_same_from_every_kind_of_file(tmp_path: Path) -> None:
     ("a.jsonl.gz", gzip.compress(b" " * (1 << 20), mtime=0), {}, ConfigError, ["far larger than it looks", "a.jsonl.gz"]),
     ("a.jsonl.gz", gzip.compress(b'{"text": "w1"}\n{"text" "w2"}\n', mtime=0), {}, ConfigError, ["a.jsonl.gz, line 2"]),
     ("a.jsonl", lines(ROWS).encode(), {"revision": "main"}, ConfigError, ["no such setting"]),
-    ("a.jsonl", lines(ROWS).encode(), {"columns": {"review": "txt"}}, ConfigError, ["no such column", "found txt", "text"]),
+    ("a.jsonl", lines(ROWS).encode(), {"columns": {"review": "txt"}}, ConfigError, ["no such column", "found txt", "such as {text: "]),
+    ("a.jsonl", lines(ROWS).encode(), {"columns": {"text": "txt", "label": "team"}}, ConfigError, ["columns: {txt: text, team: label}"]),
 ])
 def test_files_that_are_none(
     name: str, content: bytes | None, more: dict[str, Any], error: type[AdapterpackError], words: list[str], tmp_path: Path,
@@ -178,8 +179,14 @@ def test_bad_rows_end_the_run_or_are_left_out(tiny_llama: Path, tmp_path: Path, 
     with pytest.raises(ConfigError, match=r"row 2 \(line 3\)"):
         rows_of(tiny_llama, train_file=str(path))
     path.write_text(lines([*ROWS, {"text": "w1", "label": None}, {"text": None, "label": "no"}]))
-    kept, _ = rows_of(tiny_llama, task="text-classification", train_file=str(path), on_bad_row="skip")
-    assert len(kept) == len(ROWS)
+    with pytest.raises(ConfigError, match=r"without a label.*--on-bad-row skip"):
+        rows_of(tiny_llama, task="text-classification", train_file=str(path))
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        kept, held = rows_of(tiny_llama, task="text-classification", train_file=str(path), eval_file=str(path), on_bad_row="skip")
+    assert len(kept) == len(held) == len(ROWS)
+    assert "a row without a label" in caplog.text and "does not have" not in caplog.text
+    assert all(f"{path}, {use} " in caplog.text for use in ("train", "eval"))
     path.write_text(lines([{"prompt": "w1", "completion": None}]))
     with pytest.raises(ConfigError, match="no row"):
         rows_of(tiny_llama, train_file=str(path), on_bad_row="skip")

@@ -183,5 +183,8 @@ def test_the_command_says_what_it_would_do_and_how_far_it_is(tiny_llama: Path, t
     assert [line.partition(":")[0] for line in lines] == ["step 4 of 10", "step 8 of 10", "step 10 of 10"]
     assert all("tokens/s" in line and line.endswith(" left") for line in lines)
     claimed = json.loads((tmp_path / "pack" / "adapterpack.json").read_text())["training"]["config"]
+    again = CliRunner().invoke(main, ["train", str(path)])
+    assert (again.exit_code, "with output_dir=..., or remove it" in again.stderr) == (1, True)
+    assert CliRunner().invoke(main, ["train", str(path), "--dry-run", "--json"]).stdout == dry.stdout
     assert {"r": 2, "save_steps": 3, "dropout": 0.1, "lr_scheduler_type": "cosine"}.items() <= claimed.items()
     assert str(tmp_path) not in json.dumps(claimed)

@@ -137,5 +137,5 @@ def proof(parity: Mapping[str, Any], quantized: bool, stored: bool = False) -> I
     for name, error in parity["max_abs"].items():
         agreed = parity["argmax_agreement"][name]
         yield f"  {name}: largest difference {error:.2g} ({parity['max_relative'][name]:.1g} of the largest), same best choice {agreed:.1%}"
-    mixed = "" if parity["mixed"] is None else f"rows with different adapters in one batch: {parity['mixed']:.2g}; "
-    yield f"  {mixed}rows alone and in a batch: {parity['alone']:.2g}"
+    mixed = "" if parity["mixed"] is None else f"rows with different adapters in one batch: a difference of {parity['mixed']:.2g}; "
+    yield f"  {mixed}rows alone and in a batch: a difference of {parity['alone']:.2g}"

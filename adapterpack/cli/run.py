@@ -28,7 +28,8 @@ from .sampling_options import sampling_options, sampling_parameters
 @click.argument("bundle", metavar="BUNDLE")
 @click.option("--adapter", "adapters", multiple=True, metavar="NAME",
               help="An adapter for rows that name none; may be repeated, then each such row is run with each. Without it: the base.")
-@click.option("--prompt", "prompts", multiple=True, metavar="P", help="A text to run; may be repeated.")
+@click.option("--prompt", "prompts", multiple=True, metavar="P", help="A text to run; may be repeated. A language model "
+              "with a chat template reads it as a user's message.")
 @click.option("--context", "contexts", multiple=True, metavar="C", help="A text that a prompt is a question about; one for each prompt.")
 @click.option("--image", "images", multiple=True, metavar="F.png|F.jpg|F.npy",
               help="A picture, or what the model's processor makes of one; may be repeated. With --prompt, one for each prompt.")
@@ -63,7 +64,7 @@ def command(
     if bool(typed) == (source is not None):
         raise click.UsageError("Give either --input, or --prompt, --image or --audio.")
     if out is not None:
-        refuse_existing(Path(out))
+        refuse_existing(Path(out), "--output")
     from ..offline.formats import Setting, job_for  # noqa: PLC0415 - the help of the command must not pay for it
 
     setting = Setting(folder_of(bundle), device_of(parameters), adapters, batch_size, sampling_parameters(parameters),

@@ -204,10 +204,10 @@ def own_folder(path: Path, mode: int = 0o777) -> Path:
     return path
 
 
-def refuse_existing(out: Path) -> None:
-    """Raises :class:`OutputExists` if ``out`` is taken."""
+def refuse_existing(out: Path, option: str = "-o") -> None:
+    """Raises :class:`OutputExists` if ``out`` is taken; ``option`` is what another path is given by."""
     if out.exists() or out.is_symlink():
-        raise OutputExists("the output already exists", where=out, remedy="choose another path with -o, or remove it first")
+        raise OutputExists("the output already exists", where=out, remedy=f"choose another path with {option}, or remove it first")
 
 
 def sync(path: Path) -> None:

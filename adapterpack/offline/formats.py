@@ -46,6 +46,8 @@ class Format(NamedTuple):
 def _rows(setting: Setting) -> Job:
     runner = row_runner(setting.bundle, adapters=setting.adapters, provider=setting.device, batch_size=setting.batch_size,
                         **setting.sampling)
+    if setting.where is None:  # rows of options, which cannot name an adapter themselves
+        runner.require_answers()
     return RowsJob(runner, setting.where, setting.identity(runner.provider))
 
 

@@ -70,7 +70,7 @@ def _row_of(text: bytes, where: str) -> dict[str, Any] | AdapterpackError:
 
 def _row(text: bytes, where: str) -> dict[str, Any]:
     require_few_parts(text, where, 1 << 24)
-    with library_errors("json", "this line is not JSON", where=where, remedy="write one object a line", kind=ConfigError):
+    with library_errors("json", "this line is not JSON", where=where, remedy="give a JSONL file: one object a line", kind=ConfigError):
         row = json.loads(text.decode("utf-8-sig"))
     if not isinstance(row, dict):
         raise ConfigError("a row must be an object", where=where, found=type(row).__name__, remedy="write one object a line")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Protocol
 
-from ..errors import AdapterpackError
+from ..errors import AdapterpackError, ConfigError
 from ..tasks.one_pass import OnePass
 from ..tasks.rows import COLUMNS, Row, RowError, among, row_errors
 from ..tasks.task import Answer
@@ -92,6 +92,19 @@ class RowRunner:
         self._columns: Mapping[str, Any] = {**COLUMNS, **session.task.columns}
         self._batch_size, self.block = batch_size, BLOCK * batch_size
         self._way = _way(session, batch_size, sampling)
+
+    def require_answers(self) -> None:
+        """Checks that rows that name no adapter have an answer.
+
+        Raises:
+            ConfigError: there is no ``adapters`` for them, and nobody trained the base's head for the task.
+        """
+        task, names = self._session.task, self._session.adapters
+        heads = [self._session.head(None if name is None else self._session.pack(name)) for name in self._adapters]
+        if not task.heads or any(head.trained and not (task.labelled and head.labels is None) for head in heads):
+            return
+        raise ConfigError("the base has no trained head for this task", where=self._session.bundle.task,
+                          remedy=f"name an adapter that has one with --adapter: {', '.join(names[:20]) or 'the bundle holds none'}")
 
     def outcomes(self, rows: Iterable[tuple[int, Row | AdapterpackError]]) -> Iterator[Outcome]:
         """What becomes of the rows of a block, in order. An error in the place of a row is what becomes of it."""

@@ -13,6 +13,10 @@ from ..io.readable import aligned
 
 log = logging.getLogger(__name__)
 
+OWN_COLUMNS = "say what yours are called, {our name: yours}: datasets: [{path: tickets.csv, columns: {text: message, label: team}}]"
+"""What to do about columns of other names."""
+_LEAVE_OUT = "mend the row, or leave such rows out with --on-bad-row skip"
+
 
 @dataclass
 class DataReport:
@@ -55,7 +59,9 @@ class DataReport:
             yield _Place(self, own + 1)
         except ConfigError as error:
             if not self.skips:
-                raise
+                if error.remedy is not None or type(error) is not ConfigError:
+                    raise
+                raise ConfigError(error.what, where=error.where, expected=error.expected, found=error.found, remedy=_LEAVE_OUT) from error
             self.bad[own] = str(error)
 
     def choose(self) -> str | None:
@@ -77,7 +83,8 @@ class DataReport:
         """
         second = next((name for name in others if name in columns), None)
         if second is None or first not in columns:
-            raise ConfigError(f"{reader} the columns {first} and {others[0]}", where=self, found=", ".join(columns))
+            raise ConfigError(f"{reader} the columns {first} and {others[0]}", where=self, found=", ".join(columns),
+                              remedy=OWN_COLUMNS)
         self.read_as(f"{first} + {second}", columns, {first, second})
         return second
 

@@ -51,13 +51,24 @@ class Labels(NamedTuple):
         """What is learned of a row with this label.
 
         Raises:
-            ConfigError: it is none of them.
+            ConfigError: it is none of them, or there is none.
         """
+        require_label(value, where)
         try:
             return self.problem.target(value, self.names)
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigError("a label that the training data does not have", where=where, expected=", ".join(self.names),
                               found=value) from error
+
+
+def require_label(value: Any, where: object) -> None:
+    """Checks that a row has a label.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    if value is None or value == "":
+        raise ConfigError("a row without a label", where=where)
 
 
 def labels_in(values: Sequence[Any], where: object, problem: str | None = None) -> Labels:
@@ -72,8 +83,7 @@ def labels_in(values: Sequence[Any], where: object, problem: str | None = None) 
         (('no', 'yes'), 'multi_label_classification')
     """
     for number, label in enumerate(values):
-        if label is None or label == "":
-            raise ConfigError("a row without a label", where=f"{where}, row {number + 1}")
+        require_label(label, f"{where}, row {number + 1}")
     kind = problem_named(problem) if problem else next(one for one in PROBLEMS.values() if one.recognizes(values))
     return Labels(tuple(kind.names(values, where)), kind)
 

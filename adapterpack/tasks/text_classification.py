@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 from ..errors import ConfigError
-from .data_report import report_of
+from .data_report import OWN_COLUMNS, report_of
 from .one_pass import NoOptions, OnePass, Prepared, text_inputs
 from .problems import LABEL_COLUMNS, Labels
 from .rows import Row, types_of
@@ -42,7 +42,7 @@ def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: La
     columns = next((columns for columns in COLUMNS if {*columns} <= set(rows.column_names)), None)
     if columns is None or label is None:
         raise ConfigError("classification needs the columns text and label", where=where, found=", ".join(rows.column_names),
-                          expected="label and " + ", or ".join(map(" + ".join, COLUMNS)))
+                          expected="label and " + ", or ".join(map(" + ".join, COLUMNS)), remedy=OWN_COLUMNS)
     report = report_of(where)
     report.read_as(" + ".join(columns), rows.column_names, {*columns, label})
     encoded = []

@@ -25,8 +25,8 @@ from datasets import (
 
 from ..errors import ConfigError
 from ..library_errors import library_errors
-from ..tasks.data_report import DataReport, report_of
-from ..tasks.problems import IGNORED, Labels
+from ..tasks.data_report import OWN_COLUMNS, DataReport, report_of
+from ..tasks.problems import IGNORED, Labels, require_label
 from ..tasks.problems import labels_in as of_values
 from ..tasks.task import Training
 from .config.sources import Source
@@ -53,8 +53,16 @@ def load_rows(source: Source | str, report: DataReport | None = None) -> Dataset
         raise ConfigError("the data holds no rows", where=source.path)
     if missing := sorted(set(source.columns.values()) - set(rows.column_names)):
         raise ConfigError("the data has no such column", where=f"{source.path}, columns", found=", ".join(missing),
-                          expected=", ".join(rows.column_names))
+                          expected=", ".join(rows.column_names), remedy=_columns_remedy(source.columns, rows.column_names))
     return _with_names(_undecoded(rows).rename_columns({theirs: ours for ours, theirs in source.columns.items()}))
+
+
+def _columns_remedy(columns: Mapping[str, str], found: list[str]) -> str:
+    """What to do about columns that the data do not have; those that were given the other way round are turned."""
+    if not {*columns} <= {*found}:
+        return "columns is {our name: yours}, such as {text: message, label: team}"
+    turned = ", ".join(f"{theirs}: {ours}" for ours, theirs in columns.items())
+    return f"columns is {{our name: yours}}, so the other way round: columns: {{{turned}}}"
 
 
 def _of_files(source: Source, files: list[Path], report: DataReport) -> Dataset:
@@ -140,12 +148,11 @@ def labels_in(rows: Dataset, training: Training, where: object, problem: str | N
     column = label_column(rows, training)
     if column is None:
         raise ConfigError("the rows have no column of labels", where=where, expected=" or ".join(training.label_columns),
-                          found=", ".join(rows.column_names))
+                          found=", ".join(rows.column_names), remedy=OWN_COLUMNS)
     values, report = [], report_of(where)
     for number, value in enumerate(rows[column]):
         with report.row(number) as place:
-            if value is None or value == "":
-                raise ConfigError("a row without a label", where=place)
+            require_label(value, place)
             values.append(value)
     return of_values([label for labels in values for label in labels] if training.by_token else values, where, problem)
 

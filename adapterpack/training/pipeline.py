@@ -62,6 +62,8 @@ def train(
     """
     packs: dict[str, Pack] = {}
     configs = checked_configs(config, overrides, rewards)
+    for run_config in configs:
+        refuse_existing(Path(run_config.output_dir), "output_dir=...")
     for group in _groups(configs):
         written = _together(group, progress, rewards) if len(group) > 1 else [train_one(group[0], progress, rewards)[0]]
         packs |= zip((one.output_dir for one in group), written, strict=True)
@@ -74,13 +76,12 @@ def checked_configs(
     """The configurations of a run's adapters, after all that can be checked before a model is loaded.
 
     Raises:
-        ConfigError, OutputExists, StorageError: see :func:`train`.
+        ConfigError, StorageError: see :func:`train`.
     """
     configs, notes = read_config(config, overrides)
     for note in notes:
         log.info("%s", note)
     for run_config in configs:
-        refuse_existing(Path(run_config.output_dir))
         require_trainable(run_config, rewards)
         arguments_of(run_config, run_config.output_dir)
         folder_of(run_config.model_name_or_path)

@@ -7,6 +7,7 @@ from typing import Any
 
 from ...base import dtypes
 from ...errors import ConfigError
+from ...tasks.data_report import OWN_COLUMNS
 
 ALIASES: dict[str, str] = {
     # PEFT and TRL names for the hyper-parameters of a method
@@ -87,9 +88,10 @@ INSTEAD: dict[str, str] = {
     "overwrite_output_dir": "leave it out: an output is never written over",
     "evals_per_epoch": "eval_strategy: epoch",
     "saves_per_epoch": "save_strategy: epoch",
+    "columns": OWN_COLUMNS,
     "quantization_bit": "load_in_4bit: true, or load_in_8bit: true",
 }
-"""Keys of other tools that have no name here -> what to do instead."""
+"""Keys that have no name here, most of them other tools' -> what to do instead."""
 
 
 def _names(value: Any) -> Any:

@@ -39,8 +39,10 @@ def dry_run(config: str | os.PathLike[str] | Mapping[str, Any] | TrainConfig, ov
             rewards: Sequence[Reward] = ()) -> list[dict[str, Any]]:
     """A report for each adapter, after the data were read, the model was loaded and the adapter put into it.
 
+    An output that is there already is no error, as nothing is written.
+
     Raises:
-        ConfigError, OutputExists, StorageError: as of :func:`adapterpack.train`.
+        ConfigError, StorageError: as of :func:`adapterpack.train`.
     """
     return [_report(one) for one in checked_configs(config, overrides, rewards)]
 

@@ -60,7 +60,7 @@ def trained(config: TrainConfig, progress: Shown | None = None, rewards: Sequenc
     """Trains one adapter, alone or in ``company``; goes on from the last checkpoint of the same run."""
     started = time.perf_counter()
     kind, task = TRAINERS[config.trainer], task_named(config.task)
-    refuse_existing(Path(config.output_dir))
+    refuse_existing(Path(config.output_dir), "output_dir=...")
     base, datasets = folder_of(config.model_name_or_path), list(map(_dataset, sources_of(config.train_file, "train_file")))
     run = RunFolder(config.output_dir, {**as_mapping(config), "datasets": datasets})
     steps = Steps(progress, name="" if company is None else config.pack_name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
@@ -52,7 +53,7 @@ def read(config: TrainConfig, task: Task, training: Training, tokenizer: Any, la
         labels = data.labels_in(rows, training, report, config.problem_type)
     parts, apart = _divided(parts, config)
     train, evaluation = (_encoded(some, training, tokenizer, config.max_length, labels) for some in (parts, apart))
-    _say([part.report for part in (*parts, *apart)])
+    _say(parts, apart)
     return Read(train, evaluation if apart else None, labels)
 
 
@@ -65,7 +66,7 @@ def tables(config: TrainConfig, make: Callable[[Any, DataReport], Any]) -> tuple
     """
     parts, apart = _divided(_chosen(_loaded(config.train_file, config), config), config)
     train, evaluation = (_table(some, make) if some else None for some in (parts, apart))
-    _say([part.report for part in (*parts, *apart)])
+    _say(parts, apart)
     return train, evaluation
 
 
@@ -155,10 +156,13 @@ def _require_no_form(report: DataReport) -> None:
         raise ConfigError("data of this task has no form to choose", where=report, found=f"form {report.wanted}", remedy="leave it out")
 
 
-def _say(reports: Sequence[DataReport]) -> None:
-    for line in table(reports).splitlines():  # a record is one line: texts of strangers cannot make another
+def _say(parts: Sequence[_Part], apart: Sequence[_Part]) -> None:
+    """Logs the table, in which rows to learn from and those to evaluate on are told apart, and what could not be read."""
+    shown = [replace(report, source=f"{report}, {use}") if apart else report
+             for use, some in (("train", parts), ("eval", apart)) for _, report in some]
+    for line in table(shown).splitlines():  # a record is one line: texts of strangers cannot make another
         log.info("%s", line)
-    for report in reports:
+    for _, report in (*parts, *apart):
         _say_bad(report)
 
 
