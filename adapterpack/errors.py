@@ -51,13 +51,23 @@ class AdapterpackError(Exception):
         """
         return self._sentence(None)
 
-    def _sentence(self, remedy: str | None) -> str:
+    @property
+    def placeless_sentence(self) -> str:
+        """The sentence without its place, for what shows the place on its own too.
+
+        Example:
+            >>> AdapterpackError("the rank is too large", where="sites[0]", found=9).placeless_sentence
+            'the rank is too large (found 9).'
+        """
+        return self._sentence(None, placed=False)
+
+    def _sentence(self, remedy: str | None, placed: bool = True) -> str:
         sides = []
         if self.expected is not None:
             sides.append(f"expected {self.expected}")
         if self.found is not None:
             sides.append(f"found {self.found}")
-        details = "; ".join(filter(None, [f"at {self.where}" if self.where else None, ", ".join(sides) or None]))
+        details = "; ".join(filter(None, [f"at {self.where}" if self.where and placed else None, ", ".join(sides) or None]))
         text = self.what + (f" ({details})" if details else "") + "."
         if remedy:
             text += f" To fix it: {remedy.rstrip('.')}."

@@ -200,6 +200,15 @@ def test_the_verdict_on_a_base(levels: tuple[str, ...], kind: str, verdict: str,
     assert compatibility.compare(known.manifest.base, compatibility.deciding_fingerprint(base, known.manifest.base)).name == verdict
 
 
+def test_a_base_of_another_type_is_no_form_to_declare(pack: Pack, bases: dict[str, Path], tmp_path: Path) -> None:
+    """The way out of a mismatch names ``adapterpack declare`` unless the types of the models tell them apart."""
+    other = rewritten(bases["shorter"], tmp_path / "other", tensors_of(bases["shorter"]), model_type="bert")
+    for base, advised in ((bases["shorter"], True), (other, False)):
+        with pytest.raises(BaseMismatch) as raised:
+            pack.require_base(Checkpoint(base))
+        assert ("adapterpack declare" in str(raised.value)) == advised
+
+
 def test_bytes_are_read_only_where_they_can_decide(pack: Pack, bases: dict[str, Path]) -> None:
     """Another structure is refused by headers; without ``content`` no whole tensor is read, unless there is no structure to compare."""
     for kind, known, content, read in [("shorter", pack, True, False), ("same", pack, True, True), ("same", pack, False, False),
@@ -559,6 +568,10 @@ def test_validate_tells_likely_and_unknown(pack: Pack, bases: dict[str, Path], t
     data[-1] ^= 1
     (tmp_path / "broken" / "adapter_model.safetensors").write_bytes(data)
     assert [told(tmp_path / name) for name in ("likely", "peft", "broken")] == ["likely", "unknown", None]
+    other = adapterpack.validate(tmp_path / "peft", bases["one bit"]).base
+    assert other is not None
+    assert (other.name, other.means) == ("unknown", "no base is named by its content (a folder of PEFT never names one): "
+                                         "the weights were not compared")
     assert shown(call("validate", tmp_path / "likely", "--json"))["base"] is None
 
 

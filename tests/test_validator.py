@@ -502,11 +502,20 @@ def test_the_time_is_looked_at_while_the_base_is_hashed(tmp_path: Path) -> None:
     assert base.content == Checkpoint(folder).content, "the watch is gone with the block"
 
 
-def test_a_finding_says_its_remedy_once(tmp_path: Path) -> None:
-    """What a command line prints of a wrong base: one way out, not the error's and the rule's."""
+def test_a_finding_says_its_remedy_and_its_place_once(tmp_path: Path) -> None:
+    """What a command line prints of a wrong base: one way out, not the error's and the rule's. Of a manifest that was edited: where."""
+    def told(rule: str, *args: str) -> str:
+        said = click.testing.CliRunner().invoke(main, ["validate", str(tmp_path / "pack"), *args])
+        (line,) = [text for text in said.output.splitlines() if rule in text]
+        return line
+
     make_pack().write(tmp_path / "pack")
     (tmp_path / "base").mkdir()
     safetensors.write(tmp_path / "base" / "model.safetensors", {"other.weight": np.zeros((3, 4), np.float32)}, {"format": "pt"})
-    said = click.testing.CliRunner().invoke(main, ["validate", str(tmp_path / "pack"), "--base", str(tmp_path / "base")])
-    (told,) = [text for text in said.output.splitlines() if "AP701" in text]
-    assert told.count("To fix it:") == 1
+    assert told("AP701", "--base", str(tmp_path / "base")).count("To fix it:") == 1
+    path = tmp_path / "pack" / m.FILE_NAME
+    path.write_text(path.read_text().replace('"tickets"', '"another"'))
+    assert told("AP001").count(m.FILE_NAME) == 1
+    with pytest.raises(FormatError) as raised:
+        load(tmp_path / "pack")
+    assert str(raised.value).count(m.FILE_NAME) == 1

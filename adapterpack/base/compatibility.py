@@ -29,6 +29,7 @@ class Evidence(NamedTuple):
     """Which levels are equal: True, False, or None where one side does not know it or used another version of the scheme.
 
     ``variant`` is the one that was recognized; with ``structure_alone`` by its ``structure``, because its bytes were not read.
+    ``named`` says that the one that wants a base names it by any level.
     """
 
     structure: bool | None
@@ -37,6 +38,7 @@ class Evidence(NamedTuple):
     probe: bool | None
     variant: Variant | None
     structure_alone: bool
+    named: bool
 
 
 class Verdict(NamedTuple):
@@ -75,6 +77,8 @@ _TABLE: tuple[tuple[Callable[[Evidence], bool], Verdict], ...] = (
      Verdict("structural", False, "the same names, dtypes and shapes; no digest of the weights is known to both")),
     (lambda e: e.structure_alone,
      Verdict("structural", False, "names, dtypes and shapes of a declared variant, whose weights were not read")),
+    (lambda e: not e.named,
+     Verdict("unknown", False, "no base is named by its content (a folder of PEFT never names one): the weights were not compared")),
     (lambda e: all(level is None for level in e[:4]), Verdict("unknown", False, "the two have no level in common")),
     (lambda e: e.structure is False, Verdict("other", False, "names, dtypes or shapes differ", differs=True)),
     (lambda e: True, Verdict("other", False, "other weights", differs=True)),
@@ -98,7 +102,7 @@ def match(wanted: Fingerprint, actual: Fingerprint, variants: Iterable[Variant] 
     by_bytes = next((variant for variant in variants if _equal_bytes(variant.digests, actual)), None)
     by_structure = None if by_bytes or equal["structure"] else next(
         (variant for variant in variants if _equal_structure_alone(variant.digests, actual)), None)
-    evidence = Evidence(**equal, variant=by_bytes or by_structure, structure_alone=by_structure is not None)
+    evidence = Evidence(**equal, variant=by_bytes or by_structure, structure_alone=by_structure is not None, named=any(wanted))
     verdict = next(verdict for applies, verdict in _TABLE if applies(evidence))
     return verdict._replace(variant=evidence.variant) if verdict.name in {"variant", "structural"} else verdict
 
@@ -123,7 +127,7 @@ ALTERNATIVES = {
     "structural": ", or accept another with --allow-structural-base (allow_structural=True; for attach check_base=False)",
     "other": ", or declare a cast, quantized or renamed form of it as a variant (adapterpack declare)",
 }
-"""Verdict -> what a user can do instead of using the base that the pack names."""
+"""Verdict -> what a user can do instead of using the base that the pack names, if the models are of one type."""
 
 
 def recorded_fingerprint(base: m.Base) -> Fingerprint:
@@ -173,11 +177,12 @@ def agrees(wanted: m.Base, other: m.Base) -> bool:
     return verdict.accepted or not (verdict.differs or verdict.variant is not None)
 
 
-def require(owner: str, wanted: m.Base, actual: Fingerprint, *, name: str | None, where: object,
+def require(owner: str, wanted: m.Base, actual: Fingerprint, *, name: str | None, where: object, model_type: str | None = None,
             allow_structural: bool = False) -> Verdict:
     """The verdict on ``actual``, if it lets the owner of ``wanted`` be used there. An owner that records no digest may be used on any base.
 
-    ``owner`` says whose base it is, for instance ``pack 'tickets'``; ``name`` and ``where`` describe the base in use.
+    ``owner`` says whose base it is, for instance ``pack 'tickets'``; ``name``, ``where`` and ``model_type`` (as in
+    ``config.json``, None where it is unknown) describe the base in use.
 
     Raises:
         BaseMismatch: it is another base, or nothing shows that it is this one and ``allow_structural`` was not given.
@@ -186,8 +191,10 @@ def require(owner: str, wanted: m.Base, actual: Fingerprint, *, name: str | None
     if verdict.accepted or (allow_structural and verdict.name == "structural") or not any(recorded):
         return verdict
     what = f"{owner} was made for another base" if verdict.differs else f"nothing shows that {owner} was made for this base"
+    one_type = None in (wanted.model_type, model_type) or wanted.model_type == model_type
+    alternative = ALTERNATIVES.get(verdict.name, "") if one_type else ""
     raise BaseMismatch(f"{what}: {verdict.means}", where=where, expected=_described(wanted.name or "an unnamed base", recorded, actual),
-                       found=_described(name, actual, recorded), remedy="use the base that it names" + ALTERNATIVES.get(verdict.name, ""))
+                       found=_described(name, actual, recorded), remedy="use the base that it names" + alternative)
 
 
 def _described(name: str | None, one: Fingerprint, other: Fingerprint) -> str:

@@ -20,7 +20,9 @@ def _print_key(ctx: click.Context, param: click.Parameter, value: str | None) ->
     if value is None or ctx.resilient_parsing:
         return
     key, entry = new_key(value)
-    click.echo(f"# the key, which is shown once and is in no file: {key}\n{entry}")
+    click.echo(f"the key of {value}, which is shown once and is in no file: {key}\n"
+               'its entry is on standard output: put it below the line "keys:" of a file that only you may read (chmod 600)', err=True)
+    click.echo(entry)
     ctx.exit()
 
 
@@ -36,7 +38,7 @@ def _print_key(ctx: click.Context, param: click.Parameter, value: str | None) ->
 @click.option("--keys", metavar="FILE", help="Who may ask for which adapters: see docs/serve.md. It is read again when it changes.")
 @click.option("--api-key", metavar="KEY", envvar="ADAPTERPACK_API_KEY", help="One key for all; better in ADAPTERPACK_API_KEY.")
 @click.option("--new-key", metavar="ID", is_eager=True, expose_value=False, callback=_print_key,
-              help="Print a new key, and its entry for --keys, and end.")
+              help="Print a new key on standard error and its entry for --keys on standard output, and end.")
 @click.option("--insecure", is_flag=True, help="Serve everybody who can reach the address, without keys.")
 @click.option("--audit", default="-", show_default=True, metavar="FILE",
               help='A file for one line of JSON a request; "-" is standard error, "" nowhere.')

@@ -228,19 +228,21 @@ class Pack(Described):
             SiteNotFound: the base lacks a site, or is a variant in which its tensor is not known by the module's path.
         """
         fingerprint = compatibility.deciding_fingerprint(base, self.manifest.base, content)
-        verdict = self.require_levels(fingerprint, name=base.name, where=base.where, allow_structural=allow_structural)
+        verdict = self.require_levels(fingerprint, name=base.name, where=base.where, model_type=base.config.get("model_type"),
+                                      allow_structural=allow_structural)
         relation = None if verdict.variant is None else verdict.variant.relation
         if relation != "quantized":  # what that stores has shapes, and often names, of its own
             require_shapes(self, base, renamed=relation == "renamed_keys")
         return verdict
 
-    def require_levels(self, found: Fingerprint, *, name: str | None, where: object, allow_structural: bool = False) -> Verdict:
+    def require_levels(self, found: Fingerprint, *, name: str | None, where: object, model_type: str | None = None,
+                       allow_structural: bool = False) -> Verdict:
         """As :meth:`require_base`, for a base by its fingerprint alone; see :func:`~adapterpack.base.compatibility.require`.
 
         Raises:
             BaseMismatch: it is another model, or nothing shows that it is not; both are named.
         """
-        return compatibility.require(f"pack '{self.name}'", self.manifest.base, found, name=name, where=where,
+        return compatibility.require(f"pack '{self.name}'", self.manifest.base, found, name=name, where=where, model_type=model_type,
                                      allow_structural=allow_structural)
 
 

@@ -118,7 +118,8 @@ def about_base(bundle: Bundle, checkpoint: Checkpoint, budget: Budget, allow_str
         fingerprint = compatibility.deciding_fingerprint(checkpoint, bundle.base)
     try:
         verdict = compatibility.require("the bundle", bundle.base, fingerprint, name=checkpoint.name, where=checkpoint.where,
-                                 allow_structural=allow_structural or not checkpoint.has_weights)
+                                         model_type=checkpoint.config.get("model_type"),
+                                         allow_structural=allow_structural or not checkpoint.has_weights)
     except BaseMismatch as error:
         yield Finding("AB301", "error", "base", error.sentence, error.remedy or remedy)
         yield compatibility.compare(bundle.base, fingerprint)

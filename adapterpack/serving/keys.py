@@ -6,7 +6,7 @@ import hashlib
 import hmac
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from ..errors import ConfigError, storage_errors
+from ..errors import ConfigError, nearest, storage_errors
 from ..http.followed import Followed
 from ..http.refused import Refused
 from ..io import typed_json
@@ -107,9 +107,27 @@ class Keys:
         return cls.one(key, name)
 
     @property
+    def known(self) -> Sequence[Key]:
+        """The entries as they are now."""
+        return self._keys if self._file is None else self._file.value
+
+    @property
     def needed(self) -> bool:
         """Whether a request needs a key."""
         return self._file is not None or bool(self._keys)
+
+    def missing(self, adapters: Collection[str]) -> Iterator[str]:
+        """What to warn of: the adapters that an entry names and that are not among ``adapters``.
+
+        Example:
+            >>> key = Key(id="shop", sha256="0" * 64, adapters=("tickets", "review"))
+            >>> list(Keys([key]).missing({"tickets", "reviews"}))
+            ["the key shop may ask for 'review', and no adapter is called so: did you mean 'reviews'? Known: reviews, tickets"]
+        """
+        for key in self.known:
+            for name in () if key.adapters == "*" else key.adapters:
+                if name not in adapters:
+                    yield f"the key {key.id} may ask for {name!r}, and no adapter is called so: {nearest(name, adapters)}"
 
     def of(self, authorization: str | None) -> Key:
         """Whose header this is. Every key is compared, each in constant time.
@@ -121,7 +139,7 @@ class Keys:
             return EVERYBODY
         scheme, _, given = (authorization or "").partition(" ")
         digest, match = _digest(given.strip()), None
-        for key in self._keys if self._file is None else self._file.value:
+        for key in self.known:
             if hmac.compare_digest(key.sha256, digest):
                 match = key
         if match is None or match.expired or scheme.lower() != "bearer":
@@ -144,8 +162,9 @@ def read_keys(path: Path) -> tuple[Key, ...]:
         keys = msgspec.convert(value, _File).keys
     except msgspec.ValidationError as error:
         pointer, message = typed_json.misfit(value, _File) or Misfit("", str(error))
+        remedy = 'begin the file with the line "keys:", and put the entries below it' if isinstance(value, list) else None
         raise ConfigError(f"this is no file of keys: {message}", where=f"{path}#{pointer}",
-                          expected="keys: a list of id, sha256, ...") from error
+                          expected="keys: a list of id, sha256, ...", remedy=remedy) from error
     for key in keys:
         for pointer, message in key.breaches():
             raise ConfigError(message, where=f"{path}, {key.id}{pointer}")

@@ -102,6 +102,8 @@ def serve(bundle: str | os.PathLike[str], *, adapters: Sequence[Pack | str | os.
     watcher = None if watch is None else Watch(control)
     if watcher is not None:
         watcher.look(at_once=True)
+    for missing in known.missing({one.name for one in control.adapters}):
+        _LOG.warning("%s", missing)
     hosts = None if known.needed or insecure else frozenset({"localhost", "127.0.0.1", "[::1]", host.lower()})
     ended = [metrics.ended, Audit(audit).write]
     with ExitStack() as stack:

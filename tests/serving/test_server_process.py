@@ -17,11 +17,13 @@ from typing import Any
 import httpx
 import jsonschema
 import pytest
+from click.testing import CliRunner
 from processes import child
-from servers import ANN, BOB, Served, entry, write_keys
+from servers import ANN, BOB, OLD, Served, entry, write_keys
 
+from adapterpack.cli.main import main
 from adapterpack.errors import ConfigError, NothingToDo, Unsupported
-from adapterpack.serving.keys import new_key, read_keys
+from adapterpack.serving.keys import Keys, read_keys
 from adapterpack.serving.serve import serve
 
 LONG = {"model": "alpha", "prompt": "x", "max_tokens": 300, "min_tokens": 300}
@@ -40,7 +42,7 @@ def test_the_command(bundle: Path, packs: Path, tmp_path: Path) -> None:
     key.write_text(ANN)
     args = ["serve", str(bundle), "--adapters", str(packs / "gamma"), "--adapters", f"delta={packs / 'alpha'}", "--port", "0", "--provider",
             "cpu", "--json", "--adapters", str(folder), "--watch", "0.5", "--admin", "127.0.0.1:0", "--admin-key-file", str(key),
-            "--no-page"]
+            "--no-page", "--adapters", str(packs / "alpha")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "adapterpack", *args]
     with child(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
@@ -71,6 +73,7 @@ def test_what_is_refused_before_it_starts(bundle: Path, packs: Path, bundle_of: 
     for text, match in (("keys: {}", "expected"), ("keys: [{id: a, sha256: x}]", "regex|pattern"), ("keys: [{id: a}]", "sha256"),
                         (json.dumps({"keys": [entry("a", "k"), entry("b", "k")]}), "same sha256"),
                         (json.dumps({"keys": [entry("a", "k", adaptors=["x"])]}), "adaptors"),
+                        (json.dumps([entry("a", "k")]), 'begin the file with the line "keys:"'),
                         (json.dumps({"keys": [entry("a", "k", expires="2020-01-01T00:00:00")]}), "zone")):
         keys.touch(0o600)
         keys.write_text(text)
@@ -84,24 +87,30 @@ def test_what_is_refused_before_it_starts(bundle: Path, packs: Path, bundle_of: 
         serve(bundle, adapters=[tmp_path / "empty"], port=0)
     with pytest.raises(Unsupported, match="no graph for the engine"):
         serve(bundle_of("llama", "bank"), port=0)
-    key, line = new_key("team-a")
     keys.chmod(0o600)
-    keys.write_text(f"keys:\n{line}\n")
-    assert [(one.id, one.may("anything")) for one in read_keys(keys)] == [("team-a", True)]
-    assert key not in line
+    keys.write_text("keys:\n")
+    for name in ("team-a", "team-b"):
+        done = CliRunner().invoke(main, ["serve", "--new-key", name])
+        with keys.open("a") as file:
+            file.write(done.stdout)
+        (key,) = re.findall(r"ap-[\w-]+", done.stderr)
+        assert Keys(path=keys).of(f"Bearer {key}").id == name
+        assert key not in keys.read_text()
+    assert [(one.id, one.may("anything"), one.may(None)) for one in read_keys(keys)] == [("team-a", True, True), ("team-b", True, True)]
 
 
 def test_keys_change_and_the_server_ends_gently(start: Callable[..., Served], tmp_path: Path) -> None:
     """A key that leaves the file ends, one that comes begins, a file that is none changes nothing. On SIGTERM answers that were begun end
     as they would, whoever comes is told to come again, and the process ends with 0."""
     keys = tmp_path / "keys"
-    write_keys(keys, entry("ann", ANN, admin=True))
+    write_keys(keys, entry("ann", ANN, admin=True), entry("misspelt", OLD, adapters=["alhpa"]))
     server = start(keys=str(keys))
 
     def status(key: str) -> int:
         return server.get("/v1/models", headers={"Authorization": f"Bearer {key}"}).status_code
 
     assert (status(ANN), status(BOB)) == (200, 401)
+    assert "the key misspelt may ask for 'alhpa', and no adapter is called so: did you mean 'alpha'?" in server.log.read_text()
     write_keys(keys, entry("bob", BOB), entry("ann", ANN))
     until = time.monotonic() + 10
     while status(BOB) != 200:

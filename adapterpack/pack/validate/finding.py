@@ -26,7 +26,8 @@ class Finding(NamedTuple):
 
     def as_error(self, kind: str, path: object) -> AdapterpackError:
         """The error to raise where this finding makes the artifact at ``path``, a pack or a bundle, unusable."""
-        return self.error(f"the {kind} is not valid, {self.rule}: {self.message}".rstrip("."), where=f"{path}, {self.where}",
+        where = self.where if self.where.startswith(str(path)) else f"{path}, {self.where}"
+        return self.error(f"the {kind} is not valid, {self.rule}: {self.message}".rstrip("."), where=where,
                           remedy=self.fix or None)
 
     def to_json(self) -> dict[str, Any]:

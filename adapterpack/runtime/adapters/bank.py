@@ -70,7 +70,8 @@ class AdapterBank:
             BaseMismatch: the pack belongs to another base.
             Unsupported: no slot is free, or it does not fit.
         """
-        pack.require_levels(compatibility.recorded_fingerprint(base), name=base.name, where=self.folder, allow_structural=allow_structural)
+        pack.require_levels(compatibility.recorded_fingerprint(base), name=base.name, where=self.folder,
+                            model_type=base.model_type, allow_structural=allow_structural)
         require_positions(pack, self.bundle.sites)
         values, slots = self.values.of(pack), state.slots
         if pack.name in slots:

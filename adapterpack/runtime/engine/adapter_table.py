@@ -112,7 +112,7 @@ class AdapterTable:
         """
         base = self._bundle.bundle.base
         pack.require_levels(compatibility.recorded_fingerprint(base), name=base.name, where=self._bundle.folder,
-                            allow_structural=allow_structural)
+                            model_type=base.model_type, allow_structural=allow_structural)
 
     def rename(self, name: str, other: str) -> None:
         """Calls an adapter otherwise.

@@ -80,7 +80,7 @@ class AdapterControl:
             return list(self._refused.values())
 
     def add(self, pack: Pack, place: Place | None = None) -> Adapter:
-        """Loads a pack under the name that it has.
+        """Loads a pack under the name that it has. The same pack under that name, as of the bundle, is no other one.
 
         Raises:
             NameTaken: another has it, or the base.
@@ -88,7 +88,8 @@ class AdapterControl:
             AdapterpackError: as :meth:`.AdapterTable.load`.
         """
         with self._lock:
-            return self._add(pack, False, place)
+            holder = self._adapters.get(pack.name)
+            return self._add(pack, holder is not None and holder.digest == pack.id, place)
 
     def load(self, source: str, name: str, *, replace: bool = False) -> Adapter:
         """Loads the pack whose place is called ``source`` under a name; ``replace``: another may have it now, which is exchanged.

@@ -18,5 +18,5 @@ def unreadable(error: AdapterpackError, folder: Path, rule: Rule = UNREADABLE) -
     """An error of a reader as a finding, with the place that it names."""
     path, _, pointer = (error.where or str(folder)).partition("#")
     name = Path(path.partition(",")[0]).name
-    return Finding(rule.id, rule.severity, error.where or str(folder), error.sentence, error.remedy or "", type(error),
+    return Finding(rule.id, rule.severity, error.where or str(folder), error.placeless_sentence, error.remedy or "", type(error),
                    name if name != folder.name else None, pointer if pointer.startswith("/") else None)
