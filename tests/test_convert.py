@@ -402,7 +402,7 @@ def test_a_q8_0_gguf_is_read_with_the_values_that_the_gguf_package_gives(tmp_pat
 
 
 GGUF_REFUSED: dict[str, tuple[Callable[[], Mapping[str, Any]], type[AdapterpackError], str]] = {
-    "a whole model": (lambda: {"keys": {"general.type": "model"}}, FormatError, "general.type"),
+    "a whole model": (lambda: {"keys": {"general.type": "model"}}, Unsupported, "a model, not an adapter.*adapterpack inspect"),
     "a control vector": (lambda: {"keys": {"adapter.type": "control_vector"}}, FormatError, "adapter.type"),
     "another family": (lambda: {"arch": "qwen2"}, BaseMismatch, "qwen2"),
     "activated by tokens": (lambda: {"keys": {"adapter.alora.invocation_tokens": [1, 2]}}, Unsupported, "activated LoRA"),

@@ -420,16 +420,19 @@ def test_export_on_a_cast(mode: str, pack: Pack, declared: Callable[[str], Pack]
 
 def test_a_quantized_variant_takes_adapters_and_a_merge(pack: Pack, declared: Callable[[str], Pack], bases: dict[str, Path],
                                                         tmp_path: Path) -> None:
-    """Attached where adapters know the layers (dequantized on load): the dense float64 logits. Merged in its format; no export."""
+    """Attached where adapters know the layers (dequantized on load) and exported (floats of its values, as no operator has them): the dense
+    float64 logits. Merged in its format."""
     known = declared("quantized")
     np.testing.assert_allclose(adapted(bases["quantized"], known), dense(bases["quantized"], pack, IDS), rtol=0, atol=2e-5)
     with pytest.raises(BaseMismatch, match="names, dtypes or shapes"):
         attach(AutoModelForCausalLM.from_pretrained(bases["quantized"]), pack)
     report = adapterpack.merge(bases["quantized"], [known], tmp_path / "merged")
     assert report.packs[0].base == "variant" and report.losses[0].dtype == "fp8"
-    with pytest.raises(Unsupported, match=r"quantized.*fp8.*dequantize it first"):
-        adapterpack.export(bases["quantized"], [known], tmp_path / "out", mode="folded")
-    assert not (tmp_path / "out").exists()
+    bundle = adapterpack.export(bases["quantized"], [known], tmp_path / "out", mode="folded")
+    assert bundle.quantization["stored"]["fp8"]["held"] == 0
+    inputs = {"input_ids": IDS.numpy(), "attention_mask": np.ones_like(IDS.numpy())}
+    found = adapterpack.Session(tmp_path / "out", "cpu").run(inputs, "tickets")["logits"]
+    np.testing.assert_allclose(found, dense(bases["quantized"], pack, IDS), rtol=0, atol=5e-5)
 
 
 def test_a_quantized_variant_may_store_its_weights_in_any_form(pack: Pack, bases: dict[str, Path], tmp_path: Path) -> None:

@@ -42,10 +42,13 @@ def read_gguf(path: Path) -> GGUFAdapter:
 
     Raises:
         FormatError: truncated, malformed, or past a limit.
-        Unsupported: another version, another byte order, or a tensor type in which no adapter is stored.
+        Unsupported: a model, another version, another byte order, or a tensor type in which no adapter is stored.
     """
     data = read_file(path)
     header = read_header(data, path)
+    if header.values.get("general.type") == "model":
+        raise Unsupported("this GGUF file is a model, not an adapter", where=path,
+                          remedy="look at it with adapterpack inspect, or merge adapters into it")
     tensors = {}
     for name, tensor in header.tensors.items():
         if tensor.type.name not in DECODED:
