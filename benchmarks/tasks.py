@@ -2,7 +2,7 @@
 
 MiniLM learns the support tickets (6 classes) and the reviews (2) of ``examples/data``, each method with a head that is trained whole, on
 the training rows alone; accuracies are on the test rows, over several seeds. The learning rate of each method is the one of four that does
-best on a fifth of the training rows that is kept apart, in the mean over the seeds: one seed alone chooses rates at which the others diverge.
+best on a fifth of the training rows that is kept apart, in the mean over the seeds: one alone chooses rates at which others diverge.
 ``head`` trains the head alone, under an adapter that changes nothing.
 
     python benchmarks/tasks.py

@@ -157,7 +157,7 @@ def spans_groups(shapes: Mapping[str, tuple[int, ...]]) -> bool:
 
 
 SPANNING = PeftLayer(axes=(3, 4, 5), shown=spans_groups, stored=as_kernels("lora_A", "lora_B"))
-"""PEFT's factors at a convolution of groups, which are told by their shapes; before those of other convolutions."""
+"""PEFT's factors at a convolution of groups, which their shapes tell apart; before those of other convolutions."""
 
 
 OTHERS = ("use_dora", "kasa_config", "alora_invocation_tokens", "lora_bias")

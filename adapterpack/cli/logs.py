@@ -28,7 +28,7 @@ _flags: Mapping[str, Any] = {}
 
 
 def level() -> int:
-    """From which level on messages are told: ``--quiet`` leaves warnings and errors, ``--verbose`` adds what the work took."""
+    """From which level on messages are shown: ``--quiet`` leaves warnings and errors, ``--verbose`` adds what the work took."""
     return logging.WARNING if _flags.get(QUIET) else logging.DEBUG if _flags.get(VERBOSE) else logging.INFO
 
 
@@ -76,7 +76,7 @@ class _Stderr(logging.StreamHandler[Any]):
 
 
 @contextmanager
-def told(flags: Mapping[str, Any]) -> Iterator[None]:
+def message_level(flags: Mapping[str, Any]) -> Iterator[None]:
     """Messages of the block go to stderr: those of adapterpack; as JSON also those of other libraries, and Python's warnings.
 
     ``flags`` holds those of the command as soon as it has been read.

@@ -17,7 +17,7 @@ from click.shell_completion import CompletionItem
 from ..errors import EXIT_FAILED, AdapterpackError, printable
 from ..version import VERSION
 from . import settings
-from .logs import failed, told
+from .logs import failed, message_level
 from .options import TRACEBACK, everywhere, wants
 from .output import emit, one_line
 
@@ -89,7 +89,7 @@ class Commands(click.Group):
         warnings.formatwarning = _warning
         with _reported(ctx):
             settings.apply()
-            with told(ctx.meta), _reported(ctx):
+            with message_level(ctx.meta), _reported(ctx):
                 return super().invoke(ctx)
 
 

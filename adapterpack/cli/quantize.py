@@ -36,7 +36,7 @@ def command(source: str, out: str | None, schemes: tuple[str, ...], rank_budget:
     """Writes a quantized copy of a pack (int8, int4, fp8, mixed) or of a bundle's graphs; the error is in its manifest.
 
     With --compare it measures instead: for each scheme the adapter merged before quantizing, attached to the quantized base, and attached
-    with a correction (of rank 32, or --compensate), beside the float bundle.
+    with a correction (of rank 32, or --compensate), compared with the float bundle.
 
     \b
     Example:

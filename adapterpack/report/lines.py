@@ -15,7 +15,7 @@ from .text import elided
 _ROW, _AXIS, _GAP, _LABELS = 22, 24, 8, 210
 _PLOT = 170
 _POINTS = 200
-"""Points of a line at most: more are no longer told apart."""
+"""Points of a line at most: more cannot be seen apart."""
 
 
 class Line(NamedTuple):

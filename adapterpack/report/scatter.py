@@ -60,7 +60,7 @@ class _Scale:
 
 
 def scatter(title: str, points: Sequence[Point], x: Axis, y: Axis) -> Markup:
-    """Points by two figures, each with its name beside it; names that would meet are moved apart, with a line to their points.
+    """Points by two figures, each with its name next to it; names that would meet are moved apart, with a line to their points.
 
     Example:
         >>> chart = scatter("Size and error", [Point("a", 1.0, 2.0, "1, 2"), Point("b", 2.0, 1.0, "2, 1")], Axis("size", str),
@@ -94,7 +94,7 @@ def _on_right(place: float) -> bool:
 
 
 def _room(place: float, plot: float) -> float:
-    """The px beside a point on the side of its name, where the chart is narrowest."""
+    """The px next to a point on the side of its name, where the chart is narrowest."""
     return (1 - place if _on_right(place) else place) * plot - _DOT - _GAP
 
 

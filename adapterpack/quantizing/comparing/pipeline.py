@@ -41,7 +41,7 @@ def compare_quantized(bundle: str | os.PathLike[str], rows: str | os.PathLike[st
             that the adapter was not trained on tell most; at most 128 are read.
         adapter: its name; may be left out where the bundle has one.
         schemes: names of schemes of graphs.
-        progress: is told what is done.
+        progress: is called with what is done.
         options: as of :func:`adapterpack.quantize`; each is for the schemes that take it.
 
     Raises:
