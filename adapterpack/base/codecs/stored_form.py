@@ -6,7 +6,7 @@ bits are held in the next wider container. Which forms a weight has follows from
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -189,7 +189,10 @@ def _joined(forms: list[Blocks]) -> Blocks:
     if any(not np.array_equal(orders[0], order) for order in orders):
         raise Unsupported("inputs in another order for each of the weights side by side")
     count = -(-columns // block)
-    finer: Any = lambda form, numbers: np.repeat(numbers, form.block // block, axis=1)[:, :count]  # noqa: E731
+
+    def finer(form: Blocks, numbers: np.ndarray) -> np.ndarray:
+        return np.repeat(numbers, form.block // block, axis=1)[:, :count]
+
     minimum = None
     if any(form.minimum is not None for form in forms):
         zeros = [np.zeros_like(form.scale) if form.minimum is None else form.minimum for form in forms]
