@@ -70,6 +70,8 @@ def test_the_wheel_has_every_file_that_the_package_reads(tmp_path: Path) -> None
     suffixes = {".py", ".jinja", ".typed", ".json"}
     package = {str(path.relative_to(root)) for path in (root / "adapterpack").rglob("*") if path.suffix in suffixes}
     shipped = {f"adapterpack/{path.relative_to(root)}" for path in (root / "schemas").glob("*.json")}
+    shipped |= {f"adapterpack/{path.relative_to(root)}" for path in (root / "web" / "page").iterdir()}
+    shipped.add("adapterpack/web/dist/adapterpack.js")
     assert "adapterpack/report/templates/page.html.jinja" in package
     assert (package | shipped) - names == set()
 
@@ -104,8 +106,8 @@ def test_the_kernels_are_compiled_where_a_compiler_is() -> None:
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The source tree as a checkout has it, with a library that an earlier version left there."""
     root = tmp_path_factory.mktemp("checkout") / "adapterpack"
-    for name in ("adapterpack", "schemas", "examples"):
-        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    for name in ("adapterpack", "schemas", "examples", "web"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("*.so", "__pycache__", "node_modules"))
     for name in ("pyproject.toml", "hatch_build.py", "README.md", "LICENSE", ".gitignore"):
         shutil.copyfile(ROOT / name, root / name)
     (root / "adapterpack" / "_native" / "_lowrank.abi3.so").write_bytes(b"of an earlier version")

@@ -18,9 +18,9 @@ def new_keys(file: Path, tenants: Mapping[str, Sequence[str]]) -> dict[str, str]
     """Writes the file of keys, which holds digests alone; returns the key of each tenant. It allows no base and 60 requests a minute."""
     keys, entries = {}, ["keys:"]
     for tenant, adapters in tenants.items():
-        printed = subprocess.run([*COMMAND, "--new-key", tenant], capture_output=True, text=True, check=True).stdout
-        keys[tenant] = printed.partition("\n")[0].rpartition(" ")[2]
-        digest = printed.partition("sha256: ")[2][:64]
+        made = subprocess.run([*COMMAND, "--new-key", tenant], capture_output=True, text=True, check=True)
+        keys[tenant] = made.stderr.partition("\n")[0].rpartition(" ")[2]  # shown once, and in no file
+        digest = made.stdout.partition("sha256: ")[2][:64]
         entries.append(f"- {{id: {tenant}, sha256: {digest}, adapters: [{', '.join(adapters)}], base: false, requests_per_minute: 60}}")
     file.write_text("\n".join(entries) + "\n")
     file.chmod(0o600)  # the server refuses a file that others can read

@@ -40,7 +40,7 @@ WHOLE = [name for name in TEXTS if name != "half a surrogate pair"]
 
 def _print(text: str) -> None:
     """Everything that prints a text on a terminal."""
-    from adapterpack.cli import output, progress
+    from adapterpack.cli import logs, output, progress
     from adapterpack.cli.main import main
     from adapterpack.errors import ConfigError
 
@@ -52,7 +52,7 @@ def _print(text: str) -> None:
         say(text)
     with progress.byte_bar(text) as bar:
         bar(1, 1)
-    with progress.apart():
+    with logs.message_level({}), progress.apart():
         logging.getLogger("adapterpack").warning("%s", text)
     main(["methods", "lora", "--json"], standalone_mode=False)
     warnings.warn(text, stacklevel=1)
