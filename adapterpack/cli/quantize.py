@@ -12,7 +12,7 @@ import adapterpack
 from ..hub.resolve import folder_of
 from ..io.readable import size
 from .comparing import compare
-from .options import quantization_options, shared, values
+from .options import html_option, quantization_options, shared, values
 from .output import emit, facts, line
 from .progress import apart
 
@@ -29,7 +29,7 @@ from .progress import apart
 @click.option("--compare", "rows", metavar="ROWS.jsonl", help="Write nothing: show what each way of quantizing a bundle gives on these "
                                                               "rows (text, messages, prompt and completion, or text and label).")
 @click.option("--adapter", metavar="NAME", help="--compare: the adapter, where the bundle has several.")
-@click.option("--html", metavar="F", help="--compare: write a page with a picture to this file; it is replaced if it exists.")
+@html_option("the picture of --compare")
 @shared
 def command(source: str, out: str | None, schemes: tuple[str, ...], rank_budget: float | None, rows: str | None, adapter: str | None,
             html: str | None, as_json: bool, **options: Any) -> None:

@@ -6,6 +6,7 @@ What counts is, in this order: the option, the environment variable, the file, t
 from __future__ import annotations
 
 import os
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,8 +71,6 @@ def apply() -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    import tomllib  # noqa: PLC0415 - only who has a file pays for it
-
     with storage_errors(path), path.open("rb") as file:
         data = read_at_most(file, _MAX_BYTES + 1)
     if len(data) > _MAX_BYTES:

@@ -1,4 +1,4 @@
-"""Writes a quantized base as plain numbers into a scratch folder, of which frontends make graphs and torch a model."""
+"""Writes a quantized base as plain floats into a scratch folder, from which frontends build graphs and torch loads the model."""
 
 from __future__ import annotations
 

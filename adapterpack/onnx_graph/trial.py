@@ -11,8 +11,8 @@ from .bfloat16 import computing_wide
 
 
 def survive(request: bytes) -> bytes:
-    """Opens a graph as a session does: its path, and whether it is opened in its form of float32, as JSON in, nothing out. An error of ONNX
-    Runtime's own is left to whoever opens the graph next.
+    """Opens a graph as a session does: its path, and whether it is opened in its form of float32, as JSON in, nothing out. Errors that
+    ONNX Runtime raises are ignored: the session that opens the graph next reports them.
 
     Raises:
         MemoryError: there is too little memory.

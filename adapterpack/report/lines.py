@@ -72,7 +72,7 @@ def loss_lines(title: str, losses: Sequence[tuple[str, Sequence[int], Sequence[f
 
 
 def _bounds(count: int) -> list[int]:
-    """Where the stretches of ``count`` steps begin and end of which a point is made."""
+    """The bounds that divide ``count`` steps into stretches, one for each point of a line."""
     points = min(count, _POINTS)
     return [round(index * count / points) for index in range(points + 1)] if points else [0]
 

@@ -28,7 +28,7 @@ class QuantizedRows(NamedTuple):
 
 
 class Span(NamedTuple):
-    """Levels that are ``unit`` times the whole numbers from ``low`` to ``high``, each of which is its own code."""
+    """Evenly spaced levels: ``unit`` times a code, which is a whole number from ``low`` to ``high``."""
 
     low: int
     high: int

@@ -172,7 +172,7 @@ def _container(span: Span, weight: Weight) -> tuple[int, int]:
 
 
 def _block(width: int, columns: int, bits: int, weight: Weight) -> int:
-    """How many codes share a scale in the operator's blocks, of which whole ones make up a group of ``width``."""
+    """The largest block size of the operator that divides a group of ``width`` codes; for one group a row, the size that takes least."""
     if width >= columns:  # one scale for a row: what takes the fewest bytes, its filling included
         return min(BLOCKS, key=lambda block: -(-columns // block) * (block * bits + 40))
     fitting = next((block for block in BLOCKS if width % block == 0), None)

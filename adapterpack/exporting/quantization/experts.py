@@ -33,7 +33,7 @@ def unstack_experts(path: Path) -> int:
 
 
 def _cuts_a_stack(node: Any) -> bool:
-    """Whether a node cuts a constant stack of matrices into all of them, each of which is the weight of products alone."""
+    """Whether a node splits a constant stack into single matrices that nothing but products reads."""
     if node.op_type != "Split" or node.domain or node.attributes.get_int("axis", 0) != 0:
         return False
     stack = node.inputs[0]

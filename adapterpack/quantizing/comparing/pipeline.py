@@ -23,7 +23,7 @@ from .result import Comparison, Form
 from .rows import examples
 
 RANK = 32
-"""The rank of a compensation, unless another one is asked for."""
+"""The default rank of a compensation."""
 
 
 def compare_quantized(bundle: str | os.PathLike[str], rows: str | os.PathLike[str], *, adapter: str | None = None,

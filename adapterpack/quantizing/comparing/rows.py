@@ -1,4 +1,4 @@
-"""The rows that quantized forms of a bundle are compared on: what is asked, what the answer should be, and the tokens that are scored."""
+"""Reads the rows on which quantized forms are compared: each with its question, its right answer and the tokens to score."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ...tasks.problems import LABEL_COLUMNS
 
 class Example(NamedTuple):
     """One row. ``asked`` is what a runner answers, ``expected`` the right answer, if the row has one. ``ids`` are the tokens of the whole
-    row, of which the first ``given`` are no answer; a classifier's row has none.
+    row, and the answer begins behind the first ``given``; a classifier's row has none.
     """
 
     asked: Mapping[str, Any]
