@@ -956,11 +956,7 @@ async function open(url, options = {}) {
   files.expect([graph, "tokenizer.json", "tokenizer_config.json", ...data]);
   const [tokenizer, config, model] = [await files.object("tokenizer.json"), await files.object("tokenizer_config.json", true), await files.bytes(graph)];
   const [weights, bank] = [/* @__PURE__ */ new Map(), /* @__PURE__ */ new Map()];
-  for (const path of data) {
-    const part = await files.bytes(path);
-    if (banks.has(path)) bank.set(path, part);
-    else weights.set(path, new Blob([part]));
-  }
+  for (const path of data) (banks.has(path) ? bank : weights).set(path, await files.bytes(path));
   const texts2 = new Texts(tokenizer, config, facts);
   const open2 = await Graph.open(runs, model, new Map([...weights, ...bank]), manifest.outputs);
   return new Bundle(`sha256:${await sha256(bytes)}`, manifest, facts, texts2, open2, model, weights, bank, manifest.adapters);

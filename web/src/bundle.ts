@@ -47,7 +47,7 @@ export class Bundle {
     private readonly texts: Texts,
     private readonly graph: Graph,
     private readonly model: Uint8Array,
-    private readonly weights: Map<string, Blob>,
+    private readonly weights: Map<string, Uint8Array>,
     private bank: Map<string, Uint8Array>,
     private known: Adapter[],
   ) {}
@@ -172,10 +172,10 @@ export class Bundle {
   /** Opens the graph with another bank; where that fails it is as it was. */
   private async reopen(bank: Map<string, Uint8Array>): Promise<void> {
     try {
-      await this.graph.reopen(this.model, new Map<string, Blob | Uint8Array>([...this.weights, ...bank]));
+      await this.graph.reopen(this.model, new Map([...this.weights, ...bank]));
       this.bank = bank;
     } catch (error) {
-      await this.graph.reopen(this.model, new Map<string, Blob | Uint8Array>([...this.weights, ...this.bank]));
+      await this.graph.reopen(this.model, new Map([...this.weights, ...this.bank]));
       throw error;
     }
   }
@@ -236,14 +236,11 @@ export async function open(url: string | URL, options: OpenOptions = {}): Promis
   const data = manifest.files.map((file) => file.path).filter((path) => path.endsWith(".onnx.data"));
   files.expect([graph, "tokenizer.json", "tokenizer_config.json", ...data]);
   const [tokenizer, config, model] = [await files.object("tokenizer.json"), await files.object("tokenizer_config.json", true), await files.bytes(graph)];
-  const [weights, bank] = [new Map<string, Blob>(), new Map<string, Uint8Array>()];
-  for (const path of data) {
-    const part = await files.bytes(path);
-    if (banks.has(path)) bank.set(path, part);
-    else weights.set(path, new Blob([part as BlobPart])); // which the browser may keep on disk
-  }
+  // In memory: a browser with little room for Blobs takes hundreds of megabytes of them, and cannot read them any more.
+  const [weights, bank] = [new Map<string, Uint8Array>(), new Map<string, Uint8Array>()];
+  for (const path of data) (banks.has(path) ? bank : weights).set(path, await files.bytes(path));
   const texts = new Texts(tokenizer, config, facts);
-  const open = await Graph.open(runs, model, new Map<string, Blob | Uint8Array>([...weights, ...bank]), manifest.outputs);
+  const open = await Graph.open(runs, model, new Map([...weights, ...bank]), manifest.outputs);
   return new Bundle(`sha256:${await sha256(bytes)}`, manifest, facts, texts, open, model, weights, bank, manifest.adapters);
 }
 

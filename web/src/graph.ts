@@ -38,13 +38,13 @@ export class Graph {
   private constructor(private readonly ort: Ort, private session: InferenceSession, readonly provider: Provider, private readonly outputs: Port[]) {}
 
   /** Opens a graph of these bytes, with the files of its weights by name. */
-  static async open(provider: Provider, graph: Uint8Array, data: Map<string, Blob | Uint8Array>, outputs: Port[]): Promise<Graph> {
+  static async open(provider: Provider, graph: Uint8Array, data: Map<string, Uint8Array>, outputs: Port[]): Promise<Graph> {
     const ort = (await (provider === "webgpu" ? import("onnxruntime-web/webgpu") : import("onnxruntime-web/wasm"))) as Ort;
     return new Graph(ort, await openSession(ort, provider, graph, data, outputs), provider, outputs);
   }
 
   /** Opens it anew with other weights. The old session ends first, since two would need twice the memory. */
-  async reopen(graph: Uint8Array, data: Map<string, Blob | Uint8Array>): Promise<void> {
+  async reopen(graph: Uint8Array, data: Map<string, Uint8Array>): Promise<void> {
     await this.alone(async () => {
       await this.session.release();
       this.session = await openSession(this.ort, this.provider, graph, data, this.outputs);
@@ -81,7 +81,7 @@ export class Graph {
 }
 
 /** Quantized weights of the graph for WebAssembly become floats once, when it is opened: products of codes take ten times as long there. */
-async function openSession(ort: Ort, provider: Provider, graph: Uint8Array, data: Map<string, Blob | Uint8Array>, outputs: Port[]): Promise<InferenceSession> {
+async function openSession(ort: Ort, provider: Provider, graph: Uint8Array, data: Map<string, Uint8Array>, outputs: Port[]): Promise<InferenceSession> {
   const onGpu = outputs.map((port) => port.name).filter((name) => CACHE.test(name));
   const locations = provider === "webgpu" && onGpu.length ? { preferredOutputLocation: Object.fromEntries(onGpu.map((name) => [name, "gpu-buffer" as const])) } : {};
   const extra = provider === "wasm" ? { extra: { session: { disable_quant_qdq: "1" } } } : {};

@@ -37,7 +37,7 @@ export declare class Bundle {
     /** @internal */
     constructor(
     /** The SHA-256 of the manifest, as `sha256:…`. */
-    digest: string, manifest: Manifest, facts: Facts, texts: Texts, graph: Graph, model: Uint8Array, weights: Map<string, Blob>, bank: Map<string, Uint8Array>, known: Adapter[]);
+    digest: string, manifest: Manifest, facts: Facts, texts: Texts, graph: Graph, model: Uint8Array, weights: Map<string, Uint8Array>, bank: Map<string, Uint8Array>, known: Adapter[]);
     /** The adapters that rows can name: name, digest of the pack, labels. */
     get adapters(): readonly Adapter[];
     /** What the bundle does: `text-classification`, `feature-extraction` or `text-generation`. */

@@ -21,9 +21,9 @@ export declare class Graph {
     private line;
     private constructor();
     /** Opens a graph of these bytes, with the files of its weights by name. */
-    static open(provider: Provider, graph: Uint8Array, data: Map<string, Blob | Uint8Array>, outputs: Port[]): Promise<Graph>;
+    static open(provider: Provider, graph: Uint8Array, data: Map<string, Uint8Array>, outputs: Port[]): Promise<Graph>;
     /** Opens it anew with other weights. The old session ends first, since two would need twice the memory. */
-    reopen(graph: Uint8Array, data: Map<string, Blob | Uint8Array>): Promise<void>;
+    reopen(graph: Uint8Array, data: Map<string, Uint8Array>): Promise<void>;
     /** Names of the inputs that must be fed. */
     get inputs(): readonly string[];
     /** Runs one pass. */
