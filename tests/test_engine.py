@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import resource
 import shutil
@@ -19,6 +20,7 @@ from adapterpack import Session, export, load
 from adapterpack.bundle.decoder_graph import DECODER
 from adapterpack.bundle.manifest import GRAPH, PAST
 from adapterpack.errors import AdapterpackError, BaseMismatch, ConfigError, FormatError, UnknownAdapter, Unsupported
+from adapterpack.io import open_files
 from adapterpack.io.safe_open import TENSORS
 from adapterpack.io.streamed_tensors import Streamed
 from adapterpack.runtime.engine.adapter_feeds import ResidentAdapter
@@ -311,6 +313,30 @@ def test_packs_that_no_row_runs_with_are_on_the_disk_alone(bundle: Path, tmp_pat
     with pytest.raises(FormatError, match="not the one that its manifest lists"):
         engine.add(prompt, "alpha", max_new_tokens=4)
     assert [event.text for event in drained(engine) if event.finish_reason] == [alone["beta"]]
+
+
+def test_packs_that_are_loaded_stay_what_they_are_though_their_folders_do_not(bundle: Path, tmp_path: Path,
+                                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pack that was loaded is on the disk alone, and its rows run on when its folder is removed; where the process may have no more files
+    open its tensors stay in memory. Files are closed when packs are unloaded."""
+    session, prompt = Session(bundle, "cpu"), ids(3)
+    gc.collect()
+    held = len(open_files._held)
+    for room in (1, 0):
+        monkeypatch.setattr(open_files, "room", lambda room=room: room)
+        engine = Engine(bundle, "cpu", max_rows=2, adapter_budget=0)
+        folder = tmp_path / f"pack{room}"
+        shutil.copytree(session.pack("alpha").path, folder)
+        engine.adapters.load(folder, "mine")
+        assert isinstance(engine.adapters.pack("mine").tensors, Streamed) == bool(room)
+        assert len(open_files._held) == held + room
+        shutil.rmtree(folder)
+        engine.add(prompt, "mine", max_new_tokens=4)
+        (alone,) = session.generate([prompt], ["alpha"], max_new_tokens=4)
+        assert [event.text for event in drained(engine) if event.finish_reason] == [alone.text]
+        engine.adapters.unload("mine")
+        gc.collect()
+        assert len(open_files._held) == held
 
 
 def resident(name: str, size: int) -> ResidentAdapter:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..errors import FormatError, storage_errors
+from .open_files import kept_open
 from .safe_open import fill, open_inside
 from .safetensors import DTYPES, SafetensorsFile, TensorInfo
 
@@ -17,12 +19,13 @@ from .safetensors import DTYPES, SafetensorsFile, TensorInfo
 class Streamed(Mapping[str, np.ndarray]):
     """Tensor name -> array, read anew each time, and checked by its sha256: what is used is what was checked, whoever may write there.
 
-    The file is open only while it is read, so that a process may have any number of packs. Tensors that are not in the file as they are
-    (``held``) are kept.
+    The file is open only while it is read, so that a process may have any number of packs, until :meth:`keep_open`. Tensors that are not in
+    the file as they are (``held``) are kept.
     """
 
     def __init__(self, path: Path, infos: Mapping[str, TensorInfo], digests: Mapping[str, str], held: Mapping[str, np.ndarray]) -> None:
         self._path, self._infos, self._digests, self._held = path, infos, digests, held
+        self._descriptor: int | None = None
 
     @classmethod
     def of(cls, file: SafetensorsFile, tensors: Mapping[str, np.ndarray], digests: Mapping[str, str]) -> Streamed:
@@ -35,13 +38,35 @@ class Streamed(Mapping[str, np.ndarray]):
             return self._held[name]
         info = self._infos.get(name)
         data = np.empty(0 if info is None else info.nbytes, np.uint8)
-        with storage_errors(self._path), open_inside(self._path) as file:
-            whole = info is not None and fill(file.fileno(), data.data, info.offset)
+        with storage_errors(self._path), self._opened() as descriptor:
+            whole = info is not None and fill(descriptor, data.data, info.offset)
         if info is None or not whole or hashlib.sha256(data.data).hexdigest() != self._digests[name]:
             raise FormatError("the file changed while it was in use", where=f"{self._path}, tensor {name}",
                               remedy="start again once nothing writes to it")
         data.flags.writeable = False
         return data.view(DTYPES[info.dtype]).reshape(info.shape)
+
+    def keep_open(self) -> bool:
+        """Reads from the file that has the name now, even when it is removed or another takes its place; False where the process may not
+        have one more file open.
+
+        Raises:
+            FormatError: what has the name now is not what was checked.
+            StorageError: the file system refuses.
+        """
+        if self._descriptor is None:
+            self._descriptor = kept_open(self._path, self)
+            for name in self if self._descriptor is not None else ():
+                self[name]  # compared with its digest
+        return self._descriptor is not None
+
+    @contextmanager
+    def _opened(self) -> Iterator[int]:
+        if self._descriptor is not None:
+            yield self._descriptor
+            return
+        with open_inside(self._path) as file:
+            yield file.fileno()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._digests)

@@ -19,7 +19,7 @@ from ..adapter_methods.core.shapes import check_shapes
 from ..base import compatibility
 from ..base.compatibility import Verdict
 from ..base.fingerprint import Fingerprint
-from ..errors import ConfigError, NothingToDo
+from ..errors import ConfigError, FormatError, NothingToDo, StorageError
 from ..io.safe_open import TENSORS
 from ..io.safetensors import SafetensorsFile
 from ..io.streamed_tensors import Streamed, Unread
@@ -194,6 +194,17 @@ class Pack(Described):
         file = SafetensorsFile(self.path / TENSORS)
         digests = {name: entry.sha256 for name, entry in self.manifest.tensors.items()}
         return dataclasses.replace(self, tensors=Streamed(file.path, file.tensors, digests, {}))
+
+    def kept_open(self) -> Pack:
+        """As :meth:`unloaded`, for a folder that may be removed or exchanged while the pack is in use: its file stays open.
+
+        The tensors stay in memory where the folder was changed since they were read, and where the process may have no more files open.
+        """
+        try:
+            pack = self.unloaded()
+            return pack if isinstance(pack.tensors, Streamed) and pack.tensors.keep_open() else self
+        except (FormatError, StorageError):
+            return self
 
     def write(self, out: str | os.PathLike[str]) -> Pack:
         """Writes the pack to a new folder ``out``, whole or not at all, and returns it with its path.

@@ -13,6 +13,7 @@ from ..errors import ConfigError
 from ..extras import needed_by
 from ..http.tls import IN_THE_CLEAR, Certificate
 from ..hub.resolve import folder_of
+from ..io.open_files import allow_more_files
 from ..pack.pack import Pack
 from ..runtime.engine.base import Engine
 from ..runtime.providers.device import Device
@@ -92,6 +93,7 @@ def serve(bundle: str | os.PathLike[str], *, adapters: Sequence[Pack | str | os.
     scheme, context = ("http", None) if tls is None else ("https", tls.context)
     if tls is None and (not is_loopback(host) or (admin is not None and open_to_others(admin))):
         _LOG.warning(IN_THE_CLEAR)
+    allow_more_files()  # of loaded packs, and of connections
     signers = Signers([Path(key) for key in require_signature])
     size = {"max_rows": max_rows, "max_length": max_length}
     engine = Engine(folder_of(bundle), provider, threads=threads, **{name: value for name, value in size.items() if value is not None})

@@ -92,6 +92,7 @@ class AdapterTable:
         adapter = self.taken(loaded)
         try:
             self._require_canary(loaded, adapter)
+            loaded = loaded.kept_open()
             with self._lock:
                 self._require_free(loaded, replace)
                 before = self._packs.get(loaded.name)
