@@ -48,7 +48,9 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "R
 
 @pytest.fixture(scope="module", autouse=True)
 def ray_is_there() -> None:
-    if subprocess.run([PYTHON, "-c", "import ray.serve, ray.data"], capture_output=True, check=False, timeout=120).returncode:
+    tried = subprocess.run([PYTHON, "-c", "import ray.serve, ray.data"], capture_output=True, text=True, check=False, timeout=120)
+    if tried.returncode:
+        assert "ADAPTERPACK_RAY_PYTHON" not in os.environ, f"{PYTHON} cannot import Ray:\n{tried.stderr[-3000:]}"
         pytest.skip("RAY IS NOT INSTALLED: pip install 'adapterpack[ray]', or name an interpreter that has it in ADAPTERPACK_RAY_PYTHON")
 
 
