@@ -26,5 +26,7 @@ def clipped(terms, *, factor: float = 1.0):
 
 
 if __name__ == "__main__":
+    if len(sys.argv) == 1:
+        sys.exit(__doc__)
     pack = adapterpack.compose(sys.argv[1:], rule="clipped", out="clipped")
     print(f"{len(sys.argv) - 1} packs composed into {pack.path}")

@@ -35,4 +35,6 @@ def main(base: str, out: str, steps: int = 40) -> adapterpack.Pack:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) == 1:
+        sys.exit(__doc__)
     print(main(*sys.argv[1:3], *map(int, sys.argv[3:])))

@@ -44,4 +44,6 @@ def main(base: str, out: str, steps: int = 100) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) == 1:
+        sys.exit(__doc__)
     main(*sys.argv[1:3], *map(int, sys.argv[3:]))

@@ -29,4 +29,6 @@ def main(base: str, *packs: str) -> dict[str, dict]:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) == 1:
+        sys.exit(__doc__)
     main(*sys.argv[1:])

@@ -28,4 +28,6 @@ def main(base: str, out: str, steps: int = 100) -> adapterpack.Pack:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) == 1:
+        sys.exit(__doc__)
     print(main(*sys.argv[1:3], *map(int, sys.argv[3:])))

@@ -32,4 +32,6 @@ def main(base: str, out: str, rows: str, steps: int = 200) -> adapterpack.Pack:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) == 1:
+        sys.exit(__doc__)
     print(main(*sys.argv[1:4], *map(int, sys.argv[4:])))
