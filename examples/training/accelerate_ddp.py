@@ -1,7 +1,9 @@
 """A loop of your own on several processes with accelerate; all of them call `save`, and the first one writes.
 
-    accelerate launch --cpu --num_processes 2 examples/training/accelerate_ddp.py SmolLM2-135M-Instruct packs/orders
+    accelerate launch --multi_gpu --num_processes 2 examples/training/accelerate_ddp.py SmolLM2-135M-Instruct packs/orders
     torchrun --nproc_per_node 2 examples/training/accelerate_ddp.py SmolLM2-135M-Instruct packs/orders
+
+The second also runs on a CPU, where `accelerate launch` starts one process alone unless it has MPI.
 """
 
 import json
