@@ -39,7 +39,7 @@ from .core.operators import (
     Scaled,
     Sums,
 )
-from .core.peft_form import Completed, Factorise, PeftContent, PeftForm, PeftLayer, PeftSecondary, Rewritten
+from .core.peft_form import Completed, Estimate, Factorise, PeftContent, PeftForm, PeftLayer, PeftSecondary, Rewritten
 from .core.site import PROMPT, Params, Site
 from .inits import INITS, Calibration, Init
 from .registry import METHODS, broken_plugins, get, method_of, methods, register
@@ -57,6 +57,7 @@ __all__ = [
     "Dense",
     "Deviation",
     "Diagonal",
+    "Estimate",
     "Factorise",
     "Init",
     "Kronecker",

@@ -31,7 +31,7 @@ from .core.operators import Dense
 from .core.peft_form import Factorise, PeftContent, PeftForm
 from .core.peft_keys import PeftKeys
 from .core.site import Params, Site
-from .core.torch_random import TorchGenerator
+from .core.torch_random import TorchGenerator, svd_lowrank
 from .registry import METHODS
 
 MOST_GROUPS = 1024
@@ -117,15 +117,9 @@ def _start(cfg: AdaMSS, matrix: np.ndarray, r: int) -> np.ndarray:
 
 
 def _estimate(matrix: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """U ``[out, r]`` and V ``[in, r]`` in the type of ``start``, as ``svd_lowrank`` estimates them (arXiv 0909.4061, algorithm 5.1)."""
-    turned = matrix.shape[0] < matrix.shape[1]
-    tall = (matrix.T if turned else matrix).astype(start.dtype)
-    Q = np.linalg.qr(tall @ start)[0]
-    for _ in range(2):
-        Q = np.linalg.qr(tall @ np.linalg.qr(tall.T @ Q)[0])[0]
-    inner, _, right = np.linalg.svd(Q.T @ tall, full_matrices=False)
-    U, V = Q @ inner, right.T
-    return (V, U) if turned else (U, V)
+    """U ``[out, r]`` and V ``[in, r]`` in the type of ``start``, as ``svd_lowrank`` estimates them."""
+    U, _, V = svd_lowrank(matrix, start, 2)
+    return U, V
 
 
 _ROUNDS, _SEED, _TOLERANCE = 10, 123456789, 1e-4

@@ -5,6 +5,9 @@
 R = diag(b) Q diag(a) with a rotation Q of Cayley's map (as in OFT), or a free [r, r] matrix. A = V_r^T and B = U_r S_r; with ``pissa_init``
 both have the square root of S_r. What PEFT calls ``psoft_alpha`` is divided out of A and B again, so that it changes nothing.
 
+With ``svd="lowrank"`` U_r, S_r and V_r are the estimate of Halko et al. (arXiv 0909.4061, algorithm 5.1) that ``torch.svd_lowrank`` makes
+of ``random_seed`` in ``svd_lowrank_niter`` rounds; torch's generator on a CPU gives the same numbers on every machine.
+
 A and B are computed anew from the weight wherever the adapter goes, in float32. The sign of a pair of singular vectors is free, and R means
 something else with every choice: here each left vector points along a fixed random direction. PEFT takes the signs that its linear algebra
 library happens to give, which differ between CPU and GPU and from library to library (about one pair in six between those of numpy and
@@ -15,7 +18,7 @@ signs of PEFT's vectors in ours, R in its frame is diag(s) R diag(s), and so is 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,18 +26,22 @@ import numpy as np
 from ..errors import Unsupported
 from .core.arrays import array_namespace
 from .core.base import Method, NormalForm, Storage, Traits
-from .core.config import SiteConfig, is_number, require_flag, require_number, require_whole
+from .core.config import LARGEST_WHOLE, OPTIONAL, SiteConfig, is_number, require_choice, require_flag, require_number, require_whole
 from .core.operators import Array, Dense
 from .core.orthogonal import MOST_TERMS, cayley, skew, triangle, within
-from .core.peft_form import Factorise, PeftForm
+from .core.peft_form import Estimate, Factorise, PeftForm
 from .core.peft_keys import PeftKeys
 from .core.site import Params, Site
+from .core.torch_random import TorchGenerator, svd_lowrank
 from .registry import METHODS
+
+_MOST_ROUNDS = 100
+"""Of power iteration, each of which takes as long as four passes of the weight with ``r`` tokens; ten do for PEFT."""
 
 
 @dataclass(frozen=True)
 class PSOFT(SiteConfig):
-    """The hyper-parameters of PSOFT; the rank is at most the smaller width of a layer.
+    """The hyper-parameters of PSOFT; the rank is at most the smaller width of a layer. ``svd``: "full", or "lowrank" for an estimate.
 
     Example:
         >>> PSOFT(r=16).rank
@@ -49,6 +56,9 @@ class PSOFT(SiteConfig):
     use_cayley_neumann: bool = False
     num_cayley_neumann_terms: int = 5
     cayley_neumann_eps: float | None = None
+    svd: str = field(default="full", metadata=OPTIONAL)
+    svd_lowrank_niter: int = field(default=10, metadata=OPTIONAL)
+    random_seed: int = field(default=0, metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -62,6 +72,9 @@ class PSOFT(SiteConfig):
             require_number("cayley_neumann_eps", self.cayley_neumann_eps)
             if not 0 < self.cayley_neumann_eps < 1:
                 raise ValueError(f"cayley_neumann_eps must lie between 0 and 1, not {self.cayley_neumann_eps!r}")
+        require_choice("svd", self.svd, ("full", "lowrank"))
+        require_whole("svd_lowrank_niter", self.svd_lowrank_niter, 0, _MOST_ROUNDS)
+        require_whole("random_seed", self.random_seed, 0, LARGEST_WHOLE)
 
     @property
     def rank(self) -> int:
@@ -86,13 +99,24 @@ def _init(cfg: PSOFT, site: Site, rng: np.random.Generator) -> dict[str, np.ndar
 
 def _constants(cfg: PSOFT, site: Site) -> dict[str, np.ndarray]:
     r = _rank(cfg, site)
-    U, S, V = np.linalg.svd(np.asarray(site.weight, np.float32), full_matrices=False)
+    U, S, V = _principal(cfg, site, r)
     along = np.where(np.random.default_rng(0).standard_normal(len(U)) @ U < 0, np.float32(-1), np.float32(1))
     U, V = U * along, along[:, None] * V
     inner = np.sqrt(S[:r, None]) if cfg.ab_svd_init == "pissa_init" else np.ones((r, 1), np.float32)
     index, sign = triangle(r)
     turning = {"triangle": index, "sign": sign} if cfg.orth else {}
     return {"A": inner * V[:r], "B": U[:, :r] * (S[:r] / inner[:, 0]), **turning}
+
+
+def _principal(cfg: PSOFT, site: Site, r: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """U, S and V^T of the weight in float32, of which the first ``r`` count; with the signs of numpy's decomposition."""
+    weight = np.asarray(site.weight, np.float32)
+    if cfg.svd == "full":
+        U, S, V = np.linalg.svd(weight, full_matrices=False)
+        return U, S, V
+    start = TorchGenerator(cfg.random_seed).normal((min(weight.shape), r), 1.0)
+    U, S, V = svd_lowrank(weight, start, cfg.svd_lowrank_niter)
+    return U, S, V.T
 
 
 def _normal_form(cfg: PSOFT, params: Params, site: Site) -> NormalForm:
@@ -120,11 +144,13 @@ _SAME = 1e-4
 
 def _turned(cfg: PSOFT, params: Mapping[str, np.ndarray], site: Site, factorise: Factorise) -> tuple[PSOFT, dict[str, np.ndarray]]:
     """The parameters in PEFT's frame, of those in ours; or in ours, of those in PEFT's."""
-    r, (U, S, V) = _rank(cfg, site), factorise(np.asarray(site.weight, np.float32))
+    r = _rank(cfg, site)
     if r < cfg.r:
         raise Unsupported("PEFT has no PSOFT at a layer that is narrower than the rank", where=site.path, found=f"r={cfg.r}",
                           expected=f"at most {r}", remedy="keep the pack as it is")
-    constants = _constants(PSOFT(r=cfg.r), site)
+    estimate = Estimate(r, cfg.svd_lowrank_niter, cfg.random_seed) if cfg.svd == "lowrank" else None
+    U, S, V = factorise(np.asarray(site.weight, np.float32), estimate)
+    constants = _constants(replace(cfg, ab_svd_init="psoft_init"), site)
     A, B, U, V = constants["A"], constants["B"] / S[:r], U[:, :r], V[:r]
     signs = np.where((A * V).sum(1) < 0, np.float32(-1), np.float32(1))
     off = max(float(np.abs(A - signs[:, None] * V).max()), float(np.abs(B - signs * U).max()))
@@ -140,9 +166,10 @@ def _turned(cfg: PSOFT, params: Mapping[str, np.ndarray], site: Site, factorise:
 _KEYS = PeftKeys(
     PSOFT,
     {"r": 32, "ab_svd_init": "psoft_init", "orth": True, "mag_a": True, "mag_b": True, "use_cayley_neumann": False,
-     "num_cayley_neumann_terms": 5, "cayley_neumann_eps": None, "dropout": 0.0},
-    {"psoft_svd": "full", "fan_in_fan_out": False, "init_weights": True},
-    renamed={"orth": "psoft_orth", "mag_a": "psoft_mag_a", "mag_b": "psoft_mag_b", "dropout": "psoft_dropout"},
+     "num_cayley_neumann_terms": 5, "cayley_neumann_eps": None, "dropout": 0.0, "svd": "full", "svd_lowrank_niter": 10, "random_seed": 0},
+    {"fan_in_fan_out": False, "init_weights": True},
+    renamed={"orth": "psoft_orth", "mag_a": "psoft_mag_a", "mag_b": "psoft_mag_b", "dropout": "psoft_dropout", "svd": "psoft_svd",
+             "svd_lowrank_niter": "psoft_svd_lowrank_niter"},
 )
 
 
@@ -154,9 +181,9 @@ def _from_peft(config: Mapping[str, Any]) -> Any:
     alpha = config.get("psoft_alpha", 32)
     if not is_number(alpha) or alpha <= 0:  # the root of a negative one is NaN; any other is divided out again
         raise ValueError(f"psoft_alpha must be positive, not {alpha!r}")
-    if config.get("psoft_svd", "full") != "full":
-        raise Unsupported("this PEFT option is not supported: psoft_svd", found=repr(config["psoft_svd"])[:80], expected="full",
-                          remedy="merge this adapter with the library that made it: its singular vectors are estimates")
+    if config.get("psoft_svd") == "lowrank" and config.get("random_seed") is None:
+        raise Unsupported("an older PEFT estimated these singular vectors with random numbers that nothing repeats", expected="random_seed",
+                          found="psoft_svd 'lowrank' without it", remedy="merge it with the PEFT that made it, where that still runs")
     return _KEYS.from_config(config)
 
 
@@ -171,7 +198,7 @@ psoft = METHODS.register(Method(
     init=_init,
     normal_form=_normal_form,
     examples=(PSOFT(r=3), PSOFT(r=2, ab_svd_init="pissa_init", mag_a=False), PSOFT(r=5, orth=False, mag_b=False, dropout=0.1),
-              PSOFT(r=4, use_cayley_neumann=True, cayley_neumann_eps=0.9)),
+              PSOFT(r=4, use_cayley_neumann=True, cayley_neumann_eps=0.9), PSOFT(r=3, svd="lowrank", svd_lowrank_niter=4, random_seed=7)),
     storage=Storage(constants=_constants),
     peft=PeftForm(
         peft_type="PSOFT",

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..adapter_methods import Completed, Method, Site, get, to_matrix
+from ..adapter_methods import Completed, Estimate, Method, Site, get, to_matrix
 from ..errors import ConfigError
 from ..manifest.secondary_methods import MethodSites
 from ..pack.on_base import on
@@ -73,8 +73,14 @@ def _widths(weight: np.ndarray) -> tuple[int, int]:
     return weight.shape[0], weight.shape[1]
 
 
-def _torch_svd(weight: np.ndarray) -> tuple[np.ndarray, ...]:
+def _torch_svd(weight: np.ndarray, estimate: Estimate | None = None) -> tuple[np.ndarray, ...]:
     """U, S and V^T of a float32 weight, with the signs that torch's linear algebra gives on this machine's CPU, as PEFT takes them."""
     import torch  # noqa: PLC0415 - only these methods' conversion needs it
 
-    return tuple(part.numpy() for part in torch.linalg.svd(torch.from_numpy(np.ascontiguousarray(weight)), full_matrices=False))
+    matrix = torch.from_numpy(np.ascontiguousarray(weight))
+    if estimate is None:
+        return tuple(part.numpy() for part in torch.linalg.svd(matrix, full_matrices=False))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(estimate.seed)
+        U, S, V = torch.svd_lowrank(matrix, q=estimate.rank, niter=estimate.niter)
+    return U.numpy(), S.numpy(), V.T.numpy()

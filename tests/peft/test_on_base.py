@@ -34,6 +34,8 @@ PSOFTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
                 {"r": 5, "ab_svd_init": "pissa_init", "psoft_mag_a": False, "use_cayley_neumann": True, "num_cayley_neumann_terms": 6}),
     "bounded": ({"r": 4, "use_cayley_neumann": True, "cayley_neumann_eps": 0.5},
                 {"r": 4, "use_cayley_neumann": True, "cayley_neumann_eps": 0.5}),
+    "estimated": ({"r": 5, "svd": "lowrank", "svd_lowrank_niter": 2, "random_seed": 7},
+                  {"r": 5, "psoft_svd": "lowrank", "psoft_svd_lowrank_niter": 2, "random_seed": 7}),
     "free": ({"r": 3, "orth": False, "mag_b": False}, {"r": 3, "psoft_orth": False, "psoft_mag_b": False}),
 }
 
@@ -124,7 +126,9 @@ def test_psoft_files_that_mean_nothing_certain(tmp_path: Path) -> None:
     with pytest.raises(Unsupported, match="so near to each other"):
         convert(tmp_path / "theirs", tmp_path / "out", to="pack", base=tmp_path / "base")
     plain = json.loads(config.read_text())
-    for change, error, words in (({"psoft_svd": "lowrank"}, Unsupported, "psoft_svd"), ({"psoft_alpha": 0}, FormatError, "psoft_alpha")):
+    for change, error, words in (({"psoft_svd": "lowrank", "random_seed": None}, Unsupported, "older PEFT"),
+                                 ({"psoft_svd": "lowrank", "psoft_svd_lowrank_niter": 101}, FormatError, "svd_lowrank_niter"),
+                                 ({"psoft_alpha": 0}, FormatError, "psoft_alpha")):
         config.write_text(json.dumps({**plain, **change}))
         with pytest.raises(error, match=words):
             convert(tmp_path / "theirs", tmp_path / "out", to="pack", base=tmp_path / "base")

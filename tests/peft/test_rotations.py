@@ -411,12 +411,17 @@ def test_beft_gives_a_bias_to_a_layer_without_one(net: Net, x: torch.Tensor, tmp
         merge(tmp_path / "base", [dataclasses.replace(pack, manifest=replace(pack.manifest, base=Base()))], tmp_path / "merged")
 
 
-def psoft_dense(R: np.ndarray, W: np.ndarray, root: bool) -> np.ndarray:
+def psoft_dense(R: np.ndarray, W: np.ndarray, config: PSOFT) -> np.ndarray:
     """W + B (R - I) A, with A and B from the decomposition of W in float32, left vectors along the direction that the method names."""
     U, S, V = np.linalg.svd(W.astype(np.float32), full_matrices=False)
+    if config.svd == "lowrank":
+        torch.manual_seed(config.random_seed)
+        u, s, v = torch.svd_lowrank(torch.tensor(W.astype(np.float32)), q=config.r, niter=config.svd_lowrank_niter)
+        assert np.abs(np.abs(U[:, : config.r]) - u.abs().numpy()).max() > 0.01, "an estimate, and not the vectors"
+        U, S, V = u.numpy(), s.numpy(), v.T.numpy()
     flip = np.sign(np.random.default_rng(0).standard_normal(len(U)) @ U)
     U, S, V = (U * flip)[:, : len(R)].astype(float), S[: len(R)].astype(float), (flip[:, None] * V)[: len(R)].astype(float)
-    left, right = (S**0.5, S**0.5) if root else (S, np.ones(len(R)))
+    left, right = (S**0.5, S**0.5) if config.ab_svd_init == "pissa_init" else (S, np.ones(len(R)))
     return W + U * left @ (R - np.eye(len(R))) @ (right[:, None] * V)
 
 
@@ -427,6 +432,8 @@ PSOFTS = {
                 lambda q: blocks_of(-q[None], 4, exact=False, terms=6)),
     "bounded": (PSOFT(r=4, use_cayley_neumann=True, cayley_neumann_eps=0.5), {"use_cayley_neumann": True, "cayley_neumann_eps": 0.5},
                 lambda q: blocks_of(-q[None], 4, exact=False, bound=0.5)),
+    "estimated": (PSOFT(r=4, svd="lowrank", svd_lowrank_niter=1, random_seed=5),
+                  {"psoft_svd": "lowrank", "psoft_svd_lowrank_niter": 1, "random_seed": 5}, lambda q: blocks_of(q[None], 4, exact=True)),
     "free": (PSOFT(r=3, orth=False, mag_b=False), {"psoft_orth": False, "psoft_mag_b": False}, lambda q: q),
 }
 
@@ -442,7 +449,7 @@ def test_psoft_is_the_formula_and_peft_with_the_same_signs(name: str, tmp_path: 
     own = {key: value.astype(float) for key, value in layer._params("default").items()}
     R = rotation(own["psoft_R"])
     R = own.get("vector_b", np.ones(len(R)))[:, None] * R * own.get("vector_a", np.ones(len(R)))
-    weight = psoft_dense(R, net[0].weight.detach().double().numpy(), config.ab_svd_init == "pissa_init")
+    weight = psoft_dense(R, net[0].weight.detach().double().numpy(), config)
     expected = x.double().numpy() @ weight.T + net[0].bias.detach().double().numpy()
     assert_close(ours(x).detach(), expected, 5e-6)
     assert_close(merged_by_us(ours)["0.weight"], weight, 5e-6)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
@@ -117,8 +117,21 @@ class PeftSecondary(NamedTuple):
     from_config: Callable[[Any, str], Any]
 
 
-Factorise = Callable[[np.ndarray], tuple[np.ndarray, ...]]
-"""A float32 weight [out, in] -> U, S and V^T, in the signs of another library."""
+class Estimate(NamedTuple):
+    """The first ``rank`` singular vectors alone, estimated from random numbers of ``seed`` in ``niter`` rounds of power iteration."""
+
+    rank: int
+    niter: int
+    seed: int
+
+
+class Factorise(Protocol):
+    """A float32 weight [out, in] -> U, S and V^T, in the signs of another library; all of them, or an estimate of the first."""
+
+    def __call__(self, weight: np.ndarray, estimate: Estimate | None = None, /) -> tuple[np.ndarray, ...]:
+        """U ``[out, r]``, S ``[r]`` and V^T ``[r, in]``."""
+
+
 Completed: TypeAlias = "Callable[[Any, Mapping[str, np.ndarray], Site, Factorise], tuple[Any, dict[str, np.ndarray]]]"
 """A site's config and own parameters, the site with its weight, how PEFT decomposes it -> the config and parameters that replace them."""
 
