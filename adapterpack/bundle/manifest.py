@@ -36,8 +36,6 @@ ADAPTER_POSITIONS = "adapter_positions"
 """The graph's input ``[batch, tokens]`` that says where a row's adapter acts; there only if an adapter does not act everywhere."""
 ADDED = "adapterpack/"
 """What the names of all nodes begin with that a graph has for adapters; quantization leaves those alone."""
-COMPENSATION = "compensation"
-"""The folder of a bundle with the pack that corrects its quantized base, and the name of that pack."""
 ADAPTERS = "adapters"
 """The folder of a bundle in which each adapter has a folder of its name."""
 _MAX_BYTES = 16 << 20
@@ -134,14 +132,6 @@ class BundledAdapter:
     labels: Labels | None = None
 
 
-@dataclass(frozen=True)
-class Compensation:
-    """The pack that every row of a bank carries, the base's too: its digest, and the rank that it takes of each slot's."""
-
-    pack: limits.Sha256
-    rank: Annotated[int, Meta(ge=1, le=4096)]
-
-
 class BundleFile(FileEntry, frozen=True):
     """One file of a bundle."""
 
@@ -157,7 +147,8 @@ class Bundle:
 
     ``padding`` is the side on which a decoder's shorter rows are filled up, ``pooling`` how hidden states become one vector a row, and
     ``dtype`` the float type that the graphs were made in. ``decoder``: there is a graph of the decoder for the engine. ``in_place``:
-    an older version wrote a graph for single steps, which nothing reads any more. ``max_rank`` holds the rank of a ``compensation``, too.
+    an older version wrote a graph for single steps, which nothing reads any more. ``compensation`` named a pack that
+    every row carried, before a correction became a part of the graph: such a bundle has to be quantized again.
     """
 
     mode: Annotated[str, Meta(pattern=rf"^({'|'.join(MODES)})\Z")]
@@ -183,7 +174,7 @@ class Bundle:
     dtype: FloatType = "float32"
     in_place: bool = False
     decoder: bool = False
-    compensation: Compensation | None = None
+    compensation: None = None
     format: Literal["adapterpack.bundle"] = "adapterpack.bundle"
     format_version: Annotated[str, Meta(pattern=r"^1\.[0-9]{1,4}\Z")] = "1.0"
 
@@ -220,10 +211,6 @@ class Bundle:
             for name in ("slots", "max_rank"):
                 if getattr(self, name):
                     yield Misfit(f"/{name}", f"a bundle of the mode {self.mode} has no bank")
-            if self.compensation is not None:
-                yield Misfit("/compensation", f"a bundle of the mode {self.mode} has no bank that could hold it")
-        elif self.compensation is not None and self.compensation.rank > self.max_rank:
-            yield Misfit("/compensation/rank", f"expected at most {self.max_rank}, found {self.compensation.rank}")
         elif not self.slots or (not self.max_rank and any("down" in site.fields for site in self.sites.values())):
             yield Misfit("/slots", "a bank has slots of some rank")
         yield from typed_json.repeated([adapter.slot for adapter in self.adapters if adapter.slot is not None], "/adapters")

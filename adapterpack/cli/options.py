@@ -113,8 +113,8 @@ _QUANTIZATION = (
                  help="How weights are rounded: rtn (to nearest, the default), k-quant, hqq, or, on "
                                                   "calibration rows, gptq or awq."),
     click.option("--calibration", metavar="FILE.jsonl", help="Rows that the model will see: text, messages, or prompt and completion."),
-    click.option("--compensate", type=int, metavar="RANK", help="Correct the error of a bank by a pack of this rank, which every row "
-                                                                "carries; best with --calibration."),
+    click.option("--compensate", type=int, metavar="RANK", help="Correct the error of each layer by a term of this rank, in eight bits; "
+                                                                "best with --calibration."),
     click.option("--error-budget", type=float, metavar="E", help="mixed: as few bits a product as this relative error of products allows."),
     click.option("--size-budget", type=int, metavar="BYTES", help="mixed: the least error of products that all take at most so many "
                                                                "bytes."),

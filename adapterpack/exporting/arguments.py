@@ -31,7 +31,6 @@ from .quantization.options import (
     Quantization,
     codes_of_base,
     quantization,
-    require_carried,
     require_no_options,
 )
 from .targets import TARGETS, Target
@@ -113,8 +112,6 @@ def checked(
     decoded = _decoded(model, Path(base) if gguf else None, loaded, allow_structural)
     trained = trained_form(loaded, decoded or model) if quantize == TRAINED else None
     wanted = _quantization(decoded, quantize, options, floats, dequantize)
-    if wanted is not None:
-        require_carried(wanted, mode)
     return Request(model, file, loaded, mode, chosen, _slots(mode, loaded, slots, max_rank), max_rank, wanted, floats, static_cache, cache,
                    product, pooling, allow_structural, split, decoded, trained)
 

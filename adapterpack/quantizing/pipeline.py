@@ -31,8 +31,8 @@ def quantize(source: str | os.PathLike[str] | Pack, out: str | os.PathLike[str],
     ``symmetric``; ``algorithm`` is ``rtn``, ``k-quant`` or ``hqq``, or ``gptq`` or ``awq``, which look at the rows of ``calibration``,
     a JSONL file of ``text``, ``messages``, or ``prompt`` and ``completion``.
 
-    ``compensate`` is the rank of a correction of the error, which every row of a bank carries besides its adapter, the base's too: the best
-    for the weights, or for the outputs on the rows of ``calibration``.
+    ``compensate`` is the rank of a correction of each layer's error, which the graph adds in eight bits: the best for the weights, or for
+    the outputs on the rows of ``calibration``.
 
     ``accuracy`` says how a graph multiplies with codes: ``exact``, or ``fast`` with activations rounded to int8; by default
     ``fast`` where it adds at most a tenth to the error of the scheme. ``head`` is the scheme of the product that gives the logits, or

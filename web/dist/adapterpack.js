@@ -171,18 +171,18 @@ function fillFactors(bank, { path, scale, tensors }, manifest) {
     throw new Unsupported(`the change of ${path} is not of two factors`, "Export the bundle again with this adapter among the packs");
   }
   const rank = down.shape[0];
-  if (rank + manifest.correction > manifest.maxRank) {
-    throw new Unsupported(`the pack has rank ${rank} at ${path}, and the bank has room for ${manifest.maxRank - manifest.correction}`, ROOM);
+  if (rank > manifest.maxRank) {
+    throw new Unsupported(`the pack has rank ${rank} at ${path}, and the bank has room for ${manifest.maxRank}`, ROOM);
   }
   const group = [...manifest.sites].find(([, site]) => site.members.includes(path));
   const place = group ? group[1].members.indexOf(path) : 0;
-  const shift = place * manifest.maxRank + manifest.correction;
+  const shift = place * manifest.maxRank;
   const downs = asFloats(down, `${path}.lora_A`);
   const ups = asFloats(up, `${path}.lora_B`).map((value) => value * scale);
   const own = bank.has(`${path}.down`);
-  bank.write(own || !group ? `${path}.down` : `${group[0]}.down`, transposed(down, downs), 0, own ? manifest.correction : shift);
+  bank.write(own || !group ? `${path}.down` : `${group[0]}.down`, transposed(down, downs), 0, own ? 0 : shift);
   if (bank.has(`${path}.up`) || !group) {
-    bank.write(`${path}.up`, transposed(up, ups), manifest.correction, 0);
+    bank.write(`${path}.up`, transposed(up, ups), 0, 0);
     return;
   }
   const before = group[1].members.slice(0, place).reduce((total, member) => total + (manifest.sites.get(member)?.outFeatures ?? 0), 0);
@@ -542,14 +542,12 @@ function readManifest(value) {
   const adapters = asList(value.adapters, "adapters", 4096).map(readAdapter);
   const slots = asCount(value.slots, "slots", 4096);
   if (adapters.some((adapter) => (adapter.slot ?? 0) >= Math.max(slots, 1))) throw new FormatError("an adapter has a slot that the bank has not");
-  const compensation = value.compensation == null ? null : asObject(value.compensation, "compensation");
   return {
     task: asText(value.task, "task"),
     mode: asText(value.mode, "mode"),
     pooling: asText(value.pooling, "pooling"),
     slots,
     maxRank: asCount(value.max_rank, "max_rank", 4096),
-    correction: compensation ? asCount(compensation.rank, "compensation/rank", 4096) : 0,
     base: readBase(value.base),
     baseLabels: asTexts(value.base_labels, "base_labels"),
     baseProblem: asText(value.base_problem, "base_problem"),

@@ -62,7 +62,6 @@ export interface Manifest {
   pooling: string;
   slots: number;
   maxRank: number;
-  correction: number;
   base: Base;
   baseLabels: string[] | null;
   baseProblem: string;
@@ -99,14 +98,12 @@ export function readManifest(value: JsonObject): Manifest {
   const adapters = asList(value.adapters, "adapters", 4096).map(readAdapter);
   const slots = asCount(value.slots, "slots", 4096);
   if (adapters.some((adapter) => (adapter.slot ?? 0) >= Math.max(slots, 1))) throw new FormatError("an adapter has a slot that the bank has not");
-  const compensation = value.compensation == null ? null : asObject(value.compensation, "compensation");
   return {
     task: asText(value.task, "task"),
     mode: asText(value.mode, "mode"),
     pooling: asText(value.pooling, "pooling"),
     slots,
     maxRank: asCount(value.max_rank, "max_rank", 4096),
-    correction: compensation ? asCount(compensation.rank, "compensation/rank", 4096) : 0,
     base: readBase(value.base),
     baseLabels: asTexts(value.base_labels, "base_labels"),
     baseProblem: asText(value.base_problem, "base_problem"),

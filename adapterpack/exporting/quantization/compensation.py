@@ -1,107 +1,148 @@
-"""A low-rank correction of what quantization did to the base, as one more pack that every row of a bank carries.
+"""A low-rank correction of what quantization did to the base, as a part of the quantized graph.
 
-At each site with slots of low rank the error ``E = W - Wq`` is approximated by ``B A`` of the wanted rank: the largest singular values of
+To each quantized product ``Wq x`` a term ``B A x`` is added that approximates what it lost, ``E = W - Wq``: the largest singular values of
 ``E`` (LQER, Zhang et al., https://arxiv.org/abs/2402.02446, section 3.2) or, with calibration rows, of ``E S^½`` with ``S`` the mean of
 ``x xᵀ``, so that the error of the outputs is as small as it can be at this rank: ``A = Vᵀ S^-½`` (EoRA, Liu et al.,
-https://arxiv.org/abs/2410.21271, section 3.2, which writes ``S^½`` by its eigenvectors).
+https://arxiv.org/abs/2410.21271, section 3.2, which writes ``S^½`` by its eigenvectors). Both factors are products in eight bits: they are
+read at every step, and in float they would be as many bytes as the weights in four bits.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
 
-from ...adapter_methods import Site
-from ...adapter_methods.lora import LoRA, lora
-from ...bundle.manifest import ADDED, COMPENSATION, Bundle, Compensation, MappedSite
+from ...bundle.manifest import Bundle
+from ...bundle.reports import CompensationReport
 from ...errors import NothingToDo
 from ...lowrank.range_finder import InMemory, largest
 from ...lowrank.space import Factors
 from ...lowrank.truncation import Cut
-from ...manifest import manifest as m
-from ...onnx_graph.nbits import Grid, unpacked, values
-from ...pack.pack import Pack, build
-from ...slots.values import pack_values, padded
-from .in_codes import products_of
+from ...onnx_graph.nbits import Grid, blocked, fresh_grid, nearest, unpacked, values
+from .in_codes import head_of, products_of
 from .output_error import output_error
+from .product import initializer
+from .tensor_file import TensorFile
 
 _DAMPING = 1e-3
 """What is added to the diagonal of ``S``, as a share of its mean: inputs that calibration rows never have are not free to err."""
+_BITS, _BLOCK = 8, 32
+"""The bits of a factor's numbers, and how many share a scale."""
 
 Second = Callable[[str], np.ndarray | None]
 
 
 class Compensator:
-    """Corrects one graph of ``bundle``, a bank, while it is quantized: :meth:`remember` before, :meth:`apply` afterwards."""
+    """Corrects one graph of ``bundle`` while it is quantized: :meth:`remember` before, :meth:`apply` afterwards.
+
+    Each site gets ``rank``; where several sites share one product, that has theirs together. The product that gives the logits has none.
+    """
 
     def __init__(self, bundle: Bundle, rank: int, second: Second | None) -> None:
-        self.bundle, self.rank, self._second = bundle, rank, second
+        self.rank, self._second = rank, second
+        self._sites = Counter(site.node for site in bundle.sites.values() if site.weight)
         self._weights: dict[str, tuple[Any, bool, str]] = {}
         """Of each product's node the tensor, whether it was transposed on the way, and the name of its input."""
         self._roots: tuple[str, np.ndarray, np.ndarray] | None = None
         self.errors = np.zeros(2)
         """The squared errors of the products' outputs (of the weights, without rows), before and with the correction."""
-        self.pack: Pack | None = None
+        self.count = 0
+        """How many sites are corrected."""
 
     def remember(self, model: Any) -> None:
         """Keeps hold of the float weights of a graph, which stay in their file."""
+        head = head_of(model)
         self._weights = {product.node.name: (product.weight.const_value, product.weight is not product.node.inputs[1],
-                                             product.node.inputs[0].name) for product in products_of(model)}
+                                             product.node.inputs[0].name) for product in products_of(model) if product.node.name != head}
 
-    def apply(self, model: Any) -> None:
-        """Computes the correction of a quantized graph, and widens its bank by it.
+    def apply(self, model: Any, file: TensorFile) -> None:
+        """Adds the correction to the products of a quantized graph; ``file`` takes its codes.
 
         Raises:
-            NothingToDo: no quantized product has slots of low rank.
+            NothingToDo: no product is quantized.
         """
-        nodes = {node.name.rpartition("_Q")[0]: node for node in model.graph if node.op_type == "MatMulNBits"}
-        adapters = {}
-        for path, site in self.bundle.sites.items():
-            if site.kind == "linear" and site.role == "adapter" and site.weight and "up" in site.fields and site.node in nodes:
-                tensor, turned, x = self._weights[site.node]
-                rows = slice(site.at, site.at + site.out_features)
+        for node in list(model.graph):
+            name = (node.name or "").rpartition("_Q")[0]
+            if node.op_type == "MatMulNBits" and name in self._weights:
+                tensor, turned, x = self._weights[name]
                 weight = tensor.numpy() if turned else tensor.numpy().T
-                error = weight[rows].astype(np.float32) - dense(nodes[site.node])[rows]
-                factors = self._factors(error, None if self._second is None else self._second(x), x)
-                short = self.rank - len(factors.A)  # slots are of one rank at all sites, and begin with the correction
-                adapters[Site(path, site.in_features, site.out_features, "linear")] = (
-                    LoRA(r=self.rank, alpha=float(self.rank)), {"lora_A": np.pad(factors.A, ((0, short), (0, 0))).astype(np.float32),
-                                                                "lora_B": np.pad(factors.B, ((0, 0), (0, short))).astype(np.float32)})
-        if not adapters:
-            raise NothingToDo("no quantized product has slots of low rank", where="--compensate", remedy="export without packs, or with "
-                              "adapters of linear layers, which give the graph its slots")
-        self.pack = build(COMPENSATION, lora, adapters, task=m.Task(self.bundle.task), base=self.bundle.base)
-        widen(model, self.bundle.sites, pack_values(self.pack, None, self.bundle.sites), self.rank)
+                error, second = weight.astype(np.float32) - dense(node), None if self._second is None else self._second(x)
+                factors = self._factors(error, self.rank * max(self._sites[name], 1), second, x)
+                down, up = (_Rounded.of(factor, tensor.dtype.numpy()) for factor in (factors.A, factors.B))
+                self.errors += [_error(change, second) for change in (error, error - up.values @ down.values)]
+                self.count += max(self._sites[name], 1)
+                _add(model.graph, node, {"down": down, "up": up}, file)
+        if not self.count:
+            raise NothingToDo("no product is quantized", where="--compensate", remedy="leave --compensate out")
 
-    def written(self, folder: Path, bundle: Bundle) -> tuple[Bundle, dict[str, Any]]:
-        """Writes the pack into an unpublished bundle's folder; its manifest, and what its report says."""
-        assert self.pack is not None
-        (folder / COMPENSATION).mkdir()
-        self.pack.write_into(folder / COMPENSATION)
+    def report(self) -> CompensationReport:
+        """What the manifest says of the correction."""
         before, after = self.errors
-        left = float(np.sqrt(after / before)) if before else 0.0
-        report = {"rank": self.rank, "sites": len(self.pack.manifest.groups), "error_left": left}
-        return replace(bundle, max_rank=bundle.max_rank + self.rank, compensation=Compensation(self.pack.id, self.rank)), report
+        return {"rank": self.rank, "sites": self.count, "error_left": float(np.sqrt(after / before)) if before else 0.0}
 
-    def _factors(self, error: np.ndarray, second: np.ndarray | None, key: str) -> Factors:
-        """``B A`` near an error ``[out, in]``; ``key`` names the input, whose roots serve all products that read it."""
-        cut = Cut(rank=min(self.rank, *error.shape))
+    def _factors(self, error: np.ndarray, rank: int, second: np.ndarray | None, key: str) -> Factors:
+        """``B A`` of a rank near an error ``[out, in]``; ``key`` names the input, whose roots serve all products that read it."""
+        cut = Cut(rank=min(rank, *error.shape))
         if second is None:
-            factors, loss = largest(InMemory(error), cut).cut(cut)
-            self.errors += loss.total, loss.tail
-            return factors
+            return largest(InMemory(error), cut).cut(cut)[0]
         if self._roots is None or self._roots[0] != key:
             self._roots = (key, *_roots(second))
         _, root, inverse = self._roots
         scaled, _ = largest(InMemory(error @ root), cut).cut(cut)
-        factors = Factors((scaled.A @ inverse).astype(np.float32), scaled.B)
-        self.errors += output_error(error, second), output_error(error - factors.B @ factors.A, second)
-        return factors
+        return Factors((scaled.A @ inverse).astype(np.float32), scaled.B)
+
+
+class _Rounded(NamedTuple):
+    """A factor ``[rows, columns]`` in codes ``[rows, blocks, block]``, their scales ``[rows, blocks]``, and the numbers they stand for."""
+
+    codes: np.ndarray
+    scales: np.ndarray
+    values: np.ndarray
+
+    @classmethod
+    def of(cls, factor: np.ndarray, dtype: np.dtype[Any]) -> _Rounded:
+        """The codes nearest to a factor, under scales of this type."""
+        x = blocked(_BLOCK, factor)
+        grid = fresh_grid(x, _BITS, True, dtype)
+        q = nearest(x, grid, _BITS)
+        return cls(q.astype(np.uint8), grid.scale.astype(dtype), values(q, grid).reshape(len(factor), -1)[:, : factor.shape[1]])
+
+
+def _add(graph: Any, node: Any, factors: Mapping[str, _Rounded], file: TensorFile) -> None:
+    """Adds ``up (down x)`` to the output of a quantized product of ``x``."""
+    x, y, name = node.inputs[0], node.outputs[0], node.name
+    divided = x.producer()
+    if divided is not None and divided.name == f"{name.rpartition('_Q')[0]}/scaled":
+        x = divided.inputs[0]
+    result = x
+    for role, factor in factors.items():
+        stored = [initializer(file.append(ir.tensor(array, name=f"{name}/{role}_{part}")))
+                  for part, array in (("codes", factor.codes), ("scales", factor.scales))]
+        for value in stored:
+            graph.register_initializer(value)
+        rows, columns = factor.values.shape
+        product = ir.node("MatMulNBits", [result, *stored], {"N": rows, "K": columns, "bits": _BITS, "block_size": _BLOCK},
+                          domain="com.microsoft", name=f"{name}/{role}")
+        result = product.outputs[0]
+        result.name, result.type = f"{product.name}:0", y.type
+        result.shape = None if y.shape is None else ir.Shape([*list(y.shape)[:-1], rows])
+        graph.insert_before(node, product)
+    total = ir.node("Add", [y, result], name=f"{name}/corrected")
+    graph.insert_after(node, total)
+    corrected = total.outputs[0]
+    corrected.shape, corrected.type, shown = y.shape, y.type, y.name
+    y.replace_all_uses_with(corrected, replace_graph_outputs=True)
+    total.replace_input_with(0, y)
+    y.name, corrected.name = f"{name}:0", shown
+
+
+def _error(change: np.ndarray, second: np.ndarray | None) -> float:
+    """The mean of ``|D x|²`` for a change ``D`` of a weight; without rows its own squared norm."""
+    return float(np.sum(np.square(change, dtype=np.float64))) if second is None else output_error(change, second)
 
 
 def _roots(second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -128,30 +169,3 @@ def dense(node: Any) -> np.ndarray:
     if scaled is not None and scaled.name == f"{node.name.rpartition('_Q')[0]}/scaled":
         rows = rows * scaled.inputs[1].const_value.numpy().astype(np.float32)
     return rows
-
-
-def widen(model: Any, sites: Mapping[str, MappedSite], correction: Mapping[str, np.ndarray], rank: int) -> None:
-    """Puts a correction of up to ``rank`` before what every slot of a bank holds, the base's included; slots get wider by it. Where nothing
-    is corrected the room stays free, behind what is there."""
-    graph = model.graph
-    for name, own in padded(correction, sites, rank, {}).items():
-        path, _, field = name.rpartition(".")
-        value = graph.initializers.get(name)
-        if field not in {"down", "up"} or value is None:
-            continue
-        old = value.const_value.numpy()
-        parts = sites[path].members if sites[path].members and (field == "down" or "up" in sites[path].fields) else (path,)
-        axis = old.ndim - 1 if field == "down" else 1
-        split = (*old.shape[:axis], len(parts), -1, *old.shape[axis + 1 :])
-        first, second = np.broadcast_to(own, (len(old), *own.shape)).reshape(split), old.reshape(split)
-        ordered = [(first, second) if f"{part}.up" in correction else (second, first) for part in parts]
-        wide = np.stack([np.concatenate([each.take(place, axis) for each in pair], axis) for place, pair in enumerate(ordered)], axis)
-        shape = [*old.shape]
-        shape[axis] += rank * len(parts)
-        value.const_value = ir.tensor(np.ascontiguousarray(wide.reshape(shape)), name=name)
-        value.shape = ir.Shape(shape)
-    for node in graph:
-        for output in node.outputs:
-            users = [use.node for use in output.uses()]
-            if (node.name or "").startswith(ADDED) and users and all((user.name or "").startswith(ADDED) for user in users):
-                output.shape = None  # it may have the rank among its axes

@@ -31,7 +31,7 @@ from .activations import Moments
 from .calibration_rows import token_rows
 from .compensation import Compensator
 from .experts import unstack_experts
-from .options import ACCURACIES, Quantization, require_carried
+from .options import ACCURACIES, Quantization
 from .scheme import SCHEMES
 from .search import searched
 from .weights import quantize_file
@@ -46,13 +46,11 @@ def quantize_bundle(source: Path, out: Path, wanted: Quantization) -> Bundle:
     Raises:
         NothingToDo: it is quantized already, or has no MatMul to quantize.
         FormatError: a file of the bundle was altered, is missing, or is not in its manifest.
-        Unsupported: no row can carry the compensation that is wanted.
         ParityError: a site was lost on the way, or a pack's canary fails on the quantized graph.
     """
     bundle = read_bundle(source)
     if bundle.quantization is not None:
         raise NothingToDo("the bundle is quantized already", where=source, remedy="start from the float bundle")
-    require_carried(wanted, bundle.mode)
     require_files(source, bundle, "cached")  # new digests must not hide an old change
     require_openable(Path(source), bundle, Proofs(manifest_bytes(source)), graphs_of(bundle))
     if extra := unlisted(source, bundle):
@@ -93,7 +91,7 @@ def quantize_in_place(folder: Path, wanted: Quantization) -> None:
         said["calibration"] = {"rows": len(rows), "tokens": sum(map(len, rows))}
     moved = dataclasses.replace(bundle, sites=sites)
     if compensator is not None:
-        moved, said["compensation"] = compensator.written(folder, moved)
+        said["compensation"] = compensator.report()
     moved.write(folder, draft=True)
     proof: dict[str, Any] = {}
     if bundle.decoder:

@@ -109,17 +109,6 @@ def quantization(scheme: str, accuracy: str | None = None, head: str | None = No
     return Quantization(scheme, accuracy, head or HEAD, setting, rows, compensate or 0, error_budget, size_budget)
 
 
-def require_carried(wanted: Quantization, mode: str) -> None:
-    """Checks that there are rows to carry a compensation, if one is wanted.
-
-    Raises:
-        Unsupported: the bundle is no bank.
-    """
-    if wanted.compensate and mode != "bank":
-        raise Unsupported("a compensation is carried by the rows of a bank", where="--compensate", found=f"--mode {mode}",
-                          remedy="export with --mode bank, or leave --compensate out")
-
-
 def codes_of_base(scheme: str, base: DequantizedCheckpoint | None, accuracy: str | None = None) -> Quantization:
     """That a graph is to hold the codes of a quantized base, which may be made later.
 

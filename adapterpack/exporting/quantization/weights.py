@@ -32,9 +32,10 @@ def quantize_file(path: Path, scheme: str, choose: Choose, head: Setting | None 
         assert rewrite is not None
         if compensator is not None:
             compensator.remember(model)
-        count = rewrite(Rewriting(model, TensorFile(scratch / "tensors"), choose, head, second or (lambda name: None), stored))
+        file = TensorFile(scratch / "tensors")
+        count = rewrite(Rewriting(model, file, choose, head, second or (lambda name: None), stored))
         if compensator is not None:
-            compensator.apply(model)
+            compensator.apply(model, file)
         save_graph(model, scratch / path.name)
         share_bytes(scratch / path.name)
         for file in (data, path.name):

@@ -112,7 +112,7 @@ def _ways(bundle: Bundle, adapter: str | None, plain: Quantization, corrected: Q
     """The ways of one scheme, by name: the merged one first, which is what others do."""
     attached = "attached" if adapter is not None else "quantized"
     ways = [("merged", plain)] if adapter is not None else []
-    return [*ways, (attached, plain), *([("compensated", corrected)] if corrected is not None and bundle.mode == "bank" else [])]
+    return [*ways, (attached, plain), *([("compensated", corrected)] if corrected is not None else [])]
 
 
 def _adapter(bundle: Bundle, name: str | None) -> str | None:

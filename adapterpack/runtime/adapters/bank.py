@@ -57,7 +57,7 @@ class AdapterBank:
             exported = self.values.exported()
             base = {name: array[0] for name, array in exported.items()}
             heads = {name: array for name, array in base.items() if _is_head(name)}
-            require_contents(padded(self.values.compensation, self.bundle.sites, self.bundle.max_rank, heads), base, self.folder, None)
+            require_contents(padded({}, self.bundle.sites, self.bundle.max_rank, heads), base, self.folder, None)
             for name, pack in packs.items():
                 wide = padded(self.values.of(pack), self.bundle.sites, self.bundle.max_rank, heads)
                 require_contents(wide, {slot: array[slots[name]] for slot, array in exported.items()}, self.folder, name)

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ...bundle.manifest import COMPENSATION, Bundle, Heads, graph_file
-from ...errors import FormatError, Unsupported
+from ...bundle.manifest import Bundle, Heads, graph_file
+from ...errors import Unsupported
 from ...onnx_graph.graph_file import Stored, mapped
 from ...pack.pack import Adapter, Pack
-from ...pack.validate.validation import load
-from ...slots.compensation import compensated
 from ...slots.prompt_kv import PROJECTION
 from ...slots.sums import Part, summed
 from ...slots.values import Values, pack_values
@@ -36,27 +33,8 @@ class SlotValues:
         """
         if isinstance(adapter, Mix):
             parts = [Part(pack.name, self._of(pack), weight) for pack, weight in adapter.parts]
-            return compensated(summed(parts, self.bundle.sites), self.compensation)
-        return compensated(self._of(adapter), self.compensation)
-
-    @cached_property
-    def compensation(self) -> Values:
-        """What every row carries, by slot name; nothing of most bundles.
-
-        Raises:
-            FormatError: the bundle holds another pack than its manifest names.
-        """
-        if self.bundle.compensation is None:
-            return {}
-        pack = load(self.folder / COMPENSATION, COMPENSATION)
-        if pack.id != self.bundle.compensation.pack:
-            raise FormatError("the bundle holds another compensation than its manifest names", where=self.folder / COMPENSATION,
-                              expected=self.bundle.compensation.pack[:19], found=pack.id[:19], remedy="quantize again")
-        values = pack_values(pack, None, self.bundle.sites)
-        if other := [name for name in values if name.rpartition(".")[2] not in {"down", "up"}]:
-            raise FormatError("a compensation is of low rank, and this is more", where=self.folder / COMPENSATION, found=other[0],
-                              remedy="do not use this bundle; quantize again")
-        return values
+            return summed(parts, self.bundle.sites)
+        return self._of(adapter)
 
     def _of(self, pack: Pack) -> Values:
         return pack_values(pack, None if self.reads_lost_weights(pack) else self._weights, self.bundle.sites, self._projected)

@@ -31,7 +31,7 @@ class AdapterReader:
         self._encoder = {path: site for path, site in bundle.bundle.sites.items() if site.part != MAIN} if bundle.task.has_encoder else {}
         self._folded = None if bundle.default is None else bundle.pack(bundle.default).id
         """The digest of what the graph's weights hold."""
-        self.layout = SlotLayout(bundle.bundle, bundle.graph(DECODER).inputs, self._base_heads(), values.compensation)
+        self.layout = SlotLayout(bundle.bundle, bundle.graph(DECODER).inputs, self._base_heads())
         self._shared = SharedArrays(self.layout)
 
     def read(self, adapter: Pack | Mix) -> ResidentAdapter:
@@ -51,8 +51,7 @@ class AdapterReader:
             every = self._exported(lost, adapter) if lost else self._values.of(adapter)
         source = {name: array for name, array in every.items() if name.rpartition(".")[0] in self._encoder}
         dense = self.layout.own({name: array for name, array in every.items() if name not in source})
-        summed = isinstance(adapter, Mix) or self._values.compensation  # then a pack's factors are not the row's
-        values, shared = self._shared.of({} if summed else adapter.factored, dense)  # type: ignore[union-attr]
+        values, shared = self._shared.of({} if isinstance(adapter, Mix) else adapter.factored, dense)
         return ResidentAdapter(adapter.name, adapter.id, values, self.layout.extents(dense), adapter.acts, self.bundle.prompt(adapter),
                                source=self._in_bank(source) if source else {}, shared=shared, packs=frozenset(pack.id for pack in packs))
 

@@ -62,11 +62,11 @@ class Slot(NamedTuple):
 
 
 class SlotLayout:
-    """The slots of a bundle's decoder, whose graph has these ``inputs``. ``heads`` are the base's own heads, for adapters without one, and
-    ``carried`` what every row carries; ``base`` are the values of a row without an adapter.
+    """The slots of a bundle's decoder, whose graph has these ``inputs``. ``heads`` are the base's own heads, for adapters without one;
+    ``base`` are the values of a row without an adapter.
     """
 
-    def __init__(self, bundle: Bundle, inputs: Mapping[str, Any], heads: Values, carried: Values) -> None:
+    def __init__(self, bundle: Bundle, inputs: Mapping[str, Any], heads: Values) -> None:
         self.sites = {path: site for path, site in bundle.sites.items() if site.part == MAIN and (site.fields or site.members)}
         self.heads = heads
         self.groups = {path: site for path, site in self.sites.items() if site.members}
@@ -85,7 +85,7 @@ class SlotLayout:
                                             neutral("up", group.dtype))
         self.shares = not any(site.flat and site.positional for site in self.sites.values())
         """Whether rows of one adapter can share its values: positions are those of rows, where tokens do not lie by row."""
-        self.base = self.own({name: array for name, array in carried.items() if name.rpartition(".")[0] in self.sites})
+        self.base = self.own({})
 
     def _add(self, path: str, site: MappedSite, field: str, owner: str) -> None:
         fixed, axes, name = widths(site), list[int | Axis](), f"{path}.{field}"

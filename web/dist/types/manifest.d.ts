@@ -49,7 +49,6 @@ export interface Manifest {
     pooling: string;
     slots: number;
     maxRank: number;
-    correction: number;
     base: Base;
     baseLabels: string[] | null;
     baseProblem: string;
