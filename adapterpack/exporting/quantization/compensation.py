@@ -88,12 +88,19 @@ class Compensator:
         """``B A`` of a rank near an error ``[out, in]``; ``key`` names the input, whose roots serve all products that read it."""
         cut = Cut(rank=min(rank, *error.shape))
         if second is None:
-            return largest(InMemory(error), cut).cut(cut)[0]
+            return _normed(largest(InMemory(error), cut).cut(cut)[0])
         if self._roots is None or self._roots[0] != key:
             self._roots = (key, *_roots(second))
         _, root, inverse = self._roots
         scaled, _ = largest(InMemory(error @ root), cut).cut(cut)
-        return Factors((scaled.A @ inverse).astype(np.float32), scaled.B)
+        return _normed(Factors((scaled.A @ inverse).astype(np.float32), scaled.B))
+
+
+def _normed(factors: Factors) -> Factors:
+    """The same product with rows of ``A`` of norm 1: numbers of ``B`` that share a scale then count for as much as they are large."""
+    norms = np.linalg.norm(factors.A, axis=1)
+    norms[norms == 0] = 1
+    return Factors(factors.A / norms[:, None], factors.B * norms)
 
 
 class _Rounded(NamedTuple):
