@@ -9,7 +9,8 @@ Perplexity, exact match and agreement (with the float graph) are those of the ad
 has them; `text` is the perplexity of held-out texts (reviews and tickets of the examples) by the base, where it is not merged. llama.cpp
 gives no log-probabilities of a prompt: its perplexity is that of its file's weights in float. Figures are written to --json as they come,
 and what is there is not measured again; those of speed are taken with --speed, in processes of their own, one row on two threads, best of
-three rounds. Environments of peers: docs/benchmarks/serve.md; llama.cpp's is `xllamacpp`.
+three rounds. On a machine that others use, too, --passes goes over all of them several times. Environments of peers:
+docs/benchmarks/serve.md; llama.cpp's is `xllamacpp`.
 """
 
 from __future__ import annotations
@@ -44,15 +45,17 @@ def main() -> None:
     parser.add_argument("--only", action="append", choices=list(contestants.EVERY), help="all by default")
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--speed", action="store_true", help="take the times, and nothing else")
+    parser.add_argument("--passes", type=int, default=1, help="how often --speed goes over all of them; the best time of each counts")
+    parser.add_argument("--again", action="store_true", help="measure what has been measured, too; of times the better one stays")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one is not None:
         print(json.dumps(measured(args.one, args)))
         return
-    for name in args.only or contestants.EVERY:
-        results: dict[str, Any] = json.loads(args.json.read_text()) if args.json.exists() else {}
-        done = results.get(name, {})
-        if ("decode" if args.speed else "perplexity") not in done:
+    key = "decode" if args.speed else "perplexity"
+    wanted = [name for name in args.only or contestants.EVERY if args.again or key not in _results(args.json).get(name, {})]
+    for turn in range(args.passes if args.speed else 1):
+        for name in wanted:
             if not contestants.EVERY[name].there(args.peers):
                 print(f"{name:24}not there", flush=True)
                 continue
@@ -61,10 +64,17 @@ def main() -> None:
             if found.returncode:
                 print(f"{name:24}failed", flush=True)
                 continue
-            done |= json.loads(found.stdout.splitlines()[-1])
-            results[name] = done
+            results, new = _results(args.json), json.loads(found.stdout.splitlines()[-1])
+            done = results.setdefault(name, {})
+            done |= {what: max(value, done.get(what, 0.0)) if args.speed and (turn or args.again) else value for what, value in new.items()}
             args.json.write_text(json.dumps(results, indent=1))
-        print(f"{name:24}", "  ".join(f"{key} {value:.4g}" for key, value in done.items()), flush=True)
+            print(f"{name:24}", "  ".join(f"{what} {value:.4g}" for what, value in done.items()), flush=True)
+
+
+def _results(file: Path) -> dict[str, dict[str, Any]]:
+    """The figures that there are."""
+    found: dict[str, dict[str, Any]] = json.loads(file.read_text()) if file.exists() else {}
+    return found
 
 
 def measured(name: str, args: argparse.Namespace) -> dict[str, float]:
