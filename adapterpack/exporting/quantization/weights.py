@@ -32,10 +32,10 @@ def quantize_file(path: Path, scheme: str, choose: Choose, head: Setting | None 
         assert rewrite is not None
         if compensator is not None:
             compensator.remember(model)
-        file = TensorFile(scratch / "tensors")
-        count = rewrite(Rewriting(model, file, choose, head, second or (lambda name: None), stored))
+        tensors = TensorFile(scratch / "tensors")
+        count = rewrite(Rewriting(model, tensors, choose, head, second or (lambda name: None), stored))
         if compensator is not None:
-            compensator.apply(model, file)
+            compensator.apply(model, tensors)
         save_graph(model, scratch / path.name)
         share_bytes(scratch / path.name)
         for file in (data, path.name):
