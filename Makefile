@@ -1,10 +1,11 @@
 # make        lint, types, tests
 # make fast   the inner loop: seconds
+# make measure  which tests are too slow for it: those of the whole run that take longer than tests/inner_loop.py says
 # make long   the demos, large models and further architectures: minutes
 # make fuzz   ten minutes of mutated inputs
 # make guide  the generated pages of the guide, and the site
 # make soak   half an hour of everything at once on a server
-.PHONY: all lint types test fast long fuzz soak golden guide demo bench
+.PHONY: all lint types test fast measure long fuzz soak golden guide demo bench
 
 all: lint types test
 
@@ -18,7 +19,10 @@ test:
 	pytest -n 2 --dist loadfile
 
 fast:
-	pytest -m fast
+	pytest -n 2 --dist loadfile -m fast
+
+measure:
+	pytest -n 2 --dist loadfile --measure
 
 long:
 	pytest -n 2 --dist loadfile -m long

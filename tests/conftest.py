@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from inner_loop import InnerLoop
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for a hub by accident
 os.environ["ADAPTERPACK_CONFIG"] = ""  # what a test finds does not hang on who runs it
@@ -23,6 +24,16 @@ VOCABULARY = 96
 
 _COLLECTED = pytest.StashKey[list[str]]()
 _WITHOUT_GPU = pytest.StashKey[int]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """One option of our own."""
+    parser.addoption("--measure", action="store_true", help="write tests/golden/slow.tsv: which tests are too slow for -m fast")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The inner loop is a plugin."""
+    config.pluginmanager.register(InnerLoop(config), "inner-loop")
 
 
 @pytest.hookimpl(tryfirst=True)

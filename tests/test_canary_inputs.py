@@ -132,7 +132,6 @@ def changed(pack: Pack, change: Callable[[np.ndarray], np.ndarray]) -> Pack:
     return dataclasses.replace(pack, tensors={name: change(array) if "lora_B" in name else array for name, array in pack.tensors.items()})
 
 
-@pytest.mark.fast
 @pytest.mark.parametrize("kind", MODELS)
 def test_each_fault_has_its_error(kind: str, tmp_path: Path) -> None:
     """Written, read and attached it passes; on a base changed in memory, with no effect, or with other numbers, it says which."""
@@ -157,7 +156,6 @@ def test_each_fault_has_its_error(kind: str, tmp_path: Path) -> None:
         verify_canary(other, pack)
 
 
-@pytest.mark.fast
 def test_what_is_recorded_of_an_image_classifier_and_a_decoder() -> None:
     """Logits that the bare model gives for the very inputs that the recipe and the ids stand for."""
     recorded = packed("vit").manifest.canary
@@ -180,7 +178,6 @@ def test_what_is_recorded_of_an_image_classifier_and_a_decoder() -> None:
             np.testing.assert_allclose(row[kept["ids"]], kept["logits"], atol=SAME)
 
 
-@pytest.mark.fast
 def test_what_is_recorded_of_speech_and_of_images_beside_texts() -> None:
     """Whisper: logits of the decoder's last token. CLIP: eight components of each embedding. LLaVA: logits behind a text that begins with
     as many image tokens as the model has positions, of which the manifest holds one."""
@@ -208,7 +205,6 @@ def test_what_is_recorded_of_speech_and_of_images_beside_texts() -> None:
             np.testing.assert_allclose(logits[llava.base[number]["ids"]], llava.base[number]["logits"], atol=SAME)
 
 
-@pytest.mark.fast
 def test_foreign_canaries_of_speech_and_of_images_beside_texts_are_not_run() -> None:
     """What such a model does not take is named before anything is made; a text alone is a canary of a model that may see, too."""
     large = Features(1, (2, 65536, 65536))
@@ -233,7 +229,6 @@ def test_foreign_canaries_of_speech_and_of_images_beside_texts_are_not_run() -> 
     assert misfit(fresh("llava"), Canary(((1, 2),), ({},), ({},), 1.0)) is None
 
 
-@pytest.mark.fast
 def test_a_model_that_wants_more_than_images_is_packed_without(caplog: pytest.LogCaptureFixture) -> None:
     """LLaVA-NeXT asks for the images' own sizes beside their tiles: the log says that there is no canary, and the adapter is saved."""
     torch.manual_seed(0)
@@ -244,7 +239,6 @@ def test_a_model_that_wants_more_than_images_is_packed_without(caplog: pytest.Lo
     assert "does not run on input_ids, pixel_values" in caplog.text
 
 
-@pytest.mark.fast
 def test_two_towers_whose_images_have_sizes_of_their_own_are_packed_without() -> None:
     """SigLIP 2 takes patches, whose number is each image's own: texts alone are no input of two towers."""
     torch.manual_seed(0)
@@ -252,7 +246,6 @@ def test_two_towers_whose_images_have_sizes_of_their_own_are_packed_without() ->
     assert save(adapt(Siglip2Model(config), LoRA(r=2, targets=("q_proj",)), "n"), None).manifest.canary is None
 
 
-@pytest.mark.fast
 @pytest.mark.parametrize("kind", ["vit", "t5", "whisper", "clip", "llava"])
 def test_half_precision(kind: str, tmp_path: Path) -> None:
     """A float32 canary passes in bfloat16, where images are rounded too; one without effect is seen there."""
@@ -269,7 +262,6 @@ def test_half_precision(kind: str, tmp_path: Path) -> None:
     assert verify_canary(attach(model_of(tmp_path / "base"), half), half) > 1e-4
 
 
-@pytest.mark.fast
 def test_pixels_are_the_same_numbers_everywhere() -> None:
     """Against the generator written out with Python's own whole numbers; exact in float32, uniform, and other for every seed."""
     recipe, word = Pixels(2**32 - 1, (3, 2, 5, 7)), 2**64 - 1
@@ -291,7 +283,6 @@ def test_pixels_are_the_same_numbers_everywhere() -> None:
     assert not np.array_equal(many, made(Pixels(2, (1, 3, 100, 100)), 0))
 
 
-@pytest.mark.fast
 def test_a_model_that_takes_other_inputs_is_not_asked(caplog: pytest.LogCaptureFixture) -> None:
     """Another size of image, or a canary that a foreign manifest made impossible: left out and said, never run, nothing allocated."""
     pack = packed("vit")
@@ -325,7 +316,6 @@ def test_a_model_that_takes_other_inputs_is_not_asked(caplog: pytest.LogCaptureF
             verify_canary(attach(fresh("t5"), foreign), foreign)
 
 
-@pytest.mark.fast
 def test_models_that_have_no_canary() -> None:
     """One that hides parts of an image by chance even when evaluated, one whose images are larger than a manifest may ask for, and one
     whose config does not name a size: packed without."""
@@ -340,7 +330,6 @@ def test_models_that_have_no_canary() -> None:
         assert adapter_names(model) == ["v"]
 
 
-@pytest.mark.fast
 def test_an_encoder_alone_has_a_canary_of_ids() -> None:
     """The encoder of an encoder-decoder is given no ids for a decoder."""
     torch.manual_seed(0)
@@ -356,7 +345,6 @@ def test_a_graph_leaves_them_out_by_name(bundle_of: Callable[..., Path]) -> None
         assert not_replayable(bundle, packed(kind)) == "it has inputs that a graph for text-classification does not take"
 
 
-@pytest.mark.fast
 def test_a_recipe_is_all_that_is_stored(tmp_path: Path) -> None:
     """Seed and shape in the manifest, never pixels."""
     packed("vit", tmp_path / "p")

@@ -101,8 +101,8 @@ def assert_close(found: np.ndarray, expected: np.ndarray, mask: np.ndarray, rela
     assert np.abs(found - expected).max() <= relative * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "mode"), [
+    pytest.param(kind, mode, marks=[pytest.mark.fast] * (kind == "llama" and mode == "bank")) for kind in KINDS for mode in MODES])
 def test_base_and_adapters_equal_the_dense_formula(kind: str, mode: str, bundle_of: Make, dense_of: Make) -> None:
     """logits = model with W + s B A, for the base and each adapter: ragged and padded, one row, one token, as many rows as features."""
     session = Session(bundle_of(kind, mode), "cpu")

@@ -99,7 +99,6 @@ def test_a_file_of_transformers_exporters(base_of: Make, tmp_path: Path) -> None
         assert bundle.frontend.startswith("external, by ")
 
 
-@pytest.mark.fast
 def test_what_a_file_is_refused_for(optimum_style: Path, base_of: Make, pack_of: Make, tmp_path: Path) -> None:
     """No checkpoint, the wrong one, one too many; a graph in halves."""
     llama, alpha = base_of("llama"), pack_of("llama", "alpha")

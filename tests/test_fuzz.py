@@ -21,7 +21,6 @@ def fuzz(*arguments: str, before: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, env=ENVIRONMENT, timeout=90)
 
 
-@pytest.mark.fast
 def test_some_seconds_find_nothing() -> None:
     """Named errors and true answers only, no input takes a second or 64 MB; every target is reached, and some inputs are accepted."""
     done = fuzz("--seconds", "8", "--seed", "11")

@@ -144,6 +144,7 @@ def test_the_seed_is_the_adapters(tiny_bert: Path, tmp_path: Path) -> None:
             np.testing.assert_allclose(adapter.params["lora_A"], expected[adapter.site.path], atol=1e-9)
 
 
+@pytest.mark.fast
 def test_new_modules_are_trained_whole(tiny_bert: Path, tmp_path: Path) -> None:
     """DistilBERT's task model adds two modules to its base. Both are drawn anew on every load, so both are in the pack, and a model loaded
     under another seed gives the trained logits."""

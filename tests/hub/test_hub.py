@@ -241,7 +241,6 @@ def test_what_lies_in_a_repository_is_not_overwritten_by_mistake(hub: Hub) -> No
                                                                           "adapterpack.json"}
 
 
-@pytest.mark.fast
 def test_dry_run_pull_request_tag_and_private(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     target = "hf://org/modes"
     dry = adapterpack.push(make_pack(), target, dry_run=True)
@@ -267,7 +266,6 @@ def test_dry_run_pull_request_tag_and_private(hub: Hub, monkeypatch: pytest.Monk
         adapterpack.pull(target)
 
 
-@pytest.mark.fast
 def test_a_lock_pins_and_an_update_tells(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target, lock = "hf://org/moving", tmp_path / "adapterpack.lock"
     first = adapterpack.push(make_pack(), target)
@@ -432,7 +430,6 @@ def test_tokens_are_kept_by_nobody_else(tmp_path: Path) -> None:
     assert "short" not in str(caught.value)
 
 
-@pytest.mark.fast
 def test_the_hub_as_a_command(tmp_path: Path, client_environment: dict[str, str]) -> None:
     """``adapterpack hub serve`` says where it is, serves, and ends when it is told to."""
     tokens = tmp_path / "tokens"

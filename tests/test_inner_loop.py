@@ -1,0 +1,72 @@
+"""``pytest -m fast`` selects what ``inner_loop.py`` says, measures it, and fails where it takes too long."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+CONFTEST = """
+import inner_loop
+from inner_loop import InnerLoop
+
+def pytest_addoption(parser):
+    parser.addoption("--measure", action="store_true")
+    parser.addoption("--room", type=float, default=240.0)
+
+def pytest_configure(config):
+    inner_loop.ROOM = config.option.room
+    config.pluginmanager.register(InnerLoop(config))
+"""
+WHOLE = """
+import time, pytest
+pytestmark = pytest.mark.fast
+
+def test_quick(): pass
+
+@pytest.mark.parametrize("case", [1, 2])
+def test_takes_long(case): time.sleep(0.3)
+
+@pytest.mark.fast
+def test_chosen(): time.sleep(0.6)
+
+@pytest.mark.long
+def test_long(): pass
+"""
+UNMARKED = "raise RuntimeError('this is not imported for the inner loop')"
+SETTINGS = "[pytest]\naddopts = -m 'not long'\nmarkers =\n    long\n    fast\n    slow\n"
+
+
+def test_what_it_selects_and_measures(tmp_path: Path) -> None:
+    """Real runs of two modules, in two processes and in one: a module without the mark is not imported, and long tests are never in it; a
+    function whose cases take long together is, until the run is measured; one that has the mark itself stays. Where all take too long the
+    run fails and names what took the most."""
+    tests = tmp_path / "tests"
+    (tests / "golden").mkdir(parents=True)
+    shutil.copyfile(Path(__file__).with_name("inner_loop.py"), tests / "inner_loop.py")
+    table = tests / "golden" / "slow.tsv"
+    table.write_text("9.0\ttests/test_deleted.py::test_of_old\n9.0\ttests/test_unmarked.py::test_not_run\n")
+    for name, text in (("tests/conftest.py", CONFTEST), ("tests/test_whole.py", WHOLE), ("tests/test_unmarked.py", UNMARKED),
+                       ("pytest.ini", SETTINGS)):
+        (tmp_path / name).write_text(text)
+
+    def ran(*options: str) -> tuple[int, str]:
+        command = [sys.executable, "-m", "pytest", "-m", "fast", "-rA", *options]
+        environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # but for xdist they only take time
+        for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT"):
+            environment.pop(name, None)
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120, env=environment)
+        return done.returncode, done.stdout
+
+    code, said = ran("--measure", "-p", "xdist", "-n", "2", "--dist", "loadfile")
+    assert code == 0 and "4 passed" in said, said
+    (kept, added) = table.read_text().splitlines()
+    assert kept == "9.0\ttests/test_unmarked.py::test_not_run"
+    seconds, name = added.split("\t")
+    assert float(seconds) >= 0.6 and name == "tests/test_whole.py::test_takes_long"
+    code, said = ran()
+    assert code == 0 and "2 passed" in said and "test_takes_long" not in said, said
+    code, said = ran("--room", "0.5")
+    assert code == 1 and "the tests of the inner loop took" in said and "test_whole.py::test_chosen" in said, said
