@@ -53,15 +53,10 @@ def uninterrupted(config: dict[str, Any], folder: Path) -> Pack:
     return pack
 
 
-ADALORA = {"method": "adalora", "init_r": 3, "target_r": 1, "tfinal": 1, "r": None}
-
-
-@pytest.mark.parametrize("more", [pytest.param({"group_by_length": True}, id="lora by length"),
-                                  pytest.param(ADALORA, id="adalora", marks=pytest.mark.long)])
-def test_a_run_goes_on_after_ctrl_c_to_the_same_pack(tiny_llama: Path, tmp_path: Path, more: dict[str, Any]) -> None:
+def test_a_run_goes_on_after_ctrl_c_to_the_same_pack(tiny_llama: Path, tmp_path: Path) -> None:
     """Ctrl-C in the second epoch ends the run with a checkpoint, which is of the adapter alone and is said to be there; the same call ends
     with the bytes of a run that nobody interrupted. Another run does not go on from these checkpoints."""
-    config = {key: value for key, value in settings(tiny_llama, tmp_path, **more).items() if value is not None}
+    config = settings(tiny_llama, tmp_path, group_by_length=True)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that runs tests in the background lets them ignore it
     try:
         with pytest.raises(KeyboardInterrupt) as interrupt:
@@ -85,9 +80,9 @@ def test_a_run_goes_on_after_ctrl_c_to_the_same_pack(tiny_llama: Path, tmp_path:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("moment", [2, 4, 8])
+@pytest.mark.parametrize("moment", [2, 8])
 def test_a_run_goes_on_after_a_kill_to_the_same_pack(tiny_llama: Path, tmp_path: Path, moment: int) -> None:
-    """SIGKILL before the first checkpoint, after it, and near the end: the same bytes."""
+    """SIGKILL before the first checkpoint, and near the end: the same bytes."""
     config = settings(tiny_llama, tmp_path)
     path = tmp_path / "train.yaml"
     path.write_text(json.dumps(config))
