@@ -43,4 +43,4 @@ def main(base: str, out: str, started_from: str | None = None, steps: int = 30) 
 if __name__ == "__main__":
     if len(sys.argv) == 1:
         sys.exit(__doc__)
-    print(main(*sys.argv[1:4]))
+    print(main(*sys.argv[1:4], *map(int, sys.argv[4:])))

@@ -103,7 +103,7 @@ def test_replicas_keep_their_adapters(bundle: Path, packs: Path, folder: str, al
 
 
 @pytest.mark.parametrize("form", ["jsonl", "parquet"])
-def test_files_of_rows(form: str, bundle: Path, tmp_path: Path) -> None:
+def test_files_of_rows(form: str, bundle: Path, tmp_path: Path, folder: str) -> None:
     """120 rows, two processes: in the order of the rows, each as it is alone, and an error in the place of what cannot be run; a folder of
     answers may be the next input."""
     dice = random.Random(3)
@@ -121,7 +121,8 @@ def test_files_of_rows(form: str, bundle: Path, tmp_path: Path) -> None:
     out = tmp_path / "answers"
     command = [PYTHON, str(ROOT / "examples" / "serving" / "ray_batch.py"), str(bundle), str(source), str(out), "--as", form,
                "--processes", "2", "--cores", "0.5", "--batch", "40", "--max-new-tokens", "12", "--provider", "cpu"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=ENVIRONMENT)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300,
+                          env={**ENVIRONMENT, "RAY_TMPDIR": folder})
     assert done.returncode == 0, done.stderr[-3000:]
     answers = read(out, form)
     assert [answer["id"] for answer in answers] == list(range(120))
