@@ -69,15 +69,18 @@ def alone(bundle: Path, packs: Path) -> Callable[[str, str | None], str]:
     return lambda prompt, name: session.generate([session.tokenizer.encode(prompt)], name, max_new_tokens=12)[0].text
 
 
-def test_replicas_keep_their_adapters(bundle: Path, packs: Path, folder: str, alone: Callable[[str, str | None], str]) -> None:
+def test_replicas_keep_their_adapters(bundle: Path, packs: Path, folder: str, tmp_path: Path,
+                                      alone: Callable[[str, str | None], str]) -> None:
     """60 requests at a time, whole and streamed, on two replicas: each says what its adapter says alone, and an adapter is with one
     replica, but for a few requests; a refusal has its status."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [PYTHON, "-c", SERVE, str(bundle), str(packs / "gamma"), str(port), folder]
-    with child(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=ENVIRONMENT) as process:
+    errors = tmp_path / "errors"
+    with errors.open("w") as stderr, child(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr,
+                                           env=ENVIRONMENT) as process:
         assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
+        assert process.stdout.readline() == "ready\n", errors.read_text()[-3000:]
         dice, address = random.Random(2), f"http://127.0.0.1:{port}"
         asked = [(" ".join(dice.choices(WORDS, k=dice.randint(1, 9))), dice.choice(NAMES), dice.random() < 0.5) for _ in range(60)]
 
