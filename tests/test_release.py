@@ -1,4 +1,4 @@
-"""``.ci/release``: a tag, the version, the changelog and the files are of one release, or it says which are not."""
+"""``.ci/release``: a tag, the version, the changelog, images and the files are of one release, or it says which are not."""
 
 from __future__ import annotations
 
@@ -42,6 +42,12 @@ def test_a_release_is_of_one_piece(tmp_path: Path) -> None:
     assert release(tmp_path, f"v{VERSION}", "dist").returncode == 0
     (dist / "adapterpack-9.9.tar.gz").touch()
     assert "adapterpack-9.9.tar.gz" in release(tmp_path, f"v{VERSION}", "dist").stderr
+    (dist / "adapterpack-9.9.tar.gz").unlink()
+    (tmp_path / "examples").mkdir()
+    for image, code in ((VERSION, 0), ("9.9.9-cuda", 1)):
+        (tmp_path / "examples" / "compose.yaml").write_text(f"image: adapterpack:{image}\n", "utf-8")
+        done = release(tmp_path, f"v{VERSION}", "dist")
+        assert (done.returncode, "examples/compose.yaml" in done.stderr) == (code, bool(code))
     assert "must be the same" in release(tmp_path, "v9.9.9").stderr
     (tmp_path / "adapterpack" / "version.py").write_text('VERSION = "9.9.9"\n', "utf-8")
     assert "must be the same" in release(tmp_path, f"v{VERSION}").stderr
