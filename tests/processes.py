@@ -29,6 +29,10 @@ def run_two(*command: str, python: str = sys.executable) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": package}
     launcher = [python, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *command]
     with child(launcher, env=environment, stderr=-1, stdout=-1) as process:
-        output, errors = process.communicate(timeout=240)
+        try:
+            output, errors = process.communicate(timeout=240)
+        except subprocess.TimeoutExpired:
+            process.terminate()  # the launcher then ends the two, which are in sessions of their own
+            raise AssertionError(f"not at an end after 240 seconds:\n{process.communicate(timeout=60)[1][-3000:]}") from None
     assert process.returncode == 0, errors[-3000:]
     assert output.count("trained '") in (0, 2), output  # only one process speaks
