@@ -258,7 +258,7 @@ def edited(saved: Path, tmp_path: Path, **values: Any) -> Path:
 REFUSED: dict[str, tuple[dict[str, Any], type[AdapterpackError], str]] = {
     "transposed weights, as text": ({"fan_in_fan_out": "yes"}, Unsupported, "fan_in_fan_out"),
     "bare parameters as text": ({"target_parameters": "experts.gate"}, FormatError, "target_parameters"),
-    "repeated layers": ({"layer_replication": [[0, 1], [0, 2]]}, Unsupported, "layer_replication"),
+    "repeated layers as text": ({"layer_replication": "0-4"}, FormatError, "layer_replication"),
     "an invocation that is no list of ids": ({"alora_invocation_tokens": "7"}, FormatError, "alora_invocation_tokens"),
     "activated DoRA": ({"alora_invocation_tokens": [1, 2], "use_dora": True}, Unsupported, "alora_invocation_tokens"),
     "QALoRA without groups": ({"use_qalora": True, "qalora_group_size": 0}, FormatError, "qalora_group_size"),

@@ -13,6 +13,7 @@ from ..base.checkpoint import Checkpoint
 from ..errors import ConfigError, NothingToDo, Unsupported
 from ..pack.on_base import on
 from ..pack.pack import Pack
+from ..pack.repeats import require_own_blocks
 
 MAX_PARENTS = 64
 """As many parents as a manifest can name."""
@@ -64,6 +65,7 @@ def opened_base(base: str | os.PathLike[str] | None, packs: Sequence[Pack]) -> t
     """
     if base is None:
         return None, list(packs)
+    require_own_blocks(packs, "a comparison with the weights of a base")
     checkpoint = Checkpoint(base)
     for pack in packs:
         pack.require_base(checkpoint, content=False)

@@ -15,6 +15,7 @@ from ..hub.resolve import folder_of
 from ..io.atomic import output_file, output_folder, refuse_existing
 from ..io.safetensors import SafetensorsFile
 from ..pack.pack import Pack
+from ..pack.repeats import require_own_blocks
 from .base import BaseModel, open_base
 from .format import FORMATS, Format, Source, first_bytes, formats, plain_name
 from .packs import require_base_fits, source_digest, with_parent
@@ -101,6 +102,8 @@ def convert(
     if form.name == to and pack.manifest.quantization is None:
         raise NothingToDo(f"the source is in the format {to} already", where=source if not isinstance(source, Pack) else source.name,
                           remedy=f"name another format with --to: {', '.join(writable())}")
+    if not written.repeats:
+        require_own_blocks([pack], f"the format {to}")
     if to == "pack":
         pack = pack.renamed(name)
     with _output(written, target) as destination:

@@ -16,6 +16,7 @@ from ..merging.base_kind import is_gguf, is_graph
 from ..merging.gguf.base_model import GGUFBase
 from ..pack.on_base import on
 from ..pack.pack import Pack
+from ..pack.repeats import require_own_blocks
 from ..pack.validate.validation import load
 from ..slots.precision import DEFAULT, precision
 from ..slots.values import require_slots
@@ -90,6 +91,7 @@ def checked(
     folder = folder_of(base if checkpoint is None else checkpoint)
     model = Checkpoint(folder) if file is not None else DequantizedCheckpoint(folder)
     loaded = [pack if isinstance(pack, Pack) else load(folder_of(pack)) for pack in packs]
+    require_own_blocks(loaded, "a bundle", "merge it, which writes the repeated blocks out, and export the merged checkpoint without it")
     chosen, floats = _task(task, loaded, model), precision(dtype).name
     loaded = _on_base(loaded, model, allow_structural)
     for pack in loaded if mode != "folded" else ():

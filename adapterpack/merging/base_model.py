@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..base.codecs.dequantized_checkpoint import DequantizedCheckpoint
 from ..base.compatibility import Verdict
+from ..base.repeated_layers import RepeatedLayers
 from ..pack.pack import Pack
 
 
@@ -29,3 +32,21 @@ class MergeBase(DequantizedCheckpoint):
             BaseMismatch, SiteNotFound: it is not.
         """
         return pack.require_base(self, content=content, allow_structural=allow_structural)
+
+
+class RepeatedBase(RepeatedLayers, MergeBase):
+    """A folder with a checkpoint whose blocks are repeated in ranges ``ends``, start and end in turn: all of them are written out.
+
+    Raises:
+        BaseMismatch: it has no such blocks.
+        Unsupported: it is quantized, or nothing says that its blocks compute the same at another place.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], ends: Sequence[int]) -> None:
+        super().__init__(folder, ends)
+        self.require_alike()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """How many blocks there are now."""
+        return (f"the {self.count} blocks of the base are written out as {len(self.order)}",)

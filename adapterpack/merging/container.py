@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 from ..errors import ConfigError
 from ..io import strict_json
 from ..pack.pack import Pack
+from ..pack.repeats import common_repeats, require_own_blocks
 from . import layout, provenance
 from .base_kind import is_gguf
-from .base_model import MergeBase
+from .base_model import MergeBase, RepeatedBase
 from .layout import Shard
 from .plan import Plan
 
@@ -25,21 +26,26 @@ class Container(NamedTuple):
     file: str | None = None
 
 
-def open_base(base: str | os.PathLike[str], checkpoint: str | os.PathLike[str] | None) -> tuple[MergeBase, Container]:
-    """The base at a path, and the form of the output.
+def open_base(
+    base: str | os.PathLike[str], checkpoint: str | os.PathLike[str] | None, packs: Sequence[Pack]
+) -> tuple[MergeBase, Container]:
+    """The base at a path, with its blocks repeated as the packs have it, and the form of the output.
 
     Raises:
         StorageError, FormatError, Unsupported: it cannot be read.
+        Unsupported: the packs are of different stacks of blocks, or of one that the base cannot hold.
         ConfigError: a checkpoint was given although the base is one.
     """
+    ends = common_repeats(packs)
     if is_gguf(base):
+        require_own_blocks(packs, "a GGUF file", "merge it into the checkpoint, and convert that")
         from .gguf import layout as gguf_layout  # noqa: PLC0415 - checkpoints need none of it
         from .gguf.base_model import GGUFBase  # noqa: PLC0415 - as below
 
         return GGUFBase(base, checkpoint), Container(gguf_layout.shards, _finish_nothing, gguf_layout.NAME)
     if checkpoint is not None:
         raise ConfigError("only an ONNX graph or a GGUF file is merged together with its checkpoint", where=base, remedy="leave --base out")
-    return MergeBase(base), SAFETENSORS
+    return RepeatedBase(base, ends) if ends else MergeBase(base), SAFETENSORS
 
 
 def _safetensors(source: MergeBase, todo: Plan, dtype: str | None, note: str) -> list[Shard]:

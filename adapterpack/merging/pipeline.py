@@ -108,11 +108,11 @@ def merge(
     out_dtype = None if dtype is None else dtypes.parse(dtype)
     share = jobs.Share() if shard is None else jobs.parse_share(shard)
     arithmetic = devices.arithmetic(device, stochastic_rounding is not None)
-    source, container = open_base(base, checkpoint)
+    opened = [pack if isinstance(pack, Pack) else load(pack) for pack in packs]
+    source, container = open_base(base, checkpoint, opened)
     if container.file is None and target.suffix in {".gguf", ".onnx"}:
         raise ConfigError("a merged checkpoint is a folder", where=target, found=f"the name of a {target.suffix} file",
                           remedy="to write such a file, give one as BASE, and this base as --base; else name a folder")
-    opened = [pack if isinstance(pack, Pack) else load(pack) for pack in packs]
     factors = weights_of(weights, opened)
     require_outside(target, [*source.inputs, *(pack.path for pack in opened if pack.path is not None)])
     todo = plan.make(source, opened, factors, allow_structural, dtype=out_dtype, full=verify == "full",

@@ -29,6 +29,7 @@ from ..io.buffers import Scratch
 from ..io.byte_ranges import Span, copy_span, opened
 from ..manifest import manifest as m
 from ..pack.pack import Pack
+from ..pack.repeats import require_own_blocks
 from ..pack.validate.validation import load
 from . import plan, provenance
 from .base_model import MergeBase
@@ -80,7 +81,9 @@ def unmerge(merged: str | os.PathLike[str], out: str | os.PathLike[str], *, base
     if not packs:
         raise Unsupported("a merged checkpoint alone does not hold its base", where=source.folder, expected="the base, or the packs",
                           remedy=f"{_NO_BASE}, or the packs with packs=[PACK, ...] (--pack PACK)")
-    return _compute_base(record, source, [pack if isinstance(pack, Pack) else load(pack) for pack in packs], Path(out))
+    opened = [pack if isinstance(pack, Pack) else load(pack) for pack in packs]
+    require_own_blocks(opened, "what takes its change out again", "keep the base: the merge never changed it")
+    return _compute_base(record, source, opened, Path(out))
 
 
 def _merge_record(merged: Checkpoint) -> dict[str, Any]:

@@ -238,6 +238,9 @@ class Pack(Described):
             BaseMismatch: it is another model, or nothing shows that it is not; both are named.
             SiteNotFound: the base lacks a site, or is a variant in which its tensor is not known by the module's path.
         """
+        from ..base.repeated_layers import repeated  # noqa: PLC0415 - most packs are looked at without a base
+
+        base = repeated(base, self.repeats)
         fingerprint = compatibility.deciding_fingerprint(base, self.manifest.base, content)
         verdict = self.require_levels(fingerprint, name=base.name, where=base.where, model_type=base.config.get("model_type"),
                                       allow_structural=allow_structural)

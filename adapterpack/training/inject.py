@@ -22,6 +22,7 @@ from .active import active, adapter_names, require_names, wrappers_of
 from .adapter_checkpoints import follow
 from .adapter_kinds import KINDS
 from .attached.merged import require_unmerged
+from .attached.repeated_layers import give_back, repeating
 from .base_quantization import difference
 from .calibration import measure
 from .canaries.canary import verify_attached
@@ -62,9 +63,14 @@ def adapt(
         >>> sum(p.numel() for p in model.parameters() if p.requires_grad)
         14
     """
-    rng, samples = np.random.default_rng(seed), None if data is None else list(data)
     _refuse_taken(model, name)
     chosen = [config] if isinstance(config, SiteConfig) else list(config)
+    with repeating(model, chosen[0].repeats if chosen else (), name):
+        return _adapted(model, chosen, name, np.random.default_rng(seed), None if data is None else list(data))
+
+
+def _adapted(model: nn.Module, chosen: Sequence[SiteConfig], name: str, rng: np.random.Generator, samples: Any) -> nn.Module:
+    """As :func:`adapt`, in a model that has the blocks that the adapter is of."""
     whole = [_module_path(model, path) for site_config in chosen for path in site_config.modules_to_save]
     whole += _drawn(model, chosen, whole)
     plans = [_plan(model, site_config, whole, samples) for site_config in chosen]
@@ -164,6 +170,12 @@ def attach(model: nn.Module, pack: Pack, name: str | None = None, check_base: bo
     """
     name = name or pack.name
     _refuse_taken(model, name)
+    with repeating(model, pack.repeats, name):
+        return _attached(model, pack, name, check_base, check_canary)
+
+
+def _attached(model: nn.Module, pack: Pack, name: str, check_base: bool, check_canary: bool) -> nn.Module:
+    """As :func:`attach`, in a model that has the blocks that the pack is of."""
     require_sites(pack, attachable_sites(model), type(model).__name__)
     verdict = require_model_base(model, pack) if check_base else None
     with wrapping(model, name) as work:
@@ -211,7 +223,7 @@ def _require_behaviour(model: nn.Module, pack: Pack, name: str, replayed: bool) 
             raise
         raise BaseMismatch(differs, where=pack.name) from failure
     if (differs := difference(model, pack, error)) is not None:
-        warnings.warn(differs, stacklevel=3)
+        warnings.warn(differs, stacklevel=4)
 
 
 def detach(model: nn.Module, name: str | None = None) -> nn.Module:
@@ -238,6 +250,8 @@ def detach(model: nn.Module, name: str | None = None) -> nn.Module:
     forget(model, names if name is None else [name])
     follow(model)
     name_outputs(model)
+    if not adapter_names(model):
+        give_back(model)
     return model
 
 

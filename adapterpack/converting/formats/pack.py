@@ -24,4 +24,4 @@ def _write(pack: Pack, folder: Path, base: BaseModel | None) -> tuple[str, ...]:
 
 
 PACK = FORMATS.register(Format("pack", "a pack: manifest and tensors", True, lambda path: os.path.lexists(path / m.FILE_NAME),
-                               _read, _write, _read, rank=0))
+                               _read, _write, _read, rank=0, repeats=True))

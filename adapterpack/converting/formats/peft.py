@@ -64,4 +64,4 @@ def write(pack: Pack, folder: Path, base: BaseModel | None) -> tuple[str, ...]:
 
 
 PEFT = FORMATS.register(Format("peft", "PEFT's adapter_config.json and adapter_model.safetensors", True,
-                               lambda path: (path / layout.CONFIG).is_file(), _read, write, _read, rank=90, parts=True))
+                               lambda path: (path / layout.CONFIG).is_file(), _read, write, _read, rank=90, parts=True, repeats=True))

@@ -17,6 +17,7 @@ from ..layers.head_labels import keep_outputs
 from ..layers.layer import Adapted
 from ..layers.whole import SavedModule
 from .merged import Kept, Merged, merged_in, remember, require_unmerged, restore
+from .repeated_layers import repeats_in
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,9 @@ def merge_into(model: nn.Module, names: str | Sequence[str] | None = None, *, ke
     """
     require_unmerged(model)
     chosen = _chosen(model, names)
+    if repeats_in(model):
+        raise Unsupported("blocks that are repeated share their weights, which can hold no adapter of one of them", where=", ".join(chosen),
+                          remedy="merge into the checkpoint, which writes the blocks out: adapterpack merge BASE PACK -o OUT")
     for name in chosen:
         _require_fold(model, name)
     before = choice_in(model)

@@ -70,7 +70,9 @@ def base_verdict(pack: Pack, base: Checkpoint | None, findings: Iterable[Finding
     """What is known about the base, for a pack in which nothing else is wrong: of any other it would mean nothing."""
     if base is None or any(finding.severity == "error" and finding.rule != ANOTHER.id for finding in findings):
         return None
-    return compatibility.compare(pack.manifest.base, compatibility.deciding_fingerprint(base, pack.manifest.base))
+    from ....base.repeated_layers import repeated  # noqa: PLC0415 - most packs are looked at without a base
+
+    return compatibility.compare(pack.manifest.base, compatibility.deciding_fingerprint(repeated(base, pack.repeats), pack.manifest.base))
 
 
 def tokenizer(s: Subject) -> Iterator[Finding]:
