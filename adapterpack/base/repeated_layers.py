@@ -57,7 +57,7 @@ class RepeatedLayers(Checkpoint):
 
     def _opened(self, shards: Iterable[str]) -> Mapping[str, Any]:
         files: Mapping[str, SafetensorsFile] = super()._opened(shards)
-        if "quantization_config" in self._own_config:
+        if "quantization_config" in self._base.config:
             raise Unsupported("blocks of a quantized base are not repeated", where=self.folder,
                               remedy="name the base that it was quantized from")
         self.count, names = _renamed([name for file in files.values() for name in file.tensors], self.order, self.where)
@@ -68,20 +68,21 @@ class RepeatedLayers(Checkpoint):
             self.index = {**self.index, "weight_map": {name: shard for shard, file in repeated.items() for name in file.tensors}}
         return repeated
 
-    @property
-    def _own_config(self) -> dict[str, Any]:
-        return Checkpoint(self.folder).config
+    @cached_property
+    def _base(self) -> Checkpoint:
+        """The base with its own blocks."""
+        return Checkpoint(self.folder)
 
     @cached_property
     def config(self) -> dict[str, Any]:
         """The configuration of the repeated stack."""
         changed = {}
-        for key, value in self._own_config.items():
+        for key, value in self._base.config.items():
             if key in _COUNTS and value == self.count:
                 changed[key] = len(self.order)
             elif key.endswith(_BY_BLOCK) and isinstance(value, list) and len(value) == self.count:
                 changed[key] = [value[number] for number in self.order]
-        return {**self._own_config, **changed}
+        return {**self._base.config, **changed}
 
     def require_alike(self) -> None:
         """Goes on only if the blocks written out in this order compute what they compute in the repeated stack.
@@ -96,9 +97,8 @@ class RepeatedLayers(Checkpoint):
                               remedy="keep the adapter unmerged: attach it")
 
     def _hashed(self, files: Mapping[str, Source]) -> tuple[dict[str, bytes], dict[str, bytes]]:
-        base = Checkpoint(self.folder)
-        base._watch = self._watch
-        stored, hashes = base._hashed(files)
+        self._base._watch = self._watch
+        stored, hashes = self._base._hashed(files)
         return {new: stored[old] for new, old in self._stored_as.items()}, hashes
 
 

@@ -130,7 +130,8 @@ def bind_to_base(pack: Pack, base: BaseModel | None) -> Pack:
     """
     if base is None:
         return pack
-    base = dataclasses.replace(base, checkpoint=repeated(base.checkpoint, pack.repeats))
+    if pack.repeats:
+        base = dataclasses.replace(base, checkpoint=repeated(base.checkpoint, pack.repeats))
     pack.require_base(base.checkpoint, allow_structural=base.allow_structural)
     pack = on(pack, base.checkpoint)
     groups = []

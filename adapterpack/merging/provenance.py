@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..base.base_folder import copy_carried
+from ..base.base_folder import CONFIG, copy_carried, read_json
 from ..base.checkpoint import Checkpoint
 from ..pack.pack import Pack
 from . import config, layout, plan, vocabulary
@@ -49,7 +49,7 @@ def write_side_files(folder: Path, base: Checkpoint, packs: Sequence[Pack], todo
     copy_carried(base.folder, folder)
     if todo.full_modules.vocab_size is not None:
         vocabulary.copy_tokenizers(folder, packs)
-    if base.config and changed != base.config:
+    if base.config and changed != read_json(base.folder / CONFIG):
         _write_json(folder / "config.json", changed)
     _write_json(folder / base.index_name, layout.index(base, shards))
 
