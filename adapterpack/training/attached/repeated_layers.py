@@ -101,10 +101,11 @@ def _stack_of(model: nn.Module) -> tuple[nn.Module, str, nn.ModuleList]:
 
 def _copied(block: nn.Module, place: int) -> nn.Module:
     """A block with the same weights that knows its place, which caches go by."""
-    shared = {id(value): value for value in (*block.parameters(), *block.buffers())}
-    copied = copy.deepcopy(block, {**shared, **{id(config): config for module in block.modules()
-                                               if (config := getattr(module, "config", None)) is not None}})
+    shared: dict[int, Any] = {id(value): value for value in (*block.parameters(), *block.buffers())}
+    configs = (getattr(module, "config", None) for module in block.modules())
+    copied: Any = copy.deepcopy(block, {**shared, **{id(config): config for config in configs if config is not None}})
     for module in copied.modules():
         if hasattr(module, "layer_idx"):
             module.layer_idx = place
-    return copied
+    made: nn.Module = copied
+    return made
