@@ -76,7 +76,7 @@ class RepeatedLayers(Checkpoint):
     @cached_property
     def config(self) -> dict[str, Any]:
         """The configuration of the repeated stack."""
-        changed = {}
+        changed: dict[str, Any] = {}
         for key, value in self._base.config.items():
             if key in _COUNTS and value == self.count:
                 changed[key] = len(self.order)

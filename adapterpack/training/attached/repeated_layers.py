@@ -59,7 +59,8 @@ def repeating(model: nn.Module, ends: Sequence[int], adapter: str) -> Iterator[N
 
 def _repeat(model: nn.Module, ends: tuple[int, ...]) -> None:
     owner, leaf, blocks = _stack_of(model)
-    order, config, settings = order_of(ends), getattr(owner, "config", None), {}
+    order, settings = order_of(ends), dict[str, Any]()
+    config: Any = getattr(owner, "config", None)
     if max(order) >= len(blocks):
         raise BaseMismatch("the adapter repeats a block that the model does not have", where=type(model).__name__,
                            expected=f"block {max(order)}", found=f"{len(blocks)} blocks",
