@@ -65,7 +65,7 @@ def _repeat(model: nn.Module, ends: tuple[int, ...]) -> None:
         raise BaseMismatch("the adapter repeats a block that the model does not have", where=type(model).__name__,
                            expected=f"block {max(order)}", found=f"{len(blocks)} blocks",
                            remedy="use the base that the adapter was trained on")
-    types = getattr(config, "layer_types", None)
+    types: Any = getattr(config, "layer_types", None)
     if isinstance(types, list) and len(types) == len(blocks):
         settings["layer_types"] = types
     if isinstance(getattr(config, "num_hidden_layers", None), int):
