@@ -334,6 +334,14 @@ def test_inspect_writes_a_page(world: World, bank: Path, tmp_path: Path) -> None
     assert "something else is in the place" in sentence(call("inspect", bank, "--html", tmp_path / "mine.html"))
 
 
+@pytest.mark.parametrize("command", ["inspect nowhere", "audit nowhere", "train nowhere.yaml", "quantize . --compare nowhere.jsonl"])
+def test_a_page_that_cannot_be_written_costs_no_work(command: str, tmp_path: Path) -> None:
+    """The place of the page is tried before anything is read: here there would be nothing to read."""
+    (tmp_path / "mine.html").write_text("<p>mine</p>", "utf-8")
+    assert "something else is in the place" in sentence(call(*command.split(), "--html", tmp_path / "mine.html"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.html"]
+
+
 @pytest.mark.parametrize("kind", ["pack", "bundle", "base"])
 def test_inspect_shortens_digests(world: World, bank: Path, kind: str) -> None:
     """People see the first digits of a digest, and with --full all of them; JSON always holds them whole."""

@@ -541,13 +541,13 @@ def test_kohya_without_alpha_has_scale_one_and_says_so(tmp_path: Path, unet: Pat
     done = adapterpack.convert(path, tmp_path / "pack", to="pack", base=unet)
     assert {group.path: group.scale for group in done.pack.manifest.groups} == {"mid_block.attentions.0.proj_in": 0.5,
                                                                                "up_blocks.1.attn2.to_out.0": 1.0}
-    assert "no alpha for 1 modules (lora_unet_up_blocks_1_attn2_to_out_0)" in done.notes[0]
+    assert "no alpha for 1 module (lora_unet_up_blocks_1_attn2_to_out_0)" in done.notes[0]
 
 
 def test_kohya_of_several_models_is_read_one_by_one(tmp_path: Path, unet: Path) -> None:
     """A pack belongs to one base: the parts are named, and one is chosen; what is left out is said."""
     path = kohya(tmp_path / "a.safetensors", {PROJ: (5, 9), "lora_te1_text_model_q": (4, 3), "lora_te2_text_model_q": (4, 3)})
-    with pytest.raises(Unsupported, match=r"lora_te1 \(1 modules\), lora_te2 \(1 modules\), lora_unet \(1 modules\)"):
+    with pytest.raises(Unsupported, match=r"lora_te1 \(1 module\), lora_te2 \(1 module\), lora_unet \(1 module\)"):
         adapterpack.convert(path, tmp_path / "pack", to="pack", base=unet)
     with pytest.raises(UnknownName, match="lora_te3"):
         adapterpack.convert(path, tmp_path / "pack", to="pack", base=unet, part="lora_te3")
@@ -645,7 +645,7 @@ def test_diffusers_alpha_of_keys_and_of_nobody(tmp_path: Path) -> None:
         done = adapterpack.convert(path, tmp_path / f"{before}pack", to="pack")
         assert {group.path: group.scale for group in done.pack.manifest.groups} == {"x.to_k": 1.0, "x.to_q": 4.0}
         assert len(done.notes) == 1
-        assert "no alpha for 1 modules (x.to_k)" in done.notes[0]
+        assert "no alpha for 1 module (x.to_k)" in done.notes[0]
 
 
 def test_what_diffusers_files_hold_beyond_plain_lora_is_refused_by_name(tmp_path: Path) -> None:
@@ -914,13 +914,13 @@ def test_a_file_of_several_models_is_looked_at_as_a_whole(tmp_path: Path) -> Non
     found = adapterpack.inspect(path)
     assert (found["format"], found["sites"], found["parameters"]) == ("kohya", 3, 2 * (5 + 9 + 2 * 7))
     assert found["sites_by_module"]["proj_in"] == 1
-    assert "lora_te1 (2 modules), lora_unet (1 modules)" in found["notes"][0]
+    assert "lora_te1 (2 modules), lora_unet (1 module)" in found["notes"][0]
     tensors = {f"{part}.mid.to_q.lora_{leaf}.weight": np.ones(shape, np.float32)
                for part in ("unet", "text_encoder") for leaf, shape in (("A", (2, 5)), ("B", (7, 2)))}
     safetensors.numpy.save_file(tensors, tmp_path / "b.safetensors")
     found = adapterpack.inspect(tmp_path / "b.safetensors")
     assert (found["format"], found["sites"], found["sites_by_module"]) == ("diffusers", 2, {"to_q": 2})
-    assert "text_encoder (1 modules), unet (1 modules)" in found["notes"][0]
+    assert "text_encoder (1 module), unet (1 module)" in found["notes"][0]
 
 
 def test_a_file_that_is_no_adapter(tmp_path: Path, tiny_llama: Path) -> None:

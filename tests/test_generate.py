@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+import adapterpack
 from adapterpack import Session
 from adapterpack.bundle.manifest import read_bundle
 from adapterpack.errors import ConfigError, UnknownAdapter, Unsupported
@@ -185,3 +186,8 @@ def test_a_bundle_takes_its_template_along(bundle_of: Make, tmp_path: Path) -> N
     text, ids, raw = session.generate(["w1", [13, 5, 14], [5]], "alpha", max_new_tokens=4)
     assert text == ids
     assert raw.prompt_tokens == 1
+    (plain,), (as_ids,) = ([*adapterpack.run(folder, [{"prompt": "w1"}], provider="cpu", max_new_tokens=4, raw=is_raw)]
+                           for is_raw in (True, False))
+    assert (plain["prompt_tokens"], as_ids["prompt_tokens"], plain["prompt"]) == (1, 3, "w1")
+    with pytest.raises(ConfigError, match=r"without the chat template \(at row 1.*leave --raw"):
+        list(adapterpack.run(folder, [{"messages": [{"role": "user", "content": "w1"}]}], provider="cpu", raw=True))

@@ -292,11 +292,12 @@ def test_refusals(llama: Path, file_of: Callable[[str], Path], tmp_path: Path) -
     np.testing.assert_allclose(held(out)[name][0], held(rare)[name][0] + changed(pack)["model.layers.0.mlp.down_proj.weight"], rtol=2**-10,
                                atol=1e-6)
     out.unlink()
-    lora = build("two", get("lora"), {Site("model.layers.7.mlp.up_proj", HIDDEN, INNER): (LoRA(r=1), {
-        "lora_A": np.ones((1, HIDDEN), np.float32), "lora_B": np.ones((INNER, 1), np.float32)})}, task=m.Task("text-generation"),
-                 base=m.Base())
-    with pytest.raises(SiteNotFound):
-        adapterpack.merge(file_of("Q8_0"), [lora], out, allow_structural=True)
+    deeper = {Site("model.layers.7.mlp.up_proj", HIDDEN, INNER): (LoRA(r=1), {
+        "lora_A": np.ones((1, HIDDEN), np.float32), "lora_B": np.ones((INNER, 1), np.float32)})}
+    for known, error in ((m.Base(), SiteNotFound), (pack.manifest.base, BaseMismatch)):  # only who knows its base knows that it is another
+        lora = build("two", get("lora"), deeper, task=m.Task("text-generation"), base=known)
+        with pytest.raises(error, match="another model than this file's" if error is BaseMismatch else "layers.7"):
+            adapterpack.merge(file_of("Q8_0"), [lora], out, allow_structural=True)
     adapterpack.convert(pack, tmp_path / "lora.gguf", to="gguf", base=llama)
     with pytest.raises(Unsupported, match="no model"):
         adapterpack.merge(tmp_path / "lora.gguf", [pack], out)

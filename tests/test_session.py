@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -20,6 +21,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from ml_dtypes import bfloat16
+from msgspec.structs import replace
 from transformers import AutoModelForCausalLM
 
 from adapterpack import DoRA, LoRA, Session, active, adapt, export, load, run, save, validate
@@ -594,6 +596,10 @@ def test_rows_of_a_classifier(bundle_of: Make) -> None:
         assert row["label"] == labels[int(shares.argmax())]
         assert list(row["scores"]) == list(labels)
         np.testing.assert_allclose(list(row["scores"].values()), shares, rtol=0, atol=2e-6)  # six digits are told
+    named = session.packs["beta"]  # PEFT's folders hold a head and no names for its labels: transformers numbers them
+    unnamed = dataclasses.replace(named, manifest=replace(named.manifest, task=m.Task("text-classification")))
+    assert session.head(unnamed).labels == tuple(f"LABEL_{place}" for place in range(len(session.labels("beta"))))
+    assert session.head(unnamed).trained
 
 
 def test_rows_that_name_no_adapter(bundle_of: Make) -> None:

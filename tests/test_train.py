@@ -477,7 +477,7 @@ def test_long_rows(tiny_llama: Path, caplog: pytest.LogCaptureFixture) -> None:
     rows = Dataset.from_list([{"prompt": "w1 w2", "completion": "w3 w4"}, {"prompt": "w1 w2 w3", "completion": "w4"}])
     with caplog.at_level(logging.WARNING):
         assert text_generation.encode(rows, tokenizer, 3, "here") == [{"input_ids": [5, 6, 7], "labels": [X, X, 7]}]
-    assert "here: 1 of 2 rows are left out" in caplog.text
+    assert "here: left out 1 of 2 rows" in caplog.text
 
 
 def test_a_tokenizer_without_an_end_token(tiny_llama: Path) -> None:

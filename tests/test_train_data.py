@@ -172,7 +172,7 @@ def test_bad_rows_end_the_run_or_are_left_out(tiny_llama: Path, tmp_path: Path, 
         rows, _ = rows_of(tiny_llama, train_file=str(path), on_bad_row="skip")
     path.write_text(lines(good))
     assert rows == rows_of(tiny_llama, train_file=str(path))[0]
-    assert "3 rows are left out" in caplog.text
+    assert "left out 3 rows, which cannot be read" in caplog.text
     for words in ("line 4)", "line 6)", "row 3 (line 5)"):
         assert words in caplog.text
     path.write_text("\n" + lines([good[0], {"prompt": "w1", "completion": None}]))

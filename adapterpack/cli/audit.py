@@ -13,7 +13,7 @@ from ..hub.resolve import folder_of
 from ..io.readable import percent
 from ..report.audit import audit_report
 from ..report.audit_sites import worst
-from .options import html_option, pack_at, shared, weight_option, write_page
+from .options import html_option, pack_at, page_at, shared, weight_option
 from .output import emit, line, table
 from .progress import byte_bar
 
@@ -44,12 +44,13 @@ def command(
       adapterpack audit packs/a packs/b --base models/base --html audit.html
     """
     options: dict[str, Any] = {**({"ranks": ranks} if ranks else {}), **({"dtypes": dtypes} if dtypes else {})}
-    with byte_bar("audit") as progress:
-        audit = adapterpack.audit([pack_at(pack) for pack in packs], weights=weights or None,
-                                  base=None if base is None else folder_of(base), exact=exact, progress=progress, **options)
-    result = {"command": "audit", **audit.to_json()}
-    if html is not None:
-        write_page(html, lambda: audit_report(result))
+    with page_at(html) as page:
+        with byte_bar("audit") as progress:
+            audit = adapterpack.audit([pack_at(pack) for pack in packs], weights=weights or None,
+                                      base=None if base is None else folder_of(base), exact=exact, progress=progress, **options)
+        result = {"command": "audit", **audit.to_json()}
+        if page is not None:
+            page.write_text(audit_report(result), "utf-8")
     if as_json:
         emit({**result, **({} if html is None else {"html": str(Path(html))})})
         return

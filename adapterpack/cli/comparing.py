@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import adapterpack
 
-from ..io.atomic import output_file
+from ..io.readable import things
 from ..report.comparison import comparison_report, comparison_table, left_out
-from ..report.rendering import PAGE
+from .options import page_at
 from .output import emit, line, table
 from .progress import steps
 
@@ -21,7 +20,7 @@ def compare(bundle: Path, rows: str, schemes: Sequence[str], adapter: str | None
     """Compares the quantized forms of a bundle on the rows of a file, and prints what was found."""
     if schemes:
         options["schemes"] = schemes
-    with nullcontext() if html is None else output_file(html, renews=PAGE) as page:  # what is in its place is found before the work
+    with page_at(html) as page:
         with steps() as say:
             found = adapterpack.compare_quantized(bundle, rows, adapter=adapter, progress=say, **options)
         result = found.to_json()
@@ -30,7 +29,7 @@ def compare(bundle: Path, rows: str, schemes: Sequence[str], adapter: str | None
     if as_json:
         emit({"command": "quantize", **result, **({} if html is None else {"html": str(Path(html))})})
         return
-    table(*comparison_table(result), f"{found.rows} rows, {found.positions:,} choices")
+    table(*comparison_table(result), f"{things(found.rows, 'row')}, {things(found.positions, 'choice')}")
     for form, reason in left_out(result):
         line(f"not measured: {form}: {reason}")
     for sentence in found.advice:

@@ -13,7 +13,7 @@ import click
 from ..composing.pipeline import compose
 from ..composing.work import RankChosen
 from ..hub.resolve import folder_of
-from ..io.readable import shown, size
+from ..io.readable import shown, size, things
 from ..pack.inspect import described
 from .composing import measure_each, print_left_out, print_plan, say, write_recipes
 from .options import pack_at, pairs, shared, values, weight_option
@@ -95,12 +95,12 @@ def command(
     lineage = summary["lineage"]
     if summary.get("composition"):
         names = ", ".join(parent["name"] for parent in lineage["parents"])
-        line(f"composed {names} under {summary['composition']} into {out}: {summary['sites']} sites, {size(summary['bytes'])}")
+        line(f"composed {names} under {summary['composition']} into {out}: {things(summary['sites'], 'site')}, {size(summary['bytes'])}")
         return
     parents = ", ".join(f"{parent['weight']:g} of {parent['name']}" for parent in lineage["parents"])
     ranks = ", ".join(summary["ranks"])
-    line(f"composed {parents} by the rule {lineage['operation']} into {out}: {summary['sites']} sites of rank {ranks}, "
-         f"{size(summary['bytes'])}")
+    line(f"composed {parents} by the rule {lineage['operation']} into {out}: "
+         f"{things(summary['sites'], 'site')} of rank {ranks}, {size(summary['bytes'])}")
     if "truncation" in lineage["params"]:
         line(f"the cut of the rank makes a relative error of {shown(lineage['params']['truncation']['total'])} in the change")
     print_left_out(lineage["params"])

@@ -15,7 +15,7 @@ from ..composing.recipe import recipe_of
 from ..composing.rules.rule import RULES
 from ..errors import ConfigError
 from ..hub.resolve import folder_of
-from ..io.readable import size
+from ..io.readable import size, things
 from .logs import tell
 from .options import pack_at
 from .output import emit, line, table
@@ -51,7 +51,7 @@ def print_plan(packs: list[Any], options: dict[str, Any], tree: str | None, as_j
 def print_left_out(params: Mapping[str, Any]) -> None:
     """Prints which sites a budget left out, by the parameters of a lineage."""
     if left_out := params.get("left_out"):
-        line(f"{len(left_out)} sites got no rank under the budget and are left out: {', '.join(left_out[:5])}"
+        line(f"left out {things(len(left_out), 'site')} for which the budget leaves no rank: {', '.join(left_out[:5])}"
              + (" ..." if len(left_out) > 5 else ""))
 
 

@@ -9,14 +9,15 @@ import adapterpack
 from ..artifacts import inspect
 from ..errors import ConfigError
 from ..hub.resolve import folder_of
-from ..io.readable import shown, size
+from ..io.readable import shown, size, things
 from .options import pack_at, shared
 from .output import emit, line
 
 
 @click.command("compress")
 @click.argument("packs", metavar="PACK...", nargs=-1)
-@click.option("-o", "--out", metavar="OUT", help="The folder of the fleet, or with --member of the pack; it must not exist.")
+@click.option("-o", "--output", "--out", "out", metavar="OUT",
+              help="The folder of the fleet, or with --member of the pack; it must not exist.")
 @click.option("--basis", type=click.IntRange(1, 65_536), metavar="R", help="The rank of the shared bases; without it the budgets decide.")
 @click.option("--clusters", type=click.IntRange(1, 64), default=1, show_default=True, help="Groups of packs, each with bases of its own.")
 @click.option("--error-budget", type=click.FloatRange(0, min_open=True), metavar="E", help="Relative error of a change. "
@@ -59,8 +60,8 @@ def command(packs: tuple[str, ...], out: str | None, basis: int | None, clusters
     alone = [one.name for one in members if one.cluster is None]
     worst = max(members, key=lambda one: one.error)
     what = f"{size(before)} became {size(fleet.nbytes)}" if into is None else f"the fleet has {size(fleet.nbytes)} now"
-    line(f"{len(loaded)} packs in {fleet.path} on bases of rank {fleet.manifest.rank}: {what}")
+    line(f"{things(len(loaded), 'pack')} in {fleet.path} on bases of rank {fleet.manifest.rank}: {what}")
     mean = sum(one.error for one in members) / len(members)
     line(f"relative error of the changes: {shown(mean)} on average, {shown(worst.error)} at most ({worst.name})")
     if alone:
-        line(f"{len(alone)} keep their own factors: {', '.join(alone[:5])}{', ...' if len(alone) > 5 else ''}")
+        line(f"with factors of their own: {', '.join(alone[:5])}{', ...' if len(alone) > 5 else ''}")

@@ -7,6 +7,7 @@ import click
 import adapterpack
 
 from ..hub.resolve import folder_of
+from ..io.readable import things
 from .options import out_option, shared, structural_option, values
 from .output import emit, line
 from .progress import apart
@@ -36,7 +37,7 @@ def command(*, source: str, out: str, form: str, base: str | None, part: str | N
     if as_json:
         emit({"command": "convert", **answer})
         return
-    whole = f" and {len(answer['modules_to_save'])} modules trained whole" if answer["modules_to_save"] else ""
-    line(f"converted {source} ({done.source}) to {out} ({done.target}): {answer['sites']} sites{whole}")
+    whole = f" and {things(len(answer['modules_to_save']), 'module')} trained whole" if answer["modules_to_save"] else ""
+    line(f"converted {source} ({done.source}) to {out} ({done.target}): {things(answer['sites'], 'site')}{whole}")
     for note in done.notes:
         line(note)

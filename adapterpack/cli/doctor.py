@@ -10,7 +10,7 @@ import click
 import adapterpack
 
 from ..errors import EXIT_FAILED
-from ..io.readable import size
+from ..io.readable import size, things
 from .options import shared
 from .output import emit, facts, line, table
 from .progress import steps
@@ -78,7 +78,7 @@ def _clean(yes: bool, as_json: bool) -> None:
     full = [one for one in kept if one.entries]
     if not as_json:
         for one in full:
-            line(f"{one.path}: {size(one.bytes)} in {one.files:,} files, {one.kind.holds}")
+            line(f"{one.path}: {size(one.bytes)} in {things(one.files, 'file')}, {one.kind.holds}")
         if not full:
             line("the caches are empty")
             return

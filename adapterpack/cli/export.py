@@ -12,7 +12,7 @@ import adapterpack
 
 from ..bundle.manifest import bundle_in
 from ..hub.resolve import folder_of
-from ..io.readable import size
+from ..io.readable import size, things
 from ..merging.base_kind import is_gguf, is_graph
 from .options import out_option, pack_at, quantization_options, shared, structural_option, values
 from .output import emit, line
@@ -87,7 +87,8 @@ def command(
         emit({"command": "export", **bundle})
         return
     names = ", ".join(adapter["name"] for adapter in bundle["adapters"]) or "no adapters"
-    line(f"exported {bundle['base']['name']} with {names} to {bundle['path']}: {bundle['task']}, mode {mode}, {bundle['sites']} sites, "
+    line(f"exported {bundle['base']['name']} with {names} to {bundle['path']}: {bundle['task']}, mode {mode}, "
+         f"{things(bundle['sites'], 'site')}, "
          f"{size(bundle['bytes'])}")
     if bundle["slots"]:
         line(f"the bank has {bundle['slots']} slots, the base's included, of rank at most {bundle['max_rank']}")

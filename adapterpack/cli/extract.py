@@ -7,7 +7,7 @@ import click
 import adapterpack
 
 from ..hub.resolve import folder_of
-from ..io.readable import shown, size
+from ..io.readable import shown, size, things
 from .options import out_option, shared
 from .output import emit, line
 from .progress import byte_bar
@@ -42,7 +42,8 @@ def command(
     if as_json:
         emit({"command": "extract", **summary, "extract": story})
         return
-    line(f"extracted {out} from {tuned}: {summary['sites']} sites" + (f" of rank {', '.join(summary['ranks'])}" if summary["ranks"] else "")
+    line(f"extracted {out} from {tuned}: {things(summary['sites'], 'site')}"
+         + (f" of rank {', '.join(summary['ranks'])}" if summary["ranks"] else "")
          + f", {size(summary['bytes'])}")
     ranks = sorted(set(story["detected"].values()))
     if ranks:

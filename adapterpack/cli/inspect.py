@@ -7,7 +7,7 @@ import click
 import adapterpack
 
 from ..io.readable import size
-from .options import html_option, shared, write_page
+from .options import html_option, page_at, shared
 from .output import emit, facts, line, shortened
 
 
@@ -27,11 +27,12 @@ def command(path: str, full: bool, html: str | None, as_json: bool) -> None:
       adapterpack inspect packs/tickets --full
       adapterpack inspect bundle --html bundle.html
     """
-    summary = adapterpack.inspect(path)
-    if html is not None:
-        from ..report.inspected import inspect_report  # noqa: PLC0415 - only a page needs it
+    with page_at(html) as page:
+        summary = adapterpack.inspect(path)
+        if page is not None:
+            from ..report.inspected import inspect_report  # noqa: PLC0415 - only a page needs it
 
-        write_page(html, lambda: inspect_report(summary))
+            page.write_text(inspect_report(summary), "utf-8")
     if as_json:
         emit({"command": "inspect", **summary})
         return

@@ -9,7 +9,7 @@ import click
 import adapterpack
 
 from ..hub.resolve import folder_of
-from ..io.readable import size
+from ..io.readable import size, things
 from .options import pack_at, shared
 from .output import emit, line
 from .progress import steps
@@ -50,5 +50,5 @@ def command(*, base: str, pack: str, source: str, kind: str, rows: int, max_leng
         emit({"command": "measure", "kind": statistics.kind, "pack": statistics.pack, "rows": statistics.rows,
               "sites": len(statistics.matrices), "bytes": written, "digest": statistics.digest})
         return
-    line(f"measured {pack} on {statistics.rows} rows of {source}: {statistics.kind} of {len(statistics.matrices)} sites into {out}, "
-         f"{size(written)}")
+    line(f"measured {pack} on {things(statistics.rows, 'row')} of {source}: {statistics.kind} of "
+         f"{things(len(statistics.matrices), 'site')} into {out}, {size(written)}")

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from ..hub.resolve import folder_of
-from ..io.readable import size
+from ..io.readable import size, things
 from ..merging.onnx.report import GraphReport
 from ..merging.pipeline import merge
 from ..merging.report import MergeReport
@@ -59,7 +59,7 @@ def command(
     if isinstance(report, GraphReport):
         _say_graph(report, names)
     elif report.jobs_missing:
-        line(f"part {report.shard} is done; {report.jobs_missing} pieces of other parts are missing before {report.out} is there")
+        line(f"part {report.shard} is done; {report.out} is there once {things(report.jobs_missing, 'piece')} of other parts are done, too")
         return
     else:
         _say_checkpoint(report, names)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
@@ -67,13 +68,19 @@ def html_option(about: str) -> Callable[[_Function], _Function]:
     return click.option("--html", "html", metavar="F", help=f"Write a page with {about} to this file; it is replaced if it exists.")
 
 
-def write_page(html: str, page: Callable[[], str]) -> None:
-    """Writes a page whole or not at all; one that was written before is replaced, any other file is not."""
+@contextmanager
+def page_at(html: str | None) -> Iterator[Path | None]:
+    """Where the block writes the page of ``--html``, None without one. A path that cannot be used fails before the block, at no
+    cost. The page gets its name when the block ends well, and replaces one that was written before; any other file stays, and is an error.
+    """
+    if html is None:
+        yield None
+        return
     from ..io.atomic import output_file  # noqa: PLC0415 - the listing of commands must not pay for it
     from ..report.rendering import PAGE  # noqa: PLC0415 - as above
 
-    with output_file(html, renews=PAGE) as temporary:
-        temporary.write_text(page(), "utf-8")
+    with output_file(html, renews=PAGE) as page:
+        yield page
 
 
 structural_option = click.option("--allow-structural-base", "allow_structural", is_flag=True,

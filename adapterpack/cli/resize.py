@@ -7,7 +7,7 @@ import click
 import adapterpack
 
 from ..hub.resolve import folder_of
-from ..io.readable import shown, size
+from ..io.readable import shown, size, things
 from ..pack.inspect import described
 from .composing import print_left_out
 from .options import out_option, pack_at, shared
@@ -47,7 +47,7 @@ def command(
         emit({"command": "resize", **summary, "bytes_before": before})
         return
     params = summary["lineage"]["params"]
-    line(f"resized {pack} into {out}: {summary['sites']} sites of rank {', '.join(summary['ranks'])}, {size(before)} became "
+    line(f"resized {pack} into {out}: {things(summary['sites'], 'site')} of rank {', '.join(summary['ranks'])}, {size(before)} became "
          f"{size(summary['bytes'])}")
     errors = params["truncation"]["sites"]
     worst = max(errors, key=errors.get)

@@ -14,6 +14,7 @@ import click
 from ..errors import ConfigError, NothingToDo, storage_errors
 from ..hub.resolve import folder_of
 from ..io.atomic import refuse_existing
+from ..io.readable import things
 from ..offline.growing_file import Done, now
 from ..offline.job import Answered, OpenJob, answers, begun, first_of, require_all, write_file, write_stream
 from ..offline.lines import Line, lines_of
@@ -37,6 +38,7 @@ from .sampling_options import sampling_options, sampling_parameters
 @click.option("--input", "source", metavar="F.jsonl",
               help="Rows with text, prompt, messages, question and context, image or audio, and adapter if they like; or requests in "
                    "OpenAI's batch format; \"-\" reads stdin.")
+@click.option("--raw", is_flag=True, help="A language model reads texts as they are, and not as a user's message in its chat template.")
 @click.option("--output", "out", metavar="F.jsonl", help="A new file for the rows, in place of stdout. The same command goes on with what "
                                                          "a run that was stopped has answered of --input.")
 @click.option("--keep-going", is_flag=True, help="A row that cannot be run has an error in place of its result, and the others go on; the "
@@ -47,7 +49,8 @@ from .sampling_options import sampling_options, sampling_parameters
 @shared
 def command(
     *, bundle: str, adapters: tuple[str, ...], prompts: tuple[str, ...], contexts: tuple[str, ...], images: tuple[str, ...],
-    sounds: tuple[str, ...], source: str | None, out: str | None, keep_going: bool, batch_size: int, as_json: bool, **parameters: Any,
+    sounds: tuple[str, ...], source: str | None, raw: bool, out: str | None, keep_going: bool, batch_size: int, as_json: bool,
+    **parameters: Any,
 ) -> None:
     """Runs rows through a bundle and yields one result for each, in order.
 
@@ -68,7 +71,7 @@ def command(
     from ..offline.formats import Setting, job_for  # noqa: PLC0415 - the help of the command must not pay for it
 
     setting = Setting(folder_of(bundle), device_of(parameters), adapters, batch_size, sampling_parameters(parameters),
-                      None if source is None else _name(source))
+                      None if source is None else _name(source), raw)
     open_job = partial(job_for, setting=setting)
     if source is None:
         lines = iter([Line(number, 0, row) for number, row in enumerate(typed, 1)])
@@ -80,7 +83,7 @@ def command(
             lines = lines_of(file, _name(source))
             done = _finished(open_job, _unreserved(lines, source) if as_json and out is None else lines, source, out, as_json, keep_going)
     if out is not None and not done.failed:
-        emit({"command": "run", "output": out, "rows": done.rows}) if as_json else line(f"wrote {done.rows} rows to {out}")
+        emit({"command": "run", "output": out, "rows": done.rows}) if as_json else line(f"wrote {things(done.rows, 'row')} to {out}")
     require_all(done, None if out is None else Path(out))
 
 
@@ -169,7 +172,7 @@ def _answer(row: Mapping[str, Any]) -> str:
         return str(row["answer"] if row["answer"] is not None else row["note"])
     if "embedding" in row:
         first = ", ".join(f"{value:.4g}" for value in row["embedding"][:3])
-        return f"{len(row['embedding'])} numbers: {first}, …"
+        return f"{things(len(row['embedding']), 'number')}: {first}, …"
     if "tokens" in row:
         return " ".join(f"{token['text']}/{token['label']}" for token in row["tokens"])
     if "words" in row:

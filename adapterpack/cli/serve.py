@@ -10,6 +10,8 @@ import click
 
 import adapterpack
 
+from ..errors import ConfigError
+from ..io.readable import things
 from ..serving.keys import new_key
 from .device_options import device_of, device_options
 from .options import pack_at, shared
@@ -19,7 +21,10 @@ from .output import emit, line
 def _print_key(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
     if value is None or ctx.resilient_parsing:
         return
-    key, entry = new_key(value)
+    try:
+        key, entry = new_key(value)
+    except ConfigError as error:
+        raise click.BadParameter(str(error), ctx, param) from error
     click.echo(f"the key of {value}, which is shown once and is in no file: {key}\n"
                'its entry is on standard output: put it below the line "keys:" of a file that only you may read (chmod 600)', err=True)
     click.echo(entry)
@@ -78,7 +83,8 @@ def command(*, bundle: str, adapters: tuple[str, ...], audit: str, as_json: bool
             emit({"command": "serve", "address": serving.address, "base": serving.base, "adapters": serving.adapters,
                   "admin": serving.admin}, compact=True)
             return
-        line(f"{serving.address} serves {serving.base} and {len(serving.adapters)} adapters: {', '.join(serving.adapters) or 'none'}")
+        adapters = f"{things(len(serving.adapters), 'adapter')}: {', '.join(serving.adapters) or 'none'}"
+        line(f"{serving.address} serves {serving.base} and {adapters}")
         if options["page"]:
             line(f"{serving.address}/ in a browser: try adapters side by side, see what runs")
         if serving.admin is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,8 @@ import click
 
 import adapterpack
 
-from .options import html_option, shared, write_page
+from ..io.readable import things
+from .options import html_option, page_at, shared
 from .output import draw, emit, facts, line
 from .progress import apart, training
 
@@ -46,23 +48,25 @@ def command(*, config: str, overrides: tuple[str, ...], print_config: bool, dry_
         _dry_run(config, overrides, rewards, as_json)
         return
     losses: dict[str, list[tuple[int, float]]] = {}
-    with training("train") as progress:
-        packs = adapterpack.train(config, overrides, progress if html is None else _noted(losses, progress), _functions(rewards))
-    trained = [{**adapterpack.inspect(str(pack.path)), "training": dict(pack.manifest.training)} for pack in packs if pack.path is not None]
-    if len(trained) < len(packs):
-        return  # one process of several, and not the one that writes
-    if html is not None:
-        from ..report.trained import train_report  # noqa: PLC0415 - only a page needs it
+    with page_at(html if int(os.environ.get("RANK", "0")) == 0 else None) as page:
+        with training("train") as progress:
+            packs = adapterpack.train(config, overrides, progress if page is None else _noted(losses, progress), _functions(rewards))
+        trained = [{**adapterpack.inspect(str(pack.path)), "training": dict(pack.manifest.training)}
+                   for pack in packs if pack.path is not None]
+        if len(trained) < len(packs):
+            return  # one process of several, and not the one that writes
+        if page is not None:
+            from ..report.trained import train_report  # noqa: PLC0415 - only a page needs it
 
-        write_page(html, lambda: train_report(trained, {name or trained[0]["name"]: steps for name, steps in losses.items()}))
+            page.write_text(train_report(trained, {name or trained[0]["name"]: steps for name, steps in losses.items()}), "utf-8")
     if as_json:
         emit({"command": "train", "packs": trained})
         return
     for pack in trained:
         scores = [("final loss", pack["training"]["final_loss"]), *((metric["name"], metric["value"]) for metric in pack["metrics"])]
         values = ", ".join(f"{name} {value:.4g}" for name, value in scores)
-        line(f"trained '{pack['name']}' into {pack['path']}: {pack['sites']} sites, {pack['parameters']:,} numbers, "
-             f"{pack['training']['steps']} steps; {values}")
+        line(f"trained '{pack['name']}' into {pack['path']}: {things(pack['sites'], 'site')}, {pack['parameters']:,} numbers, "
+             f"{things(pack['training']['steps'], 'step')}; {values}")
     if html is not None:
         line(f"the page with the losses is {html}")
 

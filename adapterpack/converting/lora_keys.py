@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from ..errors import AdapterpackError, UnknownName, Unsupported, nearest
+from ..io.readable import things
 from ..io.safe_open import open_regular
 from ..io.safetensors import SafetensorsFile, parse_header
 from .base import BaseModel
@@ -69,10 +70,10 @@ def several_models_note(parts: Mapping[str, Iterable[str]]) -> tuple[str, ...]:
 
 def _counted(parts: Mapping[str, Iterable[str]]) -> tuple[dict[str, int], str]:
     sizes = {part: len(set(modules)) for part, modules in parts.items()}
-    return sizes, ", ".join(f"{part} ({count} modules)" for part, count in sorted(sizes.items()))
+    return sizes, ", ".join(f"{part} ({things(count, 'module')})" for part, count in sorted(sizes.items()))
 
 
 def missing_alpha_note(modules: list[str]) -> tuple[str, ...]:
     """The note about modules without a stated alpha."""
-    return () if not modules else (f"the file states no alpha for {len(modules)} modules ({listed(sorted(modules), 2)}): "
+    return () if not modules else (f"the file states no alpha for {things(len(modules), 'module')} ({listed(sorted(modules), 2)}): "
                                    "alpha = r, the scale is one, as is the custom",)

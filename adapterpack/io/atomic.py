@@ -204,10 +204,11 @@ def own_folder(path: Path, mode: int = 0o777) -> Path:
     return path
 
 
-def refuse_existing(out: Path, option: str = "-o") -> None:
-    """Raises :class:`OutputExists` if ``out`` is taken; ``option`` is what another path is given by."""
+def refuse_existing(out: Path, option: str | None = None) -> None:
+    """Raises :class:`OutputExists` if ``out`` is taken; ``option`` is the setting that names another path, where every caller has it."""
     if out.exists() or out.is_symlink():
-        raise OutputExists("the output already exists", where=out, remedy=f"choose another path with {option}, or remove it first")
+        other = "choose another path" if option is None else f"choose another path with {option}"
+        raise OutputExists("the output already exists", where=out, remedy=f"{other}, or remove it first")
 
 
 def sync(path: Path) -> None:

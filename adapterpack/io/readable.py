@@ -112,6 +112,16 @@ def count(value: object) -> str:
     return f"{_three(whole / 1e9)} billion" if whole >= 999.5e6 else f"{_three(whole / 1e6)} million"
 
 
+def things(number: int, one: str, many: str | None = None) -> str:
+    """A number of things, in the singular where it is one; ``many`` is the plural, where it is not ``one`` with an s.
+
+    Example:
+        >>> things(1, "row"), things(1200, "row"), things(0, "entry", "entries")
+        ('1 row', '1,200 rows', '0 entries')
+    """
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
 def shown(value: Any) -> str:
     """A value as people read it.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..base.dtypes import TORCH
 from ..pack.pack import Pack
-from ..tasks.problems import MARKED
+from ..tasks.problems import MARKED, numbered
 from .full_modules import FullModules
 
 _DTYPE_KEYS = ("dtype", "torch_dtype")
@@ -56,7 +56,7 @@ def _labels(pack: Pack, full_modules: FullModules) -> dict[str, Any]:
     if labels is None and pack.manifest.task.type.endswith("classification"):
         names = [f"{path}.{param}" for path, params in pack.full().items() for param in params]
         heads = [full_modules.added[name] for name in names if name in full_modules.added and full_modules.added[name].ndim == 2]
-        labels = tuple(f"LABEL_{i}" for i in range(heads[0].shape[0])) if len(heads) == 1 else None
+        labels = numbered(len(heads[0])) if len(heads) == 1 else None
     if not labels:
         return {}
     return {

@@ -20,7 +20,9 @@ from .rows_job import RowsJob
 
 
 class Setting(NamedTuple):
-    """How lines are to be answered: see :func:`adapterpack.run`. ``where`` is what their file is called, if they are from one."""
+    """How lines are to be answered: see :func:`adapterpack.run`. ``where`` is what their file is called, if they are from one.
+    With ``raw`` texts are read without the chat template.
+    """
 
     bundle: str | os.PathLike[str]
     device: Device
@@ -28,11 +30,13 @@ class Setting(NamedTuple):
     batch_size: int
     sampling: Mapping[str, Any]
     where: str | None
+    raw: bool = False
 
     def identity(self, provider: str) -> Mapping[str, Any]:
         """What all answers depend on, on a provider."""
         return {"bundle": hashlib.sha256(manifest_bytes(self.bundle)).hexdigest(), "provider": provider, "adapters": self.adapters,
-                "device": repr(dataclasses.astuple(self.device)), "batch_size": self.batch_size, "sampling": self.sampling}
+                "device": repr(dataclasses.astuple(self.device)), "batch_size": self.batch_size, "sampling": self.sampling,
+                **({"raw": True} if self.raw else {})}
 
 
 class Format(NamedTuple):
@@ -45,7 +49,7 @@ class Format(NamedTuple):
 
 def _rows(setting: Setting) -> Job:
     runner = row_runner(setting.bundle, adapters=setting.adapters, provider=setting.device, batch_size=setting.batch_size,
-                        **setting.sampling)
+                        raw=setting.raw, **setting.sampling)
     if setting.where is None:  # rows of options, which cannot name an adapter themselves
         runner.require_answers()
     return RowsJob(runner, setting.where, setting.identity(runner.provider))
@@ -53,9 +57,10 @@ def _rows(setting: Setting) -> Job:
 
 def _requests(setting: Setting) -> Job:
     others = [name for name in setting.sampling if name not in ("seed", "sampling")]
-    if setting.adapters or others:
-        raise ConfigError("each request of this file says itself what it wants", where=setting.where,
-                          found="--adapter" if setting.adapters else others[0], remedy="leave out what is not --seed or --sampling")
+    given = [*(["--adapter"] if setting.adapters else []), *(["--raw"] if setting.raw else []), *others]
+    if given:
+        raise ConfigError("each request of this file says itself what it wants", where=setting.where, found=given[0],
+                          remedy="leave out what is not --seed or --sampling")
     with needed_by("answering requests"):
         from ..serving.embedded.in_process import InProcess  # noqa: PLC0415 - needs an extra
         from .requests_job import RequestsJob  # noqa: PLC0415 - needs an extra

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 from ..errors import AdapterpackError, NothingToDo, storage_errors
 from ..io import hashing
 from ..io.atomic import output_file
+from ..io.readable import things
 from ..io.strict_json import digest, finite
 from ..version import VERSION
 from .growing_file import Done, growing_file, now
@@ -155,5 +156,5 @@ def require_all(done: Done, out: Path | None) -> None:
         RowsFailed: some were not; the first of them is named.
     """
     if done.failed:
-        raise RowsFailed(f"{done.failed} of {done.rows} rows could not be run", where=out, found=done.first,
+        raise RowsFailed(f"{done.failed} of {things(done.rows, 'row')} could not be run", where=out, found=done.first,
                          remedy="the rows with the key error say what is wrong; all others are answered")

@@ -23,7 +23,7 @@ from ..onnx_graph.confine import require_safe
 from ..onnx_graph.graph_file import GraphFile, Stored
 from ..pack.pack import Pack
 from ..pack.validate.validation import load
-from ..tasks.problems import PROBLEMS
+from ..tasks.problems import PROBLEMS, numbered
 from ..tasks.session import Head
 from ..tasks.task import MAIN, task_named
 from .adapters.mix import Mix
@@ -277,16 +277,23 @@ class OpenBundle:
 
     def labels(self, adapter: str | None) -> tuple[str, ...] | None:
         """The labels of a row's logits, in order, or None for a task without labels; an adapter without a head has the base's."""
-        return (None if adapter is None else self.pack(adapter).manifest.task.labels) or self.bundle.base_labels
+        return self.head(None if adapter is None else self.pack(adapter)).labels or self.bundle.base_labels
 
     def head(self, pack: Pack | Mix | None) -> Head:
         """The head of rows with a pack, None for the base: a pack without one has the base's, and so has a mix, as no sum has a head."""
         pack = None if isinstance(pack, Mix) else pack
         named = None if pack is None else pack.manifest.task.labels
-        by_base = self.bundle.base_head_trained
+        by_base, bases = self.bundle.base_head_trained, self.bundle.base_labels
         problem = self.bundle.base_problem if named is None or pack is None else pack.manifest.problem
-        return Head(by_base or (pack is not None and bool(pack.full())), named or (self.bundle.base_labels if by_base else None),
-                    PROBLEMS[problem])
+        width = 0 if pack is None or named is not None else self._head_width(pack)
+        if width and not (by_base and bases is not None and len(bases) == width):
+            named = numbered(width)
+        return Head(by_base or (pack is not None and bool(pack.full())), named or (bases if by_base else None), PROBLEMS[problem])
+
+    def _head_width(self, pack: Pack) -> int:
+        """How many labels the head of a pack has, which need not name them: PEFT's files never do. 0 where it has none."""
+        paths = [path for path, site in self.bundle.sites.items() if site.labels and site.output == "logits"] if self.task.labelled else []
+        return next((len(values) for path, params in pack.full().items() if path in paths for values in params.values()), 0)
 
     def head_trained(self, adapter: str | None) -> bool:
         """Whether a row's head was trained, by its adapter or with the base."""

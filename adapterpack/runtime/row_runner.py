@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any, Protocol
 
 from ..errors import AdapterpackError, ConfigError
 from ..tasks.one_pass import OnePass
-from ..tasks.rows import COLUMNS, Row, RowError, among, row_errors
+from ..tasks.rows import COLUMNS, PROMPTS, Row, RowError, among, map_rows, row_errors
 from ..tasks.task import Answer
 from ..tasks.text_generation import described
 from .engine.batch import GrowingEngine, room_for, virtual_tokens
@@ -77,21 +78,23 @@ class Way(Protocol):
 
 
 class RowRunner:
-    """Runs blocks of rows through a bundle, each row with its own adapter; ``adapters`` are those of rows that name none.
+    """Runs blocks of rows through a bundle, each row with its own adapter; ``adapters`` are those of rows that name none. With ``raw``
+    texts are read without the chat template.
 
     Raises:
         ConfigError: sampling parameters that do not exist or that this task does not have.
         UnknownAdapter: a name that the bundle does not hold.
     """
 
-    def __init__(self, session: Session, adapters: Sequence[str], batch_size: int, sampling: Mapping[str, Any]) -> None:
+    def __init__(self, session: Session, adapters: Sequence[str], batch_size: int, sampling: Mapping[str, Any],
+                 raw: bool = False) -> None:
         for name in adapters:
             session.require_adapter(name)
         self.provider = session.provider
         self._session, self._adapters, self._sampling = session, tuple(adapters) or (session.default,), sampling
         self._columns: Mapping[str, Any] = {**COLUMNS, **session.task.columns}
-        self._batch_size, self.block = batch_size, BLOCK * batch_size
-        self._way = _way(session, batch_size, sampling)
+        self._batch_size, self.block, self._raw = batch_size, BLOCK * batch_size, raw
+        self._way = _way(session, batch_size, sampling, raw)
 
     def require_answers(self) -> None:
         """Checks that rows that name no adapter have an answer.
@@ -156,18 +159,27 @@ class RowRunner:
             return
         call: Answer = answer
         names = [name for outcome in batch for name in session.names([outcome.row["adapter"]], 1)]
-        results = call(session, [outcome.row for outcome in batch], names, self._sampling)
+        rows = [outcome.row for outcome in batch]
+        if self._raw and session.task.prompt is not None:
+            rows = [{**row, PROMPTS[0]: ids} for row, ids in zip(rows, map_rows(rows, partial(_raw_ids, session)), strict=True)]
+        results = call(session, rows, names, self._sampling)
         for outcome, name, result in zip(batch, names, results, strict=True):
             outcome.result = {**outcome.row, "adapter": name, "pack": None if name is None else session.packs[name].id, **result}
             outcome.tokens = result.get("completion_tokens", 0)
 
 
-def _way(session: Session, batch_size: int, sampling: Mapping[str, Any]) -> Way | None:
+def _raw_ids(session: Session, row: Row) -> list[int]:
+    """The tokens of a row's prompt without the chat template."""
+    assert session.task.prompt is not None
+    return prompt_ids(session, session.task.prompt(row), raw=True)
+
+
+def _way(session: Session, batch_size: int, sampling: Mapping[str, Any], raw: bool) -> Way | None:
     """How a bundle's rows run one by one; None where they run as batches."""
     if isinstance(session.task.answer, OnePass):
         return _OnePasses(session, batch_size)
     if session.bundle.decoder and session.task.prompt is not None:
-        return _Texts(session, batch_size, sampling_of(sampling, session.generation_config, session.folder))
+        return _Texts(session, batch_size, sampling_of(sampling, session.generation_config, session.folder), raw)
     return None
 
 
@@ -241,8 +253,8 @@ class _Texts:
     begins when they have ended.
     """
 
-    def __init__(self, session: Session, batch_size: int, sampling: Sampling) -> None:
-        self._session, self._sampling, self._engines = session, sampling, GrowingEngine(_PREFIXES)
+    def __init__(self, session: Session, batch_size: int, sampling: Sampling, raw: bool) -> None:
+        self._session, self._sampling, self._raw, self._engines = session, sampling, raw, GrowingEngine(_PREFIXES)
         self._mask = grammar_mask(session.tokenizer, sampling)
         self._rows = max(batch_size, sampling.num_beams)
         self.ahead = self._rows + DecoderEngine.ahead
@@ -262,7 +274,7 @@ class _Texts:
         session.pin([name])
         outcome.pack = None if name is None else session.pack(name).id
         pack = None if name is None or session.bundle.mode == "folded" else session.pack(name)
-        ids = prompt_ids(session, task.prompt(outcome.row))
+        ids = prompt_ids(session, task.prompt(outcome.row), raw=self._raw)
         read = len(start_ids(session)) if task.has_encoder else len(ids)
         room = room_for(session, read, virtual_tokens(session, pack), self._sampling.max_new_tokens)
         if room > self._length:

@@ -181,9 +181,25 @@ def _private_bytes(path: Path) -> bytes:
 
 
 def new_key(name: str) -> tuple[str, str]:
-    """A new key, and the entry of a file for it."""
+    """A new key, and the entry of a file for it, whose ``id`` is ``name``.
+
+    Raises:
+        ConfigError: no key can have that id.
+
+    Example:
+        >>> new_key("shop")[1]  # doctest: +ELLIPSIS
+        '- {id: shop, sha256: ..., adapters: "*"}'
+    """
+    from ..io import plain_yaml  # noqa: PLC0415 - the help of the command must not pay for it
+
     key = f"ap-{secrets.token_urlsafe(32)}"
-    return key, f"- {{id: {name}, sha256: {_digest(key)}, adapters: \"*\"}}"
+    try:
+        msgspec.convert({"id": name, "sha256": _digest(key)}, Key)
+    except msgspec.ValidationError as error:
+        raise ConfigError("a key cannot have this id", found=repr(name)[:80],
+                          expected="1 to 64 letters, digits, dots, hyphens and underscores, a letter or a digit first") from error
+    read_back = plain_yaml.loads(f"[{name}]", "the id of a key")
+    return key, f"- {{id: {name if read_back == [name] else repr(name)}, sha256: {_digest(key)}, adapters: \"*\"}}"
 
 
 def _digest(key: str) -> str:

@@ -61,6 +61,16 @@ class Labels(NamedTuple):
                               found=value) from error
 
 
+def numbered(count: int) -> tuple[str, ...]:
+    """Labels that nobody named, as transformers calls them.
+
+    Example:
+        >>> numbered(2)
+        ('LABEL_0', 'LABEL_1')
+    """
+    return tuple(f"LABEL_{place}" for place in range(count))
+
+
 def require_label(value: Any, where: object) -> None:
     """Checks that a row has a label.
 

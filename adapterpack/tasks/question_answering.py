@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError
+from ..io.readable import things
 from .data_report import report_of
 from .one_pass import NoOptions, OnePass, Prepared
 from .problems import Labels
@@ -99,7 +100,8 @@ def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: La
         raise ConfigError("every answer lies beyond max_length, so there is nothing to learn", where=where,
                           found=f"max_length {max_length}", remedy="raise max_length")
     if left_out:
-        log.warning("%s: %d of %d rows are left out, their answers lie beyond max_length (%d)", where, left_out, len(rows), max_length)
+        log.warning("%s: left out %d of %s, as the answer lies beyond max_length (%d)", where, left_out, things(len(rows), "row"),
+                    max_length)
     return encoded
 
 

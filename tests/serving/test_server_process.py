@@ -89,14 +89,18 @@ def test_what_is_refused_before_it_starts(bundle: Path, packs: Path, bundle_of: 
         serve(bundle_of("llama", "bank"), port=0)
     keys.chmod(0o600)
     keys.write_text("keys:\n")
-    for name in ("team-a", "team-b"):
+    for name in ("a b", "", "-a", "a" * 65, "a: 1"):
+        done = CliRunner().invoke(main, ["serve", "--new-key", name])
+        assert (done.exit_code, done.stdout) == (2, "") and "a key cannot have this id" in done.stderr
+    names = ["team-a", "team-b", "007", "no", "1e3"]  # the last three are no texts in YAML unless they are quoted
+    for name in names:
         done = CliRunner().invoke(main, ["serve", "--new-key", name])
         with keys.open("a") as file:
             file.write(done.stdout)
         (key,) = re.findall(r"ap-[\w-]+", done.stderr)
         assert Keys(path=keys).of(f"Bearer {key}").id == name
         assert key not in keys.read_text()
-    assert [(one.id, one.may("anything"), one.may(None)) for one in read_keys(keys)] == [("team-a", True, True), ("team-b", True, True)]
+    assert [(one.id, one.may("anything"), one.may(None)) for one in read_keys(keys)] == [(name, True, True) for name in names]
 
 
 def test_keys_change_and_the_server_ends_gently(start: Callable[..., Served], tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from ...base.gguf import MAGIC
 from ...base.gguf.names import FAMILIES, Family, rope_row_order
 from ...base.gguf.package import library
 from ...errors import BaseMismatch, FormatError, SiteNotFound, Unsupported, nearest, storage_errors
+from ...io.readable import things
 from ...io.safe_open import write_parts
 from ...io.safetensors import dtype_name
 from ...manifest import manifest as m
@@ -192,7 +193,7 @@ def _pairs(file: GGUFAdapter, source: Source) -> tuple[dict[str, SiteFactors], t
     _require_lora(file.values, source)
     alpha, notes = _alpha(file.values, source)
     if packed := sorted(name for name, kind in file.types.items() if kind == "Q8_0"):
-        notes += (f"{len(packed)} tensors are stored as Q8_0: their values are read as float32, with the error they have",)
+        notes += (f"read as float32, with the error that they have: {things(len(packed), 'tensor')} in Q8_0",)
     pairs: dict[str, dict[str, np.ndarray]] = {}
     for name, value in file.tensors.items():
         target, _, role = name.rpartition(".")

@@ -21,7 +21,7 @@ from ...base.compatibility import Verdict, recorded_fingerprint
 from ...base.gguf import ggml
 from ...base.gguf.header import Tensor, read_header
 from ...base.gguf.names import FAMILIES, Family, module_of, rope_row_order
-from ...errors import BaseMismatch, FormatError, Unsupported
+from ...errors import BaseMismatch, FormatError, SiteNotFound, Unsupported
 from ...io.hashing import identity
 from ...io.safe_open import open_regular
 from ...io.safetensors import DTYPES, TensorInfo
@@ -181,15 +181,16 @@ class GGUFBase(MergeBase):
 
         Raises:
             BaseMismatch: it was not, or without a checkpoint nothing shows it and ``allow_structural`` was not given.
-            SiteNotFound: the file lacks a site.
+            SiteNotFound: the file lacks a site, and the pack does not know its base.
         """
-        require_shapes(pack, self, renamed=False)
         if self.original is not None:
             verdict = pack.require_base(self.original, content=content, allow_structural=allow_structural)
+            self._require_sites(pack)
             if content is not False:
                 self._require_numbers(pack, self.original)
                 return _WITHIN_GRID if verdict.accepted else verdict
             return verdict
+        self._require_sites(pack)
         if allow_structural or not any(recorded_fingerprint(pack.manifest.base)):
             return Verdict("structural", False, "only names and shapes were compared")
         raise BaseMismatch(f"nothing shows that pack '{pack.name}' was made for this model: a GGUF file holds other bytes than "
@@ -197,6 +198,17 @@ class GGUFBase(MergeBase):
                            expected=pack.manifest.base.name or "the pack's base",
                            remedy="name that checkpoint with --base CHECKPOINT (checkpoint=...), and the numbers are compared; or accept "
                                   "names and shapes alone with --allow-structural-base (allow_structural=True)")
+
+    def _require_sites(self, pack: Pack) -> None:
+        """Checks that the file has the pack's sites. A pack that knows its base and finds other sites was made for another model."""
+        try:
+            require_shapes(pack, self, renamed=False)
+        except (SiteNotFound, BaseMismatch) as error:
+            if not any(recorded_fingerprint(pack.manifest.base)):
+                raise
+            raise BaseMismatch(f"pack '{pack.name}' was made for another model than this file's: {error.what}", where=error.where,
+                               expected=pack.manifest.base.name or "the pack's base", found=self.name,
+                               remedy="merge it into a file of the model that the pack names") from error
 
     def _require_numbers(self, pack: Pack, original: Checkpoint) -> None:
         for group in on(pack, self).groups:

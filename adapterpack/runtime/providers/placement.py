@@ -12,6 +12,7 @@ from pathlib import Path
 import onnxruntime as ort
 
 from ...errors import ProviderError
+from ...io.readable import things
 from ...onnx_graph.graph_file import GraphFile
 from ...onnx_graph.node_types import TypedNode, typed_nodes
 from .kernels import Unfit, kernels_of, listed, remedy_of
@@ -47,7 +48,8 @@ def require_placed(session: ort.InferenceSession, started: Started, path: Path) 
         return []
     nodes = nodes_on_cpu(session, started, path)
     if nodes and not started.device.allow_cpu_nodes:
-        raise ProviderError(f"{len(nodes)} nodes of the graph would run on the CPU", where=path, expected=started.provider.runtime_name,
+        raise ProviderError(f"{things(len(nodes), 'node')} of the graph would run on the CPU", where=path,
+                            expected=started.provider.runtime_name,
                             found=listed(nodes), remedy=f"{remedy_of(nodes)}, or allow it with --allow-cpu-nodes")
     return nodes
 

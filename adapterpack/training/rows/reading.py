@@ -13,6 +13,7 @@ from datasets import Dataset, concatenate_datasets
 from pyarrow import ArrowInvalid, ArrowTypeError
 
 from ...errors import ConfigError
+from ...io.readable import things
 from ...tasks.data_report import DataReport, table
 from ...tasks.problems import Labels
 from ...tasks.task import Task, Training
@@ -169,7 +170,7 @@ def _say(parts: Sequence[_Part], apart: Sequence[_Part]) -> None:
 def _say_bad(report: DataReport) -> None:
     if report.bad:
         reasons = list(report.bad.values())
-        log.warning("%s: %d rows are left out, as they cannot be read", report, len(reasons))
+        log.warning("%s: left out %s, which cannot be read", report, things(len(reasons), "row"))
         for reason in reasons[:_SHOWN]:
             log.warning("%s", reason)
         if len(reasons) > _SHOWN:
