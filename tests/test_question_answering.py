@@ -192,6 +192,14 @@ def test_rows_of_another_form_are_refused(base: Path, tmp_path: Path) -> None:
     for row, one in zip(good, found, strict=True):
         text = tokenizer.decode(one["input_ids"][one["start_positions"] : one["end_positions"] + 1])
         assert text == row["answers"]["text"][0]
+    flat = [{"question": row["question"], "context": row["context"], "answer": row["answers"]["text"][0],
+             "answer_start": row["answers"]["answer_start"][0]} for row in good]
+    assert encoded(flat) == found  # as CSV files have them
+    (once,) = encoded([{"question": "what", "context": "the lamp is red", "answer": "red"}])
+    assert tokenizer.decode(once["input_ids"][once["start_positions"] : once["end_positions"] + 1]) == "red"
+    for context, words in (("red is red", "2 times in its context"), ("the lamp", "is not in its context")):
+        with pytest.raises(ConfigError, match=words):
+            encoded([{"question": "what", "context": context, "answer": "red"}])
     with pytest.raises(ConfigError, match="is not at 3 of its context"):
         encoded([{**good[0], "answers": {"text": ["red"], "answer_start": [3]}}])
     with pytest.raises(ConfigError, match="needs the columns"):

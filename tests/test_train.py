@@ -352,7 +352,7 @@ def test_labels_keep_their_names(tiny_bert: Path, tmp_path: Path, caplog: pytest
         encoded = text_classification.encode(rows, AutoTokenizer.from_pretrained(tiny_bert), 1, "here", labels)
     assert [row["labels"] for row in encoded] == [1, 0]
     assert "here: read as premise + hypothesis; these columns are not read: source" in caplog.text
-    assert "here: 2 of 2 rows are cut at max_length (1)" in caplog.text
+    assert "here: cut 2 of 2 rows at max_length (1)" in caplog.text
 
 
 def test_running_out_of_memory_is_advised(tiny_bert: Path, tmp_path: Path) -> None:
@@ -450,10 +450,10 @@ def test_what_is_not_learned_is_said(tiny_llama: Path, caplog: pytest.LogCapture
         text_generation.encode(Dataset.from_list([{"prompt": "w1", "completion": "w2 w3 w4"}]), tokenizer, 5, "cut")
         long = text_generation.encode(Dataset.from_list([{"text": "w1 w2 w3 w4"}]), tokenizer, 2, "long")
     assert "glued: read as messages; these columns are not read: source" in caplog.text
-    assert "glued: 1 of 1 rows are learned in part" in caplog.text
-    assert "forgotten: 1 of 1 rows are learned in part" in caplog.text
+    assert "glued: learned in part 1 of 1 row" in caplog.text
+    assert "forgotten: learned in part 1 of 1 row" in caplog.text
     assert sum(label != X for label in forgotten["labels"]) == forgotten["labels"][::-1].index(X)
-    assert "cut: 1 of 1 rows are cut at max_length (5)" in caplog.text
+    assert "cut: cut 1 of 1 row at max_length (5)" in caplog.text
     assert [row["input_ids"] for row in long] == [[5, 6], [7, 8], [E]]
     assert "long" not in caplog.text
 

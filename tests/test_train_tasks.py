@@ -182,7 +182,10 @@ def test_words_are_labelled_from_tokens_and_tags(tiny_bert: Path, tmp_path: Path
         words = [f"w{dice.choice((dice.randrange(4), dice.randrange(40, 44), dice.randrange(70, 90)))}" for _ in range(6)]
         kinds = {word: "A" if int(word[1:]) < 4 else "B" if int(word[1:]) < 50 else "O" for word in words}
         rows.append({"tokens": words, "ner_tags": [kinds[word] for word in words]})
-    (pack,) = train({"model_name_or_path": str(tiny_bert), "task": "token-classification", "train_file": write(tmp_path / "r.jsonl", rows),
+    table = tmp_path / "r.tsv"  # which holds no lists: texts with spaces are split
+    lines = ["tokens\tner_tags", *(f"{' '.join(row['tokens'])}\t{' '.join(row['ner_tags'])}" for row in rows)]
+    table.write_text("\n".join(lines), "utf-8")
+    (pack,) = train({"model_name_or_path": str(tiny_bert), "task": "token-classification", "train_file": str(table),
                      "eval_file": write(tmp_path / "e.jsonl", rows[:16]), "output_dir": str(tmp_path / "tags"), "learning_rate": 1e-2,
                      "max_steps": 40, "r": 4})
     assert pack.manifest.task.labels == ("A", "B", "O")
@@ -190,7 +193,7 @@ def test_words_are_labelled_from_tokens_and_tags(tiny_bert: Path, tmp_path: Path
     model = attach(load_model(task_named("token-classification"), tiny_bert).eval(), pack)
     tag = pipeline("token-classification", model=model, tokenizer=AutoTokenizer.from_pretrained(tiny_bert))
     assert [one["entity"] for one in tag("w1 w75 w41")] == ["A", "B"]  # of O pipelines say nothing
-    with pytest.raises(ConfigError, match=r"words and a label for each.*row 1"):
+    with pytest.raises(ConfigError, match=r"words and as many labels.*row 1"):
         train({"model_name_or_path": str(tiny_bert), "task": "token-classification", "output_dir": str(tmp_path / "no"),
                "train_file": write(tmp_path / "b.jsonl", [{"tokens": ["w1"], "tags": ["A", "B"]}])})
 

@@ -23,20 +23,20 @@ _SITES = 10
 @click.command("audit")
 @click.argument("packs", nargs=-1, required=True, metavar="PACK...")
 @weight_option
-@click.option("--base", metavar="BASE", help="The packs' base: shows the size of a change relative to its weight and the loss of a fold; "
-              "methods whose change depends on the weight (DoRA, OFT, ...) need it.")
-@click.option("--rank", "ranks", type=int, multiple=True, metavar="R", help="Report the loss of a cut to this rank; may be repeated.")
-@click.option("--dtype", "dtypes", multiple=True, metavar="D", help="Report the loss of a fold in this dtype; may be repeated. Default: "
+@click.option("--base", metavar="BASE", help="The packs' base: adds the size of each change relative to its weight, and the loss of a "
+              "merge; methods whose change depends on the weight (DoRA, OFT, ...) need it.")
+@click.option("--rank", "ranks", type=int, multiple=True, metavar="R", help="Report what a cut to this rank loses; may be repeated.")
+@click.option("--dtype", "dtypes", multiple=True, metavar="D", help="Report what a merge in this dtype loses; may be repeated. Default: "
               "bf16 and fp16.")
-@click.option("--exact", is_flag=True, help="Look at all entries for conflicts of sign and for folds, not at a sample of rows.")
+@click.option("--exact", is_flag=True, help="Measure sign conflicts and merges on all entries, not on a sample of rows.")
 @html_option("maps, spectra and pairs")
 @shared
 def command(
     *, packs: tuple[str, ...], weights: tuple[float, ...], base: str | None, ranks: tuple[int, ...], dtypes: tuple[str, ...], exact: bool,
     html: str | None, as_json: bool,
 ) -> None:
-    """What packs do to the base and to each other: energy, rank, interference, shared subspaces, conflicts of sign and losses, with a
-    verdict.
+    """Measures what packs do to the base and to each other, and gives a verdict: energy, rank, interference, shared subspaces, sign
+    conflicts, and what merging or a lower rank would lose.
 
     \b
     Example:

@@ -14,9 +14,9 @@ from .output import emit
 @click.argument("shell", metavar="bash|zsh|fish", shell_complete=values("adapterpack.cli.completing:SHELLS"))
 @shared
 def command(shell: str, as_json: bool) -> None:
-    """Prints what a shell runs to complete commands, options and their values with Tab.
+    """Prints the code with which a shell completes commands, options and values on Tab.
 
-    Nothing is installed: put the line for your shell into its own file, and open a new one.
+    Nothing is installed: add the line for your shell to its startup file, and open a new shell.
 
     \b
       bash, ~/.bashrc:                  eval "$(adapterpack completion bash)"

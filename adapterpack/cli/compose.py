@@ -26,28 +26,29 @@ from .score import scored_by
 @click.argument("packs", nargs=-1, required=True, metavar="PACK...")
 @click.option("-o", "--output", "out", metavar="OUT", help="The folder of the new pack; it must not exist.")
 @click.option("--rule", default="linear", show_default=True, metavar="RULE",
-              shell_complete=values("adapterpack.composing.rules.rule:RULES"), help='How; "adapterpack rules" lists what there is.')
+              shell_complete=values("adapterpack.composing.rules.rule:RULES"),
+              help='How packs are combined; "adapterpack rules" lists the rules.')
 @weight_option
 @click.option("--param", "params", multiple=True, callback=pairs, metavar="K=V", help="A parameter of the rule; may be repeated.")
-@click.option("--rank", type=int, metavar="R", help="Keep this rank at every site. Rules whose result has no low rank, such "
-              "as ties, take the largest rank of the packs without it, and say what that loses.")
+@click.option("--rank", type=int, metavar="R", help="Keep this rank at every site. Without it, rules whose result has no low "
+              "rank, such as ties, keep the largest rank of the packs, and say what that loses.")
 @click.option("--energy", type=float, metavar="Q", help="Keep the smallest rank that holds this share of the squared singular values.")
-@click.option("--budget", type=float, metavar="N", help="As many numbers in all factors together, shared out over the sites with the "
-              "least total error; below 1, that share of those of all packs.")
+@click.option("--budget", type=float, metavar="N", help="How many numbers all factors may have together, distributed over sites for the "
+              "least total error; below 1, a share of those of all packs.")
 @click.option("--whole", default="average", show_default=True, metavar="POLICY", help="Modules trained whole, such as heads: average; "
               "union, heads of different labels side by side; or pick:NAME, those of one pack.")
 @click.option("--statistics", multiple=True, metavar="FILE", help='What "adapterpack measure" wrote of each pack, in their order.')
-@click.option("--data", multiple=True, metavar="FILE", help="Or data of each pack, in their order, to measure it on; needs --base. The "
+@click.option("--data", multiple=True, metavar="FILE", help="Instead, data to measure each pack on, in their order; needs --base. The "
               "statistics are kept next to OUT.")
-@click.option("--score", metavar="PROGRAM", help="For lorahub: a program that takes a pack's folder and prints a number last; more "
+@click.option("--score", metavar="PROGRAM", help="For lorahub: a program that takes a pack's folder and prints a score last; higher "
               "is better.")
 @click.option("--base", metavar="BASE", help="The packs' base, for --data, and for methods whose change depends on it (DoRA, OFT, ...).")
 @click.option("--tree", metavar="TREE", help='Instead of a rule, how the packs work together when they run: "sum(0.7*a, stack(b, c))", '
               'or a .json or .yaml file; "adapterpack methods" lists the nodes.')
-@click.option("--seed", type=int, default=0, show_default=True, metavar="S", help="Of a rule's random choices, and of what a node that is "
-              "trained begins with.")
-@click.option("--plan", "planned", is_flag=True, help="Say what would be done, and at what cost, and do nothing.")
-@click.option("--recipe", metavar="FILE", help="Make the pack of a recipe, or of a composed pack, again, byte for byte, from its packs.")
+@click.option("--seed", type=int, default=0, show_default=True, metavar="S", help="The seed of a rule's random choices, and of the initial "
+              "values of nodes that are trained.")
+@click.option("--plan", "planned", is_flag=True, help="Only say what would be done, and at what cost.")
+@click.option("--recipe", metavar="FILE", help="Repeat a recipe, or what made a composed pack, byte for byte, with the same packs.")
 @click.option("--write-recipe", metavar="FILE", help="Write the recipe of the new pack.")
 @click.option("--to-mergekit", metavar="FILE", help="Write the same merge as a configuration of mergekit, where it has the same formula.")
 @shared
@@ -56,8 +57,7 @@ def command(
     statistics: tuple[str, ...], data: tuple[str, ...], score: str | None, base: str | None, planned: bool, recipe: str | None,
     write_recipe: str | None, to_mergekit: str | None, as_json: bool, **cuts: Any,
 ) -> None:
-    """One LoRA pack whose change is that of several packs, combined by a rule (adapterpack.rules); or, with a tree, one pack that holds
-    them all and combines them when it runs.
+    """Combines packs by a rule into one LoRA pack; or, with --tree, into a pack that holds them all and combines them at run time.
 
     \b
     Example:

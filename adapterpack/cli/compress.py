@@ -18,18 +18,21 @@ from .output import emit, line
 @click.argument("packs", metavar="PACK...", nargs=-1)
 @click.option("-o", "--output", "--out", "out", metavar="OUT",
               help="The folder of the fleet, or with --member of the pack; it must not exist.")
-@click.option("--basis", type=click.IntRange(1, 65_536), metavar="R", help="The rank of the shared bases; without it the budgets decide.")
-@click.option("--clusters", type=click.IntRange(1, 64), default=1, show_default=True, help="Groups of packs, each with bases of its own.")
-@click.option("--error-budget", type=click.FloatRange(0, min_open=True), metavar="E", help="Relative error of a change. "
-              "Without --basis: the least rank that keeps to it; with it, packs above keep their own factors.")
-@click.option("--size-budget", type=click.FloatRange(0, min_open=True), metavar="N", help="Bytes of all tensors; below 1, that share of "
-              "the packs' own. Without --basis: the largest rank that fits.")
-@click.option("--into", metavar="FLEET", help="Add the packs to a fleet, by projection onto its bases; without -o it is replaced.")
-@click.option("--member", nargs=2, metavar="FLEET NAME", help="The way back: write one member of a fleet as a pack to OUT.")
+@click.option("--basis", type=click.IntRange(1, 65_536), metavar="R", help="The rank of the shared bases; by default the budgets decide.")
+@click.option("--clusters", type=click.IntRange(1, 64), default=1, show_default=True,
+              help="The number of groups of packs, each with its own bases.")
+@click.option("--error-budget", type=click.FloatRange(0, min_open=True), metavar="E", help="The relative error allowed. "
+              "Without --basis: use the smallest rank that meets it; with it: packs that exceed it keep their own factors.")
+@click.option("--size-budget", type=click.FloatRange(0, min_open=True), metavar="N",
+              help="The bytes allowed for all tensors; below 1, a share "
+              "of the packs' own. Without --basis: use the largest rank that fits.")
+@click.option("--into", metavar="FLEET",
+              help="Add the packs to this fleet, by projection onto its bases; without -o the fleet is replaced.")
+@click.option("--member", nargs=2, metavar="FLEET NAME", help="Write one member of a fleet to OUT, as a pack.")
 @shared
 def command(packs: tuple[str, ...], out: str | None, basis: int | None, clusters: int, error_budget: float | None,
             size_budget: float | None, into: str | None, member: tuple[str, str] | None, as_json: bool) -> None:
-    """Packs of one base as a fleet: shared bases at each site, and a small int8 core for each pack.
+    """Compresses packs of one base into a fleet: shared bases at each site, and a small int8 core for each pack.
 
     \b
     Example:

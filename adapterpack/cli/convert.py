@@ -17,14 +17,15 @@ from .progress import apart
 @click.argument("source", metavar="SRC")
 @out_option("The file (gguf, kohya, diffusers, onnx_adapter) or folder (pack, peft, xlora, mlx, adapterhub) to write")
 @click.option("--to", "form", required=True, metavar="F", shell_complete=values("adapterpack.converting.pipeline:writable"),
-              help="pack, peft, xlora, mlx, adapterhub, gguf, kohya, diffusers, onnx_adapter.")
-@click.option("--base", metavar="BASE", help="The model that it belongs to; gguf needs it, kohya to be read, adapterhub to be written.")
-@click.option("--part", metavar="PREFIX", help="Which of several: a model of kohya or diffusers (lora_unet, unet, ...), a task (0, ...).")
+              help="The format to write: pack, peft, xlora, mlx, adapterhub, gguf, kohya, diffusers or onnx_adapter.")
+@click.option("--base", metavar="BASE", help="The base model; needed to write gguf and adapterhub, and to read kohya.")
+@click.option("--part", metavar="PREFIX",
+              help="Which part of a file with several: a model of kohya or diffusers (lora_unet, unet, ...), or a task (0, ...).")
 @structural_option
 @shared
 def command(*, source: str, out: str, form: str, base: str | None, part: str | None, allow_structural: bool, as_json: bool) -> None:
-    """Writes a pack or an adapter of another tool in the format TO, whole or not at all; what cannot be carried is refused by name.
-    LyCORIS' files are read, too.
+    """Converts a pack, or an adapter of another tool, to the format --to. What the format cannot hold is an error that names it.
+    LyCORIS files are read, too.
 
     \b
     Example:

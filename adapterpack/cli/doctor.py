@@ -21,16 +21,16 @@ _COLOURS = {"good": "green", "note": "yellow", "broken": "red"}
 
 
 @click.command("doctor")
-@click.option("--hub", is_flag=True, help="Ask also whether the hub can be reached (HF_ENDPOINT); nothing else touches the network.")
-@click.option("--clean", is_flag=True, help="Empty adapterpack's caches, after a question, in place of looking; nothing else is touched.")
+@click.option("--hub", is_flag=True, help="Also check that the hub (HF_ENDPOINT) can be reached; nothing else uses the network.")
+@click.option("--clean", is_flag=True, help="Empty adapterpack's caches, after asking, instead of checking; nothing else is touched.")
 @click.option("--yes", is_flag=True, help="With --clean: do not ask.")
 @shared
 @click.pass_context
 def command(ctx: click.Context, /, *, hub: bool, clean: bool, yes: bool, as_json: bool) -> None:
-    """Looks whether adapterpack is well on this machine: versions, providers, libraries, kernels, extras, caches, disk.
+    """Checks this installation of adapterpack: versions, providers, libraries, kernels, extras, caches, disk.
 
-    Every provider of ONNX Runtime is started on a small graph, in a process of its own. Exit code 0: usable; 1: something is broken, and
-    what to do stands below it.
+    Every provider of ONNX Runtime is started on a small graph, in a process of its own. Exit code 0: usable; 1: something is broken,
+    and the remedy stands below it.
 
     \b
     Example:

@@ -25,37 +25,37 @@ from .quantize import accuracy_sentence
 @click.argument("packs", nargs=-1, metavar="[PACK...]")
 @out_option("The folder of the bundle")
 @click.option("--mode", default="bank", show_default=True, metavar="M", shell_complete=values("adapterpack.bundle.manifest:MODES"),
-              help="folded (one adapter, in the weights), inputs (one adapter a run) or bank (another adapter for every row).")
+              help="folded (one adapter, merged into the weights), inputs (one adapter per run) or bank (each row its own adapter).")
 @click.option("--task", metavar="T", shell_complete=values("adapterpack.tasks.task:TASKS"),
               help="A Hugging Face pipeline name, such as text-generation; by default that of the packs.")
 @click.option("--quantize", metavar="S", shell_complete=values("adapterpack.exporting.quantization.scheme:SCHEMES"),
               help="Quantize the base's weights: int8, int4, int2, mixed, fp16 or bf16; the options up to --size-budget say how. "
                    "as-trained: as they were while the packs were trained.")
-@click.option("--dequantize", is_flag=True, help="Of a quantized base: write its weights as floats, and not as the codes that it stores.")
+@click.option("--dequantize", is_flag=True, help="Write the weights of a quantized base as floats, not as its codes.")
 @quantization_options
 @click.option("--dtype", default="float32", show_default=True, metavar="D",
-              help="What the graph and its slots are made of: float32, float16 or bfloat16, which only a GPU computes in.")
+              help="The float type of the graph and its slots: float32, or for GPUs float16 or bfloat16.")
 @click.option("--static-cache/--no-static-cache", default=None,
-              help="Insist on the graph that the engine and serve run, a decoder's on caches that stay where they are, or leave it out; by "
-                   "default it is made where the model's family has one.")
+              help="Require the decoder graph with static caches, which the engine and serve run, or leave it out; "
+                   "by default it is made where the model's family has one.")
 @click.option("--in-place", is_flag=True, hidden=True, help="The former name of --static-cache.")
 @click.option("--cache", default="float", show_default=True, metavar="C",
               shell_complete=values("adapterpack.exporting.quantization.options:CACHES"),
-              help="What keys and values are in the engine's graph: float, or int8, a quarter of the memory at about the error of int8 "
-                   "weights.")
-@click.option("--slots", type=int, metavar="N", help="Slots of a bank, the base's slot 0 included.")
+              help="The type of cached keys and values in the engine's graph: float, or int8, a quarter of the memory at about the error "
+                   "of int8 weights.")
+@click.option("--slots", type=int, metavar="N", help="How many slots a bank has, including slot 0 for the base.")
 @click.option("--max-rank", type=int, metavar="R", help="The largest rank that a slot of a bank can take.")
 @click.option("--frontend", metavar="F", shell_complete=values("adapterpack.exporting.frontends.base:FRONTENDS"),
-              help="What makes the graph: mobius or transformers; by default the first that is proved right.")
+              help="What builds the graph: mobius or transformers; by default the first whose graph agrees with torch.")
 @click.option("--target", default="ort", show_default=True, metavar="T",
               shell_complete=values("adapterpack.exporting.targets.base:TARGETS"),
-              help="Who serves it: ort, ort-genai (a folder that onnxruntime-genai loads), triton (a model repository) or web (a site for "
-                   "browsers).")
+              help="What will run the bundle: ort, ort-genai (a folder that onnxruntime-genai loads), triton (a model repository) or web "
+                   "(a site for browsers).")
 @click.option("--split", type=click.IntRange(min=1), metavar="MB",
               help="web: MB of the largest data file, 64 by default; a tensor that is larger has a file of its own.")
 @click.option("--pooling", metavar="P", shell_complete=values("adapterpack.tasks.embeddings:POOLING"),
-              help="How embeddings are made of hidden states: mean, cls or last; by default what the base says, or the mean.")
-@click.option("--base", "checkpoint", metavar="CHECKPOINT", help="Of an ONNX or GGUF file, the checkpoint that it was made from.")
+              help="How embeddings are pooled from hidden states: mean, cls or last; by default as the base says, or mean.")
+@click.option("--base", "checkpoint", metavar="CHECKPOINT", help="The checkpoint from which an ONNX or GGUF file was made.")
 @structural_option
 @shared
 def command(
@@ -65,8 +65,8 @@ def command(
 ) -> None:
     """Writes a bundle: an ONNX graph of BASE with PACKS in it, its site map, the packs and the tokenizer.
 
-    BASE is a checkpoint, an ONNX or GGUF file that another tool made of the checkpoint --base, or a finished bundle, which is given to
-    the --target as it is.
+    BASE is a checkpoint; or an ONNX or GGUF file that another tool made from the checkpoint --base; or a finished bundle, which is
+    converted for the --target without changes.
 
     \b
     Example:

@@ -17,17 +17,17 @@ from .progress import byte_bar
 @click.argument("tuned", metavar="TUNED")
 @click.argument("base", metavar="BASE")
 @out_option("The folder of the new pack")
-@click.option("--rank", type=int, metavar="R", help="The most that any site keeps; 128 by default.")
+@click.option("--rank", type=int, metavar="R", help="The largest rank that any site keeps; 128 by default.")
 @click.option("--energy", type=float, metavar="Q", help="The share of the squared singular values to keep; by default the change's own "
               "rank, or 0.99 where it has none.")
-@click.option("--modules", metavar="A,B", help="The layers to take as factors, by the ends of their paths; all linear ones by default.")
+@click.option("--modules", metavar="A,B", help="The layers to factorize, by the ends of their paths; by default all linear layers.")
 @click.option("--rest", type=click.Choice(["keep", "leave", "refuse"]), default="keep", show_default=True,
               help="Other tensors that changed (heads, embeddings, norms, biases): keep their modules whole, leave them out, or refuse.")
 @shared
 def command(
     *, tuned: str, base: str, out: str, rank: int | None, energy: float | None, modules: str | None, rest: str, as_json: bool
 ) -> None:
-    """A LoRA pack that turns the checkpoint BASE into TUNED, which was fine-tuned from it or holds a merged adapter.
+    """Extracts a LoRA pack that turns the checkpoint BASE into TUNED, which was fine-tuned from it or holds a merged adapter.
 
     \b
     Example:

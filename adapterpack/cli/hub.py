@@ -1,4 +1,4 @@
-"""``adapterpack hub``: what concerns a hub as a whole."""
+"""``adapterpack hub``: a hub of your own, and audits of adapters on a hub."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _EXIT = {"valid": 0, "not fully checked": EXIT_INCOMPLETE}
 
 @click.group("hub")
 def command() -> None:
-    """A hub of your own, and a look through the adapters on any hub.
+    """Runs a hub of your own, and audits adapters on any hub.
 
     \b
     Example:
@@ -30,22 +30,22 @@ def command() -> None:
     """
 
 
-@command.command("serve", short_help="a small hub in a folder")
+@command.command("serve", short_help="serve a small hub from a folder")
 @click.argument("folder", metavar="DIR")
 @click.option("--host", default="127.0.0.1", show_default=True, metavar="H", help="The address to listen at.")
 @click.option("--port", default=8765, show_default=True, type=click.IntRange(0, 65535), metavar="P", help="The port; 0 takes a free one.")
-@click.option("--tokens", metavar="FILE", help="Lines NAME read|write TOKEN; without them everybody may read and nobody write.")
+@click.option("--tokens", metavar="FILE", help="A file of lines NAME read|write TOKEN; without it everybody may read and nobody may write.")
 @shared
 def serve(*, folder: str, host: str, port: int, tokens: str | None, as_json: bool) -> None:
-    """Serves the hub in a folder until it is interrupted.
+    """Serves a hub from a folder, until it is interrupted.
 
-    It is for a team, a machine room or tests, whose packs should not leave. Clients find it by HF_ENDPOINT. It has no TLS of its own: where
-    others can listen, put a proxy before it.
+    For a team, a closed site or tests, where packs must not leave. Clients reach it by HF_ENDPOINT. It has no TLS: on a network that others
+    can read, put a proxy in front of it.
 
-    It withstands strangers on its network: nothing is taken or parsed for those who may not have it; requests, files of a repository
-    (100,000) and pages of listings (1,000) have limits; slow clients are sent away, and where there are too many connections the one
-    that has waited longest for its client; a private repository looks like an absent one. It does not withstand those whose token may
-    write: they may fill its disk. Nor does it count requests: let the proxy do that where it is open to the world.
+    It is built for networks with strangers: requests without permission are refused before their bodies are read; requests, repositories
+    (100,000 files) and listings (1,000 entries a page) have limits; slow clients are disconnected, and with too many connections the one
+    that has been idle longest is closed; a private repository looks like one that does not exist. Whoever has a token that may write can
+    fill the disk. Requests are not rate-limited: let a proxy do that if the hub faces the internet.
 
     \b
     Example:
@@ -60,19 +60,19 @@ def serve(*, folder: str, host: str, port: int, tokens: str | None, as_json: boo
     adapterpack.hub.serve(folder, host=host, port=port, tokens=tokens, ready=ready)
 
 
-@command.command("audit", short_help="adapters on a hub, looked through")
+@command.command("audit", short_help="check adapters on a hub")
 @click.argument("repos", nargs=-1, metavar="[ORG/NAME[/FOLDER][@REV]...]")
-@click.option("--lock", metavar="FILE", help="Also what this lock file pins, at its commit.")
+@click.option("--lock", metavar="FILE", help="Also audit what this lock file pins, at the pinned commits.")
 @click.option("--full", is_flag=True, help="Download and check everything; without it only headers are read.")
-@click.option("--accept-incomplete", is_flag=True, help="Exit code 0 also where not everything was checked: a gate by headers alone.")
+@click.option("--accept-incomplete", is_flag=True, help="Exit with 0 even if not everything was checked, as with headers alone.")
 @click.option("--sarif", "sarif_file", metavar="F", help="Also write the findings as SARIF 2.1.0 to F.")
 @shared
 @click.pass_context
 def audit(ctx: click.Context, /, *, repos: tuple[str, ...], lock: str | None, full: bool, accept_incomplete: bool, sarif_file: str | None,
           as_json: bool) -> None:
-    """Every check that can be made of adapters on a hub, one repository after the other; with full they are downloaded.
+    """Checks adapters on a hub, one repository after the other: by their headers, or with --full by downloading them.
 
-    Exit code 0: all valid; 1: one is not, or could not be looked at; 3: not fully checked.
+    Exit code 0: all valid; 1: one is invalid, or could not be read; 3: not fully checked.
 
     \b
     Example:

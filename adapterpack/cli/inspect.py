@@ -13,13 +13,13 @@ from .output import emit, facts, line, shortened
 
 @click.command("inspect")
 @click.argument("path", metavar="PACK|BUNDLE|BASE|FILE")
-@click.option("--full", is_flag=True, help="Show digests whole; without it people see their first digits. JSON always holds them whole.")
+@click.option("--full", is_flag=True, help="Show digests in full, instead of their first digits. JSON always has them in full.")
 @html_option("all of it")
 @shared
 def command(path: str, full: bool, html: str | None, as_json: bool) -> None:
-    """What an artifact is, for whom, how big, and what it changes, as JSON values; packs are verified on the way.
+    """Shows what an artifact is, which base it fits, how large it is and what it changes; packs are verified on the way.
 
-    A FILE is an adapter of another tool (GGUF, kohya's or diffusers' safetensors, .onnx_adapter), or a model in GGUF.
+    FILE is an adapter of another tool (GGUF, kohya or diffusers safetensors, .onnx_adapter) or a GGUF model.
 
     \b
     Example:

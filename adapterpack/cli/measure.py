@@ -18,15 +18,16 @@ from .progress import steps
 @click.command("measure")
 @click.argument("base", metavar="BASE")
 @click.argument("pack", metavar="PACK")
-@click.option("--data", "source", required=True, metavar="FILE", help="Rows in the form in which adapters are trained.")
+@click.option("--data", "source", required=True, metavar="FILE", help="A file of rows, in any form that training reads.")
 @click.option("--kind", type=click.Choice(["moment", "fisher"]), default="moment", show_default=True,
-              help="moment: of every site's inputs, for regmean; needs no labels. fisher: squared gradients of the loss, for fisher.")
-@click.option("--rows", type=int, default=256, show_default=True, metavar="N", help="How many rows are used.")
-@click.option("--max-length", type=int, default=512, show_default=True, metavar="N", help="Tokens of a row.")
-@click.option("-o", "--output", "out", required=True, metavar="FILE", help="The file; one that is there is replaced.")
+              help="moment: second moments of every site's inputs, for the rule regmean; needs no labels. fisher: squared gradients of the "
+                   "loss, for the rule fisher.")
+@click.option("--rows", type=int, default=256, show_default=True, metavar="N", help="The number of rows to use.")
+@click.option("--max-length", type=int, default=512, show_default=True, metavar="N", help="The most tokens of a row.")
+@click.option("-o", "--output", "out", required=True, metavar="FILE", help="The file to write; it is replaced if it exists.")
 @shared
 def command(*, base: str, pack: str, source: str, kind: str, rows: int, max_length: int, out: str, as_json: bool) -> None:
-    """Runs the base with one adapter over data, and writes what was measured at every site of the adapter.
+    """Runs the base with one adapter over data, and writes statistics of every site of the adapter.
 
     \b
     Example:

@@ -20,7 +20,7 @@ from .progress import byte_bar
 @click.argument("base", metavar="BASE")
 @click.argument("packs", nargs=-1, required=True, metavar="PACK...")
 @out_option("The folder of the merged checkpoint or graph, or the GGUF file")
-@click.option("--base", "checkpoint", metavar="CHECKPOINT", help="Of an ONNX or GGUF file, the checkpoint that it was made from.")
+@click.option("--base", "checkpoint", metavar="CHECKPOINT", help="The checkpoint from which an ONNX or GGUF file was made.")
 @weight_option
 @click.option("--dtype", metavar="D", help="The dtype of the output: float32, bfloat16 or float16; by default each tensor keeps its own. A "
               "quantized base is written dequantized.")
@@ -29,17 +29,16 @@ from .progress import byte_bar
 @click.option("--stochastic-rounding", type=int, metavar="SEED", help="Round up or down by chance: small changes are kept on average.")
 @click.option("--verify", default="structure", metavar="structure|full", shell_complete=values("adapterpack.merging.pipeline:VERIFY"),
               help="Check the base by names, shapes and samples of every tensor (default), or by every byte.")
-@click.option("--shard", metavar="I/N", help="Do the I-th of N shares, into an output folder that N machines share.")
-@click.option("--resume", is_flag=True, help="Keep what is done on an error or an interrupt, too; the same command goes on with it.")
-@click.option("--sync/--no-sync", "durable", default=True, help="Wait until every byte is on the disk (default), or not.")
+@click.option("--shard", metavar="I/N", help="Do the I-th of N shares of the work; all N machines write to the same output folder.")
+@click.option("--resume", is_flag=True, help="After an error or an interrupt, keep what is done; the same command resumes there.")
+@click.option("--sync/--no-sync", "durable", default=True, help="Wait until every byte is on the disk (default), or do not.")
 @click.option("--device", metavar="cuda|cpu", help="Compute with torch on that device; by default with numpy.")
 @structural_option
 @shared
 def command(
     *, base: str, packs: tuple[str, ...], out: str, weights: tuple[float, ...], checkpoint: str | None, as_json: bool, **options: Any,
 ) -> None:
-    """Folds PACKS into BASE, a checkpoint, a GGUF file, an ONNX file or a bundle, and writes the result to the new OUT, whole or not
-    at all.
+    """Folds PACKS into BASE (a checkpoint, a GGUF file, an ONNX file or a bundle) and writes the result to OUT, whole or not at all.
 
     \b
     Example:

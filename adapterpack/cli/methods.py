@@ -23,10 +23,10 @@ _KEYS = {"min_features": "least"}
                 shell_complete=values("adapterpack.adapter_methods.registry:METHODS", "adapterpack.adapter_methods.nodes.registry:NODES"))
 @shared
 def command(name: str | None, as_json: bool) -> None:
-    """Every registered method by name, those of other packages (entry points adapterpack.methods) included.
+    """Lists every adapter method, including those of other packages (entry points adapterpack.methods).
 
-    With NAME, that method or node alone, with its traits and hyper-parameters. Below the methods stand the initialisations of low-rank
-    ones, and the nodes of trees of composition (compose --tree).
+    With NAME, shows that method or node with its traits and hyperparameters. The list ends with the initializations of low-rank methods
+    and the nodes of composition trees (compose --tree).
 
     \b
     Example:

@@ -42,9 +42,9 @@ def _flag(*names: str, about: str) -> Callable[[_Function], _Function]:
 
 def everywhere(function: _Function) -> _Function:
     """The flags that mean the same before the name of a command and behind it: ``--quiet``, ``--verbose`` and ``--traceback``."""
-    for flag in (_flag(TRACEBACK, about="With an error, show where in the program it arose."),
-                 _flag(VERBOSE, "-v", about="Say when and from where each message comes, and what the work took."),
-                 _flag(QUIET, "-q", about="Show no progress and no notes on stderr: warnings and errors alone.")):
+    for flag in (_flag(TRACEBACK, about="Show the Python traceback of an error."),
+                 _flag(VERBOSE, "-v", about="Show time and origin of each message, and the time and memory that the work took."),
+                 _flag(QUIET, "-q", about="Show only warnings and errors on stderr, no progress and no notes.")):
         function = flag(function)
     return function
 
@@ -65,7 +65,7 @@ def out_option(help_text: str) -> Callable[[_Function], _Function]:
 
 def html_option(about: str) -> Callable[[_Function], _Function]:
     """``--html F``, which is replaced if it is a page of ours."""
-    return click.option("--html", "html", metavar="F", help=f"Write a page with {about} to this file; it is replaced if it exists.")
+    return click.option("--html", "html", metavar="F", help=f"Write an HTML page with {about} to this file; an earlier page is replaced.")
 
 
 @contextmanager
@@ -88,7 +88,7 @@ structural_option = click.option("--allow-structural-base", "allow_structural", 
 """Leave for a base of which nothing better is known."""
 
 weight_option = click.option("--weight", "weights", type=float, multiple=True, metavar="W",
-                             help="A pack's weight; repeat it, one for each pack in their order.")
+                             help="The weight of a pack; repeat it, once for each pack, in their order.")
 
 
 def values(*sources: str) -> Callable[[click.Context, click.Parameter, str], list[CompletionItem[Any]]]:
@@ -109,22 +109,21 @@ def values(*sources: str) -> Callable[[click.Context, click.Parameter, str], lis
 
 _QUANTIZATION = (
     click.option("--accuracy", metavar="A", shell_complete=values("adapterpack.exporting.quantization.options:ACCURACIES"),
-                 help="How a graph multiplies with quantized weights: exact, or fast (activations are rounded "
+                 help="How a graph multiplies by quantized weights: exact, or fast (activations are rounded "
                                                  "to int8); by default fast where it adds at most a tenth to the error."),
     click.option("--head", metavar="S", shell_complete=values("adapterpack.exporting.quantization.options:HEADS"),
-                 help="What the product that gives a graph's logits is quantized to: int8 (the default), int4 "
-                                             "or float."),
+                 help="The type of the weights that give the logits: int8 (the default), int4 or float."),
     click.option("--block-size", type=int, metavar="N", help="How many weights share a scale: 16, 32 (the default), 64, 128 or 256."),
     click.option("--symmetric/--asymmetric", default=None, help="Blocks without zero points, or with them (the default)."),
     click.option("--algorithm", metavar="A", shell_complete=values("adapterpack.exporting.quantization.algorithm:ALGORITHMS"),
                  help="How weights are rounded: rtn (to nearest, the default), k-quant, hqq, or, on "
                                                   "calibration rows, gptq or awq."),
-    click.option("--calibration", metavar="FILE.jsonl", help="Rows that the model will see: text, messages, or prompt and completion."),
+    click.option("--calibration", metavar="FILE.jsonl",
+                 help="Rows like those that the model will see: text, messages, or prompt and completion."),
     click.option("--compensate", type=int, metavar="RANK", help="Correct the error of each layer by a term of this rank, in eight bits; "
                                                                 "best with --calibration."),
-    click.option("--error-budget", type=float, metavar="E", help="mixed: as few bits a product as this relative error of products allows."),
-    click.option("--size-budget", type=int, metavar="BYTES", help="mixed: the least error of products that all take at most so many "
-                                                               "bytes."),
+    click.option("--error-budget", type=float, metavar="E", help="Scheme mixed: as few bits per product as this relative error allows."),
+    click.option("--size-budget", type=int, metavar="BYTES", help="Scheme mixed: the least error within this size of all products."),
 )
 
 

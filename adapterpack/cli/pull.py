@@ -15,18 +15,19 @@ from .progress import byte_bar
 
 @click.command("pull")
 @click.argument("source", metavar="hf://ORG/NAME[/FOLDER][@REV]")
-@click.option("-o", "--output", "out", metavar="OUT", help="Also put it into this folder; it must not exist.")
-@click.option("--update", is_flag=True, help="Take what the revision means now, whatever the lock file pins, and say what changed.")
-@click.option("--lock", default="adapterpack.lock", show_default=True, metavar="FILE", help="What was pulled, by commit and digest.")
+@click.option("-o", "--output", "out", metavar="OUT", help="Also write it to this folder; it must not exist.")
+@click.option("--update", is_flag=True, help="Take the newest commit of the revision, not the pinned one, and say what changed.")
+@click.option("--lock", default="adapterpack.lock", show_default=True, metavar="FILE",
+              help="The lock file, with commit and digest of what was pulled.")
 @click.option("--no-lock", is_flag=True, help="Neither read nor write a lock file.")
-@click.option("--max-bytes", type=click.IntRange(min=0), metavar="B", help="Refuse what is larger, before downloading it [64 GiB].")
+@click.option("--max-bytes", type=click.IntRange(min=0), metavar="B", help="Refuse anything larger, before downloading it [64 GiB].")
 @shared
 def command(*, source: str, out: str | None, update: bool, lock: str, no_lock: bool, max_bytes: int | None, as_json: bool) -> None:
-    """Fetches a pack or a bundle from a hub into the local store, and with OUT also into a folder; nothing is kept unless it is valid.
+    """Pulls a pack or a bundle from a hub into the local store, and with -o also into a folder; only what is valid is kept.
 
-    The lock file pins commit and digest: pulling again gives the same bytes, whatever the branch or tag means by then. A PEFT adapter
-    becomes a pack. FOLDER is one in the repository that holds an artifact. With HF_HUB_OFFLINE=1 what was pulled before is hashed again
-    and used.
+    The lock file pins commit and digest: pulling again gives the same bytes, even if the branch or tag has moved. A PEFT adapter becomes
+    a pack. FOLDER is a folder in the repository that holds an artifact. With HF_HUB_OFFLINE=1, what was pulled before is hashed again and
+    used.
 
     \b
     Example:

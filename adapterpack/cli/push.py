@@ -16,18 +16,18 @@ from .progress import byte_bar
 @click.argument("pack", metavar="PACK|BUNDLE")
 @click.argument("target", metavar="hf://ORG/NAME[/FOLDER]")
 @click.option("--pr", is_flag=True, help="Open a pull request instead of committing to the branch.")
-@click.option("--tag", metavar="TAG", help="Name the commit; a tag never moves.")
-@click.option("--private", is_flag=True, help="If the repository is made anew, only you may see it.")
-@click.option("--dry-run", is_flag=True, help="Make every check and say what would be sent.")
-@click.option("--base-model", metavar="ORG/NAME", help="Where others find the base, if the pack does not say it.")
-@click.option("--license", "license_name", metavar="L", help="The license, if the pack does not say it.")
+@click.option("--tag", metavar="TAG", help="Tag the commit; a tag never moves.")
+@click.option("--private", is_flag=True, help="Make the repository private, if it is new.")
+@click.option("--dry-run", is_flag=True, help="Make every check, say what would be sent, and send nothing.")
+@click.option("--base-model", metavar="ORG/NAME", help="The base's repository, if the pack does not name it.")
+@click.option("--license", "license_name", metavar="L", help="The license, if the pack does not name it.")
 @click.option("-m", "--message", metavar="TEXT", help="The commit's message.")
 @shared
 def command(*, pack: str, target: str, pr: bool, tag: str | None, private: bool, dry_run: bool, base_model: str | None,
             license_name: str | None, message: str | None, as_json: bool) -> None:
-    """Publishes a pack or a bundle in a repository of a hub as one commit, after checking it, and reads back what arrived.
+    """Checks a pack or a bundle, pushes it to a repository on a hub as one commit, and verifies what arrived.
 
-    The token is the one of "hf auth login", or HF_TOKEN; HF_ENDPOINT names another hub than the public one. Equal content is left alone.
+    The token is that of "hf auth login", or HF_TOKEN; HF_ENDPOINT selects a hub other than the public one. Equal content makes no commit.
     With FOLDER the artifact goes into that folder of the repository, and everything else there stays.
 
     \b

@@ -23,20 +23,20 @@ from .progress import apart
 @click.option("--scheme", "schemes", multiple=True, metavar="S",
               shell_complete=values("adapterpack.quantizing.scheme:SCHEMES", "adapterpack.exporting.quantization.scheme:SCHEMES"),
               help="int8 (the default), int4, fp8 or mixed for packs; int8, int4, int2, mixed, fp16 or bf16 for bundles. May be repeated "
-                   "with --compare: int8 and int4 by default.")
+                   "with --compare; the default is then int8 and int4.")
 @click.option("--rank-budget", type=float, metavar="E", help="Cut the rank of each site of a pack first, within this relative error.")
 @quantization_options
-@click.option("--compare", "rows", metavar="ROWS.jsonl", help="Write nothing: show what each way of quantizing a bundle gives on these "
-                                                              "rows (text, messages, prompt and completion, or text and label).")
-@click.option("--adapter", metavar="NAME", help="--compare: the adapter, where the bundle has several.")
-@html_option("the picture of --compare")
+@click.option("--compare", "rows", metavar="ROWS.jsonl", help="Write nothing: measure each way of quantizing a bundle on these rows "
+                                                              "(text, messages, prompt and completion, or text and label).")
+@click.option("--adapter", metavar="NAME", help="With --compare: the adapter, if the bundle has several.")
+@html_option("the figures of --compare")
 @shared
 def command(source: str, out: str | None, schemes: tuple[str, ...], rank_budget: float | None, rows: str | None, adapter: str | None,
             html: str | None, as_json: bool, **options: Any) -> None:
-    """Writes a quantized copy of a pack (int8, int4, fp8, mixed) or of a bundle's graphs; the error is in its manifest.
+    """Writes a quantized copy of a pack or of a bundle; the error is in its manifest.
 
-    With --compare it measures instead: for each scheme the adapter merged before quantizing, attached to the quantized base, and attached
-    with a correction (of rank 32, or --compensate), compared with the float bundle.
+    With --compare it measures instead, against the float bundle: for each scheme the adapter merged before quantizing, attached to the
+    quantized base, and attached with a correction (of rank 32, or --compensate).
 
     \b
     Example:

@@ -17,20 +17,20 @@ from .output import emit, line
 @click.command("resize")
 @click.argument("pack", metavar="PACK")
 @out_option("The folder of the new pack")
-@click.option("--rank", type=int, metavar="R", help="The most that any site keeps.")
+@click.option("--rank", type=int, metavar="R", help="The largest rank that any site keeps.")
 @click.option("--energy", type=float, metavar="Q", help="The smallest rank that holds this share of the squared singular values.")
-@click.option("--sv-ratio", type=float, metavar="P", help="The singular values above the largest divided by P (as kohya has it).")
+@click.option("--sv-ratio", type=float, metavar="P", help="Keep the singular values above the largest one divided by P, as kohya does.")
 @click.option("--sv-cumulative", type=float, metavar="P", help="The smallest rank that holds this share of the singular values' sum.")
 @click.option("--sv-fro", type=float, metavar="P", help="The smallest rank that holds this share of the Frobenius norm.")
-@click.option("--budget", type=float, metavar="N", help="As many numbers in all factors together, shared out over the sites with the least "
-              "total error; below 1, that share of today's.")
+@click.option("--budget", type=float, metavar="N", help="How many numbers all factors may have together, distributed over sites for the "
+              "least total error; below 1, a share of today's.")
 @click.option("--base", metavar="BASE", help="The pack's base, for methods whose change depends on the weight (DoRA, OFT, ...).")
 @shared
 def command(
     *, pack: str, out: str, rank: int | None, energy: float | None, sv_ratio: float | None, sv_cumulative: float | None,
     sv_fro: float | None, budget: float | None, base: str | None, as_json: bool,
 ) -> None:
-    """One pack as a LoRA of smaller rank: at every site the best approximation of the change, by its exact singular values.
+    """Writes a pack as a LoRA of smaller rank: at every site the best approximation of the change, by its exact singular values.
 
     \b
     Example:

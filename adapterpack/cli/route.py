@@ -17,19 +17,19 @@ from .output import emit, line
 @click.option("--host", default="127.0.0.1", show_default=True, metavar="H", help="The address to listen at.")
 @click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535), metavar="P", help="The port; 0 takes a free one.")
 @click.option("--pause", default=2.0, show_default=True, type=click.FloatRange(min=0), metavar="S",
-              help="Seconds for which a server that did not answer is tried after all others.")
+              help="For so many seconds, try a server that did not answer only after all others.")
 @click.option("--few", default=8, show_default=True, type=click.IntRange(min=1), metavar="N",
-              help="Requests that a server may have at a time before the next ones go to another.")
+              help="Send requests to another server once this one has so many.")
 @click.option("--tls-cert", metavar="FILE", help="The certificate (chain) to speak TLS with, PEM; it is read again when it is renewed.")
 @click.option("--tls-key", metavar="FILE", help="Its key, PEM, which only you may read; needed with --tls-cert.")
-@click.option("--replica-ca", metavar="FILE", help="The certificates, PEM, by which servers at https:// are trusted, in place of the "
+@click.option("--replica-ca", metavar="FILE", help="The CA certificates (PEM) by which https:// servers are trusted, instead of the "
               "system's.")
 @shared
 def command(*, replicas: tuple[str, ...], as_json: bool, **options: Any) -> None:
-    """Gives requests on to servers of one bundle, those for one adapter to one of them.
+    """Routes requests to several servers of one bundle, those for the same adapter to the same server.
 
-    Each server then has few adapters in memory, and finds prompts again that it has read. When one ends, its adapters move to the others,
-    and come back with it. A request is sent to a second server only where the first could not be reached or takes none.
+    So each server keeps few adapters in memory, and reuses the prompts that it has read. When a server goes down, its adapters move to the
+    others, and return with it. A request goes to a second server only if the first cannot be reached or accepts none.
 
     \b
     Example:

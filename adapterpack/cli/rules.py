@@ -17,9 +17,9 @@ from .output import emit, facts, table
 @click.argument("name", required=False, shell_complete=values("adapterpack.composing.rules.rule:RULES"))
 @shared
 def command(name: str | None, as_json: bool) -> None:
-    """Every rule by name, those of other packages (entry points adapterpack.rules) included.
+    """Lists every rule of composition, including those of other packages (entry points adapterpack.rules).
 
-    With NAME, that rule alone, with its parameters.
+    With NAME, shows that rule with its parameters.
 
     \b
     Example:

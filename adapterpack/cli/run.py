@@ -28,31 +28,31 @@ from .sampling_options import sampling_options, sampling_parameters
 @click.command("run")
 @click.argument("bundle", metavar="BUNDLE")
 @click.option("--adapter", "adapters", multiple=True, metavar="NAME",
-              help="An adapter for rows that name none; may be repeated, then each such row is run with each. Without it: the base.")
+              help="An adapter for rows that name none. If repeated, each such row is run with every one of them. Default: the base.")
 @click.option("--prompt", "prompts", multiple=True, metavar="P", help="A text to run; may be repeated. A language model "
               "with a chat template reads it as a user's message.")
-@click.option("--context", "contexts", multiple=True, metavar="C", help="A text that a prompt is a question about; one for each prompt.")
+@click.option("--context", "contexts", multiple=True, metavar="C", help="A text about which a prompt asks; one for each prompt.")
 @click.option("--image", "images", multiple=True, metavar="F.png|F.jpg|F.npy",
-              help="A picture, or what the model's processor makes of one; may be repeated. With --prompt, one for each prompt.")
-@click.option("--audio", "sounds", multiple=True, metavar="F.wav|F.npy", help="Speech to run, or its features; may be repeated.")
+              help="A picture, or the output of the model's processor; may be repeated. With --prompt, one for each prompt.")
+@click.option("--audio", "sounds", multiple=True, metavar="F.wav|F.npy", help="A recording, or its features; may be repeated.")
 @click.option("--input", "source", metavar="F.jsonl",
-              help="Rows with text, prompt, messages, question and context, image or audio, and adapter if they like; or requests in "
+              help="Rows with text, prompt, messages, question and context, image or audio, and optionally adapter; or requests in "
                    "OpenAI's batch format; \"-\" reads stdin.")
-@click.option("--raw", is_flag=True, help="A language model reads texts as they are, and not as a user's message in its chat template.")
-@click.option("--output", "out", metavar="F.jsonl", help="A new file for the rows, in place of stdout. The same command goes on with what "
-                                                         "a run that was stopped has answered of --input.")
-@click.option("--keep-going", is_flag=True, help="A row that cannot be run has an error in place of its result, and the others go on; the "
-                                                 "exit code is 1 then.")
+@click.option("--raw", is_flag=True, help="Let a language model read texts as they are, not as user messages in its chat template.")
+@click.option("--output", "out", metavar="F.jsonl", help="A new file for the results, instead of stdout. After a stop, the same command "
+                                                         "resumes where the answers of --input end.")
+@click.option("--keep-going", is_flag=True, help="Where a row cannot be run, write its error instead of a result, and go on; the exit "
+                                                 "code is then 1.")
 @device_options
 @sampling_options
-@click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True, metavar="N", help="Rows that run together.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True, metavar="N", help="How many rows run together.")
 @shared
 def command(
     *, bundle: str, adapters: tuple[str, ...], prompts: tuple[str, ...], contexts: tuple[str, ...], images: tuple[str, ...],
     sounds: tuple[str, ...], source: str | None, raw: bool, out: str | None, keep_going: bool, batch_size: int, as_json: bool,
     **parameters: Any,
 ) -> None:
-    """Runs rows through a bundle and yields one result for each, in order.
+    """Runs rows through a bundle, and prints or writes a result for each, in order.
 
     \b
     Example:

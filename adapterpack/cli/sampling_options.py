@@ -17,20 +17,20 @@ _FILES = ("json_schema", "grammar")
 _OPTIONS = (
     click.option("--max-new-tokens", type=int, metavar="N", help="The most tokens of an answer."),
     click.option("--sampling", type=click.Choice(["greedy", "model"]),
-                 help="What counts where the options below say nothing: the likeliest token, which is the default, or what the model's "
+                 help="The default for the options below: greedy (always the likeliest token; the default), or what the model's "
                       "generation_config.json says."),
     click.option("--temperature", type=float, metavar="T", help="0, the default, always takes the likeliest token."),
-    click.option("--top-k", type=int, metavar="K", help="Draw from the K likeliest tokens."),
-    click.option("--top-p", type=float, metavar="P", help="Draw from the fewest tokens that have this share of the probability."),
-    click.option("--min-p", type=float, metavar="P", help="Draw from tokens at least P times as likely as the likeliest."),
-    click.option("--repetition-penalty", type=float, metavar="R", help="Above 1: tokens of prompt and answer become less likely."),
-    click.option("--seed", type=int, metavar="N", help="The seed of what is drawn."),
+    click.option("--top-k", type=int, metavar="K", help="Sample from the K likeliest tokens."),
+    click.option("--top-p", type=float, metavar="P", help="Sample from the fewest tokens whose probabilities add up to P."),
+    click.option("--min-p", type=float, metavar="P", help="Sample from tokens at least P times as likely as the likeliest."),
+    click.option("--repetition-penalty", type=float, metavar="R", help="Above 1: makes tokens of the prompt and the answer less likely."),
+    click.option("--seed", type=int, metavar="N", help="The seed for sampling."),
     click.option("--stop", multiple=True, metavar="TEXT", help="A text that ends an answer and is cut off; may be repeated."),
-    click.option("--logprobs", type=int, metavar="N", help="Add the log-probability of each token, and of the N likeliest in its place."),
-    click.option("--beams", "num_beams", type=int, metavar="N", help="Search with N beams for the likeliest answer."),
-    click.option("--json-schema", metavar="F.json", help="Answers are JSON that fits this schema; needs the extra structured."),
-    click.option("--regex", metavar="R", help="Answers match this regular expression as a whole; needs the extra structured."),
-    click.option("--grammar", metavar="F.lark", help="Answers are of this grammar, in Lark's form or GBNF; needs the extra structured."),
+    click.option("--logprobs", type=int, metavar="N", help="Add the log-probability of each token, and of the N likeliest alternatives."),
+    click.option("--beams", "num_beams", type=int, metavar="N", help="Search for the likeliest answer with N beams."),
+    click.option("--json-schema", metavar="F.json", help="Answer with JSON that fits this schema; needs the extra structured."),
+    click.option("--regex", metavar="R", help="Answer with text that matches this regular expression; needs the extra structured."),
+    click.option("--grammar", metavar="F.lark", help="Answer in this grammar, written for Lark or as GBNF; needs the extra structured."),
 )
 
 

@@ -34,44 +34,46 @@ def _print_key(ctx: click.Context, param: click.Parameter, value: str | None) ->
 @click.command("serve")
 @click.argument("bundle", metavar="BUNDLE")
 @click.option("--adapters", multiple=True, metavar="DIR",
-              help="A pack, NAME=PACK, a folder of packs, a fleet, or a lock file of adapterpack pull, to load besides those of the "
-              "bundle; may be repeated.")
+              help="Adapters to load besides those of the bundle: a pack, NAME=PACK, a folder of packs, a fleet, or a lock file of "
+              "adapterpack pull; may be repeated.")
 @click.option("--host", default="127.0.0.1", show_default=True, metavar="H", help="The address to listen at.")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), metavar="P", help="The port; 0 takes a free one.")
-@click.option("--name", metavar="NAME", help="What requests call the base; by default what the bundle calls it. Of "
-              "a bundle with one folded adapter: what they call that.")
-@click.option("--keys", metavar="FILE", help="Who may ask for which adapters: see docs/serve.md. It is read again when it changes.")
-@click.option("--api-key", metavar="KEY", envvar="ADAPTERPACK_API_KEY", help="One key for all; better in ADAPTERPACK_API_KEY.")
+@click.option("--name", metavar="NAME", help="The name by which requests address the base, or the adapter of a "
+              "folded bundle; by default as the bundle has it.")
+@click.option("--keys", metavar="FILE",
+              help="A file of keys: who may use which adapters (see docs/serve.md). It is read again when it changes.")
+@click.option("--api-key", metavar="KEY", envvar="ADAPTERPACK_API_KEY",
+              help="A single key for all clients; better set in ADAPTERPACK_API_KEY.")
 @click.option("--new-key", metavar="ID", is_eager=True, expose_value=False, callback=_print_key,
-              help="Print a new key on standard error and its entry for --keys on standard output, and end.")
+              help="Print a new key on standard error and its entry for --keys on standard output, and exit.")
 @click.option("--insecure", is_flag=True, help="Serve everybody who can reach the address, without keys.")
 @click.option("--audit", default="-", show_default=True, metavar="FILE",
-              help='A file for one line of JSON a request; "-" is standard error, "" nowhere.')
-@click.option("--sampling", type=click.Choice(["model", "greedy"]), help="What counts where a request for text says "
-              "nothing: the model's generation_config.json (the default), or the likeliest token.")
+              help='Where to log one line of JSON per request: a file, "-" for standard error, or "" for nowhere.')
+@click.option("--sampling", type=click.Choice(["model", "greedy"]), help="Sampling of requests that do not say: "
+              "as the model's generation_config.json (the default), or greedy.")
 @device_options
 @click.option("--max-rows", type=click.IntRange(min=1), metavar="N",
-              help="Answers that run at a time; by default 8 texts, or 32 rows of an encoder.")
+              help="How many rows run at a time; by default 8 texts, or 32 rows of an encoder.")
 @click.option("--max-length", type=click.IntRange(min=1), metavar="N",
-              help="Tokens of a prompt and its answer together; by default the model's context, of texts at most 4096.")
+              help="The most tokens of a prompt and its answer; by default the model's context, for texts at most 4096.")
 @click.option("--watch", type=click.FloatRange(min=0.05), metavar="SECONDS",
-              help="Look at the folders and lock files of --adapters that often: what comes is loaded, what goes is unloaded.")
+              help="How often to look at the folders and lock files of --adapters, to load new packs and unload removed ones.")
 @click.option("--require-signature", multiple=True, metavar="KEYFILE",
-              help="Load only packs signed with this key (a public one, PEM), or another that is given so; may be repeated.")
-@click.option("--admin", metavar="ADDRESS", help="HOST:PORT or unix:PATH, where an operator loads and unloads adapters while it runs.")
+              help="Load only packs signed with one of these keys (public, PEM); may be repeated.")
+@click.option("--admin", metavar="ADDRESS", help="HOST:PORT or unix:PATH, where an operator may load and unload adapters.")
 @click.option("--admin-key-file", metavar="FILE", help="The file with the operator's key; needed with --admin.")
-@click.option("--tls-cert", metavar="FILE", help="The certificate (chain) to speak TLS with, PEM; it is read again when it is renewed.")
-@click.option("--tls-key", metavar="FILE", help="Its key, PEM, which only you may read; needed with --tls-cert.")
-@click.option("--traces", is_flag=True, help="Send an OpenTelemetry span for each request; OTEL_* variables say where.")
+@click.option("--tls-cert", metavar="FILE", help="The TLS certificate (chain), PEM; it is read again when it changes.")
+@click.option("--tls-key", metavar="FILE", help="The certificate's key, PEM, readable by you alone; needed with --tls-cert.")
+@click.option("--traces", is_flag=True, help="Send an OpenTelemetry span for each request; the OTEL_* variables say where to.")
 @click.option("--page/--no-page", default=True,
-              help="Whether browsers get a page at / to try adapters and see traffic; by default they do.")
+              help="Serve a page at / where browsers can try adapters and see traffic (the default), or not.")
 @shared
 def command(*, bundle: str, adapters: tuple[str, ...], audit: str, as_json: bool, **options: Any) -> None:
     """Serves a bundle and its adapters over HTTP until it is interrupted.
 
-    A request's model is the name of an adapter, or of the base. A decoder's bundle has OpenAI's routes for text, an encoder's those for
-    embeddings or labels, and the Open Inference Protocol. Only this machine may ask unless there are keys. SIGTERM and Ctrl-C let answers
-    end first.
+    The model of a request is the name of an adapter or of the base. A decoder's bundle has OpenAI's routes for text; an encoder's has those
+    for embeddings or labels, and the Open Inference Protocol. Without keys, only this machine is served. On SIGTERM and Ctrl-C, answers in
+    progress are finished first.
 
     \b
     Example:

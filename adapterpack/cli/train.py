@@ -19,19 +19,19 @@ from .progress import apart, training
 @click.command("train")
 @click.argument("config", metavar="CONFIG.yaml")
 @click.argument("overrides", nargs=-1, metavar="[key=value ...]")
-@click.option("--print-config", is_flag=True, help="Print the whole configuration as it is read, defaults and all, and train nothing.")
-@click.option("--dry-run", is_flag=True, help="Load everything, say what would be trained and in how much memory, and train nothing.")
-@click.option("--on-bad-row", type=click.Choice(("fail", "skip")), help="What happens with rows that cannot be read: the run ends, or the "
-              "log says how many are left out, and why. By default as the configuration says, else fail.")
+@click.option("--print-config", is_flag=True, help="Print the configuration with all defaults filled in, and train nothing.")
+@click.option("--dry-run", is_flag=True, help="Load everything, say what would be trained and how much memory it takes, and train nothing.")
+@click.option("--on-bad-row", type=click.Choice(("fail", "skip")), help="What to do with rows that cannot be read: end the run, or leave "
+              "them out and log how many and why. Default: the configuration's on_bad_row, else fail.")
 @click.option("--reward", "rewards", multiple=True, metavar="FILE.py:FUNCTION",
-              help="A function of yours that scores answers, for trainer: grpo. The file is run: name your own alone.")
+              help="Your function that scores answers, for trainer: grpo. The file is executed, so name only files that you trust.")
 @html_option("the losses and the packs")
 @shared
 def command(*, config: str, overrides: tuple[str, ...], print_config: bool, dry_run: bool, on_bad_row: str | None,
             rewards: tuple[str, ...], html: str | None, as_json: bool) -> None:
-    """Trains the adapters that CONFIG describes and writes one pack each; returns the packs.
+    """Trains the adapters that CONFIG describes, and writes a pack for each.
 
-    The same command goes on with a run that was interrupted, from its last checkpoint.
+    After an interruption the same command resumes from the last checkpoint.
 
     \b
     Example:

@@ -14,11 +14,11 @@ from .output import emit, line
 @click.command("unmerge")
 @click.argument("merged", metavar="MERGED")
 @out_option("The folder of the base")
-@click.option("--base", metavar="BASE", help="The base, which is proven to be the one that was merged into, and copied.")
-@click.option("--pack", "packs", multiple=True, metavar="PACK", help="Without a base, a pack that was merged; repeat it for each.")
+@click.option("--base", metavar="BASE", help="The base: it is copied, once it is proven to be the one that was merged into.")
+@click.option("--pack", "packs", multiple=True, metavar="PACK", help="Without --base: a pack that was merged; repeat it for each.")
 @shared
 def command(*, merged: str, out: str, base: str | None, packs: tuple[str, ...], as_json: bool) -> None:
-    """Writes the base that the checkpoint MERGED was made from to the new folder OUT: exactly, or not at all.
+    """Writes the base from which the checkpoint MERGED was made to OUT: exactly, or not at all.
 
     \b
     Example:

@@ -22,19 +22,19 @@ _EXIT = {"valid": 0, "invalid": EXIT_FAILED, "not fully checked": EXIT_INCOMPLET
 
 @click.command("validate")
 @click.argument("path", metavar="PACK|BUNDLE|FILE")
-@click.option("--base", metavar="BASE", help="The base that the pack or bundle must belong to.")
-@click.option("--full", is_flag=True, help="Make the costly checks too; whatever cannot be checked then gives exit code 3.")
+@click.option("--base", metavar="BASE", help="The base that the pack or bundle must have been made for.")
+@click.option("--full", is_flag=True, help="Make the costly checks, too; anything that cannot be checked then means exit code 3.")
 @click.option("--sarif", "sarif_file", metavar="F", help="Also write the findings as SARIF 2.1.0 to F; it must not exist.")
 @click.option("--max-seconds", type=click.FloatRange(min=0), metavar="S", help="Stop checking after S seconds, with exit code 3 [600].")
 @click.option("--max-bytes", type=click.IntRange(min=0), metavar="B", help="Hold at most B bytes of a pack, else exit code 3 [8 GiB].")
 @click.option("--provider", metavar="cuda", shell_complete=values("adapterpack.runtime.providers.provider:PROVIDERS"),
-              help="Of a bundle: find nodes that this provider has no kernel for; it needs no card.")
+              help="Find nodes of a bundle for which this provider has no kernel; no GPU is needed.")
 @structural_option
 @shared
 @click.pass_context
 def command(ctx: click.Context, /, *, path: str, base: str | None, full: bool, sarif_file: str | None, max_seconds: float | None,
             max_bytes: int | None, provider: str | None, allow_structural: bool, as_json: bool) -> None:
-    """Every check that applies to a pack, a PEFT adapter, a bundle or another tool's adapter; with BASE, also that it belongs to it.
+    """Makes every check that applies to a pack, a bundle, or an adapter of PEFT or another tool; with --base, also that it fits the base.
 
     Exit code 0: valid; 1: invalid; 3: not fully checked.
 

@@ -17,10 +17,10 @@ from .output import emit, line
 @click.option("--identity", metavar="TEXT", help="The identity that must have been signed.")
 @shared
 def command(pack: str, key: str, identity: str | None, as_json: bool) -> None:
-    """Verifies the signature of a pack or a bundle: that the holder of the key signed exactly the files that lie there.
+    """Verifies the signature of a pack or a bundle: the holder of the key signed exactly these files.
 
-    It proves who vouches for which bytes; what they do is a matter of "adapterpack validate". Exit code 4: unsigned, wrongly signed,
-    expired, or a signature that cannot be verified here; the error says which. The public key is written out with:
+    A signature says who vouches for these bytes; "adapterpack validate" checks what is in them. Exit code 4: unsigned, wrongly signed,
+    expired, or not verifiable here; the error says which. To write the public key of a private one:
 
     \b
       openssl pkey -in key.pem -pubout -out key.pub

@@ -68,7 +68,8 @@ def best_span(starts: np.ndarray, ends: np.ndarray, inside: Sequence[bool]) -> t
 
 def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: Labels | None = None) -> list[dict[str, Any]]:
     """Token ids of question and context, and where in them the answer begins and ends; columns ``question``, ``context`` and ``answers``
-    (``text`` and ``answer_start``, lists of which the first counts), as those of SQuAD.
+    (``text`` and ``answer_start``, lists of which the first counts), as those of SQuAD; or in the place of the last, as a CSV or TSV file
+    has them, ``answer``, and where it is more than once in the context ``answer_start``.
 
     A question without an answer has both at the first token. Contexts are cut at ``max_length``; rows whose answer is cut off are left out,
     with a warning.
@@ -76,17 +77,20 @@ def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: La
     Raises:
         ConfigError: other columns, an answer that is not in its context, or no row is left.
     """
-    if not {"question", "context", "answers"} <= set(rows.column_names):
-        raise ConfigError("question answering needs the columns question, context and answers", where=where,
+    flat = "answers" not in rows.column_names
+    if not {"question", "context", "answer" if flat else "answers"} <= set(rows.column_names):
+        raise ConfigError("question answering needs the columns question, context, and answers or answer", where=where,
                           found=", ".join(rows.column_names))
     encoded, left_out, report = [], 0, report_of(where)
-    report.read_as("SQuAD", rows.column_names, {"question", "context", "answers"})
+    report.read_as("answers" if flat else "SQuAD", rows.column_names,
+                   {"question", "context", *(("answer", "answer_start") if flat else ("answers",))})
     for number, row in enumerate(rows):
         with report.row(number) as place:
             try:
-                question, context, (start, stop) = _text(row["question"]), _text(row["context"]), _answer(row)
+                question, context, (start, stop) = _text(row["question"]), _text(row["context"]), _place(row) if flat else _answer(row)
             except (KeyError, TypeError, ValueError) as error:
-                raise ConfigError(f"a row is not of the form of SQuAD: {error}", where=place) from error
+                raise ConfigError(f"a row holds no question with its answer: {error}" if flat else
+                                  f"a row is not of the form of SQuAD: {error}", where=place) from error
             tokens = tokenizer(question, context, truncation="only_second", max_length=max_length, return_offsets_mapping=True)
             spans = tokens["offset_mapping"]
             inside = [at for at, side in enumerate(tokens.sequence_ids()) if side == 1 and spans[at][0] < stop and spans[at][1] > start]
@@ -114,6 +118,19 @@ def _answer(row: Row) -> tuple[int, int]:
     if not text or row["context"][start : start + len(text)] != text:
         raise ValueError(f"the answer {text!r} is not at {start} of its context")
     return start, start + len(text)
+
+
+def _place(row: Row) -> tuple[int, int]:
+    """Where the answer of a row without lists is in its context; ``(0, 0)`` where there is none."""
+    text, start = row["answer"], row.get("answer_start")
+    if text is None or text == "":
+        return 0, 0
+    count = row["context"].count(_text(text))
+    if not count:
+        raise ValueError(f"the answer {text!r} is not in its context")
+    if start is None and count > 1:
+        raise ValueError(f"the answer {text!r} is {count} times in its context, and no answer_start says which is meant")
+    return _answer({**row, "answers": {"text": [text], "answer_start": [row["context"].find(text) if start is None else start]}})
 
 
 def _text(value: Any) -> str:

@@ -86,6 +86,16 @@ def text_of(row: Row) -> str:
     return text
 
 
+def words_of(value: Any) -> Any:
+    """A list of words or of their labels, as it is or from a text with spaces between them, as a CSV or TSV file holds one.
+
+    Example:
+        >>> words_of("PER O LOC"), words_of(["PER", "O"])
+        (['PER', 'O', 'LOC'], ['PER', 'O'])
+    """
+    return value.split() if isinstance(value, str) else value
+
+
 def prompt_of(row: Row) -> Any:
     """The prompt of a row: a text, or a list of messages.
 

@@ -8,7 +8,7 @@ from ..errors import ConfigError
 from .data_report import report_of
 from .one_pass import NoOptions, OnePass, Prepared
 from .problems import IGNORED, Labels
-from .rows import Row, text_of, types_of
+from .rows import Row, text_of, types_of, words_of
 from .scores import no_head, scored
 from .session import Arrays, Head, Session
 from .task import HEADS, TASKS, Task, Training
@@ -38,7 +38,7 @@ def result(session: Session, row: Prepared, outputs: Arrays, head: Head, options
 
 def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: Labels) -> list[dict[str, Any]]:
     """Token ids, and the label of each word at its first token; columns ``tokens``, lists of words, and ``labels``, ``ner_tags`` or
-    ``tags``, a label for each.
+    ``tags``, a label for each; either may be a text with spaces between them.
 
     Raises:
         ConfigError: other columns, a row with more words than labels or without any, or a label that is not among ``labels``.
@@ -48,9 +48,10 @@ def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: La
     encoded = []
     for number, row in enumerate(rows):
         with report.row(number) as place:
-            words, wanted = row["tokens"], row[column]
+            words, wanted = words_of(row["tokens"]), words_of(row[column])
             if not words or not isinstance(wanted, list) or len(words) != len(wanted) or not all(isinstance(word, str) for word in words):
-                raise ConfigError("a row needs words and a label for each", where=place, found=f"{words!r:.80} and {wanted!r:.80}")
+                raise ConfigError("a row needs words and as many labels: lists, or texts with spaces between them", where=place,
+                                  found=f"{words!r:.80} and {wanted!r:.80}")
             tokens = tokenizer(words, is_split_into_words=True, truncation=True, max_length=max_length)
             targets, of_words = [labels.target(label, place) for label in wanted], tokens.word_ids()
             firsts = [IGNORED if word is None or word in of_words[:at] else targets[word] for at, word in enumerate(of_words)]

@@ -28,6 +28,7 @@ from ..library_errors import library_errors
 from ..tasks.data_report import OWN_COLUMNS, DataReport, report_of
 from ..tasks.problems import IGNORED, Labels, require_label
 from ..tasks.problems import labels_in as of_values
+from ..tasks.rows import words_of
 from ..tasks.task import Training
 from .config.sources import Source
 from .rows.data_files import Place, require_bounded, require_short_texts
@@ -153,7 +154,7 @@ def labels_in(rows: Dataset, training: Training, where: object, problem: str | N
     for number, value in enumerate(rows[column]):
         with report.row(number) as place:
             require_label(value, place)
-            values.append(value)
+            values.append(words_of(value) if training.by_token else value)
     return of_values([label for labels in values for label in labels] if training.by_token else values, where, problem)
 
 

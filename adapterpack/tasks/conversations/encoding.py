@@ -8,6 +8,7 @@ from typing import Any
 
 from ...chat.template import ChatTemplate
 from ...errors import ConfigError
+from ...io.readable import things
 from ...library_errors import library_errors
 from ..data_report import report_of
 from ..problems import IGNORED, Labels
@@ -63,13 +64,13 @@ def by_row(rows: Any, tokenizer: Any, max_length: int, where: object) -> dict[in
             raise ConfigError("the data holds no text", where=where)
         raise ConfigError("every prompt is longer than max_length, so there is nothing to learn", where=where,
                           found=f"max_length {max_length}", remedy="raise max_length")
-    why = "they hold no text" if form.continuous else f"their prompts fill max_length ({max_length})"
-    for count, what in ((left_out, f"left out, {why}"), (cut, f"cut at max_length ({max_length})"),
-                        (skipped, "learned in part: their chat template, or none, does not show where each answer is")):
+    why = "no text in them" if form.continuous else f"the prompt fills max_length ({max_length})"
+    for count, what, reason in ((left_out, "left out", f": {why}"), (cut, "cut", f" at max_length ({max_length})"),
+                                (skipped, "learned in part", ": the chat template, or none, does not show where each answer is")):
         if count:
-            log.warning("%s: %d of %d rows are %s", where, count, len(rows), what)
+            log.warning("%s: %s %d of %s%s", where, what, count, things(len(rows), "row"), reason)
     tokens = sum(len(part["input_ids"]) for kept in encoded.values() for part in kept)
-    log.info("%s: %d rows of the form %s, %d tokens", where, len(rows), form.name, tokens)
+    log.info("%s: %s of the form %s, %s", where, things(len(rows), "row"), form.name, things(tokens, "token"))
     return encoded
 
 
