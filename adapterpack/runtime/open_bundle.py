@@ -277,7 +277,8 @@ class OpenBundle:
 
     def labels(self, adapter: str | None) -> tuple[str, ...] | None:
         """The labels of a row's logits, in order, or None for a task without labels; an adapter without a head has the base's."""
-        return self.head(None if adapter is None else self.pack(adapter)).labels or self.bundle.base_labels
+        named = self.head(None if adapter is None else self.pack(adapter)).labels
+        return self.bundle.base_labels if named is None else tuple(named)
 
     def head(self, pack: Pack | Mix | None) -> Head:
         """The head of rows with a pack, None for the base: a pack without one has the base's, and so has a mix, as no sum has a head."""
