@@ -14,7 +14,7 @@ from inner_loop import InnerLoop
 
 def pytest_addoption(parser):
     parser.addoption("--measure", action="store_true")
-    parser.addoption("--room", type=float, default=240.0)
+    parser.addoption("--room", type=float, default=200.0)
 
 def pytest_configure(config):
     inner_loop.ROOM = config.option.room
@@ -30,7 +30,9 @@ def test_quick(): pass
 def test_takes_long(case): time.sleep(0.3)
 
 @pytest.mark.fast
-def test_chosen(): time.sleep(0.6)
+def test_chosen():
+    end = time.process_time() + 0.6
+    while time.process_time() < end: pass
 
 @pytest.mark.long
 def test_long(): pass
