@@ -127,6 +127,7 @@ ROWS = (
     Row("Cartridge", "cartridge", {"num_virtual_tokens": 2, "token_ids": IDS},
         f"{PROMPTS}test_our_folder_gives_our_outputs_in_peft[cartridge]"),
     Row("LLaMA-Adapter", "llama_adapter", {}, "test_llama_adapter.py::test_it_equals_peft_both_ways[True]"),
+    Row("SHADOW", "shadow", {"r": 3}, "peft/test_shadow.py::test_peft_both_ways[llama]"),
     Row("LLaMA-Adapter, in graphs", "llama_adapter", {"adapter_len": 3}, "matrix/test_architectures.py::test_bank[llama]"),
 )
 BOTTLENECKS = {  # AdapterHub's defaults of DoubleSeqBn, SeqBn and ParBn

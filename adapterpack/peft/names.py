@@ -120,6 +120,9 @@ def shared_name(method: Method, param: str) -> str:
         return f"{PREFIX}@shared.{param}"
     if param in method.peft.shared:
         return method.peft.shared[param]
+    for stem, whole in method.peft.modules.items():
+        if param.startswith(f"{stem}_"):
+            return f"{whole}.{param.removeprefix(f'{stem}_').replace('/', '.')}"
     stem = next(stem for stem in method.peft.shared if param.startswith(f"{stem}_"))
     return f"{method.peft.shared[stem]}.{param.removeprefix(f'{stem}_')}"
 
@@ -131,6 +134,9 @@ def shared_param(method: Method, name: str) -> str | None:
         one = name.removeprefix(f"{whole}.")
         if name == whole or (one not in {name, ""} and "." not in one):
             return param if name == whole else f"{param}_{one}"
+    for stem, whole in method.peft.modules.items():
+        if name.startswith(f"{whole}.") and "/" not in name:
+            return f"{stem}_{name.removeprefix(f'{whole}.').replace('.', '/')}"
     return None
 
 

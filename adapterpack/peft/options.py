@@ -38,8 +38,6 @@ _PICKLES = ("adapter_model.bin", "adapter_model.pt")
 
 
 _NOT_READ: dict[str, tuple[str, str]] = {
-    "SHADOW": ("a second model runs beside the layers and changes what goes into them: no layer of the base has such a place",
-               "run it with PEFT"),
     "XLORA": ("its experts are folders elsewhere, which a configuration names and nobody here opens",
               "copy the experts' folders into it, as experts/0, experts/1, ..., and convert it: adapterpack convert SRC --to pack -o OUT"),
 }

@@ -76,7 +76,7 @@ TABLES = (Layer(7, 12, False), Layer(12, 7, False), Layer(5, 1, False))
 """What an embedding is for a method: a row for every token, and no bias."""
 
 SUBJECTS: dict[str, tuple[Any, ...]] = {"linear": (*LAYERS, *DIVISIBLE), "norm": NORMS, "table": TABLES, "block": BLOCKS,
-                                       "attention": BLOCKS,
+                                       "attention": BLOCKS, "layer": BLOCKS,
                                        "prompt": MODELS}
 """Kind of site -> what a method is proved on, by the first kind that it takes."""
 

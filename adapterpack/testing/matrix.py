@@ -81,8 +81,8 @@ def _attention(method: Method) -> bool:
 
 
 def _decoded(method: Method) -> bool:
-    """Whether a layer alone cannot carry it."""
-    return not _layered(method)
+    """Whether a layer alone cannot carry it, and all that it trains is at its sites."""
+    return not _layered(method) and method.storage.shared is None
 
 
 def _any(method: Method) -> bool:

@@ -18,6 +18,7 @@ from .layers.embedding_rows import AdaptedTable
 from .layers.layer import Adapted, AdaptedLayer
 from .layers.norms import AdaptedNorm
 from .layers.parameter import AdaptedParameter
+from .layers.shadow.layer import ShadowedLayer, around_layer, select_layers, with_tensors
 from .layers.wrapper import innermost, module_at
 from .sites import holder_at, select, site_at
 
@@ -69,6 +70,7 @@ KINDS: dict[str, Kind] = {
     "activation": Kind(select_blocks, AdaptedBlock, _block, outermost=True),
     "attention": Kind(attention.select_attention, attention.AdaptedAttention, attention.around_attention, ready=attention.last_layers,
                       outermost=True),
+    "shadow": Kind(select_layers, ShadowedLayer, around_layer, ready=with_tensors, outermost=True),
     "prompt": Kind(prompts.select, prompts.Prompts, encoder_decoder_prompts.around_embedding, prompts.embedding, prompts.ready),
 }
 """Kind of a method -> how a model takes it."""

@@ -182,7 +182,7 @@ def test_factors_far_larger_than_the_file_are_refused_before_they_are_made(optio
         as_lora(PeftContent(None, {}, {"layer": {"lora_A": A}}, written=options))
 
 
-@pytest.mark.parametrize(("kind", "reason"), [("SHADOW", "second model"), ("XLORA", "folders elsewhere"),
+@pytest.mark.parametrize(("kind", "reason"), [("XLORA", "folders elsewhere"),
                                               ("NEW", "not supported")])
 def test_what_is_not_read_says_why(kind: str, reason: str, tmp_path: Path) -> None:
     """The error names the type, and the reason that it has."""

@@ -161,6 +161,8 @@ class PeftForm(NamedTuple):
     """parameters of a site -> its input and output width, None where they do not say it."""
     shared: Mapping[str, str] = {}
     """shared parameter name -> PEFT's whole tensor name. With ``{"v": "x"}``, ``v_0`` is ``x.0``, and ``v_query`` ``x.query``."""
+    modules: Mapping[str, str] = {}
+    """The same for whole modules: with ``{"v": "x"}`` the shared parameter ``v_a/b`` is ``x.a.b``; what PEFT has there the file says."""
     matches: Callable[[Mapping[str, Any]], bool] | None = None
     """Whether a PEFT config is of this method; None: every one of its ``peft_type``. Needed where one type stands for several methods."""
     numbered: tuple[str, ...] = ()

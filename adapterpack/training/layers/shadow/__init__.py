@@ -1,0 +1,1 @@
+"""Layers that a shadow state runs beside, and the second model that begins it."""
