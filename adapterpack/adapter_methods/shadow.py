@@ -187,8 +187,7 @@ shadow = METHODS.register(Method(
     normal_form=_normal_form,
     examples=(
         Shadow(r=2, dropout=0.0),
-        Shadow(r=3, dropout=0.0, shadow_num_hidden_layers=2, update_hidden_size=5, shadow_alpha=0.5,
-               tensors=(("backbone_norm/weight", (5,)),)),
+        Shadow(r=3, dropout=0.0, shadow_num_hidden_layers=2, update_hidden_size=5, shadow_alpha=0.5),
         Shadow(r=2, dropout=0.0, shadow_hidden_size=8, shadow_intermediate_size=5),
     ),
     storage=Storage(shared=Shared(_shared_shapes, _shared_init)),
