@@ -55,7 +55,6 @@ class Shadow(SiteConfig):
     """
 
     targets: str | tuple[str, ...] = field(default="all-layers", metadata=FOR_TRAINING)
-    dropout: float = 0.2
     r: int = 8
     shadow_alpha: float = 0.1
     shadow_num_hidden_layers: int | None = None
@@ -186,9 +185,9 @@ shadow = METHODS.register(Method(
     init=_init,
     normal_form=_normal_form,
     examples=(
-        Shadow(r=2, dropout=0.0),
-        Shadow(r=3, dropout=0.0, shadow_num_hidden_layers=2, update_hidden_size=5, shadow_alpha=0.5),
-        Shadow(r=2, dropout=0.0, shadow_hidden_size=8, shadow_intermediate_size=5),
+        Shadow(r=2),
+        Shadow(r=3, shadow_num_hidden_layers=2, update_hidden_size=5, shadow_alpha=0.5),
+        Shadow(r=2, shadow_hidden_size=8, shadow_intermediate_size=5),
     ),
     storage=Storage(shared=Shared(_shared_shapes, _shared_init)),
     limits=Limits(torch_only=_STATE),
