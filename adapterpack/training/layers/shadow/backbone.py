@@ -85,7 +85,7 @@ def shapes_of(trunk: PreTrainedModel, cfg: Shadow, width: int, tensors: int | No
 def built(trunk: PreTrainedModel, cfg: Shadow) -> nn.Module:
     """The backbone without its parameters, which are on the meta device; what it computes with besides (tables of positions) is there."""
     with torch.random.fork_rng(), init_empty_weights(include_buffers=False):
-        model = type(trunk)(_config(trunk, cfg))
+        model: nn.Module = type(trunk)(_config(trunk, cfg))
     return model.requires_grad_(False)
 
 

@@ -178,7 +178,7 @@ def _move_tables(backbone: nn.Module, device: torch.device) -> None:
 
 def run_of(trunk: PreTrainedModel) -> Run:
     """The run of a model; its first adapter makes it."""
-    run = trunk.__dict__.get(_RUN)
+    run: Run | None = trunk.__dict__.get(_RUN)
     if run is None:
         run = Run(trunk)
         object.__setattr__(trunk, _RUN, run)
