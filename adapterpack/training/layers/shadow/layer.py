@@ -117,7 +117,8 @@ class Run:
         inputs = {**dict(zip(self._takes, args, strict=False)), **kwargs}
         shared, cfg = layer._shared(name), layer._methods[name][1]
         own = {key.removeprefix(f"{BACKBONE}_").replace("/", "."): value for key, value in shared.items() if key.startswith(f"{BACKBONE}_")}
-        given = {key: inputs[key] for key in ("attention_mask", "position_ids") if inputs.get(key) is not None and key in self._takes}
+        passed = [key for key in ("attention_mask", "position_ids") if inputs.get(key) is not None and key in self._takes]
+        given: dict[str, Any] = {key: inputs[key] for key in passed}
         ids, embeds = inputs.get("input_ids"), inputs.get("inputs_embeds")
         dtype = next(value.dtype for value in own.values() if value.is_floating_point())
         if embeds is None and embeds_are_shared(self._trunk, cfg):
@@ -219,7 +220,7 @@ def select_layers(model: nn.Module, targets: str | tuple[str, ...], traits: Trai
         SiteNotFound: a name matches nothing.
         Unsupported: it is no layer of a decoder, or they belong to several.
     """
-    sites = [_site(model, site.path) for site in select_blocks(model, targets, traits, exclude)]
+    sites: list[Site] = [_site(model, site.path) for site in select_blocks(model, targets, traits, exclude)]
     trunks = {trunk_at(model, site.path) for site in sites}
     if len(trunks) > 1:
         raise Unsupported("the layers of one shadow state belong to one model", found=", ".join(type(trunk).__name__ for trunk in trunks),
