@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
-from test_quantized_products import dense
+from test_quantized_products import dense, least
 
 from adapterpack import Session, export, quantize, validate
 from adapterpack.bundle.manifest import FILE_NAME, GRAPH, read_bundle
@@ -67,7 +67,8 @@ def same_values(float_folder: Path, quantized_folder: Path, out: Path) -> Path:
     for node in quantized:
         if node.op_type == "MatMulNBits" and node.name.rpartition("_Q")[0] in nodes:
             product = nodes[node.name.rpartition("_Q")[0]]
-            matrix, scaled = dense(node), node.inputs[0].producer()
+            matrix = dense(node) + least(node, node.attributes.get_int("block_size"))
+            scaled = node.inputs[0].producer()
             if scaled is not None and scaled.name.endswith("/scaled"):
                 matrix = matrix * scaled.inputs[1].const_value.numpy()
             matrix = matrix + correction(node, codes)
@@ -146,13 +147,13 @@ def test_what_does_not_go_together_is_refused(bundle_of: Make, pack_of: Make, ro
     assert not out.exists() and read_bundle(bundle).quantization is None
 
 
-@pytest.mark.parametrize("calibrated", [False, True])
-def test_a_compensated_bank(calibrated: bool, tiny_llama: Path, pack_of: Make, rows: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("algorithm", "calibrated"), [("rtn", False), ("rtn", True), ("hqq", False)])
+def test_a_compensated_bank(algorithm: str, calibrated: bool, tiny_llama: Path, pack_of: Make, rows: Path, tmp_path: Path) -> None:
     """At full rank the correction is all of the error of two bits but for its own rounding to eight, 1 % of it, so that every row, the
     base's and a mixed batch's, of a pack that was loaded later and of a mix, answers nearly as the float bundle does."""
     export(tiny_llama, [pack_of("llama", "alpha"), pack_of("llama", "beta")], tmp_path / "float", mode="bank", in_place=True, slots=4)
     bundle = quantize(tmp_path / "float", tmp_path / "out", scheme="int2", head="float", accuracy="exact", compensate=64,
-                      **({"calibration": rows} if calibrated else {}))
+                      algorithm=algorithm, **({"calibration": rows} if calibrated else {}))
     assert bundle.quantization is not None and bundle.max_rank == read_bundle(tmp_path / "float").max_rank
     assert bundle.quantization["compensation"]["error_left"] < 2e-2
     before, after = Session(tmp_path / "float", "cpu"), Session(tmp_path / "out", "cpu")

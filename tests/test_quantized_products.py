@@ -18,7 +18,9 @@ from adapterpack import LoRA, Session, adapt, export, inspect, quantize, save, v
 from adapterpack.bundle.decoder_graph import DECODER
 from adapterpack.bundle.manifest import GRAPH, graph_file, read_bundle
 from adapterpack.errors import ConfigError, UnknownName
-from adapterpack.exporting.quantization.product import Setting
+from adapterpack.exporting.quantization.algorithm import ALGORITHMS
+from adapterpack.exporting.quantization.onnxruntime_quantizer import quantized
+from adapterpack.exporting.quantization.product import Product, Setting
 from adapterpack.exporting.quantization.scheme import SCHEMES
 from adapterpack.exporting.quantization.weights import quantize_file
 from adapterpack.onnx_graph.products import make_fast
@@ -52,6 +54,14 @@ def dense(node: Any) -> np.ndarray:
     zero = middle if not zeros else zeros[0].reshape(count, -1) if zeros[0].dtype != np.uint8 else wide(zeros[0])
     steps, zero = (np.repeat(array[:, : scales.shape[1]].astype(np.float64), block, 1)[:, :width] for array in (scales, zero))
     return (wide(codes)[:, :width] - zero) * steps
+
+
+def least(node: Any, block: int) -> Any:
+    """What is added to the numbers of each block ``[rows, columns]``, by a product of the sums of its inputs; 0 where nothing is."""
+    for use in node.outputs[0].uses():
+        if use.node.name.endswith("/shifted"):
+            return np.repeat(use.node.inputs[1].producer().inputs[1].const_value.numpy().T.astype(np.float64), block, 1)
+    return 0
 
 
 def rounded(x: np.ndarray, block: int) -> np.ndarray:
@@ -98,9 +108,23 @@ def test_products_are_those_of_the_dequantized_weights(rows: int, width: int, co
     matrix = dense(node)
     if node.inputs[0].producer() is not None:
         batch = batch * node.inputs[0].producer().inputs[1].const_value.numpy()
-    error = np.abs(result - (batch @ matrix.T + (addend.const_value.numpy() if bias else 0)))
+    whole = matrix + least(node, setting.block_size)
+    error = np.abs(result - (batch @ whole.T + (addend.const_value.numpy() if bias else 0)))
     noise = 1e-5 * (np.abs(batch) @ np.abs(matrix).T + 1)
     assert (error <= noise + (rounded(batch, setting.block_size) @ np.abs(matrix).T if accuracy == "fast" else 0)).all()
+
+
+def test_zero_points_that_are_fractions_are_made_whole(tmp_path: Path) -> None:
+    """Whole zero points and what is added to each block stand for the numbers of ONNX Runtime's own HQQ, in float64."""
+    weight, setting = constant("w", np.random.default_rng(1).standard_normal((64, 9), np.float32)), Setting("int4", 4, 32, False, "hqq")
+    x, node = value("x", ["rows", 64]), ir.node("MatMul", [value("x", ["rows", 64]), weight], name="product")
+    node.outputs[0].name, node.outputs[0].shape, node.outputs[0].type = "y", ir.Shape(["rows", 9]), x.type
+    graph = ir.Graph([node.inputs[0]], [node.outputs[0]], nodes=[node], initializers=[weight], opset_imports={"": 21}, name="one")
+    product = Product(node, weight, ir.Model(graph, ir_version=10))
+    (theirs,) = quantized(product, setting, "HQQWeightOnlyQuantConfig")
+    (ours,) = (one for one in ALGORITHMS["hqq"].replace(product, setting) if one.op_type == "MatMulNBits")
+    assert theirs.inputs[3].const_value.numpy().dtype == np.float32 and ours.inputs[3].const_value.numpy().dtype == np.uint8
+    np.testing.assert_allclose(dense(ours) + least(ours, 32), dense(theirs), atol=2e-6)  # a scale is some 0.3, its zero point 8
 
 
 @pytest.fixture(scope="module")

@@ -144,7 +144,7 @@ def _add(graph: Any, node: Any, factors: Mapping[str, _Rounded], file: TensorFil
     corrected.shape, corrected.type, shown = y.shape, y.type, y.name
     y.replace_all_uses_with(corrected, replace_graph_outputs=True)
     total.replace_input_with(0, y)
-    y.name, corrected.name = f"{name}:0", shown
+    y.name, corrected.name = f"{name}/rounded:0", shown
 
 
 def _error(change: np.ndarray, second: np.ndarray | None) -> float:
@@ -161,8 +161,9 @@ def _roots(second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def dense(node: Any) -> np.ndarray:
-    """What a ``MatMulNBits`` and the division before it multiply with ``[out, in]``, in float32."""
-    out, width, bits = (node.attributes.get_int(name) for name in ("N", "K", "bits"))
+    """What a ``MatMulNBits`` multiplies with ``[out, in]``, in float32, with the division before it and the minima of blocks after it."""
+    out, width, bits, block = (node.attributes.get_int(name) for name in ("N", "K", "bits", "block_size"))
+    replaced = node.name.rpartition("_Q")[0]
     codes, scales, *zeros = (value.const_value.numpy() for value in node.inputs[1:] if value is not None)
     scales = scales.reshape(out, -1).astype(np.float32)
     if not zeros:
@@ -172,7 +173,11 @@ def dense(node: Any) -> np.ndarray:
         zero = (unpacked(stored, bits)[:, : scales.shape[1]] if stored.dtype == np.uint8 else stored).astype(np.float32)
     q = unpacked(codes.reshape(*scales.shape, -1), bits).astype(np.float32)
     rows = values(q, Grid(scales, zero, not zeros)).reshape(out, -1)[:, :width]
+    for use in node.outputs[0].uses():
+        if use.node.name == f"{replaced}/shifted":
+            minima = use.node.inputs[1].producer().inputs[1].const_value.numpy().astype(np.float32)
+            rows = rows + np.repeat(minima.T, block, axis=1)[:, :width]
     scaled = node.inputs[0].producer()
-    if scaled is not None and scaled.name == f"{node.name.rpartition('_Q')[0]}/scaled":
+    if scaled is not None and scaled.name == f"{replaced}/scaled":
         rows = rows * scaled.inputs[1].const_value.numpy().astype(np.float32)
     return rows

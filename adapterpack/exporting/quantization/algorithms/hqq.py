@@ -8,17 +8,36 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import numpy as np
+
 from ....extras import needed_by
+from ....onnx_graph.nbits import Grid, unpacked
 from ..algorithm import ALGORITHMS, Algorithm
 from ..onnxruntime_quantizer import quantized
-from ..product import Product, Setting
+from ..product import Codes, Product, Setting
 
 
 def _replace(product: Product, setting: Setting) -> Any:
     with needed_by("the algorithm hqq"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # it is only read
-        return quantized(product, setting, "HQQWeightOnlyQuantConfig")
+        graph = quantized(product, setting, "HQQWeightOnlyQuantConfig")
+    if product.width % setting.block_size:  # the sums over blocks, below, would need the inputs filled up
+        return graph
+    return product.in_bits(_with_whole_zeros(graph, setting), setting.bits)
 
 
-ALGORITHMS.register(Algorithm("hqq", "zero points that are fractions, found by half-quadratic splitting; products are exact", _replace,
+def _with_whole_zeros(graph: Any, setting: Setting) -> Codes:
+    """The same numbers with zero points that are whole, ``(q - z) s = (q - round(z)) s + (round(z) - z) s``: ONNX Runtime multiplies with
+    fractions five times as slowly as with floats.
+    """
+    (node,) = graph
+    codes, scales, zeros = (value.const_value.numpy() for value in node.inputs[1:])
+    rows = node.attributes.get_int("N")
+    scale, zero = (array.reshape(rows, -1).astype(np.float32) for array in (scales, zeros))
+    whole = np.clip(np.rint(zero), 0, (1 << setting.bits) - 1)
+    q = unpacked(codes.reshape(*scale.shape, -1), setting.bits)
+    return Codes(q, Grid(scale, whole, False), minimum=scale * (whole - zero))
+
+
+ALGORITHMS.register(Algorithm("hqq", "zero points that are fractions, found by half-quadratic splitting", _replace,
                               symmetric=frozenset({False})))
