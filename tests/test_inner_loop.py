@@ -1,4 +1,4 @@
-"""``pytest -m fast`` selects what ``inner_loop.py`` says, measures it, and fails where it takes too long."""
+"""``pytest -m fast`` selects what ``inner_loop.py`` says, and ``--measure`` which of its tests are slow."""
 
 from __future__ import annotations
 
@@ -9,15 +9,12 @@ import sys
 from pathlib import Path
 
 CONFTEST = """
-import inner_loop
 from inner_loop import InnerLoop
 
 def pytest_addoption(parser):
     parser.addoption("--measure", action="store_true")
-    parser.addoption("--room", type=float, default=200.0)
 
 def pytest_configure(config):
-    inner_loop.ROOM = config.option.room
     config.pluginmanager.register(InnerLoop(config))
 """
 WHOLE = """
@@ -30,9 +27,7 @@ def test_quick(): pass
 def test_takes_long(case): time.sleep(0.3)
 
 @pytest.mark.fast
-def test_chosen():
-    end = time.process_time() + 0.6
-    while time.process_time() < end: pass
+def test_chosen(): time.sleep(0.6)
 
 @pytest.mark.long
 def test_long(): pass
@@ -43,8 +38,7 @@ SETTINGS = "[pytest]\naddopts = -m 'not long'\nmarkers =\n    long\n    fast\n  
 
 def test_what_it_selects_and_measures(tmp_path: Path) -> None:
     """Real runs of two modules, in two processes and in one: a module without the mark is not imported, and long tests are never in it; a
-    function whose cases take long together is, until the run is measured; one that has the mark itself stays. Where all take too long the
-    run fails and names what took the most."""
+    function whose cases take long together is, until the run is measured; one that has the mark itself stays."""
     tests = tmp_path / "tests"
     (tests / "golden").mkdir(parents=True)
     shutil.copyfile(Path(__file__).with_name("inner_loop.py"), tests / "inner_loop.py")
@@ -70,5 +64,3 @@ def test_what_it_selects_and_measures(tmp_path: Path) -> None:
     assert float(seconds) >= 0.6 and name == "tests/test_whole.py::test_takes_long"
     code, said = ran()
     assert code == 0 and "2 passed" in said and "test_takes_long" not in said, said
-    code, said = ran("--room", "0.5")
-    assert code == 1 and "the tests of the inner loop took" in said and "test_whole.py::test_chosen" in said, said
