@@ -55,7 +55,7 @@ def _foreign(folder: Path) -> bool:
 
 def validate(path: str | os.PathLike[str], base: str | os.PathLike[str] | None = None, *, full: bool = False,
              budget: Budget | None = None, allow_structural: bool = False, provider: str | None = None) -> Report:
-    """Every check that applies to a pack, a PEFT adapter, a bundle or another tool's adapter; with ``base``, also that it belongs to it.
+    """Makes every check that applies to a pack, a bundle, or an adapter of PEFT or another tool; with a base, also that it fits the base.
 
     ``full`` adds the costly checks, and a report of a check that could not be made is then ``not fully checked``; so is one whose
     ``budget`` of time or memory ran out. With ``allow_structural`` a base of the same names, dtypes and shapes, whatever its weights, is a
@@ -100,7 +100,7 @@ def validate(path: str | os.PathLike[str], base: str | os.PathLike[str] | None =
 
 
 def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What an artifact is, for whom, how big, and what it changes, as JSON values; packs are verified on the way.
+    """Shows what an artifact is, which base it fits, how large it is and what it changes; packs are verified on the way.
 
     Example:
         >>> inspect("packs/tickets")["ranks"]  # doctest: +SKIP
@@ -161,7 +161,7 @@ def verify(
     identity: str | None = None,
     at: datetime | None = None,
 ) -> Signature:
-    """Verifies the signature of a pack or a bundle: that the holder of the key signed exactly the files that lie there.
+    """Verifies the signature of a pack or a bundle: the holder of the key signed exactly these files.
 
     ``key`` is a PEM file with the public key (``openssl pkey -in key.pem -pubout -out key.pub``). With ``identity``, the signed text must
     be that. ``at`` is the moment that the expiry is compared with: now, if none is given. Signatures that OpenSSF's model-signing made with

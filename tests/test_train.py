@@ -352,7 +352,7 @@ def test_labels_keep_their_names(tiny_bert: Path, tmp_path: Path, caplog: pytest
         encoded = text_classification.encode(rows, AutoTokenizer.from_pretrained(tiny_bert), 1, "here", labels)
     assert [row["labels"] for row in encoded] == [1, 0]
     assert "here: read as premise + hypothesis; these columns are not read: source" in caplog.text
-    assert "here: cut 2 of 2 rows at max_length (1)" in caplog.text
+    assert "here: 2 of 2 rows are cut at max_length (1)" in caplog.text
 
 
 def test_running_out_of_memory_is_advised(tiny_bert: Path, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def register(method: Method) -> Method:
 
 
 def methods() -> dict[str, Method]:
-    """Every registered method by name, those of other packages (entry points ``adapterpack.methods``) included.
+    """Lists every adapter method, including those of other packages (entry points ``adapterpack.methods``).
 
     A method of another package that cannot be used is left out; :func:`broken_plugins` says why.
 

@@ -39,7 +39,7 @@ for _name, _class in SHELLS.items():
 
 
 def completion(shell: str) -> str:
-    """Prints what a shell runs to complete commands, options and their values with Tab.
+    """Prints the code with which a shell completes commands, options and values on Tab.
 
     ``shell`` is bash, zsh or fish. The text defines a function, which asks ``adapterpack`` itself at each Tab.
 

@@ -57,7 +57,7 @@ def command(
     statistics: tuple[str, ...], data: tuple[str, ...], score: str | None, base: str | None, planned: bool, recipe: str | None,
     write_recipe: str | None, to_mergekit: str | None, as_json: bool, **cuts: Any,
 ) -> None:
-    """Combines packs by a rule into one LoRA pack; or, with --tree, into a pack that holds them all and combines them at run time.
+    """Combines packs by a rule into one LoRA pack; or, with a tree, into a pack that holds them all and combines them at run time.
 
     \b
     Example:

@@ -24,8 +24,8 @@ from .progress import apart
 @structural_option
 @shared
 def command(*, source: str, out: str, form: str, base: str | None, part: str | None, allow_structural: bool, as_json: bool) -> None:
-    """Converts a pack, or an adapter of another tool, to the format --to. What the format cannot hold is an error that names it.
-    LyCORIS files are read, too.
+    """Converts a pack, or an adapter of another tool, to another format. What the format cannot hold is an error that names it. LyCORIS
+    files are read, too.
 
     \b
     Example:

@@ -17,7 +17,7 @@ from .progress import steps
 @click.option("-o", "--output", "out", metavar="DIR", help="The folder for everything that is made; it must not exist.")
 @shared
 def command(causal_lm: bool, model: str | None, out: str | None, as_json: bool) -> None:
-    """Runs every stage on a small real model, and prints what it measured: accuracy, parity, sizes, times.
+    """Runs every stage on a small real model and reports what it measured: accuracy, parity, sizes, times.
 
     It trains, packs, validates, composes, merges, quantizes, exports and runs a mixed batch. All results are in DIR, with a report.html.
 

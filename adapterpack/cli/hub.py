@@ -70,7 +70,7 @@ def serve(*, folder: str, host: str, port: int, tokens: str | None, as_json: boo
 @click.pass_context
 def audit(ctx: click.Context, /, *, repos: tuple[str, ...], lock: str | None, full: bool, accept_incomplete: bool, sarif_file: str | None,
           as_json: bool) -> None:
-    """Checks adapters on a hub, one repository after the other: by their headers, or with --full by downloading them.
+    """Checks adapters on a hub, one repository after the other: by their headers, or in full by downloading them.
 
     Exit code 0: all valid; 1: one is invalid, or could not be read; 3: not fully checked.
 

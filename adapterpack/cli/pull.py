@@ -23,7 +23,7 @@ from .progress import byte_bar
 @click.option("--max-bytes", type=click.IntRange(min=0), metavar="B", help="Refuse anything larger, before downloading it [64 GiB].")
 @shared
 def command(*, source: str, out: str | None, update: bool, lock: str, no_lock: bool, max_bytes: int | None, as_json: bool) -> None:
-    """Pulls a pack or a bundle from a hub into the local store, and with -o also into a folder; only what is valid is kept.
+    """Pulls a pack or a bundle from a hub into the local store, and into a folder where one is named; only what is valid is kept.
 
     The lock file pins commit and digest: pulling again gives the same bytes, even if the branch or tag has moved. A PEFT adapter becomes
     a pack. FOLDER is a folder in the repository that holds an artifact. With HF_HUB_OFFLINE=1, what was pulled before is hashed again and

@@ -30,7 +30,7 @@ def command(
     *, pack: str, out: str, rank: int | None, energy: float | None, sv_ratio: float | None, sv_cumulative: float | None,
     sv_fro: float | None, budget: float | None, base: str | None, as_json: bool,
 ) -> None:
-    """Writes a pack as a LoRA of smaller rank: at every site the best approximation of the change, by its exact singular values.
+    """Reduces a pack to a LoRA of smaller rank: at every site the best approximation of the change, by its exact singular values.
 
     \b
     Example:

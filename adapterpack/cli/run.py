@@ -52,7 +52,7 @@ def command(
     sounds: tuple[str, ...], source: str | None, raw: bool, out: str | None, keep_going: bool, batch_size: int, as_json: bool,
     **parameters: Any,
 ) -> None:
-    """Runs rows through a bundle, and prints or writes a result for each, in order.
+    """Runs rows through a bundle, and gives a result for each, in order.
 
     \b
     Example:

@@ -34,7 +34,7 @@ _EXIT = {"valid": 0, "invalid": EXIT_FAILED, "not fully checked": EXIT_INCOMPLET
 @click.pass_context
 def command(ctx: click.Context, /, *, path: str, base: str | None, full: bool, sarif_file: str | None, max_seconds: float | None,
             max_bytes: int | None, provider: str | None, allow_structural: bool, as_json: bool) -> None:
-    """Makes every check that applies to a pack, a bundle, or an adapter of PEFT or another tool; with --base, also that it fits the base.
+    """Makes every check that applies to a pack, a bundle, or an adapter of PEFT or another tool; with a base, also that it fits the base.
 
     Exit code 0: valid; 1: invalid; 3: not fully checked.
 

@@ -49,8 +49,7 @@ def compose(
     recipe: Recipe | str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Pack:
-    """One LoRA pack whose change is that of several packs, combined by a rule (:func:`adapterpack.rules`); or, with a tree, one pack that
-    holds them all and combines them when it runs.
+    """Combines packs by a rule into one LoRA pack; or, with a tree, into a pack that holds them all and combines them at run time.
 
     Packs of (IA)^3 alone, under a rule that is a weighted sum of changes and without rank, energy or budget, give one of (IA)^3, exactly.
 

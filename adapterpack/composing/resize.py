@@ -41,7 +41,7 @@ def resize(
     name: str | None = None,
     out: str | os.PathLike[str] | None = None,
 ) -> Pack:
-    """One pack as a LoRA of smaller rank: at every site the best approximation of the change, by its exact singular values.
+    """Reduces a pack to a LoRA of smaller rank: at every site the best approximation of the change, by its exact singular values.
 
     Args:
         pack: a pack or its folder. Any method whose change can be held by factors; what has no low rank is approximated, and says so.

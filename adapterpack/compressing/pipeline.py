@@ -35,7 +35,7 @@ def compress(
     into: str | os.PathLike[str] | None = None,
     name: str | None = None,
 ) -> Fleet:
-    """Packs of one base as a fleet: shared bases at each site, and a small int8 core for each pack.
+    """Compresses packs of one base into a fleet: shared bases at each site, and a small int8 core for each pack.
 
     Args:
         packs: packs or their folders, of any methods whose changes are held by factors. Modules that were trained whole are kept.

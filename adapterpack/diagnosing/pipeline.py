@@ -36,7 +36,7 @@ class Diagnosis:
 
 
 def doctor(*, hub: bool = False, progress: Callable[[str], None] | None = None) -> Diagnosis:
-    """Looks whether adapterpack is well on this machine: versions, providers, libraries, kernels, extras, caches, disk.
+    """Checks this installation of adapterpack: versions, providers, libraries, kernels, extras, caches, disk.
 
     ``hub`` asks also whether the hub can be reached; nothing else touches the network. ``progress`` is called with each title. No check
     raises: what is wrong stands in the diagnosis, with what to do.

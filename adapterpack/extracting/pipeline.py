@@ -57,7 +57,7 @@ def extract(
     out: str | os.PathLike[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Pack:
-    """A LoRA pack that turns the checkpoint ``base`` into ``tuned``, which was fine-tuned from it or holds a merged adapter.
+    """Extracts a LoRA pack that turns the checkpoint ``base`` into ``tuned``, which was fine-tuned from it or holds a merged adapter.
 
     Both are streamed by file offset. At every linear layer that changed, the largest singular values of the difference are found by a
     random range finder (Halko, Martinsson and Tropp 2011). Where the spectrum ends in the rounding of the checkpoint's dtype, as that of a

@@ -37,7 +37,7 @@ class Audited:
 
 def audit(repos: Iterable[str], *, lock: str | os.PathLike[str] | None = None, full: bool = False, budget: Budget | None = None,
           token: str | None = None) -> tuple[Audited, ...]:
-    """Every check that can be made of adapters on a hub, one repository after the other; with ``full`` they are downloaded.
+    """Checks adapters on a hub, one repository after the other: by their headers, or in full by downloading them.
 
     With a ``lock`` file also everything that it pins, at its commit: it must be there, and be the artifact that is pinned.
 

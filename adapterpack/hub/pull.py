@@ -57,7 +57,7 @@ class Pulled:
 
 def pull(source: str, out: str | os.PathLike[str] | None = None, *, update: bool = False, lock: str | os.PathLike[str] | None = None,
          max_bytes: int = MAX_BYTES, token: str | None = None, progress: Callable[[int, int], None] | None = None) -> Pulled:
-    """Fetches a pack or a bundle from a hub into the local store, and with ``out`` also into a folder; nothing is kept unless it is valid.
+    """Pulls a pack or a bundle from a hub into the local store, and into a folder where one is named; only what is valid is kept.
 
     With a ``lock`` file what it pins is fetched, whatever the revision means by now; ``update`` pins what it means now. A PEFT adapter
     becomes a pack. Without network (``HF_HUB_OFFLINE``) what was pulled before is hashed again and used. A large file that breaks off goes

@@ -54,7 +54,7 @@ class Pushed:
 def push(pack: Pack | str | os.PathLike[str], target: str, *, pr: bool = False, tag: str | None = None, private: bool = False,
          dry_run: bool = False, base_model: str | None = None, license: str | None = None, message: str | None = None,
          token: str | None = None, progress: Callable[[int, int], None] | None = None) -> Pushed:
-    """Publishes a pack or a bundle in a repository of a hub as one commit, after checking it, and reads back what arrived.
+    """Checks a pack or a bundle, pushes it to a repository on a hub as one commit, and verifies what arrived.
 
     A folder in the repository is as good as a whole one: files outside of it stay. Equal content is left alone. ``pr`` opens a pull
     request; ``tag`` names the commit; ``private`` is for a repository that is made anew. ``base_model`` (OWNER/NAME) and ``license`` say

@@ -50,8 +50,8 @@ def merge(
     checkpoint: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> MergeReport | GraphReport:
-    """Folds ``packs`` into ``base``, a checkpoint, a GGUF file, an ONNX file or a bundle, and writes the result to the new
-    ``out``, whole or not at all.
+    """Folds ``packs`` into ``base`` (a checkpoint, a GGUF file, an ONNX file or a bundle) and writes the result to ``out``, whole or not
+    at all.
 
     Every changed weight is read block by block, all its adapters are added in float32 (float64 for a float64 base), and the sum is
     rounded once, to nearest even; all other bytes are copied. Memory does not grow with the model. Fully trained modules

@@ -56,7 +56,7 @@ class UnmergeReport:
 
 def unmerge(merged: str | os.PathLike[str], out: str | os.PathLike[str], *, base: str | os.PathLike[str] | None = None,
             packs: Sequence[Pack | str | os.PathLike[str]] = ()) -> UnmergeReport:
-    """Writes the base that the checkpoint ``merged`` was made from to the new folder ``out``: exactly, or not at all.
+    """Writes the base from which the checkpoint ``merged`` was made to ``out``: exactly, or not at all.
 
     Args:
         merged: a folder that :func:`adapterpack.merge` wrote.

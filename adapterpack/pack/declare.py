@@ -20,7 +20,7 @@ from .validate.validation import load
 
 def declare(pack: Pack | str | os.PathLike[str], base: str | os.PathLike[str], other: str | os.PathLike[str],
             out: str | os.PathLike[str] | None = None) -> Pack:
-    """A copy of a pack that declares ``other`` as a variant of its base, after comparing the two.
+    """Compares ``other`` with the base of a pack, and makes a copy of the pack that may be used on both.
 
     A cast, a new sharding and a renaming are compared byte by byte; a quantization can only be recognized: by what the checkpoint says of
     itself, and by the tensors that it left alone. The variant is then known by its content. ``pack`` keeps its name, tensors and canary.

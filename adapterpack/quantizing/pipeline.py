@@ -20,7 +20,7 @@ def quantize(source: str | os.PathLike[str] | Pack, out: str | os.PathLike[str],
              head: str | None = None, rank_budget: float | None = None, block_size: int | None = None, symmetric: bool | None = None,
              algorithm: str | None = None, calibration: str | os.PathLike[str] | None = None,
              compensate: int | None = None, error_budget: float | None = None, size_budget: int | None = None) -> Pack | Bundle:
-    """Writes a quantized copy of a pack (``int8``, ``int4``, ``fp8``, ``mixed``) or of a bundle's graphs; the error is in its manifest.
+    """Writes a quantized copy of a pack or of a bundle; the error is in its manifest.
 
     ``rank_budget`` cuts the rank of each site of a pack first, as far as the change there stays within that relative error.
 

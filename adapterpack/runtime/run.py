@@ -43,7 +43,7 @@ def run(
     raw: bool = False,
     **sampling: Any,
 ) -> Iterator[dict[str, Any]]:
-    """Runs rows through a bundle and yields one result for each, in order.
+    """Runs rows through a bundle, and gives a result for each, in order.
 
     A row is a mapping with ``text``, ``prompt`` or ``messages``, with ``question`` and ``context``, with ``image`` (the path of a PNG, a
     JPEG or a ``.npy`` file, ``data:image/...``, the bytes of a picture, or an array) or ``audio`` (the path of a file, see

@@ -37,7 +37,7 @@ def train(
     config: str | os.PathLike[str] | Mapping[str, Any] | TrainConfig, overrides: Iterable[str] = (), progress: Shown | None = None,
     rewards: Sequence[Reward] = (),
 ) -> list[Pack]:
-    """Trains the adapters that ``config`` describes and writes one pack each; returns the packs.
+    """Trains the adapters that ``config`` describes, and writes a pack for each.
 
     Several adapters of one base are trained in turns, a step of each in their order, over one base in memory; each to the pack that it
     would be alone. While a run lasts its checkpoints are in ``OUTPUT_DIR.checkpoints``; the same call goes on from the last one after an

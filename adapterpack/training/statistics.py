@@ -34,7 +34,7 @@ def measure(
     max_length: int = 512,
     progress: Callable[[int, int], None] | None = None,
 ) -> Statistics:
-    """Runs the base with one adapter over data, and writes what was measured at every site of the adapter.
+    """Runs the base with one adapter over data, and writes statistics of every site of the adapter.
 
     Args:
         base: the pack's base.

@@ -55,8 +55,8 @@ def audit(
     exact: bool = False,
     progress: Progress | None = None,
 ) -> Audit:
-    """What packs do to the base and to each other: energy, rank, interference, shared subspaces, conflicts of sign and losses, with a
-    verdict.
+    """Measures what packs do to the base and to each other, and gives a verdict: energy, rank, interference, shared subspaces, sign
+    conflicts, and what merging or a lower rank would lose.
 
     Works site by site, without torch; memory does not grow with the number of sites beyond what is reported. One pack alone is valid too.
 

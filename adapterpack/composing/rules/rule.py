@@ -136,7 +136,7 @@ RULES: Registry[Rule] = Registry("composition rule", Rule, "adapterpack.rules", 
 
 
 def rules() -> dict[str, Rule]:
-    """Every rule by name, those of other packages (entry points ``adapterpack.rules``) included.
+    """Lists every rule of composition, including those of other packages (entry points ``adapterpack.rules``).
 
     Example:
         >>> sorted(rules())[:2]

@@ -20,7 +20,7 @@ _BACKLOG = 100
 
 def serve(folder: str | os.PathLike[str], *, host: str = LOOPBACK, port: int = 8765, tokens: str | os.PathLike[str] | None = None,
           ready: Callable[[str], None] | None = None) -> None:
-    """Serves the hub in a folder until it is interrupted.
+    """Serves a hub from a folder, until it is interrupted.
 
     ``tokens`` is a file of lines ``NAME read|write TOKEN``; without one everybody may read and nobody may write. ``port`` 0 takes a free
     one. ``ready`` is called with the address once requests are taken. Put a proxy with TLS before it where others can listen.

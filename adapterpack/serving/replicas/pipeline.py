@@ -24,7 +24,7 @@ _LOG = logging.getLogger("adapterpack.serving")
 def route(replicas: Sequence[str], *, host: str = LOOPBACK, port: int = 8080, pause: float = 2.0, few: int = 8,
           tls_cert: str | os.PathLike[str] | None = None, tls_key: str | os.PathLike[str] | None = None,
           replica_ca: str | os.PathLike[str] | None = None, ready: Callable[[str], None] | None = None) -> None:
-    """Gives requests on to servers of one bundle, those for one adapter to one of them.
+    """Routes requests to several servers of one bundle, those for the same adapter to the same server.
 
     ``replicas`` are addresses, ``http://HOST:PORT``. Where one cannot be reached, or takes no requests, its adapters' requests go to the
     others, and for ``pause`` seconds it is tried last. A replica that has more than ``few`` requests and a quarter more than the others
