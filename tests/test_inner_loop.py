@@ -53,7 +53,7 @@ def test_what_it_selects_and_measures(tmp_path: Path) -> None:
         environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # but for xdist they only take time
         for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT"):
             environment.pop(name, None)
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120, env=environment)
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=600, env=environment)
         return done.returncode, done.stdout
 
     code, said = ran("--measure", "-p", "xdist", "-n", "2", "--dist", "loadfile")
