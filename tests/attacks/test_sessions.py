@@ -78,8 +78,8 @@ def exchanged(session: Any, one: str, two: str, answer: Callable[[Any], Any], eq
     threads = [threading.Thread(target=run) for _ in range(4)]
     for thread in threads:
         thread.start()
-    end = time.monotonic() + 0.6
-    while time.monotonic() < end and not stop.is_set():
+    began = time.monotonic()
+    while (took := time.monotonic() - began) < 6 and not stop.is_set() and (took < 0.6 or not all(count)):  # longer where others compute
         for pack in (one, two):
             session.load(pack, "name")
             time.sleep(0.005)
