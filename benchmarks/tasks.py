@@ -32,7 +32,7 @@ from adapterpack.training.trainers.kind import TRAINERS
 
 HEAD = "head"
 METHODS: dict[str, tuple[float, dict[str, Any]]] = {
-    "lora": (1e-3, {"method": "lora", "r": 8, "alpha": 16, "targets": "all-linear"}),
+    "lora": (5e-4, {"method": "lora", "r": 8, "alpha": 16, "targets": "all-linear"}),
     "ia3": (2e-2, {"method": "ia3"}),
     "bottleneck": (5e-3, {"method": "bottleneck"}),
     "prefix_tuning": (2e-2, {"method": "prefix_tuning", "num_virtual_tokens": 16}),
