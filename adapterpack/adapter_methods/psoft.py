@@ -36,7 +36,7 @@ from .core.torch_random import TorchGenerator, svd_lowrank
 from .registry import METHODS
 
 _MOST_ROUNDS = 100
-"""Of power iteration, each of which takes as long as four passes of the weight with ``r`` tokens; ten do for PEFT."""
+"""The most rounds of power iteration; each costs four products of the weight with ``r`` columns. PEFT's default is 10."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def _constants(cfg: PSOFT, site: Site) -> dict[str, np.ndarray]:
 
 
 def _principal(cfg: PSOFT, site: Site, r: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """U, S and V^T of the weight in float32, of which the first ``r`` count; with the signs of numpy's decomposition."""
+    """U, S and V^T of the weight in float32, at least the first ``r`` vectors, with the signs of numpy's decomposition."""
     weight = np.asarray(site.weight, np.float32)
     if cfg.svd == "full":
         U, S, V = np.linalg.svd(weight, full_matrices=False)

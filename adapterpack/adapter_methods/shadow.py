@@ -1,4 +1,4 @@
-"""ShadowPEFT: a small second model whose state runs beside the layers and corrects what enters them (Li et al. 2026, arXiv 2604.19254,
+"""ShadowPEFT: a small second model whose state runs alongside the layers and corrects their inputs (Li et al. 2026, arXiv 2604.19254,
 section 3).
 
     h_l = o_(l-1) + alpha W_up W_down (o_(l-1) - s_(l-1)),   s_l = (1 - g) s_(l-1) + g T(o_l),   g = sigmoid(G(o_l))
@@ -162,7 +162,7 @@ def _from_peft(config: Mapping[str, Any]) -> Any:
 
 
 def _with_tensors(content: PeftContent) -> PeftContent:
-    """The config with the names and shapes of the tensors beside the sites, which PEFT's own does not say."""
+    """The config with the names and shapes of the second model's tensors, which PEFT's config leaves out."""
     names = tuple((name, value.shape) for name, value in sorted(content.shared.items()))
     return content._replace(config=replace(content.config, tensors=names))
 
@@ -171,11 +171,11 @@ def _features(params: Params) -> tuple[int, int]:
     return params["down"].shape[1], params["down"].shape[1]
 
 
-_STATE = "a state of its own runs beside the layers, out of a second model with a cache of its own: a graph's slots hold neither"
+_STATE = "its state comes from a second model with a cache of its own: a graph's slots hold neither"
 
 shadow = METHODS.register(Method(
     name="shadow",
-    summary="a small second model whose state runs beside the layers and corrects what enters them",
+    summary="a small second model whose state runs alongside the layers and corrects their inputs",
     paper="https://arxiv.org/abs/2604.19254",
     formula="h_l = o + alpha W_up W_down (o - s), s' = (1 - g) s + g T(o_l), g = sigmoid(G(o_l))",
     kind="shadow",

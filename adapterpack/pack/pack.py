@@ -19,6 +19,7 @@ from ..adapter_methods.core.shapes import check_shapes
 from ..base import compatibility
 from ..base.compatibility import Verdict
 from ..base.fingerprint import Fingerprint
+from ..base.repeated_layers import repeated
 from ..errors import ConfigError, FormatError, NothingToDo, StorageError
 from ..io.safe_open import TENSORS
 from ..io.safetensors import SafetensorsFile
@@ -238,8 +239,6 @@ class Pack(Described):
             BaseMismatch: it is another model, or nothing shows that it is not; both are named.
             SiteNotFound: the base lacks a site, or is a variant in which its tensor is not known by the module's path.
         """
-        from ..base.repeated_layers import repeated  # noqa: PLC0415 - most packs are looked at without a base
-
         base = repeated(base, self.repeats)
         fingerprint = compatibility.deciding_fingerprint(base, self.manifest.base, content)
         verdict = self.require_levels(fingerprint, name=base.name, where=base.where, model_type=base.config.get("model_type"),

@@ -68,8 +68,8 @@ def best_span(starts: np.ndarray, ends: np.ndarray, inside: Sequence[bool]) -> t
 
 def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: Labels | None = None) -> list[dict[str, Any]]:
     """Token ids of question and context, and where in them the answer begins and ends; columns ``question``, ``context`` and ``answers``
-    (``text`` and ``answer_start``, lists of which the first counts), as those of SQuAD; or in the place of the last, as a CSV or TSV file
-    has them, ``answer``, and where it is more than once in the context ``answer_start``.
+    (lists ``text`` and ``answer_start``, whose first entries count), as in SQuAD. A CSV or TSV file may have ``answer`` in place of
+    ``answers``, with ``answer_start`` where the context holds the answer more than once.
 
     A question without an answer has both at the first token. Contexts are cut at ``max_length``; rows whose answer is cut off are left out,
     with a warning.

@@ -1,4 +1,4 @@
-"""The normal form of the kind "shadow": a state beside the residual stream, which enters each block and is moved on by what it gives.
+"""The normal form of the kind "shadow": a state alongside the residual stream corrects the input of each block, whose output updates it.
 
     h_l = o_(l-1) + alpha W_up W_down (o_(l-1) - s_(l-1)),   o_l = block_l(h_l)
     g = sigmoid(G(o_l)),   s_l = (1 - g) s_(l-1) + g T(o_l)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ....base import compatibility, quantization
 from ....base.base_metadata import chat_template_of
 from ....base.compatibility import Verdict
+from ....base.repeated_layers import repeated
 from ....errors import AdapterpackError, BaseMismatch
 from ...pack import TEMPLATE, Pack
 from ..budget import Budget
@@ -70,8 +71,6 @@ def base_verdict(pack: Pack, base: Checkpoint | None, findings: Iterable[Finding
     """What is known about the base, for a pack in which nothing else is wrong: of any other it would mean nothing."""
     if base is None or any(finding.severity == "error" and finding.rule != ANOTHER.id for finding in findings):
         return None
-    from ....base.repeated_layers import repeated  # noqa: PLC0415 - most packs are looked at without a base
-
     return compatibility.compare(pack.manifest.base, compatibility.deciding_fingerprint(repeated(base, pack.repeats), pack.manifest.base))
 
 

@@ -1,1 +1,1 @@
-"""Layers that a shadow state runs beside, and the second model that begins it."""
+"""Decoder layers with a shadow state, and the second model that computes where it starts."""

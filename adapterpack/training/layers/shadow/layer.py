@@ -1,4 +1,4 @@
-"""The modules around the layers that a shadow state runs beside, and what runs it through a pass of the model."""
+"""Wraps decoder layers so that a shadow state corrects their inputs, and carries that state through each pass of the model."""
 
 from __future__ import annotations
 
