@@ -17,7 +17,7 @@ from msgspec import Meta
 from ..errors import ConfigError, nearest, storage_errors
 from ..http.followed import Followed
 from ..http.refused import Refused
-from ..io import plain_yaml, typed_json
+from ..io import typed_json
 from ..io.private import require_private
 from ..io.typed_json import Misfit, Part
 
@@ -155,6 +155,8 @@ def read_keys(path: Path) -> tuple[Key, ...]:
         ConfigError: it is something else, two entries have one id or one digest, or others may read it.
         StorageError: it cannot be read.
     """
+    from ..io import plain_yaml  # noqa: PLC0415 - the help of the command must not pay for it
+
     value = plain_yaml.loads(_private_bytes(path), path)
     try:
         keys = msgspec.convert(value, _File).keys
@@ -188,6 +190,8 @@ def new_key(name: str) -> tuple[str, str]:
         >>> new_key("shop")[1]  # doctest: +ELLIPSIS
         '- {id: shop, sha256: ..., adapters: "*"}'
     """
+    from ..io import plain_yaml  # noqa: PLC0415 - the help of the command must not pay for it
+
     key = f"ap-{secrets.token_urlsafe(32)}"
     try:
         msgspec.convert({"id": name, "sha256": _digest(key)}, Key)
