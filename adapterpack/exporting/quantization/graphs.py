@@ -7,7 +7,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import onnx_ir as ir
 
@@ -64,16 +64,55 @@ def quantize_bundle(source: Path, out: Path, wanted: Quantization) -> Bundle:
 
 
 def quantize_in_place(folder: Path, wanted: Quantization) -> None:
-    """Quantizes the graphs of an unpublished bundle folder and rewrites its manifest."""
-    scheme, bundle = SCHEMES[wanted.scheme], read_bundle(folder)
+    """Quantizes the graphs of an unpublished bundle folder and rewrites its manifest.
+
+    Raises:
+        NothingToDo: no graph has a product to quantize.
+        ParityError: a site was lost on the way, an output moved further than the scheme allows, or a pack's canary fails.
+    """
+    bundle = read_bundle(folder)
     for part in bundle.parts if wanted.stored is None else ():
         unstack_experts(folder / graph_file(part))
-    before, float_canaries, session = _measured(folder, mapped=True)
-    rows = [] if wanted.calibration is None else [ids for ids, _ in token_rows(session, wanted.calibration)]
-    del session  # so that its files can be replaced
+    floats, rows = _floats(folder, wanted.calibration)
+    quantized, report = _with_codes(folder, bundle, wanted, rows)
+    quantized.write(folder, draft=True)
+    if bundle.decoder:
+        quantized = _proved(quantized, with_decoder(folder, lambda text: None))
+    measured, session, accuracies = _with_accuracy(folder, quantized, wanted, floats.answers)
+    if "cache" in bundle.parity.get("decoder", {}):
+        quantized.write(folder, draft=True)
+        quantized = _proved(quantized, {**quantized.parity["decoder"], "cache": quantize_cache(folder)})
+    shift = replay.drift(floats.canaries, measured.canaries)
+    canary = {**replay.judge(session, measured.canaries, shift), "moved": shift}
+    dataclasses.replace(quantized, quantization={**report, **accuracies, **measure.report(floats.answers, measured.answers)},
+                        parity={**quantized.parity, "canary": canary}).write(folder)
+
+
+class _Measured(NamedTuple):
+    """What the graphs of a folder gave on the measured rows and on the packs' canaries."""
+
+    answers: dict[str, measure.Answer]
+    canaries: dict[str, replay.Replay]
+
+
+def _measured(folder: Path, *, mapped: bool = False) -> tuple[_Measured, Session]:
+    """What a folder's graphs give as they are now, and the session that they ran in."""
+    session = Session(folder, provider="cpu", mapped=mapped, verify="off")
+    return _Measured(measure.answers(session), replay.replay(session)), session
+
+
+def _floats(folder: Path, calibration: Path | None) -> tuple[_Measured, list[Any]]:
+    """What the float graphs give, and the token ids of calibration rows; their session is gone then, so that files can be replaced."""
+    measured, session = _measured(folder, mapped=True)
+    return measured, [] if calibration is None else [ids for ids, _ in token_rows(session, calibration)]
+
+
+def _with_codes(folder: Path, bundle: Bundle, wanted: Quantization, rows: list[Any]) -> tuple[Bundle, dict[str, Any]]:
+    """Rewrites the graphs; returns the bundle with its sites where they are now, and what the manifest says of how it was quantized."""
     second = Moments(folder, rows).of if rows else None
     compensator = Compensator(bundle, wanted.compensate, second) if wanted.compensate else None
-    choose, choices = searched(folder, bundle.parts, wanted, second) if scheme.budgeted else ((lambda name: wanted.setting), {})
+    choose, choices = (searched(folder, bundle.parts, wanted, second) if SCHEMES[wanted.scheme].budgeted
+                       else ((lambda name: wanted.setting), {}))
     count, sites = 0, dict(bundle.sites)
     for part in bundle.parts:
         path = folder / graph_file(part)
@@ -82,49 +121,42 @@ def quantize_in_place(folder: Path, wanted: Quantization) -> None:
         sites |= _relocated({key: site for key, site in sites.items() if site.part == part}, ir.load(path))
     if count == 0 and wanted.stored is None:
         raise NothingToDo("the graph has no MatMul on a constant weight", where=folder.name)
-    said: dict[str, Any] = {"scheme": wanted.scheme, "quantized": count, **choices}
+    report: dict[str, Any] = {"scheme": wanted.scheme, "quantized": count, **choices}
     if (setting := wanted.setting) is not None:
-        said |= {"block_size": setting.block_size, "symmetric": setting.symmetric, "algorithm": setting.algorithm, "head": wanted.head}
+        report |= {"block_size": setting.block_size, "symmetric": setting.symmetric, "algorithm": setting.algorithm, "head": wanted.head}
     if wanted.stored is not None:
-        said["stored"] = wanted.stored.report()
+        report["stored"] = wanted.stored.report()
     if rows:
-        said["calibration"] = {"rows": len(rows), "tokens": sum(map(len, rows))}
-    moved = dataclasses.replace(bundle, sites=sites)
+        report["calibration"] = {"rows": len(rows), "tokens": sum(map(len, rows))}
     if compensator is not None:
-        said["compensation"] = compensator.report()
-    moved.write(folder, draft=True)
-    proof: dict[str, Any] = {}
-    if bundle.decoder:
-        proof = with_decoder(folder, lambda text: None)
-        moved = dataclasses.replace(moved, parity={**moved.parity, "decoder": proof})
-    graphs = [folder / graph_file(part) for part in graphs_of(bundle)]
+        report["compensation"] = compensator.report()
+    return dataclasses.replace(bundle, sites=sites), report
+
+
+def _with_accuracy(folder: Path, bundle: Bundle, wanted: Quantization, before: dict[str, measure.Answer],
+                   ) -> tuple[_Measured, Session, dict[str, Any]]:
+    """Leaves the graphs exact or fast, as wanted or by how far both are measured to move; returns what they give then, and both errors."""
+    scheme, graphs = SCHEMES[wanted.scheme], [folder / graph_file(part) for part in graphs_of(bundle)]
     exact_graphs = [path.read_bytes() for path in graphs]
-    dataclasses.replace(moved, decoder=False).write(folder, draft=True)  # the ordinary graphs are measured, and no other is opened
-    exact, exact_canaries = _measured(folder)[:2]
-    measure.require_small(before, exact, scheme.tolerance, folder.name)  # a wrong graph; what fast adds is recorded
+    dataclasses.replace(bundle, decoder=False).write(folder, draft=True)  # the ordinary graphs are measured, and no other is opened
+    exact = _measured(folder)[0]
+    measure.require_small(before, exact.answers, scheme.tolerance, folder.name)  # a wrong graph; what fast adds is recorded
     for path in graphs:
         make_fast(path)
-    fast, fast_canaries, session = _measured(folder)
-    errors = measure.relative(before, exact), measure.relative(before, fast)
-    accuracy = wanted.accuracy or ("fast" if setting is not None and measure.worst(before, fast) <= scheme.tolerance else "exact")
-    after, canaries = (fast, fast_canaries) if accuracy == "fast" else (exact, exact_canaries)
+    fast, session = _measured(folder)
+    errors = [measure.relative(before, measured.answers) for measured in (exact, fast)]
+    near = wanted.setting is not None and measure.worst(before, fast.answers) <= scheme.tolerance
+    accuracy = wanted.accuracy or ("fast" if near else "exact")
     if accuracy == "exact":
         for path, graph in zip(graphs, exact_graphs, strict=True):
             path.write_bytes(graph)
-    if "cache" in bundle.parity.get("decoder", {}):
-        moved.write(folder, draft=True)
-        moved = dataclasses.replace(moved, parity={**moved.parity, "decoder": {**proof, "cache": quantize_cache(folder)}})
-    report = {**said, "accuracy": accuracy, "error_by_accuracy": dict(zip(ACCURACIES, errors, strict=True)),
-              **measure.report(before, after)}
-    shift = replay.drift(float_canaries, canaries)
-    parity = {**moved.parity, "canary": {**replay.judge(session, canaries, shift), "moved": shift}}
-    dataclasses.replace(moved, quantization=report, parity=parity).write(folder)
+    return (fast if accuracy == "fast" else exact), session, {
+        "accuracy": accuracy, "error_by_accuracy": dict(zip(ACCURACIES, errors, strict=True))}
 
 
-def _measured(folder: Path, *, mapped: bool = False) -> tuple[dict[str, measure.Answer], dict[str, replay.Replay], Session]:
-    """The answers and canaries of a folder's graphs, and the session that gave them."""
-    session = Session(folder, provider="cpu", mapped=mapped, verify="off")
-    return measure.answers(session), replay.replay(session), session
+def _proved(bundle: Bundle, proof: dict[str, Any]) -> Bundle:
+    """The bundle with what the proof of its engine's graph found."""
+    return dataclasses.replace(bundle, parity={**bundle.parity, "decoder": proof})
 
 
 def _relocated(sites: Mapping[str, MappedSite], model: Any) -> dict[str, MappedSite]:
