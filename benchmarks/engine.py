@@ -3,7 +3,8 @@
 Every contestant is a batch of rows in the middle of decoding; a step makes one token for each. ``slotless`` is the graph of the base alone,
 which is the floor. ``none``: rows without an adapter on the graph with slots. ``one``: all rows have the same adapter. ``mixed``: every row
 has another. Steps of all contestants are run in turn; the median counts, and the minimum beside it says how quiet the machine was. Prompts
-of ``--prefill`` tokens are read by a row with an adapter and by one without, and a pack is loaded again and again.
+of ``--prefill`` tokens are read by a row with an adapter and by one without. A pack that the bundle does not have is loaded from its
+folder ``--loads`` times: looked through, compared with base and digests, and made into a row's inputs. After each time it is unloaded.
 
     python benchmarks/engine.py --size 135m --rows 1 8
     python benchmarks/engine.py --base SmolLM2-135M-Instruct --quantize int4 --runs 40
@@ -22,6 +23,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import psutil
 from decode import SIZES, build_base, build_pack
 
 from adapterpack.exporting.pipeline import export
@@ -88,9 +90,9 @@ def timed(contestants: dict[str, Callable[[], None]], runs: int) -> dict[str, li
     return times
 
 
-def measure(base: Path, made: dict[str, Path], names: list[str | None], rows: list[int], runs: int, prefill: int,
+def measure(base: Path, made: dict[str, Path], names: list[str | None], rows: list[int], runs: int, prefill: int, fresh: Path, loads: int,
             device: Device | str = "cpu") -> dict[str, Any]:
-    """Everything, as JSON, of these bundles with adapters of these names."""
+    """Everything, as JSON, of these bundles with adapters of these names; ``fresh`` is a pack that they do not have."""
     times: dict[str, list[float]] = {}
     for count in rows:
         batches = {"none": [None] * count, "one": names[:1] * count, "mixed": (names * count)[:count]}
@@ -101,9 +103,6 @@ def measure(base: Path, made: dict[str, Path], names: list[str | None], rows: li
     reader = Engine(made["bank"], device, max_rows=1, prefix_budget=0)
     times |= timed({f"prefill {prefill} {kind}": prefilling(reader, name, prefill)
                     for kind, name in (("none", None), ("one", names[0]))}, max(5, runs // 5))
-    pack = reader.adapters.pack(str(names[0]))
-    reader.adapters.budget = 0
-    times |= timed({"load": lambda: reader.adapters.unload("again") if reader.adapters.load(pack, "again") else None}, max(5, runs // 5))
     steps = {name: {"median_ms": median(all_times), "min_ms": min(all_times)} for name, all_times in times.items()}
     ratios = {}
     for name, found in steps.items():
@@ -112,7 +111,19 @@ def measure(base: Path, made: dict[str, Path], names: list[str | None], rows: li
         if floor is not None:
             ratios[name] = {key: found[key] / floor[key] for key in found}
     return {"benchmark": "engine", "base": base.name, "provider": reader.bundle.provider, "runs": runs, "context": CONTEXT, "steps": steps,
-            "over_slotless": ratios}
+            "over_slotless": ratios, "load": loading(reader, fresh, loads)}
+
+
+def loading(engine: Engine, pack: Path, loads: int) -> dict[str, float]:
+    """Milliseconds of the first load of a pack and of later ones, and megabytes of memory after the first load and after the last."""
+    process, times, memory = psutil.Process(), [], []
+    for _ in range(loads):
+        started = time.perf_counter()
+        engine.adapters.load(pack, "loaded")
+        times.append(1e3 * (time.perf_counter() - started))
+        engine.adapters.unload("loaded")
+        memory.append(process.memory_info().rss / 1e6)
+    return {"first_ms": times[0], "median_ms": median(times), "last_ms": times[-1], "first_mb": memory[0], "last_mb": memory[-1]}
 
 
 def main() -> None:
@@ -124,6 +135,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--runs", type=int, default=25)
     parser.add_argument("--prefill", type=int, default=256)
+    parser.add_argument("--loads", type=int, default=10)
     parser.add_argument("--files", type=Path, help="where bundles and adapters are kept for the next time")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
@@ -132,12 +144,13 @@ def main() -> None:
         base = args.base or work / f"llama-{args.size}"
         if args.base is None and not base.exists():
             build_base(base, args.size)
-        packs = [work / f"pack{number}" for number in range(max(args.rows))]
-        for seed, pack in enumerate(packs):
+        *packs, fresh = (work / f"pack{number}" for number in range(max(args.rows) + 1))
+        for seed, pack in enumerate([*packs, fresh]):
             if not pack.exists():
                 build_pack(base, pack, args.rank, seed)
         made = bundles(work / (args.quantize or "float32"), base, packs, args.quantize)
-        result = measure(base, made, [pack.name for pack in packs], args.rows, args.runs, args.prefill) | {"quantize": args.quantize}
+        names = [pack.name for pack in packs]
+        result = measure(base, made, names, args.rows, args.runs, args.prefill, fresh, args.loads) | {"quantize": args.quantize}
     if args.json:
         print(json.dumps(result, indent=2))
         return
@@ -150,6 +163,9 @@ def show(result: dict[str, Any]) -> None:
         ratio = result["over_slotless"].get(name)
         says = f"  {ratio['median_ms']:.2f} of slotless ({ratio['min_ms']:.2f} by the minima)" if ratio else ""
         print(f"{name:18} {found['median_ms']:8.1f} ms  (least {found['min_ms']:.1f}){says}")
+    load = result["load"]
+    print(f"load: first {load['first_ms']:.1f} ms, median {load['median_ms']:.1f}, last {load['last_ms']:.1f}; "
+          f"{load['first_mb']:.0f} MB, at the end {load['last_mb']:.0f}")
 
 
 if __name__ == "__main__":

@@ -50,14 +50,14 @@ def main() -> None:
         base = args.base or work / f"llama-{args.size}"
         if args.base is None:
             build_base(base, args.size)
-        packs = [work / f"pack{number}" for number in range(max(args.rows))]
-        for seed, pack in enumerate(packs):
+        *packs, fresh = (work / f"pack{number}" for number in range(max(args.rows) + 1))
+        for seed, pack in enumerate([*packs, fresh]):
             build_pack(base, pack, args.rank, seed)
         names: list[str | None] = [pack.name for pack in packs]
         for form in args.forms:
             made = bundles(work / form, base, packs, FORMS[form], "float16")
             for kind, device in devices.items():
-                result = results[f"{form} {kind}"] = measure(base, made, names, args.rows, args.runs, args.prefill, device)
+                result = results[f"{form} {kind}"] = measure(base, made, names, args.rows, args.runs, args.prefill, fresh, 10, device)
                 if not args.json:
                     print(f"{form}, {kind}, {result['provider']}", flush=True)
                     show(result)
