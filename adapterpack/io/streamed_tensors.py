@@ -36,29 +36,38 @@ class Streamed(Mapping[str, np.ndarray]):
     def __getitem__(self, name: str) -> np.ndarray:
         if name in self._held:
             return self._held[name]
-        info = self._infos.get(name)
-        data = np.empty(0 if info is None else info.nbytes, np.uint8)
-        with storage_errors(self._path), self._opened() as descriptor:
-            whole = info is not None and fill(descriptor, data.data, info.offset)
-        if info is None or not whole or hashlib.sha256(data.data).hexdigest() != self._digests[name]:
-            raise FormatError("the file changed while it was in use", where=f"{self._path}, tensor {name}",
-                              remedy="start again once nothing writes to it")
+        data, info = self._bytes(name), self._infos.get(name)
+        if info is None or hashlib.sha256(data.data).hexdigest() != self._digests[name]:
+            raise self._changed(name)
         data.flags.writeable = False
         return data.view(DTYPES[info.dtype]).reshape(info.shape)
 
-    def keep_open(self) -> bool:
-        """Reads from the file that has the name now, even when it is removed or another takes its place; False where the process may not
-        have one more file open.
+    def keep_open(self, checked: Mapping[str, np.ndarray]) -> bool:
+        """Reads from the file that has the name now, even when it is removed or another takes its place, if it holds the tensors that were
+        ``checked``; False where the process may not have one more file open.
 
         Raises:
-            FormatError: what has the name now is not what was checked.
+            FormatError: what has the name now holds others.
             StorageError: the file system refuses.
         """
         if self._descriptor is None:
             self._descriptor = kept_open(self._path, self)
             for name in self if self._descriptor is not None else ():
-                self[name]  # compared with its digest
+                if not np.array_equal(self._bytes(name), np.ascontiguousarray(checked[name]).reshape(-1).view(np.uint8)):
+                    raise self._changed(name)
         return self._descriptor is not None
+
+    def _bytes(self, name: str) -> np.ndarray:
+        """The bytes of a tensor as the file has them now; none where it is shorter, or knows no such tensor."""
+        info = self._infos.get(name)
+        data = np.empty(0 if info is None else info.nbytes, np.uint8)
+        with storage_errors(self._path), self._opened() as descriptor:
+            whole = info is not None and fill(descriptor, data.data, info.offset)
+        return data if whole else data[:0]
+
+    def _changed(self, name: str) -> FormatError:
+        return FormatError("the file changed while it was in use", where=f"{self._path}, tensor {name}",
+                           remedy="start again once nothing writes to it")
 
     @contextmanager
     def _opened(self) -> Iterator[int]:

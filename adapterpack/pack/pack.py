@@ -203,7 +203,7 @@ class Pack(Described):
         """
         try:
             pack = self.unloaded()
-            return pack if isinstance(pack.tensors, Streamed) and pack.tensors.keep_open() else self
+            return pack if isinstance(pack.tensors, Streamed) and pack.tensors.keep_open(self.tensors) else self
         except (FormatError, StorageError):
             return self
 

@@ -10,7 +10,7 @@ from ....io import strict_json
 from ..budget import Budget
 from ..context import Subject
 from ..finding import Finding, Rule
-from ..walk import walk
+from ..walk import texts_in, walk
 
 CODE = Rule("AP110", "error", "No JSON holds a key that makes a library import or fetch code.",
             "remove the key, or do not use this adapter")
@@ -37,7 +37,8 @@ def remote_code(value: Any, file: str, foreign: bool = False, budget: Budget | N
 
     ``foreign``: a file that PEFT wrote, which may name a path on the disk of its author, and the class of a library that PEFT allows.
     """
-    for place, item in (budget or Budget()).over(walk(value), "keys that load code"):
+    suspect = any(text in KEYS or text.endswith("_path") for text in texts_in(value))
+    for place, item in (budget or Budget()).over(walk(value), "keys that load code") if suspect else ():
         key = place.key
         if not isinstance(key, str):
             continue

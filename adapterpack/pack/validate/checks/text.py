@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from ..context import Subject
 from ..finding import Finding, Rule
-from ..walk import walk
+from ..walk import texts_in, walk
 
 URL = Rule("AP801", "error", "Every address is https, without a user name, and not of a private or local host.",
            "use a public https address")
@@ -29,21 +29,18 @@ _FOLD = str.maketrans({"0": "o", "1": "l", "i": "l", "5": "s", "_": "-", ".": "-
 _SCHEME = frozenset(string.ascii_letters + string.digits + "+.-")
 _BEGINS = re.compile(r"://|\b(?:javascript|data|file|vbscript):(?=[^\s<>\"'])", re.IGNORECASE)
 _ENDS = re.compile(r"[\s<>\"']")
+_TEXTS = "the texts of the manifest"
 _HIDING = re.compile("[\u202a-\u202e\u2066-\u2069\u200b\u2060\ufeff]")
 
 
 def texts(s: Subject) -> Iterator[Finding]:
     """AP801 and AP804 for every text and key of the manifest, AP802-AP803 for the names of repositories."""
-    manifest = s.pack.manifest
-    for place, value in s.budget.over(walk(manifest.to_json()), "the texts of the manifest"):
+    manifest, whole = s.pack.manifest, s.pack.manifest.to_json()
+    faulty = {text for text in s.budget.over(texts_in(whole), _TEXTS) if any(_faults(text))}
+    for place, value in s.budget.over(walk(whole), _TEXTS) if faulty else ():
         for text in (place.key, value):
-            if not isinstance(text, str):
-                continue
-            if _HIDING.search(text):
-                yield BIDI.at(f"manifest#{place.pointer}", "the text holds invisible or reversing characters", pointer=place.pointer)
-            for address in addresses(text) if ":" in text else ():
-                if problem := unsafe(address):
-                    yield URL.at(f"manifest#{place.pointer}", f"an address that {problem}", pointer=place.pointer)
+            for rule, message in _faults(text) if isinstance(text, str) and text in faulty else ():
+                yield rule.at(f"manifest#{place.pointer}", message, pointer=place.pointer)
     if manifest.license_link and not manifest.license_link.startswith("https://"):
         yield URL.at("license_link", "an address that is not https", pointer="/license_link")
     parents = manifest.lineage.parents if manifest.lineage else ()
@@ -56,6 +53,15 @@ def texts(s: Subject) -> Iterator[Finding]:
             yield REPO.at(name, "this is no name of a repository", pointer=pointer)
         elif len(parts) == 2 and (owner := looks_like(parts[0])):
             yield LOOKALIKE.at(name, f"the owner '{parts[0]}' looks like '{owner}'", pointer=pointer)
+
+
+def _faults(text: str) -> Iterator[tuple[Rule, str]]:
+    """What is wrong with one text."""
+    if _HIDING.search(text):
+        yield BIDI, "the text holds invisible or reversing characters"
+    for address in addresses(text) if ":" in text else ():
+        if problem := unsafe(address):
+            yield URL, f"an address that {problem}"
 
 
 def addresses(text: str) -> Iterator[str]:
