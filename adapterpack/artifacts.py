@@ -35,7 +35,7 @@ def kind_of(path: str | os.PathLike[str]) -> str:
     if folder.is_file():
         return "adapter"
     if not folder.is_dir():
-        raise StorageError("there is no such folder", where=path, remedy="name a pack, a bundle or a base checkpoint")
+        raise StorageError("there is no such file or folder here", where=path, remedy="name a pack, a bundle or a base checkpoint")
     marks = {m.FILE_NAME: "pack", layout.CONFIG: "peft", FLEET_FILE: "fleet"}
     if found := next((kind for mark, kind in marks.items() if (folder / mark).is_file()), None):
         return "adapter" if found == "peft" and _foreign(folder) else found

@@ -95,6 +95,21 @@ def sentence(done: Result) -> str:
     return line
 
 
+@pytest.mark.parametrize("words", [
+    ["inspect", "W"], ["validate", "W"], ["validate", "packs/tickets", "--base", "W"], ["run", "W", "--prompt", "x"], ["serve", "W"],
+    ["quantize", "W", "--scheme", "int8", "-o", "x"], ["convert", "W", "-o", "x"], ["compose", "W", "packs/tickets", "-o", "x"],
+    ["export", "packs", "W", "-o", "x"], ["merge", "packs", "W", "-o", "x"],
+], ids=" ".join)
+def test_a_mistyped_path_is_called_a_path(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """First that nothing is there, and the name beside it that is like it; only then what a repository of a hub would look like."""
+    (tmp_path / "packs" / "tickets").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    said = sentence(call(*("packs/tickts" if word == "W" else word for word in words)))
+    assert said.startswith("error: there is no such file or folder here (at packs/tickts). To fix it: did you mean 'packs/tickets'?")
+    assert "hf://org/name" in said
+    assert not (tmp_path / "x").exists()
+
+
 # --- command x promise ------------------------------------------------------------------------------------------------------------------
 
 

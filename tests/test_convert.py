@@ -195,6 +195,38 @@ def test_peft_to_pack_to_peft_is_byte_equal(tmp_path: Path, case: str, dtype: to
     assert torch.equal(*outputs)
 
 
+def test_labels_are_named_and_the_form_follows_the_ending(tmp_path: Path) -> None:
+    """A folder of PEFT becomes a pack whose head has names, a pack a folder of PEFT, and ``.gguf`` is llama.cpp's; wrong names are refused."""
+    make, options = PEFT_CASES["modules_to_save"]
+    peft.get_peft_model(make(), peft.LoraConfig(**options)).save_pretrained(tmp_path / "theirs")
+    plain = adapterpack.convert(tmp_path / "theirs", tmp_path / "plain")
+    assert (plain.target, plain.pack.manifest.task.labels) == ("pack", None)
+    width = next(iter(plain.pack.full()["classifier"].values())).shape[0]
+    assert any(f"{width} labels" in note and "--labels" in note for note in plain.notes)
+    names = [f"a, {number}" for number in range(width)]
+    line = ",".join(f'"{name}"' for name in names)
+    done = CliRunner().invoke(main, ["convert", str(tmp_path / "theirs"), "-o", str(tmp_path / "pack"), "--labels", line, "--json"])
+    assert done.exit_code == 0, done.stderr
+    assert load(tmp_path / "pack").manifest.task.labels == tuple(names)
+    assert validate(tmp_path / "pack").valid
+    again = adapterpack.convert(tmp_path / "pack", tmp_path / "again", labels=names[::-1])
+    assert (again.target, again.pack.manifest.task.labels) == ("pack", tuple(names[::-1]))
+    assert [parent.digest for parent in load(tmp_path / "again").manifest.lineage.parents] == [load(tmp_path / "pack").id]
+    assert adapterpack.convert(tmp_path / "pack", tmp_path / "theirs again").target == "peft"
+    for wrong in (names[1:], names[:-1] + names[:1], [*names[1:], ""], [*names[1:], "x" * 201]):
+        with pytest.raises(ConfigError, match="labels do not fit"):
+            adapterpack.convert(tmp_path / "theirs", tmp_path / "x", labels=wrong)
+    with pytest.raises(Unsupported, match="no place for label names"):
+        adapterpack.convert(tmp_path / "theirs", tmp_path / "x.onnx_adapter", labels=names)
+    with pytest.raises(Unsupported, match="head of its own"):
+        adapterpack.convert(pack_on({"q_proj": (4, 4)}), tmp_path / "x", labels=["a"])
+    with pytest.raises(ConfigError, match="diffusers or kohya|kohya or diffusers"):
+        adapterpack.convert(tmp_path / "pack", tmp_path / "x.safetensors")
+    with pytest.raises(ConfigError, match="needs the base model"):
+        adapterpack.convert(tmp_path / "pack", tmp_path / "x.gguf")
+    assert not list(tmp_path.glob("x*"))
+
+
 # GGUF
 
 
@@ -830,7 +862,7 @@ def test_wrong_requests_are_named(tmp_path: Path) -> None:
     (tmp_path / "broken.safetensors").write_bytes(struct.pack("<Q", 2) + b"{}trailing")
     with pytest.raises(FormatError, match="after the last tensor"):
         adapterpack.convert(tmp_path / "broken.safetensors", tmp_path / "x", to="pack")
-    with pytest.raises(AdapterpackError, match="no such folder"):
+    with pytest.raises(AdapterpackError, match="no such file or folder"):
         adapterpack.convert(tmp_path / "nothing", tmp_path / "x", to="pack")
     assert not (tmp_path / "x").exists()
     assert not list(tmp_path.glob(".*partial"))

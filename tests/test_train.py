@@ -301,7 +301,7 @@ def test_pairs_are_trained_with_their_types(minilm: Path, tiny_bert: Path, tmp_p
         (None, {"skip_train_samples": 64}, ConfigError, ["skip_train_samples leaves no rows", "less than 64"]),
         (None, {"train_file": "nowhere.csv"}, StorageError, ["no such data file", "nowhere.csv"]),
         (None, {"eval_file": "nowhere.csv"}, StorageError, ["no such data file", "nowhere.csv"]),
-        (None, {"model_name_or_path": "./nowhere"}, StorageError, ["no such folder", "nowhere"]),
+        (None, {"model_name_or_path": "./nowhere"}, StorageError, ["no such file or folder", "nowhere"]),
         (None, {"task": "text-clasification"}, UnknownName, ["'text-clasification'", "did you mean 'text-classification'"]),
         (None, {"task": "fill-mask"}, Unsupported, ["fill-mask", "text-generation"]),
         (None, {"lr_scheduler_type": "liner"}, ConfigError, ["liner"]),

@@ -52,7 +52,7 @@ class RepeatedLayers(Checkpoint):
     """
 
     def __init__(self, folder: str | os.PathLike[str], ends: Sequence[int]) -> None:
-        self.order = order_of(ends)
+        self.ends, self.order = tuple(ends), order_of(ends)
         super().__init__(folder)
 
     def _opened(self, shards: Iterable[str]) -> Mapping[str, Any]:

@@ -40,7 +40,7 @@ class Format(NamedTuple):
     ``folder`` says that it is a folder, not a file; ``write`` gets an empty folder or a free path, and is None where a format is only read.
     ``read_without_base`` reads an adapter for inspection; modules keep the names that they have in the file. Detection asks the formats in
     the order of their ``rank``. ``parts``: one file may hold adapters of several models. ``tensors`` is the file of a folder that holds the
-    numbers. ``repeats``: it can say that blocks of the base are repeated.
+    numbers. ``repeats``: it can say that blocks of the base are repeated. ``suffix`` is how the name of its file ends, where it is one.
     """
 
     name: str
@@ -54,6 +54,7 @@ class Format(NamedTuple):
     parts: bool = False
     tensors: str = TENSORS
     repeats: bool = False
+    suffix: str = ""
 
 
 FORMATS: Registry[Format] = Registry("adapter format", Format, "adapterpack.formats", "adapterpack.converting.formats")

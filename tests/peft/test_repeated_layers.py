@@ -15,7 +15,23 @@ from noise import shake
 from safetensors.numpy import load_file
 
 import adapterpack
-from adapterpack import LoRA, adapt, attach, compose, convert, detach, export, load, load_for, merge, merge_into, resize, save, validate
+from adapterpack import (
+    LoRA,
+    adapt,
+    attach,
+    compose,
+    convert,
+    detach,
+    export,
+    load,
+    load_for,
+    merge,
+    merge_into,
+    resize,
+    save,
+    unmerge,
+    validate,
+)
 from adapterpack.adapter_methods.forms.repeated_layers import MOST_LAYERS
 from adapterpack.errors import BaseMismatch, FormatError, Unsupported
 
@@ -87,6 +103,11 @@ def test_repeated_blocks_here_in_peft_and_written_out(name: str, bases: Path, th
     merged = kind.from_pretrained(tmp_path / "merged").eval()
     assert merged.config.num_hidden_layers == len(ORDER)
     np.testing.assert_allclose(logits(merged), wanted, rtol=0, atol=FP32)
+    unmerge(tmp_path / "merged", tmp_path / "back", base=base)
+    stored_files = {path.name: path.read_bytes() for path in base.glob("*.safetensors")}
+    assert {path.name: path.read_bytes() for path in (tmp_path / "back").glob("*.safetensors")} == stored_files
+    with pytest.raises(Unsupported, match="repeated blocks"):
+        unmerge(tmp_path / "merged", tmp_path / "computed", packs=[pack])
     if name == "llama":
         generated = [one.generate(IDS, max_new_tokens=5, do_sample=False, pad_token_id=0).tolist()
                      for one in (merged, load_for(tmp_path / "pack", base))]

@@ -163,4 +163,4 @@ def _stated_config(metadata: Mapping[str, str], part: str, source: Source) -> Lo
 
 
 DIFFUSERS = FORMATS.register(Format("diffusers", "diffusers' keys (...lora_A.weight) in safetensors, one file", False, _detect, _read,
-                                    _write, _read_without_base, rank=40, parts=True))
+                                    _write, _read_without_base, rank=40, parts=True, suffix=".safetensors"))

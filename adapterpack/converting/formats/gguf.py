@@ -228,4 +228,4 @@ def _alpha(values: dict[str, Any], source: Source) -> tuple[float | None, tuple[
 
 
 GGUF = FORMATS.register(Format("gguf", "a LoRA adapter of llama.cpp, one file", False, lambda path: first_bytes(path, 4) == MAGIC,
-                               _read, _write, _read_without_base))
+                               _read, _write, _read_without_base, suffix=".gguf"))

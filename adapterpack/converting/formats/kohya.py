@@ -172,4 +172,4 @@ def _paths(base: BaseModel, wanted: set[str], source: Source) -> dict[str, str]:
 
 KOHYA = FORMATS.register(Format("kohya", "kohya's keys (lora_unet_..., lora_te_...) in safetensors, one file", False,
                                 lambda path: any(_prefix(key) for key in keys_of(path)), _read, _write, _read_without_base, rank=30,
-                                parts=True))
+                                parts=True, suffix=".safetensors"))

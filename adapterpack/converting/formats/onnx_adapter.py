@@ -105,4 +105,5 @@ def _head(path: str, fields: dict[str, np.ndarray], source: Source) -> dict[str,
 
 
 ONNX_ADAPTER = FORMATS.register(Format("onnx_adapter", "ONNX Runtime's adapter with the slots of our graphs, one file", False,
-                                       lambda path: first_bytes(path, 8)[4:] == MAGIC, _read, _write, _read))
+                                       lambda path: first_bytes(path, 8)[4:] == MAGIC, _read, _write, _read,
+                                       suffix=".onnx_adapter"))
