@@ -196,7 +196,7 @@ def test_peft_to_pack_to_peft_is_byte_equal(tmp_path: Path, case: str, dtype: to
 
 
 def test_labels_are_named_and_the_form_follows_the_ending(tmp_path: Path) -> None:
-    """A folder of PEFT becomes a pack whose head has names, a pack a folder of PEFT, and ``.gguf`` is llama.cpp's; wrong names are refused."""
+    """PEFT's folder becomes a pack whose head has names, a pack a folder of PEFT, a ``.gguf`` llama.cpp's; wrong names are refused."""
     make, options = PEFT_CASES["modules_to_save"]
     peft.get_peft_model(make(), peft.LoraConfig(**options)).save_pretrained(tmp_path / "theirs")
     plain = adapterpack.convert(tmp_path / "theirs", tmp_path / "plain")
@@ -220,7 +220,7 @@ def test_labels_are_named_and_the_form_follows_the_ending(tmp_path: Path) -> Non
         adapterpack.convert(tmp_path / "theirs", tmp_path / "x.onnx_adapter", labels=names)
     with pytest.raises(Unsupported, match="head of its own"):
         adapterpack.convert(pack_on({"q_proj": (4, 4)}), tmp_path / "x", labels=["a"])
-    with pytest.raises(ConfigError, match="diffusers or kohya|kohya or diffusers"):
+    with pytest.raises(ConfigError, match=r"diffusers or kohya|kohya or diffusers"):
         adapterpack.convert(tmp_path / "pack", tmp_path / "x.safetensors")
     with pytest.raises(ConfigError, match="needs the base model"):
         adapterpack.convert(tmp_path / "pack", tmp_path / "x.gguf")
