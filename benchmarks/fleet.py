@@ -4,7 +4,7 @@
 accuracy on test rows beside the original's, and the bytes of the tensors beside the originals'. ``--seeds`` gives each adapter random
 numbers of its own to begin with, where one run of `adapterpack train` after the other begins at the same ones.
 
-``serving`` answers requests on an engine, each with another one of many members of a fleet, beside the same requests with one adapter by
+``serving`` answers requests on an engine, each with another one of many members of a fleet, beside the same requests with one member, and with one adapter by
 itself, in turns. The model is a random Llama of SmolLM2's size and the fleet has random numbers: speed does not depend on them.
 
     python benchmarks/fleet.py quality --keep build/fleet --basis 32 64 80
@@ -98,7 +98,7 @@ def answered(engine: Engine, adapters: Sequence[str], tokens: int) -> float:
 
 
 def serving(args: argparse.Namespace) -> dict[str, Any]:
-    """Speed and memory of many members, and of one adapter by itself."""
+    """Speed and memory of many members, of one member in all rows, and of one adapter of its own."""
     args.files.mkdir(parents=True, exist_ok=True)
     base, own = args.files / "llama-135m", args.files / "pack0"
     if not base.exists():
@@ -117,15 +117,17 @@ def serving(args: argparse.Namespace) -> dict[str, Any]:
         engines["fleet"].adapters.load(pack)
     loading = time.perf_counter() - started
     engines["one"].adapters.load(alone, "alone")
-    speeds: dict[str, list[float]] = {kind: [] for kind in engines}
+    speeds: dict[str, list[float]] = {"one": [], "member": [], "fleet": []}
     for turn in range(args.runs):
         chosen = [made.names[(turn * args.requests + place) % len(members)] for place in range(args.requests)]
         speeds["one"].append(answered(engines["one"], ["alone"] * args.requests, args.tokens))
+        speeds["member"].append(answered(engines["fleet"], chosen[:1] * args.requests, args.tokens))
         speeds["fleet"].append(answered(engines["fleet"], chosen, args.tokens))
     medians = {kind: float(np.median(found)) for kind, found in speeds.items()}
     resident = engines["fleet"].adapters.nbytes
     return {"benchmark": "fleet serving", "adapters": args.count, "basis": args.basis[0], "rank": args.rank, "rows": args.rows,
             "tokens_per_second": medians, "all": speeds, "ratio": medians["fleet"] / medians["one"],
+            "over_one_member": medians["fleet"] / medians["member"],
             "loading_seconds": loading, "resident": len(engines["fleet"].adapters.digests), "resident_bytes": resident,
             "of_their_own": resident / (args.count * nbytes([alone]))}
 
