@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 
 from ...adapter_methods.core.token_positions import Acts
 from ...bundle.manifest import ADAPTER_IDS
+from ...io.threads import one_thread_each
 from ...slots.values import Values
 from ..ort_values import Memory, value_of
 from .shared_values import SlotValue, array_of
@@ -87,10 +89,13 @@ class AdapterFeeds:
     def of(self, adapters: Sequence[ResidentAdapter | None]) -> Feeds:
         """The feeds of rows with these adapters, None for the base."""
         distinct = list(dict.fromkeys(adapters))
-        if len(distinct) == 1 and (self.layout.shares or len(adapters) == 1 or distinct[0] is None):
-            feeds = self._shared(distinct[0])
-        else:
-            feeds = self._mixed(adapters, distinct)
+        products = any(adapter is not None and adapter.shared for adapter in distinct)
+        # The BLAS's own threads wait busily for the next product, and would take their cores from the graph's run that follows.
+        with one_thread_each() if products else nullcontext():
+            if len(distinct) == 1 and (self.layout.shares or len(adapters) == 1 or distinct[0] is None):
+                feeds = self._shared(distinct[0])
+            else:
+                feeds = self._mixed(adapters, distinct)
         if not any(slot.table for slot in self.layout.slots.values()):
             return feeds
         ids = np.array([distinct.index(adapter) for adapter in adapters], np.int64)
@@ -161,11 +166,16 @@ class AdapterFeeds:
         return array_of(first) if all(adapter.values[name] is first for adapter in having) else None
 
     def _fill(self, name: str, row: int, adapter: ResidentAdapter | None) -> None:
-        filled = self._filled[name]
-        if row not in filled or filled[row] is not adapter:
-            filled[row] = adapter
-            value = (adapter or self._base).values.get(name)
-            self.layout.slots[name].fill(self._buffers[name][row], None if value is None else array_of(value))
+        filled, buffer = self._filled[name], self._buffers[name]
+        if row in filled and filled[row] is adapter:
+            return
+        before = next((other for other, held in filled.items() if held is adapter), None)
+        filled[row] = adapter
+        if before is not None:  # a row that has moved, or another one with its adapter
+            buffer[row] = buffer[before]
+            return
+        value = (adapter or self._base).values.get(name)
+        self.layout.slots[name].fill(buffer[row], None if value is None else array_of(value))
 
     def forget(self) -> None:
         """Gives back the memory of mixed batches, which the next one takes anew."""

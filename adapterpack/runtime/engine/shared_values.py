@@ -49,16 +49,15 @@ class Product:
 
     def _multiplied(self) -> np.ndarray:
         made = np.zeros(self.shared.shape, self.shared.dtype)
-        axis = int(self.columns)
-        for core, part, target in zip(self.cores, np.split(self.shared, len(self.cores), axis), np.split(made, len(self.cores), axis),
-                                      strict=True):
+        width = self.shared.shape[int(self.columns)] // len(self.cores)
+        for number, core in enumerate(self.cores):
             if core is not None:
-                small, wide = core.core.T, part.astype(np.float32, copy=False)
-                k = len(small)
+                small = core.core.T
+                part = slice(number * width, number * width + len(small))
                 if self.columns:
-                    target[:, :k] = wide[:, :k] @ small
+                    made[:, part] = self.shared[:, part].astype(np.float32, copy=False) @ small
                 else:
-                    target[:k] = small @ wide[:k]
+                    made[part] = small @ self.shared[part].astype(np.float32, copy=False)
         return made
 
 
