@@ -4,8 +4,9 @@
 accuracy on test rows beside the original's, and the bytes of the tensors beside the originals'. ``--seeds`` gives each adapter random
 numbers of its own to begin with, where one run of `adapterpack train` after the other begins at the same ones.
 
-``serving`` answers requests on an engine, each with another one of many members of a fleet, beside the same requests with one member, and with one adapter by
-itself, in turns. The model is a random Llama of SmolLM2's size and the fleet has random numbers: speed does not depend on them.
+``serving`` answers requests on an engine, each with another one of many members of a fleet, beside the same requests with one member, and
+with one adapter of its own, in turns. The model is a random Llama of SmolLM2's size and the fleet has random numbers: speed does not depend
+on them.
 
     python benchmarks/fleet.py quality --keep build/fleet --basis 32 64 80
     python benchmarks/fleet.py serving --files build/fleet-engine --basis 32 --json
