@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from processes import run_two
+from processes import fork_two, run_two
 from transformers import AutoModelForCausalLM
 
 from adapterpack import LoRA, Pack, adapt, load, save, train
@@ -67,7 +67,7 @@ def test_a_sharded_model_is_gathered(tiny_llama: Path, tmp_path: Path) -> None:
     """FSDP2 over two processes: ``save`` writes the whole adapter, that of one process with all rows, and validates on the base."""
     script = tmp_path / "sharded.py"
     script.write_text(SHARDED)
-    run_two(str(script), str(tiny_llama), str(tmp_path / "pack"))
+    fork_two(script, str(tiny_llama), str(tmp_path / "pack"))
     model = adapt(AutoModelForCausalLM.from_pretrained(tiny_llama), LoRA(r=2), "one")
     optimizer = torch.optim.SGD([value for value in model.parameters() if value.requires_grad], 0.5)
     rows = torch.arange(4 * 6).reshape(4, 6) % 96

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from architecture_proofs import make_base
 from architectures import ARCHITECTURES
-from processes import run_two
+from processes import fork_two
 
 import adapterpack
 
@@ -65,7 +65,7 @@ def test_preferences_on_top_of_a_pack(tiny_llama: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["accelerate_ddp", "fsdp2"])
 def test_two_processes_train_one_pack(name: str, tiny_llama: Path, tmp_path: Path) -> None:
     """Both talk over gloo, and the first one writes."""
-    run_two(str(EXAMPLES / f"{name}.py"), str(tiny_llama), str(tmp_path / "pack"), "2")
+    fork_two(EXAMPLES / f"{name}.py", str(tiny_llama), str(tmp_path / "pack"), "2")
     assert adapterpack.validate(tmp_path / "pack", tiny_llama).valid
 
 
