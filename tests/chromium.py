@@ -9,7 +9,7 @@ import os
 import select
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,12 @@ from processes import child
 PROGRAM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 browser = pytest.mark.skipif(PROGRAM is None and not os.environ.get("CI"), reason="no Chromium here")
 """Marks a test that needs a browser: it is left out where there is none, but in CI it fails."""
-_ARGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--disable-extensions",
+_ARGS = ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--no-first-run", "--disable-extensions",
          "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars", "--remote-debugging-pipe",
          "--force-color-profile=srgb", "--lang=en")
+_NO_GPU = ("--disable-gpu",)
+WEBGPU = ("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--enable-features=Vulkan")
+"""Arguments for WebGPU without a card: SwiftShader computes on the CPU what a card would."""
 _SECONDS = 60.0
 EVIL = "<img src=x onerror=window.hacked=1>"
 """A name or a label that would become markup where text does."""
@@ -143,13 +146,14 @@ class Page:
 
 
 @contextmanager
-def chromium(folder: Path) -> Iterator[Page]:
-    """A browser with nothing in it, as long as the block lasts."""
+def chromium(folder: Path, graphics: Sequence[str] = _NO_GPU) -> Iterator[Page]:
+    """A browser with nothing in it, as long as the block lasts; ``graphics`` are its arguments for what it computes and draws with."""
     assert PROGRAM is not None, "no Chromium here: apt-get install chromium"
     theirs_in, ours_out = os.pipe()
     ours_in, theirs_out = os.pipe()
     high = [fcntl.fcntl(one, fcntl.F_DUPFD, 10) for one in (theirs_in, theirs_out)]  # 3 and 4 must be free where they are made
-    command = ["bash", "-c", f'exec "$@" 3<&{high[0]} 4>&{high[1]}', "bash", PROGRAM, *_ARGS, f"--user-data-dir={folder / 'profile'}"]
+    command = ["bash", "-c", f'exec "$@" 3<&{high[0]} 4>&{high[1]}', "bash", PROGRAM, *_ARGS, *graphics,
+               f"--user-data-dir={folder / 'profile'}"]
     with (folder / "chromium.log").open("w") as log, child(command, pass_fds=tuple(high), stdout=log, stderr=log,
                                                            env={**os.environ, "HOME": str(folder)}):
         for one in (theirs_in, theirs_out, *high):

@@ -55,9 +55,9 @@ def served(folder: Path) -> Iterator[str]:
         server.shutdown()
 
 
-def opened(page: Page, site: Path, address: str) -> float:
+def opened(page: Page, site: Path, address: str, provider: str = "wasm") -> float:
     """Opens a site's page, and waits until it is ready; the seconds until the bundle was open."""
-    page.open(f"{address}/index.html?provider=wasm")
+    page.open(f"{address}/index.html?provider={provider}")
     page.wait("globalThis.adapterpack || !document.querySelector('#trouble').hidden", 120)
     trouble = page.run("document.querySelector('#trouble').innerText")
     assert trouble == "", trouble

@@ -44,6 +44,9 @@ def command(*, config: str, overrides: tuple[str, ...], print_config: bool, dry_
     if print_config:
         _print_config(config, overrides, as_json)
         return
+    from ..training.config.config import read_config  # noqa: PLC0415 - the help needs none of it
+
+    read_config(config, overrides)  # what is wrong in it is said at once, not after torch is imported
     if dry_run:
         _dry_run(config, overrides, rewards, as_json)
         return

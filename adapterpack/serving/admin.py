@@ -120,7 +120,7 @@ async def _changed(record: Record, change: Callable[[], Adapter]) -> Response:
         adapter = await asyncio.to_thread(change)
     except AdapterpackError as error:
         status = 404 if isinstance(error, UnknownName) else 500 if isinstance(error, StorageError) else 400
-        raise Refused(status, error.code, error.sentence) from error
+        raise Refused(status, error.code, str(error)) from error
     record.adapter, record.digest = adapter.name, adapter.digest
     return _json(_card(adapter))
 

@@ -161,7 +161,7 @@ class AdapterControl:
     def _add(self, pack: Pack, replace: bool, place: Place | None) -> Adapter:
         if pack.name == self._base or (pack.name in self._adapters and not replace):
             raise NameTaken("the base or another adapter has this name already", where=pack.path, found=pack.name,
-                            remedy="choose another name, or unload that one first")
+                            remedy="choose another name, or exchange an adapter with \"load_inplace\": true")
         self._signers.require(pack)
         self._table.load(pack, replace=True)
         before = self._adapters.get(pack.name)
