@@ -281,6 +281,7 @@ def storage_errors(where: object) -> Iterator[None]:
             errno.EFBIG: "the file would pass the limit of the file system or of this process (ulimit -f); nothing was left behind",
             errno.EACCES: "check the permissions of that path",
             errno.ENOENT: "check that the path exists",
+            errno.EISDIR: "name a file: this is a folder",
         }
         what = "the disk is full" if error.errno == errno.ENOSPC else f"the file system refused: {error.strerror or error}"
         raise StorageError(what, where=where, remedy=remedies.get(error.errno or 0)) from error

@@ -221,6 +221,7 @@ def test_several_adapters_share_the_common_keys() -> None:
         ({}, ["targets=[q"], ["override", "targets", "not valid YAML"]),
         ({}, ["adapters=[]"], ["adapters can only be listed in the file"]),
         ({}, ["leraning_rate=1"], ["did you mean 'learning_rate'?"]),
+        ({"method": {"type": "lora", "r": 4}}, [], ["the name of an adapter method alone", "a name, such as lora", "settings beside it"]),
     ],
 )
 def test_what_is_refused(values: dict[Any, Any], overrides: list[str], words: list[str]) -> None:
@@ -248,7 +249,7 @@ def test_an_unknown_method_is_named() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (b"a: [1", ["not valid YAML"]),
+        (b"a: [1\nb: }", ["not valid YAML: while parsing a flow sequence, did not find", "bad.yaml, line 2)"]),
         (b"- a\n- b\n", ["must be a mapping", "list"]),
         (b"", ["must be a mapping", "NoneType"]),
         (b"seed: 1\nseed: 2\n", ["a key stands twice: seed"]),

@@ -41,9 +41,13 @@ def loads(data: bytes | str, where: object, kind: type[AdapterpackError] = Confi
         raise refused(f"it is larger than {MAX_BYTES} bytes", len(data))
     with library_errors("yaml", what, where=where, kind=kind):
         text = data if isinstance(data, str) else data.decode("utf-8-sig")
-        for problem, line in _problems(yaml.parse(text, Loader=_Loader)):
-            raise refused(problem, line=line)
-        return yaml.load(text, Loader=_Loader)  # a SafeLoader
+        try:
+            for problem, line in _problems(yaml.parse(text, Loader=_Loader)):
+                raise refused(problem, line=line)
+            return yaml.load(text, Loader=_Loader)  # a SafeLoader
+        except yaml.MarkedYAMLError as error:
+            problem = ", ".join(filter(None, (error.context, error.problem)))
+            raise refused(problem, line=None if error.problem_mark is None else error.problem_mark.line + 1) from error
 
 
 def read(path: Path) -> Any:

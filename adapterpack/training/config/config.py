@@ -120,7 +120,11 @@ def _require_bounds(typed: Mapping[str, Any], where: object) -> None:
 
 
 def _config(values: Mapping[str, Any], where: object) -> TrainConfig:
-    method, kind = get(str(values.get("method", "lora")).lower()), trainer_of(values)
+    named = values.get("method", "lora")
+    if not isinstance(named, str):
+        raise ConfigError("method is the name of an adapter method alone", where=f"{where}, method", expected="a name, such as lora",
+                          found=repr(named)[:80], remedy="write its settings beside it, such as method: lora and r: 8, a line each")
+    method, kind = get(named.lower()), trainer_of(values)
     values = {**kind.defaults, "task": kind.tasks[0] if kind.tasks else TrainConfig.task, **values, "trainer": kind.name}
     run_fields = {f.name: f for f in dataclasses.fields(TrainConfig) if f.name not in PARTS}
     method_fields, kind_fields = ({f.name for f in dataclasses.fields(part.config)} for part in (method, kind))
