@@ -278,7 +278,7 @@ def storage_errors(where: object) -> Iterator[None]:
         remedies = {
             errno.ENOSPC: "free some space or choose another output folder; nothing was left behind",
             errno.EDQUOT: "your quota is used up: free some space or choose another output folder; nothing was left behind",
-            errno.EFBIG: "the file would pass the limit of the file system or of this process (ulimit -f); nothing was left behind",
+            errno.EFBIG: "raise the limit (ulimit -f), or choose a file system that takes larger files; nothing was left behind",
             errno.EACCES: "check the permissions of that path",
             errno.ENOENT: "check that the path exists",
             errno.EISDIR: "name a file: this is a folder",

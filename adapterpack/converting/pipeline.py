@@ -157,7 +157,7 @@ def detect(path: Path) -> Format:
         SafetensorsFile(path)  # says what is wrong with a file that cannot be read
     raise FormatError("this is no adapter in a known format", where=path, found=f"first bytes {first_bytes(path, 8)!r}",
                       expected="; ".join(f"{form.name}: {form.summary}" for form in formats().values()),
-                      remedy="name the folder of a pack or of PEFT, or the adapter's file")
+                      remedy="name the folder of a pack, of PEFT or of a base, or the adapter's file")
 
 
 @contextmanager
