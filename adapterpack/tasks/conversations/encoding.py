@@ -41,7 +41,7 @@ def by_row(rows: Any, tokenizer: Any, max_length: int, where: object) -> dict[in
     report.read_as(form.name, rows.column_names, form.columns | form.optional)
     if tokenizer.eos_token_id is None:
         raise ConfigError("the tokenizer has no end token, so the model could not learn where to stop", where=where,
-                          remedy="use the tokenizer of a generating model")
+                          remedy="use the tokenizer of a generating model, or name another task (task: text-classification ...)")
     encoded: dict[int, list[dict[str, Any]]] = {}
     cut = skipped = 0
     for number, row in enumerate(rows):

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ...adapter_methods import get
 from ...errors import ConfigError
 from ...io import plain_yaml, strict_json
 from ..trainers.choose import trainer_of
@@ -20,7 +19,7 @@ from .coerce import typed_value
 from .dataset_info import with_sources
 from .fields import LEAST, NAME, PARTS, POSITIVE, TrainConfig
 from .sources import sources_of
-from .unknown_keys import require_known
+from .unknown_keys import method_of, require_known
 
 
 def read_config(
@@ -120,11 +119,7 @@ def _require_bounds(typed: Mapping[str, Any], where: object) -> None:
 
 
 def _config(values: Mapping[str, Any], where: object) -> TrainConfig:
-    named = values.get("method", "lora")
-    if not isinstance(named, str):
-        raise ConfigError("method is the name of an adapter method alone", where=f"{where}, method", expected="a name, such as lora",
-                          found=repr(named)[:80], remedy="write its settings beside it, such as method: lora and r: 8, a line each")
-    method, kind = get(named.lower()), trainer_of(values)
+    method, kind = method_of(values, where), trainer_of(values)
     values = {**kind.defaults, "task": kind.tasks[0] if kind.tasks else TrainConfig.task, **values, "trainer": kind.name}
     run_fields = {f.name: f for f in dataclasses.fields(TrainConfig) if f.name not in PARTS}
     method_fields, kind_fields = ({f.name for f in dataclasses.fields(part.config)} for part in (method, kind))

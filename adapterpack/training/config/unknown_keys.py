@@ -15,6 +15,20 @@ from .aliases import ALIASES, INSTEAD
 from .fields import PARTS, TrainConfig
 
 
+def method_of(values: Mapping[Any, Any], where: object) -> Method:
+    """The method that settings name: LoRA, where they name none.
+
+    Raises:
+        ConfigError: what stands there is no name.
+        UnknownMethod: there is no such method.
+    """
+    named = values.get("method", "lora")
+    if not isinstance(named, str):
+        raise ConfigError("method is the name of an adapter method alone", where=f"{where}, method", expected="a name, such as lora",
+                          found=repr(named)[:80], remedy="write its settings beside it, such as method: lora and r: 8, a line each")
+    return get(named.lower())
+
+
 def require_known(parts: Mapping[Any, Mapping[str, Any]]) -> None:
     """Checks the keys of a file's parts (place -> settings), which are one, or an adapter each.
 
@@ -23,7 +37,7 @@ def require_known(parts: Mapping[Any, Mapping[str, Any]]) -> None:
     """
     unknown: dict[Any, tuple[object, Method]] = {}
     for place, values in parts.items():
-        method = get(str(values.get("method", "lora")).lower())
+        method = method_of(values, place)
         known = {f.name for cls in (TrainConfig, method.config, trainer_of(values).config) for f in dataclasses.fields(cls)} - PARTS
         for key in values:
             if key not in known:
