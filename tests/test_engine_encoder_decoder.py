@@ -188,7 +188,7 @@ def test_other_builds_of_positions(family: str, tmp_path: Path) -> None:
     sizes = {"vocab_size": 96, "d_model": 32, "decoder_start_token_id": 2, "pad_token_id": 0, "eos_token_id": 1}
     pair = {**sizes, **{f"{side}_{what}": count for side in ("encoder", "decoder")
                         for what, count in (("layers", 1), ("attention_heads", 4), ("ffn_dim", 48))}, "max_position_embeddings": 64}
-    relative = {**sizes, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+    relative = {**sizes, "d_kv": 8, "d_ff": 48, "num_layers": 1 + (family == "umt5"), "num_heads": 4}
     config = transformers.AutoConfig.for_model(family, **(relative if "t5" in family else pair))
     transformers.AutoModelForSeq2SeqLM.from_config(config).save_pretrained(tmp_path / "base")
     bundle = export(tmp_path / "base", [], tmp_path / "bundle", mode="bank", slots=2, max_rank=2, in_place=True)
