@@ -12,8 +12,12 @@ from typing import Any
 import pytest
 from servers import ANN, Served
 
+from adapterpack.serving.openai.requests import Sampled
+
 EXAMPLES = 2
 """Of each route, besides those at the bounds of its schemas."""
+ASKED = ("model", "max_tokens", "stream", "n")
+"""Of what completions have in common with chats, whose fields are those of one class: all else is tried in chats alone."""
 LEFT_OUT = ("positive_data_acceptance",)  # a document cannot say all: two forms of one answer, a text longer than the context
 
 
@@ -21,7 +25,12 @@ def checked(server: Served, folder: Path) -> None:
     """Runs schemathesis against a server, with a document whose names of models are such that work is done. It may not find an error of the
     server, an answer that its document does not have, or a request taken that the document forbids."""
     document = server.get("/openapi.json").json()
-    for schema in document["components"]["schemas"].values():
+    schemas = document["components"]["schemas"]
+    if plain := schemas.get("CompletionRequest"):
+        chat = schemas["ChatRequest"]["properties"]
+        plain["properties"] = {name: field for name, field in plain["properties"].items() if name in ASKED or chat.get(name) != field}
+        assert set(Sampled.__struct_fields__) - set(ASKED) <= chat.keys() - plain["properties"].keys()
+    for schema in schemas.values():
         fields: dict[str, Any] = schema.get("properties", {})
         if "model" in fields and fields.keys() & {"messages", "prompt", "input", "documents"}:
             fields["model"] = {"enum": ["alpha", "base", "nobody"]}
