@@ -50,7 +50,7 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_it_finds_a_fault(fault: str, tmp_path: Path) -> None:
     """A reader that raises another error, reads what the reference refuses, hangs, or takes memory: a finding that can be replayed."""
-    done = fuzz("--seconds", "40", "--first", "--seed", "1", "--findings", str(tmp_path), before=FAULTS[fault])
+    done = fuzz("--target", "tensor_file", "--seconds", "40", "--first", "--seed", "1", "--findings", str(tmp_path), before=FAULTS[fault])
     assert done.returncode == 1, done.stdout + done.stderr
     kept = sorted(tmp_path.iterdir())
     assert kept
