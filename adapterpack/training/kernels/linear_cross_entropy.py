@@ -66,12 +66,15 @@ class _Blocks(torch.autograd.Function):
         for start in range(0, len(hidden), size):
             logits = functional.linear(hidden[start : start + size], weight, bias)
             logits, wanted = logits.to(_wide(logits)), targets[start : start + size, None]
-            whole = logits.logsumexp(1, keepdim=True)
-            total += (whole - (1 - smoothing) * logits.gather(1, wanted)).sum()
+            own = (1 - smoothing) * logits.gather(1, wanted)
             if smoothing:
-                total -= smoothing * logits.mean(1).sum()
+                own += smoothing * logits.mean(1, keepdim=True)
+            # In place and with one exponential: logsumexp would make two more tensors of the block's size, and a second pass of exp.
+            largest = logits.amax(1, keepdim=True)
+            sums = logits.sub_(largest).exp_().sum(1, keepdim=True)
+            total += (largest + sums.log() - own).sum()
             if of_hidden is not None:
-                chances = logits.sub_(whole).exp_()
+                chances = logits.div_(sums)
                 if smoothing:
                     chances.sub_(smoothing / width)
                 chances.scatter_add_(1, wanted, chances.new_full((), smoothing - 1).expand(wanted.shape))
