@@ -57,6 +57,21 @@ def test_an_output_grows_where_nobody_else_can_write(output: Output, tmp_path: P
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "out"]
 
 
+def test_nobody_is_sent_to_what_vanished(tmp_path: Path) -> None:
+    """An output in an output that ends early says that it is kept; once the outer one is gone, that is not said any more."""
+    def stopped() -> None:
+        with output_folder(tmp_path / "out") as folder:
+            interrupt = KeyboardInterrupt()
+            interrupt.add_note(f"the checkpoint is kept in {folder / 'checkpoints'}")
+            interrupt.add_note("more is in another place")
+            raise interrupt
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        stopped()
+    assert caught.value.__notes__ == ["more is in another place"]
+    assert not list(tmp_path.iterdir())
+
+
 def test_threads_that_renew_one_file_do_not_share_a_temporary(tmp_path: Path) -> None:
     """Each writes its own bytes to the end, and what remains is whole: that of the last one."""
     texts, meet, failed = [letter * 100_000 for letter in "abcd"], threading.Barrier(4), list[BaseException]()

@@ -110,11 +110,13 @@ def _private_folder(target: Path) -> Iterator[Path]:
     try:
         with _named_errors(folder, target):
             yield folder
-    except BaseException:  # an interrupt must clean up too
+    except BaseException as error:  # an interrupt must clean up too
         _remove(folder)
         for parent in made:
             with suppress(OSError):  # another output may be there by now
                 parent.rmdir()
+        if notes := getattr(error, "__notes__", None):  # what was kept in there is gone, too
+            notes[:] = [note for note in notes if str(folder) not in note]
         raise
     finally:
         if lock is not None:
