@@ -69,16 +69,17 @@ class _Blocks(torch.autograd.Function):
             own = (1 - smoothing) * logits.gather(1, wanted)
             if smoothing:
                 own += smoothing * logits.mean(1, keepdim=True)
-            # In place and with one exponential: logsumexp would make two more tensors of the block's size, and a second pass of exp.
+            # In place and with one exponential: logsumexp would make one more tensor of the block's size, and a second pass of exp.
             largest = logits.amax(1, keepdim=True)
             sums = logits.sub_(largest).exp_().sum(1, keepdim=True)
             total += (largest + sums.log() - own).sum()
             if of_hidden is not None:
-                chances = logits.div_(sums)
+                logits.div_(sums)  # these are chances now, and then gradients
                 if smoothing:
-                    chances.sub_(smoothing / width)
-                chances.scatter_add_(1, wanted, chances.new_full((), smoothing - 1).expand(wanted.shape))
-                of_hidden[start : start + size] = chances.to(weight.dtype) @ weight
+                    logits.sub_(smoothing / width)
+                logits.scatter_add_(1, wanted, logits.new_full((), smoothing - 1).expand(wanted.shape))
+                of_hidden[start : start + size] = logits.to(weight.dtype) @ weight
+            del logits  # before the next block's are made
         ctx.save_for_backward(*(() if of_hidden is None else (of_hidden,)))
         return total
 
