@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import stat
 from collections import Counter
@@ -137,32 +136,6 @@ def _one_thread_each() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Started, "session_options", session_options)
-        yield
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _logs_at_the_root() -> Iterator[None]:
-    """What a test logs is taken at the root alone. pytest 9 also looks for loggers that do not propagate, six times a test among thousands
-    of those of libraries; ours all propagate.
-    """
-    from _pytest.logging import catching_logs
-
-    if "attached_loggers" not in getattr(catching_logs, "__slots__", ()):
-        yield
-        return
-
-    def entered(caught: Any) -> Any:
-        root = logging.getLogger()
-        if caught.level is not None:
-            caught.handler.setLevel(caught.level)
-            caught.orig_level = root.level
-            root.setLevel(min(root.level, caught.level))
-        root.addHandler(caught.handler)
-        caught.attached_loggers.append(root)
-        return caught.handler
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(catching_logs, "__enter__", entered)
         yield
 
 
