@@ -499,7 +499,7 @@ def test_xlora_is_pefts_xlora(label: str, tmp_path: Path) -> None:
 
 def _losses(model: Any, data: list[dict[str, Any]], folder: Path) -> list[float]:
     """The losses of thirty steps of the Trainer."""
-    arguments = TrainingArguments(output_dir=str(folder), max_steps=30, learning_rate=0.05, report_to=[], save_strategy="no",
+    arguments = TrainingArguments(output_dir=str(folder), max_steps=30, learning_rate=0.02, report_to=[], save_strategy="no",
                                   logging_steps=1, disable_tqdm=True, use_cpu=True, gradient_checkpointing=True)
     trainer = AdapterTrainer(model=model, args=arguments, train_dataset=data)
     trainer.train()

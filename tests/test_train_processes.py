@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from processes import fork_two, run_two
+from forked import fork_two
+from processes import run_two
 from transformers import AutoModelForCausalLM
 
 from adapterpack import LoRA, Pack, adapt, load, save, train

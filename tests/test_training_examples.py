@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from architecture_proofs import make_base
 from architectures import ARCHITECTURES
-from processes import fork_two
+from forked import fork_two
 
 import adapterpack
 

@@ -46,12 +46,13 @@ def command(*, config: str, overrides: tuple[str, ...], print_config: bool, dry_
         return
     from ..training.config.config import read_config  # noqa: PLC0415 - the help needs none of it
 
-    read_config(config, overrides)  # what is wrong in it is said at once, not after torch is imported
     if dry_run:
+        read_config(config, overrides)  # what is wrong in it is said before torch is imported
         _dry_run(config, overrides, rewards, as_json)
         return
     losses: dict[str, list[tuple[int, float]]] = {}
     with page_at(html if int(os.environ.get("RANK", "0")) == 0 else None) as page:
+        read_config(config, overrides)  # as above
         with training("train") as progress:
             packs = adapterpack.train(config, overrides, progress if page is None else _noted(losses, progress), _functions(rewards))
         trained = [{**adapterpack.inspect(str(pack.path)), "training": dict(pack.manifest.training)}

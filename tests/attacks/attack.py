@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from processes import FORKED
+from forked import FORKED
 
 SECONDS = 10.0
 """What an attack may take: of the processor, with the processes that it started, and of the clock where it does not compute."""
