@@ -242,6 +242,18 @@ class NothingToDo(AdapterpackError):
     code = "nothing-to-do"
 
 
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that ``name`` most likely means, or None.
+
+    Example:
+        >>> closest("lroa", ["lora", "ia3"])
+        'lora'
+    """
+    from difflib import get_close_matches  # noqa: PLC0415 - most runs never need it
+
+    return next(iter(get_close_matches(name, list(known), n=1)), None)
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A remedy that names the closest known names, or lists what there is.
 
@@ -249,11 +261,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
         >>> nearest("lroa", ["lora", "ia3"])
         "did you mean 'lora'? Known: ia3, lora"
     """
-    from difflib import get_close_matches  # noqa: PLC0415 - most runs never need it
-
     names = sorted(known)
-    close = get_close_matches(name, names, n=1)
-    hint = f"did you mean '{close[0]}'? " if close else ""
+    close = closest(name, names)
+    hint = "" if close is None else f"did you mean '{close}'? "
     shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
     return f"{hint}Known: {shown or 'none'}"
 

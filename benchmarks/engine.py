@@ -45,6 +45,15 @@ def bundles(work: Path, base: Path, packs: list[Path], scheme: str | None, dtype
     return {"slotless": slotless, "bank": bank}
 
 
+def random_packs(base: Path, work: Path, rank: int, count: int) -> list[Path]:
+    """LoRAs at all linear layers of the base, as far as they are not there yet."""
+    packs = [work / f"pack{number}" for number in range(count)]
+    for seed, pack in enumerate(packs):
+        if not pack.exists():
+            build_pack(base, pack, rank, seed)
+    return packs
+
+
 def stepping(engine: Engine, names: list[str | None]) -> Callable[[], None]:
     """A batch of rows with these adapters in the middle of decoding; called, it makes a step and goes back to where it was."""
     rng, batch = np.random.default_rng(0), engine.rows
@@ -144,10 +153,7 @@ def main() -> None:
         base = args.base or work / f"llama-{args.size}"
         if args.base is None and not base.exists():
             build_base(base, args.size)
-        *packs, fresh = (work / f"pack{number}" for number in range(max(args.rows) + 1))
-        for seed, pack in enumerate([*packs, fresh]):
-            if not pack.exists():
-                build_pack(base, pack, args.rank, seed)
+        *packs, fresh = random_packs(base, work, args.rank, max(args.rows) + 1)
         made = bundles(work / (args.quantize or "float32"), base, packs, args.quantize)
         names = [pack.name for pack in packs]
         result = measure(base, made, names, args.rows, args.runs, args.prefill, fresh, args.loads) | {"quantize": args.quantize}

@@ -15,8 +15,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from decode import SIZES, build_base, build_pack
-from engine import bundles, measure, show
+from decode import SIZES, build_base
+from engine import bundles, measure, random_packs, show
 
 from adapterpack.errors import ProviderError
 from adapterpack.runtime.providers.device import Device
@@ -50,9 +50,7 @@ def main() -> None:
         base = args.base or work / f"llama-{args.size}"
         if args.base is None:
             build_base(base, args.size)
-        *packs, fresh = (work / f"pack{number}" for number in range(max(args.rows) + 1))
-        for seed, pack in enumerate([*packs, fresh]):
-            build_pack(base, pack, args.rank, seed)
+        *packs, fresh = random_packs(base, work, args.rank, max(args.rows) + 1)
         names: list[str | None] = [pack.name for pack in packs]
         for form in args.forms:
             made = bundles(work / form, base, packs, FORMS[form], "float16")

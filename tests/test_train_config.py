@@ -221,7 +221,8 @@ def test_several_adapters_share_the_common_keys() -> None:
         ({}, ["targets=[q"], ["override", "targets", "not valid YAML"]),
         ({}, ["adapters=[]"], ["adapters can only be listed in the file"]),
         ({}, ["leraning_rate=1"], ["did you mean 'learning_rate'?"]),
-        ({"method": {"type": "lora", "r": 4}}, [], ["the name of an adapter method alone", "a name, such as lora", "settings beside it"]),
+        ({"method": {"type": "lora", "r": 4}}, [],
+         ["must be the name of an adapter method", "a name, such as lora", "settings as keys of their own"]),
     ],
 )
 def test_what_is_refused(values: dict[Any, Any], overrides: list[str], words: list[str]) -> None:

@@ -7,7 +7,7 @@ import re
 from itertools import islice
 from pathlib import Path
 
-from ..errors import AdapterpackError, ConfigError, HubError, StorageError
+from ..errors import AdapterpackError, ConfigError, HubError, StorageError, closest
 from . import names
 from .transport.client import endpoint, redacted
 from .transport.official import guarded_downloads
@@ -59,7 +59,7 @@ def _download(text: str) -> Path:
     remote = is_remote(text)
     reference = _parsed(text, remote)
     if reference is None:
-        raise StorageError("there is no such file or folder here", where=text, remedy=f"{_beside(text)}name one that is there, or a "
+        raise StorageError("there is no such file or folder here", where=text, remedy=f"{_suggestion(text)}name one that is there, or a "
                            "repository of a hub as hf://org/name")
     from .pull import local_copy  # noqa: PLC0415 - every command imports this module, and few of them a hub
 
@@ -106,7 +106,7 @@ def _unreachable(reference: str, reason: str) -> StorageError:
 
 def _not_found(text: str, reason: str) -> StorageError:
     """What to say of ``text``, which is no path here and looks like a repository too: most who type it mean a path."""
-    return StorageError("there is no such file or folder here", where=text, remedy=f"{_beside(text)}name one that is there. If a "
+    return StorageError("there is no such file or folder here", where=text, remedy=f"{_suggestion(text)}name one that is there. If a "
                         f"repository of a hub is meant (org/name, or hf://org/name): it did not come, check the name, the network and "
                         f"HF_ENDPOINT ({_first_sentence(reason)})")
 
@@ -115,10 +115,8 @@ def _first_sentence(reason: str) -> str:
     return redacted(reason.partition("\n")[0].partition(". ")[0])[:200].rstrip(".")
 
 
-def _beside(text: str) -> str:
-    """The start of a remedy: the most alike of the names beside a path that is not there, or which part of the path ends it."""
-    from difflib import get_close_matches  # noqa: PLC0415 - most runs never need it
-
+def _suggestion(text: str) -> str:
+    """The start of a remedy: the existing path that is closest to a mistyped one, if any is close."""
     path = Path(text)
     there = next((parent for parent in path.parents if parent.is_dir()), None)
     if there is None:
@@ -129,5 +127,5 @@ def _beside(text: str) -> str:
             names = [entry.name for entry in islice(listing, _MOST_NAMES)]
     except OSError:
         return ""
-    close = get_close_matches(missing, names, n=1)
-    return f"did you mean '{there / close[0]}'? " if close else ""
+    close = closest(missing, names)
+    return "" if close is None else f"did you mean '{there / close}'? "

@@ -66,7 +66,7 @@ FILES: dict[str, tuple[str | bytes, str]] = {
     "adapters that are numbers": (GOOD + "adapters: [1, 2]", "name"),
     "an adapter out of its folder": (GOOD + "adapters: [{name: ../../outside/it}]", "name"),
     "a name that is a mapping": (GOOD + "adapters: [{name: {a: b}}]", "wrong type"),
-    "a method of a list": (GOOD + "method: [lora]", "the name of an adapter method alone"),
+    "a method of a list": (GOOD + "method: [lora]", "must be the name of an adapter method"),
 }
 
 

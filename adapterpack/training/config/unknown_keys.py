@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from difflib import get_close_matches
 from typing import Any
 
 from ...adapter_methods import Method, SiteConfig, get, methods
-from ...errors import ConfigError, nearest
+from ...errors import ConfigError, closest, nearest
 from ..trainers.choose import trainer_of
 from ..trainers.kind import TRAINERS
 from .aliases import ALIASES, INSTEAD
@@ -24,8 +23,8 @@ def method_of(values: Mapping[Any, Any], where: object) -> Method:
     """
     named = values.get("method", "lora")
     if not isinstance(named, str):
-        raise ConfigError("method is the name of an adapter method alone", where=f"{where}, method", expected="a name, such as lora",
-                          found=repr(named)[:80], remedy="write its settings beside it, such as method: lora and r: 8, a line each")
+        raise ConfigError("method must be the name of an adapter method", where=f"{where}, method", expected="a name, such as lora",
+                          found=repr(named)[:80], remedy="give its settings as keys of their own, such as method: lora and r: 8")
     return get(named.lower())
 
 
@@ -72,8 +71,8 @@ def _advice(key: Any, method: Method) -> str:
         return f"a setting of the trainers {', '.join(trainers)}"
     if having := _having(key):
         return f"a setting of {', '.join(having[:3])}, not of {method.name}"
-    close = get_close_matches(str(key), _keys(method), n=1)
-    return INSTEAD.get(key) or (f"did you mean '{close[0]}'?" if close else "leave it out")
+    close = closest(str(key), sorted(_keys(method)))
+    return INSTEAD.get(key) or ("leave it out" if close is None else f"did you mean '{close}'?")
 
 
 def _having(key: Any) -> list[str]:
