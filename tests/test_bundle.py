@@ -58,6 +58,14 @@ def test_an_older_bundle_lacks_what_came_later() -> None:
     assert read(value) == dataclasses.replace(BUNDLE, sites={"layers.0.q": site}, io=Signature(), io_before={})
 
 
+@pytest.mark.parametrize("cache", [{"type": "int8"}, {"type": "int8", "relative": 0.1, "max_relative": 0.2, "label_agreement": 1.0}])
+def test_a_report_may_lack_what_was_not_measured(cache: Any) -> None:
+    """A float graph's caches in eight bits, before the graph itself is quantized; for the reader and by the schema."""
+    value = {**BUNDLE.to_json(), "parity": {"decoder": {"steps": 2, "cache": cache}}}
+    assert read(value).parity["decoder"]["cache"] == cache
+    assert list(Draft202012Validator(SCHEMA).iter_errors(value)) == []
+
+
 @pytest.mark.parametrize(("pointer", "wrong"), [
     ("/mode", "banks"), ("/format", "adapterpack"), ("/format_version", "2.0"), ("/task", "Text"), ("/slots", 5000), ("/max_rank", -1),
     ("/dtype", "float64"), ("/padding", "up"), ("/pooling", "max"), ("/in_place", 1), ("/base/content", "abc"), ("/base/surprise", 1),
@@ -67,7 +75,8 @@ def test_an_older_bundle_lacks_what_came_later() -> None:
     ("/adapters/0/path", "../alpha"), ("/adapters/0/pack", "sha256:1"), ("/adapters/0/slot", 0), ("/adapters/0/labels", []),
     ("/files/0/path", "a/b/c/d/e"), ("/files/0/role", "weights"), ("/files/0/size", -1), ("/io/inputs/0/shape", [1] * 9),
     ("/io/inputs/0/dtype", "Float"), ("/io_before/Encoder", {}), ("/quantization/scheme", "Int 2"), ("/quantization/surprise", 1),
-    ("/quantization/accuracy", "quick"), ("/parity/canary/replayed/alpha/max_abs", -1.0), ("/parity/canary/surprise", 1), ("/surprise", 1),
+    ("/quantization/accuracy", "quick"), ("/quantization/error_by_accuracy", {"quick": 0.1}),
+    ("/parity/canary/replayed/alpha/max_abs", -1.0), ("/parity/canary/surprise", 1), ("/surprise", 1),
 ])
 def test_what_is_out_of_bounds_is_refused(pointer: str, wrong: Any) -> None:
     """By its place, or that of what holds it; by the schema, too."""

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, NotRequired, TypedDict
 from msgspec import Meta
 
 Errors = Mapping[str, Annotated[float, Meta(ge=0)]]
+Accuracy = Annotated[str, Meta(pattern=r"^(exact|fast)\Z")]  # a schema leaves out a Literal that is a key, by msgspec's version
 
 
 class GraphChange(TypedDict):
@@ -63,7 +64,7 @@ class QuantizationReport(TypedDict):
     max_error: Errors
     label_agreement: Mapping[str, Annotated[float, Meta(ge=0, le=1)]]
     graphs: NotRequired[Mapping[str, GraphChange]]
-    accuracy: NotRequired[Literal["exact", "fast"]]
+    accuracy: NotRequired[Accuracy]
     head: NotRequired[Literal["int8", "int4", "float"]]
     symmetric: NotRequired[bool]
     algorithm: NotRequired[Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_-]{0,63}\Z")]]
@@ -71,7 +72,7 @@ class QuantizationReport(TypedDict):
     products: NotRequired[Annotated[Mapping[Annotated[str, Meta(max_length=512)], ProductReport], Meta(max_length=50_000)]]
     compensation: NotRequired[CompensationReport]
     stored: NotRequired[Annotated[Mapping[Annotated[str, Meta(max_length=100)], StoredReport], Meta(max_length=1000)]]
-    error_by_accuracy: NotRequired[Mapping[Literal["exact", "fast"], Annotated[float, Meta(ge=0)]]]
+    error_by_accuracy: NotRequired[Mapping[Accuracy, Annotated[float, Meta(ge=0)]]]
 
 
 class ReplayedCanary(TypedDict):

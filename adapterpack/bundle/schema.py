@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Any, NotRequired, get_origin, get_type_hints
+from typing import Any, NotRequired, get_origin, get_type_hints, is_typeddict
 
 from ..io.typed_json import schema_of
+from . import reports
 from .manifest import OPTIONAL, Bundle
-from .reports import CanaryReport, DecoderReport, QuantizationReport
 
-_REPORTS = (QuantizationReport, CanaryReport, DecoderReport)
+_REPORTS = {name: kind for name, kind in vars(reports).items() if is_typeddict(kind)}
 
 
 def schema() -> dict[str, Any]:
@@ -23,11 +23,11 @@ def schema() -> dict[str, Any]:
         >>> schema()["properties"]["sites"]["maxProperties"]
         50000
     """
-    made = schema_of(Bundle, {}, _REPORTS)
+    made = schema_of(Bundle, {}, tuple(_REPORTS.values()))
     fields, parts = made["properties"], made["$defs"]
     fields["quantization"] = {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/QuantizationReport"}]}
     fields["parity"]["properties"] = {"canary": {"$ref": "#/$defs/CanaryReport"}, "decoder": {"$ref": "#/$defs/DecoderReport"}}
-    for name, optional in {**OPTIONAL, **{report.__name__: _optional(report) for report in _REPORTS}}.items():
+    for name, optional in {**OPTIONAL, **{name: _optional(report) for name, report in _REPORTS.items()}}.items():
         part = made if name == "Bundle" else parts[name]
         part["required"] = [field for field in part["required"] if field not in optional]
     about = {"$id": "https://adapterpack.dev/schemas/bundle.v1.json", "title": "adapterpack bundle, version 1",
