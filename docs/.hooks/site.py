@@ -1,4 +1,4 @@
-"""Hooks of MkDocs: links into the repository stay links on the site.
+"""Hooks of MkDocs: links into the repository stay links on the site, and tables show the code that they hold.
 
 CONTRIBUTING.md and CHANGELOG.md become pages. A page may link to ``../examples/tickets.yaml`` or ``../schemas/manifest.v1.json``, as it
 does for readers of the repository: the files that are linked to are copied to ``source/`` on the site, and a folder becomes a page that
@@ -19,6 +19,7 @@ ROOT = DOCS.parent
 SOURCE = "source"
 PAGES = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 """Files of the repository that are pages of the guide."""
+_TABLE = re.compile(r"<table>.*?</table>", re.DOTALL)
 _LINK = re.compile(r"\]\((\.\./[^)#\s]+)(#[^)\s]*)?\)")
 
 
@@ -67,3 +68,8 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         return f"]({up}{SOURCE}/{name}{found[2] or ''})"
 
     return _LINK.sub(changed, markdown)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    r"""A pipe in the code of a table is written ``\|``, as GitHub has it; Python-Markdown keeps the backslash."""
+    return _TABLE.sub(lambda table: table[0].replace(r"\|", "|"), html)
