@@ -518,10 +518,12 @@ def test_train(world: World) -> None:
     data.write_text("\n".join(map(json.dumps, rows)), "utf-8")
     known = {"base_model": str(world.bert), "task": "text-classification", "train_file": str(data), "lora_r": 2, "max_steps": 1}
     config.write_text("".join(f"{key}: {value}\n" for key, value in {**known, "output_dir": out}.items()), "utf-8")
-    done = call("train", config, "max_steps=2", "--json", "--html", world.folder / "train.html")
+    evaluated = ("val_set_size=2", "eval_strategy=steps", "eval_steps=1")
+    done = call("train", config, "max_steps=2", *evaluated, "--json", "--html", world.folder / "train.html")
     [pack] = report(done)["packs"]
     assert (pack["name"], pack["ranks"], pack["training"]["steps"]) == ("trained", {"2": pack["sites"]}, 2)
-    assert "Loss of trained" in (world.folder / "train.html").read_text("utf-8")
+    page = (world.folder / "train.html").read_text("utf-8")
+    assert [title for title in ("Loss of trained", "Accuracy of trained") if title not in page] == []
     assert "lora_r is read as r" in done.stderr
     config.write_text(config.read_text("utf-8") + "method: loraa\n", "utf-8")
     assert "did you mean 'lora'?" in sentence(call("train", config, f"output_dir={out}-2"))

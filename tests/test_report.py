@@ -483,9 +483,10 @@ def test_the_page_of_a_training_shows_its_losses() -> None:
               "metrics": [{"name": "accuracy", "value": 0.875, "n": 80, "dataset": HOSTILE}],
               "training": {"steps": 1000, "final_loss": 0.125, "config": {"r": 8}}} for name in ("a", "b", "c", HOSTILE)]
     losses = {pack["name"]: [(step, 2.0 / step) for step in range(1, 1001)] for pack in packs}
-    page = train_report(packs, losses)
+    page = train_report(packs, losses, {"loss": {"a": [(10, 1.0), (20, 0.5)], "b": [(20, 0.7)]}, HOSTILE: {"a": [(20, 0.5)]}})
     assert_harmless(page)
-    assert [len(chart.findall(".//{http://www.w3.org/2000/svg}polyline")) for chart in charts(page)] == [3, 1]
+    drawn = [len(chart.findall(".//{http://www.w3.org/2000/svg}polyline")) for chart in charts(page)]
+    assert drawn == [3, 1, 1], "three losses, one, and the loss of the one that was evaluated more than once"
     line = charts(page)[0].find(".//{http://www.w3.org/2000/svg}polyline")
     assert line is not None
     points = [tuple(map(float, point.split(","))) for point in line.attrib["points"].split()]

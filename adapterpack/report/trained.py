@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
+
+from markupsafe import Markup
 
 from ..io.readable import MISSING, count, number, size
 from .inspected import facts_of
@@ -11,29 +14,30 @@ from .key_figures import Card
 from .lines import loss_lines
 from .rendering import render
 
-Losses = Mapping[str, Sequence[tuple[int, float]]]
-"""Adapter -> its steps by number, and the loss of each."""
+Values = Mapping[str, Sequence[tuple[int, float]]]
+"""Adapter -> its steps by number, and a value at each, such as the loss."""
 _TOGETHER = 3
 """Lines of one figure, as many as there are tones."""
 _TOLD = ("path", "id", "method", "sites", "parameters", "bytes", "task")
 
 
-def train_report(packs: Sequence[Mapping[str, Any]], losses: Losses) -> str:
-    """The packs of a training, as ``adapterpack train --json`` gives them, and its losses as one self-contained HTML page.
+def train_report(packs: Sequence[Mapping[str, Any]], losses: Values, scores: Mapping[str, Values] = MappingProxyType({})) -> str:
+    """The packs of a training, as ``adapterpack train --json`` gives them, its losses and its ``scores`` by metric, where it was evaluated
+    more than once, as one self-contained HTML page.
 
     Example:
         >>> pack = {"name": "a", "training": {"steps": 2, "final_loss": 0.5}, "metrics": []}
         >>> "polyline" in train_report([pack], {"a": [(1, 1.0), (2, 0.5)]})
         True
     """
-    lines = [(name, [step for step, _ in steps], [loss for _, loss in steps]) for name, steps in losses.items() if steps]
-    groups = [lines[start : start + _TOGETHER] for start in range(0, len(lines), _TOGETHER)]
+    evaluations = {metric: {name: points for name, points in values.items() if len(points) > 1} for metric, values in scores.items()}
     return render(
         "train.html.jinja",
         names=", ".join(str(pack["name"]) for pack in packs),
         figures=[card for pack in packs[:_TOGETHER] for card in _figures(pack, len(packs) > 1)],
-        charts=[loss_lines(f"Loss of {', '.join(name for name, _, _ in group)}", group) for group in groups],
-        long=any(len(steps) > 200 for _, steps, _ in lines),
+        charts=_charts("Loss", losses),
+        evaluations=[(metric, chart) for metric, values in evaluations.items() for chart in _charts(metric.capitalize(), values)],
+        long=any(len(steps) > 200 for steps in losses.values()),
         packs=[{
             "name": pack["name"],
             "facts": facts_of({key: pack[key] for key in _TOLD if key in pack}),
@@ -42,6 +46,13 @@ def train_report(packs: Sequence[Mapping[str, Any]], losses: Losses) -> str:
             "settings": facts_of(pack["training"]),
         } for pack in packs],
     )
+
+
+def _charts(what: str, values: Values) -> list[Markup]:
+    """The values over the steps, of up to three adapters in one figure."""
+    lines = [(name, [step for step, _ in points], [value for _, value in points]) for name, points in values.items() if points]
+    groups = [lines[start : start + _TOGETHER] for start in range(0, len(lines), _TOGETHER)]
+    return [loss_lines(f"{what} of {', '.join(name for name, _, _ in group)}", group) for group in groups]
 
 
 def _figures(pack: Mapping[str, Any], many: bool) -> list[Card]:

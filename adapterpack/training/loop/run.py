@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,12 +28,13 @@ from .memory import memory_errors
 from .preparing import Load, Prepared, prepared, reader_of, training_of
 from .resuming import Patience, RunFolder, Stopping, interruptible, kept
 from .rewards import Reward
-from .steps import Step, Steps, evaluated
+from .steps import Evaluation, Step, Steps, evaluated
 from .turns import Pause, Turns
 
 log = logging.getLogger(__name__)
 
 Shown = Callable[[Step], None]
+Scored = Callable[[Evaluation], None]
 
 
 class Company(NamedTuple):
@@ -56,14 +57,17 @@ class Trained(NamedTuple):
     started: float
 
 
-def trained(config: TrainConfig, progress: Shown | None = None, rewards: Sequence[Reward] = (), company: Company | None = None) -> Trained:
+def trained(
+    config: TrainConfig, progress: Shown | None = None, rewards: Sequence[Reward] = (), company: Company | None = None,
+    scored: Scored | None = None,
+) -> Trained:
     """Trains one adapter, alone or in ``company``; goes on from the last checkpoint of the same run."""
     started = time.perf_counter()
     kind, task = TRAINERS[config.trainer], task_named(config.task)
     refuse_existing(Path(config.output_dir), "output_dir=...")
     base, datasets = folder_of(config.model_name_or_path), list(map(_dataset, sources_of(config.train_file, "train_file")))
     run = RunFolder(config.output_dir, {**as_mapping(config), "datasets": datasets})
-    steps = Steps(progress, name="" if company is None else config.pack_name)
+    steps = Steps(progress, name="" if company is None else config.pack_name, scored=scored)
     stopping = Stopping() if company is None else company.stopping
     arguments = arguments_of(config, run.path, () if kind.rows else training_of(task, kind).targets)
     checkpoint = run.begin() if arguments.should_save else run.last()
@@ -77,9 +81,9 @@ def trained(config: TrainConfig, progress: Shown | None = None, rewards: Sequenc
         with own_forward(ready.model), interruptible(stopping, arguments.world_size == 1 and config.save_strategy != "no"):
             trainer = trainer_for(config, ready, arguments, reader, rewards, callbacks=callbacks, steps=steps)
             result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-            scores = trainer.evaluate() if evaluation is not None else {}
+            scores = _scores(trainer, steps) if evaluation is not None else {}
     metrics = tuple({"name": name, "value": value, "dataset": _evaluated_on(config), "n": len(evaluation or ())}
-                    for name, value in evaluated(scores).items())
+                    for name, value in scores.items())
     training = {
         "datasets": datasets,
         "objective": kind.name if kind.rows else task.name,
@@ -107,6 +111,14 @@ def packed(done: Trained) -> Pack:
     done.trainer.accelerator.wait_for_everyone()
     log.info("trained '%s' in %.1f s", pack.name, time.perf_counter() - done.started)
     return pack
+
+
+def _scores(trainer: Any, steps: Steps) -> Mapping[str, float]:
+    """How good the trained adapter is: what an evaluation after the last step said, unless the adapter is that of an earlier step."""
+    last = steps.last
+    if last is not None and last.done == trainer.state.global_step and not trainer.args.load_best_model_at_end:
+        return last.scores
+    return evaluated(trainer.evaluate())
 
 
 def _stopping_early(config: TrainConfig) -> list[Patience]:
