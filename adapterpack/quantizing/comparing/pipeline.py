@@ -80,7 +80,7 @@ def compare_quantized(bundle: str | os.PathLike[str], rows: str | os.PathLike[st
                     say(f"{title}: quantize")
                     quantize_bundle(origins.of(way), scratch / "form", how)
                 except AdapterpackError as error:
-                    forms.append(Form(scheme, way, None, None, error.sentence))
+                    forms.append(Form(scheme, way, None, None, error.placeless_sentence))  # its place is in a temporary folder
                     continue
                 found = figures(scratch / "form", None if way == "merged" else chosen, asked, _under(title, say))
                 shutil.rmtree(scratch / "form")
