@@ -103,6 +103,15 @@ def _traced_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _held_to_schemas() -> Iterator[None]:
+    """What is written here fits the schema that ships."""
+    import shipped_schemas
+
+    with shipped_schemas.held():
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _no_power_cut() -> Iterator[None]:
     """Files and folders are not synced in this process: tests write thousands of packs, and none of them outlives its test."""
     sync = os.fsync

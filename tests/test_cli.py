@@ -134,6 +134,13 @@ def has_json(called: Called) -> None:
     assert any("--json" in param.opts for param in called.command.params)
 
 
+def has_schema(called: Called) -> None:
+    """The schema of reports has what it prints, and its errors."""
+    parts = schema("report.v1")["$defs"]
+    assert called.name in {part["properties"]["command"].get("const") for part in parts.values() if "command" in part.get("properties", {})}
+    assert called.name.partition(" ")[0] in parts["error"]["properties"]["command"]["enum"]
+
+
 def has_twin(called: Called) -> None:
     """adapterpack.NAME is the function, and the first sentence of its docstring is that of the help."""
     twin: Any = adapterpack
@@ -151,7 +158,7 @@ def refuses_unknown_options(called: Called) -> None:
     assert done.stdout == ""
 
 
-PROMISES: tuple[Callable[[Called], None], ...] = (has_help, has_example, has_json, has_twin, refuses_unknown_options)
+PROMISES: tuple[Callable[[Called], None], ...] = (has_help, has_example, has_json, has_schema, has_twin, refuses_unknown_options)
 
 
 def first_sentence(text: str | None) -> str:
@@ -618,18 +625,17 @@ def test_wrong_usage_is_exit_2(line: str) -> None:
 def test_a_bug_is_told_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An exception that is not ours: one line that says so; where it arose only with --traceback."""
     imports = "import click\nfrom adapterpack.cli.options import shared\n"
-    body = "@click.command('odd')\n@shared\ndef command(as_json):\n    raise ValueError('x\\x1b')\n"
-    (tmp_path / "odd_command.py").write_text(imports + body, "utf-8")
+    body = "@click.command('doctor')\n@shared\ndef command(as_json):\n    raise ValueError('x\\x1b')\n"
+    (tmp_path / "doctor_command.py").write_text(imports + body, "utf-8")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(COMMANDS, "odd", "a command with a bug")
-    monkeypatch.setitem(sys.modules, "adapterpack.cli.odd", import_module("odd_command"))
-    plain, told, as_json = call("odd"), call("odd", "--traceback"), call("odd", "--json")
+    monkeypatch.setitem(sys.modules, "adapterpack.cli.doctor", import_module("doctor_command"))
+    plain, told, as_json = call("doctor"), call("doctor", "--traceback"), call("doctor", "--json")
     assert plain.exit_code == told.exit_code == as_json.exit_code == 1
     assert plain.stderr.count("\n") == 1
     assert "this is a bug in adapterpack" in plain.stderr
     assert plain.stderr.endswith("ValueError: x\\u001b\n")
     assert "Traceback" in told.stderr
-    assert "odd_command.py" in told.stderr
+    assert "doctor_command.py" in told.stderr
     assert json.loads(as_json.stdout)["error"]["code"] == "bug"
 
 

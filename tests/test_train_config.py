@@ -16,9 +16,10 @@ from shipped_schemas import fits
 from adapterpack import LoRA
 from adapterpack.adapter_methods import methods
 from adapterpack.errors import AdapterpackError, ConfigError, StorageError, UnknownMethod
+from adapterpack.io import strict_json
 from adapterpack.tasks.task import TASKS
 from adapterpack.training.config.aliases import ALIASES, translate
-from adapterpack.training.config.config import read_config
+from adapterpack.training.config.config import as_mapping, read_config
 from adapterpack.training.config.fields import LEAST, NAME, PARTS, POSITIVE, TrainConfig
 from adapterpack.training.config.schema import schema
 from adapterpack.training.config.sources import Source, sources_of
@@ -334,6 +335,7 @@ GOOD: list[dict[str, Any]] = [
     {"adapters": [{"name": "a"}, {"name": "b", "r": 4, "learning_rate": 1e-3, "targets": ["q"]}]},
     {"max_steps": -1, "seed": 0, "max_grad_norm": 0, "task": "text-classification"},
     {"dtype": "bfloat16", "bf16": "auto"},
+    *({"method": name} for name, method in sorted(methods().items()) if name != "alora"),  # which needs tokens
     {"train_file": ["a.jsonl", {"path": "org/set", "name": "en", "split": "train[:9%]", "revision": "main", "form": "alpaca",
                                 "columns": {"output": "answer"}}], "eval_file": {"path": "x", "data_files": ["a.csv"]}},
 ]
@@ -341,16 +343,20 @@ BAD: list[dict[str, Any]] = [
     {"learning_rat": 1}, {"max_length": "long"}, {"max_length": True}, {"learning_rate": "fast"}, {"learning_rate": 0}, {"bf16": "perhaps"},
     {"train_file": None}, {"train_file": {"pth": "a"}}, {"train_file": []},
     {"name": 12}, {"name": "a b"}, {"targets": 5}, {"targets": ["q", 5]}, {"rank_pattern": {"q": "two"}}, {"r": "8"},
-    {"r": 0}, {"dropout": 1.0}, {"seed": -1}, {"adapters": []}, {"adapters": [{"r": 2}]}, {"adapters": [{"name": "a", "rr": 2}]},
+    {"r": -1}, {"dropout": 1.0}, {"seed": -1}, {"adapters": []}, {"adapters": [{"r": 2}]}, {"adapters": [{"name": "a", "rr": 2}]},
     {"per_device_train_batch_size": 0}, {"max_train_samples": 0}, {"label_smoothing_factor": 1},
 ]
 
 
 @pytest.mark.parametrize("values", GOOD)
 def test_the_schema_accepts_what_the_reader_accepts(values: dict[str, Any]) -> None:
-    """Both take it."""
-    read_config({**NEEDED, **values})
+    """Both take it, and so they do the whole configuration that it stands for, as --print-config has it."""
+    settings, _ = read_config({**NEEDED, **values})
     assert fits({**NEEDED, **values}, "train.v1")
+    for config in settings:
+        whole = strict_json.plain({**as_mapping(config), "name": config.pack_name})
+        assert fits(whole, "train.v1")
+        assert read_config(whole)[0] == [dataclasses.replace(config, name=config.pack_name)]
 
 
 @pytest.mark.parametrize("values", BAD)

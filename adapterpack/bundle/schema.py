@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Any, NotRequired, get_origin, get_type_hints, is_typeddict
+from typing import Any
 
 from ..io.typed_json import schema_of
-from . import reports
 from .manifest import OPTIONAL, Bundle
+from .reports import CanaryReport, DecoderReport, QuantizationReport
 
-_REPORTS = {name: kind for name, kind in vars(reports).items() if is_typeddict(kind)}
+_REPORTS = (CanaryReport, DecoderReport, QuantizationReport)
 
 
 def schema() -> dict[str, Any]:
@@ -23,21 +23,16 @@ def schema() -> dict[str, Any]:
         >>> schema()["properties"]["sites"]["maxProperties"]
         50000
     """
-    made = schema_of(Bundle, {}, tuple(_REPORTS.values()))
+    made = schema_of(Bundle, {}, _REPORTS)
     fields, parts = made["properties"], made["$defs"]
     fields["quantization"] = {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/QuantizationReport"}]}
     fields["parity"]["properties"] = {"canary": {"$ref": "#/$defs/CanaryReport"}, "decoder": {"$ref": "#/$defs/DecoderReport"}}
-    for name, optional in {**OPTIONAL, **{name: _optional(report) for name, report in _REPORTS.items()}}.items():
+    for name, optional in OPTIONAL.items():
         part = made if name == "Bundle" else parts[name]
         part["required"] = [field for field in part["required"] if field not in optional]
     about = {"$id": "https://adapterpack.dev/schemas/bundle.v1.json", "title": "adapterpack bundle, version 1",
              "description": "One deployable folder: graph, site map, adapters, tokenizer."}
     return {"$schema": made["$schema"], **about, **{key: item for key, item in made.items() if key not in about}}
-
-
-def _optional(report: type[Any]) -> set[str]:
-    """The fields that a report may lack."""
-    return {name for name, hint in get_type_hints(report, include_extras=True).items() if get_origin(hint) is NotRequired}
 
 
 if __name__ == "__main__":

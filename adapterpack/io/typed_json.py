@@ -140,21 +140,53 @@ def schema_of(kind: type[Any], others: Mapping[str, Any], more: Sequence[Any] = 
     """The JSON Schema of a struct, 2020-12, with definitions of its parts, of the kinds in ``more``, and ``others``."""
     (schema, *_), parts = msgspec.json.schema_components([kind, *more], ref_template="#/$defs/{name}")
     root = parts.pop(schema["$ref"].rpartition("/")[2])
-    written: dict[str, Any] = _written({**root, "$defs": {**{name: parts[name] for name in sorted(parts)}, **others}})
+    written: dict[str, Any] = _written(portable({**root, "$defs": {**{name: parts[name] for name in sorted(parts)}, **others}}))
+    for name, absent in _absent(msgspec.inspect.multi_type_info([kind, *more]), set()):
+        part = written["$defs"][name]
+        part["required"] = [field for field in part["required"] if field not in absent]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **written}
 
 
+def _absent(info: Any, seen: set[type[Any]]) -> Iterator[tuple[str, set[str]]]:
+    """The name of every mapping with typed keys that a type holds, and the keys that it may lack."""
+    if isinstance(info, tuple):
+        for item in info:
+            yield from _absent(item, seen)
+    elif isinstance(info, msgspec.inspect.Type | msgspec.inspect.Field) and (cls := getattr(info, "cls", None)) not in seen:
+        if isinstance(info, msgspec.inspect.TypedDictType):
+            yield info.cls.__name__, {field.name for field in info.fields if not field.required}
+        if cls is not None:
+            seen.add(cls)
+        for attribute in type(info).__struct_fields__:
+            yield from _absent(getattr(info, attribute), seen)
+
+
+def portable(schema: Any) -> Any:
+    """A generated schema with ``$`` for Python's ``\\Z``: the end of a text in ECMAScript, whose expressions JSON Schema has.
+
+    Example:
+        >>> portable({"items": {"pattern": r"^[a-z]+\\Z"}})
+        {'items': {'pattern': '^[a-z]+$'}}
+    """
+    if isinstance(schema, list):
+        return [portable(item) for item in schema]
+    if isinstance(schema, dict):
+        return {key: f"{item[:-2]}$" if key == "pattern" and isinstance(item, str) and item.endswith("\\Z") else portable(item)
+                for key, item in schema.items()}
+    return schema
+
+
 def _written(schema: Any) -> Any:
-    """A generated schema as files have to be: with every field, no other, and patterns as ECMAScript writes them."""
+    """A generated schema as files have to be: with every field, and no other, whatever the order in which msgspec lists choices."""
     if isinstance(schema, list):
         return [_written(item) for item in schema]
-    if isinstance(schema, str):
-        return f"{schema[:-2]}$" if schema.endswith("\\Z") else schema
     if not isinstance(schema, dict):
         return schema
     written = {key: _written(item) for key, item in schema.items() if key != "default"}
     if isinstance(described := written.get("description"), str):
         written["description"] = " ".join(described.split())
+    if isinstance(choices := written.get("anyOf"), list):
+        written["anyOf"] = sorted(choices, key=lambda choice: (choice == {"type": "null"}, repr(sorted(choice.items()))))
     if isinstance(names := written.get("propertyNames"), dict):
         written["propertyNames"] = {"type": "string", **names}
     if isinstance(written.get("properties"), dict) and "additionalProperties" not in written:

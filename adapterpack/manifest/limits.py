@@ -12,9 +12,9 @@ from ..io.typed_json import Misfit, escaped
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 """The names that a pack may have."""
 PackName = Annotated[str, Meta(pattern=rf"^{NAME}\Z")]
-Path = Annotated[str, Meta(min_length=1, max_length=512, pattern=r"^[^\u0000-\u001f\u007f]+\Z")]
+Path = Annotated[str, Meta(min_length=1, max_length=512, pattern=r"^[^\x00-\x1f\x7f]+\Z")]
 """The name of a module, a tensor or a parameter."""
-Line = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[^\u0000-\u001f\u007f]+\Z")]
+Line = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+\Z")]
 ShortText = Annotated[str, Meta(max_length=200)]
 Repo = Annotated[str, Meta(max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*\Z")]
 Commit = Annotated[str, Meta(pattern=r"^[0-9a-f]{40}\Z")]

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from ..io.typed_json import portable
 from ..version import VERSION
 from .openai import sse
 from .route import RouteSpec
@@ -24,7 +25,7 @@ def document(routes: Sequence[RouteSpec]) -> dict[str, Any]:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, by_struct)
     return {
         "openapi": "3.1.0", "info": {"title": "adapterpack serve", "version": VERSION}, "paths": paths,
-        "components": {"schemas": components, "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
+        "components": {"schemas": portable(components), "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
     }
 
 

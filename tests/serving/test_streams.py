@@ -14,6 +14,7 @@ import httpx
 import jsonschema
 import pytest
 from servers import ANN, BOB, OLD, Served
+from shipped_schemas import unlike
 
 from adapterpack.serving.routes import ROUTES
 
@@ -129,6 +130,7 @@ def test_the_document_is_true(server: Served) -> None:
         schema = {"$ref": f"#/components/schemas/{name}", "components": document["components"]}
         return bool(jsonschema.Draft202012Validator(schema).is_valid(value))
 
+    assert unlike(document) == []
     text = {"model": "alpha", "prompt": "x", "max_tokens": 2}
     routes: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
         ("/v1/chat/completions", "ChatRequest", "ChatCompletion", chat(logprobs=True, top_logprobs=1)),

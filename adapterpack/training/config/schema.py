@@ -73,6 +73,8 @@ def _property(name: str, those: list[Owner]) -> dict[str, Any]:
     kind = different[0] if len(different) == 1 else {"anyOf": [one for every in different for one in every.get("anyOf", [every])]}
     defaults = [field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default for field in fields]
     common = {"default": _plain(defaults[0])} if all(_plain(one) == _plain(defaults[0]) for one in defaults) else {}
+    if "minimum" in described:  # a default may be below it: OFT has sizes of blocks in place of a rank
+        described = {**described, "minimum": min([described["minimum"], *(one for one in defaults if isinstance(one, int | float))])}
     if "anyOf" in described:  # wider than the type: the reader takes one name for a list of one
         kind = {}
     return {"description": f"A setting of {', '.join(method.name for method in those)}.", **kind, **described, **common}
