@@ -63,13 +63,14 @@ def carried_files(folder: Path, names: Iterable[str] = ()) -> list[Path]:
 
 
 def copy_carried(source: Path, target: Path, names: Iterable[str] = ()) -> None:
-    """Copies the files of :func:`carried_files` into another folder.
+    """Copies the files of :func:`carried_files` into another folder, in place of what a killed process left there of their names.
 
     Raises:
         FormatError: a link leads out of the folder.
         StorageError: the file system refuses.
     """
     for path in carried_files(source, names):
+        (target / path.name).unlink(missing_ok=True)
         copy_file(path, target / path.name)
 
 
