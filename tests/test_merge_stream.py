@@ -85,7 +85,7 @@ def child(out, moment=None, delay=0.0):
 
 for kill in range(kills):
     out = f"{folder}/{kill}"
-    killed = os.WIFSIGNALED(child(out, chance.random(), chance.uniform(0, 0.01)))
+    killed = os.WIFSIGNALED(child(out, chance.choice((chance.random(), 1.0)), chance.uniform(0, 0.01)))
     assert os.path.exists(out) or killed
     assert not killed or not os.path.exists(out) or os.path.exists(out + "/adapterpack.merge.json")
     if not os.path.exists(out):
@@ -97,7 +97,7 @@ for kill in range(kills):
 def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(sharded: Path, whole: tuple[Path, Path], tmp_path: Path) -> None:
     """20 processes killed with SIGKILL at random moments; the same merge asked for again gives the uninterrupted merge's bytes each time.
 
-    The moment is a share of the bytes, and up to 10 ms more: anywhere in the work, on a machine of any speed.
+    The moment is a share of the bytes, for half of them all, and up to 10 ms more: anywhere in the work, on a machine of any speed.
     """
     command = [sys.executable, "-c", KILLED, sharded, whole[0], tmp_path, "7", "20"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
@@ -108,7 +108,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(sharded: Path, whole:
     expected = digests(whole[1])
     for kill in range(20):
         assert digests(tmp_path / str(kill)) == expected
-    assert not [path for path in tmp_path.iterdir() if path.name.endswith(".partial")]
+    assert len(list(tmp_path.iterdir())) == 20  # a journal that outlives its output would be trusted by the next merge of that name
 
 
 def test_another_merge_does_not_go_on_with_what_was_killed(sharded: Path, whole: tuple[Path, Path], tmp_path: Path,

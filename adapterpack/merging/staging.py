@@ -82,8 +82,6 @@ def staged(out: Path, folder: Path, open_journal: Callable[[Path], Journal], kee
         out.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)
         _require_own(folder)
-        if (moved := _moved_journals(folder)).is_dir() and not (folder / FOLDER).exists():  # killed just before the renaming
-            moved.rename(folder / FOLDER)
         journal = open_journal(folder)
         try:  # what came of another base is not gone on with
             with kept_or_removed(folder, lambda error: keep and not isinstance(error, ChangedError)):
@@ -111,8 +109,7 @@ def publish(folder: Path, out: Path, finish: Callable[[Path], None], durable: bo
             for path in sorted(folder.rglob("*")):
                 sync(path)
         refuse_existing(out)
-        journals = _moved_journals(folder)
-        (folder / FOLDER).rename(journals)
+        shutil.rmtree(folder / FOLDER)  # first: journals that outlive their files would be trusted by a later run
         if durable:
             sync(folder)
         if file is None:
@@ -123,15 +120,9 @@ def publish(folder: Path, out: Path, finish: Callable[[Path], None], durable: bo
             folder.rmdir()
         if durable:
             sync(out.parent)
-        shutil.rmtree(journals, ignore_errors=True)
     finally:
         os.close(lock)
     return True
-
-
-def _moved_journals(folder: Path) -> Path:
-    """Where the journals of a staging folder are while it is renamed."""
-    return folder.with_name(f"{folder.name}.journals")
 
 
 def _require_own(folder: Path) -> None:
