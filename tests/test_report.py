@@ -483,10 +483,12 @@ def test_the_page_of_a_training_shows_its_losses() -> None:
               "metrics": [{"name": "accuracy", "value": 0.875, "n": 80, "dataset": HOSTILE}],
               "training": {"steps": 1000, "final_loss": 0.125, "config": {"r": 8}}} for name in ("a", "b", "c", HOSTILE)]
     losses = {pack["name"]: [(step, 2.0 / step) for step in range(1, 1001)] for pack in packs}
-    page = train_report(packs, losses, {"loss": {"a": [(10, 1.0), (20, 0.5)], "b": [(20, 0.7)]}, HOSTILE: {"a": [(20, 0.5)]}})
+    packs[0]["training"]["evaluations"] = [{"step": 10, "loss": 1.0}, {"step": 20, HOSTILE: 0.5, "loss": 0.5}]
+    packs[1]["training"]["evaluations"] = [{"step": 20, "loss": 0.7}]
+    page = train_report(packs, losses)
     assert_harmless(page)
     drawn = [len(chart.findall(".//{http://www.w3.org/2000/svg}polyline")) for chart in charts(page)]
-    assert drawn == [3, 1, 1], "three losses, one, and the loss of the one that was evaluated more than once"
+    assert drawn == [3, 1, 1, 1], "three losses, one, and two metrics of the one that was evaluated more than once"
     line = charts(page)[0].find(".//{http://www.w3.org/2000/svg}polyline")
     assert line is not None
     points = [tuple(map(float, point.split(","))) for point in line.attrib["points"].split()]
@@ -495,4 +497,4 @@ def test_the_page_of_a_training_shows_its_losses() -> None:
     assert points[0] == pytest.approx((0, 100 * (1 - 4.5666667 / 5 / 2)), abs=0.01)
     assert points[-1] == pytest.approx((100, 100 * (1 - sum(2 / step for step in range(996, 1001)) / 5 / 2)), abs=0.01)
     assert all(words in Document(page).text for words in ("0.875", "after 1,000 steps", "config, r 8"))
-    assert "<svg" not in train_report(packs[:1], {})
+    assert "<svg" not in train_report(packs[2:3], {})

@@ -28,7 +28,6 @@ from adapterpack.tasks.task import task_named
 from adapterpack.training import data
 from adapterpack.training.config.config import read_config
 from adapterpack.training.config.sources import Source
-from adapterpack.training.loop.steps import Evaluation
 from adapterpack.training.rows import packing, readable_files
 from adapterpack.training.rows.reading import read, tables
 
@@ -205,10 +204,10 @@ def test_rows_are_kept_apart_to_evaluate_on(size: float, apart: int, tiny_llama:
     assert {tuple(row["input_ids"]) for row in kept}.isdisjoint(tuple(row["input_ids"]) for row in evaluated or ())
     assert (kept, evaluated) == rows_of(tiny_llama, **settings)
     assert (kept, evaluated) != rows_of(tiny_llama, **settings, seed=1)
-    scored: list[Evaluation] = []
-    (pack,) = train(config(tiny_llama, tmp_path, **settings, eval_strategy="steps", eval_steps=1), scored=scored.append)
-    assert [one.done for one in scored] == list(range(1, pack.manifest.training["steps"] + 1))  # each once, the last, too
-    assert pack.manifest.metrics[0]["value"] == scored[-1].scores["loss"]
+    (pack,) = train(config(tiny_llama, tmp_path, **settings, eval_strategy="steps", eval_steps=1))
+    training = pack.manifest.training
+    assert [one["step"] for one in training["evaluations"]] == list(range(1, training["steps"] + 1))
+    assert training["evaluations"][-1]["loss"] == pytest.approx(pack.manifest.metrics[0]["value"], rel=1e-5)  # six digits
     assert {(metric["name"], metric["dataset"], metric["n"]) for metric in pack.manifest.metrics} == {("loss", "a.jsonl, b.jsonl", apart)}
     assert [entry["id"] for entry in pack.manifest.training["datasets"]] == ["a.jsonl", "b.jsonl"]
     with pytest.raises(ConfigError, match="val_set_size leaves no rows"):

@@ -50,12 +50,11 @@ def command(*, config: str, overrides: tuple[str, ...], print_config: bool, dry_
         read_config(config, overrides)  # what is wrong in it is said before torch is imported
         _dry_run(config, overrides, rewards, as_json)
         return
-    course = _Course()
+    losses: dict[str, list[tuple[int, float]]] = {}
     with page_at(html if int(os.environ.get("RANK", "0")) == 0 else None) as page:
         read_config(config, overrides)  # as above
         with training("train") as progress:
-            shown = progress if page is None else course.noting(progress)
-            packs = adapterpack.train(config, overrides, shown, _functions(rewards), course.score)
+            packs = adapterpack.train(config, overrides, progress if page is None else _noted(losses, progress), _functions(rewards))
         trained = [{**adapterpack.inspect(str(pack.path)), "training": dict(pack.manifest.training)}
                    for pack in packs if pack.path is not None]
         if len(trained) < len(packs):
@@ -63,7 +62,7 @@ def command(*, config: str, overrides: tuple[str, ...], print_config: bool, dry_
         if page is not None:
             from ..report.trained import train_report  # noqa: PLC0415 - only a page needs it
 
-            page.write_text(train_report(trained, *course.named(trained[0]["name"])), "utf-8")
+            page.write_text(train_report(trained, {name or trained[0]["name"]: steps for name, steps in losses.items()}), "utf-8")
     if as_json:
         emit({"command": "train", "packs": trained})
         return
@@ -76,31 +75,14 @@ def command(*, config: str, overrides: tuple[str, ...], print_config: bool, dry_
         line(f"the page with the losses is {html}")
 
 
-class _Course:
-    """The loss of each step by adapter, and by metric and adapter what evaluations gave: pairs of a step and a value."""
+def _noted(losses: dict[str, list[tuple[int, float]]], progress: Callable[[Any], None] | None) -> Callable[[Any], None]:
+    """Notes the loss of each step, and shows it as before."""
+    def note(step: Any) -> None:
+        losses.setdefault(step.name, []).append((step.done, step.loss))
+        if progress is not None:
+            progress(step)
 
-    def __init__(self) -> None:
-        self.losses: dict[str, list[tuple[int, float]]] = {}
-        self.scores: dict[str, dict[str, list[tuple[int, float]]]] = {}
-
-    def noting(self, progress: Callable[[Any], None] | None) -> Callable[[Any], None]:
-        """A function that notes the loss of a step, and shows it as before."""
-        def note(step: Any) -> None:
-            self.losses.setdefault(step.name, []).append((step.done, step.loss))
-            if progress is not None:
-                progress(step)
-
-        return note
-
-    def score(self, evaluation: Any) -> None:
-        """Notes an evaluation."""
-        for metric, value in evaluation.scores.items():
-            self.scores.setdefault(metric, {}).setdefault(evaluation.name, []).append((evaluation.done, value))
-
-    def named(self, only: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-        """Losses and scores; an adapter that was trained alone has the name that it got."""
-        return ({name or only: steps for name, steps in self.losses.items()},
-                {metric: {name or only: steps for name, steps in values.items()} for metric, values in self.scores.items()})
+    return note
 
 
 def _print_config(config: str, overrides: tuple[str, ...], as_json: bool) -> None:

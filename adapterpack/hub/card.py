@@ -22,10 +22,12 @@ from ..peft.layout import config_bytes
 from ..resources import templates
 from ..tasks.task import NO_TASK
 from . import names
+from .curve import curve
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
+_CURVES = ("losses", "evaluations")
 MARK = "<!-- written by adapterpack push from the manifest; remove this line to keep a text of your own -->"
 """A card with this line is written anew by a push; one without it is somebody's own and stays."""
 _SIGNS = re.compile(r"([\\`*_\[\]<>|#~&$])")
@@ -54,7 +56,8 @@ def pack_card(pack: Pack, at: names.Reference, report: Report) -> str:
     }  # fmt: skip
     return _render("pack.md.jinja", header, at, report, name=manifest.pack.name, description=manifest.pack.description, base=base,
                    method=manifest.method.type, peft=peft, facts=facts, metrics=manifest.metrics,
-                   training={**manifest.config, **manifest.training})
+                   training={**manifest.config, **{key: value for key, value in manifest.training.items() if key not in _CURVES}},
+                   losses=curve(points) if (points := manifest.training.get("losses")) else "")
 
 
 def bundle_card(bundle: Any, at: names.Reference, base: str, license_name: str, report: Report) -> str:

@@ -148,3 +148,14 @@ def shown(value: Any) -> str:
 
 def _nested(value: Any) -> str:
     return f"({shown(value)})" if isinstance(value, Mapping) and value else shown(value)
+
+
+def stretches(count: int, most: int) -> list[tuple[int, int]]:
+    """Divides ``count`` values into at most ``most`` stretches of nearly equal length: where each begins and ends.
+
+    Example:
+        >>> stretches(5, 2), stretches(2, 8)
+        ([(0, 2), (2, 5)], [(0, 1), (1, 2)])
+    """
+    parts = min(count, most)
+    return [(round(index * count / parts), round((index + 1) * count / parts)) for index in range(parts)]

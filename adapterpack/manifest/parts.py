@@ -339,6 +339,13 @@ class Dataset(TypedDict):
     digest: Sha256 | None
 
 
+class LossPoint(TypedDict):
+    """The mean loss of the steps up to this one, from the point before on."""
+
+    step: Count
+    loss: Annotated[float, Meta(ge=-LARGEST_CLAIM, le=LARGEST_CLAIM)]
+
+
 class TrainingClaims(TypedDict, total=False):
     """What a pack may say of its training, among other claims."""
 
@@ -349,6 +356,9 @@ class TrainingClaims(TypedDict, total=False):
     precision: Annotated[str, Meta(max_length=64)]
     framework_versions: Annotated[Mapping[Annotated[str, Meta(max_length=512)], Annotated[str, Meta(max_length=64)]], Meta(max_length=64)]
     code_commit: Annotated[str, Meta(pattern=r"^[0-9a-f]{7,64}\Z")]
+    losses: Annotated[list[LossPoint], Meta(max_length=1000)]
+    evaluations: Annotated[list[Annotated[Mapping[Key, Annotated[float, Meta(ge=-LARGEST_CLAIM, le=LARGEST_CLAIM)]], Meta(max_length=64)]],
+                           Meta(max_length=1000)]
 
 
 class Metric(TypedDict, total=False):

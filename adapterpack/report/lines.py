@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from typing import NamedTuple
 
 from markupsafe import Markup
 
+from ..io.readable import stretches
 from .svg import MIN_WIDTH, Mark, element, framed, label_column, steps_below, text_at, thinned
 from .text import elided
 
@@ -54,11 +54,11 @@ def loss_lines(title: str, losses: Sequence[tuple[str, Sequence[int], Sequence[f
     """
     tones, lines = ("c1", "c2", "c3"), []
     longest = max((steps for _, steps, _ in losses), key=len, default=())
-    bounds = _bounds(len(longest))
+    parts = stretches(len(longest), _POINTS)
     for index, (label, _, values) in enumerate(losses):
-        parts = [part for a, b in pairwise(bounds) if (part := values[a:b])]
-        band = None if len(parts) == len(values) else ([min(part) for part in parts], [max(part) for part in parts])
-        lines.append(Line(label, [math.fsum(part) / len(part) for part in parts], band, tones[index % len(tones)]))
+        pieces = [piece for start, end in parts if (piece := values[start:end])]
+        band = None if len(pieces) == len(values) else ([min(piece) for piece in pieces], [max(piece) for piece in pieces])
+        lines.append(Line(label, [math.fsum(piece) / len(piece) for piece in pieces], band, tones[index % len(tones)]))
     every = [value for _, _, values in losses for value in values]
     low, high = min([0.0, *every]), max([0.0, *every])
     top = high - low or 1.0
@@ -68,13 +68,7 @@ def loss_lines(title: str, losses: Sequence[tuple[str, Sequence[int], Sequence[f
         return min(1.0, max(0.0, 1 - (value - low) / top))
 
     return _drawn(title, desc, lines, [Mark(y(value), f"{value:.3g}") for value in ticks], y,
-                  [str(longest[bound - 1]) for bound in bounds[1:]])
-
-
-def _bounds(count: int) -> list[int]:
-    """The bounds that divide ``count`` steps into stretches, one for each point of a line."""
-    points = min(count, _POINTS)
-    return [round(index * count / points) for index in range(points + 1)] if points else [0]
+                  [str(longest[end - 1]) for _, end in parts])
 
 
 def _drawn(

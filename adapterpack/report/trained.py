@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 from markupsafe import Markup
@@ -21,31 +20,41 @@ _TOGETHER = 3
 _TOLD = ("path", "id", "method", "sites", "parameters", "bytes", "task")
 
 
-def train_report(packs: Sequence[Mapping[str, Any]], losses: Values, scores: Mapping[str, Values] = MappingProxyType({})) -> str:
-    """The packs of a training, as ``adapterpack train --json`` gives them, its losses and its ``scores`` by metric, where it was evaluated
-    more than once, as one self-contained HTML page.
+def train_report(packs: Sequence[Mapping[str, Any]], losses: Values) -> str:
+    """The packs of a training, as ``adapterpack train --json`` gives them, and its losses as one self-contained HTML page.
 
     Example:
         >>> pack = {"name": "a", "training": {"steps": 2, "final_loss": 0.5}, "metrics": []}
         >>> "polyline" in train_report([pack], {"a": [(1, 1.0), (2, 0.5)]})
         True
     """
-    evaluations = {metric: {name: points for name, points in values.items() if len(points) > 1} for metric, values in scores.items()}
     return render(
         "train.html.jinja",
         names=", ".join(str(pack["name"]) for pack in packs),
         figures=[card for pack in packs[:_TOGETHER] for card in _figures(pack, len(packs) > 1)],
         charts=_charts("Loss", losses),
-        evaluations=[(metric, chart) for metric, values in evaluations.items() for chart in _charts(metric.capitalize(), values)],
+        evaluations=[(metric, chart) for metric, values in _evaluations(packs).items() for chart in _charts(metric.capitalize(), values)],
         long=any(len(steps) > 200 for steps in losses.values()),
         packs=[{
             "name": pack["name"],
             "facts": facts_of({key: pack[key] for key in _TOLD if key in pack}),
             "metrics": [[str(one.get("name")), _figure(one.get("value")), count(one.get("n")), str(one.get("dataset"))]
                         for one in pack["metrics"]],
-            "settings": facts_of(pack["training"]),
+            "settings": facts_of({name: value for name, value in pack["training"].items() if name not in ("losses", "evaluations")}),
         } for pack in packs],
     )
+
+
+def _evaluations(packs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[tuple[int, float]]]]:
+    """Metric -> adapter -> what it was at which step, of adapters that were evaluated more than once."""
+    found: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    for pack in packs:
+        every = pack["training"].get("evaluations", ())
+        for evaluation in every if len(every) > 1 else ():
+            for metric, value in evaluation.items():
+                if metric != "step":
+                    found.setdefault(metric, {}).setdefault(str(pack["name"]), []).append((evaluation["step"], value))
+    return found
 
 
 def _charts(what: str, values: Values) -> list[Markup]:

@@ -23,7 +23,7 @@ from .loop.arguments import arguments_of
 from .loop.preparing import training_of
 from .loop.resuming import Stopping, interruptible
 from .loop.rewards import Reward, require_rewards
-from .loop.run import Company, Scored, Shown, Trained, packed, trained
+from .loop.run import Company, Shown, Trained, packed, trained
 from .loop.turns import Pause, in_turns
 from .rows.readable_files import files_of
 from .shared_bases import SharedBases
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 def train(
     config: str | os.PathLike[str] | Mapping[str, Any] | TrainConfig, overrides: Iterable[str] = (), progress: Shown | None = None,
-    rewards: Sequence[Reward] = (), scored: Scored | None = None,
+    rewards: Sequence[Reward] = (),
 ) -> list[Pack]:
     """Trains the adapters that ``config`` describes, and writes a pack for each.
 
@@ -49,7 +49,6 @@ def train(
         overrides: ``key=value`` texts.
         progress: called after each step with how far the training is.
         rewards: functions that score answers, for ``trainer: grpo``: of ``completions``, ``prompts`` and the rows' other columns.
-        scored: called after each evaluation with its metrics.
 
     Raises:
         ConfigError: an unknown key, a wrong value, or data of no known form.
@@ -66,7 +65,7 @@ def train(
     for run_config in configs:
         refuse_existing(Path(run_config.output_dir), "output_dir=...")
     for group in _groups(configs):
-        written = _together(group, progress, rewards, scored) if len(group) > 1 else [train_one(group[0], progress, rewards, scored)[0]]
+        written = _together(group, progress, rewards) if len(group) > 1 else [train_one(group[0], progress, rewards)[0]]
         packs |= zip((one.output_dir for one in group), written, strict=True)
     return [packs[one.output_dir] for one in configs]
 
@@ -107,15 +106,13 @@ def require_trainable(config: TrainConfig, rewards: Sequence[Reward]) -> None:
         raise ConfigError(f"the trainer {kind.name} cannot group rows by their length", where="group_by_length", remedy="leave it out")
 
 
-def train_one(
-    config: TrainConfig, progress: Shown | None = None, rewards: Sequence[Reward] = (), scored: Scored | None = None
-) -> tuple[Pack, Any]:
+def train_one(config: TrainConfig, progress: Shown | None = None, rewards: Sequence[Reward] = ()) -> tuple[Pack, Any]:
     """Trains one adapter and writes its pack; returns the pack and the model with the adapter active in it."""
-    done = trained(config, progress, rewards, scored=scored)
+    done = trained(config, progress, rewards)
     return packed(done), done.ready.model
 
 
-def _together(configs: Sequence[TrainConfig], progress: Shown | None, rewards: Sequence[Reward], scored: Scored | None) -> list[Pack]:
+def _together(configs: Sequence[TrainConfig], progress: Shown | None, rewards: Sequence[Reward]) -> list[Pack]:
     """Trains several adapters in turns, a step of each in their order, over bases that are in memory once; packs them when all are trained.
 
     Each has its own model, whose modules hold the base's parameters with those of the others, its own optimizer, data, and random numbers:
@@ -125,7 +122,7 @@ def _together(configs: Sequence[TrainConfig], progress: Shown | None, rewards: S
 
     def work(config: TrainConfig, pause: Pause) -> Trained:
         try:
-            return trained(config, progress, rewards, Company(pause, stopping, bases.loaded), scored)
+            return trained(config, progress, rewards, Company(pause, stopping, bases.loaded))
         except Exception as error:
             error.add_note(f"this happened to adapter '{config.pack_name}'; the others were stopped")
             raise

@@ -84,6 +84,17 @@ def test_the_table_of_metrics_has_their_columns() -> None:
     assert "| name | value | dataset | harness | about \\[a\\](b) |" in card("[a](b)")
 
 
+def test_the_losses_of_a_training_are_drawn() -> None:
+    """A column for each point, as tall as its share of the largest; the table of the training leaves losses and evaluations out."""
+    points = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}, {"step": 3, "loss": 0.5}]
+    pack = make_pack("tickets", training={"steps": 3, "losses": points, "evaluations": [{"step": 3, "loss": 0.25}]})
+    card = pack_card(pack, AT, Report("pack", "here", pack.id, ()))
+    [drawn] = [token.content.splitlines() for token in parsed(card) if token.type == "fence" and token.info == "text"]
+    assert [line[9:] for line in drawn[:8]] == 4 * ["█"] + 2 * ["██"] + 2 * ["███"]
+    assert (drawn[0][:9].strip(), drawn[7][:9].strip(), drawn[8].strip()) == ("2", "0", "step 1: 2, step 3: 0.5")
+    assert "0.25" not in card
+
+
 def test_the_examples_in_docstrings_run() -> None:
     """What the escaping shows in its docstring is what it gives."""
     ran = doctest.testmod(cards)

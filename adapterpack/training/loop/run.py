@@ -23,18 +23,18 @@ from ..rows.readable_files import files_of
 from ..save import save
 from ..trainers.kind import TRAINERS
 from .arguments import arguments_of
+from .curves import evaluations_of, losses_of
 from .making import own_forward, trainer_for
 from .memory import memory_errors
 from .preparing import Load, Prepared, prepared, reader_of, training_of
 from .resuming import Patience, RunFolder, Stopping, interruptible, kept
 from .rewards import Reward
-from .steps import Evaluation, Step, Steps, evaluated
+from .steps import Step, Steps, evaluated
 from .turns import Pause, Turns
 
 log = logging.getLogger(__name__)
 
 Shown = Callable[[Step], None]
-Scored = Callable[[Evaluation], None]
 
 
 class Company(NamedTuple):
@@ -57,17 +57,14 @@ class Trained(NamedTuple):
     started: float
 
 
-def trained(
-    config: TrainConfig, progress: Shown | None = None, rewards: Sequence[Reward] = (), company: Company | None = None,
-    scored: Scored | None = None,
-) -> Trained:
+def trained(config: TrainConfig, progress: Shown | None = None, rewards: Sequence[Reward] = (), company: Company | None = None) -> Trained:
     """Trains one adapter, alone or in ``company``; goes on from the last checkpoint of the same run."""
     started = time.perf_counter()
     kind, task = TRAINERS[config.trainer], task_named(config.task)
     refuse_existing(Path(config.output_dir), "output_dir=...")
     base, datasets = folder_of(config.model_name_or_path), list(map(_dataset, sources_of(config.train_file, "train_file")))
     run = RunFolder(config.output_dir, {**as_mapping(config), "datasets": datasets})
-    steps = Steps(progress, name="" if company is None else config.pack_name, scored=scored)
+    steps = Steps(progress, name="" if company is None else config.pack_name)
     stopping = Stopping() if company is None else company.stopping
     arguments = arguments_of(config, run.path, () if kind.rows else training_of(task, kind).targets)
     checkpoint = run.begin() if arguments.should_save else run.last()
@@ -81,7 +78,7 @@ def trained(
         with own_forward(ready.model), interruptible(stopping, arguments.world_size == 1 and config.save_strategy != "no"):
             trainer = trainer_for(config, ready, arguments, reader, rewards, callbacks=callbacks, steps=steps)
             result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-            scores = _scores(trainer, steps) if evaluation is not None else {}
+            scores = _scores(trainer) if evaluation is not None else {}
     metrics = tuple({"name": name, "value": value, "dataset": _evaluated_on(config), "n": len(evaluation or ())}
                     for name, value in scores.items())
     training = {
@@ -94,7 +91,10 @@ def trained(
         "seed": config.seed,
         "precision": "bf16" if config.bf16 else "float32",
         "config": claimed(config),
+        "losses": losses_of(steps.losses),
     }
+    if evaluations := evaluations_of(trainer.state.log_history):
+        training["evaluations"] = evaluations
     return Trained(config, run, ready, trainer, training, metrics, started)
 
 
@@ -113,12 +113,12 @@ def packed(done: Trained) -> Pack:
     return pack
 
 
-def _scores(trainer: Any, steps: Steps) -> Mapping[str, float]:
+def _scores(trainer: Any) -> Mapping[str, float]:
     """How good the trained adapter is: what an evaluation after the last step said, unless the adapter is that of an earlier step."""
-    last = steps.last
-    if last is not None and last.done == trainer.state.global_step and not trainer.args.load_best_model_at_end:
-        return last.scores
-    return evaluated(trainer.evaluate())
+    if trainer.args.load_best_model_at_end:
+        return evaluated(trainer.evaluate())
+    last = (entry for entry in reversed(trainer.state.log_history) if entry["step"] == trainer.state.global_step)
+    return next(filter(None, map(evaluated, last)), None) or evaluated(trainer.evaluate())
 
 
 def _stopping_early(config: TrainConfig) -> list[Patience]:

@@ -38,14 +38,6 @@ class Step(NamedTuple):
                 f"{f'{hours}:{minutes:02}' if hours else minutes}:{seconds:02} left")
 
 
-class Evaluation(NamedTuple):
-    """How good an adapter is after so many steps: its metrics, and its name, where several are trained together."""
-
-    done: int
-    scores: Mapping[str, float]
-    name: str = ""
-
-
 _SPEED = ("runtime", "samples_per_second", "steps_per_second", "num_tokens")
 """What a trainer says of an evaluation besides its metrics."""
 
@@ -62,22 +54,17 @@ def evaluated(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 
 class Steps(TrainerCallback, ExportableState):  # type: ignore[misc]
-    """Counts; checks each step's loss; every ``logging_steps`` steps the log gets a line, and ``progress`` is called after each step,
-    ``scored`` after each evaluation.
+    """Counts; checks each step's loss; every ``logging_steps`` steps the log gets a line, and ``progress`` is called after each step.
 
     What it knows is part of a checkpoint, so that a run which goes on says the same as one that was never interrupted. ``name`` stands
     in what it says, where other runs say something, too.
     """
 
-    def __init__(
-        self, progress: Callable[[Step], None] | None = None, losses: list[float] | None = None, name: str = "",
-        scored: Callable[[Evaluation], None] | None = None,
-    ) -> None:
-        self.progress, self.losses, self.name, self.scored = progress, list(losses or ()), name, scored
+    def __init__(self, progress: Callable[[Step], None] | None = None, losses: list[float] | None = None, name: str = "") -> None:
+        self.progress, self.losses, self.name = progress, list(losses or ()), name
         self._loss: Any = 0.0
         self._tokens: Any = 0
         self._counted, self._started, self._first = 0, time.monotonic(), 0
-        self.last: Evaluation | None = None
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps: the losses of all steps so far."""
@@ -122,10 +109,7 @@ class Steps(TrainerCallback, ExportableState):  # type: ignore[misc]
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Mapping[str, float] | None = None, **_: Any
     ) -> None:
-        """One line for an evaluation, which is the ``last`` one now."""
-        self.last = Evaluation(state.global_step, evaluated(metrics or {}), self.name)
-        if self.scored is not None:
-            self.scored(self.last)
+        """One line for an evaluation."""
         if state.is_world_process_zero:
             log.info("%sevaluated after step %d: %s", f"{self.name}, " if self.name else "", state.global_step,
-                     ", ".join(f"{key} {value:.4g}" for key, value in self.last.scores.items()))
+                     ", ".join(f"{key} {value:.4g}" for key, value in evaluated(metrics or {}).items()))
