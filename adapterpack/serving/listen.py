@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import ConfigError, storage_errors
+from ..http.port import listening
 
 UNIX = "unix:"
 BACKLOG = 256
@@ -23,12 +24,11 @@ def port_socket(host: str, port: int, scheme: str = "http") -> Iterator[tuple[so
     Raises:
         StorageError: the address cannot be used.
     """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with storage_errors(f"{host}:{port}"):
-        listening = socket.create_server((host, port), backlog=BACKLOG, family=family)
+        one = listening(host, port, BACKLOG)
     shown = f"[{host}]" if ":" in host else host
-    with listening:
-        yield listening, f"{scheme}://{shown}:{listening.getsockname()[1]}"
+    with one:
+        yield one, f"{scheme}://{shown}:{one.getsockname()[1]}"
 
 
 @contextmanager
@@ -40,8 +40,8 @@ def address_socket(address: str, scheme: str = "http") -> Iterator[tuple[socket.
         StorageError: it cannot be used.
     """
     if address.startswith(UNIX):
-        with _unix_socket(Path(address.removeprefix(UNIX))) as listening:
-            yield listening, address
+        with _unix_socket(Path(address.removeprefix(UNIX))) as one:
+            yield one, address
         return
     host, port = _parts(address)
     with port_socket(host, port, scheme) as found:

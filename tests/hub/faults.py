@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import socket
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any
 
 import uvicorn
 
+from adapterpack.http.port import listening
 from adapterpack.hub.server.access import Access
 from adapterpack.hub.server.app import build
 
@@ -318,9 +318,9 @@ class Layer:
 
 def main(folder: str, tokens: str) -> None:
     app = Layer(build(folder, Access.from_file(Path(tokens)), part=1 << 20))
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        print(f"http://127.0.0.1:{listening.getsockname()[1]}", flush=True)  # noqa: T201 - whoever started it reads this
-        uvicorn.Server(uvicorn.Config(app, log_level="critical", access_log=False)).run(sockets=[listening])
+    with listening("127.0.0.1", 0) as one:
+        print(f"http://127.0.0.1:{one.getsockname()[1]}", flush=True)  # noqa: T201 - whoever started it reads this
+        uvicorn.Server(uvicorn.Config(app, log_level="critical", access_log=False)).run(sockets=[one])
 
 
 if __name__ == "__main__":

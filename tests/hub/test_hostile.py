@@ -54,6 +54,7 @@ class Asked(BaseHTTPRequestHandler):
     """One request."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     server: Host
 
     def answer(self) -> None:

@@ -16,6 +16,7 @@ import pytest
 from servers import ANN, BOB, OLD, Served
 from shipped_schemas import unlike
 
+from adapterpack.http.port import listening
 from adapterpack.serving.routes import ROUTES
 
 
@@ -184,6 +185,12 @@ def test_keys(server: Served) -> None:
     assert [server.get(path, headers={}).status_code for path in ("/health", "/ready", "/version")] == [200, 200, 401]
     wrong = httpx.delete(f"{server.address}/v1/models", timeout=20)
     assert (wrong.status_code, "GET" in wrong.headers["allow"]) == (405, True)
+
+
+def test_what_is_written_to_a_connection_is_sent_at_once() -> None:
+    """The body of an answer does not wait until the client has acknowledged its head."""
+    with listening("127.0.0.1", 0) as one, socket.create_connection(one.getsockname()), one.accept()[0] as accepted:
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 @pytest.mark.long

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,14 +32,15 @@ def serve(folder: str | os.PathLike[str], *, host: str = LOOPBACK, port: int = 8
     with needed_by("serving a hub"):
         import uvicorn  # noqa: PLC0415 - an extra
 
-        from ...http.protocol import Protocol  # noqa: PLC0415 - needs the same extra
+        from ...http.port import listening  # noqa: PLC0415 - needs the same extra
+        from ...http.protocol import Protocol  # noqa: PLC0415 - as above
         from .app import build  # noqa: PLC0415
     access = Access() if tokens is None else Access.from_file(Path(tokens))
     app = build(folder, access)
-    with storage_errors(f"{host}:{port}"), socket.create_server((host, port)) as listening:
-        address = f"http://{host}:{listening.getsockname()[1]}"
+    with storage_errors(f"{host}:{port}"), listening(host, port) as one:
+        address = f"http://{host}:{one.getsockname()[1]}"
         config = uvicorn.Config(app, http=Protocol, ws="none", log_level="warning", access_log=False, server_header=False,
                                 date_header=True, backlog=_BACKLOG, h11_max_incomplete_event_size=_MAX_HEAD)
         if ready is not None:
             ready(address)
-        uvicorn.Server(config).run(sockets=[listening])
+        uvicorn.Server(config).run(sockets=[one])
