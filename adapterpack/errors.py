@@ -286,9 +286,10 @@ def storage_errors(where: object) -> Iterator[None]:
         yield
     except OSError as error:
         remedies = {
-            errno.ENOSPC: "free some space or choose another output folder; nothing was left behind",
-            errno.EDQUOT: "your quota is used up: free some space or choose another output folder; nothing was left behind",
-            errno.EFBIG: "raise the limit (ulimit -f), or choose a file system that takes larger files; nothing was left behind",
+            errno.ENOSPC: "free some space, or choose another place",
+            errno.EDQUOT: "your quota is used up: free some space, or choose another place",
+            errno.EFBIG: "raise the limit (ulimit -f), or choose a file system that takes larger files",
+            errno.EROFS: "choose a place that can be written to",
             errno.EACCES: "check the permissions of that path",
             errno.ENOENT: "check that the path exists",
             errno.EISDIR: "name a file: this is a folder",

@@ -20,10 +20,10 @@ import adapterpack
 pytestmark = pytest.mark.fast
 
 PACKAGE = Path(adapterpack.__file__).parent
-LAYERS = ("version", "errors", "library_errors", "extras", "registry", "resources", "palette", "_native", "io", "http", "sandbox", "chat",
-          "adapter_methods", "lowrank", "tasks", "manifest", "base", "peft", "pack", "fleet", "onnx_graph", "bundle", "slots", "runtime",
-          "hub", "serving", "offline", "engine_graph", "diagnosing", "merging", "composing", "compressing", "extracting", "training",
-          "converting", "artifacts", "exporting", "quantizing", "report", "demos", "testing", "cli")
+LAYERS = ("version", "errors", "library_errors", "signals", "extras", "registry", "resources", "palette", "_native", "io", "http",
+          "sandbox", "chat", "adapter_methods", "lowrank", "tasks", "manifest", "base", "peft", "pack", "fleet", "onnx_graph", "bundle",
+          "slots", "runtime", "hub", "serving", "offline", "engine_graph", "diagnosing", "merging", "composing", "compressing",
+          "extracting", "training", "converting", "artifacts", "exporting", "quantizing", "report", "demos", "testing", "cli")
 """From the ground up: each imports only from those before it. CONTRIBUTING draws and explains them."""
 LIGHT = (*LAYERS[LAYERS.index("io") : LAYERS.index("training")], "cli")
 """Packages that work where neither torch nor transformers is installed."""

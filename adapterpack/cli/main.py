@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -14,14 +15,14 @@ from typing import Any, NoReturn
 import click
 from click.shell_completion import CompletionItem
 
-from ..errors import EXIT_FAILED, AdapterpackError, printable
+from ..errors import EXIT_FAILED, AdapterpackError, StorageError, printable, storage_errors
+from ..signals import Ended, raised
 from ..version import VERSION
-from . import settings
+from . import settings, streams
 from .logs import failed, message_level
 from .options import TRACEBACK, everywhere, wants
 from .output import emit, one_line
 
-EXIT_INTERRUPTED = 130
 VARIABLE = "_ADAPTERPACK_COMPLETE"
 """The environment variable by which the function of a shell asks for completions."""
 
@@ -81,13 +82,20 @@ class Commands(click.Group):
     def main(self, *args: Any, **options: Any) -> Any:
         if VARIABLE in os.environ:  # a shell asks
             import_module("adapterpack.cli.completing")
-        return super().main(*args, **{"complete_var": VARIABLE, **options})
+        streams.open_missing()
+        try:
+            return super().main(*args, **{"complete_var": VARIABLE, **options})
+        except OSError as error:  # outside of any command, as of --help
+            if (refused := _refused(error)) is None:
+                raise
+            failed(one_line(str(refused)))
+            sys.exit(EXIT_FAILED)
 
     def invoke(self, ctx: click.Context) -> Any:
         if not sys.stderr.isatty():
             os.environ.setdefault("TQDM_DISABLE", "1")  # the bars of other libraries, before they are imported
         warnings.formatwarning = _warning
-        with _reported(ctx):
+        with raised(), _reported(ctx):
             settings.apply()
             with message_level(ctx.meta), _reported(ctx):
                 return super().invoke(ctx)
@@ -109,29 +117,51 @@ def _reported(ctx: click.Context) -> Iterator[None]:
     except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
         raise  # click's own, and a reader that went away
     except KeyboardInterrupt as interrupt:  # what keeps something for the next try says so in a note
+        ended = interrupt if isinstance(interrupt, Ended) else Ended()
         left = dict.fromkeys(getattr(interrupt, "__notes__", ()))
-        click.echo(one_line(f"interrupted; {'; '.join(left) or 'nothing was left behind'}"), err=True)
-        ctx.exit(EXIT_INTERRUPTED)
+        sentence = one_line(f"{ended.word}; {'; '.join(left) or 'nothing was left behind'}")
+        click.echo(sentence, err=True)
+        _emit_error(ctx, AdapterpackError(sentence).to_json() | {"code": "interrupted"})
+        ctx.exit(ended.exit_code)
     except AdapterpackError as error:
-        _fail(ctx, one_line(_noted(str(error), error)), error.to_json(), error.exit_code)
+        _fail(ctx, error, str(error), error.to_json(), error.exit_code)
     except Exception as error:
+        if (refused := _refused(error)) is not None:
+            _fail(ctx, error, str(refused), refused.to_json())
         reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        sentence = _noted(f"this is a bug in adapterpack, please report it ({TRACEBACK} shows where): {reason}", error)
-        _fail(ctx, one_line(sentence), AdapterpackError(sentence).to_json() | {"code": "bug"}, EXIT_FAILED)
+        sentence = f"this is a bug in adapterpack, please report it ({TRACEBACK} shows where): {reason}"
+        _fail(ctx, error, sentence, AdapterpackError(sentence).to_json() | {"code": "bug"})
 
 
-def _noted(sentence: str, error: Exception) -> str:
-    """The sentence, and behind it what was noted on the error on its way."""
-    return " ".join([sentence, *getattr(error, "__notes__", ())])
+_OF_THE_SYSTEM = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
+_OF_DISKS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG})
 
 
-def _fail(ctx: click.Context, sentence: str, error: dict[str, str | None], exit_code: int) -> NoReturn:
+def _refused(error: Exception) -> StorageError | None:
+    """What the operating system refused, in words, where an error is one that no program can prevent."""
+    if not isinstance(error, OSError) or not (error.errno in _OF_DISKS or isinstance(error, _OF_THE_SYSTEM)):
+        return None
+    where = error.filename2 or error.filename or ("standard output" if streams.output_is_lost() else None)
+    try:
+        with storage_errors(where):
+            raise error
+    except StorageError as refused:
+        return refused
+
+
+def _fail(ctx: click.Context, error: Exception, sentence: str, told: dict[str, str | None], exit_code: int = EXIT_FAILED) -> NoReturn:
+    """Ends the command with the sentence for an error, and behind it what was noted on the error on its way."""
+    sentence = one_line(" ".join([sentence, *getattr(error, "__notes__", ())]))
     if wants(ctx, TRACEBACK):
         click.echo(printable(traceback.format_exc()), err=True, nl=False)
-    if wants(ctx, "--json"):
-        emit({"command": ctx.invoked_subcommand, "error": error})
+    _emit_error(ctx, told | {"message": sentence})
     failed(sentence)
     ctx.exit(exit_code)
+
+
+def _emit_error(ctx: click.Context, error: dict[str, str | None]) -> None:
+    if wants(ctx, "--json"):
+        emit({"command": ctx.invoked_subcommand, "error": error})
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

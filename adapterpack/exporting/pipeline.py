@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Unpack
@@ -17,7 +16,7 @@ from ..base.quantization import require_plain
 from ..bundle.manifest import Bundle, bundle_in, read_bundle
 from ..errors import AdapterpackError, FormatError, ParityError, SiteNotFound, StorageError, Unsupported
 from ..extras import needed_by
-from ..io.atomic import output_folder, refuse_existing
+from ..io.atomic import output_folder, refuse_existing, scratch_folder
 from ..manifest.manifest import Base
 from ..merging.base_kind import is_graph
 from ..merging.pipeline import merge
@@ -134,8 +133,8 @@ def _opened(request: Request, say: Progress) -> Iterator[tuple[Request, Source]]
     if not folds and request.decoded is None and request.trained is None:
         yield request, source
         return
-    with tempfile.TemporaryDirectory(prefix="adapterpack-base-") as scratch:
-        root, name = Path(scratch), source.folder.resolve().name
+    with scratch_folder() as root:
+        name = source.folder.resolve().name
         decoded, packs, new = request.decoded, request.packs, list[str]()
         if request.trained is not None and request.quantize is not None:
             say(f"quantize the base as {request.trained.scheme}, as in training")

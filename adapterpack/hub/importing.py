@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 from msgspec.structs import replace
 
 from ..errors import AdapterpackError
+from ..io.atomic import scratch_folder
 from ..pack.pack import Pack, sealed
 from ..pack.validate.validation import load
 from . import names
@@ -25,8 +25,8 @@ def import_peft(folder: Path, token: str | None = None) -> tuple[Pack, tuple[str
     if hint.name is None or not names.is_repo(hint.name):
         return pack, (f"its base is known by name only: {hint.name or 'none is named'}",)
     try:
-        with tempfile.TemporaryDirectory() as scratch:
-            base = remote_base(names.Reference(hint.name, hint.commit or names.MAIN), Path(scratch), token)
+        with scratch_folder() as scratch:
+            base = remote_base(names.Reference(hint.name, hint.commit or names.MAIN), scratch, token)
             pack.require_base(base, allow_structural=True)
             return _with_base(pack, base), (f"its base was identified by the listing and the headers of {base.remote}",)
     except AdapterpackError as error:

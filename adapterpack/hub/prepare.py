@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from msgspec.structs import replace
 
 from ..bundle.manifest import FILE_NAME, read_bundle
 from ..errors import ConfigError, FormatError, StorageError
+from ..io.atomic import scratch_folder
 from ..io.hashing import sha256_of
 from ..manifest import manifest as m
 from ..pack.pack import SIGNATURE, Pack, sealed
@@ -53,9 +53,9 @@ def prepared(source: Pack | str | os.PathLike[str], to: names.Reference, base_mo
     if base_model is not None and not names.is_repo(base_model):
         raise ConfigError("the base must be named as others can find it", where="--base-model", expected="OWNER/NAME", found=base_model)
     kind = "pack" if isinstance(source, Pack) else _kind(Path(source))
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch_folder() as scratch:
         if kind in {"pack", "peft"}:
-            ready = _pack(source, Path(scratch), to, base_model, license_name)
+            ready = _pack(source, scratch, to, base_model, license_name)
         elif kind == "bundle" and not isinstance(source, Pack):
             ready = _bundle(Path(source), to, base_model, license_name)
         else:

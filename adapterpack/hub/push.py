@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 from ..errors import ConfigError, FormatError, HubConflict, RepoNotFound, RevisionNotFound
 from ..io import strict_json
+from ..io.atomic import scratch_folder
 from ..pack.pack import MUTABLE, SIGNATURE, Pack
 from . import names
 from .artifact import CLOSED, KINDS, open_remote
@@ -142,9 +142,9 @@ class _Push:
     def _is_ours(self, remote: Remote, card: ListedFile) -> bool:
         if card.size > _MAX_CARD:
             return False
-        with tempfile.TemporaryDirectory() as scratch:
-            fetch(remote, card, Path(scratch) / README)
-            return MARK.encode() in (Path(scratch) / README).read_bytes()
+        with scratch_folder() as scratch:
+            fetch(remote, card, scratch / README)
+            return MARK.encode() in (scratch / README).read_bytes()
 
     def _stale(self, remote: Remote, there: Mapping[str, ListedFile]) -> list[str]:
         """Files of what was there before; anything else that lies in the repository stops the push."""
@@ -153,9 +153,9 @@ class _Push:
             return []
         before: set[str] = {SIGNATURE}
         if mark := next((name for name in KINDS if name in there), None):
-            with tempfile.TemporaryDirectory() as scratch:
+            with scratch_folder() as scratch:
                 try:
-                    before |= {mark, *(entry.path for entry in open_remote(remote, there, Path(scratch)).files)}
+                    before |= {mark, *(entry.path for entry in open_remote(remote, there, scratch).files)}
                 except FormatError:
                     before |= {mark}  # a broken one: only what it surely was is replaced
         if strange := [name for name in extra if name not in before]:

@@ -100,15 +100,18 @@ def _has_mark(path: Path, mark: bytes) -> bool:
 
 
 @contextmanager
-def _private_folder(target: Path) -> Iterator[Path]:
-    """A new folder next to ``target`` that only this user may write to, under a name that nobody foresees; gone if the block fails."""
+def _private_folder(target: Path, shown: Path | None = None, remedy: str | None = None) -> Iterator[Path]:
+    """A new folder next to ``target`` that only this user may write to, under a name that nobody foresees; gone if the block fails.
+
+    Errors of what is written there name ``target``, or what is ``shown`` instead, and the ``remedy``.
+    """
     made = [parent for parent in target.parents if not parent.exists()]
-    with storage_errors(target):
+    with storage_errors(shown or target):
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(target)
         folder, lock = _locked_folder(target)
     try:
-        with _named_errors(folder, target):
+        with _named_errors(folder, shown or target, remedy):
             yield folder
     except BaseException as error:  # an interrupt must clean up too
         _remove(folder)
@@ -153,8 +156,9 @@ def _remove(folder: Path) -> None:
 
 
 @contextmanager
-def _named_errors(folder: Path, target: Path) -> Iterator[None]:
-    """Errors of the file system name the path that they are about, and ``target`` instead of what lies in ``folder``, which is gone then.
+def _named_errors(folder: Path, target: Path, remedy: str | None = None) -> Iterator[None]:
+    """Errors of the file system name the path that they are about, and ``target`` instead of what lies in ``folder``, which is gone then;
+    with a ``remedy`` of its own, if there is one.
 
     A block reads sources, too, so an error need not be the output's: one that names no path is so only if writing alone can fail like that.
     """
@@ -162,19 +166,43 @@ def _named_errors(folder: Path, target: Path) -> Iterator[None]:
         return isinstance(where, str) and Path(where).is_relative_to(folder)
 
     try:
-        yield
-    except OSError as error:
-        where = error.filename2 or error.filename
-        if error.errno in _OF_WRITING or inside(where):
-            where = target
-        if where is None:
-            raise
-        with storage_errors(where):
-            raise
+        try:
+            yield
+        except OSError as error:
+            where = error.filename2 or error.filename
+            if error.errno in _OF_WRITING or inside(where):
+                where = folder
+            if where is None:
+                raise
+            with storage_errors(where):
+                raise
     except StorageError as error:
         if not inside(error.where):
             raise
-        raise StorageError(error.what, where=target, expected=error.expected, found=error.found, remedy=error.remedy) from error
+        way = remedy or "; ".join(filter(None, [error.remedy, "nothing was left behind"]))
+        raise StorageError(error.what, where=target, expected=error.expected, found=error.found, remedy=way) from error
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A folder for temporary files, gone when the block ends. What killed processes of this user left in such folders is removed, too.
+
+    Raises:
+        StorageError: there is no place for temporary files, or it is full.
+
+    Example:
+        >>> with scratch_folder() as folder:
+        ...     _ = (folder / "file").write_text("for a moment")
+        >>> folder.exists()
+        False
+    """
+    from tempfile import gettempdir  # noqa: PLC0415 - takes 4 ms to import
+
+    with storage_errors("TMPDIR"):
+        place = Path(gettempdir())
+    with _private_folder(place / "adapterpack", place, "free some space there, or name another folder with TMPDIR") as folder:
+        yield folder
+        _remove(folder)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from glob import escape
 from pathlib import Path
 
@@ -44,27 +44,37 @@ class Done(msgspec.Struct, frozen=True):
 class GrowingFile:
     """The file as it grows. ``done`` is the last step that was kept."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, out: Path) -> None:
+        self._out = out
         self._rows = os.open(folder / _ROWS, os.O_RDWR | os.O_CREAT, 0o666)
         self._steps = os.open(folder / _STEPS, os.O_RDWR | os.O_CREAT, 0o600)
         self.done = _last_step(folder / _STEPS, os.fstat(self._rows).st_size)
         os.ftruncate(self._rows, self.done.size)  # what is behind it was not kept
         os.lseek(self._rows, 0, os.SEEK_END)
         os.lseek(self._steps, 0, os.SEEK_END)
-        os.write(self._steps, b"\n")  # ends a line that a killed process left incomplete
+        _write(self._steps, b"\n")  # ends a line that a killed process left incomplete
 
     def write(self, data: bytes) -> None:
-        """Adds to the file."""
-        view = memoryview(data)
-        while view:
-            view = view[os.write(self._rows, view) :]
+        """Adds to the file.
+
+        Raises:
+            StorageError: the disk is full, or the file system refuses.
+        """
+        with storage_errors(self._out):
+            _write(self._rows, data)
 
     def keep(self, done: Done) -> None:
-        """Keeps what was written until here, whatever happens from now on."""
-        self.done = msgspec.structs.replace(done, size=os.lseek(self._rows, 0, os.SEEK_CUR))
-        os.fsync(self._rows)
-        os.write(self._steps, msgspec.json.encode(self.done) + b"\n")
-        os.fsync(self._steps)
+        """Keeps what was written until here, whatever happens from now on.
+
+        Raises:
+            StorageError: the disk is full, or the file system refuses.
+        """
+        done = msgspec.structs.replace(done, size=os.lseek(self._rows, 0, os.SEEK_CUR))
+        with storage_errors(self._out):
+            os.fsync(self._rows)
+            _write(self._steps, msgspec.json.encode(done) + b"\n")
+            os.fsync(self._steps)
+        self.done = done
 
     def close(self) -> None:
         """Gives up the files."""
@@ -91,19 +101,33 @@ def growing_file(out: Path, key: str) -> Iterator[GrowingFile]:
         if lock is None and CAN_LOCK:
             raise StorageError("another process is at work on this very output, or the folder in which it grows is not yours", where=folder,
                                remedy="wait for it, or choose another output")
-        file = GrowingFile(folder)
     try:
-        with kept_or_removed(folder, lambda error: file.done.rows > 0):
-            yield file
+        with kept_or_removed(folder, lambda error: _kept(folder).rows > 0):
+            with storage_errors(out):
+                file = GrowingFile(folder, out)
+            with closing(file):
+                yield file
             refuse_existing(out)
             with storage_errors(out):
                 (folder / _ROWS).rename(out)
                 sync(out.parent)
             shutil.rmtree(folder, ignore_errors=True)
     finally:
-        file.close()
         if lock is not None:
             os.close(lock)
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _kept(folder: Path) -> Done:
+    """The last step that a folder keeps."""
+    with suppress(OSError):
+        return _last_step(folder / _STEPS, (folder / _ROWS).stat().st_size)
+    return Done(now())
 
 
 def now() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Mapping
@@ -12,6 +13,8 @@ from typing import Any
 import msgspec
 
 from ..errors import storage_errors
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass
@@ -45,7 +48,8 @@ class Record:
 
 
 class Audit:
-    """Writes records to a file, behind those that are there; ``-`` is standard error, None nowhere.
+    """Writes records to a file, behind those that are there; ``-`` is standard error, None nowhere. Where a file takes none any more, as
+    on a full disk, requests are answered all the same: a message says so, and another how many are missing once it takes them again.
 
     Raises:
         StorageError: the file cannot be written.
@@ -53,6 +57,7 @@ class Audit:
 
     def __init__(self, path: str | None) -> None:
         self._file: Any = None
+        self._name, self._missing, self._cut = "standard error" if path == "-" else path, 0, False
         if path == "-":
             self._file = sys.stderr.buffer
         elif path is not None:
@@ -71,5 +76,22 @@ class Audit:
             "first_token_seconds": round(record.first - record.started, 6) if record.first else None,
             "seconds": round(now - record.started, 6), "status": record.status, "outcome": record.outcome,
         }
-        self._file.write(msgspec.json.encode(line) + b"\n")
+        try:
+            self._put(msgspec.json.encode(line) + b"\n")
+        except OSError as error:
+            if not self._missing:
+                _LOG.error("requests are answered, but no longer audited, until %s can be written again: %s", self._name,
+                           error.strerror or error)
+            self._missing += 1
+        else:
+            if self._missing:
+                _LOG.warning("%s is written again; it lacks %d lines", self._name, self._missing)
+            self._missing = 0
+
+    def _put(self, line: bytes) -> None:
+        """Writes a line; one that the disk took a part of is ended before the next."""
+        rest = memoryview(b"\n" + line if self._cut else line)
+        while rest:
+            rest = rest[self._file.write(rest) :]
+            self._cut = bool(rest)
         self._file.flush()

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from ..errors import storage_errors
 from ..library_errors import library_errors
 from ..runtime.text.tokenizer import encoded_apart
 from ..runtime.text.tokenizer_limits import is_quick, require_bounded_growth
@@ -32,9 +33,10 @@ class _SlowTokenizer:
     def __init__(self, tokenizer: Any, core: Any, folder: Path) -> None:
         self._tokenizer, self._folder = tokenizer, folder
         data = core.to_str().encode()
-        self._file = tempfile.NamedTemporaryFile(prefix="adapterpack-tokenizer-")  # noqa: SIM115 - as long as this object
-        self._file.write(data)
-        self._file.flush()
+        with storage_errors("TMPDIR"):
+            self._file = tempfile.NamedTemporaryFile(prefix="adapterpack-tokenizer-")  # noqa: SIM115 - as long as this object
+            self._file.write(data)
+            self._file.flush()
         self._digest = hashlib.sha256(data).hexdigest()
 
     def __call__(self, *texts: str, add_special_tokens: bool = True, **options: Any) -> Any:

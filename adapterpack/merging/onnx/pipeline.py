@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from ...base.quantization import require_plain
 from ...bundle.manifest import GRAPH, Bundle, BundledAdapter, read_bundle
 from ...errors import ConfigError, NothingToDo, Unsupported
 from ...io import strict_json
-from ...io.atomic import output_folder, refuse_existing
+from ...io.atomic import output_folder, refuse_existing, scratch_folder
 from ...io.byte_ranges import Span, copy_span, opened
 from ...io.hashing import identity, require_unchanged
 from ...io.progress import Progress, Ticker
@@ -159,10 +158,10 @@ def _opened(source: Path, checkpoint: str | os.PathLike[str] | None, packs: Sequ
     if twice:
         raise ConfigError("an adapter of that name is folded into the bundle already", where=source, found=", ".join(twice),
                           remedy="rename one: NAME=PATH")
-    with tempfile.TemporaryDirectory(prefix="adapterpack-fold-") as scratch:
+    with scratch_folder() as scratch:
         path, left_out = source / GRAPH, tuple[str, ...]()
         if bundle.mode != "folded":
-            path = Path(scratch) / GRAPH
+            path = scratch / GRAPH
             strip_adapters(source, bundle, path)
             left_out = tuple(adapter.name for adapter in bundle.adapters)
             bundle = dataclasses.replace(bundle, adapters=())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Unpack
@@ -15,6 +14,7 @@ from ...exporting.quantization.algorithm import ALGORITHMS
 from ...exporting.quantization.graphs import quantize_bundle
 from ...exporting.quantization.options import GraphOptions, Quantization, quantization
 from ...exporting.quantization.scheme import SCHEMES
+from ...io.atomic import scratch_folder
 from ...merging.pipeline import merge
 from ...runtime.session import Session
 from .advice import advice
@@ -68,8 +68,7 @@ def compare_quantized(bundle: str | os.PathLike[str], rows: str | os.PathLike[st
     session = Session(source, "cpu")
     asked = examples(session, Path(rows))
     del session
-    with tempfile.TemporaryDirectory(prefix="adapterpack-compare-") as name:
-        scratch = Path(name)
+    with scratch_folder() as scratch:
         reference = figures(source, chosen, asked, _under("float", say))
         forms = [Form("float", "float", reference, reference.agreement(reference))]
         origins = _Origins(source, manifest, chosen, scratch, say)

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
-import signal
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from types import FrameType
+from tempfile import TemporaryFile
 from typing import Any
 
+from safetensors import SafetensorError
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
-from ...errors import NonFinite, OutputExists
+from ...errors import NonFinite, OutputExists, StorageError, storage_errors
 from ...io import strict_json
+from ...signals import taken
 
 RUN = "run.json"
 """What a run is: another one does not go on from its checkpoints."""
 _STATE = "trainer_state.json"
 """The last file of a checkpoint: where it can be read, all others are there."""
+
+_MORE = 1 << 20
+"""Bytes of room that a file which could not be written wanted at least."""
 
 
 class RunFolder:
@@ -36,17 +40,29 @@ class RunFolder:
 
         Raises:
             OutputExists: the checkpoints of another run are there.
+            StorageError: the file system refuses.
         """
         last = self.last()
         if last is not None and self._described() != self._description:
             raise OutputExists("the checkpoints of another run are in the place of this one's", where=self.path,
                                remedy="go on with that run by its own configuration, or remove the folder")
-        for partial in self._checkpoints():
-            if not _is_whole(partial):
-                shutil.rmtree(partial)
-        self.path.mkdir(parents=True, exist_ok=True)
-        (self.path / RUN).write_bytes(self._description)
+        try:
+            with storage_errors(self.path):
+                self.remove_partial()
+                self.path.mkdir(parents=True, exist_ok=True)
+                if self._described() != self._description:
+                    (self.path / RUN).write_bytes(self._description)
+        except StorageError:
+            if last is None:
+                self.end()
+            raise
         return last
+
+    def remove_partial(self) -> None:
+        """Removes checkpoints that were not written to their end."""
+        for checkpoint in self._checkpoints():
+            if not _is_whole(checkpoint):
+                shutil.rmtree(checkpoint, ignore_errors=True)
 
     def last(self) -> Path | None:
         """The last checkpoint that is whole."""
@@ -55,9 +71,9 @@ class RunFolder:
     def end(self) -> None:
         """Removes the checkpoints; what reports there are stays."""
         for checkpoint in self._checkpoints():
-            shutil.rmtree(checkpoint)
-        (self.path / RUN).unlink(missing_ok=True)
+            shutil.rmtree(checkpoint, ignore_errors=True)
         with suppress(OSError):  # reports of metrics are kept
+            (self.path / RUN).unlink(missing_ok=True)
             self.path.rmdir()
 
     def _checkpoints(self) -> list[Path]:
@@ -109,40 +125,85 @@ class Stopping(TrainerCallback):  # type: ignore[misc]
 
 
 @contextmanager
-def kept(folder: RunFolder) -> Iterator[None]:
+def kept(folder: RunFolder, writes: bool = True) -> Iterator[None]:
     """Says of an error inside that the same command goes on from a checkpoint, if there is one; else nothing is left. Nobody goes on with a
-    run that diverged.
+    run that diverged. Only the process that ``writes`` the checkpoints removes any.
     """
     try:
         yield
     except BaseException as error:
         last = folder.last()
-        if last is None or isinstance(error, NonFinite):
-            folder.end()
-        else:
+        if writes:
+            folder.end() if last is None or isinstance(error, NonFinite) else folder.remove_partial()
+        if last is not None and not isinstance(error, NonFinite):
             error.add_note(f"the checkpoint of step {_step(last)} is kept in {folder.path}: the same command goes on there")
         raise
 
 
 @contextmanager
 def interruptible(stopping: Stopping, alone: bool) -> Iterator[None]:
-    """Lets Ctrl-C end the run inside with a checkpoint; a second one ends it at once. Only one process ``alone`` can do that, as several
-    would stop at different steps.
+    """Lets Ctrl-C, and what else ends a process, end the run inside with a checkpoint; a second one ends it at once. Only one process
+    ``alone`` can do that, as several would stop at different steps.
 
     Raises:
         KeyboardInterrupt: after the checkpoint.
     """
-    def stop(number: int, frame: FrameType | None) -> None:
+    signals: list[Callable[[], None]] = []
+
+    def stop(end: Callable[[], None]) -> None:
         if stopping.wanted:
-            raise KeyboardInterrupt
+            end()
+        signals.append(end)
         stopping.stop()
 
-    ours = alone and threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    before = signal.signal(signal.SIGINT, stop) if ours else None
+    with taken(stop) if alone else nullcontext():
+        try:
+            yield
+            if stopping.wanted:
+                raise KeyboardInterrupt
+        except KeyboardInterrupt as interrupt:
+            with noted(getattr(interrupt, "__notes__", ())):
+                for end in signals:  # says which signal it was
+                    end()
+            raise
+
+
+@contextmanager
+def noted(notes: Iterable[str]) -> Iterator[None]:
+    """Adds notes to what is raised inside."""
     try:
         yield
-        if stopping.wanted:
-            raise KeyboardInterrupt
-    finally:
-        if ours:
-            signal.signal(signal.SIGINT, before)
+    except BaseException as error:
+        for note in notes:
+            error.add_note(note)
+        raise
+
+
+@contextmanager
+def written_checkpoints(folder: str) -> Iterator[None]:
+    """Turns what keeps a checkpoint of the run in ``folder`` from being written inside into a named error.
+
+    Raises:
+        StorageError: the disk is full, or the file system refuses. torch and safetensors have errors of their own for that, and torch's do
+            not say so: whether it was the disk tells one more try, for as much room.
+    """
+    with storage_errors(folder):
+        try:
+            yield
+        except (RuntimeError, SafetensorError):
+            _take_room(Path(folder))
+            raise
+
+
+def _take_room(folder: Path) -> None:
+    """Takes as much room on the disk as the largest file there, and some more, and gives it back.
+
+    Raises:
+        OSError: there is not that much.
+    """
+    largest = max((file.stat().st_size for file in folder.rglob("*") if file.is_file()), default=0)
+    with TemporaryFile(dir=folder) as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, largest + _MORE)
+        else:
+            file.write(bytes(_MORE))

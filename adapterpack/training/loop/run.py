@@ -68,7 +68,7 @@ def trained(config: TrainConfig, progress: Shown | None = None, rewards: Sequenc
     stopping = Stopping() if company is None else company.stopping
     arguments = arguments_of(config, run.path, () if kind.rows else training_of(task, kind).targets)
     checkpoint = run.begin() if arguments.should_save else run.last()
-    with memory_errors(config), kept(run):
+    with memory_errors(config), kept(run, arguments.should_save):
         reader = reader_of(task, kind, base)
         ready = prepared(config, task, base, reader, loaded if company is None else company.load)
         evaluation = ready.rows.evaluation
@@ -102,7 +102,7 @@ def packed(done: Trained) -> Pack:
     """Writes the pack of a trained adapter, in the first of several processes, and removes the run's checkpoints."""
     config, ready = done.config, done.ready
     first = done.trainer.is_world_process_zero()
-    with memory_errors(config), kept(done.folder):
+    with memory_errors(config), kept(done.folder, first):
         pack = save(ready.model, config.output_dir if first else None, adapter=config.pack_name, base=folder_of(config.model_name_or_path),
                     name=config.pack_name, training=done.training, metrics=done.metrics,
                     parents=() if ready.started is None else (ready.started,))  # by all processes, as what is sharded is gathered

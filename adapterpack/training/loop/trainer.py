@@ -15,6 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from ...adapter_methods import Progress
 from . import hooks, method_states
 from .blockwise_loss import BlockwiseLoss, blockwise_loss
+from .resuming import written_checkpoints
 from .steps import Steps
 
 
@@ -92,6 +93,11 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
         sampler = super()._get_train_sampler(train_dataset)
         own = hasattr(sampler, "generator") and not isinstance(sampler, RandomSampler)  # of which accelerate makes one by epochs
         return _SeededByEpoch(sampler, self.args.seed) if own else sampler
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """A checkpoint, or a named error where the disk does not take it."""
+        with written_checkpoints(str(self.args.output_dir)):
+            super()._save_checkpoint(*args, **kwargs)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """A checkpoint's state of the optimizer, and with it that of the methods."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import re
-import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...errors import ConfigError, StorageError, storage_errors
+from ...io.atomic import scratch_folder
 from ...io.safe_open import open_regular
 from ...tasks.data_report import DataReport
 from ..config.sources import Source
@@ -95,14 +95,14 @@ def readable(files: Sequence[Path], report: DataReport) -> Iterator[tuple[list[P
     if not any(map(_is_packed, files)) and not (lines and report.skips):
         yield list(files), {}
         return
-    with tempfile.TemporaryDirectory(prefix="adapterpack-") as folder:
+    with scratch_folder() as folder:
         copies = []
         for number, file in enumerate(files):
             copy = _unpacked(file, Path(folder, f"{number}{kind_of(file)}")) if _is_packed(file) else file
             if lines and report.skips:
                 copy = _rows_alone(copy, Path(folder, f"rows-{number}{kind_of(file)}"), file, report)
             copies.append(copy)
-        yield copies, {"cache_dir": folder, "keep_in_memory": True}
+        yield copies, {"cache_dir": str(folder), "keep_in_memory": True}
 
 
 def _is_packed(file: Path) -> bool:

@@ -1,0 +1,106 @@
+"""Signals that ask a process to end, as exceptions: what is at work cleans up on its way out."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""Ctrl-C, what ``kill`` and schedulers send, and the end of the terminal."""
+_AGAIN = 1.0
+"""Seconds within which another signal is the same wish: whoever presses Ctrl-C twice does not mean to disturb the cleaning up."""
+_before_fork: dict[int, object] = {}
+
+
+class Ended(KeyboardInterrupt):
+    """A signal of :data:`ENDING` asked the process to end.
+
+    Example:
+        >>> Ended(signal.SIGTERM).exit_code, Ended(signal.SIGTERM).word
+        (143, 'ended by SIGTERM')
+    """
+
+    def __init__(self, number: int = signal.SIGINT) -> None:
+        super().__init__()
+        self.number = signal.Signals(number)
+
+    @property
+    def exit_code(self) -> int:
+        """What shells show of a process that such a signal has ended."""
+        return 128 + self.number
+
+    @property
+    def word(self) -> str:
+        """What has happened."""
+        return "interrupted" if self.number == signal.SIGINT else f"ended by {self.number.name}"
+
+
+class _Raise:
+    """A handler that raises; not again while what it raised is probably still cleaning up."""
+
+    def __init__(self) -> None:
+        self._last = -_AGAIN
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if now - self._last >= _AGAIN:
+            self._last = now
+            raise Ended(number)
+
+
+@contextmanager
+def raised() -> Iterator[None]:
+    """Inside the block signals of :data:`ENDING` raise :class:`Ended` in the main thread; those that the caller ignores, or takes himself,
+    and all where another thread calls, stay as they are.
+    """
+    handler, ours = _Raise(), threading.current_thread() is threading.main_thread()
+    before = {number: found for number in ENDING
+              if (found := signal.getsignal(number)) in (signal.SIG_DFL, signal.default_int_handler)} if ours else {}
+    _before_fork.update(before)
+    for number in before:
+        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, found in before.items():
+            signal.signal(number, found)
+        _before_fork.clear()
+
+
+def _in_child() -> None:
+    """A process that was forked, as for reading data, ends as any other: its parent tells what happened."""
+    for number, found in _before_fork.items():
+        signal.signal(number, found)  # type: ignore[arg-type]
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)
+
+
+@contextmanager
+def taken(handle: Callable[[Callable[[], None]], None]) -> Iterator[None]:
+    """Inside the block ``handle`` is called instead where a signal of :data:`ENDING` would raise; with a function that raises after all.
+
+    Nothing changes in other threads than the main one, or where signals do not raise.
+    """
+    ours = threading.current_thread() is threading.main_thread()
+    before = {number: found for number in ENDING if (found := signal.getsignal(number)) is signal.default_int_handler
+              or isinstance(found, _Raise)} if ours else {}
+
+    def instead(number: int, frame: FrameType | None) -> None:
+        found = before[number]
+        assert callable(found)
+        handle(lambda: found(number, frame))
+
+    for number in before:
+        signal.signal(number, instead)
+    try:
+        yield
+    finally:
+        for number, found in before.items():
+            signal.signal(number, found)
