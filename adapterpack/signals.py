@@ -40,36 +40,44 @@ class Ended(KeyboardInterrupt):
         return "interrupted" if self.number == signal.SIGINT else f"ended by {self.number.name}"
 
 
-class _Raise:
-    """A handler that raises; not again while what it raised is probably still cleaning up."""
+class Raising:
+    """A handler that raises; not again while what it raised is probably still cleaning up. ``ended`` is what it raised last."""
+
+    ended: Ended | None = None
 
     def __init__(self) -> None:
         self._last = -_AGAIN
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
+        """Raises :class:`Ended`.
+
+        Raises:
+            Ended: at the first signal, and a while later at the next.
+        """
         now = time.monotonic()
         if now - self._last >= _AGAIN:
-            self._last = now
-            raise Ended(number)
+            self._last, self.ended = now, Ended(number)
+            raise self.ended
 
 
 @contextmanager
-def raised() -> Iterator[None]:
+def raised() -> Iterator[Raising]:
     """Inside the block signals of :data:`ENDING` raise :class:`Ended` in the main thread; those that the caller ignores, or takes himself,
     and all where another thread calls, stay as they are.
     """
-    handler, ours = _Raise(), threading.current_thread() is threading.main_thread()
+    handler, ours = Raising(), threading.current_thread() is threading.main_thread()
     before = {number: found for number in ENDING
               if (found := signal.getsignal(number)) in (signal.SIG_DFL, signal.default_int_handler)} if ours else {}
     _before_fork.update(before)
     for number in before:
         signal.signal(number, handler)
     try:
-        yield
+        yield handler
     finally:
-        for number, found in before.items():
-            signal.signal(number, found)
-        _before_fork.clear()
+        if handler.ended is None:  # else the process is about to end, and there is nothing left to disturb
+            for number, found in before.items():
+                signal.signal(number, found)
+            _before_fork.clear()
 
 
 def _in_child() -> None:
@@ -90,7 +98,7 @@ def taken(handle: Callable[[Callable[[], None]], None]) -> Iterator[None]:
     """
     ours = threading.current_thread() is threading.main_thread()
     before = {number: found for number in ENDING if (found := signal.getsignal(number)) is signal.default_int_handler
-              or isinstance(found, _Raise)} if ours else {}
+              or isinstance(found, Raising)} if ours else {}
 
     def instead(number: int, frame: FrameType | None) -> None:
         found = before[number]

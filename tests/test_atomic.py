@@ -16,7 +16,7 @@ import pytest
 from processes import child
 
 from adapterpack.errors import OutputExists, StorageError
-from adapterpack.io.atomic import output_file, output_folder
+from adapterpack.io.atomic import output_file, output_folder, scratch_folder
 
 pytestmark = pytest.mark.fast
 
@@ -145,6 +145,21 @@ def test_an_output_that_cannot_be_written_is_named_by_its_own_name(output: Outpu
         pass
     assert caught.value.where == str(tmp_path / "file" / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_temporary_files_leave_nothing_and_name_their_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a killed process left is removed by the next; a full disk is that of temporary files, and the remedy another."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / ".adapterpack.0123456789abcdef.tmp" / "large").mkdir(parents=True)
+    with scratch_folder() as folder:
+        assert [*tmp_path.iterdir()] == [folder]
+        (folder / "file").touch()
+    assert [*tmp_path.iterdir()] == []
+    with (pytest.raises(StorageError, match=r"the disk is full.*TMPDIR") as caught, scratch_folder() as folder,
+          (folder / "file").open("wb"), Path("/dev/full").open("wb", buffering=0) as full):
+        full.write(b"more")
+    assert caught.value.where == str(tmp_path)
+    assert [*tmp_path.iterdir()] == []
 
 
 CHILD = """

@@ -639,20 +639,23 @@ def test_a_bug_is_told_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert json.loads(as_json.stdout)["error"]["code"] == "bug"
 
 
-def test_an_interrupt_leaves_nothing(bank: Path, tmp_path: Path) -> None:
-    """SIGINT in the middle of the work: exit 130, one line, no file."""
+@pytest.mark.parametrize(("number", "code", "said"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "ended by SIGTERM")])
+def test_an_interrupt_leaves_nothing(bank: Path, tmp_path: Path, number: int, code: int, said: str) -> None:
+    """A signal in the middle of the work, and at once another: an exit code that says which, one line, an object of it, no file."""
     # A shell that runs the tests in the background has its children ignore SIGINT; a user's terminal does not.
-    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from adapterpack.cli.main import main; main()"
-    args = [sys.executable, "-c", code, "run", str(bank), "--input", "-", "--output", str(tmp_path / "out.jsonl")]
-    with child(args, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+    program = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from adapterpack.cli.main import main; main()"
+    args = [sys.executable, "-c", program, "run", str(bank), "--input", "-", "--output", str(tmp_path / "out.jsonl"), "--json"]
+    with child(args, stdin=subprocess.PIPE, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as running:
         deadline = time.monotonic() + 60
         while not any(tmp_path.iterdir()) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert [path.suffix for path in tmp_path.iterdir()] == [".tmp"]
-        running.send_signal(signal.SIGINT)
-        assert running.wait(timeout=60) == 130
-        assert running.stderr is not None
-        assert running.stderr.read() == "interrupted; nothing was left behind\n"
+        running.send_signal(number)
+        running.send_signal(number)
+        printed, told = running.communicate(timeout=60)
+        assert (running.returncode, told) == (code, f"{said}; nothing was left behind\n")
+        assert json.loads(printed)["error"]["code"] == "interrupted"
+        REPORT.validate(json.loads(printed))
     assert not list(tmp_path.iterdir())
 
 
@@ -664,6 +667,19 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     done = subprocess.run([*ADAPTERPACK, "methods"], stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
     os.close(writer)
     assert done.stderr == ""
+
+
+@pytest.mark.fast
+def test_output_that_nobody_takes(tmp_path: Path) -> None:
+    """On a full disk it is an error that names it; with a closed one, commands do their work, and no file of theirs is printed into."""
+    for args in (["rules", "--json"], ["--version"]):
+        with Path("/dev/full").open("w") as full:
+            done = subprocess.run([*ADAPTERPACK, *args], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+        assert "the disk is full (at standard output)" in done.stderr
+    command = f"{shlex.join(map(str, ADAPTERPACK))} rules >&- <&-"
+    done = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_progress_is_a_bar_on_a_terminal(world: World, tmp_path: Path) -> None:

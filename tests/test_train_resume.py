@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import random
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -13,12 +14,13 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from forked import FORKED
 from processes import child
 from safetensors import safe_open
 
 from adapterpack import Pack, train
 from adapterpack.cli.main import main
-from adapterpack.errors import ConfigError, MissingExtra, NonFinite, OutputExists
+from adapterpack.errors import ConfigError, MissingExtra, NonFinite, OutputExists, StorageError
 from adapterpack.training.loop.steps import Step
 
 KILLED = """
@@ -45,6 +47,15 @@ def settings(base: Path, folder: Path, **more: Any) -> dict[str, Any]:
     return {"model_name_or_path": str(base), "train_file": write(folder / "rows.jsonl", rows(40)), "output_dir": str(folder / "pack"),
             "name": "p", "learning_rate": 1e-2, "num_train_epochs": 2, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2,
             "r": 2, "dropout": 0.1, "lr_scheduler_type": "cosine", "save_steps": 3, "logging_steps": 4, **more}
+
+
+def on_a_full_disk(config: dict[str, Any], said: Path) -> None:
+    """Trains where, after step 4, no file may become as long as that of the optimizer; writes what the error says."""
+    most = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    try:
+        train(config, progress=lambda step: resource.setrlimit(resource.RLIMIT_FSIZE, (12_000 if step.done >= 4 else most, most)))
+    except StorageError as error:
+        said.write_text(f"{error} {error.__notes__}")
 
 
 def uninterrupted(config: dict[str, Any], folder: Path) -> Pack:
@@ -93,6 +104,23 @@ def test_a_run_goes_on_after_a_kill_to_the_same_pack(tiny_llama: Path, tmp_path:
     (pack,) = train(config, progress=steps.append)
     assert steps[0].done == moment // 3 * 3 + 1
     assert pack.id == uninterrupted(config, tmp_path).id
+
+
+def test_a_checkpoint_that_the_disk_does_not_take(tiny_llama: Path, tmp_path: Path) -> None:
+    """torch says nothing of a disk; the error does, and names the checkpoint that is kept. Nothing is left of the other, and the same call
+    goes on."""
+    config = settings(tiny_llama, tmp_path)
+    process = FORKED.Process(target=on_a_full_disk, args=(config, tmp_path / "said"))
+    process.start()
+    process.join(120)
+    said = (tmp_path / "said").read_text()
+    assert "the file system refused" in said and "ulimit -f" in said and "the checkpoint of step 3 is kept" in said, said
+    folder = tmp_path / "pack.checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint-3", "run.json"]
+    steps: list[Step] = []
+    train(config, progress=steps.append)
+    assert steps[0].done == 4
+    assert not folder.exists()
 
 
 @pytest.mark.long

@@ -19,6 +19,7 @@ from test_train_resume import KILLED
 
 from adapterpack import Pack, train
 from adapterpack.errors import ConfigError, NonFinite
+from adapterpack.signals import Ended, raised
 from adapterpack.tasks.task import task_named
 from adapterpack.training.loop.steps import Step
 from adapterpack.training.shared_bases import SharedBases
@@ -135,19 +136,21 @@ def test_the_base_is_in_memory_once(tiny_bert: Path) -> None:
 
 
 def test_ctrl_c_ends_all_with_checkpoints(tiny_bert: Path, tmp_path: Path, alone_of: Callable[[str], str]) -> None:
-    """Each ends at its next step; the same call goes on to the same packs, that of an adapter that was trained already, too."""
+    """Each ends at its next step; the same call goes on to the same packs, that of an adapter that was trained already, too. So it is with
+    the signal of schedulers."""
     config = run(tiny_bert, tmp_path, classifiers(tmp_path)[:3])
 
     def interrupt_once(step: Step) -> None:
         if (step.name, step.done) == ("bottleneck", 3):
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
 
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that runs tests in the background lets them ignore it
+    before = signal.getsignal(signal.SIGTERM)
     try:
-        with pytest.raises(KeyboardInterrupt) as interrupt:
+        with pytest.raises(Ended) as interrupt, raised():
             train(config, progress=interrupt_once)
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGTERM, before)
+    assert interrupt.value.exit_code == 143
     places = [(name, f"step 4 is kept in {tmp_path}/packs/{name}.checkpoints") for name in ("lora", "bottleneck")]
     for (name, words), note in zip(places, interrupt.value.__notes__, strict=True):
         assert words in note, name

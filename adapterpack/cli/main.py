@@ -16,7 +16,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from ..errors import EXIT_FAILED, AdapterpackError, StorageError, printable, storage_errors
-from ..signals import Ended, raised
+from ..signals import Ended, Raising, raised
 from ..version import VERSION
 from . import settings, streams
 from .logs import failed, message_level
@@ -84,20 +84,19 @@ class Commands(click.Group):
             import_module("adapterpack.cli.completing")
         streams.open_missing()
         try:
-            return super().main(*args, **{"complete_var": VARIABLE, **options})
-        except OSError as error:  # outside of any command, as of --help
-            if (refused := _refused(error)) is None:
-                raise
-            failed(one_line(str(refused)))
-            sys.exit(EXIT_FAILED)
+            with streams.printed():  # outside of commands nothing else is done than that, as for --help
+                return super().main(*args, **{"complete_var": VARIABLE, **options})
+        except StorageError as error:
+            failed(one_line(str(error)))
+            sys.exit(error.exit_code)
 
     def invoke(self, ctx: click.Context) -> Any:
         if not sys.stderr.isatty():
             os.environ.setdefault("TQDM_DISABLE", "1")  # the bars of other libraries, before they are imported
         warnings.formatwarning = _warning
-        with raised(), _reported(ctx):
+        with raised() as signals, _reported(ctx, signals):
             settings.apply()
-            with message_level(ctx.meta), _reported(ctx):
+            with message_level(ctx.meta), _reported(ctx, signals):
                 return super().invoke(ctx)
 
 
@@ -110,27 +109,33 @@ def _warning(*details: Any, **more: Any) -> str:
 
 
 @contextmanager
-def _reported(ctx: click.Context) -> Iterator[None]:
+def _reported(ctx: click.Context, signals: Raising) -> Iterator[None]:
     """What the command raises, as text on stderr (and with ``--json`` as an object on stdout) and an exit code."""
     try:
         yield
     except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
         raise  # click's own, and a reader that went away
     except KeyboardInterrupt as interrupt:  # what keeps something for the next try says so in a note
-        ended = interrupt if isinstance(interrupt, Ended) else Ended()
-        left = dict.fromkeys(getattr(interrupt, "__notes__", ()))
-        sentence = one_line(f"{ended.word}; {'; '.join(left) or 'nothing was left behind'}")
-        click.echo(sentence, err=True)
-        _emit_error(ctx, AdapterpackError(sentence).to_json() | {"code": "interrupted"})
-        ctx.exit(ended.exit_code)
-    except AdapterpackError as error:
-        _fail(ctx, error, str(error), error.to_json(), error.exit_code)
+        _end(ctx, interrupt, interrupt if isinstance(interrupt, Ended) else Ended())
     except Exception as error:
+        if signals.ended is not None:  # libraries turn it into errors of their own, as where it comes while they are imported
+            _end(ctx, error, signals.ended)
+        if isinstance(error, AdapterpackError):
+            _fail(ctx, error, str(error), error.to_json(), error.exit_code)
         if (refused := _refused(error)) is not None:
             _fail(ctx, error, str(refused), refused.to_json())
         reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         sentence = f"this is a bug in adapterpack, please report it ({TRACEBACK} shows where): {reason}"
         _fail(ctx, error, sentence, AdapterpackError(sentence).to_json() | {"code": "bug"})
+
+
+def _end(ctx: click.Context, error: BaseException, ended: Ended) -> NoReturn:
+    """Ends the command as a signal wanted it to."""
+    left = dict.fromkeys(getattr(error, "__notes__", ()))
+    sentence = one_line(f"{ended.word}; {'; '.join(left) or 'nothing was left behind'}")
+    click.echo(sentence, err=True)
+    _emit_error(ctx, AdapterpackError(sentence).to_json() | {"code": "interrupted"})
+    ctx.exit(ended.exit_code)
 
 
 _OF_THE_SYSTEM = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
@@ -141,9 +146,8 @@ def _refused(error: Exception) -> StorageError | None:
     """What the operating system refused, in words, where an error is one that no program can prevent."""
     if not isinstance(error, OSError) or not (error.errno in _OF_DISKS or isinstance(error, _OF_THE_SYSTEM)):
         return None
-    where = error.filename2 or error.filename or ("standard output" if streams.output_is_lost() else None)
     try:
-        with storage_errors(where):
+        with storage_errors(error.filename2 or error.filename):
             raise error
     except StorageError as refused:
         return refused

@@ -13,6 +13,7 @@ import click
 from ..errors import printable
 from ..io.readable import shown
 from ..io.strict_json import finite
+from .streams import printed
 
 _PLAIN_WIDTH = 160
 _DIGEST = re.compile(r"\b([a-z0-9]+:[0-9a-f]{12})[0-9a-f]{52}\b")
@@ -20,7 +21,8 @@ _DIGEST = re.compile(r"\b([a-z0-9]+:[0-9a-f]{12})[0-9a-f]{52}\b")
 
 def emit(value: Mapping[str, Any], compact: bool = False) -> None:
     """Prints one JSON object, ASCII only: names from strangers can do nothing to a terminal."""
-    click.echo(json.dumps(finite(value), indent=None if compact else 2, allow_nan=False))
+    with printed():
+        click.echo(json.dumps(finite(value), indent=None if compact else 2, allow_nan=False))
 
 
 def shortened(value: Any) -> Any:
@@ -44,7 +46,8 @@ def one_line(text: str) -> str:
 
 def line(text: str) -> None:
     """Prints one line."""
-    click.echo(one_line(text))
+    with printed():
+        click.echo(one_line(text))
 
 
 def facts(values: Mapping[str, Any]) -> None:
@@ -76,7 +79,8 @@ def draw(table: Any) -> None:
     """Prints a table that rich has laid out."""
     from rich.console import Console  # noqa: PLC0415 - as above
 
-    Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH, highlight=False).print(table)
+    with printed():
+        Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH, highlight=False).print(table)
 
 
 def _is_records(value: Any) -> bool:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from ..errors import storage_errors
 
 
 def open_missing() -> None:
@@ -18,13 +21,21 @@ def open_missing() -> None:
             setattr(sys, name, os.fdopen(descriptor, mode, encoding="utf-8", errors="replace"))
 
 
-def output_is_lost() -> bool:
-    """Whether standard output takes nothing any more, as where it is a file on a full disk; what is printed from now on goes nowhere."""
+@contextmanager
+def printed() -> Iterator[None]:
+    """Errors of printing inside name standard output; what is printed after one goes nowhere. A reader that went away is none.
+
+    Raises:
+        StorageError: it takes nothing, as where it is a file on a full disk.
+    """
     try:
-        sys.stdout.flush()
+        yield
+    except BrokenPipeError:
+        raise
     except OSError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())  # what waits in its buffer goes there too
-        os.close(nowhere)
-        return True
-    return False
+        with suppress(OSError, ValueError):  # no file at all, as in tests
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, sys.stdout.fileno())  # what waits in its buffer goes there too
+            os.close(nowhere)
+        with storage_errors("standard output"):
+            raise

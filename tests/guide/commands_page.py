@@ -24,6 +24,7 @@ Each command is the library function of the same name: `adapterpack merge` is `a
 | 3 | `validate`: not everything could be checked |
 | 4 | signature or trust |
 | 130 | interrupted; what was kept for the next try is named |
+| 143, 129 | ended by SIGTERM or SIGHUP; likewise |
 
 Every command has `--json` (one JSON object on standard output, described by
 [`schemas/report.v1.json`](../schemas/report.v1.json)), `--traceback` (where in the program an error arose) and `--help`.

@@ -139,6 +139,41 @@ def test_a_row_that_cannot_be_run(bundle: Path, tmp_path: Path) -> None:
     assert [text.split(" | ")[-1].startswith("error: ") for text in shown] == [False, True, False, True, True, False]
 
 
+def test_a_full_disk_keeps_what_was_answered(tmp_path: Path) -> None:
+    """The error names the output, and says where the steps that were kept are; where there are none nothing is left."""
+    import resource
+
+    from adapterpack.errors import StorageError
+    from adapterpack.offline.growing_file import Done, growing_file
+
+    out, before = tmp_path / "answers.jsonl", resource.getrlimit(resource.RLIMIT_FSIZE)
+    for kept_rows in (0, 1):
+        with pytest.raises(StorageError, match="ulimit -f") as caught, growing_file(out, "a" * 64) as file:
+            file.write(b"one\n")
+            if kept_rows:
+                file.keep(Done(0, 1, 1, 4, 1))
+            try:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (6, before[1]))
+                file.write(b"two\n")
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert caught.value.where == str(out)
+        assert len([*tmp_path.iterdir()]) == len(getattr(caught.value, "__notes__", ())) == kept_rows
+    with growing_file(out, "a" * 64) as file:
+        assert (file.done.rows, file.done.size) == (1, 4)
+
+
+def test_a_full_disk_stops_no_server(caplog: pytest.LogCaptureFixture) -> None:
+    """Requests are answered without their lines in the audit, which is said once."""
+    from adapterpack.serving.audit import Audit, Record
+
+    audit = Audit("/dev/full")
+    for _ in range(3):
+        audit.write(Record("id", "/v1/models"))
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    assert "no longer audited, until /dev/full can be written" in caplog.text
+
+
 def requests_of(count: int) -> list[dict[str, Any]]:
     """What the official client would send, one a line, on three models and both routes; some draw, and some are wrong."""
     from openai.types.chat.completion_create_params import CompletionCreateParamsNonStreaming as Chat
