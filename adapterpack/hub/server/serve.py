@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 from ...errors import storage_errors
 from ...extras import needed_by
+from ...signals import Ended
 from .access import Access
 
 LOOPBACK = "127.0.0.1"
@@ -19,7 +21,7 @@ _BACKLOG = 100
 
 def serve(folder: str | os.PathLike[str], *, host: str = LOOPBACK, port: int = 8765, tokens: str | os.PathLike[str] | None = None,
           ready: Callable[[str], None] | None = None) -> None:
-    """Serves a hub from a folder, until it is interrupted.
+    """Serves a hub from a folder, until it is interrupted or, which is a good end, gets SIGTERM.
 
     ``tokens`` is a file of lines ``NAME read|write TOKEN``; without one everybody may read and nobody may write. ``port`` 0 takes a free
     one. ``ready`` is called with the address once requests are taken. Put a proxy with TLS before it where others can listen.
@@ -43,4 +45,8 @@ def serve(folder: str | os.PathLike[str], *, host: str = LOOPBACK, port: int = 8
                                 date_header=True, backlog=_BACKLOG, h11_max_incomplete_event_size=_MAX_HEAD)
         if ready is not None:
             ready(address)
-        uvicorn.Server(config).run(sockets=[one])
+        try:
+            uvicorn.Server(config).run(sockets=[one])
+        except Ended as ended:  # uvicorn raises it again, after the last answer
+            if ended.number != signal.SIGTERM:
+                raise
