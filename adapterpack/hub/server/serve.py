@@ -21,10 +21,11 @@ _BACKLOG = 100
 
 def serve(folder: str | os.PathLike[str], *, host: str = LOOPBACK, port: int = 8765, tokens: str | os.PathLike[str] | None = None,
           ready: Callable[[str], None] | None = None) -> None:
-    """Serves a hub from a folder, until it is interrupted or, which is a good end, gets SIGTERM.
+    """Serves a hub from a folder, until it is interrupted.
 
     ``tokens`` is a file of lines ``NAME read|write TOKEN``; without one everybody may read and nobody may write. ``port`` 0 takes a free
-    one. ``ready`` is called with the address once requests are taken. Put a proxy with TLS before it where others can listen.
+    one. ``ready`` is called with the address once requests are taken. SIGTERM is a good end. Put a proxy with TLS before
+    it where others can listen.
 
     Raises:
         ConfigError: the file of tokens is malformed, or others may read it.

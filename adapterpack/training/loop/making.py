@@ -11,9 +11,9 @@ from transformers import EvalPrediction, PreTrainedTokenizerBase, TrainingArgume
 
 from ...errors import Unsupported
 from ..config.fields import TrainConfig
+from ..trainers.bounded_template import with_bounded_template
 from ..trainers.kind import TRAINERS, TrainerKind
 from .arguments import class_at
-from .bounded_template import with_bounded_template
 from .preparing import Prepared
 from .reference import Reference
 from .rewards import Reward
