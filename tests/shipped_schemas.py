@@ -76,8 +76,7 @@ def held() -> Iterator[None]:
 
     def pack_into(self: Pack, folder: Path) -> None:
         write_pack(self, folder)
-        if self.manifest.format_version == pack.FORMAT_VERSION:
-            _require(json.loads((folder / pack.FILE_NAME).read_bytes()), "manifest.v1")
+        _require(json.loads((folder / pack.FILE_NAME).read_bytes()), "manifest.v1")
 
     def bundle_into(self: bundle.Bundle, folder: Path, *args: Any, **options: Any) -> None:
         write_bundle(self, folder, *args, **options)

@@ -11,6 +11,7 @@ from jsonschema import Draft202012Validator
 from shipped_schemas import fits, unlike
 
 from adapterpack.manifest.manifest import FORMAT_VERSION
+from adapterpack.manifest.migrations import STEPS
 
 pytestmark = pytest.mark.fast
 TESTS = Path(__file__).parent
@@ -24,9 +25,15 @@ def test_every_pattern_is_the_same_for_every_reader() -> None:
         r"^a\Z", r"^\u0001$", "^(?!a)b$", "a"]
 
 
-@pytest.mark.parametrize("folder", sorted((TESTS / "golden").glob(f"pack-{FORMAT_VERSION}*")), ids=lambda path: path.name)
-def test_a_pack_that_is_kept_fits(folder: Path) -> None:
-    assert fits(json.loads((folder / "adapterpack.json").read_bytes()), "manifest.v1")
+@pytest.mark.parametrize("folder", sorted((TESTS / "golden").glob("pack-*")), ids=lambda path: path.name)
+def test_packs_of_all_versions_fit(folder: Path) -> None:
+    """With the fields of their version and no later one, as for the reader."""
+    value = json.loads((folder / "adapterpack.json").read_bytes())
+    assert fits(value, "manifest.v1")
+    own = value["format_version"]
+    for version in (*STEPS, FORMAT_VERSION):
+        same = version == own or ({version, own} == {"1.2", "1.3"} and value["canary"] is None)  # 1.3 adds a field of canaries alone
+        assert fits({**value, "format_version": version}, "manifest.v1") == same, version
 
 
 @pytest.mark.parametrize("name", SCHEMAS)

@@ -424,12 +424,16 @@ def full(value: Any) -> set[str]:
     return {place for error in strict(schema("manifest.v1")).iter_errors(value) for place in every(error)}
 
 
+FIRST = {"integrity", "format_version"}
+"""What is looked at before the structs: the first is compared with the bytes, the other decides on the fields that there are."""
+
+
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_the_reader_agrees_with_the_schema(data: st.DataObject) -> None:
     """Any value at any place of a good manifest: the structs take it if JSON Schema does; and where they find it wrong, so does that."""
     forged = json.loads(json.dumps(GOOD))
-    *path, last = data.draw(st.sampled_from([place for place in PLACES if place != ("integrity",)]))  # that is compared with the bytes
+    *path, last = data.draw(st.sampled_from([place for place in PLACES if place[0] not in FIRST]))
     here = forged
     for key in path:
         here = here[key]

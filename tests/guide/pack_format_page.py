@@ -11,6 +11,7 @@ from typing import Any
 
 from adapterpack.manifest.manifest import FEATURES, FORMAT_VERSION, MAX_BYTES
 from adapterpack.manifest.migrations import STEPS
+from adapterpack.manifest.schema import part_at
 
 SCHEMA = Path(__file__).parents[2] / "schemas" / "manifest.v1.json"
 INTRO = f"""# The pack format
@@ -58,17 +59,21 @@ Features that this version understands in `must_understand`: {", ".join(f"`{feat
 def page() -> str:
     """The policy, the history, and every field with its type and limits."""
     schema = json.loads(SCHEMA.read_text("utf-8"))
-    history = "".join(f"| {step.to} | {(step.apply.__doc__ or '').partition(' ')[2].rstrip('.')} |\n" for step in STEPS.values())
-    parts = [INTRO + history, f"## The manifest\n\n{schema['description']}\n\n{_fields(schema)}"]
+    history = "".join(f"| {step.to} | adds {step.adds} |\n" for step in STEPS.values())
+    since: dict[str, dict[str, str]] = {}
+    for step in STEPS.values():
+        for place, fields in step.fields.items():
+            since.setdefault(part_at(schema, place).get("title", ""), {}).update(dict.fromkeys(fields, f"from {step.to} on"))
+    parts = [INTRO + history, f"## The manifest\n\n{schema['description']}\n\n{_fields(schema, since[schema['title']])}"]
     for name, part in schema["$defs"].items():
         about = part.get("description", "").replace("``", "`").strip()
-        parts.append(f"### {name} {{ #{name.lower()} }}\n\n{about}\n\n{_fields(part)}")
+        parts.append(f"### {name} {{ #{name.lower()} }}\n\n{about}\n\n{_fields(part, since.get(name, {}))}")
     return "\n".join(part.rstrip() + "\n" for part in parts)
 
 
-def _fields(part: dict[str, Any]) -> str:
-    required = part.get("required", ())
-    rows = [f"| `{name}` | {_type(kind)} | {'yes' if name in required else '-'} |\n" for name, kind in part.get("properties", {}).items()]
+def _fields(part: dict[str, Any], since: dict[str, str]) -> str:
+    required = {**dict.fromkeys(part.get("required", ()), "yes"), **since}
+    rows = [f"| `{name}` | {_type(kind)} | {required.get(name, '-')} |\n" for name, kind in part.get("properties", {}).items()]
     return "| field | type and limits | required |\n|---|---|---|\n" + "".join(rows) if rows else ""
 
 
