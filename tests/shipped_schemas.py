@@ -47,16 +47,16 @@ def _alike(pattern: str) -> bool:
     return False
 
 
-def _structure(value: Any) -> object:
+def structure(value: Any) -> object:
     """Which fields and kinds of values there are, whatever the values are."""
     if isinstance(value, dict):
-        return frozenset((key, _structure(item)) for key, item in value.items())
-    return frozenset(map(_structure, value)) if isinstance(value, list) else type(value)
+        return frozenset((key, structure(item)) for key, item in value.items())
+    return frozenset(map(structure, value)) if isinstance(value, list) else type(value)
 
 
 def _require(value: Any, name: str) -> None:
     """Checks a value against a schema, unless one of its structure was: what values there may be is up to readers, and their tests."""
-    key = name, _structure(value)
+    key = name, structure(value)
     if key not in _CHECKED:
         error = best_match(_validator(name).iter_errors(value))
         assert error is None, f"what was written does not fit {name}, at {error.json_path}: {error.message:.500}"
@@ -65,18 +65,22 @@ def _require(value: Any, name: str) -> None:
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Holds every pack, bundle and fleet that this process writes, and every report that a command prints in it, to its schema."""
+    """Holds every pack, bundle and fleet that this process writes to its schema; every report of a command and every row's answer, too."""
     from adapterpack.bundle import manifest as bundle
     from adapterpack.cli import output
     from adapterpack.fleet import fleet
     from adapterpack.manifest import manifest as pack
+    from adapterpack.manifest.migrations import STEPS
     from adapterpack.pack.pack import Pack
+    from adapterpack.runtime.row_runner import RowRunner
 
     write_pack, write_bundle, write_fleet, finite = Pack.write_into, bundle.Bundle.write, fleet.Fleet.write, output.finite
+    outcomes = RowRunner.outcomes
 
     def pack_into(self: Pack, folder: Path) -> None:
         write_pack(self, folder)
-        _require(json.loads((folder / pack.FILE_NAME).read_bytes()), "manifest.v1")
+        if self.manifest.format_version in {*STEPS, pack.FORMAT_VERSION}:  # a copy of a later version has what only that knows
+            _require(json.loads((folder / pack.FILE_NAME).read_bytes()), "manifest.v1")
 
     def bundle_into(self: bundle.Bundle, folder: Path, *args: Any, **options: Any) -> None:
         write_bundle(self, folder, *args, **options)
@@ -93,7 +97,14 @@ def held() -> Iterator[None]:
             _require(plain, "report.v1")
         return plain
 
+    def answered(self: RowRunner, rows: Any) -> Any:
+        for outcome in outcomes(self, rows):
+            if outcome.result is not None:
+                _require({**json.loads(json.dumps(finite(outcome.result), default=str)), "command": "run"}, "report.v1")
+            yield outcome
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RowRunner, "outcomes", answered)
         patch.setattr(Pack, "write_into", pack_into)
         patch.setattr(bundle.Bundle, "write", bundle_into)
         patch.setattr(fleet.Fleet, "write", fleet_to)

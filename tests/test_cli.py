@@ -460,7 +460,7 @@ def test_run_a_classifier(world: World, bank: Path) -> None:
     """Rows of one batch through two adapters and the base: the scores are torch's, within 1e-4."""
     texts = ["where is my parcel", "the order came broken i want money back", "send two mugs"]
     names = ["tickets", "mails", None]
-    rows = [{"text": text, "adapter": name, "id": 7} for text, name in zip(texts, names, strict=True)]
+    rows = [{"text": text, "adapter": name, "labels": [7]} for text, name in zip(texts, names, strict=True)]
     lines = "\n".join(map(json.dumps, rows)) + "\n\n"
     out = world.folder / "answers.jsonl"
     done = process("run", bank, "--input", "-", "--provider", "cpu", "--output", out, "--json", input=lines)
@@ -469,6 +469,7 @@ def test_run_a_classifier(world: World, bank: Path) -> None:
     tokenizer = Tokenizer.from_file(str(world.bert / "tokenizer.json"))
     for answer, row, model in zip(answers, rows, ["tickets", "emails", None], strict=True):
         assert {key: answer[key] for key in row} == row
+        REPORT.validate({"command": "run", **answer})  # whatever columns a row has of its own
         if model is None:
             assert answer["label"] is None
             continue

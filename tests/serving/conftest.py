@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+from documented import Answers
 from servers import Served, begin
 from tiny import write_bundle, write_model, write_packs
 
@@ -33,19 +34,24 @@ def bundle(model: Path, packs: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="session")
 def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Served]]:
-    """Starts a server of a bundle with keys; those that still run at the end are ended."""
-    running: list[subprocess.Popen[str]] = []
+    """Starts a server of a bundle with keys. Those that still run at the end are ended, when all that they answered is known to be what
+    their documents say.
+    """
+    running: list[tuple[Served, Answers]] = []
 
     def started(bundle: Path, **options: Any) -> Served:
-        served = begin(bundle, tmp_path_factory.mktemp("server"), **options)
-        running.append(served.process)
+        served, answers = begin(bundle, tmp_path_factory.mktemp("server"), **options), Answers()
+        served.heard = answers.keep
+        running.append((served, answers))
         return served
 
     yield started
-    for process in running:
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
-            process.wait(10)
+    with ExitStack() as stack:
+        still = [(served, answers) for served, answers in running if served.process.poll() is None]
+        for served, _ in still:
+            stack.callback(served.ended, signal.SIGKILL)
+        for served, answers in still:
+            answers.require(served)
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,16 +30,21 @@ class Served:
     audit: Path
     admin: str | None = None
     headers: dict[str, str] = field(default_factory=lambda: {"Authorization": f"Bearer {ANN}"})
+    heard: Callable[[httpx.Response], None] = lambda response: None  # what is done with every answer
 
     @property
     def port(self) -> int:
         return int(self.address.rpartition(":")[2])
 
     def get(self, path: str, **options: Any) -> httpx.Response:
-        return httpx.get(self.address + path, **{"headers": self.headers, "timeout": 20.0, **options})
+        return self._heard(httpx.get(self.address + path, **{"headers": self.headers, "timeout": 20.0, **options}))
 
     def post(self, path: str, body: Any, **options: Any) -> httpx.Response:
-        return httpx.post(self.address + path, json=body, **{"headers": self.headers, "timeout": 30.0, **options})
+        return self._heard(httpx.post(self.address + path, json=body, **{"headers": self.headers, "timeout": 30.0, **options}))
+
+    def _heard(self, response: httpx.Response) -> httpx.Response:
+        self.heard(response)
+        return response
 
     def audited(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.audit.read_text().splitlines()]
