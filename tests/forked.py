@@ -13,8 +13,8 @@ from pathlib import Path
 import adapterpack
 
 FORKED = multiprocessing.get_context("forkserver")
-_OURS = (module.name for module in pkgutil.walk_packages(adapterpack.__path__, "adapterpack."))
-FORKED.set_forkserver_preload(["onnxruntime", "transformers", "torch", "mobius", *(name for name in _OURS if "__main__" not in name)])
+_OURS = (module.name for module in pkgutil.walk_packages(adapterpack.__path__, "adapterpack.") if "__main__" not in module.name)
+FORKED.set_forkserver_preload(["pytest", "onnxruntime", "transformers", "torch", "mobius", *_OURS])
 
 
 def fork_two(script: Path, *arguments: str) -> None:
