@@ -6,6 +6,9 @@ import csv
 import gzip
 import json
 import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +136,17 @@ def test_files_that_are_none(
         data.load_rows(Source(str(tmp_path / name), **more))
     for word in words:
         assert word in str(caught.value)
+
+
+def test_rows_are_read_without_a_home(tmp_path: Path) -> None:
+    """In a container whose user has no home there is no folder for what ``datasets`` makes of files."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"text": "w1"}\n')
+    code = "import sys; from adapterpack.training.data import load_rows; print(load_rows(sys.argv[1]).to_list())"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "XDG_"))}
+    done = subprocess.run([sys.executable, "-c", code, rows], env={**environment, "HOME": "/dev/null/home"}, capture_output=True, text=True,
+                          check=False)
+    assert done.stdout == "[{'text': 'w1'}]\n", done.stderr[-2000:]
 
 
 def test_sources_of_several_forms(tiny_llama: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -174,7 +174,7 @@ def download(remote: Remote, artifact: Artifact, listed: Mapping[str, ListedFile
     free = shutil.disk_usage(scratch).free
     needed = artifact.size * (1 if artifact.kind == "bundle" else 2) + _SPARE  # a pack once as it comes, and once in the store
     if needed > free:
-        raise StorageError("the disk has too little space for this artifact", where=scratch, expected=f"{needed} bytes",
+        raise StorageError("the disk has too little space for this artifact", where=cache_folder(), expected=f"{needed} bytes",
                            found=free, remedy="free some, or set ADAPTERPACK_CACHE to another disk")
     done, total = 0, sum(entry.size for entry in artifact.files)
 

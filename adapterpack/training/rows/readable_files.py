@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import os
 import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache, partial
 from glob import glob, has_magic
 from pathlib import Path
@@ -84,7 +85,8 @@ def files_of(source: Source) -> list[Path]:
 @contextmanager
 def readable(files: Sequence[Path], report: DataReport) -> Iterator[tuple[list[Path], dict[str, Any]]]:
     """Files of one kind as ``datasets`` may read them, and options for it: themselves, or plain copies of those that are packed, and of
-    those with a row a line, where others are skipped, the lines that are rows. Copies last as long as the block.
+    those with a row a line, where others are skipped, the lines that are rows. Copies last as long as the block; so does what ``datasets``
+    makes of files, where it has no folder of its own.
 
     Raises:
         ConfigError: a packed file is damaged, or far larger than it looks.
@@ -92,7 +94,7 @@ def readable(files: Sequence[Path], report: DataReport) -> Iterator[tuple[list[P
     lines = KINDS[str(kind_of(files[0]))].lines
     if lines and len(files) == 1:
         report.line_of = _line_of(files[0], report)
-    if not any(map(_is_packed, files)) and not (lines and report.skips):
+    if not any(map(_is_packed, files)) and not (lines and report.skips) and _has_cache():
         yield list(files), {}
         return
     with scratch_folder() as folder:
@@ -103,6 +105,16 @@ def readable(files: Sequence[Path], report: DataReport) -> Iterator[tuple[list[P
                 copy = _rows_alone(copy, Path(folder, f"rows-{number}{kind_of(file)}"), file, report)
             copies.append(copy)
         yield copies, {"cache_dir": str(folder), "keep_in_memory": True}
+
+
+def _has_cache() -> bool:
+    """Whether ``datasets`` can keep in its own folder what it makes of files; not where a container has no home, or one to be read only."""
+    from datasets import config  # noqa: PLC0415 - takes a second to import, and not all rows are its business
+
+    place = Path(config.HF_DATASETS_CACHE)
+    with suppress(OSError):
+        place.mkdir(parents=True, exist_ok=True)
+    return os.access(place, os.W_OK | os.X_OK)
 
 
 def _is_packed(file: Path) -> bool:
