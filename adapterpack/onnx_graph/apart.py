@@ -25,7 +25,7 @@ def require_openable(path: Path, files: Iterable[Path]) -> None:
         FormatError: ONNX Runtime refuses it.
         OutOfLimits: it takes too much memory or time.
     """
-    _sandbox("open_graph", files).run(str(path.resolve()).encode(), "the graph cannot be opened", where=path,
+    _sandbox("opening:open_graph", files).run(str(path.resolve()).encode(), "the graph cannot be opened", where=path,
                                       remedy="use a graph from a source that you trust")
 
 
@@ -37,7 +37,7 @@ def require_survived(path: Path, size: int, *, wide: bool = False) -> None:
         FormatError: the process ended.
     """
     request = json.dumps([str(path.resolve()), wide]).encode()
-    Sandbox("adapterpack.onnx_graph.trial:survive", _limits(size, _ROOM), kept=0).run(
+    Sandbox("adapterpack.onnx_graph.inside.trial:survive", _limits(size, _ROOM), kept=0).run(
         request, "the graph cannot be opened", where=path, remedy="use a bundle from a source that you trust")
 
 
@@ -50,13 +50,13 @@ def problems(written: Path, source: Path, files: Iterable[Path]) -> dict[str, tu
     """
     request = json.dumps([str(written.resolve()), str(source.resolve())]).encode()
     answer: dict[str, tuple[str | None, str | None]] = json.loads(
-        _sandbox("problems", files).run(request, "the graph cannot be checked", where=source))
+        _sandbox("checking:problems", files).run(request, "the graph cannot be checked", where=source))
     return answer
 
 
 def _sandbox(function: str, files: Iterable[Path]) -> Sandbox:
     limits = _limits(sum(path.stat().st_size for path in files))
-    return Sandbox(f"adapterpack.onnx_graph.opening:{function}", limits, kept=0)
+    return Sandbox(f"adapterpack.onnx_graph.inside.{function}", limits, kept=0)
 
 
 def _limits(size: int, memory: int = _MEMORY) -> Limits:

@@ -1,4 +1,4 @@
-"""Opens a graph in the sandbox process that :mod:`.apart` starts. The only question is whether the process survives."""
+"""Opens a graph in the sandbox process that :mod:`..apart` starts. The only question is whether the process survives."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import onnxruntime as ort
 
-from .bfloat16 import computing_wide
+from ..bfloat16 import computing_wide
 
 
 def survive(request: bytes) -> bytes:
