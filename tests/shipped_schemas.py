@@ -19,11 +19,13 @@ _CHECKED = set[tuple[str, object]]()
 
 @cache
 def _validator(name: str) -> Draft202012Validator:
-    return Draft202012Validator(json.loads((Path(__file__).parents[1] / "schemas" / f"{name}.json").read_text("utf-8")))
+    file, _, part = name.partition("#")
+    schema = json.loads((Path(__file__).parents[1] / "schemas" / f"{file}.json").read_text("utf-8"))
+    return Draft202012Validator({"$defs": schema["$defs"], "$ref": f"#/$defs/{part}"} if part else schema)
 
 
 def fits(value: Any, name: str) -> bool:
-    """Whether a JSON value fits the schema of that name, such as ``report.v1``."""
+    """Whether a JSON value fits the schema of that name, such as ``report.v1``, or a part of one, such as ``report.v1#run_row``."""
     return bool(_validator(name).is_valid(value))
 
 
@@ -100,7 +102,7 @@ def held() -> Iterator[None]:
     def answered(self: RowRunner, rows: Any) -> Any:
         for outcome in outcomes(self, rows):
             if outcome.result is not None:
-                _require({**json.loads(json.dumps(finite(outcome.result), default=str)), "command": "run"}, "report.v1")
+                _require({**json.loads(json.dumps(finite(outcome.result), default=str)), "command": "run"}, "report.v1#run_row")
             yield outcome
 
     with pytest.MonkeyPatch.context() as patch:
