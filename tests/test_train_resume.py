@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from forked import fork_two
 from processes import child
 from safetensors import safe_open
 
@@ -26,6 +27,18 @@ KILLED = """
 import os, signal, sys, adapterpack
 moment = int(sys.argv[2])
 adapterpack.train(sys.argv[1], progress=lambda step: step.done == moment and os.kill(os.getpid(), signal.SIGKILL))
+"""
+
+
+DESERTED = """
+import os, sys, adapterpack
+def leave(step):
+    if os.environ["RANK"] == "1" and step.done == 3:
+        os._exit(0)
+try:
+    adapterpack.train(sys.argv[1], progress=leave)
+except adapterpack.AdapterpackError as error:
+    open(sys.argv[2], "w").write(f"{error} {error.__notes__}")
 """
 
 
@@ -207,3 +220,14 @@ def test_the_command_says_what_it_would_do_and_how_far_it_is(tiny_llama: Path, t
     assert CliRunner().invoke(main, ["train", str(path), "--dry-run", "--json"]).stdout == dry.stdout
     assert {"r": 2, "save_steps": 3, "dropout": 0.1, "lr_scheduler_type": "cosine"}.items() <= claimed.items()
     assert str(tmp_path) not in json.dumps(claimed)
+
+
+@pytest.mark.long
+def test_a_process_that_ends_is_told_by_the_others(tiny_llama: Path, tmp_path: Path) -> None:
+    """It is no bug of theirs; and the checkpoint from which all go on is named, and whole."""
+    (tmp_path / "train.yaml").write_text(json.dumps(settings(tiny_llama, tmp_path, save_steps=2, gradient_accumulation_steps=1)))
+    (tmp_path / "script.py").write_text(DESERTED)
+    fork_two(tmp_path / "script.py", str(tmp_path / "train.yaml"), str(tmp_path / "said"))
+    said = (tmp_path / "said").read_text()
+    assert "another process of this training has ended" in said and "the checkpoint of step 2 is kept" in said, said
+    assert sorted(path.name for path in (tmp_path / "pack.checkpoints").iterdir()) == ["checkpoint-2", "run.json"]

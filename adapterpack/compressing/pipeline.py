@@ -166,7 +166,13 @@ def _added(fleet: Fleet, packs: Sequence[Pack], error_budget: float | None, size
 def _in_place_of(fleet: Fleet, out: Path) -> Fleet:
     """Writes a fleet in the place of an older one, which is there until the new one is whole."""
     with storage_errors(out), tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name[:40]}-") as scratch:
-        written = fleet.write(Path(scratch) / "new")
-        out.rename(Path(scratch) / "old")
-        (Path(scratch) / "new").rename(out)
+        old, new = Path(scratch) / "old", Path(scratch) / "new"
+        written = fleet.write(new)
+        try:
+            out.rename(old)
+            new.rename(out)
+        except BaseException:  # an interrupt, too, must not take the older one along
+            if old.exists() and not out.exists():
+                old.rename(out)
+            raise
     return type(written)(written.manifest, written.tensors, out)

@@ -11,12 +11,14 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
-from ...errors import NonFinite, OutputExists, StorageError, storage_errors
+from ...errors import AdapterpackError, NonFinite, OutputExists, StorageError, storage_errors
 from ...io import strict_json
+from ...library_errors import reason
 from ...signals import taken
 
 RUN = "run.json"
@@ -24,6 +26,8 @@ RUN = "run.json"
 _STATE = "trainer_state.json"
 """The last file of a checkpoint: where it can be read, all others are there."""
 
+_SIGNS = ("/gloo/", "Connection closed by peer", "Connection reset by peer")
+"""What is in torch's errors about another process, where they have no class of their own."""
 _MORE = 1 << 20
 """Bytes of room that a file which could not be written wanted at least."""
 
@@ -177,6 +181,22 @@ def noted(notes: Iterable[str]) -> Iterator[None]:
         for note in notes:
             error.add_note(note)
         raise
+
+
+@contextmanager
+def other_processes(count: int) -> Iterator[None]:
+    """Turns what torch says where another of ``count`` processes does not answer into an error that says so: it is no fault of this one.
+
+    Raises:
+        AdapterpackError: another process has ended, or cannot be reached.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if count == 1 or not (isinstance(error, torch.distributed.DistError) or any(sign in str(error) for sign in _SIGNS)):
+            raise
+        raise AdapterpackError(f"another process of this training has ended, or cannot be reached: {reason(error)}",
+                               remedy="see what the others said before, and whether one was killed, as for want of memory") from error
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from .curves import evaluations_of, losses_of
 from .making import own_forward, trainer_for
 from .memory import memory_errors
 from .preparing import Load, Prepared, prepared, reader_of, training_of
-from .resuming import Patience, RunFolder, Stopping, interruptible, kept
+from .resuming import Patience, RunFolder, Stopping, interruptible, kept, other_processes
 from .rewards import Reward
 from .steps import Step, Steps, evaluated
 from .turns import Pause, Turns
@@ -68,7 +68,7 @@ def trained(config: TrainConfig, progress: Shown | None = None, rewards: Sequenc
     stopping = Stopping() if company is None else company.stopping
     arguments = arguments_of(config, run.path, () if kind.rows else training_of(task, kind).targets)
     checkpoint = run.begin() if arguments.should_save else run.last()
-    with memory_errors(config), kept(run, arguments.should_save):
+    with memory_errors(config), kept(run, arguments.should_save), other_processes(arguments.world_size):
         reader = reader_of(task, kind, base)
         ready = prepared(config, task, base, reader, loaded if company is None else company.load)
         evaluation = ready.rows.evaluation
