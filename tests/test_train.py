@@ -90,6 +90,23 @@ def left(folder: Path) -> list[str]:
 # --- classification
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_batches_of_a_step_count_as_one(smoothing: float, tiny_bert: Path, tmp_path: Path) -> None:
+    """A classifier that ignores how many rows a step has gets the mean over all of them, in training and in evaluation: the same pack and
+    the same losses, to what float32 rounds."""
+    base = Path(shutil.copytree(tiny_bert, tmp_path / "base"))
+    settings = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**settings, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}))
+    config = classify(base, tmp_path, max_steps=4, label_smoothing_factor=smoothing, val_set_size=5, max_grad_norm=0.1)
+    (one,), (two,) = (train({**config, "output_dir": str(tmp_path / name), "per_device_train_batch_size": size,
+                             "gradient_accumulation_steps": count}) for name, size, count in (("one", 8, 1), ("two", 2, 4)))
+    for pair in zip(one.tensors.values(), two.tensors.values(), strict=True):
+        np.testing.assert_allclose(*pair, atol=1e-5)
+    assert two.manifest.training["losses"] == [{"step": point["step"], "loss": pytest.approx(point["loss"], rel=1e-4)}
+                                               for point in one.manifest.training["losses"]]
+    assert two.manifest.metrics[-1]["value"] == pytest.approx(one.manifest.metrics[-1]["value"], rel=1e-4)
+
+
 def test_a_classifier_learns(tiny_bert: Path, tmp_path: Path) -> None:
     """Two labels told by words: on held-out rows the accuracy is over 0.95 (chance is 0.5) and the loss below half of ln 2; what the
     manifest claims is what the pack gives when it is attached to the base again; labels, canary, fingerprint, training facts are there."""

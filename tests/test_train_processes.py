@@ -51,17 +51,22 @@ def test_two_processes_write_the_packs_of_one(tiny_llama: Path, tmp_path: Path) 
     """``torchrun adapterpack train`` with a list of adapters: every pack is there, equal to that of one process with twice the batch."""
     rng = random.Random(0)
     rows = [{"prompt": f"w{rng.randrange(90)}", "completion": f"w{rng.randrange(90)} w3"} for _ in range(16)]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    labelled = [{"text": " ".join(row.values()), "label": "even" if number % 2 else "odd"} for number, row in enumerate(rows)]
+    for name, some in (("rows", rows), ("labelled", labelled)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
     config = {"model_name_or_path": str(tiny_llama), "train_file": str(tmp_path / "rows.jsonl"), "output_dir": str(tmp_path / "two"),
               "max_steps": 3, "learning_rate": 1e-2, "r": 2, "lr_scheduler_type": "constant",
-              "adapters": [{"name": "a"}, {"name": "b", "r": 4}]}
+              "adapters": [{"name": "a"}, {"name": "b", "r": 4},
+                           {"name": "c", "task": "text-classification", "train_file": str(tmp_path / "labelled.jsonl")}]}
     path = tmp_path / "train.yaml"
     path.write_text(json.dumps({**config, "per_device_train_batch_size": 2}))
     run_two("-m", "adapterpack", "train", str(path))
     alone = train({**config, "output_dir": str(tmp_path / "one"), "per_device_train_batch_size": 4})
-    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == ["a", "b"]
+    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == ["a", "b", "c"]
     for pack in alone:
-        close(pack, load(tmp_path / "two" / pack.name))
+        two = load(tmp_path / "two" / pack.name)
+        close(pack, two)
+        assert two.manifest.training["final_loss"] == pytest.approx(pack.manifest.training["final_loss"], rel=1e-4)
 
 
 def test_a_sharded_model_is_gathered(tiny_llama: Path, tmp_path: Path) -> None:

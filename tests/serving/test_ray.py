@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from processes import child
 
-from adapterpack import Session
+from adapterpack import Session, load, train
 
 pytestmark = pytest.mark.long
 ROOT = Path(__file__).parents[2]
@@ -48,7 +49,8 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "R
 
 @pytest.fixture(scope="module", autouse=True)
 def ray_is_there() -> None:
-    tried = subprocess.run([PYTHON, "-c", "import ray.serve, ray.data"], capture_output=True, text=True, check=False, timeout=120)
+    imports = "import ray.serve, ray.data, ray.train.torch"
+    tried = subprocess.run([PYTHON, "-c", imports], capture_output=True, text=True, check=False, timeout=120)
     if tried.returncode:
         assert "ADAPTERPACK_RAY_PYTHON" not in os.environ, f"{PYTHON} cannot import Ray:\n{tried.stderr[-3000:]}"
         pytest.skip("RAY IS NOT INSTALLED: pip install 'adapterpack[ray]', or name an interpreter that has it in ADAPTERPACK_RAY_PYTHON")
@@ -143,3 +145,20 @@ def read(folder: Path, form: str) -> list[dict[str, Any]]:
     import pyarrow.parquet
 
     return [row for file in files for row in pyarrow.parquet.read_table(file).to_pylist()]
+
+
+def test_workers_train_the_pack_of_one(folder: str, tiny_llama: Path, tmp_path: Path) -> None:
+    """Two workers of Ray Train with a batch of two rows each, and one process with four."""
+    rows = [{"prompt": f"w{row}", "completion": f"w{row + 9} w3"} for row in range(16)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = {"model_name_or_path": str(tiny_llama), "train_file": "rows.jsonl", "max_steps": 3, "learning_rate": 1e-2, "r": 2}
+    (tmp_path / "train.yaml").write_text(json.dumps(config))
+    script = [PYTHON, str(ROOT / "examples" / "training" / "ray_train.py"), "train.yaml", "--workers", "2", "--results", folder]
+    done = subprocess.run([*script, "output_dir=two", "per_device_train_batch_size=2"], cwd=tmp_path, env=ENVIRONMENT, capture_output=True,
+                          text=True, check=False, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (alone,) = train({**config, "train_file": str(tmp_path / "rows.jsonl"), "output_dir": str(tmp_path / "one"),
+                      "per_device_train_batch_size": 4})
+    together = load(tmp_path / "two")
+    for name, value in alone.tensors.items():
+        np.testing.assert_allclose(together.tensors[name], value, atol=1e-5)

@@ -30,7 +30,8 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
         self.remove_callback(transformers.PrinterCallback)
         self.steps, self.after = steps or Steps(), AfterStep()
         self._blockwise: BlockwiseLoss | None = None
-        self._tried = False
+        self._tried = self._asked = False
+        self.model_accepts_loss_kwargs: bool  # as transformers reads it off the signature
         self.add_callback(self.after)
         self.add_callback(self.steps)
 
@@ -49,6 +50,7 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
         """The loss, and in training the penalties: once a step, however many batches a step has."""
         wanted = return_outputs and self.compute_metrics is not None
         with nullcontext() if wanted else self._without_logits(inputs):
+            self._ask_what_the_loss_is_divided_by(model, inputs, num_items_in_batch)
             result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch, **kwargs)
         loss, outputs = result if return_outputs else (result, None)
         more = hooks.context(self.model) if model.training and "labels" in inputs else None
@@ -62,6 +64,23 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
             whole = self.model_accepts_loss_kwargs and num_items_in_batch is not None if scaled is None else scaled
             loss = loss + (extra / self.current_gradient_accumulation_steps if whole else extra)
         return (loss, outputs) if return_outputs else loss
+
+    def _ask_what_the_loss_is_divided_by(self, model: Any, inputs: Any, items: Any) -> None:
+        """Tells, once, models that divide their loss by the items of a whole step from those that take the number and ignore it, as most
+        classifiers do: theirs is the mean of a batch, which the trainer would multiply by the processes and by the batches of a step.
+        """
+        plain = super().compute_loss
+        if self._asked or items is None or not self.model_accepts_loss_kwargs or self._blockwise is not None:
+            return
+        self._asked = True
+        if plain.__func__ is not transformers.Trainer.compute_loss:  # TRL's, which know what they do
+            return
+        training = model.training
+        model.eval()
+        with torch.no_grad():
+            once, half = (plain(model, dict(inputs), num_items_in_batch=count) for count in (items, 2 * items))
+        model.train(training)
+        self.model_accepts_loss_kwargs = not torch.allclose(once, half)
 
     @contextmanager
     def _without_logits(self, inputs: Any) -> Iterator[None]:
