@@ -8,6 +8,7 @@ import adapterpack
 
 from .options import shared, values
 from .output import emit
+from .streams import printed
 
 
 @click.command("completion")
@@ -31,4 +32,5 @@ def command(shell: str, as_json: bool) -> None:
     if as_json:
         emit({"command": "completion", "shell": shell, "script": script})
     else:
-        click.echo(script)
+        with printed():
+            click.echo(script)

@@ -14,6 +14,7 @@ from ..io.readable import size, things
 from .options import shared
 from .output import emit, facts, line, table
 from .progress import steps
+from .streams import printed
 
 _FOR_PROGRAMS = {"bytes", "missing"}
 """Columns that stand in the JSON alone."""
@@ -51,11 +52,12 @@ def command(ctx: click.Context, /, *, hub: bool, clean: bool, yes: bool, as_json
         emit({"command": "doctor", **diagnosis.to_json()})
     else:
         for name, looked in diagnosis.found.items():
-            click.echo(f"{click.style(diagnosis.titles[name], bold=True)}: {click.style(looked.state, fg=_COLOURS[looked.state])}")
+            with printed():
+                click.echo(f"{click.style(diagnosis.titles[name], bold=True)}: {click.style(looked.state, fg=_COLOURS[looked.state])}")
             _print(looked.facts)
             for problem in looked.problems:
                 line(f"{'broken' if problem.broken else 'note'}: {problem.what}. To fix it: {problem.remedy}.")
-            click.echo()
+            line("")
         broken = [diagnosis.titles[name] for name, looked in diagnosis.found.items() if looked.state == "broken"]
         line(f"broken: {', '.join(broken)}" if broken else "adapterpack is usable")
     if not diagnosis.usable:

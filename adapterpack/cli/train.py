@@ -14,6 +14,7 @@ from ..io.readable import things
 from .options import html_option, page_at, shared
 from .output import draw, emit, facts, line
 from .progress import apart, training
+from .streams import printed
 
 
 @click.command("train")
@@ -96,9 +97,10 @@ def _print_config(config: str, overrides: tuple[str, ...], as_json: bool) -> Non
     if as_json:
         emit({"command": "train", "config": whole})
         return
-    for note in notes:
-        click.echo(f"# {note}")
-    click.echo(plain_yaml.dumps(whole), nl=False)
+    with printed():
+        for note in notes:
+            click.echo(f"# {note}")
+        click.echo(plain_yaml.dumps(whole), nl=False)
 
 
 def _functions(rewards: tuple[str, ...]) -> list[Any]:
