@@ -83,9 +83,9 @@ def test_pictures_with_questions(tiny_bert: Path, tmp_path: Path) -> None:
 
 
 def test_every_script_is_run_here() -> None:
-    """A new one needs a test."""
+    """A new one needs a test; that of Ray's is in ``serving/test_ray.py``."""
     tested = {"plain_loop", "with_trainer", "trl_sft", "trl_dpo", "embeddings", "qlora", "in_a_pipeline", "accelerate_ddp", "fsdp2",
-              "vision_language"}
+              "vision_language", "ray_train"}
     assert {path.stem for path in EXAMPLES.glob("*.py")} == tested
     lengths = {path.name: len(path.read_text().splitlines()) for path in EXAMPLES.glob("*.py")}
     assert all(20 <= length <= 60 for length in lengths.values()), lengths
