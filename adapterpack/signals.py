@@ -13,7 +13,7 @@ from types import FrameType
 ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 """Ctrl-C, what ``kill`` and schedulers send, and the end of the terminal."""
 _AGAIN = 1.0
-"""Seconds within which another signal is the same wish: whoever presses Ctrl-C twice does not mean to disturb the cleaning up."""
+"""Seconds within which another signal changes nothing: a second Ctrl-C must not interrupt the cleaning up."""
 _before_fork: dict[int, object] = {}
 
 

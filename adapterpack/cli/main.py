@@ -153,12 +153,12 @@ def _refused(error: Exception) -> StorageError | None:
         return refused
 
 
-def _fail(ctx: click.Context, error: Exception, sentence: str, told: dict[str, str | None], exit_code: int = EXIT_FAILED) -> NoReturn:
+def _fail(ctx: click.Context, error: Exception, sentence: str, report: dict[str, str | None], exit_code: int = EXIT_FAILED) -> NoReturn:
     """Ends the command with the sentence for an error, and behind it what was noted on the error on its way."""
     sentence = one_line(" ".join([sentence, *getattr(error, "__notes__", ())]))
     if wants(ctx, TRACEBACK):
         click.echo(printable(traceback.format_exc()), err=True, nl=False)
-    _emit_error(ctx, told | {"message": sentence})
+    _emit_error(ctx, report | {"message": sentence})
     failed(sentence)
     ctx.exit(exit_code)
 

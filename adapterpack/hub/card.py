@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 from ..errors import printable
 from ..manifest import manifest as m
+from ..manifest.parts import settings_of
 from ..pack.pack import Pack
 from ..pack.validate.finding import Report
 from ..peft.layout import config_bytes
@@ -27,7 +28,6 @@ from .curve import curve
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-_CURVES = ("losses", "evaluations")
 MARK = "<!-- written by adapterpack push from the manifest; remove this line to keep a text of your own -->"
 """A card with this line is written anew by a push; one without it is somebody's own and stays."""
 _SIGNS = re.compile(r"([\\`*_\[\]<>|#~&$])")
@@ -56,7 +56,7 @@ def pack_card(pack: Pack, at: names.Reference, report: Report) -> str:
     }  # fmt: skip
     return _render("pack.md.jinja", header, at, report, name=manifest.pack.name, description=manifest.pack.description, base=base,
                    method=manifest.method.type, peft=peft, facts=facts, metrics=manifest.metrics,
-                   training={**manifest.config, **{key: value for key, value in manifest.training.items() if key not in _CURVES}},
+                   training={**manifest.config, **settings_of(manifest.training)},
                    losses=curve(points) if (points := manifest.training.get("losses")) else "")
 
 

@@ -361,6 +361,16 @@ class TrainingClaims(TypedDict, total=False):
                            Meta(max_length=1000)]
 
 
+def settings_of(training: Mapping[str, Any]) -> dict[str, Any]:
+    """What a pack says of its training, without the curves, which are drawn.
+
+    Example:
+        >>> settings_of({"seed": 1, "losses": [], "evaluations": []})
+        {'seed': 1}
+    """
+    return {name: value for name, value in training.items() if name not in ("losses", "evaluations")}
+
+
 class Metric(TypedDict, total=False):
     """What a pack may say of how good it is, among other claims."""
 

@@ -8,6 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from ..io.readable import MISSING, count, number, size
+from ..manifest.parts import settings_of
 from .inspected import facts_of
 from .key_figures import Card
 from .lines import loss_lines
@@ -40,7 +41,7 @@ def train_report(packs: Sequence[Mapping[str, Any]], losses: Values) -> str:
             "facts": facts_of({key: pack[key] for key in _TOLD if key in pack}),
             "metrics": [[str(one.get("name")), _figure(one.get("value")), count(one.get("n")), str(one.get("dataset"))]
                         for one in pack["metrics"]],
-            "settings": facts_of({name: value for name, value in pack["training"].items() if name not in ("losses", "evaluations")}),
+            "settings": facts_of(settings_of(pack["training"])),
         } for pack in packs],
     )
 

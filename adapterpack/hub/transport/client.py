@@ -242,7 +242,7 @@ _ERRORS: dict[str | int, tuple[type[HubError], str, str]] = {
     412: (HubConflict, "somebody else changed the repository meanwhile", "look at what changed, and push again"),
     401: (HubError, "the hub refuses the token, or asks for one", "log in with a token that may do this (hf auth login, or HF_TOKEN)"),
     403: (HubError, "the hub refuses the token, or asks for one", "log in with a token that may do this (hf auth login, or HF_TOKEN)"),
-    507: (HubError, "the disk of the hub is full", "have whoever runs it free some space, and push again"),
+    507: (HubError, "the disk of the hub is full", "free some space on the hub, and push again"),
     "transport": (HubError, "the hub cannot be reached, or breaks off", "check the network and HF_ENDPOINT"),
 }
 """The kind of an error or its status -> the error by name, its words and the remedy; the first that fits."""
