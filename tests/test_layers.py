@@ -8,7 +8,6 @@ import importlib
 import os
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -30,10 +29,6 @@ LIGHT = (*LAYERS[LAYERS.index("io") : LAYERS.index("training")], "cli")
 HEAVY = {"torch", "transformers"}
 ON_REQUEST = {"merging/fold/in_torch.py"}
 """Files of light packages that are torch's: imported only where a device of torch is chosen."""
-MAX_LINES = 400
-MAX_MODULES = 20
-ONE_FILE_AN_ITEM = {"adapter_methods", "tasks", "cli"}
-"""Folders that grow by one file a method, a task, or a command."""
 
 
 def modules(*packages: str) -> list[str]:
@@ -97,18 +92,6 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
             names.difference_update(leaves)
     needed = set().union(*left.values()) if left else set()
     assert {module: sorted(names) for module, names in left.items() if module in needed} == {}
-
-
-def test_no_folder_holds_more_than_a_reader_can_take_in() -> None:
-    """At most 20 modules at one level, the folders with one file an item aside."""
-    sizes = Counter(file.parent.relative_to(PACKAGE).as_posix() for file in PACKAGE.rglob("*.py"))
-    assert {folder: size for folder, size in sizes.items() if size > MAX_MODULES and folder not in ONE_FILE_AN_ITEM} == {}
-
-
-def test_no_file_is_longer_than_a_reader_can_hold() -> None:
-    """At most 400 lines a file of the package; past that it is split."""
-    lengths = {str(file.relative_to(PACKAGE)): len(file.read_text("utf-8").splitlines()) for file in PACKAGE.rglob("*.py")}
-    assert {file: length for file, length in lengths.items() if length > MAX_LINES} == {}
 
 
 def test_the_light_packages_import_without_torch() -> None:
