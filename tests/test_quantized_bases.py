@@ -14,7 +14,14 @@ import torch
 from noise import shake as shaken
 from safetensors import safe_open
 from torch import nn
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Trainer, TrainingArguments
+from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Trainer,
+    TrainingArguments,
+)
 
 from adapterpack import OFT, DoRA, HiRA, KaSA, LoRA, adapt, attach, detach, save, train, validate
 from adapterpack.adapter_methods import Site, SiteConfig
@@ -68,10 +75,33 @@ PAIRS = [(method, label) for number, method in enumerate(CONFIGS) for place, lab
 """Each method on three bases or four, each base with three methods: what a format gives to one that reads the weight it gives to all."""
 
 
+@pytest.fixture(scope="module")
+def wide_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama whose rows are as long as a block of bitsandbytes: it cannot reorder shorter ones."""
+    torch.manual_seed(7)
+    folder = tmp_path_factory.mktemp("models") / "wide-llama"
+    config = LlamaConfig(vocab_size=96, hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
+                         num_key_value_heads=2, intermediate_size=128, max_position_embeddings=64)
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _reordering(monkeypatch: pytest.MonkeyPatch) -> None:
+    """bitsandbytes takes the processor for one with AVX512-BF16, and reorders the codes of a layer when it is
+    first called in evaluation."""
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)
+
+
 def dequantized(layer: Any) -> torch.Tensor:
-    """The weight of a quantized layer by the formula of its format, or by torchao."""
+    """The weight of a quantized layer, whose codes are in order, by the formula of its format, or by torchao."""
     weight = layer.weight
     if (state := getattr(weight, "quant_state", None)) is not None:
+        assert not getattr(state, "packing_format_for_cpu", False)
         absmax = state.absmax
         if state.nested:
             from bitsandbytes.functional import dequantize_blockwise
@@ -86,11 +116,16 @@ def dequantized(layer: Any) -> torch.Tensor:
     return weight.dequantize()
 
 
+def quantized_layers(model: nn.Module) -> list[Any]:
+    return [module for _, module in base_modules(model)
+            if isinstance(module, nn.Linear) and type(module.weight) is not nn.Parameter]
+
+
 def judge(quantized: nn.Module, folder: Path) -> nn.Module:
     """The float model with the weights that the quantized layers stand for."""
-    model = loaded(folder)
+    model, layers = loaded(folder), quantized_layers(quantized)
     for path, module in base_modules(quantized):
-        if isinstance(module, nn.Linear) and type(module.weight) is not nn.Parameter:
+        if module in layers:
             model.get_submodule(path).weight.data = dequantized(module).detach().clone()
     return model
 
@@ -104,41 +139,81 @@ def logits(model: Any) -> torch.Tensor:
 
 @pytest.mark.sampled(5)
 @pytest.mark.parametrize(("method", "label"), PAIRS)
-def test_it_is_the_adapter_on_the_dequantized_weights(method: str, label: str, tiny_llama: Path) -> None:
+def test_it_is_the_adapter_on_the_dequantized_weights(method: str, label: str, wide_llama: Path) -> None:
     """Attached to a fresh base and to one that has been called, and trained there and packed: the logits of the float model with the
     dequantized weights, within 1e-5 of the largest; where the base rounds its inputs, within twice the base's own distance from it."""
     load, exact = BASES[label]
     size = 0.3 if method == "hira" else 0.1  # of a change that is multiplied by the weight
-    pack = save(shaken(adapt(loaded(tiny_llama), CONFIGS[method]), size), None, name="one")
-    quantized = load(tiny_llama)
-    before, plain = logits(quantized), logits(judge(quantized, tiny_llama))
-    right = logits(attach(judge(quantized, tiny_llama), pack, check_base=False))
+    pack = save(shaken(adapt(loaded(wide_llama), CONFIGS[method]), size), None, name="one")
+    fresh, quantized = load(wide_llama), load(wide_llama)
+    before, plain = logits(quantized), logits(judge(fresh, wide_llama))
+    right = logits(attach(judge(fresh, wide_llama), pack, check_base=False))
     within = 1e-5 * float(right.abs().max()) if exact else 2 * float((before - plain).abs().max())
     assert (right - plain).abs().max() > 2 * within, "the change can be told from the base"
-    for base in (load(tiny_llama), quantized):
+    for base in (fresh, quantized):
         found = attach(base, pack, check_base=False)
+        # The scales of one that was called may be bfloat16, so each is compared with its own.
+        right = logits(attach(judge(found, wide_llama), pack, check_base=False))
         assert (logits(found) - right).abs().max() <= within
-        assert type(base.model.layers[0].self_attn.q_proj.weight) is type(load(tiny_llama).model.layers[0].self_attn.q_proj.weight)
+        own, right_kind = (one.model.layers[0].self_attn.q_proj.weight for one in (base, load(wide_llama)))
+        assert type(own) is type(right_kind)
     if label == NO_GRADIENT:
         return
-    trained = shaken(adapt(load(tiny_llama), CONFIGS[method]), size).train()
+    trained = shaken(adapt(load(wide_llama), CONFIGS[method]), size).train()
     trained(input_ids=IDS).logits.square().mean().backward()
     assert all(value.grad is not None and value.grad.isfinite().all() for value in trained.parameters() if value.requires_grad)
-    right = logits(attach(judge(quantized, tiny_llama), save(trained.eval(), None, name="two"), check_base=False))
+    pack = save(trained.eval(), None, name="two")
+    right = logits(attach(judge(trained, wide_llama), pack, check_base=False))
     assert (logits(trained) - right).abs().max() <= within
 
 
 @pytest.mark.parametrize("label", BASES)
-def test_the_weight_that_is_read_is_the_formats_own(label: str, tiny_llama: Path) -> None:
-    """In each layer, before it was called and after: code times scale, to the last bit of float32 or the next."""
-    model = BASES[label][0](tiny_llama)
-    for _ in range(2):
-        layers = [module for _, module in base_modules(model) if isinstance(module, nn.Linear) and type(module.weight) is not nn.Parameter]
-        assert len(layers) == 14
-        for layer in layers:
+def test_the_weight_that_is_read_is_the_formats_own(label: str, wide_llama: Path) -> None:
+    """In each layer, before it was called and after: code times scale, to the last bit of float32 or the next.
+    In four bits the scales are rounded to bfloat16 then, as the layer's own kernel reads them."""
+    model = BASES[label][0](wide_llama)
+    layers = quantized_layers(model)
+    assert len(layers) == 14
+    stored = [dequantized(layer) for layer in layers]
+    for called in (False, True):
+        for layer, right in zip(layers, stored, strict=True):
+            state = getattr(layer.weight, "quant_state", None)
+            reordered = called and state is not None
+            assert reordered is bool(getattr(state, "packing_format_for_cpu", False))
             found = weight_of(layer, "weight", Site("layer", layer.in_features, layer.out_features))
-            torch.testing.assert_close(found, dequantized(layer), rtol=2**-22, atol=1e-9)
+            torch.testing.assert_close(found, right, rtol=2**-8 if reordered else 2**-22, atol=1e-9)
         logits(model)
+
+
+@pytest.mark.parametrize("label", ["nf4", "fp4, nested"])
+def test_an_adapted_base_keeps_its_codes_in_order(label: str, wide_llama: Path, tmp_path: Path) -> None:
+    """An evaluation between two steps changes neither gradients nor the state dict; a base that was called
+    before is put in order again and recorded as it was quantized; without adapters it may be reordered."""
+    load = BASES[label][0]
+
+    def gradients(model: Any) -> list[torch.Tensor]:
+        model.train().zero_grad()
+        model(input_ids=IDS).logits.square().mean().backward()
+        return [value.grad.clone() for value in model.parameters() if value.requires_grad]
+
+    model, called = adapt(load(wide_llama), CONFIGS["lora"]), load(wide_llama)
+    logits(called)
+    adapt(called, CONFIGS["lora"])
+    shaken(model), shaken(called)
+    before = gradients(model)
+    state = {key: value.clone() for key, value in model.state_dict().items() if ".base." in key}
+    logits(model.eval())
+    assert len(state) > 14
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in state.items())
+    for found, right in zip(gradients(model), before, strict=True):
+        torch.testing.assert_close(found, right, rtol=0, atol=0)
+    scale = max(float(value.abs().max()) for value in before)
+    pairs = zip(gradients(called), before, strict=True)
+    assert all((found - right).abs().max() < 2**-6 * scale for found, right in pairs)
+    forms = [save(one.eval(), None, name="one").manifest.base_quantization for one in (model, called)]
+    assert forms[0] == forms[1]
+    logits(detach(model))
+    assert all(layer.weight.quant_state.packing_format_for_cpu for layer in quantized_layers(model))
 
 
 class Packed(nn.Linear):
@@ -177,42 +252,42 @@ def test_a_form_that_is_not_known_is_refused_by_name(config: SiteConfig, stored:
 
 
 @pytest.mark.parametrize("label", ["int8", "nf4", "torchao int8"])
-def test_a_quantized_layer_is_not_trained_whole(label: str, tiny_llama: Path) -> None:
+def test_a_quantized_layer_is_not_trained_whole(label: str, wide_llama: Path) -> None:
     """A float copy of codes would be a layer of codes."""
-    model = BASES[label][0](tiny_llama)
+    model = BASES[label][0](wide_llama)
     with pytest.raises(Unsupported, match="quantized module cannot be trained whole") as error:
         adapt(model, LoRA(r=2, targets=("q_proj",), modules_to_save=("layers.1.mlp",)))
     assert (error.value.where, error.value.found) == ("model.layers.1.mlp", f"{type(model.model.layers[1].mlp.gate_proj).__name__}.weight")
 
 
 @pytest.mark.parametrize("label", ["int8", "nf4", "torchao int8", None])
-def test_a_pack_says_how_its_base_was_held(label: str | None, tiny_llama: Path, tmp_path: Path) -> None:
+def test_a_pack_says_how_its_base_was_held(label: str | None, wide_llama: Path, tmp_path: Path) -> None:
     """Attached to the base as in training, nothing is said; elsewhere the difference is, with its size; so does validate."""
     forms = {"int8": ("int8", "bitsandbytes"), "nf4": ("nf4", "bitsandbytes"), "torchao int8": ("int8tensor", "torchao")}
     bases: dict[str | None, Callable[[Path], Any]] = {None: loaded, **{name: load for name, (load, _) in BASES.items()}}
-    pack = save(shaken(adapt(bases[label](tiny_llama), CONFIGS["lora"])), tmp_path / "pack")
+    pack = save(shaken(adapt(bases[label](wide_llama), CONFIGS["lora"])), tmp_path / "pack")
     found = pack.manifest.base_quantization
     assert (found and (found.scheme, found.params["library"])) == (None if label is None else forms[label])
-    rules = [finding.rule for finding in validate(tmp_path / "pack", tiny_llama).findings]
+    rules = [finding.rule for finding in validate(tmp_path / "pack", wide_llama).findings]
     assert ("AP706" in rules) is (label is not None)
     if label == "torchao int8":  # whose canary is exact, as nothing in the model's configuration tells of it
         with pytest.raises(BaseMismatch, match="trained on its base as int8tensor of torchao, and here the base is held as plain floats"):
-            attach(loaded(tiny_llama), pack)
+            attach(loaded(wide_llama), pack)
         return
     for other in (label, "nf4" if label is None else None):
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always", UserWarning)
-            attach(bases[other](tiny_llama), pack)
+            attach(bases[other](wide_llama), pack)
         messages = [str(one.message) for one in said if "was trained on its base" in str(one.message)]
         assert len(messages) == (other != label)
         assert all("logits are up to" in message and "plain floats" in message for message in messages)
 
 
 @pytest.mark.parametrize("label", ["int8", "nf4"])
-def test_a_trainer_takes_an_adapted_quantized_base(label: str, tiny_llama: Path, tmp_path: Path) -> None:
+def test_a_trainer_takes_an_adapted_quantized_base(label: str, wide_llama: Path, tmp_path: Path) -> None:
     """QLoRA under ``transformers.Trainer``, which refuses quantized models in which it sees no adapter: the loss falls, the base stays as
     it was, and the checkpoint holds the adapter alone. Without the adapter it is refused again."""
-    model = adapt(BASES[label][0](tiny_llama), LoRA(r=4, dropout=0.1))
+    model = adapt(BASES[label][0](wide_llama), LoRA(r=4, dropout=0.1))
     before = {name: value.clone() for name, value in model.state_dict().items() if ".base." in name and isinstance(value, torch.Tensor)}
     arguments = TrainingArguments(output_dir=str(tmp_path), max_steps=6, save_steps=6, learning_rate=3e-2, report_to="none", use_cpu=True,
                                   logging_steps=1, disable_tqdm=True, per_device_train_batch_size=2, gradient_checkpointing=True)

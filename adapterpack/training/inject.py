@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -32,6 +33,7 @@ from .layers.embedding_rows import AdaptedTable
 from .layers.head_labels import name_outputs
 from .layers.position_tracking import forget
 from .layers.two_pass import lead, release
+from .layers.weights import keep_in_order, let_reorder
 from .layers.whole import HeadLabels
 from .layers.wrapper import base_modules
 from .save import require_model_base
@@ -65,8 +67,21 @@ def adapt(
     """
     _refuse_taken(model, name)
     chosen = [config] if isinstance(config, SiteConfig) else list(config)
-    with repeating(model, chosen[0].repeats if chosen else (), name):
+    with _prepared(model, chosen[0].repeats if chosen else (), name):
         return _adapted(model, chosen, name, np.random.default_rng(seed), None if data is None else list(data))
+
+
+@contextmanager
+def _prepared(model: nn.Module, repeats: Sequence[int], name: str) -> Iterator[None]:
+    """The model with the blocks and the order of codes that an adapter needs; after an error, as it was."""
+    keep_in_order(model)
+    try:
+        with repeating(model, repeats, name):
+            yield
+    except BaseException:
+        if not adapter_names(model):
+            let_reorder(model)
+        raise
 
 
 def _adapted(model: nn.Module, chosen: Sequence[SiteConfig], name: str, rng: np.random.Generator, samples: Any) -> nn.Module:
@@ -170,7 +185,7 @@ def attach(model: nn.Module, pack: Pack, name: str | None = None, check_base: bo
     """
     name = name or pack.name
     _refuse_taken(model, name)
-    with repeating(model, pack.repeats, name):
+    with _prepared(model, pack.repeats, name):
         return _attached(model, pack, name, check_base, check_canary)
 
 
@@ -252,6 +267,7 @@ def detach(model: nn.Module, name: str | None = None) -> nn.Module:
     name_outputs(model)
     if not adapter_names(model):
         give_back(model)
+        let_reorder(model)
     return model
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -29,8 +30,65 @@ class Quantized(NamedTuple):
 def _read_4bit(module: nn.Module, weight: Any) -> torch.Tensor:
     from bitsandbytes.functional import dequantize_4bit  # noqa: PLC0415 - only where there is such a layer
 
-    floats: torch.Tensor = dequantize_4bit(weight.data, weight.quant_state)
+    floats: torch.Tensor = dequantize_4bit(*_codes_4bit(weight))
     return floats
+
+
+def _is_reordered(weight: Any) -> bool:
+    return bool(getattr(getattr(weight, "quant_state", None), "packing_format_for_cpu", False))
+
+
+def _codes_4bit(weight: Any) -> tuple[torch.Tensor, Any]:
+    """The codes of a 4-bit weight in their own order, and its state; the weight stays as it is.
+
+    On processors with AVX512-BF16 bitsandbytes reorders them for its kernel when a layer is first called in
+    evaluation, and transposes the scales and rounds them to bfloat16. Its own inverse gives the order of the
+    codes back, but not that of the scales.
+    """
+    if not _is_reordered(weight):
+        return weight.data, weight.quant_state
+    from bitsandbytes import functional  # noqa: PLC0415 - only where there is such a layer
+
+    state = copy.copy(weight.quant_state)
+    double, state.original_nested = state.original_nested, False  # else the scales are quantized once more
+    codes, state = functional._convert_weight_packed_for_cpu_inverse(weight.data, state)
+    state.absmax, state.original_nested = weight.quant_state.absmax.T.reshape(-1).float(), double
+    return codes, state
+
+
+def _settings_4bit(state: Any) -> dict[str, Any]:
+    """What a 4-bit weight was quantized with, also when its codes are reordered."""
+    dtype = getattr(state, "original_dtype", state.dtype)
+    return {"block_size": state.blocksize, "double": bool(getattr(state, "original_nested", state.nested)),
+            "dtype": str(dtype).removeprefix("torch.")}
+
+
+_KEPT = "_adapterpack_kept_in_order"
+"""The attribute of a model that holds the layers whose codes are kept in their order."""
+
+
+def keep_in_order(model: nn.Module) -> None:
+    """Keeps bitsandbytes from reordering the codes of the model's 4-bit layers, and undoes it where it has.
+
+    A reordered layer passes no gradient on, rounds its inputs to bfloat16, and gives a wrong state dict.
+    """
+    kept: list[Any] = model.__dict__.setdefault(_KEPT, [])
+    for module in model.modules():
+        if getattr(module, "support_avx512bf16_for_cpu", False):
+            layer: Any = module
+            layer.support_avx512bf16_for_cpu = False
+            kept.append(layer)
+            if _is_reordered(layer.weight):
+                layer.weight.data, layer.weight.quant_state = _codes_4bit(layer.weight)
+                layer.quant_state = layer.weight.quant_state
+    if not kept:
+        del model.__dict__[_KEPT]
+
+
+def let_reorder(model: nn.Module) -> None:
+    """Undoes :func:`keep_in_order`."""
+    for layer in model.__dict__.pop(_KEPT, ()):
+        layer.support_avx512bf16_for_cpu = True
 
 
 def _scales_8bit(module: nn.Module, weight: Any) -> Any:
@@ -49,8 +107,7 @@ def _read_8bit(module: nn.Module, weight: Any) -> torch.Tensor:
 FORMATS = (
     Quantized("bitsandbytes", lambda module, weight: getattr(weight, "quant_state", None) is not None, _read_4bit,
               lambda weight: str(weight.quant_state.quant_type),
-              lambda weight: {"block_size": weight.quant_state.blocksize, "double": bool(weight.quant_state.nested),
-                              "dtype": str(weight.quant_state.dtype).removeprefix("torch.")}),
+              lambda weight: _settings_4bit(weight.quant_state)),
     Quantized("bitsandbytes", lambda module, weight: weight.dtype == torch.int8 and _scales_8bit(module, weight) is not None, _read_8bit,
               lambda weight: "int8"),
     Quantized("torchao", lambda module, weight: type(weight).dequantize is not torch.Tensor.dequantize,
