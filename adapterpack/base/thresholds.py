@@ -1,0 +1,196 @@
+"""Reads from a configuration the lengths beyond which a model computes something else; a proof reaches past each."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+Config = Mapping[str, Any]
+"""What ``config.json`` holds; or ``to_dict`` of a configuration of transformers, with its class's defaults."""
+_Rule = Callable[[Config], int | None]
+
+
+class Threshold(NamedTuple):
+    """Rows of up to ``length`` tokens are computed alike, longer ones are not, because of ``field``.
+
+    ``ends``: no row may be longer, for there the model's context ends.
+    """
+
+    field: str
+    length: int
+    ends: bool = False
+
+
+class Thresholds(NamedTuple):
+    """What a configuration says of lengths: ``known``, the shortest first, and what nobody here can judge."""
+
+    known: tuple[Threshold, ...] = ()
+    unjudged: tuple[str, ...] = ()
+
+
+def thresholds_of(config: Config) -> Thresholds:
+    """The thresholds of a model's configuration and of those nested in it that read tokens.
+
+    Example:
+        >>> found = thresholds_of({"text_config": {"sliding_window": 40}, "hash_window": 3})
+        >>> found.known[0].field, found.known[0].length, found.unjudged
+        ('text_config.sliding_window', 40, ('hash_window',))
+    """
+    known, unjudged = list[Threshold](), list[str]()
+    for prefix, part in _parts(config, ""):
+        lengths = (*_of_fields(part), *_of_rotations(part))
+        known += [Threshold(prefix + field, length, field in _ENDS) for field, length in lengths]
+        unjudged += [prefix + name for name in _unjudged(part)]
+    known.sort(key=lambda threshold: threshold.length)
+    return Thresholds(tuple(dict.fromkeys(known)), tuple(dict.fromkeys(unjudged)))
+
+
+def _parts(config: Config, prefix: str) -> Iterator[tuple[str, Config]]:
+    yield prefix, config
+    for name in _NESTED:
+        if isinstance(inner := config.get(name), Mapping):
+            yield from _parts(inner, f"{prefix}{name}.")
+
+
+_NESTED = ("text_config", "decoder", "encoder", "language_config", "llm_config", "thinker_config")
+"""What families call the configuration of a part that reads tokens."""
+
+
+def _number(config: Config, field: str) -> int | None:
+    value = config.get(field)
+    return value if type(value) is int and value > 0 else None
+
+
+def _kinds(config: Config) -> list[str] | None:
+    """The kinds of the layers, where the configuration has them."""
+    kinds = config.get("layer_types")
+    return [str(kind)[:80] for kind in kinds] if isinstance(kinds, list) else None
+
+
+def _plain(field: str, used: Callable[[Config], bool] = lambda config: True) -> _Rule:
+    return lambda config: _number(config, field) if used(config) else None
+
+
+def _slides(config: Config) -> bool:
+    kinds = _kinds(config)
+    any_slides = kinds is None or any("sliding" in kind or "compressed" in kind for kind in kinds)
+    return any_slides and config.get("use_sliding_window") is not False
+
+
+def _chunks(config: Config) -> bool:
+    kinds = _kinds(config)
+    return kinds is None or "chunked_attention" in kinds
+
+
+def _has_local_layers(config: Config) -> bool:
+    return "local" in str([config.get("attention_types"), config.get("attention_layers")])
+
+
+def _both_sides(config: Config) -> int | None:
+    width = _number(config, "local_attention")
+    return None if width is None else width // 2 + 1
+
+
+def _longformer(config: Config) -> int | None:
+    given = config.get("attention_window")
+    widths = given if isinstance(given, list) else [given]
+    return min((width // 2 + 1 for width in widths if type(width) is int and width > 1), default=None)
+
+
+def _sparse_blocks(config: Config) -> int | None:
+    size, random = _number(config, "block_size"), _number(config, "num_random_blocks")
+    if size is None or random is None or config.get("attention_type") != "block_sparse":
+        return None
+    return (5 + 2 * random) * size
+
+
+def _temperature(config: Config) -> int | None:
+    scale = _number(config, "floor_scale")
+    return scale - 1 if scale is not None and config.get("attn_temperature_tuning") else None
+
+
+_ENDS = ("max_position_embeddings", "n_positions", "max_target_positions", "max_seq_len")
+"""What families call the length of their context."""
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+"""What they call the number of their experts: with fewer tokens some have nothing to do."""
+_SCANS = ("chunk_size", "mamba_chunk_size")
+"""Tokens of a scan that are summed at a time: the same numbers, another way."""
+_RULES: Mapping[str, _Rule] = {
+    "sliding_window": _plain("sliding_window", _slides),
+    "sliding_window_size": _plain("sliding_window_size"),
+    "attention_window_size": _plain("attention_window_size"),
+    "attention_chunk_size": _plain("attention_chunk_size", _chunks),
+    "window_size": _plain("window_size", _has_local_layers),
+    "local_attention": _both_sides,
+    "attention_window": _longformer,
+    "block_size": _sparse_blocks,
+    "index_topk": _plain("index_topk"),
+    "relative_attention_max_distance": _plain("relative_attention_max_distance"),
+    "position_buckets": _plain("position_buckets"),
+    "floor_scale": _temperature,
+    **{field: _plain(field) for field in (*_SCANS, *_EXPERTS, *_ENDS)},
+}
+"""Field -> the longest row that it has no influence on, if it has any on longer ones."""
+
+
+def _of_fields(config: Config) -> Iterator[tuple[str, int]]:
+    for field, rule in _RULES.items():
+        if field in config and (length := rule(config)):
+            yield field, length
+
+
+def _of_rotations(config: Config) -> Iterator[tuple[str, int]]:
+    """Where frequencies, or the scale of queries, depend on the position."""
+    for name, rope in _rotations(config):
+        if _kind(rope) in _BY_LENGTH or rope.get("llama_4_scaling_beta"):
+            original = _number(rope, _ORIGINAL) or _number(config, _ORIGINAL) or _number(config, _ENDS[0])
+            if original:
+                yield f"{name}.{_ORIGINAL}", original
+
+
+def _rotations(config: Config) -> Iterator[tuple[str, Config]]:
+    """The parameters of rotary positions, of which each kind of layers may have its own."""
+    for name in ("rope_parameters", "rope_scaling"):
+        if isinstance(given := config.get(name), Mapping):
+            inner = [(f"{name}.{key}", value) for key, value in given.items() if isinstance(value, Mapping)]
+            yield from inner or [(name, given)]
+
+
+def _kind(rope: Config) -> str:
+    return str(rope.get("rope_type") or rope.get("type") or "default")[:80]
+
+
+_ORIGINAL = "original_max_position_embeddings"
+_BY_LENGTH = frozenset({"longrope", "su", "dynamic"})
+"""Kinds of rotary positions whose frequencies depend on the length of a row."""
+_FIXED = frozenset({"default", "linear", "yarn", "llama3", "proportional", "axial"})
+"""Those whose frequencies are the same for every row of tokens."""
+
+
+def _unjudged(config: Config) -> Iterator[str]:
+    """What may well depend on the length, but nobody here knows how."""
+    for field, value in config.items():
+        unknown = field not in _RULES and field not in _NO_LENGTH and _SUSPECT.search(field)
+        if unknown and type(value) is int and value > 1:
+            yield field
+    for kind in _kinds(config) or ():
+        if kind not in _KNOWN_KINDS:
+            yield f"layer_types: {kind}"
+    for name, rope in _rotations(config):
+        if _kind(rope) not in _BY_LENGTH | _FIXED:
+            yield f"{name}: {_kind(rope)}"
+        if rope.get("mrope_section"):  # a text's positions are plain, an image's come from its grid
+            yield f"{name}.mrope_section"
+
+
+_SUSPECT = re.compile(r"window|chunk|(local|lsh|global)_.*(len|stride|blocks)|radius|segment_means|topk_b")
+_NO_LENGTH = frozenset({
+    "chunk_size_feed_forward", "max_window_layers", "sliding_window_pattern", "_sliding_window_pattern",
+})
+"""Fields of such names that say nothing of rows."""
+_KNOWN_KINDS = frozenset({
+    "full_attention", "sliding_attention", "chunked_attention", "indexed_attention", "linear_attention",
+    "attention", "mamba", "conv", "recurrent", "moe", "mlp", "hybrid", "hybrid_sliding", "dense", "sparse",
+})
+"""Kinds of layers that depend on the length by the fields above, or not at all."""
