@@ -40,6 +40,7 @@ golden:
 	python tests/test_catalogue.py > docs/methods-proofs.md
 	python tests/rule_catalogue.py > docs/rules.md
 	python tests/training_families.py > train-families.new && mv train-families.new docs/train-families.md
+	python tests/renamings.py > renamings.new && mv renamings.new adapterpack/base/renamings.json
 	python -m adapterpack.manifest.schema > schemas/manifest.v1.json
 	python -m adapterpack.bundle.schema > schemas/bundle.v1.json
 	python -m adapterpack.fleet.schema > schemas/fleet.v1.json

@@ -70,13 +70,12 @@ for model, target, out in zip(models, ("query", "q_proj"), sys.argv[3:]):
 
 @pytest.mark.long
 def test_packs_are_saved_where_transformers_has_other_internals(tmp_path: Path) -> None:
-    """In a process whose transformers lacks the names that are not public: a checkpoint with the model's own names is as ever, and of
-    another one a warning says what the pack lacks, so that nobody's training is lost: PEFT loads it."""
+    """In a process whose transformers lacks the names that are not public the map that is shipped says what they are in the checkpoint."""
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 20}
     BertModel(BertConfig(**sizes, vocab_size=30)).save_pretrained(tmp_path / "bert")
     ViTModel(CONFIG).save_pretrained(tmp_path / "vit")
     paths = [str(tmp_path / name) for name in ("bert", "vit", "on-bert", "on-vit")]
     done = subprocess.run([sys.executable, "-c", WITHOUT_INTERNALS, *paths], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["encoder.layer.0.attention.self.query.weight 0", "None 1"]
+    assert done.stdout.splitlines() == ["encoder.layer.0.attention.self.query.weight 0", "encoder.layer.0.attention.attention.query.weight 0"]
     assert PeftModel.from_pretrained(ViTModel.from_pretrained(tmp_path / "vit"), tmp_path / "on-vit").active_adapters == ["default"]

@@ -22,6 +22,7 @@ from . import fingerprint as fp
 from . import linear_layers, merkle
 from .base_folder import CONFIG, read_json, require_harmless
 from .fused_experts import Stack, find_stacks, stored_as
+from .renamings import Renaming, find, in_memory, renamed, renamings_of
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -279,7 +280,8 @@ class Checkpoint:
         return recorded if recorded in self.tensors else self.tensor_name(f"{path}.weight") or self.tensor_name(path)
 
     def tensor_name(self, name: str) -> str | None:
-        """The tensor of that name, or of that name with one prefix more or less; None where there is none, or more than one."""
+        """The tensor of that name, or of that name with one prefix more or less, or that has it in memory; None where there is none, or
+        more than one."""
         if name in self.tensors:
             return name
         stripped = name.partition(".")[2]
@@ -289,7 +291,22 @@ class Checkpoint:
         if longer:
             return longer[0] if len(longer) == 1 else None
         older = stored_as(name)
-        return None if older is None else self.tensor_name(older)
+        return (None if older is None else self.tensor_name(older)) or self.renamed_name(name)
+
+    def renamed_name(self, name: str) -> str | None:
+        """The tensor of that name, where this checkpoint has it under another one (:mod:`~.renamings`); else None."""
+        if not self.renamings:
+            return None
+        return find(name, self._by_name_in_memory) or find(in_memory(name, self.renamings), self._by_name_in_memory)
+
+    @cached_property
+    def renamings(self) -> tuple[Renaming, ...]:
+        """What transformers renames when it loads this checkpoint."""
+        return renamings_of(self.config, self.architecture)
+
+    @cached_property
+    def _by_name_in_memory(self) -> dict[str, str]:
+        return renamed(self.tensors, self.renamings)
 
     def tied_to(self, path: str) -> str | None:
         """The input embedding that the output head ``path`` is tied to, where the files store one tensor for both; else None."""

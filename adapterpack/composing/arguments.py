@@ -11,7 +11,7 @@ from typing import Any
 
 from ..base.checkpoint import Checkpoint
 from ..errors import ConfigError, NothingToDo, Unsupported
-from ..pack.on_base import on
+from ..pack.on_base import named_on, on
 from ..pack.pack import Pack
 from ..pack.repeats import require_own_blocks
 
@@ -69,4 +69,4 @@ def opened_base(base: str | os.PathLike[str] | None, packs: Sequence[Pack]) -> t
     checkpoint = Checkpoint(base)
     for pack in packs:
         pack.require_base(checkpoint, content=False)
-    return checkpoint, [on(pack, checkpoint) for pack in packs]
+    return checkpoint, [on(named_on(pack, checkpoint), checkpoint) for pack in packs]

@@ -21,7 +21,7 @@ from ..errors import Unsupported
 from ..hub.resolve import folder_of
 from ..manifest import manifest as m
 from ..pack.fits import may_be, require_shape
-from ..pack.on_base import on
+from ..pack.on_base import named_on, on
 from ..pack.pack import Pack, is_module, sealed
 from ..tasks.task import TASKS, type_of
 
@@ -133,7 +133,7 @@ def bind_to_base(pack: Pack, base: BaseModel | None) -> Pack:
     if pack.repeats:
         base = dataclasses.replace(base, checkpoint=repeated(base.checkpoint, pack.repeats))
     pack.require_base(base.checkpoint, allow_structural=base.allow_structural)
-    pack = on(pack, base.checkpoint)
+    pack = on(named_on(pack, base.checkpoint), base.checkpoint)
     groups = []
     for group in pack.groups:
         if group.role != "adapter" or not is_module(group.path) or pack.method_of(group).kind != "weight":

@@ -14,7 +14,7 @@ from ..hub.resolve import folder_of
 from ..manifest.parts import BaseQuantization
 from ..merging.base_kind import is_gguf, is_graph
 from ..merging.gguf.base_model import GGUFBase
-from ..pack.on_base import on
+from ..pack.on_base import named_on, on
 from ..pack.pack import Pack
 from ..pack.repeats import require_own_blocks
 from ..pack.validate.validation import load
@@ -213,7 +213,7 @@ def _on_base(packs: list[Pack], base: Checkpoint, allow_structural: bool) -> lis
         raise ConfigError("two packs have the same name", found=", ".join(twice), remedy="rename one: NAME=PATH")
     for pack in packs:
         pack.require_base(base, allow_structural=allow_structural)
-    return [on(pack, base) for pack in packs]
+    return [on(named_on(pack, base), base) for pack in packs]
 
 
 def _slots(mode: str, packs: list[Pack], slots: int | None, max_rank: int | None) -> int:

@@ -116,7 +116,7 @@ def _base_name(base: Checkpoint, group: Group, param: str, prefix: str) -> str |
     candidates = [f"{group.path}.{param}", f"{group.path.removeprefix(prefix)}.{param}"]
     if group.weight is not None:
         candidates.insert(0, f"{group.weight.rpartition('.')[0]}.{param}")
-    return next((name for name in candidates if name in base.tensors), None)
+    return next((name for name in candidates if name in base.tensors), None) or base.renamed_name(f"{group.path}.{param}")
 
 
 def _require_replaceable(base: Checkpoint, pack: Pack, name: str, value: np.ndarray) -> None:

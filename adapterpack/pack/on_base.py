@@ -1,14 +1,20 @@
-"""Adapts a pack to a base: what kinds its layers have there, which a folder that PEFT wrote leaves open."""
+"""Adapts a pack to a base: what its modules are called there, and of what kinds they are, which a folder that PEFT wrote leaves open."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
+from msgspec.structs import replace
+
+from ..adapter_methods import is_bare
 from ..base import compatibility
 from ..base.checkpoint import Checkpoint
+from ..base.renamings import placed
 from ..errors import Unsupported
+from ..peft.names import prefix_of
 from .fits import kinds_on
-from .pack import Pack
+from .pack import Pack, is_module, sealed
 
 
 def on(pack: Pack, base: Checkpoint) -> Pack:
@@ -26,3 +32,39 @@ def on(pack: Pack, base: Checkpoint) -> Pack:
                           remedy="attach it to the model and save that (adapterpack.attach, adapterpack.save): a pack knows its layers")
     changed = {group.path: kind for group in pack.manifest.groups if (kind := kinds.get(group.path)) not in {None, group.kind}}
     return dataclasses.replace(pack, kinds=changed) if changed else pack
+
+
+def named_on(pack: Pack, base: Checkpoint) -> Pack:
+    """The pack with the names that its modules have in memory once ``base`` is loaded; one that says what its base is keeps those that it
+    was made with."""
+    if any(compatibility.recorded_fingerprint(pack.manifest.base)):
+        return pack
+    names = weight_names(pack)
+    places = placed(names.values(), base.tensors, base.renamings)
+    return moved(pack, {path: places[name].removesuffix(".weight") for path, name in names.items() if name in places})
+
+
+def weight_names(pack: Pack) -> dict[str, str]:
+    """The paths of the modules and parameters that a pack changes, with the names of their weights."""
+    return {group.path: group.path if is_bare(group.kind) else f"{group.path}.weight" for group in pack.manifest.groups
+            if is_module(group.path)}
+
+
+def moved(pack: Pack, paths: Mapping[str, str]) -> Pack:
+    """The pack with other paths of its modules, by the old ones: another pack, unless it says what its base is."""
+    if not paths:
+        return pack
+    manifest, prefix = pack.manifest, prefix_of(pack.method)
+    bound = any(compatibility.recorded_fingerprint(manifest.base))  # whose files are its own: this is a view of it, never written
+
+    def renamed(name: str) -> str:
+        path = manifest.tensors[name].group
+        before = f"{prefix}{path}"
+        return name if bound or path not in paths or not name.startswith(before) else f"{prefix}{paths[path]}{name.removeprefix(before)}"
+
+    tensors = {renamed(name): replace(entry, group=paths.get(entry.group, entry.group)) for name, entry in manifest.tensors.items()}
+    draft = replace(manifest, groups=tuple(replace(group, path=paths.get(group.path, group.path)) for group in manifest.groups),
+                    tensors={name: tensors[name] for name in sorted(tensors)})
+    if bound:
+        return dataclasses.replace(pack, manifest=draft)
+    return dataclasses.replace(sealed(draft, {renamed(name): value for name, value in pack.tensors.items()}, pack.extra), alias=pack.alias)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 import re
-import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel, WeightConverter
 
 from ..base.checkpoint import Checkpoint
+from ..base.renamings import Step, find, in_memory, renamed, renamings_of
 from ..base.repeated_layers import repeated
 from ..errors import AdapterpackError
 from ..hub.resolve import folder_at_hand
+from ..pack.on_base import moved, weight_names
+from ..pack.pack import Pack
 from .attached.repeated_layers import repeats_in
 from .layers.tensors import whole_shape
 from .layers.wrapper import base_modules
@@ -28,19 +31,11 @@ def stored_names(model: nn.Module, stored: Iterable[str]) -> dict[str, str]:
     """
     if not isinstance(model, PreTrainedModel):
         return {}
-    transforms = _transforms(model)
-    if transforms is None:
-        warnings.warn("this version of transformers does not say how it renames weights while it loads them, so the pack does not say what "
-                      "some of them are called in the checkpoint: PEFT loads it, and adapterpack refuses it there; save it again with "
-                      "another version", stacklevel=2)
-        return {}
-    renamings, converters = transforms
+    steps, (_, converters) = _steps(model), _transforms(model) or ([], [])
     parameters = {f"{path}.{leaf}".lstrip(".") for path, module in base_modules(model) for leaf in module._parameters}
     prefix, stored_by_name = f"{model.base_model_prefix}.", {}
     for name in stored:
-        name_in_model = name
-        for renaming in renamings:
-            name_in_model, _ = renaming.rename_source_key(name_in_model)
+        name_in_model = in_memory(name, steps)
         if any(converter.rename_source_key(name_in_model)[1] is not None for converter in converters):
             continue
         # A checkpoint may be of the class without a head, or the reverse.
@@ -49,6 +44,31 @@ def stored_names(model: nn.Module, stored: Iterable[str]) -> dict[str, str]:
         if place is not None:
             stored_by_name[place] = name
     return stored_by_name
+
+
+def named_in(model: nn.Module, pack: Pack, sites: Collection[str]) -> Pack:
+    """The pack with the paths that its modules have in ``model``, where it calls them as a checkpoint does, or as another version of
+    transformers; ``sites`` are those of the model."""
+    names = {path: name for path, name in weight_names(pack).items() if path not in sites}
+    if not names or not isinstance(model, PreTrainedModel):
+        return pack
+    steps = _steps(model)
+    known = renamed({*sites, *(f"{path}.weight" for path in sites)}, steps)
+    places = {path: find(in_memory(name, steps), known) for path, name in names.items()}
+    return moved(pack, {path: place.removesuffix(".weight") for path, place in places.items() if place is not None})
+
+
+def _steps(model: PreTrainedModel) -> Sequence[Step]:
+    """What transformers renames when it loads such a model: as the version that runs says, else as the one that the table is of."""
+    transforms = _transforms(model)
+    if transforms is None:
+        return renamings_of(model.config.to_dict(), type(model).__name__)
+    return [partial(_renamed, renaming) for renaming in transforms[0]]
+
+
+def _renamed(renaming: Any, name: str) -> str:
+    renamed_name: str = renaming.rename_source_key(name)[0]
+    return renamed_name
 
 
 def _transforms(model: nn.Module) -> tuple[list[Any], list[WeightConverter]] | None:

@@ -27,7 +27,7 @@ from .attached.repeated_layers import give_back, repeating
 from .base_quantization import difference
 from .calibration import measure
 from .canaries.canary import verify_attached
-from .checkpoint_names import drawn_modules
+from .checkpoint_names import drawn_modules, named_in
 from .injection import Work, is_linear, swap, wrapping
 from .layers.embedding_rows import AdaptedTable
 from .layers.head_labels import name_outputs
@@ -191,7 +191,9 @@ def attach(model: nn.Module, pack: Pack, name: str | None = None, check_base: bo
 
 def _attached(model: nn.Module, pack: Pack, name: str, check_base: bool, check_canary: bool) -> nn.Module:
     """As :func:`attach`, in a model that has the blocks that the pack is of."""
-    require_sites(pack, attachable_sites(model), type(model).__name__)
+    sites = attachable_sites(model)
+    pack = named_in(model, pack, sites)
+    require_sites(pack, sites, type(model).__name__)
     verdict = require_model_base(model, pack) if check_base else None
     with wrapping(model, name) as work:
         shared, groups = pack.shared(), {group.path: group for group in pack.groups}

@@ -1,0 +1,134 @@
+"""What transformers renames when it loads a checkpoint: one map from a checkpoint's names to those in memory, without transformers.
+
+A family's published checkpoints, older versions of transformers and the one that runs now may each call one weight otherwise. All of these
+names lead to one, the name in memory, so two names are of one weight where they lead to the same.
+
+``renamings.json`` is read off transformers (``tests/renamings.py``): the patterns of each model and of its parts, by class or by type.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from ..resources import resource
+
+Step = Callable[[str], str]
+"""What makes of a name another, or leaves it as it is."""
+
+
+@dataclass(frozen=True)
+class Renaming:
+    """One step: in a name, what ``pattern`` matches becomes ``target``, in which ``\\1`` is the pattern's first group.
+
+    ``scope`` is the path of the part of the model that the step is for, None for the whole; ``prefix`` is what a class with a head puts
+    before every path of the model without one.
+
+    Example:
+        >>> step = Renaming(re.compile(r"^vision_model[.](.+)"), r"\\1", "vision_tower", "model")
+        >>> step("model.vision_tower.vision_model.post_layernorm.weight"), step("vision_model.post_layernorm.weight")
+        ('model.vision_tower.post_layernorm.weight', 'vision_model.post_layernorm.weight')
+    """
+
+    pattern: re.Pattern[str]
+    target: str
+    scope: str | None = None
+    prefix: str = ""
+
+    def __call__(self, name: str) -> str:
+        """The name after the step; as it is where the step is not for it."""
+        before = self._before(name)
+        rest = name.removeprefix(before or "")
+        found = None if before is None else self.pattern.search(rest)
+        if before is None or found is None:
+            return name
+        target = self.target.replace(r"\1", found[1]) if r"\1" in self.target else self.target
+        return before + rest.replace(found[0], target, 1)
+
+    def _before(self, name: str) -> str | None:
+        """What of a name leads to the part; None where the name is of another part."""
+        if self.scope is None:
+            return ""
+        scope = f"{self.scope}." if self.scope else ""
+        longer = f"{self.prefix}.{scope}" if self.prefix else scope
+        return next((before for before in (longer, scope) if name.startswith(before)), None)
+
+
+def in_memory(name: str, steps: Iterable[Step]) -> str:
+    """The name in memory of a weight that a checkpoint calls ``name``; a name in memory stays as it is."""
+    for step in steps:
+        name = step(name)
+    return name
+
+
+def renamings_of(config: Mapping[str, Any], architecture: str | None = None) -> tuple[Renaming, ...]:
+    """The steps for the checkpoint with that configuration, saved from the class ``architecture``; none where transformers renames nothing,
+    or nobody knows the model.
+
+    Example:
+        >>> steps = renamings_of({"model_type": "vit"}, "ViTForImageClassification")
+        >>> in_memory("vit.encoder.layer.0.attention.attention.query.weight", steps)
+        'vit.layers.0.attention.q_proj.weight'
+    """
+    table = _table()
+    model = _followed(table["models"], architecture) or _followed(table["models"], config.get("model_type"))
+    if model is None:
+        return ()
+    prefix, parts = model
+    steps: list[Renaming] = []
+    for scope, known, key in parts:
+        inner = config.get(key) if key else None
+        kind = inner.get("model_type") if isinstance(inner, Mapping) else None
+        name = table["types"].get(kind, kind) if isinstance(kind, str) else known
+        steps += [Renaming(_compiled(pattern), target, scope, prefix) for pattern, target in _followed(table["renamings"], name) or ()]
+    return (*steps, *(Renaming(_compiled(pattern), target) for pattern, target in table["renamings"]["legacy"]))
+
+
+def placed(names: Iterable[str], stored: Iterable[str], steps: Sequence[Step]) -> dict[str, str]:
+    """Of ``names`` those that weights of the checkpoint with these names have outside memory, with their names in memory."""
+    known = renamed(stored, steps) if steps else {}
+    places = {name: in_memory(name, steps) for name in names if known and name not in known}
+    return {name: place for name, place in places.items() if place != name and find(place, known) is not None}
+
+
+def renamed(names: Iterable[str], steps: Sequence[Step]) -> dict[str, str]:
+    """Name in memory -> name, of all to which that leads back: two names that lead to one are no name of it."""
+    found: dict[str, str | None] = {}
+    for name in names:
+        place = in_memory(name, steps)
+        found[place] = None if place in found else name
+    return {place: name for place, name in found.items() if name is not None}
+
+
+def find(name: str, names: Mapping[str, str]) -> str | None:
+    """What ``names`` has for that name, or for it with one prefix more or less, as of a class with a head or without; None where there is
+    nothing, or more than one thing.
+
+    Example:
+        >>> find("vit.norm.weight", {"norm.weight": "a"}), find("norm.weight", {"vit.norm.weight": "a"}), find("norm.weight", {})
+        ('a', 'a', None)
+    """
+    for known in (name, name.partition(".")[2]):
+        if known in names:
+            return names[known]
+    longer = [value for prefixed, value in names.items() if prefixed.partition(".")[2] == name]
+    return longer[0] if len(longer) == 1 else None
+
+
+_compiled: Callable[[str], re.Pattern[str]] = cache(re.compile)
+
+
+@cache
+def _table() -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads(resource("base/renamings.json").read_text("utf-8"))
+    return loaded
+
+
+def _followed(table: Mapping[str, Any], name: object) -> Any:
+    """What a table has under a name: a text is another name, under which it is written once for all."""
+    value = table.get(name) if isinstance(name, str) else None
+    return table[value] if isinstance(value, str) else value
