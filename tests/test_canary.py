@@ -333,10 +333,15 @@ def failure(folder: Path) -> AdapterpackError:
 
 
 def error_of_canary(folder: Path) -> AdapterpackError:
-    """What the canary finds where nothing else is compared; a session that verifies finds other values in a slot before."""
+    """What the canary finds where nothing else is compared; a session that verifies finds other values in a slot before, and so does the
+    validator, which needs no session for it.
+    """
     with pytest.raises(AdapterpackError) as caught:
         replay.verify(Session(folder, "cpu", verify="off"))
-    assert type(failure(folder)) is FormatError
+    with pytest.raises(FormatError, match="do not hold the adapter") as refused:
+        Session(folder, "cpu")
+    (finding,) = validate(folder).findings
+    assert (finding.rule, finding.message) == ("AB202", refused.value.sentence)
     return caught.value
 
 

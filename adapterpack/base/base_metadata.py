@@ -29,7 +29,12 @@ def tokenizer_of(base: Checkpoint) -> Tokenizer | None:
 
 def chat_template_of(base: Checkpoint) -> str | None:
     """The base's chat template: its own file, or what ``tokenizer_config.json`` says; None for a base without one."""
-    file, config = base.folder / TEMPLATE, base.folder / "tokenizer_config.json"
+    return chat_template_in(base.folder)
+
+
+def chat_template_in(folder: Path) -> str | None:
+    """The chat template in a folder, which may be a bundle's; see :func:`chat_template_of`."""
+    file, config = folder / TEMPLATE, folder / "tokenizer_config.json"
     if file.is_file():
         with open_inside(file) as template_file:
             return read_at_most(template_file, _MAX_TEMPLATE).decode("utf-8", errors="replace").replace("\r\n", "\n").replace("\r", "\n")

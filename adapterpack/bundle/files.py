@@ -13,10 +13,11 @@ from ..errors import ConfigError, FormatError, nearest
 from ..io.file_hashes import file_hashes
 from ..io.hashing import Identity, identity, require_unchanged
 from ..manifest.manifest import FILE_NAME as PACK
-from ..pack.pack import SIGNATURE
+from ..pack.pack import SIGNATURE, Pack
+from ..pack.validate.checks.base import SAME
 from ..tasks.task import MAIN
 from .decoder_graph import graphs_of
-from .manifest import FILE_NAME, Bundle, adapter_file, graph_file
+from .manifest import FILE_NAME, Bundle, BundledAdapter, adapter_file, graph_file
 
 VERIFY = ("full", "cached", "off")
 """How a session compares files with the manifest: all are hashed; those are that have changed since they were hashed before; none are."""
@@ -74,8 +75,21 @@ def needed(bundle: Bundle) -> set[str]:
     """The files without which a bundle cannot be run, whatever its list says: graphs, packs, and the adapter files of ``inputs`` mode."""
     graphs = {graph_file(part) for part in graphs_of(bundle)}
     packs = {f"{adapter.path}/{PACK}" for adapter in bundle.adapters}
-    slotted = {site.part for site in bundle.sites.values() if site.fields} | {MAIN} if bundle.mode == "inputs" else ()
-    return graphs | packs | {adapter_file(adapter.path, part) for adapter in bundle.adapters for part in slotted}
+    slotted = bundle.adapters if bundle.mode == "inputs" else ()
+    return graphs | packs | {path.as_posix() for adapter in slotted for path in adapter_files(Path(), bundle, adapter).values()}
+
+
+def adapter_files(folder: Path, bundle: Bundle, adapter: BundledAdapter) -> dict[str, Path]:
+    """The files of an adapter's values in a bundle of the mode ``inputs``, by the part whose slots they fill."""
+    parts = {site.part for site in bundle.sites.values() if site.fields} | {MAIN}
+    return {part: folder / adapter_file(adapter.path, part) for part in parts}
+
+
+def has_other_tokenizer(bundle: Bundle, pack: Pack) -> bool:
+    """Whether a pack was trained with another ``tokenizer.json`` than the bundle has, as far as both say it."""
+    trained = pack.manifest.tokenizer and pack.manifest.tokenizer.tokenizer_json
+    own = next((entry.sha256 for entry in bundle.files if entry.path == "tokenizer.json"), None)
+    return None not in (trained, own) and trained not in (own, SAME)
 
 
 def require_listed(folder: Path, bundle: Bundle, paths: Iterable[Path]) -> None:

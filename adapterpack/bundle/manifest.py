@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -332,7 +333,10 @@ def manifest_bytes(folder: str | os.PathLike[str]) -> bytes:
     """
     path = Path(folder) / FILE_NAME
     if not os.path.lexists(path):
-        raise FormatError("the folder is not a bundle", where=folder, expected=FILE_NAME, remedy="name the folder that export wrote")
+        made = (Path(folder) / "config.json").is_file() or Path(folder).is_file()
+        raise FormatError("the folder is not a bundle", where=folder, expected=FILE_NAME,
+                          remedy=f"make one of it: adapterpack export {shlex.quote(str(folder))} -o BUNDLE" if made else
+                          "name the folder that export wrote")
     return read_file(path, _MAX_BYTES + 1)
 
 

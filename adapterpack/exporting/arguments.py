@@ -14,6 +14,7 @@ from ..hub.resolve import folder_of
 from ..manifest.parts import BaseQuantization
 from ..merging.base_kind import is_gguf, is_graph
 from ..merging.gguf.base_model import GGUFBase
+from ..pack.fits import require_task
 from ..pack.on_base import named_on, on
 from ..pack.pack import Pack
 from ..pack.repeats import require_own_blocks
@@ -202,6 +203,8 @@ def _task(name: str | None, packs: list[Pack], base: Checkpoint) -> Task:
     architecture = base.architecture or ""
     chosen = task_named(name or types.pop()) if name or types else task_of(architecture, base.config)
     require_encoder(chosen, architecture, base.config)
+    for pack in packs:
+        require_task(pack, chosen, accepted=types)  # who names the task has chosen it for these packs
     return chosen
 
 

@@ -6,7 +6,7 @@ the places of a tensor, and a tensor that cannot be found completely is an error
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -66,25 +66,23 @@ def match(graph: GraphFile, base: Checkpoint, wanted: Mapping[str, str]) -> dict
 
 
 class Unmatched(NamedTuple):
-    """The matrices of a checkpoint that no graph holds whole, and the shapes of the graphs' float matrices that are of none of them."""
+    """The matrices of a checkpoint that a graph does not hold whole, and the shapes of its float matrices that are of none of them."""
 
     tensors: frozenset[str]
     shapes: frozenset[tuple[int, ...]]
 
 
-def unmatched(graphs: Iterable[GraphFile], base: Checkpoint) -> Unmatched:
-    """Looks in graphs for every matrix of a checkpoint, by its bytes as :func:`match` does, wherever and however often it is stored."""
-    names = [name for name, info in base.tensors.items() if len(info.shape) == 2]
-    missing, shapes = set(names), set[tuple[int, ...]]()
-    matrices = {(name, 0): to_matrix("linear", base.read(name)) for name in names}
+def unmatched(graphs: Iterable[GraphFile], base: Checkpoint) -> Iterator[Unmatched]:
+    """Looks in each of these graphs for every matrix of a checkpoint, by its bytes as :func:`match` does, wherever and however often it is
+    stored.
+    """
+    matrices = {(name, 0): to_matrix("linear", base.read(name)) for name, info in base.tensors.items() if len(info.shape) == 2}
     for graph in graphs:
         pieces_of = _pieces(graph, matrices)
-        missing -= {name for name, number in matrices if covered(pieces_of.get((name, number), []), matrices[name, number].shape)
-                    == matrices[name, number].size}
+        missing = {key[0] for key, matrix in matrices.items() if covered(pieces_of.get(key, []), matrix.shape) < matrix.size}
         used = {piece.initializer for pieces in pieces_of.values() for piece in pieces}
-        shapes |= {place.shape for name, place in graph.stored.items()
-                   if name not in used and len(place.shape) == 2 and place.dtype in FLOATS}
-    return Unmatched(frozenset(missing), frozenset(shapes))
+        yield Unmatched(frozenset(missing), frozenset(place.shape for name, place in graph.stored.items() if name not in used
+                                                      and len(place.shape) == 2 and place.dtype in FLOATS))
 
 
 def match_bias(graph: GraphFile, base: Checkpoint, bias: str, place: Place | None) -> Place:

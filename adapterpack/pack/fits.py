@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any
 
@@ -13,10 +13,11 @@ from ..adapter_methods.core.layouts import CONVOLUTIONS, unfoldable
 from ..base import compatibility
 from ..base.checkpoint import Checkpoint
 from ..base.site_kinds import kind_on
-from ..errors import BaseMismatch, SiteNotFound, Unsupported, nearest
+from ..errors import BaseMismatch, SiteNotFound, UnknownName, Unsupported, nearest
 from ..manifest.described import Described
 from ..manifest.manifest import Group
 from ..peft.names import alike, limit
+from ..tasks.task import NO_TASK, Task, task_named
 
 
 def require_sites(pack: Described, paths: Mapping[str, Any], where: object) -> None:
@@ -29,6 +30,31 @@ def require_sites(pack: Described, paths: Mapping[str, Any], where: object) -> N
         if group.role != "shared" and group.path != PROMPT and group.path not in paths:
             raise SiteNotFound(f"pack '{pack.name}' changes a site that is not there", where=where, found=group.path,
                                remedy=nearest(group.path, paths))
+
+
+def task_of(pack: Described) -> Task | None:
+    """The task that a pack is for; None where it names none, or one that is not known here."""
+    try:
+        return task_named(pack.manifest.task.type)
+    except UnknownName:
+        return None
+
+
+def require_task(pack: Described, task: Task, accepted: Collection[str] = ()) -> None:
+    """Checks that a pack is for ``task``, or for none at all; or for one that is ``accepted`` in its place, if it brings no head of that.
+
+    Raises:
+        Unsupported: it is for another task.
+    """
+    name, own = pack.manifest.task.type, task_of(pack)
+    if name == NO_TASK or own is task:
+        return
+    heads = () if own is None else own.heads
+    head = next((group.path for group in pack.manifest.groups if group.role == "full" and group.path.rpartition(".")[2] in heads), None)
+    if name not in accepted or head is not None:
+        raise Unsupported("the pack has a head for another task" if head else "the pack is for another task",
+                          where=f"pack '{pack.name}'{f', {head}' if head else ''}", expected=task.name, found=name,
+                          remedy="export it for its own task: adapterpack export BASE PACK -o BUNDLE")
 
 
 def require_shapes(pack: Described, base: Checkpoint, renamed: bool) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import errors
+from ..bundle.decoder_graph import graphs_of
 from ..bundle.manifest import GRAPH
 from ..errors import AdapterpackError
 from ..library_errors import library_errors
@@ -24,7 +25,8 @@ _SECONDS, _BYTES_A_SECOND = 120.0, 10 << 20
 
 
 def replay_apart(folder: Path, verify: str = "cached", provider: str = "cpu") -> dict[str, Any]:
-    """What :func:`.canary.verify` says of a bundle on a provider; all canaries that were replayed passed. ``verify`` is that of a session.
+    """What :func:`.canary.verify` says of a bundle on a provider; every graph can be opened, and all canaries that were replayed passed, on
+    the engine's graph, too. ``verify`` is that of a session.
 
     Raises:
         AdapterpackError: the bundle cannot be opened or run, or a canary fails; the same error as in this process.
@@ -44,12 +46,19 @@ def replay_apart(folder: Path, verify: str = "cached", provider: str = "cpu") ->
 def replayed(request: bytes) -> bytes:
     """What :func:`replay_apart` has done in the other process: a folder and a way to verify it as JSON in, the outcome as JSON out."""
     from . import canary  # noqa: PLC0415 - ONNX Runtime: what asks for a replay needs none
+    from .engine.canary_replay import replay_by_engine  # noqa: PLC0415
     from .session import Session  # noqa: PLC0415
 
     try:
         with library_errors("onnxruntime", "the graph cannot be run", where=GRAPH):
             folder, verify, provider = json.loads(request)
-            report = canary.verify(Session(folder, provider, verify=verify))
+            session = Session(folder, provider, verify=verify)
+            for part in graphs_of(session.bundle):
+                session.graph(part)
+            report = canary.verify(session)
+            if session.bundle.decoder:
+                said = [pack for name, pack in session.packs.items() if name in report["replayed"]]
+                canary.judge(session, replay_by_engine(session, said), canary.measured(session.bundle), by_engine=True)
     except AdapterpackError as error:
         return json.dumps({"kind": type(error).__name__, "error": error.to_json()}).encode()
     return json.dumps(report).encode()

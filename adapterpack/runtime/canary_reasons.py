@@ -10,21 +10,34 @@ from ..pack import canary
 from ..pack.pack import Pack
 from ..tasks.task import task_named
 
+NONE = "the pack carries none"
+
 
 def not_replayable(bundle: Bundle, pack: Pack) -> str | None:
     """Why the canary of ``pack`` says nothing about this graph, or None."""
     recorded = pack.manifest.canary
-    return "the pack carries none" if recorded is None else canary.flaw(recorded) or next(_reasons(bundle, pack, recorded), None)
+    return NONE if recorded is None else canary.flaw(recorded) or next(_reasons(bundle, pack, recorded), None)
 
 
 def _reasons(bundle: Bundle, pack: Pack, recorded: Canary) -> Iterator[str]:
-    architecture, mine, other = pack.manifest.task.architecture, pack.manifest.base.content, bundle.base.content
-    if not canary.input_names(recorded) <= set(task_named(bundle.task).inputs):
-        yield f"it has inputs that a graph for {bundle.task} does not take"
-    if bundle.mode == "folded" and len(bundle.adapters) > 1:
-        yield "it is folded together with others"
+    architecture = pack.manifest.task.architecture
+    yield from foreign_inputs(bundle, recorded)
     if architecture is not None and not architecture.endswith(task_named(bundle.task).suffixes):
         yield f"it was recorded on {architecture}, the graph is for {bundle.task}"
+    yield from of_graph(bundle, pack, recorded)
+
+
+def foreign_inputs(bundle: Bundle, recorded: Canary) -> Iterator[str]:
+    """Inputs that no graph of the bundle's task takes."""
+    if not canary.input_names(recorded) <= set(task_named(bundle.task).inputs):
+        yield f"it has inputs that a graph for {bundle.task} does not take"
+
+
+def of_graph(bundle: Bundle, pack: Pack, recorded: Canary) -> Iterator[str]:
+    """What of the bundle's own graphs keeps the canary of a pack of the right task from being replayed."""
+    mine, other = pack.manifest.base.content, bundle.base.content
+    if bundle.mode == "folded" and len(bundle.adapters) > 1:
+        yield "it is folded together with others"
     if mine is not None and other is not None and mine != other:
         yield "the graph's base has other bytes than the one that it was recorded on"
     yield from _other_shapes(bundle, recorded)

@@ -30,6 +30,7 @@ from .adapters.mix import Mix
 from .adapters.modes import ADAPTER_MODES
 from .adapters.pinned import Adapters, Names, Pinned
 from .adapters.prefix_cache import prompt_kv
+from .adapters.slot_values import SlotValues
 from .graph_contract import require_contract
 from .opened_before import require_openable
 from .ort_model import OrtModel
@@ -75,9 +76,10 @@ class OpenBundle:
         self._opened |= {part: self._open(part) for part in (*self.bundle.parts[:-1], main)}
         first: OrtModel = self._opened[main]
         self.provider, self.memory, self._cache_inputs = first.provider, first.memory, first.inputs
+        self.slot_values = SlotValues(self.bundle, self.folder, self.stored)
         packs, self._mode = _packs(self.folder, self.bundle), ADAPTER_MODES[self.bundle.mode](self)
         prompts = {name: cache for name, pack in packs.items() if (cache := self._prompt(pack)) is not None}
-        attached = self._mode.opened({} if proved or verify == "off" else packs)
+        attached = self._mode.opened(None if proved or verify == "off" else packs)
         self._adapters = Adapters({name: pack.unloaded() for name, pack in packs.items()}, prompts, attached)
         self._changing = threading.Lock()
         """Taken to put another value in the place of ``_adapters``; to read it takes no lock."""
@@ -216,24 +218,14 @@ class OpenBundle:
         tokenizer: Tokenizer = self.once("tokenizer", lambda: Tokenizer(self.folder, most_characters(self), self.compared))
         return tokenizer
 
-    def load(self, pack: Pack | str | os.PathLike[str], name: str | None = None, *, allow_structural: bool = False) -> str:
-        """Puts another pack into a free slot of a running bank, and returns its name. Any thread may, while others run rows.
-
-        ``allow_structural`` accepts a bundle of a base that has the names, dtypes and shapes of the pack's, whatever its weights.
-
-        Raises:
-            BaseMismatch: the pack belongs to another base.
-            Unsupported: no slot is free, or the pack does not fit the graph's slots.
-        """
-        loaded = pack if isinstance(pack, Pack) else load(pack)
-        loaded = loaded if name is None else loaded.called(name)
-        with self._changing:
-            before = self._adapters
-            with self.compared():  # the base's own weights may be read
-                attached, prompt = self._mode.load(before.attached, loaded, allow_structural), self._prompt(loaded)
-            prompts = before.prompts if prompt is None else {**before.prompts, loaded.name: prompt}
-            self._adapters = Adapters({**before.packs, loaded.name: loaded}, prompts, attached)
-        return loaded.name
+    def _with(self, pack: Pack) -> Self:
+        """As :meth:`frozen`, with one more adapter."""
+        one, before = self.frozen(), self._adapters
+        with self.compared():  # the base's own weights may be read
+            attached, prompt = self._mode.load(before.attached, pack), self._prompt(pack)
+        prompts = before.prompts if prompt is None else {**before.prompts, pack.name: prompt}
+        one._adapters = Adapters({**before.packs, pack.name: pack}, prompts, attached)
+        return one
 
     def unload(self, name: str) -> None:
         """Frees the slot of an adapter; rows that are running keep what they started with.

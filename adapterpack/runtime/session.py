@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..pack.pack import Pack
+from ..pack.validate.validation import load
 from ..tasks.rows import Picture, map_rows
 from ..tasks.session import Arrays
 from ..tasks.task import MAIN
 from .adapters.mix import Mixes
 from .adapters.pinned import Names
+from .admission import admitted
+from .canary import Replay, replay_one
+from .engine.canary_replay import replay_by_engine
 from .generation.generate import generate
 from .generation.sampling import sampling_of
 from .media.inputs import image_of, speech_of
@@ -97,6 +104,26 @@ class Session(OpenBundle):
         """
         return run_parts(self.frozen(), inputs, adapters)
 
+    def load(self, pack: Pack | str | os.PathLike[str], name: str | None = None, *, allow_structural: bool = False) -> str:
+        """Puts another pack into a free slot of a running bank, and returns its name. Any thread may, while others run rows.
+
+        ``allow_structural`` accepts a bundle of a base that has the names, dtypes and shapes of the pack's, whatever its weights.
+
+        Raises:
+            BaseMismatch: the pack belongs to another base, by its manifest or by its canary.
+            Unsupported: it is for another task, no slot is free, or it does not fit the graph's slots.
+            NothingToDo, ParityError: its canary fails.
+        """
+        loaded = pack if isinstance(pack, Pack) else load(pack)
+        loaded = loaded if name is None else loaded.called(name)
+
+        def held(pack: Pack) -> AbstractContextManager[OpenBundle]:
+            return nullcontext(self._with(pack))
+
+        with self._changing, admitted(self, loaded, held, _replayed, allow_structural=allow_structural) as changed:
+            self._adapters = changed._adapters
+        return loaded.name
+
     def generate(
         self, prompts: Sequence[Any] = (), adapters: Mixes = None, *, given: Mapping[str, np.ndarray] | None = None, **sampling: Any
     ) -> list[Any]:
@@ -114,3 +141,8 @@ class Session(OpenBundle):
         emit = sampling.pop("emit", None)
         options = sampling_of(sampling, self.generation_config, self.folder)
         return list(generate(self.frozen(), prompts, adapters, options, emit, dict(given or {})))
+
+
+def _replayed(pack: Pack, session: OpenBundle) -> Replay:
+    """The canary of a pack that a session holds, on the graph that it opened."""
+    return replay_by_engine(session, [pack])[pack.name] if session.bundle.decoder else replay_one(session, pack, pack.name)

@@ -1,26 +1,40 @@
-"""Validates a bundle: its closed file list, every pack in it, its base, and with ``full`` the canaries on its graphs."""
+"""Validates a bundle: what a session would refuse is not valid. Files, packs, slots, what is read of texts, the base, and with ``full`` the
+canaries on its graphs."""
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 from ..base import compatibility
+from ..base.base_metadata import chat_template_in, chat_template_of
 from ..base.checkpoint import Checkpoint
 from ..base.compatibility import Verdict
-from ..bundle.files import differences, needed, require_listed
-from ..bundle.manifest import FILE_NAME, GRAPH, Bundle, graph_file, read_bundle
-from ..errors import AdapterpackError, BaseMismatch, ProviderError
-from ..pack.pack import SIGNATURE
+from ..bundle.decoder_graph import DECODER, graphs_of
+from ..bundle.files import adapter_files, differences, has_other_tokenizer, needed, require_listed
+from ..bundle.manifest import FILE_NAME, GRAPH, Bundle, BundledAdapter, graph_file, read_bundle
+from ..errors import AdapterpackError, BaseMismatch, FormatError, ProviderError
+from ..onnx_graph.graph_file import GraphFile
+from ..pack.pack import SIGNATURE, Pack
 from ..pack.validate.budget import Budget, Spent
 from ..pack.validate.checks.folder import entries
 from ..pack.validate.open_questions import NO_BASE
+from ..pack.validate.template_cost import cost_problem
 from ..pack.validate.validation import Finding, Report, examine
+from ..tasks.task import MAIN, task_named
+from .adapters.contents import require_base_slots, require_file_contents, require_pack_slots
+from .adapters.slot_values import SlotValues, reads_weights
 from .canary_process import replay_apart
+from .media.processor_config import FILES
 from .providers.device import Device
 from .providers.kernels import Kernels, kernels_of, listed, nodes_without_kernel, remedy_of
 from .providers.provider import require_known
+from .text.context_length import context_length
+from .text.model_files import read_object
 
 _NOT_RUN = "graph and canaries: replayed with full, where there is no error"
 
@@ -31,19 +45,21 @@ def validate_bundle(
 ) -> Report:
     """The report on a bundle: files, digests, packs, and with ``base`` that it was made from that base; within ``budget``.
 
-    ``full`` also runs the graph: the canaries of its packs are replayed, and with ``base`` every matrix of it is looked for in the graphs.
-    A bundle with an error is not run. With ``provider`` the nodes of its graphs are compared with the table of what that provider
-    implements, which needs no card, and the canaries are replayed on it.
+    ``full`` also opens every graph: the canaries of its packs are replayed on those that answer, and with ``base`` every matrix of it is
+    looked for in the graphs. A bundle with an error is not run. With ``provider`` the nodes of its graphs are compared with the table of
+    what that provider implements, which needs no card, and the canaries are replayed on it.
 
     Raises:
         ProviderError: there is no provider of that name, or no table of what it implements.
 
-    A valid bundle is whole and agrees with itself: its files are the listed ones, its graphs take and give what the manifest says, and its
-    slots hold the packs that it names. With ``base`` and ``full`` its matrices are the base's, and the canaries' logits are right. That its
-    graphs compute nothing else besides is shown by no check, only by the signature of somebody whom one trusts.
+    A valid bundle is whole and agrees with itself: its files are the listed ones, its slots hold the packs that it names, its tokenizer,
+    chat template and configuration can be used, and with ``full`` its graphs take and give what the manifest says. With ``base`` and
+    ``full`` its matrices are the base's, and the canaries' logits are right. That its graphs compute nothing else besides is shown by no
+    check, only by the signature of somebody whom one trusts.
     """
     findings: list[Finding] = []
     left_open: list[str] = []
+    notes: list[str] = []
     verdict: Verdict | None = None
     table = None if provider is None else _table(provider)
     try:
@@ -53,7 +69,7 @@ def validate_bundle(
             elif isinstance(result, Verdict):
                 verdict = result
             else:
-                left_open.append(result)
+                (notes if isinstance(result, Note) else left_open).append(str(result))
     except Spent as spent:
         left_open.append(str(spent))
     except AdapterpackError as error:
@@ -64,8 +80,12 @@ def validate_bundle(
     incomplete = bool(left_open) or (full and base is None)
     sound = not left_open and not any(finding.severity == "error" for finding in findings)
     broken, about_graph = _replayed(folder, provider or "cpu") if full and sound else ([], (_NOT_RUN,))
-    open_questions = (*left_open, *([] if base else [NO_BASE]), *about_graph, _signature(folder))
+    open_questions = (*left_open, *([] if base else [NO_BASE]), *notes, *about_graph, _signature(folder))
     return Report("bundle", str(folder), None, (*findings, *broken), open_questions, incomplete, verdict)
+
+
+class Note(str):
+    """What was not checked since this bundle, or this request, leaves nothing to compare."""
 
 
 def _signature(folder: Path) -> str:
@@ -76,7 +96,7 @@ def _signature(folder: Path) -> str:
 
 def _findings(folder: Path, base: Path | Checkpoint | None, budget: Budget, allow_structural: bool, full: bool,
               table: Kernels | None) -> Iterator[Finding | Verdict | str]:
-    """Findings, the verdict on the base, and as texts what the budget was too small for."""
+    """Findings, the verdict on the base, and as texts what the budget was too small for, or what there is nothing to compare with."""
     bundle = read_bundle(folder)
     irregular = False
     for finding in _file_list(folder, bundle, budget):
@@ -84,15 +104,17 @@ def _findings(folder: Path, base: Path | Checkpoint | None, budget: Budget, allo
         yield finding
     if irregular:
         return  # nothing is opened that may lead out of the folder
-    whole = True
-    for finding in _digests(folder, bundle, budget):
-        whole &= finding.rule != "AB103"
-        yield finding
-    if whole:
-        unsafe = list(_safe(folder, bundle))
-        yield from unsafe
-        if table is not None and not unsafe:
-            yield from _kernels(folder, table)
+    wrong = list(_digests(folder, bundle, budget))
+    yield from wrong
+    whole = all(finding.rule != "AB103" for finding in wrong)
+    unsafe = list(_safe(folder, bundle)) if whole else []
+    yield from unsafe
+    if whole and table is not None and not unsafe:
+        yield from _kernels(folder, table)
+    readable = not wrong and not unsafe
+    values = SlotValues(bundle, folder, cache(lambda part: GraphFile(folder / graph_file(part)).stored))
+    if readable and bundle.mode == "bank":
+        yield from _refused("AB202", GRAPH, partial(require_base_slots, values))
     for adapter in bundle.adapters:
         budget.require_time(f"the adapter {adapter.name}")
         report, pack = examine(folder / adapter.path, budget=budget)
@@ -102,13 +124,98 @@ def _findings(folder: Path, base: Path | Checkpoint | None, budget: Budget, allo
             yield f"{adapter.path}: {report.not_checked[0]}"
         elif pack is not None and pack.id != adapter.pack:
             yield Finding("AB201", "error", adapter.path, "the pack is not the one that the bundle names", "export again")
+        elif pack is not None and report.valid and readable:
+            yield from _slots(values, adapter, pack.called(adapter.name))
+    if readable:
+        budget.require_time("tokenizer, chat template and configuration")
+        yield from _carried(folder, bundle)
     if base is not None:
         budget.require_time("the base")
         checkpoint = base if isinstance(base, Checkpoint) else Checkpoint(base)
         yield from about_base(bundle, checkpoint, budget, allow_structural)
-        if full and whole and checkpoint.has_weights and not allow_structural:
-            budget.require_time("the weights of the graph")
-            yield from _weights(folder, bundle, checkpoint)
+        yield from _texts_of_base(folder, bundle, checkpoint)
+        if full and whole and checkpoint.has_weights:
+            budget.require_time("the weights of the graphs")
+            yield from _weights(folder, bundle, checkpoint, allow_structural)
+
+
+def _slots(values: SlotValues, adapter: BundledAdapter, pack: Pack) -> Iterator[Finding | Note]:
+    """AB202: slots that hold something else than the pack; and AB203, a tokenizer that the pack was not trained with."""
+    bundle = values.bundle
+    if has_other_tokenizer(bundle, pack):
+        yield Finding("AB203", "warning", adapter.path, "the pack was trained with another tokenizer.json than the bundle has",
+                      "export again from the base that the pack was trained on")
+    if reads_weights(pack) and bundle.mode != "folded":
+        yield Note(f"the slots of {adapter.name}, which are made with the base's weights: compared with full")
+    elif bundle.mode == "bank":
+        yield from _refused("AB202", adapter.path, partial(require_pack_slots, values, pack))
+    elif bundle.mode == "inputs":
+        from .adapters.files import read_adapter_file  # noqa: PLC0415 - ONNX Runtime, whose own format it is
+
+        files = adapter_files(values.folder, bundle, adapter)
+        yield from _refused("AB202", adapter.path, lambda: require_file_contents(
+            pack, bundle.sites, files, {part: read_adapter_file(path) for part, path in files.items()}))
+
+
+def _refused(rule: str, where: str, require: Callable[[], Any], remedy: str = "export again") -> Iterator[Finding]:
+    """A finding of what a session would refuse."""
+    try:
+        require()
+    except AdapterpackError as error:
+        yield Finding(rule, "error", where, error.sentence, error.remedy or remedy, type(error))
+
+
+def _carried(folder: Path, bundle: Bundle) -> Iterator[Finding]:
+    """AB106: what a session reads besides graphs and packs, read as it reads it, and used once."""
+    again, config = "copy the file from the base again", folder / "config.json"
+    yield from _refused("AB106", config.name, lambda: context_length(read_object(config), config), again)
+    for name in ("generation_config.json", *FILES):
+        yield from _refused("AB106", name, partial(read_object, folder / name), again)
+    if (folder / "tokenizer.json").is_file():
+        yield from _refused("AB106", "tokenizer.json", lambda: _use(folder, chats=task_named(bundle.task).pads_left), again)
+
+
+def _use(folder: Path, chats: bool) -> None:
+    """Makes ids of a text, and where a prompt is a chat, of one: the first form of a message that the template takes.
+
+    Raises:
+        FormatError: it fails, or the template takes none of them, or more time or memory than a template needs.
+    """
+    from .text.tokenizer import Tokenizer  # noqa: PLC0415 - tokenizers
+
+    tokenizer = Tokenizer(folder)
+    tokenizer.decode(tokenizer.encode("a"))
+    template = tokenizer.template
+    if template is None or not chats:
+        return
+    if reason := cost_problem(template, ()):
+        raise FormatError(f"the chat template does not render: {reason}", where=tokenizer.folder, remedy="remove it")
+    refused: FormatError | None = None
+    for messages in _MESSAGES:
+        try:
+            tokenizer.render(messages)
+            return
+        except FormatError as error:
+            refused = refused or error
+    assert refused is not None
+    raise refused
+
+
+_USER = {"role": "user", "content": "a"}
+_MESSAGES: tuple[list[Mapping[str, Any]], ...] = (
+    [_USER], [{**_USER, "content": [{"type": "text", "text": "a"}]}], [{"role": "system", "content": "a"}, _USER],
+)
+"""What a prompt may be: some templates want a list of parts, or a system message."""
+
+
+def _texts_of_base(folder: Path, bundle: Bundle, checkpoint: Checkpoint) -> Iterator[Finding]:
+    """AB303: a tokenizer or a chat template that is not the base's."""
+    for entry in bundle.files:
+        if entry.path in ("tokenizer.json", "added_tokens.json") and checkpoint.has_file(entry.path, entry.sha256) is False:
+            yield Finding("AB303", "error", entry.path, "it is not the base's", "export again")
+    with contextlib.suppress(FormatError):  # which is a finding already
+        if checkpoint.has_weights and chat_template_in(folder) != chat_template_of(checkpoint):
+            yield Finding("AB303", "error", "chat template", "it is not the base's", "export again")
 
 
 def about_base(bundle: Bundle, checkpoint: Checkpoint, budget: Budget, allow_structural: bool) -> Iterator[Finding | Verdict]:
@@ -130,21 +237,31 @@ def about_base(bundle: Bundle, checkpoint: Checkpoint, budget: Budget, allow_str
     yield verdict
 
 
-def _weights(folder: Path, bundle: Bundle, checkpoint: Checkpoint) -> Iterator[Finding]:
-    """AB302: a matrix of the base for which a graph has another one. Quantization and folded adapters change matrices."""
-    if bundle.quantization is not None or bundle.mode == "folded":
+def _weights(folder: Path, bundle: Bundle, checkpoint: Checkpoint, allow_structural: bool) -> Iterator[Finding | Note]:
+    """AB302: a matrix of the base for which graphs that answer together, the ordinary ones or those with the engine's, have another."""
+    if reason := ("the graphs were quantized" if bundle.quantization is not None else "adapters are folded into them"
+                  if bundle.mode == "folded" and bundle.adapters else "another base is allowed" if allow_structural else None):
+        yield Note(f"the weights of the graphs against the base's: {reason}")
         return
-    from ..onnx_graph.graph_file import GraphFile  # noqa: PLC0415 - onnx, and packs have no graph
-    from ..onnx_graph.match import unmatched  # noqa: PLC0415
+    from ..onnx_graph.match import unmatched  # noqa: PLC0415 - onnx, and packs have no graph
 
-    tensors, shapes = unmatched([GraphFile(folder / graph_file(part)) for part in bundle.parts], checkpoint)
+    found = dict(zip(graphs_of(bundle), unmatched((GraphFile(folder / graph_file(part)) for part in graphs_of(bundle)), checkpoint),
+                     strict=True))
+    for main in (MAIN, DECODER) if bundle.decoder else (MAIN,):
+        graphs = [found[part] for part in (*bundle.parts[:-1], main)]
+        tensors, shapes = frozenset.intersection(*(one.tensors for one in graphs)), frozenset.union(*(one.shapes for one in graphs))
+        yield from _other_weights(bundle, checkpoint, main, tensors, shapes)
+
+
+def _other_weights(bundle: Bundle, checkpoint: Checkpoint, main: str, tensors: frozenset[str],
+                   shapes: frozenset[tuple[int, ...]]) -> Iterator[Finding]:
     sites = {checkpoint.tensor_name(f"{path}.weight") for path, site in bundle.sites.items()
              if site.role == "adapter" and site.kind == "linear" and site.weight}
     wrong = [name for name in sorted(tensors)
              if name in sites or {(shape := tuple(checkpoint.tensors[name].shape)), shape[::-1]} & shapes]
     if wrong:
         some = ", ".join(wrong[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
-        yield Finding("AB302", "error", GRAPH, f"the graph has other numbers in the place of weights of the base: {some}",
+        yield Finding("AB302", "error", graph_file(main), f"the graph has other numbers in the place of weights of the base: {some}",
                       "do not use this bundle; export it again")
 
 
@@ -170,8 +287,6 @@ def _not_here(provider: str) -> Iterator[str]:
 
 def _kernels(folder: Path, table: Kernels) -> Iterator[Finding]:
     """AB501: nodes for which a provider has no kernel."""
-    from ..onnx_graph.graph_file import GraphFile  # noqa: PLC0415 - onnx, and packs have no graph
-
     for path in sorted(folder.glob("*.onnx")):
         nodes = list(nodes_without_kernel(GraphFile(path).model, table))
         if nodes:
@@ -208,7 +323,6 @@ def _file_list(folder: Path, bundle: Bundle, budget: Budget) -> Iterator[Finding
 def _safe(folder: Path, bundle: Bundle) -> Iterator[Finding]:
     """AB105."""
     from ..onnx_graph.confine import require_safe  # noqa: PLC0415 - onnx, and packs have no graph
-    from ..onnx_graph.graph_file import GraphFile  # noqa: PLC0415
 
     for path in sorted(folder.glob("*.onnx")):
         try:

@@ -15,12 +15,12 @@ from ..http.tls import IN_THE_CLEAR, Certificate
 from ..hub.resolve import folder_of
 from ..io.open_files import allow_more_files
 from ..pack.pack import Pack
+from ..pack.trust.signers import Signers
 from ..runtime.engine.base import Engine
 from ..runtime.providers.device import Device
 from .adapters.adapter_control import AdapterControl
 from .adapters.given import Given
 from .adapters.places import Places
-from .adapters.signers import Signers
 from .adapters.watch import Watch
 from .audit import Audit
 from .catalogue import Catalogue

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...base import compatibility
-from ...bundle.manifest import Bundle
 from ...errors import AdapterpackError, Unsupported
-from ...manifest.manifest import Base
-from ...onnx_graph.graph_file import Stored
 from ...pack.pack import Pack
 from ...slots.values import padded
 from ..ort_values import Memory, value_of
-from .contents import require_contents
+from .contents import require_base_slots, require_pack_slots
 from .positions import require_positions
 from .slot_values import SlotValues
 
@@ -37,41 +32,34 @@ class BankState(NamedTuple):
 
 
 class AdapterBank:
-    """The slots of one bundle; ``stored`` says where a part's graph stores its initializers.
+    """The slots of one bundle, and the ``values`` that packs have in them.
 
     Until a slot is filled the graph uses what it was exported with; from then on the whole bank is fed.
     """
 
-    def __init__(self, bundle: Bundle, folder: Path, memory: Memory, stored: Callable[[str], Mapping[str, Stored]]) -> None:
-        self.bundle, self.folder, self.memory = bundle, folder, memory
-        self.values = SlotValues(bundle, folder, stored)
+    def __init__(self, values: SlotValues, memory: Memory) -> None:
+        self.bundle, self.folder, self.values, self.memory = values.bundle, values.folder, values, memory
 
-    def opened(self, packs: Mapping[str, Pack]) -> BankState:
-        """The bank as it was exported, whose slots hold these of its packs.
+    def opened(self, packs: Mapping[str, Pack] | None) -> BankState:
+        """The bank as it was exported, whose slots are compared with these packs and the base's with none; with None nothing is compared.
 
         Raises:
             FormatError: a slot holds another adapter, or that of the base changes it.
         """
-        slots = {adapter.name: int(adapter.slot or 0) for adapter in self.bundle.adapters}
-        if packs and not any(map(self.values.reads_lost_weights, packs.values())):
-            exported = self.values.exported()
-            base = {name: array[0] for name, array in exported.items()}
-            heads = {name: array for name, array in base.items() if _is_head(name)}
-            require_contents(padded({}, self.bundle.sites, self.bundle.max_rank, heads), base, self.folder, None)
-            for name, pack in packs.items():
-                wide = padded(self.values.of(pack), self.bundle.sites, self.bundle.max_rank, heads)
-                require_contents(wide, {slot: array[slots[name]] for slot, array in exported.items()}, self.folder, name)
-        return BankState(slots, {}, {})
+        if packs is not None:
+            require_base_slots(self.values)
+        for pack in (packs or {}).values():
+            if not self.values.reads_lost_weights(pack):
+                require_pack_slots(self.values, pack)
+        return BankState({adapter.name: int(adapter.slot or 0) for adapter in self.bundle.adapters}, {}, {})
 
-    def load(self, state: BankState, pack: Pack, base: Base, allow_structural: bool = False) -> BankState:
-        """The state with a pack in a free slot. A pack without a head of its own has the base's.
+    def load(self, state: BankState, pack: Pack) -> BankState:
+        """The state with a pack of the bundle's base in a free slot. A pack without a head of its own has the base's.
 
         Raises:
-            BaseMismatch: the pack belongs to another base.
+            BaseMismatch: the pack was made for layers of other widths.
             Unsupported: no slot is free, or it does not fit.
         """
-        pack.require_levels(compatibility.recorded_fingerprint(base), name=base.name, where=self.folder,
-                            model_type=base.model_type, allow_structural=allow_structural)
         require_positions(pack, self.bundle.sites)
         values, slots = self.values.of(pack), state.slots
         if pack.name in slots:
@@ -81,7 +69,7 @@ class AdapterBank:
             raise Unsupported("no slot is free", where=self.folder, expected=f"at most {self.bundle.slots - 1} adapters",
                               found=len(slots) + 1, remedy="unload one, or export with more --slots")
         arrays = state.arrays or self.values.exported()
-        heads = {name: array[0] for name, array in arrays.items() if _is_head(name)}
+        heads = {name: array[0] for name, array in arrays.items() if name.endswith((".head", ".head_bias"))}
         wide = padded(values, self.bundle.sites, self.bundle.max_rank, heads)
         filled = {name: np.concatenate([array[:free], wide[name][None], array[free + 1 :]]) for name, array in arrays.items()}
         overrides: dict[str, dict[str, Any]] = {}
@@ -89,7 +77,3 @@ class AdapterBank:
             part = self.bundle.sites[name.rpartition(".")[0]].part
             overrides.setdefault(part, {})[name] = value_of(array, self.memory)
         return BankState({**slots, pack.name: free}, filled, overrides)
-
-
-def _is_head(slot: str) -> bool:
-    return slot.endswith((".head", ".head_bias"))

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ...bundle.manifest import MappedSite
 from ...errors import FormatError
-from ...slots.values import Values
+from ...pack.pack import Pack
+from ...slots.values import PEFT_NAMES, Values, grouped, pack_values, padded
+from .slot_values import SlotValues
 
 _NEAR = 5e-3
 """How far numbers may lie apart, as a share of the largest: other machines round products otherwise; other adapters are farther away."""
@@ -28,6 +31,54 @@ def require_contents(expected: Values, found: Mapping[str, np.ndarray], where: P
                               expected=f"the values of {name!r}" if name else "values that change nothing",
                               found="other values" if there is not None and there.shape == value.shape else "none of this shape",
                               remedy="do not use this bundle; export it again")
+
+
+def require_base_slots(values: SlotValues) -> None:
+    """Checks that a bank as it was exported changes nothing of the base where no adapter is named.
+
+    Raises:
+        FormatError: it does.
+    """
+    base = {name: array[0] for name, array in values.exported().items()}
+    require_contents(padded({}, values.bundle.sites, values.bundle.max_rank, _heads(base)), base, values.folder, None)
+
+
+def require_pack_slots(values: SlotValues, pack: Pack) -> None:
+    """Checks that a bank as it was exported holds a pack of the bundle in the slot of its name.
+
+    Raises:
+        FormatError: the slot holds something else.
+    """
+    exported, slot = values.exported(), values.bundle.adapter(pack.name).slot or 0
+    heads = _heads({name: array[0] for name, array in exported.items()})
+    wide = padded(values.of(pack), values.bundle.sites, values.bundle.max_rank, heads)
+    require_contents(wide, {name: array[slot] for name, array in exported.items()}, values.folder, pack.name)
+
+
+def require_file_contents(pack: Pack, sites: Mapping[str, MappedSite], files: Mapping[str, Path],
+                          arrays: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    """Checks that the adapter files of a pack, by the part of the graph, hold its values, whose making needs no weight of the base.
+
+    Raises:
+        FormatError: one holds something else.
+    """
+    values = pack_values(pack, None, sites)
+    for part, path in files.items():
+        own = {name: array for name, array in values.items() if sites[name.rpartition(".")[0]].part == part}
+        require_contents(grouped(own, {name: site for name, site in sites.items() if site.part == part}), _own_names(arrays[part]),
+                         path, pack.name)
+
+
+def _own_names(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Arrays by our names of slots, where another product's graph names them otherwise."""
+    ours = {theirs: field for field, theirs in PEFT_NAMES.items()}
+    endings = {name: next((ending for ending in ours if name.endswith(f".{ending}")), None) for name in arrays}
+    return {name if (ending := endings[name]) is None else f"{name.removesuffix(ending)}{ours[ending]}": array
+            for name, array in arrays.items()}
+
+
+def _heads(base: Values) -> Values:
+    return {name: array for name, array in base.items() if name.endswith((".head", ".head_bias"))}
 
 
 def _near(one: np.ndarray, two: np.ndarray) -> bool:

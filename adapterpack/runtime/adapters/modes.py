@@ -8,19 +8,19 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ...bundle.manifest import ADAPTER_IDS, Bundle, adapter_file
+from ...bundle.files import adapter_files
+from ...bundle.manifest import ADAPTER_IDS, Bundle
 from ...errors import Unsupported
-from ...onnx_graph.graph_file import Stored
 from ...pack.pack import Pack
 from ...slots.precision import ABSENT, converted
-from ...slots.values import PEFT_NAMES, grouped, pack_values
 from ...tasks.task import MAIN
 from ..ort_model import OrtModel
 from ..ort_values import HOST, Memory, array_of, empty, fill, value_of
 from .bank import AdapterBank, BankState
-from .contents import require_contents
+from .contents import require_file_contents
 from .files import read_adapter_file
 from .pinned import Adapters, Run
+from .slot_values import SlotValues, reads_weights
 
 
 class OpenGraphs(Protocol):
@@ -29,13 +29,10 @@ class OpenGraphs(Protocol):
     folder: Path
     bundle: Bundle
     memory: Memory
+    slot_values: SlotValues
 
     def graph(self, part: str) -> OrtModel:
         """The graph of that part."""
-        ...
-
-    def stored(self, part: str) -> Mapping[str, Stored]:
-        """Where a graph stores its initializers."""
         ...
 
 
@@ -44,16 +41,16 @@ class AdapterMode(Protocol):
     another one and leave the old one to the rows that have begun with it.
     """
 
-    def opened(self, packs: Mapping[str, Pack]) -> Any:
-        """The value of the bundle's own adapters, whose values are compared with these packs."""
+    def opened(self, packs: Mapping[str, Pack] | None) -> Any:
+        """The value of the bundle's own adapters, whose values are compared with these packs; None: nothing is compared."""
         ...
 
     def run(self, adapters: Adapters, names: Sequence[str | None]) -> Run:
         """One run after another with these of the adapters, one a row."""
         ...
 
-    def load(self, attached: Any, pack: Pack, allow_structural: bool = False) -> Any:
-        """The value with another pack, if the bundle's base is the pack's."""
+    def load(self, attached: Any, pack: Pack) -> Any:
+        """The value with another pack of the bundle's base."""
         ...
 
     def unload(self, attached: Any, name: str) -> Any:
@@ -67,7 +64,7 @@ class FoldedMode:
     def __init__(self, session: OpenGraphs) -> None:
         self.session = session
 
-    def opened(self, packs: Mapping[str, Pack]) -> None:
+    def opened(self, packs: Mapping[str, Pack] | None) -> None:
         """See :class:`AdapterMode`."""
 
     def run(self, adapters: Adapters, names: Sequence[str | None]) -> Run:
@@ -80,7 +77,7 @@ class FoldedMode:
                               where=self.session.folder, remedy="name none, or export with --mode bank")
         return lambda feeds, part=MAIN, rows=None: self.session.graph(part).call(feeds)
 
-    def load(self, attached: None, pack: Pack, allow_structural: bool = False) -> None:
+    def load(self, attached: None, pack: Pack) -> None:
         """See :class:`AdapterMode`."""
         raise Unsupported("a folded bundle takes no further adapters", found=pack.name, remedy="export with --mode bank")
 
@@ -99,29 +96,18 @@ class InputsMode:
     def __init__(self, session: OpenGraphs) -> None:
         self.session = session
 
-    def opened(self, packs: Mapping[str, Pack]) -> dict[str, Slots]:
+    def opened(self, packs: Mapping[str, Pack] | None) -> dict[str, Slots]:
         """See :class:`AdapterMode`. What the files hold is copied: nothing that is written into them later is in an answer."""
         bundle, memory = self.session.bundle, self.session.memory
-        slotted = {site.part for site in bundle.sites.values() if site.fields} | {MAIN}
         attached: dict[str, Slots] = {}
         for adapter in bundle.adapters:
-            files = {part: self.session.folder / adapter_file(adapter.path, part) for part in slotted}
+            files = adapter_files(self.session.folder, bundle, adapter)
             arrays = {part: read_adapter_file(path) for part, path in files.items()}
-            if adapter.name in packs:
-                self._require_pack(packs[adapter.name], files, arrays)
+            pack = None if packs is None else packs[adapter.name]
+            if pack is not None and not reads_weights(pack):
+                require_file_contents(pack, bundle.sites, files, arrays)
             attached[adapter.name] = {part: {slot: _owning(array, memory) for slot, array in one.items()} for part, one in arrays.items()}
         return attached
-
-    def _require_pack(self, pack: Pack, files: Mapping[str, Path], arrays: Mapping[str, Mapping[str, np.ndarray]]) -> None:
-        """Checks that the files of an adapter hold the values of its pack, as far as these can be made without the base's weights."""
-        if any(method.traits.reads_weight or method.kind == "attention" for method in pack.methods):
-            return
-        sites = self.session.bundle.sites
-        values = pack_values(pack, None, sites)
-        for part, path in files.items():
-            own = {name: array for name, array in values.items() if sites[name.rpartition(".")[0]].part == part}
-            require_contents(grouped(own, {name: site for name, site in sites.items() if site.part == part}), _own_names(arrays[part]),
-                             path, pack.name)
 
     def run(self, adapters: Adapters, names: Sequence[str | None]) -> Run:
         """See :class:`AdapterMode`."""
@@ -145,7 +131,7 @@ class InputsMode:
 
         return run
 
-    def load(self, attached: Any, pack: Pack, allow_structural: bool = False) -> Any:
+    def load(self, attached: Any, pack: Pack) -> Any:
         """See :class:`AdapterMode`."""
         raise Unsupported("this bundle takes its adapters at export", found=pack.name, remedy="export with --mode bank")
 
@@ -159,9 +145,9 @@ class BankMode:
 
     def __init__(self, session: OpenGraphs) -> None:
         self.session = session
-        self.bank = AdapterBank(session.bundle, session.folder, session.memory, session.stored)
+        self.bank = AdapterBank(session.slot_values, session.memory)
 
-    def opened(self, packs: Mapping[str, Pack]) -> BankState:
+    def opened(self, packs: Mapping[str, Pack] | None) -> BankState:
         """See :class:`AdapterMode`."""
         return self.bank.opened(packs)
 
@@ -179,21 +165,13 @@ class BankMode:
 
         return run
 
-    def load(self, attached: BankState, pack: Pack, allow_structural: bool = False) -> BankState:
+    def load(self, attached: BankState, pack: Pack) -> BankState:
         """See :class:`AdapterMode`."""
-        return self.bank.load(attached, pack, self.session.bundle.base, allow_structural)
+        return self.bank.load(attached, pack)
 
     def unload(self, attached: BankState, name: str) -> BankState:
         """See :class:`AdapterMode`."""
         return attached.without(name)
-
-
-def _own_names(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Arrays by our names of slots, where another product's graph names them otherwise."""
-    ours = {theirs: field for field, theirs in PEFT_NAMES.items()}
-    endings = {name: next((ending for ending in ours if name.endswith(f".{ending}")), None) for name in arrays}
-    return {name if (ending := endings[name]) is None else f"{name.removesuffix(ending)}{ours[ending]}": array
-            for name, array in arrays.items()}
 
 
 def _joined(pieces: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:

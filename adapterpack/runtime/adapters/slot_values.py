@@ -18,6 +18,11 @@ from ...slots.values import Values, pack_values
 from .mix import Mix
 
 
+def reads_weights(pack: Pack) -> bool:
+    """Whether the values of a pack's slots are made with the base's own weights."""
+    return any(method.traits.reads_weight or method.kind == "attention" for method in pack.methods)
+
+
 class SlotValues:
     """The slot values of packs for one bundle; ``stored`` says where a part's graph stores its initializers."""
 
@@ -41,7 +46,7 @@ class SlotValues:
 
     def reads_lost_weights(self, pack: Pack) -> bool:
         """Whether the values of a pack are made with the base's own weights, and a graph holds codes in place of some of them."""
-        if not any(method.traits.reads_weight or method.kind == "attention" for method in pack.methods):
+        if not reads_weights(pack):
             return False
         return not all(self._graph(site.part).graph.initializers[site.weight].dtype.is_floating_point()
                        for site in self.bundle.sites.values() if site.weight)

@@ -9,14 +9,17 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 
-from ...base import compatibility
 from ...errors import AdapterpackError, UnknownAdapter, nearest
 from ...pack.pack import Pack
+from ...pack.trust.signers import Signers
 from ...pack.validate.validation import load
 from ..adapters.mix import Mix, mixed, parts_of
+from ..admission import admitted
+from ..canary import Replay
 from ..open_bundle import OpenBundle
 from .adapter_feeds import ResidentAdapter
 
@@ -26,13 +29,15 @@ Named = str | Pack | Mix | Mapping[str, float] | None
 
 class AdapterTable:
     """Up to ``budget`` bytes of adapters that no row runs with, the least recently used given up first; those of running rows, and pinned
-    ones, always stay. Any thread may call it. ``read`` makes a pack resident, and ``require_canary`` replays its canary.
+    ones, always stay. Any thread may call it. ``read`` makes a pack resident, and ``replay`` runs the canary of a pack that has one.
     """
 
     def __init__(self, bundle: OpenBundle, read: Callable[[Pack | Mix], ResidentAdapter],
-                 require_canary: Callable[[Pack, ResidentAdapter], None], budget: int) -> None:
-        self._bundle, self._read, self._require_canary, self.budget = bundle, read, require_canary, budget
+                 replay: Callable[[Pack, ResidentAdapter], Replay], budget: int) -> None:
+        self._bundle, self._read, self._replay, self.budget = bundle, read, replay, budget
         self._packs = dict(bundle.packs)
+        self._admitted = set(self._named)
+        """The digests of packs that may run here."""
         self._lock = threading.Lock()
         self._resident: OrderedDict[str, ResidentAdapter] = OrderedDict()
         self._reading: dict[str, threading.Lock] = {}
@@ -62,7 +67,7 @@ class AdapterTable:
 
         Raises:
             UnknownAdapter: there is none of that name.
-            BaseMismatch: the pack belongs to another base.
+            AdapterpackError: the pack may not run here, as :meth:`load`.
             ConfigError, NotASum: see :class:`.Mix`.
         """
         if adapter is None:
@@ -72,48 +77,39 @@ class AdapterTable:
         if isinstance(adapter, Mapping):
             return mixed((self.pack(name), weight) for name, weight in adapter.items())
         for pack, _ in parts_of(adapter):
-            self.require_base(pack)
+            if pack.id not in self._admitted:
+                with admitted(self._bundle, pack, self._held, self._replay):
+                    self._admitted.add(pack.id)
         return adapter
 
     def load(self, pack: Pack | str | os.PathLike[str], name: str | None = None, *, replace: bool = False, pin: bool = False,
-             allow_structural: bool = False) -> str:
+             allow_structural: bool = False, signers: Signers | None = None) -> str:
         """Reads a pack, replays its canary and gives it a name; its digest. ``replace`` allows a name that another pack has, ``pin`` keeps
-        the adapter in memory, and ``allow_structural`` accepts a base of the same names, dtypes and shapes.
+        the adapter in memory, ``allow_structural`` accepts a base of the same names, dtypes and shapes, and ``signers`` are those of whom
+        one must have signed it.
 
         Raises:
-            BaseMismatch: the pack belongs to another base, by its manifest or by its canary.
-            Unsupported: the graph has no slots for it.
-            AdapterpackError: the name is taken.
+            AdapterpackError: the name is taken, or the pack may not run here: see :func:`~adapterpack.runtime.admission.admitted`.
         """
         loaded = pack if isinstance(pack, Pack) else load(pack)
         loaded = loaded if name is None else loaded.called(name)
-        self.require_base(loaded, allow_structural)
-        self._require_free(loaded, replace)
-        adapter = self.taken(loaded)
-        try:
-            self._require_canary(loaded, adapter)
+
+        def held(pack: Pack) -> AbstractContextManager[ResidentAdapter]:
+            self._require_free(pack, replace)
+            return self._held(pack)
+
+        with admitted(self._bundle, loaded, held, self._replay, signers=signers, allow_structural=allow_structural):
             loaded = loaded.kept_open()
             with self._lock:
                 self._require_free(loaded, replace)
                 before = self._packs.get(loaded.name)
                 self._packs[loaded.name] = loaded
+                self._admitted.add(loaded.id)
                 if pin:
                     self._pinned.add(loaded.id)
-        finally:
-            self.released(adapter)
         if before is not None and before.id != loaded.id:
             self._drop(before.id)
         return loaded.id
-
-    def require_base(self, pack: Pack, allow_structural: bool = False) -> None:
-        """Checks that a pack belongs to the bundle's base; ``allow_structural``: to one of the same names, dtypes and shapes.
-
-        Raises:
-            BaseMismatch: it does not.
-        """
-        base = self._bundle.bundle.base
-        pack.require_levels(compatibility.recorded_fingerprint(base), name=base.name, where=self._bundle.folder,
-                            model_type=base.model_type, allow_structural=allow_structural)
 
     def rename(self, name: str, other: str) -> None:
         """Calls an adapter otherwise.
@@ -153,6 +149,7 @@ class AdapterTable:
             if digest in self._named:  # another name may have it, too
                 return
             self._pinned.discard(digest)
+            self._admitted.discard(digest)
             for adapter in [one for one in self._resident.values() if digest in one.packs and not one.users]:
                 del self._resident[adapter.digest]
 
@@ -179,6 +176,14 @@ class AdapterTable:
                 self._reading.pop(pack.id, None)
                 self._evict()
                 return adapter
+
+    @contextmanager
+    def _held(self, pack: Pack) -> Iterator[ResidentAdapter]:
+        adapter = self.taken(pack)
+        try:
+            yield adapter
+        finally:
+            self.released(adapter)
 
     def released(self, adapter: ResidentAdapter) -> None:
         """A row has ended."""

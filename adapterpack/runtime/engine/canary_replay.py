@@ -1,43 +1,53 @@
-"""Replays the canary of a pack that is loaded while the engine runs, in a batch of its own."""
+"""Replays the canary of a pack on the engine's graph, in a batch of its own."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import numpy as np
 
 from ...pack import canary
 from ...pack.pack import Pack
-from ...slots.precision import DEFAULT, precision
 from ...tasks.session import Arrays
-from ..canary_reasons import not_replayable
+from ..canary import Replay, Rows
 from ..open_bundle import OpenBundle
+from ..pipeline import run_parts
 from .adapter_feeds import ResidentAdapter
 from .adapter_reader import AdapterReader
 from .row_batch import Row, RowBatch
 
 
-def require_canary(bundle: OpenBundle, reader: AdapterReader, pack: Pack, adapter: ResidentAdapter) -> None:
-    """Checks that base and adapter give what the pack's canary recorded. A pack without one passes. So does every pack on a quantized
-    graph: nothing says by how much quantization moves these logits.
+def replay_by_engine(bundle: OpenBundle, packs: Iterable[Pack]) -> dict[str, Replay]:
+    """The canaries of packs that have one run through a bundle's graph for the engine, by the pack's name."""
+    reader = AdapterReader(bundle, bundle.slot_values)
+    return {pack.name: replay_resident(bundle, reader, pack, reader.read(pack)) for pack in packs}
 
-    Raises:
-        BaseMismatch, NothingToDo, ParityError: see :func:`adapterpack.pack.canary.check`.
-    """
+
+def replay_resident(bundle: OpenBundle, reader: AdapterReader, pack: Pack, adapter: ResidentAdapter) -> Replay:
+    """The canary of a pack that has one, whose values the engine holds as ``adapter``."""
     recorded = pack.manifest.canary
-    if recorded is None or bundle.bundle.quantization is not None or not_replayable(bundle.bundle, pack) is not None:
-        return
-    rows = recorded.decoder_input_ids if bundle.task.has_encoder else recorded.input_ids
-    batch = RowBatch[Row](bundle, reader, 1, max(map(len, rows or ())) + adapter.virtual)
-    answers = [[_logits(batch, feed, one) for feed in canary.feeds(recorded)] for one in (None, adapter)]
-    coarse = 0.0 if bundle.bundle.dtype == DEFAULT else precision(bundle.bundle.dtype).tolerance
-    coarse = max(coarse, bundle.bundle.parity.get("decoder", {}).get("cache", {}).get("max_relative", 0.0))
-    base = None if pack.full() else answers[0]  # the canary's base has the modules that the pack trained whole
-    canary.check(canary.widened(recorded, coarse=coarse), base, answers[1], where=pack.name)
+    assert recorded is not None
+    images = recorded.pixels is not None and "image_features" in bundle.task.main.inputs
+    feeds = list(canary.feeds(recorded, (bundle.image_token, bundle.image_positions) if images else None))
+    tokens = "decoder_input_ids" if bundle.task.has_encoder else "input_ids"
+    batch = RowBatch[Row](bundle, reader, 1, max(feed[tokens].shape[1] for feed in feeds) + adapter.virtual)
+
+    def rows(one: ResidentAdapter | None) -> Rows:
+        return [_logits(bundle, batch, feed, tokens, one) for feed in feeds]
+
+    # The canary's base has the modules that the pack trained whole; what is folded in cannot be taken out.
+    has_base = not pack.full() and bundle.bundle.mode != "folded"
+    return Replay(recorded, rows(None) if has_base else None, rows(adapter))
 
 
-def _logits(batch: RowBatch[Row], feed: Arrays, adapter: ResidentAdapter | None) -> np.ndarray:
-    source = {name: array for name, array in feed.items() if name != "decoder_input_ids"} if "decoder_input_ids" in feed else {}
-    ids = feed["decoder_input_ids" if source else "input_ids"][0].tolist()
-    row = Row(prompt=ids, adapter=adapter, source=source)
+def _logits(bundle: OpenBundle, batch: RowBatch[Row], feed: Arrays, tokens: str, adapter: ResidentAdapter | None) -> np.ndarray:
+    ids = feed[tokens][0].tolist()
+    others = {name: array for name, array in feed.items() if name != tokens}
+    if others and not bundle.task.has_encoder:
+        name = adapter.name if adapter is not None and adapter.name in bundle.packs else None
+        row = Row(prompt=ids, adapter=adapter, features=run_parts(bundle, feed, [name], parts=bundle.task.parts[:-1]))
+    else:
+        row = Row(prompt=ids, adapter=adapter, source=others)
     batch.admit(row)
     logits: np.ndarray = batch.prefill(len(ids)).astype(np.float32)
     batch.remove(row)

@@ -11,7 +11,6 @@ import numpy as np
 from ...errors import Unsupported
 from ...pack import canary
 from ...pack.pack import Pack
-from ...slots.precision import DEFAULT, precision
 from ...slots.values import Values, head_values, in_slots, padded
 from ...tasks.session import Arrays
 from ..adapters.bank import BankState
@@ -19,7 +18,7 @@ from ..adapters.mix import Mix, parts_of
 from ..adapters.modes import BankMode
 from ..adapters.pinned import Adapters, Pinned
 from ..adapters.positions import require_positions
-from ..canary_reasons import not_replayable
+from ..canary import Replay, replay_one
 from ..open_bundle import OpenBundle
 from ..ort_values import value_of
 from ..pipeline import run_parts
@@ -50,8 +49,8 @@ class BatchAdapters(Protocol):
         """One pass of a batch that fits; an adapter and its pack a row, None for the base."""
         ...
 
-    def require_canary(self, pack: Pack, adapter: ResidentAdapter) -> None:
-        """Checks that the base and an adapter that was loaded give what its pack recorded."""
+    def replay(self, pack: Pack, adapter: ResidentAdapter) -> Replay:
+        """The canary of a pack that has one, and that was read as this adapter."""
         ...
 
 
@@ -123,21 +122,15 @@ class BankedAdapters:
         empty = min(set(range(1, self._bundle.bundle.slots)) - set(self._slots.values()), default=None)
         return empty if empty is not None else self._slots.pop(next(digest for digest in self._slots if digest not in wanted))
 
-    def require_canary(self, pack: Pack, adapter: ResidentAdapter) -> None:
-        """See :class:`BatchAdapters`. A pack without a canary passes. So does every pack on a quantized graph: nothing says by how much
-        quantization moves these outputs.
-
-        Raises:
-            BaseMismatch, NothingToDo, ParityError: see :func:`adapterpack.pack.canary.check`.
-        """
-        recorded, bundle = pack.manifest.canary, self._bundle.bundle
-        if recorded is None or bundle.quantization is not None or not_replayable(bundle, pack) is not None:
-            return
+    def replay(self, pack: Pack, adapter: ResidentAdapter) -> Replay:
+        """See :class:`BatchAdapters`."""
+        recorded = pack.manifest.canary
+        assert recorded is not None
         trained = {name: array for path, params in pack.full().items() for name, array in head_values(path, params).items()}
-        bare = ResidentAdapter(pack.name, f"{pack.id}, its trained modules alone", self._wide(in_slots(trained, bundle.sites)), {})
+        values = self._wide(in_slots(trained, self._bundle.bundle.sites))
+        bare = ResidentAdapter(pack.name, f"{pack.id}, its trained modules alone", values, {})
         base, adapted = ([canary.row_of(self.run(inputs, [one], [pack])) for inputs in canary.feeds(recorded)] for one in (bare, adapter))
-        coarse = 0.0 if bundle.dtype == DEFAULT else precision(bundle.dtype).tolerance
-        canary.check(canary.widened(recorded, coarse=coarse), base, adapted, where=pack.name)
+        return Replay(recorded, base, adapted)
 
 
 class ExportedAdapters:
@@ -163,8 +156,9 @@ class ExportedAdapters:
         """See :class:`BatchAdapters`."""
         return run_parts(self._bundle, inputs, [None if adapter is None else adapter.name for adapter in adapters])
 
-    def require_canary(self, pack: Pack, adapter: ResidentAdapter) -> None:
+    def replay(self, pack: Pack, adapter: ResidentAdapter) -> Replay:
         """See :class:`BatchAdapters`."""
+        return replay_one(self._bundle, pack, adapter.name)
 
 
 BATCH_ADAPTERS: dict[str, Callable[[OpenBundle], BatchAdapters]] = {

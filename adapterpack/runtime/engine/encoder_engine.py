@@ -58,7 +58,7 @@ class EncoderEngine(Engine):
         self.max_rows = self.rows_a_turn = max_rows
         self._answer, self._bounds = answer, Bounds(max_rows, max_tokens, max_padding)
         self._batches = BATCH_ADAPTERS[self.bundle.bundle.mode](self.bundle)
-        self.adapters = AdapterTable(self.bundle, self._batches.read, self._batches.require_canary, adapter_budget)
+        self.adapters = AdapterTable(self.bundle, self._batches.read, self._batches.replay, adapter_budget)
         self.padding = Padding()
         self._waiting = deque[EncoderRow]()
 
@@ -77,7 +77,7 @@ class EncoderEngine(Engine):
 
         Raises:
             UnknownAdapter: there is none of that name.
-            BaseMismatch: a pack that belongs to another base.
+            BaseMismatch, Unsupported: a pack that belongs to another base or task.
             ConfigError: the row is not one of this task, or longer than the model's context, or an option is out of range.
         """
         row = self.row(prompt, adapter, **options)

@@ -17,7 +17,6 @@ from ...bundle.decoder_graph import without_decoder
 from ...errors import AdapterpackError, ConfigError
 from ...pack.pack import Pack
 from ..adapters.mix import Mix
-from ..adapters.slot_values import SlotValues
 from ..generation.beam_search import answer_of
 from ..generation.prompts import Prompt, prompt_ids
 from ..generation.sampling import Sampling, sampling_of
@@ -31,7 +30,7 @@ from .adapter_feeds import ResidentAdapter
 from .adapter_reader import AdapterReader
 from .adapter_table import AdapterTable, Named
 from .base import ENGINES, Engine, EngineKind
-from .canary_replay import require_canary
+from .canary_replay import replay_resident
 from .requests import Beam, Event, Request
 from .row_batch import RowBatch
 from .sources import source_of
@@ -70,8 +69,8 @@ class DecoderEngine(Engine):
         context = context_of(self.bundle)
         self.max_rows, self.prefill_budget, self.prompts_together = max_rows, prefill_budget, prompts_together
         self.max_length = min(max_length or LONGEST_POOL, context or max_length or LONGEST_POOL)
-        reader = AdapterReader(self.bundle, SlotValues(self.bundle.bundle, self.bundle.folder, self.bundle.stored))
-        self.adapters = AdapterTable(self.bundle, reader.read, partial(require_canary, self.bundle, reader), adapter_budget)
+        reader = AdapterReader(self.bundle, self.bundle.slot_values)
+        self.adapters = AdapterTable(self.bundle, reader.read, partial(replay_resident, self.bundle, reader), adapter_budget)
         self.rows = RowBatch[Beam](self.bundle, reader, max_rows, self.max_length, prefix_budget)
         self._start = start_ids(self.bundle) if self.bundle.task.has_encoder else None
         self._waiting = deque[Request]()
@@ -93,7 +92,7 @@ class DecoderEngine(Engine):
 
         Raises:
             UnknownAdapter: there is none of that name.
-            BaseMismatch: the pack belongs to another base.
+            BaseMismatch, Unsupported: a pack that belongs to another base or task.
             ConfigError: the prompt has no tokens or more than the model or the engine has positions for, or an option is out of range.
             NotASum: the changes of several adapters cannot be added.
         """

@@ -11,10 +11,10 @@ from typing import Literal, NamedTuple
 
 from ...errors import AdapterpackError, ConfigError, HubError
 from ...pack.pack import Pack
+from ...pack.trust.signers import Signers
 from ...runtime.engine.adapter_table import AdapterTable
 from .pack_folders import InFolder
 from .places import Place, Places
-from .signers import Signers
 
 MOST_REFUSED = 100
 """Refused packs that are remembered, the oldest forgotten first."""
@@ -162,8 +162,7 @@ class AdapterControl:
         if pack.name == self._base or (pack.name in self._adapters and not replace):
             raise NameTaken("the base or another adapter has this name already", where=pack.path, found=pack.name,
                             remedy="choose another name, or exchange an adapter with \"load_inplace\": true")
-        self._signers.require(pack)
-        self._table.load(pack, replace=True)
+        self._table.load(pack, replace=True, signers=self._signers)
         before = self._adapters.get(pack.name)
         after = self._note(pack, place)
         if before is None or before.generation != after.generation:

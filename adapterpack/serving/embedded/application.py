@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from ...pack.pack import Pack
+from ...pack.trust.signers import Signers
 from ...runtime.engine.base import Engine
 from ...runtime.providers.device import Device
 from ..adapters.adapter_control import AdapterControl
 from ..adapters.given import Given
 from ..adapters.places import Places
-from ..adapters.signers import Signers
 from ..api import apis_of
 from ..audit import Audit
 from ..catalogue import Catalogue

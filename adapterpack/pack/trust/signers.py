@@ -1,4 +1,4 @@
-"""Whose signature a pack needs before a server loads it."""
+"""Whose signature a pack needs before it is loaded into what runs."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...errors import WronglySigned
-from ...pack.pack import Pack
-from ...pack.trust.keys import public_key
-from ...pack.trust.sign import verify
+from ..pack import Pack
+from .keys import public_key
+from .sign import verify
 
 
 class Signers:

@@ -1,0 +1,83 @@
+"""The gate: what every pack passes before rows of an open bundle run with it, whoever loads it and whatever runs it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import TypeVar
+
+from ..base import compatibility
+from ..bundle.files import has_other_tokenizer
+from ..errors import FormatError, Unsupported
+from ..manifest.parts import Canary
+from ..pack import canary
+from ..pack.fits import require_task, task_of
+from ..pack.pack import Pack
+from ..pack.trust.signers import Signers
+from ..tasks.task import NO_TASK
+from .canary import Replay, allowed
+from .canary_reasons import NONE, foreign_inputs, of_graph
+from .open_bundle import OpenBundle
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def admitted(bundle: OpenBundle, pack: Pack, held: Callable[[Pack], AbstractContextManager[T]], replay: Callable[[Pack, T], Replay], *,
+             signers: Signers | None = None, allow_structural: bool = False) -> Iterator[T]:
+    """A pack as what runs the bundle holds it (``held``), if it may run there: by its signature, its base, its task, the slots that it
+    fills, and its canary, which ``replay`` runs. The log says why a canary was not replayed.
+
+    Raises:
+        TrustError: ``signers`` are named, and none of them signed it.
+        BaseMismatch: it belongs to another base, by its manifest or by its canary; ``allow_structural`` accepts one of the same names,
+            dtypes and shapes.
+        Unsupported: it is for another task, or the graph has no slots for it.
+        NothingToDo, ParityError: see :func:`adapterpack.pack.canary.check`.
+        FormatError: its canary can be replayed nowhere.
+    """
+    if signers is not None:
+        signers.require(pack)
+    base = bundle.bundle.base
+    pack.require_levels(compatibility.recorded_fingerprint(base), name=base.name, where=bundle.folder, model_type=base.model_type,
+                        allow_structural=allow_structural)
+    # A bundle that was exported for another task than its packs' takes more of their kind.
+    require_task(pack, bundle.task, {other.manifest.task.type for other in bundle.packs.values()})
+    if has_other_tokenizer(bundle.bundle, pack):
+        log.warning("'%s' was trained with another tokenizer.json than the bundle has", pack.name)
+    with held(pack) as adapter:
+        reason = _not_replayed(bundle, pack)
+        if reason is None:
+            recorded, without, with_adapter = replay(pack, adapter)
+            canary.check(allowed(bundle.bundle, recorded, by_engine=True), without, with_adapter, where=pack.name)
+        else:
+            log.log(logging.INFO if reason == NONE else logging.WARNING, "the canary of '%s' is not replayed: %s", pack.name, reason)
+        yield adapter
+
+
+def _not_replayed(bundle: OpenBundle, pack: Pack) -> str | None:
+    """Why the canary of a pack is not replayed on this bundle's graphs, though nothing is wrong with it; None where it is.
+
+    Raises:
+        FormatError, Unsupported: the canary itself cannot be replayed.
+    """
+    recorded = pack.manifest.canary
+    if recorded is None:
+        return NONE
+    _require_replayable(bundle, pack, recorded)
+    if bundle.bundle.quantization is not None:
+        return "the graph is quantized, and it is not known by how much that moves its outputs"
+    if pack.manifest.task.type != NO_TASK and task_of(pack) is not bundle.task:
+        return f"it is for {pack.manifest.task.type}, and the bundle was exported for {bundle.task.name}"
+    return next(of_graph(bundle.bundle, pack, recorded), None)
+
+
+def _require_replayable(bundle: OpenBundle, pack: Pack, recorded: Canary) -> None:
+    where = f"pack '{pack.name}'"
+    if problem := canary.flaw(recorded):
+        raise FormatError(f"the canary cannot be replayed: {problem}", where=where, remedy="pack the adapter again")
+    if problem := next(foreign_inputs(bundle.bundle, recorded), None):
+        raise Unsupported(f"the canary cannot be replayed: {problem}", where=where, found=", ".join(sorted(canary.input_names(recorded))),
+                          expected=", ".join(bundle.task.inputs), remedy="use a bundle of the model that the pack was made for")
