@@ -7,6 +7,7 @@ import hashlib
 import http.client
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -308,6 +309,72 @@ def test_a_repository_has_no_more_files_than_its_limit(tmp_path: Path) -> None:
     change_one = {"f777": other}
     storage.change("org/name", "main", "me", "", "", parent=None, change=lambda files: files.update(change_one), as_pr=False)
     assert len({*tmp_path.glob("blobs/*/*")} - blobs) == 2, "the file, and its page"
+
+
+def lines(*operations: dict[str, Any]) -> str:
+    """The body of a commit."""
+    return "\n".join(json.dumps(line) for line in ({"key": "header", "value": {"summary": "x"}}, *operations))
+
+
+def removal(path: Any, kind: str = "deletedFile") -> dict[str, Any]:
+    return {"key": kind, "value": {"path": path}}
+
+
+def test_a_commit_of_very_many_removals_costs_no_more_than_its_lines_and_the_files(hub: Hub, public: str) -> None:
+    """20,000 of each, nested ones too: the answer comes before the client hangs up. What is named by no line stays."""
+    storage = Storage(hub.folder)
+    entry = storage.keep_bytes(b"")
+    files = {f"a/{number % 7}/f{number}": entry for number in range(20_000)}
+    storage.change("org/limits", "main", "me", "", "", parent=None, change=lambda there: there.update(files), as_pr=False)
+    reply = send(hub, "POST", f"{public}/commit/main", lines(*map(removal, [*files][1:]), removal("a/1")))
+    assert reply.status == 200, reply.body
+    left = storage.commit("org/limits", storage.resolve("org/limits", "main")).files
+    assert [path for path in left if path.startswith("a/")] == ["a/0/f0"]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_commit_is_its_operations_one_after_the_other(seed: int) -> None:
+    """Against the plain loop, with files that come, go, and come again as folders."""
+    from adapterpack.hub.server.trees import change
+
+    dice = random.Random(seed)
+    paths = ["a", "a/b", "a/b/c", "a/b/d", "a-b", "a0", "a/bc", "b", "b/c", ""]
+    entries = [Entry(number, "", "", False) for number in range(99)]
+    files = {path: dice.choice(entries) for path in dice.sample(paths[:-1], 5)}
+    steps = [(dice.choice(paths), None if dice.random() < 0.6 else dice.choice(entries)) for _ in range(dice.randrange(30))]
+    wanted = dict(files)
+    for path, entry in steps:
+        if entry is not None:
+            wanted[path] = entry
+        else:
+            wanted = {name: one for name, one in wanted.items() if name != path and not name.startswith(f"{path}/")}
+    change(files, steps)
+    assert files == wanted
+
+
+@pytest.mark.parametrize("operation", [
+    {"key": "file", "value": {"path": ["x"], "content": ""}}, {"key": "file", "value": {"content": ""}}, removal(["x"]), removal(7),
+    removal({}, "deletedFolder")], ids=["list", "none", "removed-list", "removed-number", "removed-object"])
+def test_a_path_is_text(operation: dict[str, Any], hub: Hub, public: str) -> None:
+    reply = send(hub, "POST", f"{public}/commit/main", lines(operation))
+    assert (reply.status, reply.headers["X-Error-Message"]) == (400, "path is text")
+
+
+def test_what_is_removed_while_it_is_asked_for_is_not_there(hub: Hub, public: str) -> None:
+    """A reference that a listing names and a commit that a branch names, both gone when they are read."""
+    refs = hub.folder / "repos" / "org" / "limits" / "refs"
+    send(hub, "POST", f"{public}/tag/main", {"tag": "kept"})
+    gone = refs / "tags" / "gone"
+    gone.symlink_to(refs / "nothing")
+    (refs / "heads" / "bare").write_text("0" * 40)
+    try:
+        reply = send(hub, "GET", f"{public}/refs")
+        assert (reply.status, [one["name"] for one in json.loads(reply.body)["tags"]]) == (200, ["kept"])
+        assert send(hub, "GET", f"{public}/revision/bare").status == 404
+        assert send(hub, "POST", f"{public}/commit/bare", lines()).status == 404
+    finally:
+        gone.unlink()
+        (refs / "heads" / "bare").unlink()
 
 
 def test_commits_as_hubs_wrote_them_before_are_read(tmp_path: Path) -> None:

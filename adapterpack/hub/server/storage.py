@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -136,8 +136,11 @@ class Storage:
 
     def refs(self, repo: str, kind: str) -> dict[str, str]:
         """Name -> commit of the refs of one kind."""
-        commits = {unquote(path.name): path.read_text("ascii") for path in (self.folder(repo) / "refs" / kind).iterdir()
-                   if not path.name.startswith(".")}
+        commits = {}
+        for path in (self.folder(repo) / "refs" / kind).iterdir():
+            if not path.name.startswith("."):
+                with suppress(FileNotFoundError):  # removed since it was listed
+                    commits[unquote(path.name)] = path.read_text("ascii")
         return dict(sorted(commits.items()))
 
     def resolve(self, repo: str, revision: str) -> str:
@@ -152,14 +155,22 @@ class Storage:
         kind, name = ("pr", revision.removeprefix("refs/pr/")) if revision.startswith("refs/pr/") else ("", revision)
         for place in (kind,) if kind else ("heads", "tags"):
             path = folder / "refs" / place / quote(name, safe="")
-            if names.is_revision(revision) and path.is_file():
-                return path.read_text("ascii")
+            if names.is_revision(revision):
+                with suppress(FileNotFoundError):
+                    return path.read_text("ascii")
         raise Refused(404, "RevisionNotFound", f"Invalid rev id: {revision[:80]}")
 
     def commit(self, repo: str, oid: str) -> Commit:
-        """A commit by its id, which its bytes must have."""
+        """A commit by its id, which its bytes must have.
+
+        Raises:
+            Refused: it is not there, or not any more.
+        """
         path = self.folder(repo) / "commits" / f"{oid}.json"
-        data = path.read_bytes()
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError as error:
+            raise Refused(404, "RevisionNotFound", f"Invalid rev id: {oid}") from error
         if hashlib.sha1(data, usedforsecurity=False).hexdigest() != oid:
             raise StorageError("a commit was altered on the hub's disk", where=path, remedy="restore it from a copy")
         value = _loaded(data, path)

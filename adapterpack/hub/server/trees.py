@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 
@@ -113,6 +113,48 @@ class Tree(Mapping[str, Entry]):
         if self._last[0] != number:
             self._last = number, decoded(self._load(self.pages[number].sha256))
         return self._last[1]
+
+
+Step = tuple[str, Entry | None]
+"""A path and the file that is there from now on; None removes that file, or all that lies in that folder."""
+
+
+def change(files: dict[str, Entry], steps: Sequence[Step]) -> None:
+    """Takes the steps, one after the other.
+
+    From the last one back: what it says of a path is what becomes of it, so that each path is looked at once, however many steps name the
+    folder that it lies in.
+
+    Example:
+        >>> files = {path: Entry(1, "", "", False) for path in ("a/x", "a/y", "b")}
+        >>> change(files, [("a", None), ("a/x", Entry(2, "", "", False))])
+        >>> {path: entry.size for path, entry in files.items()}
+        {'b': 1, 'a/x': 2}
+    """
+    paths = sorted({*files, *(path for path, entry in steps if entry is not None)})
+    open_ = list(range(len(paths) + 1))
+    """Of each path the next one, itself at best, of which no later step has said anything."""
+
+    def next_open(at: int) -> int:
+        end = at
+        while open_[end] != end:
+            end = open_[end]
+        while open_[at] != end:
+            at, open_[at] = open_[at], end
+        return end
+
+    for path, entry in reversed(steps):
+        first = bisect_left(paths, path)
+        spans = [(first, first + (paths[first : first + 1] == [path]))]
+        if entry is None:
+            spans.append((bisect_left(paths, f"{path}/"), bisect_left(paths, path + _AFTER_SLASH)))
+        for start, stop in spans:
+            while (start := next_open(start)) < stop:
+                open_[start] = start + 1
+                if entry is None:
+                    files.pop(paths[start], None)
+                else:
+                    files[paths[start]] = entry
 
 
 def encoded(files: Mapping[str, Entry]) -> bytes:

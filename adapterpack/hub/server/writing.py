@@ -6,6 +6,7 @@ import base64
 import binascii
 import dataclasses
 import re
+from collections.abc import Callable
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -15,11 +16,12 @@ from starlette.responses import JSONResponse, Response
 from ...http.refused import Refused
 from .. import names
 from ..transport.client import MAX_LISTED
+from . import trees
 from .access import NAME
 from .bodies import json_object, json_of, parsed
 from .front_matter import problem
 from .reading import author_of, origin_of, repo_of, revision_of, storage_of
-from .storage import Settings
+from .storage import Settings, Storage
 from .trees import Entry
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -96,7 +98,7 @@ async def preupload(request: Request) -> Response:
         raise Refused(400, "BadRequest", "files is a list")
     answer = []
     for file in wanted:
-        path, size = str(file.get("path")), file.get("size")
+        path, size = _path(file), file.get("size")
         if not isinstance(size, int) or names.unsafe(path):
             raise Refused(400, "BadRequest", "a file has a path and a size")
         sample = _decoded(str(file.get("sample", "")))
@@ -116,11 +118,13 @@ async def commit(request: Request) -> Response:
     as_pr = request.query_params.get("create_pr") == "1"
 
     def change(files: dict[str, Entry]) -> None:
+        steps: list[trees.Step] = []
         for operation in operations:
-            apply = _OPERATIONS.get(str(operation.get("key")))
-            if apply is None:
+            step = _OPERATIONS.get(str(operation.get("key")))
+            if step is None:
                 raise Refused(400, "BadRequest", "An operation that this hub does not have")
-            apply(storage, files, operation["value"])
+            steps.append(step(storage, operation["value"]))
+        trees.change(files, steps)
         if clash := names.clash(files):
             raise Refused(400, "BadRequest", f"Two paths that are one file on some systems: {clash[0][:80]!r} and {clash[1][:80]!r}")
 
@@ -163,30 +167,36 @@ def _lines(body: bytes) -> list[dict[str, Any]]:
     return [json_object(line) for line in body.split(b"\n") if line.strip()] or [{}]
 
 
-def _add(storage: Any, files: dict[str, Entry], value: dict[str, Any]) -> None:
-    files[_path(value)] = storage.keep_bytes(_decoded(str(value.get("content", ""))))
+def _add(storage: Storage, value: dict[str, Any]) -> trees.Step:
+    return _new_path(value), storage.keep_bytes(_decoded(str(value.get("content", ""))))
 
 
-def _add_large(storage: Any, files: dict[str, Entry], value: dict[str, Any]) -> None:
+def _add_large(storage: Storage, value: dict[str, Any]) -> trees.Step:
     sha256 = str(value.get("oid"))
     if not _SHA256.fullmatch(sha256):
         raise Refused(400, "BadRequest", "a large file is named by its sha256")
-    files[_path(value)] = storage.large(sha256)
+    return _new_path(value), storage.large(sha256)
 
 
-def _delete(storage: Any, files: dict[str, Entry], value: dict[str, Any]) -> None:
-    path = str(value.get("path")).rstrip("/")
-    for gone in [name for name in files if name == path or name.startswith(f"{path}/")]:
-        del files[gone]
+def _delete(storage: Storage, value: dict[str, Any]) -> trees.Step:
+    return _path(value).rstrip("/"), None
 
 
-_OPERATIONS = {"file": _add, "lfsFile": _add_large, "deletedFile": _delete, "deletedFolder": _delete}
+_OPERATIONS: dict[str, Callable[[Storage, dict[str, Any]], trees.Step]] = {
+    "file": _add, "lfsFile": _add_large, "deletedFile": _delete, "deletedFolder": _delete}
+
+
+def _new_path(value: dict[str, Any]) -> str:
+    path = _path(value)
+    if reason := names.unsafe(path):
+        raise Refused(400, "BadRequest", f"A path that cannot be kept: {reason}")
+    return path
 
 
 def _path(value: dict[str, Any]) -> str:
-    path = str(value.get("path"))
-    if reason := names.unsafe(path):
-        raise Refused(400, "BadRequest", f"A path that cannot be kept: {reason}")
+    path = value.get("path")
+    if not isinstance(path, str):
+        raise Refused(400, "BadRequest", "path is text")
     return path
 
 
