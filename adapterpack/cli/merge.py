@@ -25,7 +25,7 @@ from .progress import byte_bar
 @click.option("--dtype", metavar="D", help="The dtype of the output: float32, bfloat16 or float16; by default each tensor keeps its own. A "
               "quantized base is written dequantized.")
 @click.option("--untie", is_flag=True, help="Write the output head of a model with tied embeddings as a tensor of its own.")
-@click.option("--safe", is_flag=True, help="Refuse a result that is NaN or infinite.")
+@click.option("--safe", is_flag=True, help="Refuse a result that is too large for its dtype, too: it would be infinite.")
 @click.option("--stochastic-rounding", type=int, metavar="SEED", help="Round up or down by chance: small changes are kept on average.")
 @click.option("--verify", default="structure", metavar="structure|full", shell_complete=values("adapterpack.merging.pipeline:VERIFY"),
               help="Check the base by names, shapes and samples of every tensor (default), or by every byte.")

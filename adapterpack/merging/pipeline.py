@@ -68,7 +68,7 @@ def merge(
         out: the folder or file to write; it must not exist.
         dtype: the dtype of all floating tensors of the output, such as ``"bfloat16"``; by default each keeps its own.
             A quantized base is written dequantized.
-        safe: refuse a result that is NaN or infinite, overflow in rounding included.
+        safe: refuse a number that is too large for the dtype that it is stored in, too, which else becomes infinite.
         stochastic_rounding: a seed: round up or down by chance, so that small changes are kept on average. Not for the codes of
             a quantized base.
         verify: ``"structure"`` checks the base by names, dtypes, shapes and samples of every tensor; ``"full"`` by every byte.
@@ -87,7 +87,7 @@ def merge(
         BaseMismatch, SiteNotFound: a pack was made for another base.
         Unsupported: the fold would not be exact.
         NothingToDo: no weight would change, or none did after rounding.
-        NonFinite: under ``safe``.
+        NonFinite: a result is NaN, or beyond float32; under ``safe``, too large for its dtype.
         StorageError: the disk is full, or the file system refuses.
 
     Example:

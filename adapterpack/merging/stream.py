@@ -77,7 +77,7 @@ def write(jobs: Sequence[Job], mine: Sequence[int], done_before: dict[int, Done]
     ``header`` is the size of all headers in bytes. Memory: a few row blocks for each worker, whatever the size of the tensors.
 
     Raises:
-        NonFinite: with ``safe``, a result is NaN or infinite.
+        NonFinite: a result is NaN, or beyond float32; with ``safe``, too large for its dtype.
         OSError: the file system refuses.
     """
     ticker = Ticker(header + sum(jobs[number].nbytes for number in mine), progress)

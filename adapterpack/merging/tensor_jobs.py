@@ -19,7 +19,7 @@ from ..errors import NonFinite
 from ..io.buffers import Scratch
 from ..io.byte_ranges import Span, copy_span, opened, write_all
 from ..io.progress import Ticker
-from ..io.safetensors import DTYPES
+from ..io.safetensors import DTYPES, all_finite
 from .fold.blocks import ELEMENTS, Arithmetic, Block
 from .fold.fold import Change, slice_of
 from .fold.loss import Sums, sums_of
@@ -57,7 +57,11 @@ class Job:
     nbytes: int
 
     def run(self, context: MergeContext, scratch: Scratch) -> Sums | None:
-        """Does the work; returns the sums of a changed weight."""
+        """Does the work; returns the sums of a changed weight.
+
+        Raises:
+            NonFinite: a result is NaN, or beyond what is computed in; with ``safe``, too large for its dtype.
+        """
         raise NotImplementedError
 
 
@@ -153,7 +157,8 @@ class Convert(Job):
                 raw = read(block, columns, scratch)
                 values = reader.decode(raw, scratch)
                 stored = writer.encode(values, block, context.rounding(name, block.start * columns), scratch)
-                require_finite(stored.raw, values, context.safe, name)
+                if context.safe:
+                    require_finite(stored.raw, values, True, name)
                 parts.write(stored)
 
 
@@ -188,7 +193,7 @@ class Fold(Job):
                     write = _FiniteWriter(parts, context.safe, place.name)
                     rounding = context.rounding(place.name, done)
                     block_sums, after = context.arithmetic.fold(block.change, storage, read_block, rounding, scratch, write, sums.moved)
-                    write.check(block_sums)
+                    write.check(block_sums, raw)
                     bias.put(block.rows, after)
                     sums += block_sums
                     done += raw.size
@@ -243,22 +248,21 @@ def blocks(rows: int, columns: int, step: int, elements: int) -> Iterator[slice]
 
 
 class _FiniteWriter:
-    """Writes a block, and with ``safe`` refuses one that is not finite: native floats at once, others if the sums are not finite."""
+    """Writes a block, and refuses one that is not finite: with ``safe`` native floats at once, else if the sums are not finite."""
 
     def __init__(self, parts: OutputParts, safe: bool, name: str) -> None:
         self._parts, self._safe, self._name = parts, safe, name
         self._raw: np.ndarray | None = None
 
     def __call__(self, stored: Encoded) -> None:
-        if stored.raw.dtype in {np.dtype(np.float32), np.dtype(np.float64)}:
-            require_finite(stored.raw, None, self._safe, self._name)
-        else:
-            self._raw = stored.raw
+        if self._safe and stored.raw.dtype in {np.dtype(np.float32), np.dtype(np.float64)}:
+            require_finite(stored.raw, None, True, self._name)
+        self._raw = stored.raw
         self._parts.write(stored)
 
-    def check(self, sums: Sums) -> None:
+    def check(self, sums: Sums, before: np.ndarray) -> None:
         if self._raw is not None and not math.isfinite(sums.error):
-            require_finite(self._raw, None, self._safe, self._name)
+            require_finite(self._raw, None if self._safe else before, self._safe, self._name)
 
 
 class _Bias:
@@ -283,7 +287,7 @@ class _Bias:
         place = self._tensor.item.place
         rounding: Round = context.rounding(place.name, 0)
         stored = rounding(self._after, DTYPES[place.dtype], scratch)
-        require_finite(stored, None, context.safe, place.name)
+        require_finite(stored, None if context.safe else self._before, context.safe, place.name)
         with self._tensor.write(context) as sink:
             write_all(sink, stored, place.offset)
         context.ticker.add(stored.nbytes)
@@ -291,8 +295,21 @@ class _Bias:
         return sums_of(change[None], ((reread - self._before) - change)[None], bool(np.any(reread != self._before)))
 
 
-def require_finite(stored: np.ndarray, original: np.ndarray | None, safe: bool, name: str) -> None:
-    """Raises :class:`NonFinite` under ``safe`` if ``stored`` holds NaN or infinity that ``original`` does not hold."""
-    if safe and not np.isfinite(stored).all() and (original is None or np.isfinite(original).all()):
+_WIDE = frozenset({"float32", "float64", "bfloat16"})
+"""Dtypes in which nothing that a merge computes is too large: what is infinite there was so before it was rounded."""
+
+
+def require_finite(stored: np.ndarray, original: np.ndarray | None, safe: bool, name: str, dtype: np.dtype[Any] | None = None) -> None:
+    """Goes on only if ``stored``, of ``dtype`` by default its own, holds no NaN nor infinity that ``original`` does not hold.
+
+    Without ``safe``, numbers that are too large for a narrow dtype may be there, as infinity (NaN where it has none).
+
+    Raises:
+        NonFinite: it does.
+    """
+    if all_finite(stored) or (original is not None and not all_finite(original)):
+        return
+    narrow = (stored.dtype if dtype is None else dtype).name not in _WIDE
+    if safe or not narrow or (np.isnan(stored).any() and stored.dtype.itemsize > 1):
         raise NonFinite("the merged tensor holds NaN or infinity", where=name,
                         remedy="merge with a wider dtype; if that does not help, the base or the adapter holds it already")

@@ -14,16 +14,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..errors import FormatError
+from ..errors import FormatError, NonFinite
 from ..manifest.parts import Packed, Run
 
-_MOST = float(np.finfo(np.float32).max) / 4
+_MOST_OF_ALL = float(np.finfo(np.float32).max)
+_MOST = _MOST_OF_ALL / 4
 """Larger numbers are stored as this, so that no value overflows."""
 
 
 class Code(NamedTuple):
     """A set of values, symmetric about zero: ``nearest`` gives the codes of numbers up to ``largest`` in size, ``values`` the values of
-    codes, as float32.
+    codes, as float32, of which none is larger than ``farthest``: a file may hold codes that ``nearest`` never gives.
 
     ``tried`` are the scales to choose from, as shares of the one that reaches the largest number: with few values, clipping a few numbers
     makes the others finer.
@@ -32,6 +33,7 @@ class Code(NamedTuple):
     name: str
     bits: int
     largest: float
+    farthest: float
     nearest: Callable[[np.ndarray], np.ndarray]
     values: Callable[[np.ndarray], np.ndarray]
     tried: tuple[float, ...] = (1.0,)
@@ -52,12 +54,12 @@ def _to_float8(numbers: np.ndarray) -> np.ndarray:
 
 
 CODES = {code.name: code for code in (
-    Code("int8", 8, 127, lambda x: np.clip(np.rint(x), -127, 127).astype(np.int8).view(np.uint8),
+    Code("int8", 8, 127, 128, lambda x: np.clip(np.rint(x), -127, 127).astype(np.int8).view(np.uint8),
          lambda codes: codes.view(np.int8).astype(np.float32)),
-    Code("fp8", 8, 448, _to_float8, _float8),
-    Code("int4", 4, 7, lambda x: (np.clip(np.rint(x), -7, 7) + 8).astype(np.uint8), lambda codes: codes.astype(np.float32) - 8,
+    Code("fp8", 8, 448, 448, _to_float8, _float8),
+    Code("int4", 4, 7, 8, lambda x: (np.clip(np.rint(x), -7, 7) + 8).astype(np.uint8), lambda codes: codes.astype(np.float32) - 8,
          tuple(1 - 0.05 * step for step in range(9))),
-    Code("int2", 2, 1.5, lambda x: np.clip(np.floor(x + 2), 0, 3).astype(np.uint8), lambda codes: codes.astype(np.float32) - 1.5,
+    Code("int2", 2, 1.5, 1.5, lambda x: np.clip(np.floor(x + 2), 0, 3).astype(np.uint8), lambda codes: codes.astype(np.float32) - 1.5,
          tuple(1 - 0.05 * step for step in range(15))),
 )}
 """Name -> the code. What a pack may name; a new one needs a new version of the format."""
@@ -90,11 +92,32 @@ def problem(packed: Packed, data: np.ndarray | None, dtype: str, shape: Sequence
     if data is None:
         return None
     scales, stored = _split(data, packed)
-    if not np.all((scales >= 0) & (scales <= _MOST)):  # nor NaN
-        return "a scale that is negative or no number, or under which values overflow"
-    if any(run.code == "fp8" and bool(((codes & 0x7F) == 0x7F).any()) for run, codes in zip(packed.runs, stored, strict=True)):
-        return "a code that stands for no number"
+    start = 0
+    for run, codes in zip(packed.runs, stored, strict=True):
+        code, one = CODES[run.code], scales[start : start + run.count]
+        start += run.count
+        if not np.all((one >= 0) & (one <= _MOST_OF_ALL / code.farthest)):  # nor NaN
+            return "a scale that is negative or no number, or under which values overflow"
+        if code.name == "fp8" and bool(((codes & 0x7F) == 0x7F).any()):
+            return "a code that stands for no number"
     return None
+
+
+def scaled(codes: np.ndarray, scales: np.ndarray, where: object) -> np.ndarray:
+    """Whole numbers of 8 bits times their scales, float32.
+
+    Raises:
+        NonFinite: a scale is no number, or so large that values overflow.
+    """
+    if overflows(scales):
+        raise NonFinite("a scale is no number, or so large that values overflow", where=where, remedy="quantize the adapter again")
+    made: np.ndarray = codes.astype(np.float32) * scales
+    return made
+
+
+def overflows(scales: np.ndarray) -> bool:
+    """Whether numbers of 8 bits under these scales need not be finite."""
+    return not np.all(np.abs(scales) <= _MOST_OF_ALL / 128)  # nor NaN
 
 
 def encoded(value: np.ndarray, runs: Sequence[Run], axis: int, group: int | None = None) -> tuple[np.ndarray, Packed]:
@@ -124,9 +147,9 @@ def decoded(data: np.ndarray, packed: Packed, where: object = "a packed tensor")
     """The numbers that the bytes of a packed tensor stand for, float32 ``packed.shape``.
 
     Raises:
-        FormatError: there are other than the bytes that the shape takes; nothing is made of them.
+        FormatError: there are other than the bytes that the shape takes, or they stand for what is no number; nothing is made of them.
     """
-    if wrong := problem(packed, None, "U8" if data.dtype == np.uint8 else str(data.dtype), data.shape):
+    if wrong := problem(packed, data, "U8" if data.dtype == np.uint8 else str(data.dtype), data.shape):
         raise FormatError("the bytes of a tensor are not those of its codes", where=where, found=wrong, remedy="quantize the pack again")
     plan = _plan(packed)
     scales, stored = _split(data, packed)

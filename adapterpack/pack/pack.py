@@ -30,7 +30,7 @@ from ..manifest.entries import digested, entry_of, file_entry, write_files
 from ..manifest.secondary_methods import MethodSites, Sites, features, require_combinable
 from ..peft import layout, names
 from .bounds import require_bounded
-from .codes import decoded
+from .codes import decoded, scaled
 from .contents import METADATA, contents
 from .fits import require_shapes
 from .shared_factors import SharedFactors
@@ -119,14 +119,18 @@ class Pack(Described):
         return groups
 
     def params(self, path: str) -> dict[str, np.ndarray]:
-        """The tensors of one group by parameter name; what is stored in codes is given back as float32."""
+        """The tensors of one group by parameter name; what is stored in codes is given back as float32.
+
+        Raises:
+            FormatError, NonFinite: codes under their scales stand for what is no number.
+        """
         params = {}
         for name, entry in self._by_group.get(path, ()):
             if not entry.param.endswith(".scales"):
-                value, packed = self.tensors[name], self.manifest.packed.get(name)
+                value, packed, where = self.tensors[name], self.manifest.packed.get(name), f"pack '{self.name}', {name}"
                 if packed is not None:
-                    value = decoded(value, packed, f"pack '{self.name}', {name}")
-                params[entry.param] = value if entry.scales is None else value.astype(np.float32) * self.tensors[entry.scales]
+                    value = decoded(value, packed, where)
+                params[entry.param] = value if entry.scales is None else scaled(value, self.tensors[entry.scales], where)
         group = self._adapted.get(path)
         return params if group is None else names.loaded(self.method_of(group), group.kind, partial(self.config_at, group), params)
 

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .codes import scaled
+
 
 class SharedFactors(NamedTuple):
     """``D = up (scales codes) down``: ``down`` ``[k, in]`` and ``up`` ``[out, k]``, the same arrays for all packs of ``bases``, and a core
@@ -20,6 +22,9 @@ class SharedFactors(NamedTuple):
 
     @property
     def core(self) -> np.ndarray:
-        """The core ``[k, k]``, float32."""
-        made: np.ndarray = self.codes.astype(np.float32) * self.scales
-        return made
+        """The core ``[k, k]``, float32.
+
+        Raises:
+            NonFinite: a scale is so large that values overflow.
+        """
+        return scaled(self.codes, self.scales, self.bases)

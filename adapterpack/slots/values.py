@@ -21,7 +21,8 @@ import numpy as np
 
 from ..adapter_methods import LAYOUTS, Deviation, Diagonal, NormalForm, Site, complete
 from ..bundle.manifest import MappedSite
-from ..errors import BaseMismatch, Unsupported
+from ..errors import BaseMismatch, NonFinite, Unsupported
+from ..io.safetensors import all_finite
 from ..pack.pack import Adapter, Pack
 from .blocks import block_arrays
 from .fields import FIELDS, FIXED, LABELS, extents, neutral
@@ -111,6 +112,7 @@ def pack_values(
 
     Raises:
         Unsupported: the base is not at hand and needed, or a head is not made of linear layers.
+        NonFinite: a value is NaN or infinite.
     """
     require_slots(pack)
     values: Values = {}
@@ -130,6 +132,10 @@ def pack_values(
         values.update({f"{site.path}.{field}": array for field, array in ARRAYS[method.kind](form, site, project).items()})
     for path, params in pack.full().items():
         values.update(head_values(path, params))
+    for name, array in values.items():
+        if not all_finite(array):
+            raise NonFinite("what the adapter makes of its numbers is too large for float32", where=f"{pack.name}, {name}",
+                            remedy="train it again with a smaller learning rate")
     return in_slots(values, sites or {})
 
 

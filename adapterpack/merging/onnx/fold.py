@@ -10,7 +10,6 @@ import numpy as np
 
 from ...adapter_methods import LAYOUTS
 from ...base.checkpoint import Checkpoint
-from ...errors import NonFinite
 from ...onnx_graph.match import Place
 from ...onnx_graph.pieces import Piece
 from ..fold.blocks import ELEMENTS
@@ -18,7 +17,7 @@ from ..fold.fold import prepare, slice_of
 from ..fold.loss import Sums, sums_of
 from ..plan import Target
 from ..report import TensorLoss
-from ..tensor_jobs import blocks
+from ..tensor_jobs import blocks, require_finite
 from .write import Writer, WrittenBlock
 
 Tick = Callable[[int], None]
@@ -36,7 +35,7 @@ def fold(target: Target, base: Checkpoint, places: tuple[Place, Place | None], w
     """Writes ``target`` with its contributions to the places of its weight and its bias: in float32, rounded once to each stored dtype.
 
     Raises:
-        NonFinite: under ``safe``, a result is NaN or infinite.
+        NonFinite: a result is NaN, or beyond float32; under ``safe``, too large for its dtype.
     """
     place, bias_place = places
     reader = target.storage.reader
@@ -55,7 +54,7 @@ def fold(target: Target, base: Checkpoint, places: tuple[Place, Place | None], w
                 written = writer.put(piece, block, new)
                 if written is not None:
                     tally.add(written, block, (old, delta, new), counted, piece)
-                    _require_finite(written.after, safe, target.weight)
+                    _require_finite(written, safe, target.weight)
             tick(new.size)
     if before is not None and after is not None and bias_place is not None:
         for piece, counted in _counted(bias_place.pieces[0]):
@@ -63,7 +62,7 @@ def fold(target: Target, base: Checkpoint, places: tuple[Place, Place | None], w
             written = writer.put(piece, all_rows, after[:, None])
             if written is not None:
                 tally.add(written, all_rows, (before[:, None], (after - before)[:, None], after[:, None]), counted, piece)
-                _require_finite(written.after, safe, bias_place.tensor)
+                _require_finite(written, safe, bias_place.tensor)
     dtypes = sorted({_dtype(writer, piece) for pieces_of_matrix in place.pieces for piece in pieces_of_matrix})
     return Folded(tally.sums.loss(target.weight, "+".join(dtypes)), tally.quantized)
 
@@ -74,7 +73,7 @@ def put(value: np.ndarray, place: Place, writer: Writer, safe: bool) -> None:
     for piece in place.pieces[0]:
         written = writer.put(piece, slice(0, len(matrix)), matrix)
         if written is not None:
-            _require_finite(written.after, safe, place.tensor)
+            _require_finite(written, safe, place.tensor)
 
 
 def _blocks(matrix: np.ndarray, dtype: np.dtype[Any], transposed: bool, whole: bool) -> Iterator[tuple[slice, tuple[np.ndarray, ...]]]:
@@ -137,7 +136,5 @@ def _dtype(writer: Writer, piece: Piece) -> str:
 _NAMES = {"float32": "F32", "float16": "F16", "float64": "F64", "bfloat16": "BF16"}
 
 
-def _require_finite(stored: np.ndarray, safe: bool, name: str) -> None:
-    if safe and not np.isfinite(stored).all():
-        raise NonFinite("the merged tensor holds NaN or infinity", where=name,
-                        remedy="merge into a graph of a wider dtype; if that does not help, the base or the adapter holds it already")
+def _require_finite(written: WrittenBlock, safe: bool, name: str) -> None:
+    require_finite(written.after, None if safe else written.before, safe, name, written.dtype)

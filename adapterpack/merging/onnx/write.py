@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,12 +17,14 @@ from ...onnx_graph.pieces import Piece, as_matrix, oriented
 
 
 class WrittenBlock(NamedTuple):
-    """Part of a matrix as the graph had it and as it has it now, in float32; ``rows`` and ``columns`` say which part."""
+    """Part of a matrix as the graph had it and as it has it now, in float32; ``rows`` and ``columns`` say which part, and ``dtype`` what
+    its numbers are stored in, float32 where these are codes."""
 
     rows: slice
     columns: slice
     before: np.ndarray
     after: np.ndarray
+    dtype: np.dtype[Any]
 
 
 class Writer:
@@ -43,9 +45,12 @@ class Writer:
                 before, after = self._quantized(piece.nbits, slice(at, at + stop - start), part)
             else:
                 before, after = self._float(piece, at, 0, part)
-            return WrittenBlock(slice(start, stop), slice(0, new.shape[1]), before, after)
+            return WrittenBlock(slice(start, stop), slice(0, new.shape[1]), before, after, self._dtype(piece))
         before, after = self._float(piece, rows.start, piece.at, new[:, piece.start : piece.stop])
-        return WrittenBlock(rows, slice(piece.start, piece.stop), before, after)
+        return WrittenBlock(rows, slice(piece.start, piece.stop), before, after, self._dtype(piece))
+
+    def _dtype(self, piece: Piece) -> np.dtype[Any]:
+        return self.graph.stored[piece.initializer].dtype if piece.nbits is None else np.dtype(np.float32)
 
     def _float(self, piece: Piece, row: int, column: int, part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         place = self.graph.stored[piece.initializer]

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
-
 from ....io.safe_open import TENSORS
 from ....manifest.manifest import PACKED
-from ...codes import problem
+from ...codes import overflows, problem
 from ..context import Subject, tensor_pointer
 from ..finding import Finding, Rule
-from .values import NONFINITE, largest
+from .values import NONFINITE
 
 MISSING = Rule("AP201", "error", "Every tensor that the manifest lists is in the file.", "fetch the pack again")
 UNLISTED = Rule("AP202", "error", "Every tensor of the file is in the manifest.", "fetch the pack again")
@@ -62,9 +60,9 @@ def quantized(s: Subject) -> Iterator[Finding]:
         wanted = ("F32", (*entry.shape[:1], *(1 for _ in entry.shape[1:])), entry.group, f"{entry.param}.scales")
         if entry.dtype != "I8" or scales is None or (scales.dtype, scales.shape, scales.group, scales.param) != wanted:
             yield SCALES.at(name, "the tensor and its scales do not fit each other", file=TENSORS, pointer=tensor_pointer(name))
-        elif largest(s.file.read(entry.scales)) > np.finfo(np.float32).max / 128:
-            yield NONFINITE.at(entry.scales, "a scale so large that values overflow", fix="quantize the pack again", file=TENSORS,
-                               offset=s.file.tensors[entry.scales].offset)
+        elif overflows(s.file.read(entry.scales)):
+            yield NONFINITE.at(entry.scales, "a scale that is no number, or so large that values overflow", fix="quantize the pack again",
+                               file=TENSORS, offset=s.file.tensors[entry.scales].offset)
     for name in sorted(name for name, entry in entries.items() if entry.param.endswith(".scales") and name not in used):
         yield STRAY_SCALES.at(name, "scales that belong to no int8 tensor", file=TENSORS, pointer=tensor_pointer(name))
     yield from _packed(s)
