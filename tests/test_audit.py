@@ -26,7 +26,7 @@ from adapterpack.base.checkpoint import Checkpoint
 from adapterpack.composing.auditing import scan as entries
 from adapterpack.composing.auditing.audit import Audit, audit
 from adapterpack.composing.rules.rule import rules
-from adapterpack.errors import BaseMismatch, ConfigError, NothingToDo
+from adapterpack.errors import BaseMismatch, ConfigError, NothingToDo, Unsupported
 from adapterpack.manifest import manifest as m
 from adapterpack.pack.pack import Pack, build
 from adapterpack.report.audit import audit_report
@@ -360,9 +360,41 @@ def test_heads_and_what_cannot_be_measured_are_listed() -> None:
     needy = build("needy", dora, {site: (dora.config(r=1), params)}, task=m.Task("text-generation"), base=m.Base("org/base"))
     both = audit([made("one", factors(1, 2))[0], needy]).to_json()
     assert [(each["pack"], each["path"]) for each in both["skipped"]] == [("needy", "layers.0.q")]
-    assert "give the base" in both["skipped"][0]["reason"]
-    with pytest.raises(NothingToDo, match="give the base"):
+    assert "give it with --base" in both["skipped"][0]["reason"]
+    with pytest.raises(NothingToDo, match="give it with --base"):
         audit([needy])
+
+
+def test_a_rule_that_is_recommended_is_one_that_compose_follows(tiny_llama: Path, tmp_path: Path) -> None:
+    """Heads that do not go together, and changes without a low rank: no rule that compose would refuse, and its reason is told."""
+    def headed(name: str, seed: int, rows: int) -> Pack:
+        head = {"weight": np.random.default_rng(seed).standard_normal((rows, 5)).astype(np.float32)}
+        labels = m.Task("text-classification", None, ("no", "yes"))
+        return made(name, factors(seed, 2), task=labels, full={"score": head})[0]
+
+    apart = [headed("one", 1, 2), headed("two", 2, 3)]
+    result = audit(apart)
+    assert (result.verdict.rules, result.verdict.weights) == ((), None)
+    with pytest.raises(Unsupported) as caught:
+        adapterpack.compose(apart)
+    assert str(caught.value) in result.verdict.reasons
+    base = Checkpoint(tiny_llama)
+    origin = of_base(tiny_llama)
+    path = "model.layers.0.self_attn.q_proj"
+    rows, columns = base.tensors[f"{path}.weight"].shape
+    rng = np.random.default_rng(0)
+    turning = [build(name, get("hra"), {Site(path, columns, rows): (get("hra").config(r=2), {
+        "hra_u": rng.standard_normal((columns, 2)).astype(np.float32)})}, task=m.Task("text-generation"), base=origin)
+        for name in ("one", "two")]
+    result = audit(turning, base=tiny_llama)
+    with pytest.raises(Unsupported) as caught:
+        adapterpack.compose(turning, base=tiny_llama)
+    assert any(str(caught.value) in reason for reason in result.verdict.reasons)
+    assert "--rank" in str(caught.value)
+    for rule in result.verdict.rules:
+        adapterpack.compose(turning, rule=rule, base=tiny_llama)
+    low = [made("one", factors(1, 4, WIDE))[0], made("two", factors(2, 4, WIDE))[0]]
+    assert [adapterpack.compose(low, rule=rule).name for rule in audit(low).verdict.rules]
 
 
 def test_wrong_arguments_are_refused(base: Path) -> None:

@@ -405,3 +405,13 @@ def test_wrong_requests_are_refused() -> None:
     refused(two, ConfigError, "energy", energy=1.5)
     refused(two, ConfigError, "name", name="two words")
     refused(two * 33, Unsupported, "64")
+
+
+@pytest.mark.parametrize("rank", [2.0, math.nan, math.inf, "2", True, 0])
+def test_a_rank_is_a_whole_number(rank: Any) -> None:
+    """Of a composition, a resized pack, an audit's cuts and the bases of a fleet."""
+    packs = [made(1).pack, made(2).pack]
+    for refused in (lambda: adapterpack.compose(packs, rank=rank), lambda: adapterpack.resize(packs[0], rank=rank),
+                    lambda: adapterpack.audit(packs, ranks=(rank,)), lambda: adapterpack.compress(packs, basis=rank)):
+        with pytest.raises(ConfigError):
+            refused()

@@ -12,7 +12,7 @@ import transformers
 
 import adapterpack
 from adapterpack.composing.plan import plan
-from adapterpack.errors import NothingToDo
+from adapterpack.errors import NothingToDo, Unsupported
 from adapterpack.pack.pack import Pack
 
 pytestmark = pytest.mark.fast
@@ -143,3 +143,25 @@ def test_ia3_packs_give_an_ia3(tmp_path: Any, rule: str, weights: list[float]) -
     assert adapterpack.compose(folders, recipe=tmp_path / "both").id == pack.id
     with pytest.raises(NothingToDo):
         adapterpack.compose([folders[0], folders[0]], weights=[1.0, -1.0])
+
+
+def test_methods_whose_numbers_need_the_width_of_a_layer_take_it_from_the_base(tmp_path: Any) -> None:
+    """PEFT's folder of a VB-LoRA does not say how wide a layer is: refused without the base, the sum of PEFT's changes with it."""
+    tiny_llama().save_pretrained(tmp_path / "base")
+    deltas, folders = [], [tmp_path / "one", tmp_path / "two"]
+    for seed, folder in enumerate(folders):
+        torch.manual_seed(seed)
+        model = peft.get_peft_model(tiny_llama(), peft.VBLoRAConfig(r=2, num_vectors=16, vector_length=8, target_modules=["q_proj"]))
+        for name, value in model.named_parameters():
+            if "vblora" in name:
+                value.data = torch.randn_like(value)
+        model.save_pretrained(folder)
+        deltas.append({name.removeprefix("base_model.model."): module.get_delta_weight("default").detach().double().numpy()
+                       for name, module in model.named_modules() if isinstance(module, peft.tuners.vblora.Linear)})
+    for refused in (lambda: adapterpack.compose(folders), lambda: adapterpack.compose(folders, rank=2), lambda: plan(folders)):
+        with pytest.raises(Unsupported, match="how wide the layer is"):
+            refused()
+    composed = deltas_of(adapterpack.compose(folders, weights=[0.5, -2], base=tmp_path / "base"))
+    assert composed.keys() == deltas[0].keys()
+    for path, delta in composed.items():
+        np.testing.assert_allclose(delta, 0.5 * deltas[0][path] - 2 * deltas[1][path], atol=2e-5)

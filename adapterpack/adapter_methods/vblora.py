@@ -16,7 +16,7 @@ import numpy as np
 
 from ..errors import Unsupported
 from .core.arrays import array_namespace
-from .core.base import Method, NormalForm, Shared, Storage, Traits
+from .core.base import Method, NormalForm, Shared, Storage, Traits, require_widths
 from .core.config import SiteConfig, require_flag, require_number, require_whole
 from .core.operators import Array, Dense
 from .core.peft_form import TRANSPOSED, PeftForm
@@ -107,6 +107,7 @@ def _rows(xp: Any, params: Params, leaf: str = "") -> Array:
 
 
 def _normal_form(cfg: VBLoRA, params: Params, site: Site) -> NormalForm:
+    require_widths(site)
     bank, wide = params["vblora_vector_bank"], -(-site.in_features // cfg.vector_length)
     xp = array_namespace(bank)
     if cfg.save_only_topk_weights:

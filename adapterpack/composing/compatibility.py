@@ -84,7 +84,8 @@ def common_task(packs: Sequence[Pack]) -> m.Task:
         if labels != labelled[0][1]:
             raise Unsupported("the packs have different labels, so their outputs do not mean the same",
                               where=f"'{labelled[0][0]}' and '{name}'", expected=listed(labelled[0][1]), found=listed(labels),
-                              remedy=f"{SIDE_BY_SIDE}; or say what becomes of modules trained whole: whole='union', or 'pick:NAME'")
+                              remedy=f"{SIDE_BY_SIDE}; or say what becomes of modules trained whole: --whole union "
+                                     "(whole='union'), or --whole pick:NAME")
     return replace(common_type(packs), labels=labelled[0][1] if labelled else None)
 
 
@@ -97,7 +98,8 @@ def common_problem(packs: Sequence[Pack]) -> str:
     problems = {pack.manifest.problem: pack.name for pack in packs if pack.manifest.task.labels is not None}
     if len(problems) > 1:
         raise Unsupported("the logits of the packs' heads are for different problems", where=", ".join(map(repr, problems.values())),
-                          found=", ".join(problems), remedy=f"{SIDE_BY_SIDE}; or keep one of the heads: whole='pick:NAME'")
+                          found=", ".join(problems),
+                          remedy=f"{SIDE_BY_SIDE}; or keep one of the heads: --whole pick:NAME (whole='pick:NAME')")
     return next(iter(problems), ONE.name)
 
 

@@ -73,13 +73,13 @@ def _united(packs: Sequence[Pack], weights: Sequence[float], of: str) -> FullMod
     named = [(labels, packs[members[0]].name) for labels, members in sets.items()]
     for labels, name in named:
         if labels is None:
-            raise Unsupported("heads are joined by their labels, and this pack names none", where=f"pack '{name}'", remedy="pick one: "
-                              "whole='pick:NAME'")
+            raise Unsupported("heads are joined by their labels, and this pack names none", where=f"pack '{name}'",
+                              remedy="pick one: --whole pick:NAME (whole='pick:NAME')")
     together = [label for labels, _ in named for label in labels or ()]
     if twice := {label for label in together if together.count(label) > 1}:
         raise Unsupported("two heads have a label in common, and one output cannot be both of theirs",
                           where=" and ".join(f"'{name}'" for _, name in named), found=listed(tuple(sorted(twice))),
-                          remedy="rename the labels of one, or pick one head: whole='pick:NAME'")
+                          remedy="rename the labels of one, or pick one head: --whole pick:NAME (whole='pick:NAME')")
     parts = [average([packs[i] for i in members], [weights[i] for i in members]) for members in sets.values()]
     sizes = [len(labels or ()) for labels in sets]
     paths = list(dict.fromkeys(path for part in parts for path in part))
@@ -93,7 +93,7 @@ def _joined(path: str, parts: Sequence[dict[str, np.ndarray] | None], sizes: Seq
     for name, part in zip(names, parts, strict=True):
         if part is None or part.keys() != present[0].keys():
             raise Unsupported("a module that another pack trained whole is missing, or has other tensors", where=f"{path} in '{name}'",
-                              remedy="pick one: whole='pick:NAME'")
+                              remedy="pick one: --whole pick:NAME (whole='pick:NAME')")
     joined: dict[str, np.ndarray] = {}
     for key in present[0]:
         values = [part[key] for part in present]
@@ -107,7 +107,8 @@ def _joined(path: str, parts: Sequence[dict[str, np.ndarray] | None], sizes: Seq
                               where=f"{path}.{key} in " + " and ".join(f"'{name}'" for name in names),
                               expected="one tensor in all packs, or a row for each label",
                               found=" and ".join(str(list(value.shape)) for value in values),
-                              remedy="pick one head: whole='pick:NAME', or serve the packs side by side in a bank bundle")
+                              remedy="pick one head: --whole pick:NAME (whole='pick:NAME'), or serve the packs side by side in a "
+                                     "bank bundle")
     return joined
 
 

@@ -13,18 +13,17 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ..adapter_methods import complete
-from ..errors import Unsupported
 from ..io.threads import workers
 from ..pack.pack import Adapter, Pack
-from .arguments import checked_weights
+from .arguments import checked_weights, opened_base
 from .budget import FULL_RANK
 from .compatibility import common_base
 from .finish import MAX_IN_MEMORY
 from .pipeline import Packs, load_all, request_of
-from .represent import exact_factors
+from .represent import exact_factors, require_cut, require_representable, with_widths
 from .rules.rule import RULES, Rule
 from .within import common_sums
-from .work import BATCH, Request
+from .work import BATCH, Request, approximation
 
 _BLOCKS = 64 << 20
 """Bytes of blocks of rows, orthogonal directions and the like that one thread needs on top of the site itself: an upper bound."""
@@ -138,17 +137,19 @@ def plan(
     factors = checked_weights(parents, weights, unit=chosen.unit)
     request = request.with_rank(parents, factors)
     common_base(parents)
+    checkpoint, parents = opened_base(base, parents)
+    within = common_sums(parents, request) is not None
     present = [pack for pack, weight in zip(parents, factors, strict=True) if weight] or parents
     by_path: dict[str, list[tuple[Adapter, int, bool]]] = {}
     for pack in present:
         for adapter in pack.adapters():
-            by_path.setdefault(adapter.site.path, []).append((adapter, *_rank(adapter, request)))
+            sized = adapter._replace(site=with_widths(adapter, checkpoint))
+            by_path.setdefault(adapter.site.path, []).append((sized, *_rank(sized, request, within, checkpoint is not None)))
     grouped: dict[tuple[int, int, tuple[int, ...], bool], list[str]] = {}
     for path, parts in by_path.items():
         site = parts[0][0].site
         key = (site.out_features or 0, site.in_features or 0, tuple(part[1] for part in parts), all(part[2] for part in parts))
         grouped.setdefault(key, []).append(path)
-    within = common_sums(parents, request) is not None
     groups = tuple(_within(paths, *key) if within else _group(chosen, request, paths, *key, base is not None)
                    for key, paths in grouped.items())
     modules = sorted({group.path for pack in parents for group in pack.manifest.groups if group.role == "full"})
@@ -156,16 +157,21 @@ def plan(
                 _bound(groups, modules, parents, request), workers(), {"policy": whole, "modules": modules}, groups)
 
 
-def _rank(adapter: Adapter, request: Request) -> tuple[int, bool]:
-    """The rank of an adapter's own factors, and whether it has any; else that of the approximation."""
+def _rank(adapter: Adapter, request: Request, within: bool, based: bool) -> tuple[int, bool]:
+    """The rank of an adapter's own factors, and whether it has any; else that of the approximation.
+
+    Raises:
+        Unsupported: there are none, and nothing says how to approximate them; not ``within`` the packs' own method, which needs none.
+    """
     method, site = adapter.method, adapter.site
-    if method.kind != "weight" or method.traits.positional:
-        raise Unsupported(f"changes of the method {method.name} cannot be combined by their factors", where=site.path, found=method.name,
-                          expected="a method that changes weights", remedy="serve the packs side by side in a bank bundle")
+    if not within:
+        require_representable(adapter, based)
     if method.fold is None and method.traits.additive and not method.traits.reads_weight:
         exact = exact_factors(method, adapter.config, complete(method, adapter.config, adapter.wide, site), site)
         if exact is not None:
             return len(exact.A), True
+    if not within:
+        require_cut(adapter, approximation(request))
     side = min(site.out_features or 1, site.in_features or 1)
     return min(side, FULL_RANK if request.rank is None else 2 * request.rank), False
 

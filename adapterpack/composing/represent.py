@@ -71,6 +71,35 @@ def represent(adapter: Adapter, *, base: Checkpoint | None = None, cut: Cut | No
         >>> change.exact, change.factors.dense()[0]
         (True, array([2., 2., 2.], dtype=float32))
     """
+    require_representable(adapter, base is not None)
+    method, site = adapter.method, adapter.site
+    weight = bias = None
+    if method.traits.reads_weight or not method.traits.additive:
+        weight, bias = _of_base(adapter, base)
+        site = dataclasses.replace(site, weight=weight, base_bias=bias, out_features=weight.shape[0], in_features=weight.shape[1])
+    else:
+        site = with_widths(adapter, base)
+    params = complete(method, adapter.config, adapter.wide, site)
+    if method.fold is None:
+        exact = exact_factors(method, adapter.config, params, site)
+        if exact is not None:
+            if not all(exact.shape):
+                require_widths(site)
+            return exact
+    require_cut(adapter, cut)
+    if weight is None:
+        require_widths(site)
+        weight = np.zeros((site.out_features, site.in_features), np.float32)
+    factors, loss = largest(InMemory(_change(adapter, params, site, weight, bias)), cut).cut(cut)
+    return FactoredChange(*factors, loss=loss)
+
+
+def require_representable(adapter: Adapter, based: bool) -> None:
+    """Goes on only if factors can hold the change at all; ``based`` says that the base is at hand.
+
+    Raises:
+        Unsupported: the method does not act on weights, or at some positions only, or needs the base; the site is a stack of matrices.
+    """
     method, site = adapter.method, adapter.site
     if method.kind != "weight":
         raise Unsupported(f"changes of the method {method.name} cannot be combined by their factors", where=site.path,
@@ -82,23 +111,32 @@ def represent(adapter: Adapter, *, base: Checkpoint | None = None, cut: Cut | No
                           remedy="serve the packs side by side in a bank bundle")
     if is_stacked(site.kind):
         raise Unsupported("the matrices of a stack are not composed", where=site.path, found=site.kind, remedy=KEEP_APART)
-    weight = bias = None
-    if method.traits.reads_weight or not method.traits.additive:
-        weight, bias = _of_base(adapter, base)
-        site = dataclasses.replace(site, weight=weight, base_bias=bias, out_features=weight.shape[0], in_features=weight.shape[1])
-    params = complete(method, adapter.config, adapter.wide, site)
-    if method.fold is None:
-        exact = exact_factors(method, adapter.config, params, site)
-        if exact is not None:
-            return exact
+    if not based and (method.traits.reads_weight or not method.traits.additive):
+        raise Unsupported(f"a change of the method {method.name} depends on the weight that it changes", where=site.path,
+                          expected="the base", found="not independent of the base weight, or not additive",
+                          remedy=f"give it with --base (base=); or {KEEP_APART}")
+
+
+def with_widths(adapter: Adapter, base: Checkpoint | None) -> Site:
+    """The site of an adapter, with the widths of the base's weight where there is a base and the pack does not say them."""
+    site = adapter.site
+    if base is None or (site.in_features and site.out_features):
+        return site
+    stored = np.broadcast_to(np.float32(0), base.tensors[base.require_weight(site.path, adapter.weight)].shape)
+    rows, columns = to_matrix(site.kind, stored).shape
+    return dataclasses.replace(site, out_features=rows, in_features=columns)
+
+
+def require_cut(adapter: Adapter, cut: Cut | None) -> None:
+    """Goes on only if ``cut`` says how well factors are to approximate a change that has no low rank.
+
+    Raises:
+        Unsupported: it does not.
+    """
     if cut is None or not cut.settings:
-        raise Unsupported(f"changes of the method {method.name} have no low rank, so factors only approximate them", where=site.path,
-                          expected="a rank or an energy to approximate them by", found="not low-rank", remedy=f"give one; or {KEEP_APART}")
-    if weight is None:
-        require_widths(site)
-        weight = np.zeros((site.out_features, site.in_features), np.float32)
-    factors, loss = largest(InMemory(_change(adapter, params, site, weight, bias)), cut).cut(cut)
-    return FactoredChange(*factors, loss=loss)
+        raise Unsupported(f"changes of the method {adapter.method.name} have no low rank, so factors only approximate them",
+                          where=adapter.site.path, expected="a rank or an energy to approximate them by", found="not low-rank",
+                          remedy=f"give one, such as --rank 16 (rank=16); or {KEEP_APART}")
 
 
 def _change(adapter: Adapter, params: Params, site: Site, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
@@ -138,10 +176,7 @@ def _split(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _of_base(adapter: Adapter, base: Checkpoint | None) -> tuple[np.ndarray, np.ndarray | None]:
     site = adapter.site
-    if base is None:
-        raise Unsupported(f"a change of the method {adapter.method.name} depends on the weight that it changes", where=site.path,
-                          expected="the base", found="not independent of the base weight, or not additive",
-                          remedy=f"give the base; or {KEEP_APART}")
+    assert base is not None
     name = base.require_weight(site.path, adapter.weight)
     stored = to_matrix(site.kind, base.read(name))
     weight = stored.astype(np.float64 if stored.dtype == np.float64 else np.float32)

@@ -97,8 +97,8 @@ class Request:
         if not rank:
             raise ConfigError("the result of this rule has no low rank of its own, and the packs have none either",
                               where=f"rule {self.rule}", expected="a rank or an energy, or a budget",
-                              remedy="give the rank that the pack may have, such as rank=16, the share of the energy that it must hold, or "
-                                     "the numbers that it may have in all")
+                              remedy="give --rank (rank=), the rank that the pack may have, --energy, the share that it must hold, or "
+                                     "--budget, the numbers that it may have in all")
         return replace(self, rank=rank, rank_is_default=True)
 
 
@@ -140,7 +140,7 @@ def prepare(
     origin = common_base(parents)
     order = sorted(range(len(parents)), key=lambda index: (parents[index].name, parents[index].id, weights[index]))
     checkpoint, ordered = opened_base(base, [parents[index] for index in order])
-    sites = gather(ordered, [weights[index] for index in order], base=checkpoint, cut=_approximation(request),
+    sites = gather(ordered, [weights[index] for index in order], base=checkpoint, cut=approximation(request),
                    statistics=None if measured is None else [measured[index] for index in order])
     return Work(request, rule, arguments, tuple(parents), tuple(order), tuple(weights), origin, tuple(sites), tuple(measured or ()))
 
@@ -272,7 +272,7 @@ def _largest_rank(work: Work, joint: JointSite) -> int:
     return max(1, min(FULL_RANK, m, n, _budget(work) // (m + n), *([] if work.request.rank is None else [work.request.rank])))
 
 
-def _approximation(request: Request) -> Cut:
+def approximation(request: Request) -> Cut:
     """How changes without a low rank are approximated before they are combined: finer than the result, which is what is cut last."""
     if request.budget is not None and request.rank is None:
         return Cut(FULL_RANK)

@@ -6,6 +6,7 @@ import heapq
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from numbers import Integral
 
 import numpy as np
 
@@ -37,9 +38,8 @@ class Cut:
     sv_fro: float | None = None
 
     def __post_init__(self) -> None:
-        if self.rank is not None and (isinstance(self.rank, bool) or self.rank != int(self.rank) or self.rank < 1):
-            raise ConfigError("a rank must be a positive whole number", where="rank", expected="at least 1", found=self.rank,
-                              remedy="give a larger rank")
+        if self.rank is not None:
+            require_count(self.rank, "rank")
         if len(self.criteria) > 1:
             raise ConfigError(f"{' and '.join(self.criteria)} all say where to cut", expected="one of them",
                               found=", ".join(f"{name}={value}" for name, value in self.criteria.items()), remedy="give one of them")
@@ -80,6 +80,17 @@ class Cut:
         if self.sv_ratio is not None and len(S):
             kept = int(np.count_nonzero(S * self.sv_ratio > S[0])) or 1
         return min(kept, len(S)) if self.rank is None else min(kept, len(S), self.rank)
+
+
+def require_count(value: object, where: str) -> None:
+    """Goes on only if ``value`` is a whole number of at least 1; 2.0 is none.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+        raise ConfigError("this must be a positive whole number", where=where, expected="at least 1", found=value,
+                          remedy="give a number such as 8")
 
 
 def _fewest(sums: np.ndarray, wanted: float) -> int:

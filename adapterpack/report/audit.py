@@ -26,7 +26,7 @@ Chart = tuple[Markup, str]
 def audit_report(result: Result) -> str:
     """What ``Audit.to_json()`` gives as one self-contained HTML page; parts without figures are left out."""
     total, verdict, names = result["total"], result["verdict"], ", ".join(_names(result))
-    weights = "".join(f" --weight {weight:.3g}" for weight in verdict["weights"] or ())
+    options = "".join(f" --weight {weight:.3g}" for weight in verdict["weights"] or ()) + (" --base BASE" if result["base"] else "")
     columns, rows = worst(result, _LISTED)
     approximated = [site["approximation"] for site in result["sites"] if site["approximation"]]
     return render(
@@ -36,7 +36,7 @@ def audit_report(result: Result) -> str:
         sites=len(result["sites"]),
         verdict=verdict,
         figures=_key_figures(result) if total else (),
-        commands=[f"adapterpack compose PACK... --rule {rule}{weights} -o OUT" for rule in verdict["rules"]],
+        commands=[f"adapterpack compose PACK... --rule {rule}{options} -o OUT" for rule in verdict["rules"]],
         changes=_changes(result) if total else {},
         pairs=_pairs(result) if total and len(result["packs"]) > 1 else (),
         map=_map(result) if len(result["sites"]) > 1 else {},

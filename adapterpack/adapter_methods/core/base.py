@@ -344,14 +344,14 @@ def resolve_configs(method: Method, configs: Sequence[Any], sites: Sequence[Site
 
 
 def require_widths(site: Site) -> None:
-    """Checks that both widths of a site are known, for a method whose constants depend on them.
+    """Checks that both widths of a site are known, for a method whose numbers say nothing without them.
 
     Raises:
         Unsupported: one is not; the pack came from a file that does not say it.
     """
     if not site.in_features or not site.out_features:
-        raise Unsupported("this pack does not say how wide the layer is, and its seed is of no use without that", where=site.path,
-                          remedy="attach the pack to its base and save it again, or merge it")
+        raise Unsupported("this pack does not say how wide the layer is, and what it stores is of no use without that", where=site.path,
+                          remedy="give the base too, where that can be given; or attach the pack to it and save it again, or merge it")
 
 
 def run(method: Method, cfg: Any, params: Params, site: Site, base: Forward, x: Array, drop: Forward | None = None) -> Array:

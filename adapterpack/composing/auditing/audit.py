@@ -12,17 +12,18 @@ import numpy as np
 from ...adapter_methods import Site, to_matrix
 from ...base.checkpoint import Checkpoint
 from ...base.dtypes import parse
-from ...errors import ConfigError, NothingToDo, Unsupported
+from ...errors import AdapterpackError, NothingToDo, Unsupported
 from ...io.safetensors import DTYPES, FLOATS
 from ...lowrank.space import Term, zero
 from ...lowrank.spectra import Loss
-from ...lowrank.truncation import Cut
+from ...lowrank.truncation import Cut, require_count
 from ...manifest import manifest as m
 from ...pack.pack import Adapter, Pack
 from ...pack.validate.validation import load
 from ..arguments import checked_weights, opened_base
 from ..compatibility import SIDE_BY_SIDE, common_base, common_task, require_same_site
 from ..full_modules import comparable
+from ..plan import plan
 from ..represent import FactoredChange, represent
 from . import verdict
 from .audit_report import Audit, AuditedModule, AuditedSite, Skipped
@@ -83,7 +84,8 @@ def audit(
         'The packs hardly meet: add them up.'
     """
     factors = checked_weights(packs, weights)
-    _check_ranks(ranks)
+    for rank in ranks:
+        require_count(rank, "ranks")
     codes = list(dict.fromkeys(parse(name) for name in dtypes))
     loaded = [pack if isinstance(pack, Pack) else load(pack) for pack in packs]
     common_base(loaded)
@@ -105,16 +107,11 @@ def audit(
         raise NothingToDo(f"no change of these packs can be measured{reason}", where=", ".join(pack.name for pack in loaded),
                           remedy="audit packs that change weights")
     base_name, folded = (None, ()) if checkpoint is None else (checkpoint.name, tuple(codes))
+    obstacles = [*_obstacles(loaded), *(module.refusal for module in whole if module.refusal is not None)]
     figures = Audit(tuple(loaded), tuple(factors), base_name, tuple(sorted(set(ranks))), folded, tuple(sites), tuple(skipped), tuple(whole),
-                    tuple(_obstacles(loaded)))
+                    tuple(dict.fromkeys(obstacles)))
+    figures = dataclasses.replace(figures, refused=dict(_refusals(loaded, verdict.of(figures).rules, base)))
     return dataclasses.replace(figures, verdict=verdict.of(figures))
-
-
-def _check_ranks(ranks: Sequence[int]) -> None:
-    for rank in ranks:
-        if isinstance(rank, bool) or rank != int(rank) or rank < 1:
-            raise ConfigError("a rank must be a positive whole number", where="ranks", expected="at least 1", found=rank,
-                              remedy="give a larger rank")
 
 
 def _union(packs: Sequence[Pack]) -> dict[str, list[_Part | None]]:
@@ -204,6 +201,15 @@ def _whole(packs: Sequence[Pack]) -> Iterator[AuditedModule]:
         holders = [(pack.name, module[path]) for pack, module in modules if path in module]
         numbers = max(sum(value.size for value in module.values()) for _, module in holders)
         yield AuditedModule(path, tuple(name for name, _ in holders), numbers, refusal)
+
+
+def _refusals(packs: Sequence[Pack], rules: Sequence[str], base: str | os.PathLike[str] | None) -> Iterator[tuple[str, str]]:
+    """Of these rules those by which compose would refuse the packs with no other option, and why."""
+    for rule in rules:
+        try:
+            plan(packs, rule=rule, base=base)
+        except AdapterpackError as error:
+            yield rule, str(error)
 
 
 def _obstacles(packs: Sequence[Pack]) -> Iterator[str]:

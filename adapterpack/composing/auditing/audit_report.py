@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -93,7 +93,7 @@ class AuditedSite:
 @dataclass(frozen=True)
 class Audit:
     """All figures of an audit. ``ranks`` and ``dtypes`` are those for which losses are reported; ``obstacles`` are the reasons for which
-    compose would refuse the packs whatever the figures say.
+    compose would refuse the packs whatever the figures say, ``refused`` those for which it would by a rule, of the rules that were tried.
     """
 
     packs: tuple[Pack, ...]
@@ -105,6 +105,7 @@ class Audit:
     skipped: tuple[Skipped, ...]
     whole: tuple[AuditedModule, ...]
     obstacles: tuple[str, ...]
+    refused: Mapping[str, str] = field(default_factory=dict)
     verdict: Verdict = NOT_YET
 
     @cached_property

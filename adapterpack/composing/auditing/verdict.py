@@ -88,17 +88,21 @@ def of(audit: Audit) -> Verdict:
         return Verdict("single", _lone(total, names[0]), (), (*_compressible(audit, total), *_folds(total), *_limits(audit)))
     facts = _facts(total, names)
     kind = next(kind for kind in _KINDS if kind.holds(facts))
-    chosen = tuple(name for name in kind.rules if name in RULES)
+    chosen = tuple(name for name in kind.rules if name in RULES and name not in audit.refused)
     reasons = [kind.why(facts)]
-    if kind.rules and not chosen:
+    if audit.obstacles:
+        chosen = ()
+    elif kind.rules and not chosen and audit.refused:
+        reasons.append(f"Compose refuses these packs by the rules made for this: {next(iter(audit.refused.values()))}")
+    elif kind.rules and not chosen:
         reasons.append("None of the rules made for this is installed (see adapterpack rules); keep the packs apart in a bank bundle or "
                        "under compose --tree, or compare linear with each pack alone on held-out data.")
     hints = [*_uneven(total, names), *_retained(total, names), *_cross(total), *_compressible(audit, total), *_folds(total)]
     summary = kind.summary
     if audit.obstacles:
         summary = "Compose refuses these packs as they are: serve them side by side. " + summary
-    weights = kind.weights and tuple(math.copysign(kind.weights(len(names)), weight) for weight in audit.weights)
-    return Verdict(kind.name, summary, chosen, (*reasons, *hints, *_limits(audit)), weights)
+    weights = kind.weights and chosen and tuple(math.copysign(kind.weights(len(names)), weight) for weight in audit.weights)
+    return Verdict(kind.name, summary, chosen, (*reasons, *hints, *_limits(audit)), weights or None)
 
 
 def _facts(total: Measures, names: Sequence[str]) -> _Facts:
