@@ -6,7 +6,8 @@ from __future__ import annotations
 import json
 import re
 import struct
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ import adapterpack
 from adapterpack.converting.format import formats
 from adapterpack.converting.refused import REFUSED
 from adapterpack.errors import AdapterpackError, BaseMismatch, FormatError, NonFinite, Unsupported
+
+sys.path.insert(0, str(Path(__file__).parent / "fuzz"))
+from foreign import BOTTLENECK, LORA, MLX, read, write_adapters
 
 pytestmark = pytest.mark.fast
 
@@ -49,9 +53,6 @@ def converted(source: Path, out: Path, **options: Any) -> adapterpack.Pack:
 
 
 # MLX
-
-
-MLX = {"fine_tune_type": "lora", "num_layers": 1, "lora_parameters": {"rank": 3, "scale": 2.5, "dropout": 0.0}, "seed": 0}
 
 
 def mlx_tensors(rank: int = 3, name: str = "model.layers.0.self_attn.q_proj") -> dict[str, np.ndarray]:
@@ -98,6 +99,8 @@ def test_mlx_has_one_rank_and_one_scale(tmp_path: Path) -> None:
     ({**MLX, "fine_tune_type": "full"}, mlx_tensors(), Unsupported, "extract"),
     ({**MLX, "lora_parameters": {"rank": 3, "scale": 10.0, "alpha": 16}}, mlx_tensors(), Unsupported, "take alpha out"),
     ({**MLX, "lora_parameters": {"rank": 3, "scale": 1e400}}, mlx_tensors(), AdapterpackError, "finite|JSON"),
+    ({**MLX, "fine_tune_type": ["full"]}, mlx_tensors(), Unsupported, "trained the weights"),
+    ({**MLX, "lora_parameters": {"rank": 3, "scale": 1e308}}, mlx_tensors(), FormatError, "finite"),
     (MLX, mlx_tensors(2), FormatError, "rank"),
     (MLX, mlx_tensors(name="model.embed_tokens"), Unsupported, "tied"),
     (MLX, {**mlx_tensors(), "x.gate.lora_a": normal(4, 3, 7), "x.gate.lora_b": normal(4, 5, 3)}, Unsupported, "experts"),
@@ -116,19 +119,10 @@ def test_what_mlx_holds_beyond_lora_is_refused_by_name(tmp_path: Path, config: d
 # AdapterHub
 
 
-BOTTLENECK = {"mh_adapter": True, "output_adapter": True, "reduction_factor": 4, "non_linearity": "swish", "original_ln_before": False,
-              "original_ln_after": True, "ln_before": False, "ln_after": False, "init_weights": "bert", "is_parallel": False,
-              "scaling": 1.0, "use_gating": False, "residual_before_ln": True, "adapter_residual_before_ln": False, "inv_adapter": None,
-              "cross_adapter": False, "leave_out": [], "dropout": 0.0, "phm_layer": False, "phm_dim": 4, "factorized_phm_W": True,
-              "shared_W_phm": False, "shared_phm_rule": True, "factorized_phm_rule": False, "phm_rank": 1, "phm_bias": True}
 HUB = {("bert", "houlsby"): {}, ("bert", "compacter"): {"phm_layer": True, "phm_dim": 2, "reduction_factor": 3, "non_linearity": "gelu"},
        ("bert", "parallel"): {"mh_adapter": False, "is_parallel": True, "scaling": 4.0, "reduction_factor": 2, "non_linearity": "relu"},
        ("llama", "parallel"): {"mh_adapter": False, "is_parallel": True, "scaling": 4.0, "reduction_factor": 2, "non_linearity": "relu"},
        ("llama", "pfeiffer"): {"mh_adapter": False, "original_ln_before": True, "non_linearity": "relu"}}
-LORA = {"architecture": "lora", "selfattn_lora": True, "intermediate_lora": False, "output_lora": False, "leave_out": [], "r": 2,
-        "alpha": 3, "dropout": 0.0, "attn_matrices": ["q", "v"], "composition_mode": "add", "init_weights": "lora", "use_gating": False,
-        "use_dora": False, "vera_d": None, "vera_b": None, "dtype": None}
-
 
 def hub_folder(path: Path, family: str, name: str, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Path:
     saved = {"config": config, "hidden_size": 12, "model_class": "X", "model_name": "", "model_type": family, "name": name,
@@ -267,6 +261,37 @@ def test_a_head_of_adapterhub_is_a_module_trained_whole(tmp_path: Path) -> None:
     (source / "head_config.json").write_text(json.dumps(head))
     with pytest.raises(Unsupported, match="without the files of the head"):
         converted(source, tmp_path / "other")
+
+
+ODD: tuple[Any, ...] = (None, True, -1, 2**63, 1e308, "x", ["full"], {"a": 1})
+"""Values of other kinds than the settings have."""
+
+
+def test_settings_of_another_kind_are_named(tmp_path: Path) -> None:
+    """Every setting of every tool, with a value of each kind in its place: a pack or an error by name."""
+    (tmp_path / "packs").mkdir()
+    refused = 0
+    for one in write_adapters(tmp_path / "adapters", tmp_path / "packs").values():
+        value = json.loads(one.settings)
+        for holder, key in list(places(value)):
+            kept = holder[key]
+            for odd in ODD:
+                holder[key] = odd
+                one.put(json.dumps(value).encode())
+                try:
+                    read(one.path)
+                except AdapterpackError:
+                    refused += 1
+            holder[key] = kept
+        one.put(one.settings)
+    assert refused > 300
+
+
+def places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """The holder and the key of everything in a JSON value."""
+    for key in list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+        yield value, key
+        yield from places(value[key])
 
 
 # LyCORIS

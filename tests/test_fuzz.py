@@ -27,8 +27,8 @@ def test_some_seconds_find_nothing() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert " 0 findings" in done.stdout
     lines = {line.split()[0]: line for line in done.stdout.splitlines()[:-1]}
-    assert set(lines) == {"tensor_file", "manifest", "pack", "method", "template", "peft", "gguf_file", "onnx_adapter", "bundle", "yaml",
-                          "recipe", "tokenizer", "tokenizer_config", "rows"}
+    assert set(lines) == {"tensor_file", "manifest", "pack", "method", "foreign", "template", "peft", "gguf_file",
+                          "onnx_adapter", "bundle", "yaml", "recipe", "tokenizer", "tokenizer_config", "rows"}
     assert not any(" 0 accepted" in lines[name] for name in ("tensor_file", "manifest", "template", "peft"))
 
 

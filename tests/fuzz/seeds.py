@@ -26,12 +26,15 @@ from adapterpack.peft import layout
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "packs"))
 sys.path.insert(0, str(Path(__file__).parent.parent))
+import foreign
 import make_bad as bad
 from test_templates import SHAPES
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 SCRATCH = Path(tempfile.mkdtemp(prefix="fuzz-"))
 FOLDER, PEFT, METHODS, TOKENIZER = SCRATCH / "pack", SCRATCH / "peft", SCRATCH / "methods", SCRATCH / "tokenizer"
+FOREIGN: dict[str, foreign.Foreign] = {}
+"""By name, once :func:`adapters_of_others` has made them."""
 
 
 def tensor_files() -> tuple[bytes, ...]:
@@ -103,6 +106,12 @@ def packs_of_methods() -> tuple[bytes, ...]:
     bad.good(METHODS / "tree")
     bad.composed(METHODS / "tree")
     return tuple(folder.name.encode() + b"\n" + (folder / m.FILE_NAME).read_bytes() for folder in sorted(METHODS.iterdir()))
+
+
+def adapters_of_others() -> tuple[bytes, ...]:
+    """The settings of each, behind its name; of PEFT for each method whose pack is there."""
+    FOREIGN.update(foreign.write_adapters(SCRATCH / "foreign", METHODS))
+    return tuple(name.encode() + b"\n" + one.settings for name, one in FOREIGN.items())
 
 
 def tokenizers_of_two_kinds() -> tuple[bytes, ...]:

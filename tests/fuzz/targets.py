@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import foreign
 import pyarrow.json
 import safetensors
 import seeds as s
@@ -108,6 +109,17 @@ def peft(data: bytes) -> str:
     return ACCEPTED
 
 
+def foreign_settings(data: bytes) -> str:
+    """An adapter of another tool with forged settings; the first line says which: whatever is read is a pack."""
+    name, _, forged = data.partition(b"\n")
+    one = s.FOREIGN.get(name.decode("ascii", "replace"))
+    if one is None:
+        return "no such adapter"
+    one.put(forged)
+    foreign.read(one.path)
+    return ACCEPTED
+
+
 def gguf_file(data: bytes) -> str:
     """Another tool's file: arrays of the shapes that were checked."""
     (SCRATCH / "x.gguf").write_bytes(data)
@@ -178,6 +190,7 @@ TARGETS = {
     "manifest": Target(s.MANIFESTS, canonical_or_bytes, manifest),
     "pack": Target((s.MANIFEST,), canonical_or_bytes, pack),
     "method": Target(s.packs_of_methods(), after_the_name, method),
+    "foreign": Target(s.adapters_of_others(), after_the_name, foreign_settings),
     "template": Target(s.TEMPLATES, jinja, template),
     "peft": Target((s.CONFIG,), canonical_or_bytes, peft),
     "gguf_file": Target((s.gguf_file(),), mutated_bytes, gguf_file),

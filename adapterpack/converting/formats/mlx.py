@@ -49,6 +49,7 @@ def _read_pack(source: Source) -> Pack:
     if not (source.path / _FILE).is_file():
         raise Unsupported("the tensors are in the form of an mlx-lm before 0.14", where=source.path / _OLD, expected=_FILE,
                           remedy="save them with mlx: mx.save_safetensors('adapters.safetensors', dict(mx.load('adapters.npz')))")
+    alpha = finite_number(scale * rank, f"{source.path / layout.CONFIG}#/lora_parameters/scale")
     file = SafetensorsFile(source.path / _FILE, private=True)
     modules = _modules(file, (_A, _B, _M) if method.name == "dora" else (_A, _B))
     sites: dict[Site, tuple[Any, dict[str, np.ndarray]]] = {}
@@ -66,7 +67,7 @@ def _read_pack(source: Source) -> Pack:
         if down.shape[0] != rank:
             raise FormatError("the rank that the file states is not that of its tensors", where=where, expected=rank, found=down.shape[0])
         params = {"lora_A": down, "lora_B": up, **({"lora_magnitude_vector": tensors[_M]} if _M in tensors else {})}
-        cfg = untargeted(method.config(r=rank, alpha=scale * rank))
+        cfg = untargeted(method.config(r=rank, alpha=alpha))
         site, params = site_of(method, cfg, path, "linear", params, file.path)
         sites[site] = (cfg, params)
     return foreign_pack(source, [MethodSites(method, sites)], "mlx")
@@ -80,7 +81,7 @@ def _settings(config: Mapping[str, Any], where: Path) -> tuple[Method, int, floa
         FormatError: it lacks something.
     """
     kind, parameters = config.get("fine_tune_type", "lora"), config.get("lora_parameters")
-    if kind not in _METHODS:
+    if not isinstance(kind, str) or kind not in _METHODS:
         raise Unsupported("mlx-lm trained the weights themselves, or in a way that is not known", where=f"{where}#/fine_tune_type",
                           expected=", ".join(_METHODS), found=repr(kind)[:80],
                           remedy="fuse it with mlx_lm.fuse, and take the difference with adapterpack extract")
