@@ -118,7 +118,9 @@ def table() -> dict[str, Any]:
                 models[name] = ["" if model is None else model.base_model_prefix, used]
                 models.setdefault(kind, name)
     steps = {name: value for name, value in steps.items() if value}
-    return {"transformers": transformers.__version__, "types": types, "renamings": _once(steps), "models": _once(models)}
+    return {"transformers": transformers.__version__,
+            "known": sorted(CONFIG_MAPPING_NAMES), "types": types,
+            "renamings": _once(steps), "models": _once(models)}
 
 
 def _classes(kind: str) -> dict[str, Any]:
@@ -143,7 +145,7 @@ def _once(values: dict[str, Any]) -> dict[str, Any]:
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     whole = table()
-    lines = [f" {json.dumps(key)}: " + (json.dumps(value) if isinstance(value, str) else
+    lines = [f" {json.dumps(key)}: " + (json.dumps(value) if not isinstance(value, dict) else
              "{\n" + ",\n".join(f"  {json.dumps(name)}: {json.dumps(one)}" for name, one in value.items()) + "\n }")
              for key, value in whole.items()]
     sys.stdout.write("{\n" + ",\n".join(lines) + "\n}\n")

@@ -9,7 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import transformers
+from architectures import ARCHITECTURES
 from click.testing import CliRunner
+from training_families import seeing
 
 from adapterpack import train
 from adapterpack.cli.main import main
@@ -46,6 +50,21 @@ def test_a_base_without_a_tokenizer(tiny_bert: Path, tiny_llama: Path, tmp_path:
             with pytest.raises(StorageError, match="no tokenizer"):
                 train(classify(folder, tmp_path))
     assert not (tmp_path / "pack").exists()
+
+
+@pytest.mark.parametrize("layer", [-2, [-2, -1]], ids=str)
+def test_which_layer_of_a_vision_tower_is_read_is_no_count_of_layers(layer: int | list[int], tmp_path: Path) -> None:
+    """Every published LLaVA reads the last layer but one."""
+    (architecture,) = (one for one in ARCHITECTURES if one.name == "llava")
+    config = architecture.config(transformers)
+    config.vision_feature_layer = layer
+    torch.manual_seed(0)
+    model = transformers.LlavaForConditionalGeneration(config).eval()
+    model.save_pretrained(tmp_path / "base")
+    loaded = load_model(task_named("image-text-to-text"), tmp_path / "base").eval()
+    batch = {key: value for key, value in seeing().items() if key != "labels"}
+    with torch.no_grad():
+        assert torch.equal(loaded(**batch).logits, model(**batch).logits)
 
 
 @pytest.mark.parametrize(("name", "content", "error", "text"), [

@@ -5,6 +5,7 @@ Everything that opens a base asks :func:`require_harmless` first, since transfor
 
 from __future__ import annotations
 
+import json
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from ..errors import FormatError, Unsupported, storage_errors
 from ..io import strict_json
 from ..io.hashing import Identity, identity
 from ..io.safe_open import copy_file, open_inside, read_at_most, resolved_inside
+from .renamings import is_known
 
 CONFIG = "config.json"
 MAX_JSON = 64 << 20
@@ -63,7 +65,8 @@ def carried_files(folder: Path, names: Iterable[str] = ()) -> list[Path]:
 
 
 def copy_carried(source: Path, target: Path, names: Iterable[str] = ()) -> None:
-    """Copies the files of :func:`carried_files` into another folder, in place of what a killed process left there of their names.
+    """Copies the files of :func:`carried_files` into another folder, in place of what a killed process left there of their names; a
+    configuration without the code that it names and nobody runs.
 
     Raises:
         FormatError: a link leads out of the folder.
@@ -71,7 +74,10 @@ def copy_carried(source: Path, target: Path, names: Iterable[str] = ()) -> None:
     """
     for path in carried_files(source, names):
         (target / path.name).unlink(missing_ok=True)
-        copy_file(path, target / path.name)
+        if path.name == CONFIG and (plain := without_code(config := read_json(path))) != config:
+            (target / path.name).write_text(json.dumps(plain, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        else:
+            copy_file(path, target / path.name)
 
 
 def require_harmless(folder: Path) -> None:
@@ -87,8 +93,10 @@ def require_harmless(folder: Path) -> None:
     if identities in _HARMLESS:
         return
     for path in configs:
-        for key, value in named_values(read_json(path)):
-            if _runs_code(key, value):
+        for holder in objects(read_json(path)):
+            for key, value in holder.items():
+                if not _runs_code(key, value) or (path.name == CONFIG and _is_unread(key, holder)):
+                    continue
                 raise Unsupported("the base names code of its own or of somebody else, which is never run", where=path,
                                   found=f"{key}: {value!r:.100}", expected="a class that transformers has", remedy=_REMEDY)
     if all(one.settled for one in identities):
@@ -105,14 +113,40 @@ def _is_plain(path: Path) -> bool:
 
 def named_values(value: Any) -> Iterator[tuple[str, Any]]:
     """Every key at any depth, with its value."""
+    for holder in objects(value):
+        yield from holder.items()
+
+
+def objects(value: Any) -> Iterator[Mapping[str, Any]]:
+    """Every object at any depth, the value itself among them."""
     inner: Iterable[Any] = ()
     if isinstance(value, Mapping):
-        yield from value.items()
+        yield value
         inner = value.values()
     elif isinstance(value, list):
         inner = value
     for item in inner:
-        yield from named_values(item)
+        yield from objects(item)
+
+
+def without_code(value: Any) -> Any:
+    """A configuration without the keys that name code where transformers has a class of its own, so that nothing reads them.
+
+    Example:
+        >>> without_code({"model_type": "phi3", "auto_map": {"AutoConfig": "configuration_phi3.Phi3Config"}})
+        {'model_type': 'phi3'}
+    """
+    if isinstance(value, list):
+        return [without_code(item) for item in value]
+    if not isinstance(value, Mapping):
+        return value
+    return {key: without_code(item) for key, item in value.items() if not _is_unread(key, value)}
+
+
+def _is_unread(key: str, holder: Mapping[str, Any]) -> bool:
+    """Whether a key names code that nobody asks for: transformers takes a class of its own, where it has one, unless it is told that the
+    base's code is trusted, which is told nowhere here."""
+    return key == "auto_map" and is_known(holder.get("model_type"))
 
 
 def _runs_code(key: str, value: Any) -> bool:

@@ -20,7 +20,7 @@ from ..io.safe_open import open_inside
 from ..io.safetensors import SafetensorsFile, TensorInfo
 from . import fingerprint as fp
 from . import linear_layers, merkle
-from .base_folder import CONFIG, read_json, require_harmless
+from .base_folder import CONFIG, read_json, require_harmless, without_code
 from .fused_experts import Stack, find_stacks, stored_as
 from .renamings import Renaming, find, in_memory, renamed, renamings_of
 
@@ -96,9 +96,9 @@ class Checkpoint:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The contents of ``config.json``, or an empty object."""
+        """The contents of ``config.json``, without code that it names and nobody runs; or an empty object."""
         path = self.folder / CONFIG
-        loaded = read_json(path) if path.is_file() else {}
+        loaded = without_code(read_json(path)) if path.is_file() else {}
         if not isinstance(loaded, dict):
             raise FormatError("the configuration is no JSON object", where=path, expected="an object", found=type(loaded).__name__)
         return loaded

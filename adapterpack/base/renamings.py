@@ -88,6 +88,16 @@ def renamings_of(config: Mapping[str, Any], architecture: str | None = None) -> 
     return (*steps, *(Renaming(_compiled(pattern), target) for pattern, target in table["renamings"]["legacy"]))
 
 
+def is_known(kind: object) -> bool:
+    """Whether transformers has models of that type.
+
+    Example:
+        >>> is_known("phi3"), is_known("somebodys_own")
+        (True, False)
+    """
+    return isinstance(kind, str) and kind in _table()["known"]
+
+
 def placed(names: Iterable[str], stored: Iterable[str], steps: Sequence[Step]) -> dict[str, str]:
     """Of ``names`` those that weights of the checkpoint with these names have outside memory, with their names in memory."""
     known = renamed(stored, steps) if steps else {}

@@ -21,8 +21,8 @@ from ..base.checkpoint import Checkpoint
 from ..base.quantization import declared
 from ..errors import FormatError
 
-_COUNTS = re.compile(r"(layers?|experts|blocks|depths?|labels)$")
-"""Keys that say how many parts a model has: classes of transformers make lists of that length."""
+_COUNTS = re.compile(r"((?:^n|^num|_n|_num)_layer|layers|experts|blocks|depths?|labels)$")
+"""Keys that say how many parts a model has: classes of transformers make lists of that length. One that ends in ``layer`` says which."""
 _MOST = {"labels": 100_000}
 """Of what there may be so many; of all else, :data:`_MOST_PARTS`."""
 _MOST_PARTS = 1000
@@ -49,7 +49,8 @@ def require_fitting(folder: Path) -> None:
         if part := _COUNTS.search(key):
             most = _MOST.get(part[1], _MOST_PARTS)
             for count in value if isinstance(value, list) else [value]:
-                if type(count) is int and not -1 <= count <= most:
+                least = -math.inf if isinstance(value, list) else -1  # of several, negative ones are places, counted from the end
+                if type(count) is int and not least <= count <= most:
                     raise _too_large(f"{path}#{key}", f"at most {most}", _short(count))
 
 

@@ -48,13 +48,24 @@ def planted(base: Path, outside: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=list(COMMANDS))
 def test_code_next_to_a_configuration_never_runs(command: str, base: Path, attacks: Attacks) -> None:
-    changed(base / "config.json", **planted(base, attacks.outside))
+    changed(base / "config.json", model_type="odd", **planted(base, attacks.outside))
     attacks.command(*command.split(), stdin="y\n" * 9).refused("auto_map", "never run", "delete that key", absent=attacks.work / "out")
+
+
+@pytest.mark.parametrize("name", ["train", "export", "merge", "audit"])
+def test_code_beside_a_class_that_transformers_has_is_left_alone(name: str, base: Path, attacks: Attacks) -> None:
+    """As in what is published of Phi-3 and DeepSeek: the command does its work, asks nothing, and what it writes names no code."""
+    changed(base / "config.json", **planted(base, attacks.outside))
+    done = attacks.command(*COMMANDS[name].split(), stdin="y\n" * 9).held()
+    assert done.code == 0, done
+    written = attacks.work / "out" / "config.json"
+    assert name != "export" or written.is_file()
+    assert not written.exists() or "auto_map" not in written.read_text()
 
 
 NAMED: dict[str, tuple[str, dict[str, Any]]] = {
     "a model type that is not known": ("config.json", {"model_type": "odd", "auto_map": {"AutoConfig": "odd.C"}}),
-    "code of another repository": ("config.json", {"auto_map": {"AutoModelForCausalLM": "somebody/repo--odd.M"}}),
+    "code of another repository": ("config.json", {"model_type": "odd", "auto_map": {"AutoModelForCausalLM": "somebody/repo--odd.M"}}),
     "in a part": ("config.json", {"text_config": {"vision": [{"auto_map": {"AutoModel": "odd.M"}}]}}),
     "of the tokenizer": ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["odd.T", None]}}),
     "of the processor": ("processor_config.json", {"auto_map": {"AutoProcessor": "odd.P"}}),
