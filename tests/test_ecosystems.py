@@ -79,6 +79,17 @@ def test_mlx_both_ways(tmp_path: Path) -> None:
     assert config["lora_parameters"] == {"rank": 3, "scale": 2.5, "dropout": 0.0, "keys": ["model.layers.0.self_attn.q_proj"]}
 
 
+@pytest.mark.parametrize(("keys", "alpha", "scale"), [
+    ({"num_layers": 1, "fine_tune_type": "lora"}, 16, 2.5),  # since October 2024, whose defaults still had an alpha
+    ({"lora_layers": 1}, 16, 2.5 * 16 / 3),  # until May 2024
+    ({"lora_layers": 1, "use_dora": False}, 3, 2.5),  # of either, which is the same
+])
+def test_mlx_means_by_an_alpha_what_the_version_that_trained_meant(tmp_path: Path, keys: dict[str, Any], alpha: int, scale: float) -> None:
+    config = {**keys, "lora_parameters": {"rank": 3, "alpha": alpha, "scale": 2.5, "dropout": 0.0}}
+    [adapter] = converted(folder(tmp_path / "a", config, adapters=mlx_tensors()), tmp_path / "pack").adapters()
+    assert adapter.config.scale == pytest.approx(scale, rel=1e-15)
+
+
 def test_mlx_has_one_rank_and_one_scale(tmp_path: Path) -> None:
     """Modules of other ranks and scales are padded with zeros and multiplied: the changes are the same, and it is said."""
     tensors = {f"base_model.model.{name}.lora_{leaf}.weight": normal(*shape) for name, rank in (("x.q", 2), ("x.k", 2), ("x.v", 4))
@@ -97,7 +108,9 @@ def test_mlx_has_one_rank_and_one_scale(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("config", "tensors", "error", "said"), [
     ({**MLX, "fine_tune_type": "full"}, mlx_tensors(), Unsupported, "extract"),
-    ({**MLX, "lora_parameters": {"rank": 3, "scale": 10.0, "alpha": 16}}, mlx_tensors(), Unsupported, "take alpha out"),
+    ({"lora_layers": 1, "use_dora": False, "lora_parameters": {"rank": 3, "scale": 10.0, "alpha": 16}}, mlx_tensors(), Unsupported,
+     "take alpha out"),
+    ({"lora_parameters": {"rank": 3, "scale": 10.0, "alpha": 16}}, mlx_tensors(), Unsupported, "take alpha out"),
     ({**MLX, "lora_parameters": {"rank": 3, "scale": 1e400}}, mlx_tensors(), AdapterpackError, "finite|JSON"),
     ({**MLX, "fine_tune_type": ["full"]}, mlx_tensors(), Unsupported, "trained the weights"),
     ({**MLX, "lora_parameters": {"rank": 3, "scale": 1e308}}, mlx_tensors(), FormatError, "finite"),

@@ -77,5 +77,6 @@ def test_packs_are_saved_where_transformers_has_other_internals(tmp_path: Path) 
     paths = [str(tmp_path / name) for name in ("bert", "vit", "on-bert", "on-vit")]
     done = subprocess.run([sys.executable, "-c", WITHOUT_INTERNALS, *paths], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["encoder.layer.0.attention.self.query.weight 0", "encoder.layer.0.attention.attention.query.weight 0"]
+    assert done.stdout.splitlines() == ["encoder.layer.0.attention.self.query.weight 0",
+                                        "encoder.layer.0.attention.attention.query.weight 0"]
     assert PeftModel.from_pretrained(ViTModel.from_pretrained(tmp_path / "vit"), tmp_path / "on-vit").active_adapters == ["default"]

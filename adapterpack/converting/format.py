@@ -19,12 +19,16 @@ MAX_FILE = 16 << 30
 
 
 class Source(NamedTuple):
-    """What is read: a path, the name for the pack, the base (if named), and the model or task to choose from a file with several."""
+    """What is read: a path, the name for the pack, the base (if named), and the model or task to choose from a file with several.
+
+    ``converted``: it is to become something else, so that tensors are taken out of a pickle, too; who only looks refuses it.
+    """
 
     path: Path
     name: str
     base: BaseModel | None = None
     part: str | None = None
+    converted: bool = False
 
 
 class Reading(NamedTuple):

@@ -17,6 +17,7 @@ from ..manifest import manifest as m
 from ..manifest.secondary_methods import MethodSites
 from ..pack.lineage import descended
 from ..pack.pack import Pack, build
+from ..peft.options import PICKLES, SHARD
 from ..tasks.task import NO_TASK
 from .base import BaseModel, bind_to_base
 from .format import Source
@@ -78,8 +79,11 @@ def untargeted(cfg: Cfg) -> Cfg:
 
 
 def source_digest(path: Path, tensors: str = TENSORS) -> tuple[str, str]:
-    """Digest and name of the file with an adapter's numbers: the file itself, or the one called ``tensors`` in a folder."""
+    """Digest and name of the file with an adapter's numbers: the file itself, or the one called ``tensors`` in a folder, or, where there is
+    none, the pickle or the first of several that stand for it."""
     file = path / tensors if path.is_dir() else path
+    if not file.exists():
+        file = next(other for other in sorted(path.iterdir()) if other.name in PICKLES or SHARD.fullmatch(other.name))
     return f"sha256:{sha256_of(file)}", path.resolve().name
 
 

@@ -101,7 +101,7 @@ def convert(
         path = folder_of(source)
         form = detect(path)
         source_name = plain_name(path.resolve().name if path.is_dir() else path.stem)
-        pack, notes = form.read(Source(path, name if to == "pack" else source_name, model, part))
+        pack, notes = form.read(Source(path, name if to == "pack" else source_name, model, part, converted=True))
         if form.name != "pack":
             pack = with_parent(pack, form.name, source_digest(path, form.tensors))
     if part is not None and not form.parts:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import Unsupported
+from ..peft.options import TORCHTUNE
 from .format import first_bytes
 
 _PICKLES = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-_TORCHTUNE = re.compile(r"adapter_\d{1,6}\.pt|adapter_model\.pt")
+_TORCHTUNE = re.compile(rf"{TORCHTUNE.pattern}|adapter_model\.pt")
 _SAFE = "safetensors, GGUF or .onnx_adapter"
 
 
@@ -37,6 +38,9 @@ def _is_tar(path: Path) -> bool:
 REFUSED = (
     Refused("nemo", _is_tar, "the file is an archive, as NeMo's .nemo files are, with a pickle in it, which is never opened",
             "a folder of PEFT", "export the adapter as a folder of PEFT with NeMo (hf-peft), or merge it there"),
+    Refused("torchtune_folder", lambda path: path.is_dir() and any(TORCHTUNE.fullmatch(one.name) for one in path.iterdir()),
+            "the folder holds a pickle with torchtune's names, torchtune's own form of an adapter, which is never opened",
+            "a folder of PEFT", "let torchtune's checkpointer write PEFT's form (safe_serialization: True) and read that folder"),
     Refused("nemo_folder", lambda path: (path / "context").is_dir() and (path / "weights").is_dir(),
             "the folder is a distributed checkpoint, as NeMo 2 writes it, whose index is a pickle, which is never opened",
             "a folder of PEFT", "export the adapter as a folder of PEFT with NeMo (hf-peft), or merge it there"),

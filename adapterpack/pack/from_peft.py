@@ -17,7 +17,7 @@ from ..io.streamed_tensors import Streamed
 from ..manifest import manifest as m
 from ..manifest.secondary_methods import MethodSites
 from ..peft import layout
-from ..peft.options import base_hint, read_config, refuse_pickle, unknown_sentence
+from ..peft.options import base_hint, read_config, require_tensors, unknown_sentence
 from ..tasks.task import task_of_peft
 from .pack import Pack, build
 
@@ -53,7 +53,8 @@ def imported(folder: Path, name: str | None = None, on_base: bool = False, tenso
         Unsupported: it uses a method or an option that adapterpack cannot reproduce exactly.
     """
     config = read_config(folder / layout.CONFIG)
-    refuse_pickle(folder / TENSORS)
+    if tensors is None:
+        require_tensors(folder / TENSORS)
     path = folder / TENSORS
     large = SafetensorsFile(path) if tensors is None and path.is_file() and path.stat().st_size > LARGE else None
     content = layout.content_of(folder, config, (), tensors or large, base=base)

@@ -62,10 +62,11 @@ def config_bytes(manifest: m.Manifest, on_base: bool = False, parameters: bool =
     if not _imported(manifest) and any(limit(pack.method_of(group), pack.config_at(group), _site(group)) for group in adapters):
         return None
     sites = {group.path: pack.config_at(group) for group in adapters if group.method is None}
-    saved = [group.path for group in manifest.groups if group.role == "full"]
+    full = [group.path for group in manifest.groups if group.role == "full"]
     task, method_config = peft_type_of(manifest.task.type), method.peft.to_config(sites) if sites else {}
     if method_config is None or (rearranged is None and not method.peft.equivalent(sites, task)):
         return None
+    biases = [path for path in full if "bias" in method_config and pack.shapes[path].keys() == {"bias"}]
     secondary_configs = {}
     for secondary in pack.methods[1:]:
         assert secondary.peft is not None
@@ -79,10 +80,11 @@ def config_bytes(manifest: m.Manifest, on_base: bool = False, parameters: bool =
         "revision": manifest.base.commit,
         "inference_mode": True,
         **({} if method.peft.site or not method.peft.names_sites else {"target_modules": [path for path in sites if path not in bare]}),
-        "modules_to_save": saved or None,
+        "modules_to_save": [path for path in full if path not in biases] or None,
         **method_config,
         **{key: value for form in forms if form is not None for key, value in form.config.items()},
         **secondary_configs,
+        **({"bias": "all"} if biases else {}),
         **(rearranged or {}),
         **({TARGET_PARAMETERS: bare, "lora_dropout": 0.0} if bare else {}),
     }

@@ -34,7 +34,12 @@ _NEUTRAL = frozenset({
 _OFF: tuple[Any, ...] = (None, False, "", [], {})
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_PICKLES = ("adapter_model.bin", "adapter_model.pt")
+PICKLES = ("adapter_model.bin", "adapter_model.pt")
+SHARD = re.compile(r"adapter_model-[0-9]{5}-of-[0-9]{5}\.safetensors")
+"""Names of the files that stand for PEFT's one file of tensors: what PEFT wrote before safetensors, and what other tools split."""
+TORCHTUNE = re.compile(r"adapter_[0-9]{1,6}\.pt")
+"""Names of torchtune's own adapter files."""
+_CONVERT = "adapterpack convert SRC --to pack -o OUT"
 
 
 _NOT_READ: dict[str, tuple[str, str]] = {
@@ -147,12 +152,24 @@ def require_peft_order(config: Mapping[str, Any], where: Path) -> None:
                               remedy="merge it with Unsloth (save_pretrained_merged)")
 
 
-def refuse_pickle(file: Path) -> None:
-    """Refuses an adapter whose tensors are a pickle instead of the ``file`` where they should be."""
-    pickles = [name for name in _PICKLES if (file.parent / name).exists()]
-    if pickles and not file.exists():
-        raise Unsupported("the adapter is stored as a pickle, which can run code and is never opened", where=file.parent / pickles[0],
-                          expected=file.name, remedy="save it again with save_pretrained(..., safe_serialization=True) where you trust it")
+def require_tensors(file: Path) -> None:
+    """Goes on only if the tensors of an adapter are in the ``file`` where they should be, or in none at all.
+
+    Raises:
+        Unsupported: they are in a pickle, in several files, or in torchtune's own form; says what reads them.
+    """
+    if file.exists() or not file.parent.is_dir():
+        return
+    names = sorted(path.name for path in file.parent.iterdir())
+    if found := next((name for name in names if name in PICKLES), None):
+        raise Unsupported("the adapter is stored as a pickle, which can run code and is not opened here", where=file.parent / found,
+                          expected=file.name, remedy=f"make a pack of it: {_CONVERT} takes the tensors out of it and runs nothing")
+    if found := next((name for name in names if SHARD.fullmatch(name)), None):
+        raise Unsupported("the adapter's tensors are in several files, of which PEFT reads none", where=file.parent / found,
+                          expected=file.name, remedy=f"make a pack of them: {_CONVERT}")
+    if found := next((name for name in names if TORCHTUNE.fullmatch(name)), None):
+        raise Unsupported("the adapter is stored in torchtune's own form, a pickle with torchtune's names", where=file.parent / found,
+                          expected=file.name, remedy="let torchtune's checkpointer write PEFT's form (safe_serialization: True)")
 
 
 def base_hint(config: Mapping[str, Any]) -> m.Base:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,16 +16,24 @@ from ..errors import FormatError, Unsupported
 from ..io.safetensors import SafetensorsFile
 from .names import form_of, is_numbered, kernel_of, loaded, prefix_of, shared_param, stack_of, stored
 
+_HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
+"""PEFT's task -> the modules that it saves whole for it, named in the configuration or not (up to 0.8 they are not)."""
 
-def _saved(path: str, modules_to_save: Any) -> str | None:
+
+def _saved(path: str, config: Mapping[str, Any]) -> str | None:
     """The module that PEFT saves whole and that ``path`` is or lies in: the outermost whose name ends in a saved one, or None.
 
     A classifier of several layers is one such module: PEFT names it, and its tensors are those of the layers in it.
     """
-    parts = path.split(".")
+    parts, named = path.split("."), config.get("modules_to_save")
     around = [".".join(parts[: end + 1]) for end in range(len(parts))]
-    saved = tuple(map(str, modules_to_save)) if isinstance(modules_to_save, list | tuple) else ()
+    saved = tuple(map(str, named)) if isinstance(named, list | tuple) else ()
+    saved += _HEADS.get(str(config.get("task_type")), ())
     return next((module for module in around if module.endswith(saved)), None)
+
+
+_OF_DEFAULT = re.compile(r"[.]default(?=[.](weight|bias)$|$)")
+"""The name that PEFT gives the only adapter of a model, where a file kept it: PEFT reads the name without."""
 
 
 _COPIES = ("modules_to_save", "original_module")
@@ -72,13 +81,16 @@ def sort(method: Method, secondary: Mapping[str, Method], tensors: SafetensorsFi
         if not name.startswith(prefix):
             raise FormatError("a tensor name that PEFT does not write", where=where, found=name, expected=f"{prefix}...")
         rest = name.removeprefix(prefix)
-        ending = None if bare else _ending(method, rest, endings)
+        rest, ending = (rest, None) if bare else _parted(method, rest, endings)
         if ending is None and any(rest.endswith(f".{end}") for end in method.peft.dropped):
             continue
         if ending is not None:
             owner = endings.get(ending)
             sites = result.params if owner is None else result.secondary.setdefault(owner, {})
-            sites.setdefault(rest.removesuffix(f".{ending}"), {})[ending] = tensors.read(name)
+            here = sites.setdefault(rest.removesuffix(f".{ending}"), {})
+            if ending in here:
+                raise FormatError("two tensors are the same one of an adapter", where=where, found=name)
+            here[ending] = tensors.read(name)
             continue
         path, _, param = rest.rpartition(".")
         if path.endswith(".base_layer") and param == "weight" and any(
@@ -87,16 +99,22 @@ def sort(method: Method, secondary: Mapping[str, Method], tensors: SafetensorsFi
         owner_of, _, copy = path.rpartition(".")
         if copy in _COPIES and f"{prefix}{owner_of}.{param}" in tensors.tensors:
             continue  # what PEFT wraps around a module that it saves whole, written again with the embeddings
-        saved = _saved(path, config.get("modules_to_save"))
+        saved = _saved(path, config)
         module = saved or path
         (result.full if saved else unknown).setdefault(module, {})[rest.removeprefix(f"{module}.")] = tensors.read(name)
-    for path in [path for path, params in unknown.items() if _is_embedding(path, params)]:
-        result.full[path] = unknown.pop(path)
-    if config.get("ensure_weight_tying") is True:
-        _tie(result.full, unknown)
+    _take_known(unknown, result, config)
     if unknown and strict:
         raise _unaccounted(unknown, prefix, endings, config, where)
     return result
+
+
+def _take_known(unknown: dict[str, dict[str, np.ndarray]], result: Sorted, config: Mapping[str, Any]) -> None:
+    """Takes from what no name accounts for the modules that PEFT saves by other rules of its own: embeddings, biases, tied modules."""
+    for path, params in list(unknown.items()):
+        if _is_embedding(path, params) or (config.get("bias") == "all" and params.keys() == {"bias"} and not _holds(path, result.params)):
+            result.full[path] = unknown.pop(path)
+    if config.get("ensure_weight_tying") is True:
+        _tie(result.full, unknown)
 
 
 def _ending(method: Method, rest: str, endings: Iterable[str]) -> str | None:
@@ -105,13 +123,18 @@ def _ending(method: Method, rest: str, endings: Iterable[str]) -> str | None:
     return next((ending for ending in endings if rest.endswith(f".{ending}")), last if is_numbered(method, last) else None)
 
 
+def _parted(method: Method, rest: str, endings: Iterable[str]) -> tuple[str, str | None]:
+    """A name, without that of the adapter if it has one, and what :func:`_ending` says of it."""
+    ending = _ending(method, rest, endings)
+    plain = _OF_DEFAULT.sub("", rest) if ending is None else rest
+    found = _ending(method, plain, endings) if plain != rest else ending
+    return (rest, ending) if found is None else (plain, found)
+
+
 def _unaccounted(unknown: Mapping[str, Mapping[str, np.ndarray]], prefix: str, endings: Iterable[str], config: Mapping[str, Any],
                  where: Path) -> Unsupported:
     """The error for tensors, by module, that are of no site and of no module that was trained whole."""
     path, params = next(iter(unknown.items()))
-    if config.get("bias") == "all" and all(tensors.keys() == {"bias"} for tensors in unknown.values()):
-        return Unsupported("the biases of layers that this adapter does not change were trained, too, which no method here does",
-                           where=where, found=f"{prefix}{path}.bias", remedy='train it with bias="lora_only", or merge it with PEFT')
     if "lora_magnitude_vector" in params and not config.get("use_dora"):
         return Unsupported("the tensors are those of DoRA, and the configuration does not say so: PEFT would take them for a LoRA, as it "
                            "does with what torchtune writes", where=where, found=f"{prefix}{path}.lora_magnitude_vector",
@@ -120,6 +143,11 @@ def _unaccounted(unknown: Mapping[str, Mapping[str, np.ndarray]], prefix: str, e
     return Unsupported("a tensor that the PEFT configuration does not account for", where=where, found=f"{prefix}{path}.{min(params)}",
                        expected=f"{', '.join(endings)}, or a module of modules_to_save",
                        remedy="name its module in modules_to_save, or remove the tensor")
+
+
+def _holds(path: str, sites: Iterable[str]) -> bool:
+    """Whether a module is or holds one of the adapted ones."""
+    return any(f"{site}.".startswith(f"{path}.") for site in sites)
 
 
 def _tie(full: dict[str, dict[str, np.ndarray]], unknown: dict[str, dict[str, np.ndarray]]) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 import torch
 import transformers as hf
 from noise import shake
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.models.clip.modeling_clip import CLIPEncoder
 
@@ -157,3 +160,55 @@ def test_a_head_comes_back_whole(architecture: str, tmp_path: Path) -> None:
     merge(tmp_path / "base", [pack], tmp_path / "merged", durable=False)
     for model in (attach(made(architecture, **more), pack), getattr(hf, architecture).from_pretrained(tmp_path / "merged").eval()):
         torch.testing.assert_close(model(input_ids=IDS)[0], theirs(input_ids=IDS)[0], rtol=0, atol=FP32)
+
+
+OLD = {"BertForSequenceClassification": "SEQ_CLS", "GPT2ForSequenceClassification": "SEQ_CLS",
+       "DistilBertForSequenceClassification": "SEQ_CLS", "BertForTokenClassification": "TOKEN_CLS",
+       "BertForQuestionAnswering": "QUESTION_ANS"}
+
+
+@pytest.mark.parametrize("architecture", OLD)
+def test_the_head_that_peft_adds_by_itself_is_read_where_the_configuration_does_not_name_it(architecture: str, tmp_path: Path) -> None:
+    """What PEFT up to 0.8 wrote, with and without the adapter's name in the tensors' names: attached, merged, and read again by PEFT."""
+    make = partial(made, architecture)
+    target = {"GPT2ForSequenceClassification": "c_attn", "DistilBertForSequenceClassification": "q_lin"}.get(architecture, "query")
+    make().save_pretrained(tmp_path / "base")
+    theirs = shaken(peft.get_peft_model(make(), peft.LoraConfig(task_type=OLD[architecture], target_modules=[target], r=2)))
+    theirs.save_pretrained(tmp_path / "old")
+    config = json.loads((tmp_path / "old" / CONFIG).read_text())
+    (tmp_path / "old" / CONFIG).write_text(json.dumps({**config, "modules_to_save": None}))
+    wanted = _said(theirs)
+    assert (_said(make()) - wanted).abs().max() > 0.01
+    tensors = load_file(tmp_path / "old" / "adapter_model.safetensors")
+    shutil.copytree(tmp_path / "old", tmp_path / "named")
+    save_file({name.replace("lora_A.", "lora_A.default.").replace("lora_B.", "lora_B.default."): value for name, value in tensors.items()},
+              tmp_path / "named" / "adapter_model.safetensors", {"format": "pt"})
+    for name in ("old", "named"):
+        _require_peft(make, tmp_path / name, tmp_path / "base", wanted)
+
+
+@pytest.mark.parametrize("architecture", ["BertForSequenceClassification", "RobertaForTokenClassification"])
+def test_all_biases_reach_norms_and_layers_that_are_not_adapted(architecture: str, tmp_path: Path) -> None:
+    make, task = partial(made, architecture), "SEQ_CLS" if "Sequence" in architecture else "TOKEN_CLS"
+    make().save_pretrained(tmp_path / "base")
+    theirs = shaken(peft.get_peft_model(make(), peft.LoraConfig(task_type=task, target_modules=["query"], r=2, bias="all")))
+    theirs.save_pretrained(tmp_path / "theirs")
+    assert any("LayerNorm.bias" in name for name in load_file(tmp_path / "theirs" / "adapter_model.safetensors"))
+    _require_peft(make, tmp_path / "theirs", tmp_path / "base", _said(theirs))
+
+
+def _require_peft(make: Callable[[], Any], folder: Path, base: Path, wanted: torch.Tensor) -> None:
+    """The folder is valid, and gives PEFT's outputs when it is attached, merged, and converted and read by PEFT again."""
+    assert validate(folder).valid
+    torch.testing.assert_close(_said(attach(make(), load(folder))), wanted, rtol=0, atol=FP32)
+    merged, pack = (folder.parent / f"{folder.name}-{what}" for what in ("merged", "pack"))
+    merge(base, [folder], merged)
+    torch.testing.assert_close(_said(type(make()).from_pretrained(merged).eval()), wanted, rtol=0, atol=FP32)
+    convert(folder, pack, to="pack", base=base)
+    torch.testing.assert_close(_said(peft.PeftModel.from_pretrained(make(), pack).eval()), wanted, rtol=0, atol=FP32)
+
+
+def _said(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        said = model(input_ids=IDS)
+    return torch.cat([said[name].flatten() for name in ("logits", "start_logits", "end_logits") if said.get(name) is not None])

@@ -80,7 +80,7 @@ def _settings(config: Mapping[str, Any], where: Path) -> tuple[Method, int, floa
         Unsupported: whole weights, or a scale that two versions of mlx-lm read otherwise.
         FormatError: it lacks something.
     """
-    kind, parameters = config.get("fine_tune_type", "lora"), config.get("lora_parameters")
+    kind, parameters = config.get("fine_tune_type", "dora" if config.get("use_dora") else "lora"), config.get("lora_parameters")
     if not isinstance(kind, str) or kind not in _METHODS:
         raise Unsupported("mlx-lm trained the weights themselves, or in a way that is not known", where=f"{where}#/fine_tune_type",
                           expected=", ".join(_METHODS), found=repr(kind)[:80],
@@ -89,11 +89,29 @@ def _settings(config: Mapping[str, Any], where: Path) -> tuple[Method, int, floa
     if not isinstance(parameters, dict) or type(rank) is not int or not 0 < rank <= 1 << 16:
         raise FormatError("the configuration has no rank", where=f"{where}#/lora_parameters/rank", expected="a whole number",
                           found=repr(rank)[:80])
-    if "alpha" in parameters:
-        raise Unsupported("older versions of mlx-lm multiply the scale by alpha / rank, newer ones take no notice of alpha", where=where,
-                          found=f"alpha {parameters['alpha']!r:.40}, scale {parameters.get('scale')!r:.40}",
+    return get(_METHODS[kind]), rank, _scale(config, parameters, rank, where)
+
+
+def _scale(config: Mapping[str, Any], parameters: Mapping[str, Any], rank: int, where: Path) -> float:
+    """The factor that the adapter was trained with.
+
+    Until June 2024 mlx-lm multiplied ``scale`` by ``alpha / rank``; since then it takes no notice of an alpha, which stood in its defaults
+    for another year. Which version wrote a file its other keys say: ``num_layers`` is newer, ``lora_layers`` alone is older, and
+    ``lora_layers`` beside ``use_dora`` may be either.
+
+    Raises:
+        Unsupported: it may have been the one or the other.
+    """
+    scale = finite_number(parameters.get("scale"), f"{where}#/lora_parameters/scale")
+    if "alpha" not in parameters or "num_layers" in config:
+        return scale
+    alpha = finite_number(parameters["alpha"], f"{where}#/lora_parameters/alpha")
+    if alpha != rank and ("lora_layers" not in config or "use_dora" in config):
+        raise Unsupported("older versions of mlx-lm multiply the scale by alpha / rank, newer ones take no notice of alpha, and this file "
+                          "may be of either", where=where, found=f"alpha {alpha!r:.40}, scale {scale!r:.40}",
+                          expected="num_layers, or lora_layers without use_dora, which say the version",
                           remedy="write the factor that was meant as scale, and take alpha out")
-    return get(_METHODS[kind]), rank, finite_number(parameters.get("scale"), f"{where}#/lora_parameters/scale")
+    return scale * alpha / rank
 
 
 def _modules(file: SafetensorsFile, leaves: tuple[str, ...]) -> dict[str, dict[str, str]]:

@@ -16,6 +16,7 @@ from ..format import FORMATS, Format, Reading, Source
 from ..packs import dequantized
 from ..peft_decomposition import from_peft, to_peft
 from ..peft_parameters import of_parameters, rearranged
+from ..tensor_files import tensors_of
 
 ON_BASE = ("PEFT's file means this adapter with the singular vectors that torch gives on this machine's CPU; elsewhere these, "
            "and so what the file means, may be others")
@@ -25,9 +26,10 @@ _VALUE_HEADS = ("pytorch_model.bin", "value_head.bin", "value_head.safetensors")
 
 
 def _read(source: Source) -> Reading:
-    pack, unknown, rewritten = imported(source.path, source.name, on_base=source.base is not None, task=source.part,
+    tensors, said = tensors_of(source.path, source)
+    pack, unknown, rewritten = imported(source.path, source.name, on_base=source.base is not None, tensors=tensors, task=source.part,
                                         base=None if source.base is None else OfBase(source.base.stored_shape, source.base.module_paths))
-    notes: tuple[str, ...] = (unknown_sentence(unknown),) if unknown else ()
+    notes = said + ((unknown_sentence(unknown),) if unknown else ())
     notes += tuple(f"{name} is not carried: a value head is for training alone" for name in _VALUE_HEADS
                    if (source.path / name).is_file())
     if source.base is None:

@@ -28,10 +28,11 @@ from ...pack.contents import METADATA
 from ...pack.pack import Pack, build
 from ...pack.validate.validation import load
 from ...peft.layout import CONFIG
-from ...peft.options import read_config, refuse_pickle, unknown_options, unknown_sentence
+from ...peft.options import read_config, unknown_options, unknown_sentence
 from ...tasks.task import peft_type_of
 from ..base import BaseModel, bind_to_base
 from ..format import FORMATS, Format, Reading, Source
+from ..tensor_files import tensors_of
 from .peft import write
 
 _TYPE, _NODE = "XLORA", "xlora"
@@ -101,12 +102,12 @@ def _expert(source: Source, number: int) -> Pack:
 
 def _classifier(source: Source, settings: XLoRA, dropout: bool) -> dict[str, np.ndarray]:
     """The classifier's layers under the names that the node has for them; their shapes are checked where they are put in."""
-    own = _tensors(source.path)
+    own = _tensors(source.path, source)
     made: dict[str, np.ndarray] = {}
     for at in range(settings.depth):
         number = at * (3 if dropout else 2)  # an activation lies between two layers, and dropout
         whole = own is not None and f"{_PREFIX}{number}.weight" in own.tensors
-        place = own if whole else _tensors(source.path / str(number))
+        place = own if whole else _tensors(source.path / str(number), source)
         name = f"{_PREFIX}{number}." if whole else _PREFIX
         for leaf in ("weight", "bias"):
             if place is None or f"{name}{leaf}" not in place.tensors:
@@ -116,12 +117,11 @@ def _classifier(source: Source, settings: XLoRA, dropout: bool) -> dict[str, np.
     return made
 
 
-def _tensors(folder: Path) -> SafetensorsFile | None:
+def _tensors(folder: Path, source: Source) -> SafetensorsFile | None:
     """A folder's tensors; None where there is no such folder, or a link."""
     if folder.is_symlink() or not folder.is_dir():
         return None
-    refuse_pickle(folder / TENSORS)
-    return SafetensorsFile(folder / TENSORS, private=True)
+    return tensors_of(folder, source)[0] or SafetensorsFile(folder / TENSORS, private=True)
 
 
 def _write(pack: Pack, folder: Path, base: BaseModel | None) -> tuple[str, ...]:

@@ -1,0 +1,52 @@
+"""Opens the tensors of a folder of PEFT that are not in one safetensors file: of a pickle, or of several files."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import FormatError
+from ..io import safetensors, torch_file
+from ..io.safe_open import TENSORS
+from ..io.safetensors import HeldFile, SafetensorsFile
+from ..peft.options import PICKLES, SHARD, require_tensors
+from .format import Source
+
+
+def tensors_of(folder: Path, source: Source) -> tuple[SafetensorsFile | None, tuple[str, ...]]:
+    """The tensors of ``folder``, and what to say of how they were read; None where they are in the file where they should be.
+
+    Raises:
+        FormatError: a file is damaged, or one of several is missing.
+        Unsupported: they are in a pickle and the source is not to be converted, or the pickle holds something else.
+    """
+    if (folder / TENSORS).exists():
+        return None, ()
+    shards = sorted(path for path in folder.iterdir() if SHARD.fullmatch(path.name))
+    pickled = next((folder / name for name in PICKLES if (folder / name).is_file()), None)
+    if not source.converted or (pickled is None and not shards):
+        require_tensors(folder / TENSORS)
+        return None, ()
+    if pickled is not None and not shards:
+        return _held(torch_file.read(pickled), pickled), (f"{pickled.name} is a pickle: its tensors were read, and nothing of it was run",)
+    numbers = [tuple(map(int, re.findall("[0-9]+", path.name))) for path in shards]
+    count = len(shards)
+    if numbers != [(number, count) for number in range(1, count + 1)]:
+        raise FormatError("one of the files with the adapter's tensors is missing", where=folder, expected=f"{numbers[0][-1]} files",
+                          found=", ".join(path.name for path in shards)[:200], remedy="fetch the folder again from where it came")
+    tensors: dict[str, np.ndarray] = {}
+    for path in shards:
+        file = SafetensorsFile(path, private=True)
+        if twice := tensors.keys() & file.tensors.keys():
+            raise FormatError("two of the files have a tensor of one name", where=path, found=min(twice))
+        tensors |= {name: file.read(name) for name in file.tensors}
+    return _held(tensors, shards[0]), (f"the tensors were in {count} files",)
+
+
+def _held(tensors: dict[str, np.ndarray], path: Path) -> HeldFile:
+    data = io.BytesIO()
+    safetensors.write(data, tensors, {"format": "pt"})
+    return HeldFile(data.getvalue(), path)

@@ -1,0 +1,234 @@
+"""Reads the tensors of a file that ``torch.save`` wrote, without torch and without unpickling: nothing that a file names is looked up.
+
+Format: a zip archive that is not compressed. ``data.pkl`` is a program for Python's pickle machine that puts the tensors together, out of
+``data/0``, ``data/1`` ..., their numbers. The steps that such a program takes are done here, on plain values; any other is refused.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import pickletools
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..errors import FormatError, Unsupported, printable
+from .safe_open import open_regular
+from .safetensors import DTYPES, MAX_RANK, MAX_TENSORS
+
+_MAX_PROGRAM = 16 << 20
+_MOST_TIMES = 4
+"""How many times as many bytes as the file has its tensors may be: some are tied."""
+_STORAGES = {"DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16", "LongStorage": "I64",
+             "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8", "ByteStorage": "U8", "BoolStorage": "BOOL"}
+"""Torch's name of a tensor's storage -> the dtype by safetensors' name."""
+
+
+class _Storage(NamedTuple):
+    """The numbers of one or more tensors: the archive's record, and its dtype by safetensors' name."""
+
+    record: str
+    dtype: str
+    size: int
+
+
+class _Tensor(NamedTuple):
+    storage: _Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+class _Name(NamedTuple):
+    """What a program calls by a name in a module; it stays a name."""
+
+    module: str
+    name: str
+
+
+_MARK = object()
+_TENSOR, _PARAMETER = _Name("torch._utils", "_rebuild_tensor_v2"), _Name("torch._utils", "_rebuild_parameter")
+_DICT = _Name("collections", "OrderedDict")
+
+
+def read(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of a file by name.
+
+    Raises:
+        FormatError: the file is damaged.
+        Unsupported: it holds something else than tensors by name, or is of an older form.
+    """
+    with open_regular(path) as file:
+        try:
+            return _read(file, path)
+        except (zipfile.BadZipFile, ArithmeticError, AttributeError, EOFError, LookupError, RuntimeError, StopIteration, TypeError,
+                ValueError) as error:
+            raise FormatError(f"this is no file of tensors that torch wrote: {printable(str(error)[:200])}", where=path,
+                              remedy="fetch it again from where it came") from error
+
+
+def _read(file: Any, path: Path) -> dict[str, np.ndarray]:
+    if file.read(2) != b"PK":
+        raise Unsupported("the file is of a form that torch wrote before 1.6", where=path, expected="a zip archive",
+                          remedy="load it with torch.load(path, weights_only=True), and save it with safetensors.torch.save_file")
+    with zipfile.ZipFile(file) as archive:
+        records = {info.filename: info for info in archive.infolist()}
+        if len(records) > 2 * MAX_TENSORS or any(info.compress_type != zipfile.ZIP_STORED for info in records.values()):
+            raise ValueError("its archive is compressed, or has too many records")
+        (program,) = (name for name in records if name.endswith("data.pkl"))
+        folder = program.removesuffix("data.pkl")
+        order = f"{folder}byteorder"
+        if records[program].file_size > _MAX_PROGRAM or (order in records and archive.read(order) != b"little"):
+            raise ValueError("its program is too long, or its numbers are of a machine of another kind")
+        tensors = _put_together(archive.read(program), path)
+        storages = {tensor.storage.record: tensor.storage for tensor in tensors.values()}
+        size = file.seek(0, io.SEEK_END)
+        made = sum(math.prod(tensor.shape) * DTYPES[tensor.storage.dtype].itemsize for tensor in tensors.values())
+        if max(made // _MOST_TIMES, sum(records[f"{folder}data/{record}"].file_size for record in storages)) > size:
+            raise ValueError("its records overlap, or its tensors do far more than it holds")
+        numbers = {record: np.frombuffer(archive.read(f"{folder}data/{record}"), DTYPES[storage.dtype])
+                   for record, storage in storages.items()}
+    return {name: _array(tensor, numbers[tensor.storage.record]) for name, tensor in tensors.items()}
+
+
+def _array(tensor: _Tensor, numbers: np.ndarray) -> np.ndarray:
+    """A tensor as an array of its own.
+
+    Raises:
+        ValueError: it does not lie within its storage.
+    """
+    last = tensor.offset + sum((width - 1) * stride for width, stride in zip(tensor.shape, tensor.strides, strict=True))
+    count = math.prod(tensor.shape)
+    if (len(tensor.shape) > MAX_RANK or min((tensor.offset, *tensor.shape, *tensor.strides)) < 0 or count > len(numbers)
+            or (count and last >= len(numbers))):
+        raise ValueError("a tensor does not lie within its numbers")
+    if not count:
+        return np.empty(tensor.shape, numbers.dtype)
+    strides = [stride * numbers.itemsize for stride in tensor.strides]
+    return np.lib.stride_tricks.as_strided(numbers[tensor.offset:], tensor.shape, strides, writeable=False).copy()
+
+
+def _put_together(program: bytes, path: Path) -> Mapping[str, _Tensor]:
+    """What a program makes: tensors by name.
+
+    Raises:
+        Unsupported: it calls something else, or makes something else.
+    """
+    machine = _Machine(path)
+    for step, argument, _ in pickletools.genops(program):
+        machine.do(step.name, argument)
+    made = machine.stack.pop()
+    if not isinstance(made, dict) or not all(isinstance(name, str) and isinstance(one, _Tensor) for name, one in made.items()):
+        raise Unsupported("the file holds something else than tensors by name", where=path, expected="a state dict",
+                          remedy="save the adapter again with save_pretrained")
+    return made
+
+
+class _Machine:
+    """Python's pickle machine, as far as tensors need it: it makes texts, numbers, tuples, lists, dicts and tensors, and calls nothing."""
+
+    def __init__(self, path: Path) -> None:
+        self.stack: list[Any] = []
+        self._memo: dict[int, Any] = {}
+        self._path = path
+
+    def do(self, step: str, argument: Any) -> None:
+        """Does one step.
+
+        Raises:
+            Unsupported: no tensor needs such a step.
+        """
+        if step in _VALUES:
+            self.stack.append(argument)
+        elif step in _MADE:
+            self.stack.append(_MADE[step]())
+        elif step in _PUT:
+            self._memo[len(self._memo) if argument is None else argument] = self.stack[-1]
+        elif step in _GET:
+            self.stack.append(self._memo[argument])
+        elif step in _STEPS:
+            _STEPS[step](self, argument)
+        elif step not in _NOTHING:
+            raise self._unknown(step)
+
+    def marked(self) -> list[Any]:
+        """What lies above the last mark, taken off together with it."""
+        start = len(self.stack) - 1 - next(at for at, value in enumerate(reversed(self.stack)) if value is _MARK)
+        above = self.stack[start + 1:]
+        del self.stack[start:]
+        return above
+
+    def last(self, count: int) -> tuple[Any, ...]:
+        """The last values, taken off."""
+        above = tuple(self.stack[-count:])
+        del self.stack[-count:]
+        return above
+
+    def call(self) -> None:
+        """What stands for a call of one of the functions that torch writes."""
+        function, arguments = self.last(2)
+        if function == _DICT and arguments == ():
+            self.stack.append({})
+        elif function == _TENSOR:
+            storage, offset, shape, strides = arguments[:4]
+            if not isinstance(storage, _Storage) or not all(type(one) is int for one in (offset, *shape, *strides)):
+                raise ValueError("a tensor is not described as torch describes one")
+            self.stack.append(_Tensor(storage, offset, shape, strides))
+        elif function == _PARAMETER:
+            self.stack.append(arguments[0])
+        else:
+            raise self._unknown(".".join(function) if isinstance(function, _Name) else "a call")
+
+    def storage(self) -> None:
+        """What torch stores outside of the program: ('storage', its class, its record, a device, how many numbers)."""
+        _, kind, record, _, count = self.stack.pop()
+        if kind.module != "torch" or kind.name not in _STORAGES or not isinstance(record, str):
+            raise self._unknown(f"{kind.module}.{kind.name}")
+        self.stack.append(_Storage(record, _STORAGES[kind.name], count))
+
+    def extend(self, items: list[Any]) -> None:
+        """Values, at the end of the list below them."""
+        self.stack[-1].extend(items)
+
+    def put(self, items: list[Any]) -> None:
+        """Keys and values in turn, into the dict below them."""
+        self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
+
+    def _unknown(self, what: str) -> Unsupported:
+        return Unsupported("the pickle asks for something else than tensors, and nothing of it was run", where=self._path,
+                           found=printable(what[:200]), expected="tensors by name, as torch.save writes a state dict",
+                           remedy="save the adapter again with save_pretrained where you trust it")
+
+
+def _named(machine: _Machine, argument: Any) -> None:
+    machine.stack.append(_Name(*str(argument).split(" ", 1)))
+
+
+def _built(machine: _Machine, _: Any) -> None:
+    machine.stack.pop()  # what a state dict knows of its versions
+
+
+_NOTHING = frozenset({"PROTO", "FRAME", "STOP"})
+_VALUES = frozenset({"BININT", "BININT1", "BININT2", "LONG1", "BINUNICODE", "SHORT_BINUNICODE", "BINFLOAT"})
+_MADE: dict[str, Callable[[], Any]] = {"NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False, "EMPTY_DICT": dict,
+                                       "EMPTY_LIST": list, "EMPTY_TUPLE": tuple, "MARK": lambda: _MARK}
+_PUT, _GET = frozenset({"BINPUT", "LONG_BINPUT", "MEMOIZE"}), frozenset({"BINGET", "LONG_BINGET"})
+_STEPS: dict[str, Callable[[_Machine, Any], None]] = {
+    "GLOBAL": _named,
+    "STACK_GLOBAL": lambda machine, _: machine.stack.append(_Name(*machine.last(2))),
+    "TUPLE": lambda machine, _: machine.stack.append(tuple(machine.marked())),
+    "TUPLE1": lambda machine, _: machine.stack.append(machine.last(1)),
+    "TUPLE2": lambda machine, _: machine.stack.append(machine.last(2)),
+    "TUPLE3": lambda machine, _: machine.stack.append(machine.last(3)),
+    "APPEND": lambda machine, _: machine.stack[-2].append(machine.stack.pop()),
+    "APPENDS": lambda machine, _: machine.extend(machine.marked()),
+    "SETITEM": lambda machine, _: machine.put(list(machine.last(2))),
+    "SETITEMS": lambda machine, _: machine.put(machine.marked()),
+    "BUILD": _built,
+    "REDUCE": lambda machine, _: machine.call(),
+    "BINPERSID": lambda machine, _: machine.storage(),
+}
