@@ -20,11 +20,12 @@ import onnxruntime as ort
 import peft
 import pytest
 import safetensors.numpy
+import safetensors.torch
 import torch
 from click.testing import CliRunner
 from safetensors import safe_open
 from shipped_schemas import fits
-from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
+from transformers import BertConfig, BertForSequenceClassification, CLIPTextConfig, CLIPTextModel, LlamaConfig, LlamaForCausalLM
 
 import adapterpack
 from adapterpack import LoRA
@@ -589,6 +590,37 @@ def test_kohya_of_several_models_is_read_one_by_one(tmp_path: Path, unet: Path) 
     adapterpack.convert(path, tmp_path / "text-pack", to="pack", base=text, part="lora_te2")
     adapterpack.convert(tmp_path / "text-pack", tmp_path / "b.safetensors", to="kohya")
     assert all(key.startswith("lora_te2_text_model_q.") for key in safetensors.numpy.load_file(tmp_path / "b.safetensors"))
+
+
+@pytest.mark.parametrize("published", [False, True], ids=["names of transformers 5", "published names"])
+@pytest.mark.parametrize("form", ["kohya", "diffusers"])
+def test_text_encoders_have_the_names_that_are_published(form: str, published: bool, tmp_path: Path) -> None:
+    """Of a CLIP that transformers 5 saved, without ``text_model.``, or one from before: read, attached as ``W + s B A`` says, and written
+    again under the very keys."""
+    torch.manual_seed(1)
+    config = CLIPTextConfig(vocab_size=30, hidden_size=8, intermediate_size=12, num_hidden_layers=1, num_attention_heads=2)
+    CLIPTextModel(config).save_pretrained(tmp_path / "base")
+    if published:
+        file = tmp_path / "base" / "model.safetensors"
+        tensors = {f"text_model.{name}": value for name, value in safetensors.torch.load_file(file).items()}
+        safetensors.torch.save_file(tensors, file, {"format": "pt"})
+    path, rng = "text_model.encoder.layers.0.self_attn.q_proj", np.random.default_rng(2)
+    down, up = (rng.normal(size=size).astype(np.float32) for size in ((2, 8), (8, 2)))
+    keys = {"kohya": {f"lora_te_{path.replace('.', '_')}.{leaf}": value for leaf, value in
+                      {"lora_down.weight": down, "lora_up.weight": up, "alpha": np.array(2, np.float32)}.items()},
+            "diffusers": {f"text_encoder.{path}.lora_{leaf}.weight": value for leaf, value in {"A": down, "B": up}.items()}}[form]
+    safetensors.numpy.save_file(keys, tmp_path / "a.safetensors")
+    pack = adapterpack.convert(tmp_path / "a.safetensors", tmp_path / "pack", to="pack", base=tmp_path / "base").pack
+    model, fresh = (CLIPTextModel.from_pretrained(tmp_path / "base").eval() for _ in range(2))
+    adapterpack.attach(model, pack)
+    with torch.no_grad():
+        fresh.encoder.layers[0].self_attn.q_proj.weight += torch.from_numpy(up @ down)
+        ids = torch.arange(10)[None]
+        torch.testing.assert_close(model(ids).last_hidden_state, fresh(ids).last_hidden_state, atol=1e-5, rtol=0)
+    for source, base in ((pack, tmp_path / "base"), (pack, None)):
+        out = tmp_path / f"{base is None}.safetensors"
+        adapterpack.convert(source, out, to=form, base=base)
+        assert safetensors.numpy.load_file(out).keys() == keys.keys()
 
 
 def test_what_kohya_and_packs_cannot_say_to_each_other_is_refused_by_name(tmp_path: Path, unet: Path) -> None:

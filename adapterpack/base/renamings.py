@@ -88,6 +88,18 @@ def renamings_of(config: Mapping[str, Any], architecture: str | None = None) -> 
     return (*steps, *(Renaming(_compiled(pattern), target) for pattern, target in table["renamings"]["legacy"]))
 
 
+def published(path: str, steps: Sequence[Renaming]) -> str:
+    """The path that a module has in published checkpoints, where that is one with a prefix that is dropped in memory; other tools use it.
+
+    Example:
+        >>> published("encoder.layers.0.mlp.fc1", renamings_of({"model_type": "clip_text_model"}, "CLIPTextModel"))
+        'text_model.encoder.layers.0.mlp.fc1'
+    """
+    dropped = [found[1] for step in steps if step.target == r"\1" and (found := _DROPPED.fullmatch(step.pattern.pattern)) is not None]
+    older = (f"{prefix}.{path}" for prefix in dropped if not path.startswith(f"{prefix}."))
+    return next((one for one in older if in_memory(one, steps) == path), path)
+
+
 def is_known(kind: object) -> bool:
     """Whether transformers has models of that type.
 
@@ -129,6 +141,8 @@ def find(name: str, names: Mapping[str, str]) -> str | None:
     return longer[0] if len(longer) == 1 else None
 
 
+_DROPPED = re.compile(r"\^(\w+)\\\.\(\.\+\)")
+"""The pattern of a step that drops a prefix."""
 _compiled: Callable[[str], re.Pattern[str]] = cache(re.compile)
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+from ..base.renamings import published, renamings_of
 from ..errors import AdapterpackError, UnknownName, Unsupported, nearest
 from ..io.readable import things
 from ..io.safe_open import open_regular
 from ..io.safetensors import SafetensorsFile, parse_header
+from ..pack.pack import Pack
 from .base import BaseModel
 from .format import Source, first_bytes, listed
 
@@ -41,6 +43,13 @@ def is_text_model(base: BaseModel | None, model_type: str | None) -> bool:
     """Whether a base is a text encoder, by its own model type or else by the one that the pack records."""
     stated = (base.model_type if base is not None else None) or model_type or ""
     return stated.lower().startswith(_TEXT_MODELS)
+
+
+def published_in(pack: Pack, base: BaseModel | None) -> Callable[[str], str]:
+    """What gives the path that a module has in published checkpoints of the pack's base: these files have no other."""
+    known = pack.manifest.base
+    steps = renamings_of({"model_type": known.model_type}, known.architecture) if base is None else base.checkpoint.renamings
+    return lambda path: published(path, steps)
 
 
 def choose_model(parts: Mapping[str, Iterable[str]], source: Source) -> tuple[str, tuple[str, ...]]:

@@ -20,7 +20,7 @@ from ...pack.pack import Pack
 from ..base import BaseModel, bind_to_base
 from ..factors import SiteFactors, lora_pack, require_pairs, site_factors
 from ..format import FORMATS, Format, Reading, Source, refuse_full_modules
-from ..lora_keys import choose_model, is_text_model, keys_of, missing_alpha_note, open_file, several_models_note
+from ..lora_keys import choose_model, is_text_model, keys_of, missing_alpha_note, open_file, published_in, several_models_note
 from ..numbers import tensor_number
 from ..packs import dequantized
 
@@ -54,10 +54,11 @@ def _write(pack: Pack, out: Path, base: BaseModel | None) -> tuple[str, ...]:
     part = recorded if recorded in (*_PARTS, _ITSELF) else _part(plain, base)
     prefix = "" if part == _ITSELF else f"{part}."
     tensors: dict[str, np.ndarray] = {}
-    configs = {}
+    configs, named = {}, published_in(pack, base)
     for site in site_factors(plain, "diffusers"):
-        tensors |= {f"{prefix}{site.path}.{_A}": site.down, f"{prefix}{site.path}.{_B}": site.up}
-        configs[site.path] = LoRA(r=site.down.shape[0], alpha=site.alpha)
+        path = named(site.path)
+        tensors |= {f"{prefix}{path}.{_A}": site.down, f"{prefix}{path}.{_B}": site.up}
+        configs[path] = LoRA(r=site.down.shape[0], alpha=site.alpha)
     peft_form = method_of(LoRA()).peft
     assert peft_form is not None
     config = {**(peft_form.to_config(configs) or {}), "target_modules": sorted(configs)}

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ...adapter_methods import Site, get
+from ...base.renamings import in_memory, published
 from ...errors import SiteNotFound, Unsupported, nearest
 from ...io import safetensors
 from ...io.safetensors import SafetensorsFile
@@ -22,7 +23,7 @@ from ...pack.pack import Pack
 from ..base import BaseModel, bind_to_base
 from ..factors import require_linear, site_factors
 from ..format import FORMATS, Format, Reading, Source, listed, refuse_full_modules, require_base
-from ..lora_keys import choose_model, is_text_model, keys_of, missing_alpha_note, open_file, several_models_note
+from ..lora_keys import choose_model, is_text_model, keys_of, missing_alpha_note, open_file, published_in, several_models_note
 from ..lycoris.forms import FORMS, LEAVES, Layer, form_of
 from ..lycoris.writing import WRITERS, number
 from ..packs import dequantized, foreign_pack
@@ -65,8 +66,9 @@ def _write(pack: Pack, out: Path, base: BaseModel | None) -> tuple[str, ...]:
     tensors: dict[str, np.ndarray] = {}
     recorded = manifest.training.get("part")
     prefix = recorded if recorded in _PREFIXES else "lora_te" if is_text_model(base, manifest.base.model_type) else "lora_unet"
+    named = published_in(pack, base)
     for path, leaves in _leaves(plain).items():
-        name = f"{prefix}_{flat(path)}"
+        name = f"{prefix}_{flat(named(path))}"
         if any(f"{name}.{leaf}" in tensors for leaf in leaves):
             raise Unsupported("two modules have one name when their dots become underscores", where=f"pack '{pack.name}'", found=name,
                               remedy="convert to diffusers or peft")
@@ -159,8 +161,11 @@ def _paths(base: BaseModel, wanted: set[str], source: Source) -> dict[str, str]:
         Unsupported: two of its modules have that name.
     """
     by_name: dict[str, list[str]] = {}
+    steps = base.checkpoint.renamings
     for path in base.modules():
-        by_name.setdefault(flat(path), []).append(path)
+        here = in_memory(path, steps)
+        for name in {flat(path), flat(here), flat(published(here, steps))}:
+            by_name.setdefault(name, []).append(path)
     for name in sorted(wanted):
         if name not in by_name:
             raise SiteNotFound("the base has no module of this name", where=source.path, found=name, remedy=nearest(name, by_name))
