@@ -130,6 +130,18 @@ def test_a_process_is_kept_for_the_next_call_and_no_longer_than_its_sandbox() ->
     assert sandbox.run(b"", "it fails") != process
 
 
+def test_a_process_that_died_while_it_waited_is_replaced() -> None:
+    """Also where its death is not complete when the next call comes. One that dies of its call is not called again."""
+    sandbox = here("identity")
+    for _ in range(3):
+        process = int(sandbox.run(b"", "it fails"))
+        os.kill(process, signal.SIGKILL)
+        assert int(sandbox.run(b"x" * (1 << 20), "it fails")) != process
+    with pytest.raises(FormatError, match="SIGSEGV"):
+        here("misbehave").run(b"dies", "it fails")
+    sandbox.close()
+
+
 def test_threads_share_a_few_processes() -> None:
     sandbox = here("identity")
     with ThreadPoolExecutor(16) as threads:

@@ -19,7 +19,7 @@ from pathlib import Path
 from threading import BoundedSemaphore
 
 from ..errors import FormatError, Unsupported
-from .limits import DONE, ENDED, FAILED, HEAD, LARGE, LATE, LIMIT, MEMORY, OVER_MEMORY, Limits
+from .limits import DONE, ENDED, FAILED, HEAD, LARGE, LATE, LIMIT, MEMORY, OVER_MEMORY, UNSENT, Limits
 
 PROCESSES = 4
 """The most processes of one sandbox; further threads wait for their turn."""
@@ -59,12 +59,17 @@ class Sandbox:
             FormatError: ``what``, ``where``, and the text of the exception that the function raised.
         """
         with self._turns:
-            child = self._idle.pop() if self._idle else _Child(self.function, self.limits)
-            try:
-                kind, answer = child.call(data)
-            except BaseException:  # Ctrl-C among them: what is still being computed is of no use
-                child.close()
-                raise
+            while True:
+                waited = bool(self._idle)
+                child = self._idle.pop() if waited else _Child(self.function, self.limits)
+                try:
+                    kind, answer = child.call(data)
+                except BaseException:  # Ctrl-C among them: what is still being computed is of no use
+                    child.close()
+                    raise
+                if kind != UNSENT or not waited:
+                    break
+                child.close()  # it died while it waited, which is no fault of this call
             if kind in (DONE, FAILED, LIMIT) and len(self._idle) < self._kept:
                 self._idle.append(child)
             else:
@@ -111,7 +116,7 @@ class _Child:
             raise Unsupported("a sandbox does not start", where=function, found=self.ended_by(kind))
 
     def call(self, data: bytes) -> tuple[bytes, bytes]:
-        """The kind and bytes of the answer; or why there is none."""
+        """The kind and bytes of the answer; or why there is none: ``UNSENT`` where the process had ended before it read the call."""
         until = time.monotonic() + self._limits.deadline
         try:
             self._socket.settimeout(self._limits.deadline)
@@ -120,7 +125,7 @@ class _Child:
         except TimeoutError:
             return LATE, b""
         except OSError:
-            return ENDED, b""
+            return UNSENT, b""
         return self._received(until)
 
     def close(self) -> None:
@@ -137,7 +142,7 @@ class _Child:
     def ended_by(self, kind: bytes) -> str:
         """Why a call had no answer, of a process that was closed."""
         memory, seconds, answer = self._limits
-        if kind == MEMORY or (kind == ENDED and self._process.returncode == OVER_MEMORY):
+        if kind == MEMORY or (kind in (ENDED, UNSENT) and self._process.returncode == OVER_MEMORY):
             return f"it takes more than {memory >> 20} MiB of memory"
         if kind == LATE:
             return f"it takes more than {self._limits.deadline:g} s"
@@ -154,10 +159,10 @@ class _Child:
             return (LARGE, b"") if length > self._limits.answer else (kind, self._read(length, until))
         except TimeoutError:
             return LATE, b""
-        except (EOFError, OSError):
+        except (EOFError, OSError) as error:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(_LAST_SECONDS)  # its end is closed, so it ends: what ended it is the reason, and not our killing it
-            return ENDED, b""
+            return UNSENT if isinstance(error, ConnectionResetError) else ENDED, b""  # reset: with bytes that it had not read
 
     def _read(self, size: int, until: float) -> bytes:
         data = bytearray()
