@@ -86,7 +86,6 @@ from .quantizing.pipeline import quantize as quantize
 from .runtime.engine.base import Engine as Engine
 from .runtime.run import run as run
 from .runtime.session import Session as Session
-from .serving.replicas.pipeline import route as route
 from .serving.serve import serve as serve
 from .training.active import active as active
 from .training.active import disabled as disabled

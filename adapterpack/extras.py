@@ -14,7 +14,6 @@ LIBRARIES = {
     "datasets": "train",
     "mobius": "export",
     "onnxscript": "export",
-    "httpx": "serve",
     "prometheus_client": "serve",
     "starlette": "serve",
     "uvicorn": "serve",
@@ -29,7 +28,7 @@ LIBRARIES = {
 EXTRAS = {
     "train": "training: adapt, attach, save, train, measure",
     "export": "bundles: ONNX graphs of base models, proved against torch",
-    "serve": "servers: a bundle over HTTP, a router, a hub of your own",
+    "serve": "servers: a bundle over HTTP, a hub of your own",
     "vision": "pictures in PNG and JPEG files, for models that see",
     "sign": "signatures over packs and bundles",
     "gguf": "models and adapters in llama.cpp's format",

@@ -47,7 +47,6 @@ COMMANDS = {
     "export": "export a base and packs as a bundle for ONNX Runtime",
     "run": "run a bundle in the terminal, each row with its own adapter",
     "serve": "serve a bundle over HTTP, each request with its own adapter",
-    "route": "route requests to several servers, by adapter",
     "push": "push a pack or a bundle to a hub",
     "pull": "pull a pack or a bundle from a hub",
     "hub": "run a hub of your own, or audit adapters on a hub",

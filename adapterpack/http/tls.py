@@ -44,21 +44,6 @@ class Certificate:
         connection.context = self._file.value
 
 
-def trusting(authorities: Path) -> ssl.SSLContext:
-    """Trusts the servers whose certificates are in a file, or are signed by one of those, and no others.
-
-    Raises:
-        ConfigError: there is none in it.
-        StorageError: it cannot be read.
-    """
-    with storage_errors(authorities):
-        try:
-            return ssl.create_default_context(cafile=authorities)
-        except ssl.SSLError as error:
-            raise ConfigError("this file holds no certificate", where=authorities, expected="PEM",
-                              found=error.reason or str(error)) from error
-
-
 def _context(certificate: Path, key: Path) -> ssl.SSLContext:
     require_private(key)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

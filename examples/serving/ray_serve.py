@@ -11,6 +11,7 @@ at a time. Ray's router API is alpha: this runs with ray 2.60.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 from collections.abc import AsyncIterator
@@ -23,7 +24,6 @@ from starlette.requests import Request
 from starlette.responses import StreamingResponse
 
 from adapterpack.serving.embedded.application import Application, scope_of
-from adapterpack.serving.replicas.rendezvous import Replica
 
 ROWS = 8
 """Answers that a replica writes at a time."""
@@ -41,8 +41,13 @@ class AdapterAffinity(RequestRouter):
                               ) -> list[list[RunningReplica]]:
         """The replicas, each in a rank of its own."""
         name = pending_request.metadata.multiplexed_model_id if pending_request is not None else ""
-        ranked = sorted(candidate_replicas, key=lambda one: Replica(one.replica_id.unique_id).score(name), reverse=True)
+        ranked = sorted(candidate_replicas, key=lambda one: _score(one.replica_id.unique_id, name), reverse=True)
         return [[replica] for replica in ranked]
+
+
+def _score(replica: str, name: str) -> bytes:
+    """A replica's number for a name: the largest wins, so that where a replica goes its names alone move, and to all others."""
+    return hashlib.sha256(f"{replica}\0{name}".encode("utf-8", "surrogatepass")).digest()
 
 
 @serve.deployment(

@@ -14,7 +14,7 @@ import adapterpack
 STUB = Path(adapterpack.__file__).with_name("__init__.pyi")
 GROUPS = {
     "The stages": ("train", "validate", "inspect", "merge", "unmerge", "compose", "resize", "extract", "measure", "audit", "quantize",
-                   "compress", "convert", "declare", "export", "run", "serve", "route", "demo"),
+                   "compress", "convert", "declare", "export", "run", "serve", "demo"),
     "Adapters in a torch model": ("adapt", "attach", "save", "load_for", "detach", "active", "using", "disabled", "set_weight",
                                   "merge_into", "unmerge_from", "status", "adapter_state_dict", "load_adapter_state_dict", "hotswap"),
     "Packs": ("load", "Pack", "Store", "Fleet", "sign", "verify", "push", "pull"),

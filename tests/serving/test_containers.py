@@ -12,18 +12,14 @@ import pytest
 import yaml
 
 from adapterpack.cli.main import main
-from adapterpack.cli.route import command as route
 from adapterpack.cli.serve import command as serve
 from adapterpack.serving.limits import Limits
-from adapterpack.serving.replicas.forwarding import OWN_PATHS
 from adapterpack.serving.routes import ROUTES
 
 pytestmark = pytest.mark.fast
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "examples" / "containers"
-COMMANDS = {"serve": serve, "route": route}
-OPEN = {"serve": {one.path for one in ROUTES if one.access == "open"}, "route": set(OWN_PATHS)}
 
 
 def stages() -> dict[str, list[tuple[str, str]]]:
@@ -42,7 +38,8 @@ def stages() -> dict[str, list[tuple[str, str]]]:
 def accepted(words: list[str]) -> dict[str, Any]:
     """What a command makes of its arguments."""
     name, *args = words
-    return COMMANDS[name].make_context(name, args, parent=main.make_context("adapterpack", [name])).params
+    assert name == "serve"
+    return serve.make_context(name, args, parent=main.make_context("adapterpack", [name])).params
 
 
 def test_the_images_run_commands_that_there_are() -> None:
@@ -53,7 +50,8 @@ def test_the_images_run_commands_that_there_are() -> None:
         assert (given["host"], given["port"], given["bundle"]) == ("0.0.0.0", 8000, "/bundle")
         assert [rest for word, rest in lines if word == "USER"][-1] == "1000:1000"
     assert dict(stages()["cpu"])["EXPOSE"] == "8000"
-    assert re.search(r"127\.0\.0\.1:8000(/\w+)", dict(stages()["cpu"])["HEALTHCHECK"])[1] in OPEN["serve"]  # type: ignore[index]
+    assert re.search(r"127\.0\.0\.1:8000(/\w+)", dict(stages()["cpu"])["HEALTHCHECK"])[1] in {  # type: ignore[index]
+        one.path for one in ROUTES if one.access == "open"}
     assert dict(stages()["cuda"])["FROM"].startswith("cpu ")
 
 
@@ -72,15 +70,19 @@ def test_the_images_hold_what_is_needed() -> None:
 
 
 def test_the_services_fit_each_other() -> None:
-    """Command lines are accepted, the router names the servers, published ports stay on this machine, answers have the time to end."""
+    """Command lines are accepted, HAProxy's configuration is there and has the servers' addresses, published ports stay on this machine,
+    answers have the time to end."""
     services = yaml.safe_load((FOLDER / "compose.yaml").read_text("utf-8"))["services"]
     for name, service in services.items():
-        given = accepted(service["command"])
+        given = {"host": "0.0.0.0", "port": 8080} if name == "haproxy" else accepted(service["command"])
         assert given["host"] == "0.0.0.0"
         assert all(re.fullmatch(rf"127\.0\.0\.1:\d+:{given['port']}", port) for port in service.get("ports", ())), name
         assert (service["read_only"], service["cap_drop"]) == (True, ["ALL"])
         assert int(service["stop_grace_period"].removesuffix("s")) > Limits().drain_seconds
-    servers = [name for name, service in services.items() if service["command"][0] == "serve" and "profiles" not in service]
-    assert list(accepted(services["route"]["command"])["replicas"]) == [f"http://{name}:8000" for name in servers]
-    assert re.search(r":8080(/\w+)", str(services["route"]["healthcheck"]["test"]))[1] in OPEN["route"]  # type: ignore[index]
+    servers = [name for name, service in services.items() if name != "haproxy" and "profiles" not in service]
+    (volume,) = services["haproxy"]["volumes"]
+    variables = re.findall(r"\$\{(ADAPTERPACK_SERVER_\d)-", (FOLDER / volume["source"]).read_text("utf-8"))
+    addresses = services["haproxy"]["environment"]
+    assert set(addresses) == set(variables)
+    assert [addresses[name] for name in variables][: len(servers)] == [f"{name}:8000" for name in servers]
     assert {service["build"]["target"] for service in services.values() if "build" in service} == {"cpu", "cuda"}

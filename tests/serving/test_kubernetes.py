@@ -7,20 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 import yaml
 from kubernetes import client
 
-from adapterpack.cli.route import command as route
 from adapterpack.cli.serve import command as serve
 from adapterpack.serving.limits import Limits
-from adapterpack.serving.replicas.forwarding import OWN_PATHS
-from adapterpack.serving.replicas.pipeline import DRAIN_SECONDS
 from adapterpack.serving.routes import ROUTES
 
 FOLDER = Path(__file__).parents[2] / "examples" / "serving" / "kubernetes"
-COMMANDS: dict[str, click.Command] = {"serve": serve, "route": route}
+HAPROXY = FOLDER.parent / "haproxy.cfg"
 KINDS = {"Service": "V1Service", "StatefulSet": "V1StatefulSet", "Deployment": "V1Deployment",
          "PodDisruptionBudget": "V1PodDisruptionBudget"}
 PREDICTOR = {"minReplicas": int, "maxReplicas": int, "scaleMetric": str, "scaleTarget": int}
@@ -86,39 +82,43 @@ def pods() -> Iterator[tuple[str, Any]]:
 def test_commands_ports_and_probes_are_the_commands_own() -> None:
     """Each command line is one that the command accepts, its port is the container's, probes ask routes that need no key, and a pod has
     longer than answers have to end."""
-    open_paths = {"serve": {route.path for route in ROUTES if route.access == "open"}, "route": set(OWN_PATHS)}
+    open_paths = {route.path for route in ROUTES if route.access == "open"}
     called = []
     for _, pod in pods():
         (container,) = pod["containers"]
-        program, name, *args = container["command"]
-        context = COMMANDS[name].make_context(name, list(args))
-        called.append(name)
-        assert program == "adapterpack"
-        assert context.params["host"] == "0.0.0.0"
+        called.append(container["name"])
         (port,) = container["ports"]
-        assert context.params["port"] == port["containerPort"]
         for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
             probe = container.get(kind)
-            assert probe is None or (probe["httpGet"]["path"] in open_paths[name] and probe["httpGet"]["port"] in (*port.values(),))
-        assert pod["terminationGracePeriodSeconds"] > max(Limits().drain_seconds, DRAIN_SECONDS)
-        if name == "serve":
+            asked = {} if probe is None else probe.get("httpGet") or probe["tcpSocket"]
+            assert asked.get("path", "/ready") in open_paths and asked.get("port", port["name"]) in (*port.values(),)
+        assert pod["terminationGracePeriodSeconds"] > Limits().drain_seconds
+        if container["name"] != "haproxy":
+            program, name, *args = container["command"]
+            context = serve.make_context(name, list(args))
+            assert (program, name) == ("adapterpack", "serve")
+            assert (context.params["host"], context.params["port"]) == ("0.0.0.0", port["containerPort"])
             assert {variable["name"] for variable in container["env"]} >= {"ADAPTERPACK_API_KEY"}  # it listens to all
             written = {mount["mountPath"] for mount in container["volumeMounts"] if not mount.get("readOnly")}
             assert written == {"/cache", "/tmp"}
-    assert sorted(called) == ["route", "serve", "serve"]
+    assert sorted(called) == ["haproxy", "kserve-container", "server"]
 
 
-def test_the_router_knows_every_replica() -> None:
-    """The names of the stateful set's pods under its service, at the server's port; the address of all is the router's."""
+def test_haproxy_knows_every_replica() -> None:
+    """The variables of its configuration name the stateful set's pods under their service, at the server's port; the address of all is
+    HAProxy's, whose port is the configuration's."""
     found = {(document["kind"], document["metadata"]["name"]): document["spec"] for _, document in documents()}
     replicas = found["StatefulSet", "adapterpack"]
     service = found["Service", replicas["serviceName"]]
     (port,) = service["ports"]
-    wanted = [f"http://adapterpack-{number}.{replicas['serviceName']}:{port['port']}" for number in range(replicas["replicas"])]
-    (router,) = found["Deployment", "adapterpack-route"]["template"]["spec"]["containers"]
-    assert [word for word in router["command"] if word.startswith("http://")] == wanted
-    for kind, name in (("StatefulSet", "adapterpack"), ("Deployment", "adapterpack-route")):
+    (haproxy,) = found["Deployment", "adapterpack-haproxy"]["template"]["spec"]["containers"]
+    config = HAPROXY.read_text("utf-8")
+    assert {one["name"]: one["value"] for one in haproxy["env"]} == {
+        name: f"adapterpack-{number}.{replicas['serviceName']}:{port['port']}"
+        for number, name in zip(range(replicas["replicas"]), re.findall(r"^  server \w+ \"\$\{(\w+)-", config, re.MULTILINE), strict=True)}
+    assert re.findall(r"^  bind .*:(\d+)", config, re.MULTILINE) == [str(haproxy["ports"][0]["containerPort"])]
+    for kind, name in (("StatefulSet", "adapterpack"), ("Deployment", "adapterpack-haproxy")):
         spec = found[kind, name]
         assert spec["selector"]["matchLabels"] == spec["template"]["metadata"]["labels"]
     assert service["selector"] == replicas["template"]["metadata"]["labels"]
-    assert found["Service", "adapterpack"]["selector"] == found["Deployment", "adapterpack-route"]["template"]["metadata"]["labels"]
+    assert found["Service", "adapterpack"]["selector"] == found["Deployment", "adapterpack-haproxy"]["template"]["metadata"]["labels"]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import socket
 import ssl
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -21,10 +19,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
-from processes import child
 from servers import ANN, Served
 
-from adapterpack import route
 from adapterpack.errors import ConfigError, StorageError
 from adapterpack.serving.serve import serve
 
@@ -124,32 +120,6 @@ def test_a_server_speaks_tls(start: Callable[..., Served], tmp_path: Path) -> No
     key.unlink()
     time.sleep(1.2)
     assert all(json.loads(asked(verify=ssl.create_default_context(cafile=certificate)).text)["data"] for _ in range(2))
-
-
-@pytest.mark.long
-def test_a_router_speaks_tls_to_both_sides(start: Callable[..., Served], tmp_path: Path) -> None:
-    """Its clients see its certificate; servers with one that it does not trust are none, and nothing goes to them."""
-    server = tmp_path / "server"
-    server.mkdir()
-    certificate, key = files(tmp_path, ec.generate_private_key(ec.SECP256R1()))
-    inner, inner_key = files(server, ec.generate_private_key(ec.SECP256R1()))
-    replica = start(tls_cert=str(inner), tls_key=str(inner_key))
-    body = {"model": "alpha", "prompt": "x", "max_tokens": 2}
-    for authority, status in ((inner, 200), (certificate, 503)):
-        command = [sys.executable, "-m", "adapterpack", "route", replica.address, "--port", "0", "--json", "--tls-cert", certificate,
-                   "--tls-key", key, "--replica-ca", authority]
-        with child(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
-            assert process.stdout is not None
-            address = json.loads(process.stdout.readline())["address"]
-            assert address.startswith("https://")
-            assert shown(int(address.rpartition(":")[2])).strip() == certificate.read_text().strip()
-            answer = httpx.post(f"{address}/v1/completions", json=body, headers=replica.headers, timeout=20,
-                                verify=ssl.create_default_context(cafile=certificate))
-            assert answer.status_code == status
-    with pytest.raises(ConfigError, match="holds no certificate"):
-        route([replica.address], port=0, replica_ca=key)
-    with pytest.raises(StorageError):
-        route([replica.address], port=0, replica_ca=tmp_path / "none")
 
 
 def test_what_is_no_certificate(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
