@@ -6,11 +6,14 @@ import logging
 import os
 from typing import Any
 
+import h11
+import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from . import bodies
 
 HEAD_SECONDS = 20.0
+_HEAD_BYTES = 16 << 10
 _MOST = 1000
 
 
@@ -20,6 +23,26 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 logging.getLogger("uvicorn.error").addFilter(_is_news)
+
+
+class _Connection(h11.Connection):  # type: ignore[misc]
+    """Refuses a request that says twice how long its body is, or in a way that its version of HTTP does not know.
+
+    A proxy that reads the other one passes on what follows as somebody else's request (RFC 9112, section 6.1).
+    """
+
+    def next_event(self) -> Any:
+        """The next event of the connection.
+
+        Raises:
+            h11.RemoteProtocolError: the client does not speak HTTP, or sent such a request.
+        """
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            names = {name for name, _ in event.headers}
+            if b"transfer-encoding" in names and (b"content-length" in names or event.http_version < b"1.1"):
+                raise h11.RemoteProtocolError("Transfer-Encoding beside Content-Length, or before HTTP/1.1")
+        return event
 
 
 class Protocol(H11Protocol):  # type: ignore[misc]
@@ -32,6 +55,10 @@ class Protocol(H11Protocol):  # type: ignore[misc]
     watch: Any = None
     malformed = 0
     """How often some bytes were no HTTP, of all connections of the process."""
+
+    def __init__(self, config: uvicorn.Config, *args: Any, **options: Any) -> None:
+        super().__init__(config, *args, **options)
+        self.conn = _Connection(h11.SERVER, config.h11_max_incomplete_event_size or _HEAD_BYTES)
 
     def connection_made(self, transport: Any) -> None:
         """Makes room for it where there is none, and begins to watch it."""

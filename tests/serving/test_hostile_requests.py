@@ -57,7 +57,9 @@ CASES: dict[str, tuple[bytes, int, str | None]] = {
     "a body of 100 MB": (post(b"", lines="").replace(b"Content-Length: 0", b"Content-Length: 100000000"), 413, "request_too_large"),
     "a length that is none": (post(b"").replace(b"Content-Length: 0", b"Content-Length: -1"), 400, None),
     "two lengths": (post(b"{}", lines="Content-Length: 7\r\n"), 400, None),
-    "length and chunks": (post(b"{}", lines="Transfer-Encoding: chunked\r\n"), 408, None),
+    "length and chunks": (post(b"{}", lines="Transfer-Encoding: chunked\r\n"), 400, None),
+    "chunks before they were": (post(b"", head=f"Transfer-Encoding: chunked\r\n{HEAD}").replace(b"HTTP/1.1", b"HTTP/1.0")
+                                .replace(b"Content-Length: 0\r\n", b""), 400, None),
     "chunks that are none": (f"POST /v1/completions HTTP/1.1\r\n{HEAD}Transfer-Encoding: chunked\r\n\r\nzz\r\n".encode(), 400, None),
     "a body that stops": (post(b"{}").replace(b"Content-Length: 2", b"Content-Length: 20"), 408, "request_too_slow"),
     "200 headers": (post(chat(), lines="".join(f"X-{number}: x\r\n" for number in range(200))), 431, "large_headers"),
@@ -184,6 +186,19 @@ def test_who_still_sends_hears_the_refusal(server: Served) -> None:
         with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
             connection.sendall(data)
             assert connection.recv(12) == b"HTTP/1.1 " + status, status
+
+
+@pytest.mark.parametrize("line", ["Transfer-Encoding: chunked\r\n", "transfer-encoding: Chunked\r\nX: y\r\n"])
+def test_what_follows_a_request_with_two_lengths_is_not_answered(line: str, server: Served) -> None:
+    """By one of them it is the request of somebody else: 400, and the connection is closed."""
+    inner = f"GET /v1/models HTTP/1.1\r\n{HEAD}\r\n".encode()
+    smuggled = post(b"0\r\n\r\n" + inner, lines=line)
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        connection.sendall(smuggled)
+        answer = b"".join(iter(lambda: connection.recv(1 << 16), b""))
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert b"connection: close" in answer.lower()
 
 
 def test_the_server_is_well_afterwards(server: Served) -> None:
