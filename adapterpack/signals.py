@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
@@ -40,6 +40,14 @@ class Ended(KeyboardInterrupt):
         return "interrupted" if self.number == signal.SIGINT else f"ended by {self.number.name}"
 
 
+def end_at_once(number: int, frame: FrameType | None) -> None:
+    """The handler of a process in which nothing has begun yet that would have to be cleaned up."""
+    ended = Ended(number)
+    with suppress(OSError):
+        os.write(2, f"{ended.word}; nothing was left behind\n".encode())
+    os._exit(ended.exit_code)
+
+
 class Raising:
     """A handler that raises; not again while what it raised is probably still cleaning up. ``ended`` is what it raised last."""
 
@@ -67,7 +75,7 @@ def raised() -> Iterator[Raising]:
     """
     handler, ours = Raising(), threading.current_thread() is threading.main_thread()
     before = {number: found for number in ENDING
-              if (found := signal.getsignal(number)) in (signal.SIG_DFL, signal.default_int_handler)} if ours else {}
+              if (found := signal.getsignal(number)) in (signal.SIG_DFL, signal.default_int_handler, end_at_once)} if ours else {}
     _before_fork.update(before)
     for number in before:
         signal.signal(number, handler)

@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -658,6 +659,27 @@ def test_an_interrupt_leaves_nothing(bank: Path, tmp_path: Path, number: int, co
         assert json.loads(printed)["error"]["code"] == "interrupted"
         REPORT.validate(json.loads(printed))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("module", ["click", "adapterpack.cli.main", "adapterpack.cli.options"])
+def test_an_interrupt_while_the_command_line_is_imported_ends_it_quietly(module: str, tmp_path: Path) -> None:
+    """Ctrl-C just when a module is looked for: 130, and one line instead of a traceback."""
+    (tmp_path / "sitecustomize.py").write_text(f"""
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+""")
+    package = str(Path(adapterpack.__file__).parents[1])
+    done = subprocess.run([sys.executable, "-m", "adapterpack", "methods"], capture_output=True, text=True, check=False,
+                          env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), package])})
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted; nothing was left behind\n")
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text("utf-8"))["project"]
+    assert project["scripts"] == {"adapterpack": "adapterpack.__main__:main"}
 
 
 @pytest.mark.fast
