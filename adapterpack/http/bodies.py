@@ -38,7 +38,8 @@ class Heard:
                 await incoming.drop()
             await send(message)
 
-        await self._app(scope, incoming, answer)
+        with contextlib.suppress(asyncio.CancelledError):  # the server ends: nobody needs to read that in its log
+            await self._app(scope, incoming, answer)
 
 
 class _Incoming:

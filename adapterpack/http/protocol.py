@@ -96,6 +96,12 @@ class Protocol(H11Protocol):  # type: ignore[misc]
             self.cycle.disconnected = True
             self.cycle.message_event.set()
 
+    def break_off(self) -> None:
+        """Ends the connection, whatever it waits for; what is running for its client has nobody to answer any more."""
+        if self.cycle is not None:
+            self.cycle.disconnected = True
+        self.transport.abort()
+
     def waits(self) -> bool:
         """Whether the client has to do something: send a request or the rest of one, or read."""
         return self._idle() or self.cycle.more_body or self.transport.get_write_buffer_size() > 0

@@ -102,7 +102,7 @@ async def _run(setup: Setup, listening: socket.socket, operator: Operator | None
     finally:
         for task in tasks:
             task.cancel()
-        thread.close()
+        thread.close(_LAST_SECONDS)
     return server.interrupted
 
 
@@ -130,6 +130,8 @@ async def _operated(state: State, operator: Operator | None) -> AsyncIterator[No
         yield
     finally:
         server.should_exit = True
+        if state.engine.given_up:
+            server.break_off()
         await task
 
 
@@ -137,7 +139,7 @@ def config_of(app: Any, limits: Limits, tls: ssl.SSLContext | None = None) -> uv
     """How uvicorn serves an application: with deadlines and bounds, and without a log of requests."""
     config = uvicorn.Config(Heard(app), http=Protocol, ws="none", lifespan="off", log_level="warning", access_log=False,
                             server_header=False, h11_max_incomplete_event_size=limits.header_bytes + 4096,
-                            timeout_graceful_shutdown=_LAST_SECONDS, timeout_keep_alive=_IDLE_SECONDS)
+                            timeout_keep_alive=_IDLE_SECONDS)
     config.load()
     config.ssl = tls
     return config
@@ -174,8 +176,36 @@ async def _watch(state: State) -> None:
             _LOG.critical("the engine is stuck: %s", stuck)
 
 
-class Server(uvicorn.Server):  # type: ignore[misc]
-    """uvicorn's server, which on the first signal lets nobody in any more and ends after the last answer; on the second at once."""
+class _Bounded(uvicorn.Server):  # type: ignore[misc]
+    """uvicorn's server, whose end no client can put off."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Takes no more requests; clients have some seconds to read the rest of their answers."""
+        last = asyncio.get_running_loop().call_later(_LAST_SECONDS, self.break_off)
+        await super().shutdown(sockets)
+        last.cancel()
+        self.break_off()
+
+    def break_off(self) -> None:
+        """Ends all connections, and what works for them. That is no error of theirs: uvicorn logs one of each whose client is there."""
+        self.force_exit = True
+        for connection in list(self.server_state.connections):
+            connection.break_off()
+        for task in list(self.server_state.tasks):
+            task.cancel()
+
+
+class SecondServer(_Bounded):
+    """A server that leaves signals to another one."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Does nothing."""
+        yield
+
+
+class Server(_Bounded):
+    """A server that on the first signal lets nobody in any more and ends after the last answer; on the second at once."""
 
     def __init__(self, config: uvicorn.Config, state: State, ready: Callable[[], None]) -> None:
         super().__init__(config)
@@ -192,7 +222,8 @@ class Server(uvicorn.Server):  # type: ignore[misc]
         """A signal to end."""
         self.interrupted |= sig == signal.SIGINT
         if self._state.gate.draining:
-            self.should_exit = self.force_exit = True
+            self.should_exit = self.force_exit = self._state.engine.given_up = True
+            self._loop.call_soon_threadsafe(self.break_off)
             return
         self._state.gate.draining = True
         self._loop.call_soon_threadsafe(self._begin_drain)
@@ -205,14 +236,5 @@ class Server(uvicorn.Server):  # type: ignore[misc]
         until = time.monotonic() + self._state.limits.drain_seconds
         while self._state.gate.rows and time.monotonic() < until:
             await asyncio.sleep(0.02)
-        await asyncio.to_thread(self._state.engine.close)
+        await asyncio.to_thread(self._state.engine.close, _LAST_SECONDS)
         self.should_exit = True
-
-
-class SecondServer(uvicorn.Server):  # type: ignore[misc]
-    """uvicorn's server, which leaves signals to another one."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Does nothing."""
-        yield

@@ -74,7 +74,7 @@ def write_keys(path: Path, *entries: dict[str, Any]) -> None:
     path.write_text(json.dumps({"keys": entries}))
 
 
-def begin(bundle: Path, folder: Path, **options: Any) -> Served:
+def begin(bundle: Path, folder: Path, program: str = PROGRAM, **options: Any) -> Served:
     """Starts a server of a bundle, by default with the keys above; ``folder`` is for what it writes. Who begins it ends its process."""
     if "keys" not in options:
         write_keys(folder / "keys", entry("ann", ANN, admin=True), entry("bob", BOB, adapters=["alpha"], base=False, max_rows=4),
@@ -82,7 +82,7 @@ def begin(bundle: Path, folder: Path, **options: Any) -> Served:
     given = {"keys": str(folder / "keys"), "audit": str(folder / "audit"), "provider": "cpu", "threads": 1, "name": "base", "max_rows": 4,
              "limits": {}, **options}
     with (folder / "log").open("w") as log:
-        process = subprocess.Popen([sys.executable, "-c", PROGRAM, str(bundle), json.dumps(given)], stdout=subprocess.PIPE, stderr=log,
+        process = subprocess.Popen([sys.executable, "-c", program, str(bundle), json.dumps(given)], stdout=subprocess.PIPE, stderr=log,
                                    text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert process.stdout is not None
     line = process.stdout.readline()

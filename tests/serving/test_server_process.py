@@ -6,11 +6,13 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ import jsonschema
 import pytest
 from click.testing import CliRunner
 from processes import child
-from servers import ANN, BOB, OLD, Served, entry, write_keys
+from servers import ANN, BOB, OLD, PROGRAM, Served, begin, entry, write_keys
 
 from adapterpack.cli.main import main
 from adapterpack.errors import ConfigError, NothingToDo, Unsupported
@@ -164,3 +166,54 @@ def test_who_takes_too_long_is_broken_off(start: Callable[..., Served]) -> None:
     assert (health.status_code, health.json()["status"]) == (503, "stuck")
     assert re.search(r"a step of \d+ rows with the adapters alpha", health.json()["step"]), health.json()
     assert server.process.wait(20) == 0
+
+
+def test_a_second_signal_ends_it_at_once_and_quietly(start: Callable[..., Served]) -> None:
+    """With streams that are being read, a request that waits and a connection without one: no traceback, and no answer is put an end to by
+    an error in the log."""
+    server = start(max_rows=4)
+    body = {**LONG, "n": 4, "max_tokens": 400, "min_tokens": 400}
+    with ExitStack() as stack:
+        for _ in range(3):
+            next(stack.enter_context(streamed(server, body)).iter_lines())
+        threads = [threading.Thread(target=broken_off, args=(server, {**body, "n": 32})) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+        while server.get("/v1/status").json()["waiting"] < 64:
+            time.sleep(0.01)
+        assert ended_by_two(server) == 0
+    for thread in threads:
+        thread.join(10)
+    assert server.log.read_text() == ""
+
+
+def ended_by_two(server: Served) -> int:
+    """The exit code after a signal, which it takes some time to notice, and another."""
+    server.process.send_signal(signal.SIGTERM)
+    while server.get("/ready").status_code == 200:
+        time.sleep(0.02)
+    return server.ended(signal.SIGTERM, 10)
+
+
+def broken_off(server: Served, body: Any) -> None:
+    with suppress(httpx.TransportError):
+        assert server.post("/v1/completions", body).status_code in (200, 503)
+
+
+def test_two_signals_end_a_server_whose_step_hangs(bundle: Path, tmp_path: Path) -> None:
+    """The log says which step it was; the client whose answer it was making is not kept waiting."""
+    hanging = ("import time\nfrom adapterpack.runtime.engine.engine import DecoderEngine\n"
+               "DecoderEngine._decode = lambda self, events: time.sleep(1000)\n")
+    server = begin(bundle, tmp_path, program=hanging + PROGRAM, limits={"stuck_seconds": 0.5})
+    thread = threading.Thread(target=broken_off, args=(server, LONG))
+    try:
+        thread.start()
+        while "adapters alpha" not in server.get("/health").text:
+            time.sleep(0.05)
+        assert ended_by_two(server) == 0
+    finally:
+        server.process.kill()
+        thread.join(10)
+    assert "the engine is given up in a step of 1 rows with the adapters alpha" in server.log.read_text()
+    assert "Traceback" not in server.log.read_text()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,8 @@ from ...runtime.engine.requests import Event
 from .fair_queue import FairQueue
 from .rows import Row
 
+_LAST_SECONDS = 1.0
+"""That a step has whose end nobody wants to wait for."""
 _LOG = logging.getLogger("adapterpack.serving")
 
 
@@ -54,6 +57,8 @@ class EngineThread:
         self._loader = loader or ThreadPoolExecutor(2, thread_name_prefix="adapterpack-rows")
         self._thread = threading.Thread(target=self._run, name="adapterpack-engine", daemon=True)
         self._closing = False
+        self.given_up = False
+        """Whether nobody waits any more for the step that the thread is in."""
         self.activity: Activity | None = None
         self.failure: BaseException | None = None
 
@@ -61,12 +66,21 @@ class EngineThread:
         """Begins to take steps."""
         self._thread.start()
 
-    def close(self) -> None:
-        """Ends the thread after the step that it is in; rows that are left are ended with an error."""
+    def close(self, seconds: float = math.inf) -> None:
+        """Ends the thread after the step that it is in, which has so many seconds, unless it is given up; rows that are left are ended
+        with an error.
+        """
         self._closing = True
         self._messages.put(lambda: None)
-        self._thread.join()
-        self._loader.shutdown()
+        until = time.monotonic() + seconds
+        while self._thread.is_alive() and not self.given_up and time.monotonic() < until:
+            self._thread.join(0.05)
+        self._thread.join(_LAST_SECONDS)
+        if self._thread.is_alive() and self.failure is None:
+            self.given_up, self.failure = True, RuntimeError("stuck")
+            _LOG.critical("the engine is given up in %s", "no step" if self.activity is None else self.activity.what)
+            self._fail_all()
+        self._loader.shutdown(wait=not self.given_up, cancel_futures=True)
 
     def add(self, rows: Sequence[Row]) -> None:
         """Adds the rows of a request; any thread may. Those that can begin soon are made ready at once, while the engine is in a step."""
@@ -123,11 +137,7 @@ class EngineThread:
             self.failure = self.failure or RuntimeError("closed")
             self.activity = None
             self._take_messages(wait=False)
-            with self._order:
-                left = [*self._ready]
-                while (row := self._queue.pop()) is not None:
-                    left.append(row)
-            self._fail(left)
+            self._fail_all()
 
     def _take_messages(self, wait: bool) -> None:
         with suppress(Empty):
@@ -220,6 +230,14 @@ class EngineThread:
     def _tell(self, answered: Sequence[tuple[Row, Event]]) -> None:
         with suppress(RuntimeError):  # the loop is closed: nobody listens
             self._loop.call_soon_threadsafe(_take, answered, time.monotonic())
+
+    def _fail_all(self) -> None:
+        """Ends all rows that wait or run."""
+        with self._order:
+            left = [*self._ready]
+            while (row := self._queue.pop()) is not None:
+                left.append(row)
+        self._fail(left)
 
     def _fail(self, rows: Sequence[Row]) -> None:
         error = EngineStopped("the engine has stopped", remedy="start the server again; its log says why")
