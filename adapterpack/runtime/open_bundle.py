@@ -31,6 +31,7 @@ from .adapters.modes import ADAPTER_MODES
 from .adapters.pinned import Adapters, Names, Pinned
 from .adapters.prefix_cache import prompt_kv
 from .adapters.slot_values import SlotValues
+from .generation.sampling import Sampling
 from .graph_contract import require_contract
 from .opened_before import require_openable
 from .ort_model import OrtModel
@@ -40,7 +41,7 @@ from .providers.placement import CpuNodesWarning
 from .providers.starting import start
 from .text.context_length import most_characters
 from .text.model_files import read_object
-from .text.tokenizer import Tokenizer
+from .text.tokenizer import NoTokenizer, Tokenizer
 
 
 class OpenBundle:
@@ -171,7 +172,7 @@ class OpenBundle:
     @property
     def pad_id(self) -> int:
         """The id that fills up short rows; masked, so any would do where there is no tokenizer."""
-        return self.tokenizer.pad_id if (self.folder / "tokenizer.json").is_file() else 0
+        return self.tokenizer.pad_id if self.has_tokenizer else 0
 
     @property
     def config(self) -> dict[str, Any]:
@@ -217,6 +218,21 @@ class OpenBundle:
         """The bundle's tokenizer."""
         tokenizer: Tokenizer = self.once("tokenizer", lambda: Tokenizer(self.folder, most_characters(self), self.compared))
         return tokenizer
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether the bundle can make tokens of texts; without, it answers token ids with token ids."""
+        return (self.folder / "tokenizer.json").is_file()
+
+    def tokenizer_of(self, sampling: Sampling) -> Tokenizer | NoTokenizer:
+        """The tokenizer of answers with these parameters, which need none where they ask for no text.
+
+        Raises:
+            StorageError: there is none, and they have a stop text or a form.
+        """
+        if self.has_tokenizer or sampling.reads_text:
+            return self.tokenizer
+        return self.once("no tokenizer", lambda: NoTokenizer(self.folder))  # type: ignore[no-any-return]
 
     def _with(self, pack: Pack) -> Self:
         """As :meth:`frozen`, with one more adapter."""

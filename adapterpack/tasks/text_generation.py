@@ -22,6 +22,7 @@ def completions(
     """The answers to prompts, to ``inputs`` such as audio features in their place, or to both; with the tokens' log-probabilities, or
     several sequences of a beam search and their scores, if ``sampling`` asks for them.
     """
+    _ = session.tokenizer  # an answer is a text here: a bundle without one fails before anything runs
     return [described(completion, session) for completion in session.generate(prompts, adapters, given=inputs, **sampling)]
 
 

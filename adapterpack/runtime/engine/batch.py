@@ -88,7 +88,7 @@ class SessionEngine:
              sampling: Sampling, emit: Callable[[int, int, str], None] | None,
              features: Sequence[Mapping[str, np.ndarray]]) -> list[Request]:
         rows: list[Request] = []
-        mask = grammar_mask(session.tokenizer, sampling)
+        mask = grammar_mask(session.tokenizer_of(sampling), sampling)
         try:
             for number, (ids, pack, extra) in enumerate(zip(prompts, packs, features, strict=True)):
                 try:

@@ -159,7 +159,7 @@ class DecoderEngine(Engine):
             raise ConfigError("a beam search needs a row for each beam", where="num_beams", found=sampling.num_beams,
                               expected=f"at most {self.max_rows} in this engine", remedy="open the engine with more max_rows")
         room = min(sampling.room(len(ids)), self.max_length - total + 1)  # the last token needs no position
-        tokenizer = self.bundle.tokenizer
+        tokenizer = self.bundle.tokenizer_of(sampling)
         answer = answer_of(tokenizer, sampling, ids, room, place, mask or grammar_mask(tokenizer, sampling))
         return Request(number=next(self._numbers), prompt=ids, adapter=adapter, features=features, source=source, answer=answer)
 

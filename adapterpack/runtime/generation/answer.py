@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..text.text_stream import TextStream
-from ..text.tokenizer import Tokenizer
+from ..text.tokenizer import NoTokenizer, Tokenizer
 from .sampling import Sampling
 from .token_chooser import Choice, TokenChooser, TokenMask
 
@@ -42,8 +42,15 @@ class Answer:
     width = 1
     sequences: tuple[Ending, ...] = ()
 
-    def __init__(self, tokenizer: Tokenizer, sampling: Sampling, prompt: Sequence[int], room: int, place: int = 0,
-                 mask: TokenMask | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer | NoTokenizer,
+        sampling: Sampling,
+        prompt: Sequence[int],
+        room: int,
+        place: int = 0,
+        mask: TokenMask | None = None,
+    ) -> None:
         self._ends = sampling.end_ids(tokenizer.eos_ids)
         self._room, self._stream = room, TextStream(tokenizer, sampling.stop, sampling.skip_special_tokens)
         self.chooser = TokenChooser(sampling, prompt, self._ends, mask, place, room)

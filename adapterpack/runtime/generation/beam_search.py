@@ -13,7 +13,7 @@ import numpy as np
 
 from ...errors import ConfigError
 from ..text.text_stream import TextStream
-from ..text.tokenizer import Tokenizer
+from ..text.tokenizer import NoTokenizer, Tokenizer
 from .answer import Answer, Ending, Taken
 from .sampling import Sampling
 from .token_chooser import FEWER, TokenChooser, TokenMask
@@ -47,8 +47,15 @@ class BeamAnswer:
 
     logprobs = None
 
-    def __init__(self, tokenizer: Tokenizer, sampling: Sampling, prompt: Sequence[int], room: int, place: int = 0,
-                 mask: TokenMask | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer | NoTokenizer,
+        sampling: Sampling,
+        prompt: Sequence[int],
+        room: int,
+        place: int = 0,
+        mask: TokenMask | None = None,
+    ) -> None:
         self._tokenizer, self._sampling, self._room = tokenizer, sampling, room
         self._ends = sampling.end_ids(tokenizer.eos_ids)
         self.width = sampling.num_beams
@@ -138,8 +145,14 @@ class BeamAnswer:
         return Ending(tuple(stream.ids), stream.text, float(one.score), one.reason)
 
 
-def answer_of(tokenizer: Tokenizer, sampling: Sampling, prompt: Sequence[int], room: int, place: int = 0,
-              mask: TokenMask | None = None) -> Answer | BeamAnswer:
+def answer_of(
+    tokenizer: Tokenizer | NoTokenizer,
+    sampling: Sampling,
+    prompt: Sequence[int],
+    room: int,
+    place: int = 0,
+    mask: TokenMask | None = None,
+) -> Answer | BeamAnswer:
     """The answer of a row by these parameters: see :class:`.Answer`."""
     kind = Answer if sampling.num_beams == 1 else BeamAnswer
     return kind(tokenizer, sampling, prompt, room, place, mask)

@@ -89,15 +89,25 @@ def generate(
         raise without_decoder(session.bundle, session.folder)
     decoder = decoder_of(session)(session, rows, names, others)
     require_context(session, decoder.lengths, decoder.virtual)
-    mask = grammar_mask(session.tokenizer, options)
-    answers = [Answer(session.tokenizer, options, prompt, _room(session, int(length), options.room(len(prompt))), row, mask and mask.copy())
-               for row, (prompt, length) in enumerate(zip(decoder.prompts, decoder.lengths, strict=True))]
+    tokenizer = session.tokenizer_of(options)
+    mask = grammar_mask(tokenizer, options)
+    answers = [
+        Answer(
+            tokenizer,
+            options,
+            prompt,
+            _room(session, int(length), options.room(len(prompt))),
+            row,
+            mask and mask.copy(),
+        )
+        for row, (prompt, length) in enumerate(zip(decoder.prompts, decoder.lengths, strict=True))
+    ]
     outputs, last = decoder.prefill(), decoder.last
     while True:
         tokens = _taken(answers, array_of(outputs["logits"])[range(count), last], emit)
         if all(answer.reason for answer in answers):
             break
-        outputs, last = decoder.step(tokens, outputs), np.zeros_like(last)
+        outputs, last = decoder.step(tokens, outputs), np.full_like(last, -1)
     return _generations(answers, names, [len(row) for row in rows] or [0] * count)
 
 

@@ -167,6 +167,11 @@ class Sampling:
                               expected=f"fewer than {self.max_length}", remedy="give a larger max_length, or max_new_tokens in its place")
         return room
 
+    @property
+    def reads_text(self) -> bool:
+        """Whether the answer's text decides how it goes on."""
+        return bool(self.stop) or any(getattr(self, name) is not None for name in GRAMMARS)
+
     def end_ids(self, eos: Collection[int]) -> frozenset[int]:
         """The tokens at which a row ends, of a model with these end tokens."""
         return frozenset(self.stop_token_ids) | (frozenset() if self.ignore_eos else frozenset(eos))

@@ -17,7 +17,7 @@ from ...extras import needed_by
 from ...library_errors import library_errors
 from ...sandbox.limits import Limits
 from ...sandbox.sandbox import Sandbox
-from ..text.tokenizer import Tokenizer
+from ..text.tokenizer import NoTokenizer, Tokenizer
 from .grammar_check import limits
 from .sampling import GRAMMARS, Sampling
 
@@ -76,7 +76,9 @@ class GrammarMask:
         return result
 
 
-def grammar_mask(tokenizer: Tokenizer, options: Sampling, where: str | None = None) -> GrammarMask | None:
+def grammar_mask(
+    tokenizer: Tokenizer | NoTokenizer, options: Sampling, where: str | None = None
+) -> GrammarMask | None:
     """The mask at the beginning of a row, if the options say a form; ``where`` is what errors call that, by default the parameter.
 
     Raises:
@@ -91,6 +93,7 @@ def grammar_mask(tokenizer: Tokenizer, options: Sampling, where: str | None = No
     with needed_by(parameter):
         from llguidance import LLMatcher  # noqa: PLC0415 - an extra
 
+    assert isinstance(tokenizer, Tokenizer)  # a form is one of texts
     text = _text(parameter, getattr(options, parameter), where)
     tokens = tokenizer.for_grammars
     try:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tokenizers.decoders import DecodeStream
-
-from .tokenizer import Tokenizer
+from .tokenizer import NoTokenizer, Tokenizer
 
 
 class TextStream:
@@ -17,12 +15,14 @@ class TextStream:
     ``skip_special_tokens`` is off.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), skip_special_tokens: bool = True) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer | NoTokenizer, stop: Sequence[str] = (), skip_special_tokens: bool = True
+    ) -> None:
         self.ids: list[int] = []
         self.text, self.stopped = "", False
         self._tokenizer, self._stop = tokenizer, [text for text in stop if text]
         self._skips = skip_special_tokens
-        self._stream = DecodeStream(skip_special_tokens=skip_special_tokens)
+        self._step = tokenizer.stepper(skip_special_tokens)
         self._decoded = 0  # so many of the ids have their text; that of those after them is not complete
         self._kept = ""  # text that may be the beginning of a stop text
 
@@ -30,11 +30,11 @@ class TextStream:
         """Takes the row's next token."""
         self.ids.append(token)
         try:
-            piece = self._stream.step(self._tokenizer.core, token)
+            piece = self._step(token)
         except Exception:  # with this token those before it read differently, but their text was given out: only the rest is read anew
             piece = self._tokenizer.decode(self.ids[self._decoded :], self._skips)
-            self._stream = DecodeStream(skip_special_tokens=self._skips)
-            self._stream.step(self._tokenizer.core, token)
+            self._step = self._tokenizer.stepper(self._skips)
+            self._step(token)
         if piece:
             self._decoded = len(self.ids)
             self._add(piece)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer as Core
+from tokenizers.decoders import DecodeStream
 
 from ...chat.template import ChatTemplate, Message
 from ...errors import ConfigError, FormatError, StorageError, Unsupported
@@ -70,13 +71,8 @@ class Tokenizer:
     @cached_property
     def eos_ids(self) -> frozenset[int]:
         """The ids at which generation ends."""
-        for name in ("generation_config.json", "config.json"):  # the first that says it, as in transformers
-            path = self.folder / name
-            with self._reading():
-                ids = token_ids(read_object(path), "eos_token_id", path)
-            if ids:
-                return frozenset(ids)
-        return frozenset()
+        with self._reading():
+            return eos_ids(self.folder)
 
     @cached_property
     def pad_id(self) -> int:
@@ -221,6 +217,11 @@ class Tokenizer:
             text: str = self.core.decode(list(ids), skip_special_tokens=skip_special_tokens)
         return text
 
+    def stepper(self, skip_special_tokens: bool = True) -> Callable[[int], str | None]:
+        """A function of the next id of a row, which gives the text that is complete with it."""
+        stream = DecodeStream(skip_special_tokens=skip_special_tokens)
+        return lambda token: stream.step(self.core, token)
+
     def _token(self, name: str) -> str:
         value = self.config.get(name)
         text = value.get("content") if isinstance(value, dict) else value
@@ -230,6 +231,30 @@ class Tokenizer:
 
     def _errors(self, what: str) -> AbstractContextManager[None]:
         return library_errors("tokenizers", what, where=self.path, remedy=_REMEDY)
+
+
+class NoTokenizer:
+    """Stands for the tokenizer where a folder has none: answers are ids, and have no text."""
+
+    def __init__(self, folder: Path) -> None:
+        self.eos_ids = eos_ids(folder)
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """No text."""
+        return ""
+
+    def stepper(self, skip_special_tokens: bool = True) -> Callable[[int], str | None]:
+        """A function that gives no text."""
+        return lambda token: ""
+
+
+def eos_ids(folder: Path) -> frozenset[int]:
+    """The ids at which generation ends, as the model's files say."""
+    for name in ("generation_config.json", "config.json"):  # the first that says it, as in transformers
+        ids = token_ids(read_object(folder / name), "eos_token_id", folder / name)
+        if ids:
+            return frozenset(ids)
+    return frozenset()
 
 
 def encoded_apart(path: Path, digest: str, texts: Sequence[str], options: Mapping[str, Any], where: Path) -> Encoded:
