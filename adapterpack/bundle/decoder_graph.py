@@ -14,6 +14,10 @@ CACHE_LENGTHS, LONGEST, LOGITS_POSITIONS = "seqlens_k", "total_sequence_length",
 """Inputs of that graph: the last position of each row's cache after a pass ``[batch]``, the length of the longest row, and the positions of
 a pass whose logits it gives ``[batch, n]``.
 """
+LAST_POSITIONS = "last_positions"
+"""Its input that says where each row ends, as far as it is known before the pass ``[batch, 1]``; there where
+the numbers of all positions depend on how long their row is.
+"""
 SOURCE_LENGTHS = "source_lengths"
 """Its input that says how many positions each row of an encoder has ``[batch]``, where they may differ."""
 

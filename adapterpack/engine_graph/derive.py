@@ -24,7 +24,14 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from ..base.base_folder import read_json
-from ..bundle.decoder_graph import CACHE_LENGTHS, DECODER, LOGITS_POSITIONS, LONGEST, part_ranks
+from ..bundle.decoder_graph import (
+    CACHE_LENGTHS,
+    DECODER,
+    LAST_POSITIONS,
+    LOGITS_POSITIONS,
+    LONGEST,
+    part_ranks,
+)
 from ..bundle.manifest import ADAPTER_IDS, ADDED, PAST, PRESENT, Bundle, MappedSite, graph_file, read_bundle
 from ..errors import Unsupported
 from ..onnx_graph.products import PRODUCTS
@@ -94,6 +101,7 @@ def make_decoder(model: Any, config: Mapping[str, Any], bundle: Bundle) -> None:
     for attention in attentions:
         bias = places.bias(attention.added, attention.output.producer())
         _replace(model, attention._replace(softcap=attention.softcap or float(cap), added=bias), lengths, total, windows[attention.layer])
+    _ends_as_inputs(graph, batch)
     read_sources(model)
     RemoveUnusedNodesPass()(model)
     places.index_tables()
@@ -123,6 +131,36 @@ def _input(graph: Any, name: str, shape: list[Any], dtype: Any) -> Any:
 
 def _input_named(graph: Any, name: str) -> Any:
     return next((value for value in graph.inputs if value.name == name), None)
+
+
+def _ends_as_inputs(graph: Any, batch: Any) -> None:
+    """Makes the last position of each row an input where the graph computes it: in a pass over a piece of a
+    row it is not there.
+
+    Raises:
+        Unsupported: it is the last position of the longest row.
+    """
+    ends = [
+        node
+        for node in graph
+        if node.op_type == "ReduceMax" and node.inputs[0] is _input_named(graph, "position_ids")
+    ]
+    for node in ends:
+        axes = ir.convenience.get_const_tensor(node.inputs[1]) if len(node.inputs) > 1 else None
+        if (
+            axes is None
+            or [int(axis) % 2 for axis in axes.numpy().reshape(-1)] != [1]
+            or not node.attributes.get_int("keepdims", 1)
+        ):
+            raise Unsupported(
+                "the numbers of a row depend on the longest row beside it",
+                where=node.name,
+                expected="on each row's own",
+                remedy="leave --static-cache out",
+            )
+    value = _input(graph, LAST_POSITIONS, [batch, 1], ir.DataType.INT64) if ends else None
+    for node in ends:
+        node.outputs[0].replace_all_uses_with(value)
 
 
 def _keep_positions(model: Any, bundle: Bundle, batch: Any) -> None:

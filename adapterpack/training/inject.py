@@ -32,6 +32,7 @@ from .injection import Work, is_linear, swap, wrapping
 from .layers.embedding_rows import AdaptedTable
 from .layers.head_labels import name_outputs
 from .layers.position_tracking import forget
+from .layers.row_frequencies import rejoin_rows, separate_rows
 from .layers.two_pass import lead, release
 from .layers.weights import keep_in_order, let_reorder
 from .layers.whole import HeadLabels
@@ -103,6 +104,7 @@ def _adapted(model: nn.Module, chosen: Sequence[SiteConfig], name: str, rng: np.
     for module in work.touched:
         module._trainable(name)
     follow(model)
+    separate_rows(model)
     return active(model, name)
 
 
@@ -226,6 +228,7 @@ def _attached(model: nn.Module, pack: Pack, name: str, check_base: bool, check_c
         for parameter in module.parameters(recurse=False):
             parameter.requires_grad_(False)
     follow(model)
+    separate_rows(model)
     return active(model, name)
 
 
@@ -270,6 +273,7 @@ def detach(model: nn.Module, name: str | None = None) -> nn.Module:
     if not adapter_names(model):
         give_back(model)
         let_reorder(model)
+        rejoin_rows(model)
     return model
 
 

@@ -22,6 +22,7 @@ from ..runtime.text.tokenizer_limits import require_bounded_load
 from ..tasks.problems import MARKED
 from ..tasks.task import NO_TASK, Task, type_of
 from .bounded_tokenizer import bounded
+from .layers.row_frequencies import separate_rows
 from .model_size import bounded_build, require_fitting
 
 _HELD = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -63,6 +64,7 @@ def loaded(
     with quiet_transformers(), _loading_errors("model", folder), bounded_build(folder):  # that a head is new is the point, not news
         model, report = _auto_class(task).from_pretrained(folder, config=config, dtype=getattr(torch, dtype), output_loading_info=True,
                                                          trust_remote_code=False, use_safetensors=True, **options)
+    separate_rows(model)
     sizes = {name: value.numel() for name, value in model.named_parameters()}
     new = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])} & sizes.keys()
     if 2 * sum(sizes[name] for name in new) > sum(sizes.values()):

@@ -28,6 +28,7 @@ def _build(source: Source) -> BaseGraph:
     model.graph.name = source.folder.name  # and not its path, which may be that of a scratch folder
     if source.dtype == DEFAULT:
         _exact_scale(model.graph, read_json(source.folder / "config.json").get("hidden_size"))
+    _separate_rows(model.graph)
     return BaseGraph(model, onnxscript_scope, f"mobius-onnx {version('mobius-onnx')}")
 
 
@@ -50,6 +51,27 @@ def _exact_scale(graph: Any, hidden: Any) -> None:
             value = ir.val(name, const_value=ir.tensor(np.full(constant.shape.numpy(), exact, np.float32), name=name))
             graph.register_initializer(value)
             node.replace_input_with(1, value)
+
+
+def _separate_rows(graph: Any) -> None:
+    """Takes the last position of each row where the builder takes that of the longest one: LongRoPE's tables
+    depend on it.
+    """
+    for node in [
+        node for node in graph if node.op_type == "ReduceMax" and node.inputs[0].name == "position_ids"
+    ]:
+        axis = ir.tensor(np.array([1], np.int64), name=f"{node.name}.axis")
+        node.resize_inputs(2)
+        node.replace_input_with(1, ir.val(axis.name, const_value=axis))
+        graph.register_initializer(node.inputs[1])
+        node.attributes["keepdims"] = ir.AttrInt64("keepdims", 1)
+        batch = node.inputs[0].shape[0]
+        todo = [node.outputs[0]]
+        while todo:  # a number for the batch is now one for each row, up to where it meets the positions
+            one = todo.pop()
+            if one.shape is not None and not len(one.shape):
+                one.shape = ir.Shape([batch, 1])
+                todo += [output for use in one.uses() for output in use.node.outputs]
 
 
 mobius = FRONTENDS.register(Frontend(

@@ -24,9 +24,11 @@ _PAIR = re.compile(r"^(\w+)\.(\d+)\.([01])$")
 def _build(source: Source) -> BaseGraph:
     import transformers as hf  # noqa: PLC0415 - heavy, and only this frontend needs it
 
+    from ...training.layers.row_frequencies import hold_frequencies  # noqa: PLC0415
     from ...training.loading import load_model  # noqa: PLC0415
 
     model = _with_linear_layers(load_model(source.task, source.folder, dtype=source.dtype).eval())
+    hold_frequencies(model)
     graphs = _graphs(source.task, model)
     return BaseGraph(graphs.pop(MAIN), _scope, f"transformers {hf.__version__}", before=graphs)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ...bundle.decoder_graph import CACHE_LENGTHS, LOGITS_POSITIONS, LONGEST, SOURCE_LENGTHS
+from ...bundle.decoder_graph import CACHE_LENGTHS, LAST_POSITIONS, LOGITS_POSITIONS, LONGEST, SOURCE_LENGTHS
 from ...bundle.manifest import ADAPTER_POSITIONS, PAST, PRESENT
 from ..ort_model import TYPES, OrtModel
 from ..ort_values import HOST, array_of, element_type, empty, fill, value_of
@@ -33,6 +33,7 @@ class BoundPass:
         self.positions = self._input("position_ids", (rows, tokens))
         self.last = self._input(CACHE_LENGTHS, (rows,))
         self.longest = self._input(LONGEST, ())
+        self.ends = self._input(LAST_POSITIONS, (rows, 1))
         self.kept = self._input(LOGITS_POSITIONS, (rows, kept))
         self.read = self._input(SOURCE_LENGTHS, (rows,))
         self.acting = self._input(ADAPTER_POSITIONS, (rows, tokens))

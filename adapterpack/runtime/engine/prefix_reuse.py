@@ -46,12 +46,13 @@ class PrefixReuse:
         self.nbytes = 0
         self._blocks.clear()
 
-    def restore(self, row: ReadRow, pool: KVPool, place: int) -> int:
+    def restore(self, row: ReadRow, pool: KVPool, place: int, is_long: bool = False) -> int:
         """Writes what is known of a row's prompt into its place in the pool, behind its adapter's prompt; how many tokens that are. The
-        last token is never among them: its logits are wanted.
+        last token is never among them: its logits are wanted. Long rows have numbers of their own where the
+        model makes a difference.
         """
         start, keys = _virtual(row), list[bytes]()
-        for number, key in enumerate(_keys(row, row.prompt[:-1])):
+        for number, key in enumerate(_keys(row, row.prompt[:-1], is_long)):
             block = self._blocks.get(key)
             if block is None:
                 break
@@ -61,9 +62,9 @@ class PrefixReuse:
             self._blocks.move_to_end(key)
         return len(keys) * BLOCK
 
-    def keep(self, row: ReadRow, pool: KVPool, place: int) -> None:
+    def keep(self, row: ReadRow, pool: KVPool, place: int, is_long: bool = False) -> None:
         """Keeps the whole blocks of what a row has read."""
-        start, keys = _virtual(row), list(_keys(row, row.tokens))
+        start, keys = _virtual(row), list(_keys(row, row.tokens, is_long))
         for number, key in enumerate(keys):
             if key not in self._blocks:
                 block = pool.read(place, start + number * BLOCK, start + (number + 1) * BLOCK)
@@ -79,10 +80,12 @@ def _virtual(row: ReadRow) -> int:
     return 0 if row.adapter is None else row.adapter.virtual
 
 
-def _keys(row: ReadRow, tokens: Sequence[int]) -> Iterator[bytes]:
+def _keys(row: ReadRow, tokens: Sequence[int], is_long: bool) -> Iterator[bytes]:
     """The keys of the whole blocks of a row."""
     digest = b"" if row.adapter is None else row.adapter.digest.encode()
-    key = digest if _virtual(row) else b""  # what follows an adapter's prompt depends on it
+    key = b"long" * is_long + (
+        digest if _virtual(row) else b""
+    )  # what follows an adapter's prompt depends on it
     for start in range(0, len(tokens) // BLOCK * BLOCK, BLOCK):
         acting = None if row.acting is None else row.acting[start : start + BLOCK]
         acts = row.adapter is not None and (acting is None or len(acting) < BLOCK or bool(acting.any()))

@@ -9,9 +9,10 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from ...adapter_methods.core.token_positions import acted
-from ...bundle.decoder_graph import DECODER
+from ...bundle.decoder_graph import DECODER, LAST_POSITIONS
 from ..open_bundle import OpenBundle
 from ..ort_values import HOST
+from ..text.context_length import original_length
 from .adapter_feeds import AdapterFeeds, Feeds, ResidentAdapter
 from .adapter_reader import AdapterReader
 from .bound_pass import BoundPass
@@ -95,6 +96,8 @@ class RowBatch(Generic[AnyRow]):
         self.fixed = self.graph.started.captures
         """Whether steps of one shape have one memory for good, which a captured run needs."""
         self._captured: dict[object, BoundPass] = {}
+        self._short = original_length(bundle.config) if LAST_POSITIONS in self.graph.inputs else None
+        """The most positions of a row whose numbers are those of short ones."""
 
     def __len__(self) -> int:
         return len(self.running) + len(self.reading)
@@ -116,7 +119,8 @@ class RowBatch(Generic[AnyRow]):
         """
         row = self.reading[0]
         if self.prefixes.budget and not row.begun and not (row.features or row.source):
-            row.done = self.prefixes.restore(row, self._pool, len(self.running))
+            whole = row.length + len(row.prompt)
+            row.done = self.prefixes.restore(row, self._pool, len(self.running), self._is_long(whole))
             row.length += row.done
             self.reused += row.done
         row.begun = True
@@ -129,16 +133,11 @@ class RowBatch(Generic[AnyRow]):
         row = self.reading[0]
         if row.source and not row.source_length and self._sources.read(row, len(self.running)):
             self._pass = None
-        once = BoundPass(self.graph, self._pool, len(self.running), 1, self._feeds.of([row.adapter]), self._sources, tokens=tokens,
-                         features={**self._no_features(1), **row.features})
-        once.ids[0] = row.prompt[row.done : row.done + tokens]
-        once.positions[0] = np.arange(row.length, row.length + tokens)
-        once.last[0] = row.length + tokens - 1
-        once.longest[...] = row.length + tokens
-        once.kept[...] = tokens - 1
-        once.read[0] = row.source_length
-        once.acting[0] = True if row.acting is None else row.acting[row.done : row.done + tokens]
-        logits: np.ndarray = once.run()[0, 0]
+        acting = None if row.acting is None else row.acting[row.done : row.done + tokens]
+        whole = row.length + len(row.prompt) - row.done
+        logits = self._read(
+            row, len(self.running), row.length, row.prompt[row.done : row.done + tokens], acting, whole
+        )
         row.done += tokens
         row.length += tokens
         self.prefilled += tokens
@@ -147,9 +146,48 @@ class RowBatch(Generic[AnyRow]):
             self._keep(row, len(self.running) - 1)
         return logits
 
+    def _read(
+        self, row: Row, place: int, start: int, tokens: Sequence[int], acting: np.ndarray | None, whole: int
+    ) -> np.ndarray:
+        """One pass over tokens of a row from the position ``start`` on; the row has ``whole`` positions in
+        the end.
+        """
+        once = BoundPass(
+            self.graph,
+            self._pool,
+            place,
+            1,
+            self._feeds.of([row.adapter]),
+            self._sources,
+            tokens=len(tokens),
+            features={**self._no_features(1), **row.features},
+        )
+        end = start + len(tokens)
+        once.ids[0], once.positions[0] = tokens, np.arange(start, end)
+        once.last[0], once.longest[...], once.kept[...] = end - 1, end, len(tokens) - 1
+        once.ends[...] = whole - 1
+        once.read[0] = row.source_length
+        once.acting[0] = True if acting is None else acting
+        logits: np.ndarray = once.run()[0, 0]
+        return logits
+
+    def _reread(self, row: Row, place: int) -> None:
+        """Reads again what a row has in its cache, before the token with which it is no longer a short
+        one.
+        """
+        tokens, acting = row.tokens, None
+        if row.adapter is not None and row.adapter.acts is not None:
+            every = np.ones((1, len(tokens)), bool)
+            acting = row.adapter.acts.mask(np.array([tokens], np.int64), every, every, None)[0]
+        self._read(row, place, row.length - len(tokens), tokens, acting, row.length + 1)
+        self._pass = None
+
+    def _is_long(self, positions: int) -> bool:
+        return self._short is not None and positions > self._short
+
     def _keep(self, row: AnyRow, place: int) -> None:
         if self.prefixes.budget and not (row.features or row.source):
-            self.prefixes.keep(row, self._pool, place)
+            self.prefixes.keep(row, self._pool, place, self._is_long(row.length))
 
     def decode(self) -> np.ndarray:
         """One token more in every running row: the logits ``[rows, vocabulary]`` after it."""
@@ -222,13 +260,16 @@ class RowBatch(Generic[AnyRow]):
         self._sources.move(source, target, row.source_length)
 
     def _decoded(self, rows: Sequence[Row], first: int) -> np.ndarray:
+        for place, row in enumerate(rows, first):
+            if row.length == self._short:
+                self._reread(row, place)
         composition = first, [row.adapter for row in rows]
         if self._pass is None or composition != self._composition:
             self._pass = self._bound(first, len(rows), self._feeds.of(composition[1]))
             self._composition = composition
         one = self._pass
         one.ids[:, 0] = [row.token for row in rows]
-        one.last[:] = one.positions[:, 0] = [row.length for row in rows]
+        one.last[:] = one.positions[:, 0] = one.ends[:, 0] = [row.length for row in rows]
         one.longest[...] = self._pool.length if self.fixed else max(row.length for row in rows) + 1
         one.read[:] = [row.source_length for row in rows]
         one.acting[:, 0] = [_acts(row) for row in rows]

@@ -14,7 +14,7 @@ from ...tasks.task import MAIN
 from ..model_inputs import complete, last_places, pad, positions
 from ..open_bundle import OpenBundle
 from ..pipeline import run_parts, values
-from ..text.context_length import context_of
+from ..text.context_length import context_of, original_length
 from .start import start_ids
 
 
@@ -50,7 +50,7 @@ class DecoderOnly:
         self.prefix = self.run.prefix(session.inputs)
         self.virtual = self.prefix.lengths[:, 0]
         self.lengths = self.virtual + self.batch["attention_mask"].sum(axis=1)
-        self.context = context_of(session)
+        self.context, self.short = context_of(session), original_length(session.config)
 
     def prefill(self) -> dict[str, Any]:
         """See :class:`Decoder`."""
@@ -60,15 +60,23 @@ class DecoderOnly:
         self.acted = acted(acting, None)
         images = {} if not self.given else run_parts(session, {**self.given, **self.batch}, self.names, self.run, session.task.parts[:-1])
         inputs = {**self.batch, **images, **({ADAPTER_POSITIONS: acting} if ADAPTER_POSITIONS in session.inputs else {})}
+        inputs["position_ids"] = self._places(inputs["input_ids"].shape[1]) - self.prefix.lengths
         return self.run(values(complete(session, session.task.main, inputs, self.run)))
 
     def step(self, tokens: np.ndarray, outputs: Mapping[str, Any]) -> dict[str, Any]:
         """See :class:`Decoder`."""
         ones = np.ones((len(self.names), 1), np.int64)
         self.mask = np.concatenate([self.mask, ones], axis=1)
-        places = positions(self.mask)[:, -1:]
-        if self.context is not None:
-            places = np.minimum(places, self.context - 1)  # rows that have ended are fed, too, and need some position
+        places = self._places(1)
+        if self.short is not None:
+            new = {"input_ids": tokens[:, None], "attention_mask": ones}
+            self.batch = {
+                name: np.concatenate([array, new[name]], axis=1) for name, array in self.batch.items()
+            }
+            if (
+                places == self.short
+            ).any():  # a row is no longer a short one, and all of its numbers are others
+                return self.prefill()
         step: Arrays = {"input_ids": tokens[:, None], "attention_mask": self.mask, "position_ids": places}
         acting = self.run.acting({"input_ids": tokens[:, None], "attention_mask": ones}, self.acted)
         self.acted = acted(acting, self.acted)
@@ -78,6 +86,11 @@ class DecoderOnly:
         graph = self.session.graph(MAIN)
         feeds = {name: graph.fitting(name, array) for name, array in {**step, ADAPTER_POSITIONS: acting}.items() if name in graph.inputs}
         return self.run({**values(feeds), **grown(outputs)}, MAIN)
+
+    def _places(self, tokens: int) -> np.ndarray:
+        """The positions of the last tokens. Rows that have ended are fed, too, and need some."""
+        places = positions(self.mask)[:, -tokens:]
+        return places if self.context is None else np.minimum(places, self.context - 1)
 
 
 class EncoderDecoder:
