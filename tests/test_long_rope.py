@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
+    LlamaForSequenceClassification,
     Phi3Config,
     Phi3ForCausalLM,
     Phi3ForSequenceClassification,
@@ -43,19 +45,18 @@ CLOSE = 1e-4
 
 def _config(**settings: Any) -> Phi3Config:
     return Phi3Config(
+        **{"pad_token_id": 0, **settings},
         vocab_size=96,
         hidden_size=32,
         num_attention_heads=4,
         num_key_value_heads=2,
         intermediate_size=48,
         num_hidden_layers=1,
-        pad_token_id=0,
         bos_token_id=1,
         eos_token_id=2,
         max_position_embeddings=256,
         original_max_position_embeddings=SHORT,
         rope_parameters=ROPE,
-        **settings,
     )
 
 
@@ -279,17 +280,66 @@ def test_beams_that_become_long_are_those_of_transformers(
     assert list(answer.ids) == made[0, len(row) :].tolist()
 
 
-def test_classes_of_a_text_do_not_depend_on_a_longer_one(tmp_path: Path, rows: list[list[int]]) -> None:
-    """A classifier pads on the right and has no inputs for positions."""
+END = 2
+
+
+@pytest.fixture(
+    scope="module", params=[3, pytest.param(1, marks=pytest.mark.long)], ids=["classes", "reward"]
+)
+def classifier(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base whose padding is the token at which texts end."""
     set_seed(4)
-    model = _noisy(Phi3ForSequenceClassification(_config(num_labels=3)))
-    model.save_pretrained(tmp_path / "base")
-    export(tmp_path / "base", [], tmp_path / "bundle", mode="folded")
+    folder = tmp_path_factory.mktemp("classifier") / "base"
+    config = _config(num_labels=request.param, pad_token_id=END)
+    _noisy(Phi3ForSequenceClassification(config)).save_pretrained(folder)
+    return folder
+
+
+def test_a_classifier_gives_each_row_what_it_has_alone_whatever_rows_are_filled_up_with(
+    classifier: Path, rows: list[list[int]], tmp_path: Path
+) -> None:
+    """It pads on the right, has no input for positions, and looks for its last token; of some rows that is
+    the one at the end.
+    """
+    export(classifier, [], tmp_path / "bundle", mode="folded")
     session = Session(tmp_path / "bundle", "cpu")
-    together = session.run(pad(rows, 0, left=False))["logits"]
+    ended = [*rows, [*rows[1][:5], END], [*rows[2], END, END]]
+    model = Phi3ForSequenceClassification.from_pretrained(classifier)
     with torch.no_grad():
-        expected = np.concatenate([model(torch.tensor([row])).logits.numpy() for row in rows])
-    _require_close(together, expected)
+        expected = np.concatenate([model(torch.tensor([row])).logits.numpy() for row in ended])
+    for filled in (0, END, 7):
+        _require_close(session.run(pad(ended, filled, left=False))["logits"], expected)
+        alone = [session.run({"input_ids": np.array([row])})["logits"] for row in ended]
+        _require_close(np.concatenate(alone), expected)
+
+
+@pytest.mark.parametrize("padding", [END, None, -1])
+def test_a_classifier_in_memory_does_not_depend_on_padding_either(
+    padding: int | None, tmp_path: Path, rows: list[list[int]]
+) -> None:
+    """Also where the configuration names no padding, as that of Llama, or an id that no token has."""
+    set_seed(4)
+    config = LlamaConfig(
+        vocab_size=96,
+        hidden_size=32,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        bos_token_id=1,
+        eos_token_id=END,
+        num_labels=3,
+    )
+    model = _noisy(LlamaForSequenceClassification(config))
+    model.save_pretrained(tmp_path / "base")
+    settings = json.loads((tmp_path / "base" / "config.json").read_text("utf-8"))
+    (tmp_path / "base" / "config.json").write_text(json.dumps({**settings, "pad_token_id": padding}), "utf-8")
+    loaded = load_model(task_named("text-classification"), tmp_path / "base").eval()
+    with torch.no_grad():
+        together = loaded(
+            **{name: torch.from_numpy(array) for name, array in pad(rows, 7, left=False).items()}
+        ).logits.numpy()
+        _require_close(together, np.concatenate([model(torch.tensor([row])).logits.numpy() for row in rows]))
 
 
 @pytest.mark.long

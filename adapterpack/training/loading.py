@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 import os
 from collections import Counter
@@ -17,7 +18,7 @@ from ..base.base_folder import require_harmless
 from ..base.checkpoint import Checkpoint
 from ..errors import AdapterpackError, FormatError, StorageError, Unsupported
 from ..runtime.text.model_files import read_bytes
-from ..runtime.text.tokenizer import MAX_TOKENIZER
+from ..runtime.text.tokenizer import MAX_TOKENIZER, Tokenizer
 from ..runtime.text.tokenizer_limits import require_bounded_load
 from ..tasks.problems import MARKED
 from ..tasks.task import NO_TASK, Task, type_of
@@ -65,12 +66,50 @@ def loaded(
         model, report = _auto_class(task).from_pretrained(folder, config=config, dtype=getattr(torch, dtype), output_loading_info=True,
                                                          trust_remote_code=False, use_safetensors=True, **options)
     separate_rows(model)
+    if _tells_padding_by_id(model):
+        _name_padding(model.config.get_text_config(), folder)
+        model.register_forward_pre_hook(_fill_padding, with_kwargs=True)
     sizes = {name: value.numel() for name, value in model.named_parameters()}
     new = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])} & sizes.keys()
     if 2 * sum(sizes[name] for name in new) > sum(sizes.values()):
         raise Unsupported("the checkpoint holds less than half of the task's model", where=folder, found=type(model).__name__,
                           expected=f"weights such as {min(new)}", remedy="name a base of that architecture")
     return model, sorted({name.rpartition(".")[0] for name in new})
+
+
+def _tells_padding_by_id(model: Any) -> bool:
+    """Whether a model finds a row's last token by the id of padding, as decoders that classify do, and not by
+    its mask.
+    """
+    return "pad_token_id" in inspect.unwrap(type(model).forward).__code__.co_names
+
+
+def _name_padding(config: Any, folder: Path) -> None:
+    """Names padding where a configuration names none, or an id that no token has: as the tokenizer does, or
+    by the token of the end.
+    """
+    if type(config.pad_token_id) is int and 0 <= config.pad_token_id < config.vocab_size:
+        return
+    ends = config.eos_token_id
+    candidates = [ends[0] if isinstance(ends, list) and ends else ends, 0]
+    if (folder / "tokenizer.json").is_file():
+        tokenizer = Tokenizer(folder)
+        named = [tokenizer.special_tokens.get(name) for name in ("pad_token", "eos_token")]
+        candidates = [*(tokenizer.core.token_to_id(token) for token in named if token), *candidates]
+    config.pad_token_id = next(token for token in candidates if type(token) is int)
+
+
+def _fill_padding(
+    model: Any, args: tuple[Any, ...], inputs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Makes padding what the model takes for it, whatever rows were filled up with: a row has the result that
+    it has alone.
+    """
+    ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
+    padding = model.config.get_text_config().pad_token_id
+    if ids is None or mask is None or mask.shape != ids.shape or padding is None:
+        return None
+    return args, {**inputs, "input_ids": torch.where(mask > 0, ids, padding)}
 
 
 def load_config(folder: Path, task: Task | None = None, **settings: Any) -> Any:
