@@ -23,6 +23,7 @@ from msgspec.structs import replace
 
 import adapterpack
 from adapterpack import Session, export, quantize, run
+from adapterpack.bundle.decoder_graph import DECODER
 from adapterpack.bundle.manifest import graph_file, read_bundle
 from adapterpack.cli.run import command
 from adapterpack.errors import ConfigError, FormatError, ParityError, StorageError, Unsupported
@@ -34,7 +35,7 @@ from adapterpack.runtime import canary as replay
 from adapterpack.runtime.media.image_rows import features_of_rows, rows_of_images
 from adapterpack.runtime.media.inputs import array_of, speech_of
 from adapterpack.tasks.embeddings import POOLING
-from adapterpack.tasks.task import TASKS, Part, Task, task_named, task_of
+from adapterpack.tasks.task import MAIN, TASKS, Part, Task, task_named, task_of
 from adapterpack.training.loading import load_model
 
 Make = Callable[..., Any]
@@ -198,6 +199,20 @@ def test_prompts_with_and_without_images_generate_what_torch_does(made: Make, tm
     for wrong, text in (({"prompt": "w3 w1"}, "no image"), ({"prompt": "w3 w3", "image": seen}, "one token")):
         with pytest.raises(ConfigError, match=text):
             list(run(bundle, [wrong]))
+
+
+def test_an_answer_to_an_image_opens_the_language_model_once(made: Make, tmp_path: Path) -> None:
+    """The engine's graph has its weights in memory, and the ordinary one is not opened beside it."""
+    base, _ = made("llava")
+    export(base, [], tmp_path / "bundle", mode="folded", in_place=True)
+    session = Session(tmp_path / "bundle", "cpu")
+    image = np.random.default_rng(2).normal(size=(1, 3, 12, 12)).astype(np.float32)
+    rows = [{"prompt": "w5 w6", "image": image[0]}, {"prompt": "w1"}]
+    (seen, plain) = session.task.answer(session, rows, [None, None], {"max_new_tokens": 3})
+    assert seen["prompt_tokens"] == 11
+    assert {MAIN, DECODER} & session._opened.keys() == {DECODER}
+    with pytest.raises(ConfigError, match="inputs that the graph does not take"):
+        session.generate([[9]], given={"pixel_values": image, "pixels": image})
 
 
 def test_every_graph_of_a_bundle_is_quantized(made: Make, tmp_path: Path) -> None:

@@ -155,9 +155,9 @@ class OpenBundle:
         return graph
 
     @property
-    def graphs(self) -> dict[str, OrtModel]:
-        """The graphs of the task's parts."""
-        return {part: self.graph(part) for part in self.bundle.parts}
+    def graphs(self) -> Mapping[str, OrtModel]:
+        """The graphs of the task's parts, each opened when it is first used."""
+        return _Graphs(self)
 
     @property
     def inputs(self) -> Mapping[str, Any]:
@@ -353,6 +353,20 @@ class OpenBundle:
 
     def _prompt(self, pack: Pack) -> np.ndarray | None:
         return prompt_kv(pack, self.folder, self._cache_inputs)
+
+
+class _Graphs(Mapping[str, OrtModel]):
+    def __init__(self, bundle: OpenBundle) -> None:
+        self._bundle = bundle
+
+    def __getitem__(self, part: str) -> OrtModel:
+        return self._bundle.graph(part)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._bundle.bundle.parts)
+
+    def __len__(self) -> int:
+        return len(self._bundle.bundle.parts)
 
 
 def _packs(folder: Path, bundle: Bundle) -> dict[str, Pack]:

@@ -29,8 +29,9 @@ def run_parts(
     Raises:
         ConfigError: a missing or unknown input.
     """
-    arrays = _checked(session, inputs)
-    running = [part for part in (session.task.parts if parts is None else parts)
+    given = session.task.parts if parts is None else parts
+    arrays = _checked(session, inputs, given)
+    running = [part for part in given
                if part.inputs[0] in arrays and not arrays.keys() >= set(session.graphs[part.name].outputs)]
     if not running:
         raise ConfigError("inputs are missing", expected=" or ".join(part.inputs[0] for part in session.task.parts),
@@ -59,23 +60,24 @@ def wide(array: np.ndarray) -> np.ndarray:
     return array.astype(np.float32) if array.dtype in (np.float16, BFLOAT16) else array
 
 
-def _checked(session: OpenBundle, inputs: Mapping[str, np.ndarray]) -> Arrays:
-    wanted = {name for graph in session.graphs.values() for name in (*graph.inputs, *graph.optional)} - {ADAPTER_IDS}
+def _checked(session: OpenBundle, inputs: Mapping[str, np.ndarray], parts: Sequence[Part]) -> Arrays:
+    """The inputs, if they are those of the parts, or of others, whose graphs are not opened for that."""
+    values = {name: value for part in parts for graph in [session.graphs[part.name]]
+              for name, value in (*graph.inputs.items(), *graph.optional.items())}
+    wanted = {
+        *values,
+        *(name for part in session.task.parts if part not in parts for name in part.inputs),
+    } - {ADAPTER_IDS}
     unknown = sorted(set(inputs) - wanted)
     if unknown:
         raise ConfigError("inputs that the graph does not take", expected=", ".join(sorted(wanted)), found=", ".join(unknown),
                           remedy="name adapters with adapters=" if ADAPTER_IDS in unknown else None)
     for name in session.task.inputs:
-        array = inputs.get(name)
-        if array is not None and (array.ndim != _axes(session, name) or 0 in array.shape):
+        array, value = inputs.get(name), values.get(name)
+        if array is not None and value is not None and (array.ndim != len(value.shape) or 0 in array.shape):
             raise ConfigError("an input has another form than the graph takes", where=name, found=array.shape,
-                              expected=f"{_axes(session, name)} axes, of which none is empty")
+                              expected=f"{len(value.shape)} axes, of which none is empty")
     return dict(inputs)
-
-
-def _axes(session: OpenBundle, name: str) -> int:
-    every = (value for graph in session.graphs.values() for value in (*graph.inputs.values(), *graph.optional.values()))
-    return next(len(value.shape) for value in every if value.name == name)
 
 
 def _has_images_of_texts(session: OpenBundle, part: Part, arrays: Mapping[str, np.ndarray]) -> bool:
