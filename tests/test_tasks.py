@@ -208,7 +208,7 @@ def test_an_answer_to_an_image_opens_the_language_model_once(made: Make, tmp_pat
     session = Session(tmp_path / "bundle", "cpu")
     image = np.random.default_rng(2).normal(size=(1, 3, 12, 12)).astype(np.float32)
     rows = [{"prompt": "w5 w6", "image": image[0]}, {"prompt": "w1"}]
-    (seen, plain) = session.task.answer(session, rows, [None, None], {"max_new_tokens": 3})
+    seen, _ = session.task.answer(session, rows, [None, None], {"max_new_tokens": 3})
     assert seen["prompt_tokens"] == 11
     assert {MAIN, DECODER} & session._opened.keys() == {DECODER}
     with pytest.raises(ConfigError, match="inputs that the graph does not take"):
