@@ -216,3 +216,12 @@ def test_a_renewed_file_replaces_one_of_its_kind_only(tmp_path: Path) -> None:
         with output_file(tmp_path / name, renews=b"kind: report") as path:
             path.write_text("renewed")
         assert (tmp_path / name).read_text() == "renewed"
+
+
+def test_a_place_where_nothing_made_is_ones_own_is_named(output: Output, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a network disk whose files all belong to nobody: an error instead of one folder after another without end."""
+    owner = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    with pytest.raises(StorageError, match="belong to another user"), output(tmp_path / "out"):
+        pass
+    assert not any(tmp_path.iterdir())

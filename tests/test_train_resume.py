@@ -5,22 +5,28 @@ from __future__ import annotations
 import json
 import logging
 import os
+import pickle
 import random
 import resource
+import shutil
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner
 from forked import fork_two
 from processes import child
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from adapterpack import Pack, train
 from adapterpack.cli.main import main
-from adapterpack.errors import ConfigError, MissingExtra, NonFinite, OutputExists, StorageError
+from adapterpack.errors import ConfigError, FormatError, MissingExtra, NonFinite, OutputExists, StorageError
+from adapterpack.training.loop.resuming import RunFolder
 from adapterpack.training.loop.steps import Step
 
 KILLED = """
@@ -91,6 +97,95 @@ def test_a_run_goes_on_after_ctrl_c_to_the_same_pack(tiny_llama: Path, tmp_path:
     assert [step.done for step in steps] == [8, 9, 10]
     assert not folder.exists()
     assert pack.id == uninterrupted(config, tmp_path).id
+
+
+@pytest.mark.parametrize("planted", ["", "run.json", "checkpoint-3", "checkpoint-9/model.safetensors"])
+def test_training_writes_through_no_link_that_is_planted_beside_its_output(tiny_llama: Path, tmp_path: Path, planted: str) -> None:
+    """In the place of the folder of checkpoints, and inside of it: what it leads to stays, and nothing is trained."""
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "letter").write_text("mine")
+    link = tmp_path / "pack.checkpoints" / planted
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(victim / "letter" if link.suffix in {".json", ".safetensors"} else victim)
+    with pytest.raises(StorageError, match=f"follows no link.*found a link to {victim}"):
+        train(settings(tiny_llama, tmp_path))
+    assert [path.name for path in victim.iterdir()] == ["letter"]
+    assert (victim / "letter").read_text() == "mine"
+    assert not (tmp_path / "pack").exists()
+
+
+def _foreign_pickle(checkpoint: Path) -> None:
+    (checkpoint / "optimizer.pt").write_bytes(pickle.dumps(os.getcwd))
+
+
+def _weights_without_metadata(checkpoint: Path) -> None:
+    save_file({"other": torch.zeros(2)}, checkpoint / "model.safetensors")
+
+
+def _a_text_as_step(checkpoint: Path) -> None:
+    state = json.loads((checkpoint / "trainer_state.json").read_text())
+    (checkpoint / "trainer_state.json").write_text(json.dumps({**state, "global_step": "three"}))
+
+
+def _one_more_file(checkpoint: Path) -> None:
+    (checkpoint / "scaler.pt").write_bytes(b"")
+
+
+@pytest.fixture(scope="module")
+def interrupted(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The settings of a run that ended after its first checkpoint."""
+    config = settings(tiny_llama, tmp_path_factory.mktemp("interrupted"))
+
+    def stop(step: Step) -> None:
+        if step.done == 4:
+            raise RuntimeError("the machine stops")
+
+    with pytest.raises(RuntimeError, match="the machine stops"):
+        train(config, progress=stop)
+    return config
+
+
+@pytest.mark.parametrize(("alter", "name"), [(_foreign_pickle, "optimizer.pt"), (_weights_without_metadata, "model.safetensors"),
+                                             (_a_text_as_step, "trainer_state.json"), (_one_more_file, "scaler.pt")])
+def test_a_checkpoint_that_the_run_did_not_write_so_is_not_gone_on_with(
+    interrupted: dict[str, Any], tmp_path: Path, alter: Callable[[Path], None], name: str
+) -> None:
+    """The error names the file, and how to start anew; doing that, it does."""
+    folder, kept = Path(f"{interrupted['output_dir']}.checkpoints"), tmp_path / "kept"
+    shutil.copytree(folder, kept)
+    try:
+        alter(folder / "checkpoint-3")
+        with pytest.raises(FormatError, match=f"not as this run wrote it.*checkpoint-3.*found {name}.*remove .* to start anew"):
+            train(interrupted)
+        assert not Path(interrupted["output_dir"]).exists()
+    finally:
+        for made in (folder, interrupted["output_dir"]):
+            shutil.rmtree(made, ignore_errors=True)
+        shutil.copytree(kept, folder)
+
+
+def test_a_checkpoint_of_another_user_is_not_gone_on_with(interrupted: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be in a folder where everybody may write."""
+    owner = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    with pytest.raises(StorageError, match=r"pack\.checkpoints.*found a folder of another user"):
+        train(interrupted)
+
+
+def test_a_second_training_of_one_output_stops_at_once(tiny_llama: Path, tmp_path: Path) -> None:
+    """Before it trains anything, and without touching the first, which ends as if it had been alone; then the folder is free."""
+    config = settings(tiny_llama, tmp_path)
+
+    def another(step: Step) -> None:
+        if step.done in {2, 9}:
+            with pytest.raises(StorageError, match="another process is at work on this very output"):
+                RunFolder(config["output_dir"], {"seed": 1}).begin()
+
+    (pack,) = train(config, progress=another)
+    assert pack.id == uninterrupted(config, tmp_path).id
+    shutil.rmtree(tmp_path / "pack")
+    assert RunFolder(config["output_dir"], {}).begin() is None
 
 
 @pytest.mark.long

@@ -21,6 +21,8 @@ from .safe_open import open_regular, read_at_most
 _OF_WRITING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 _SHOWN = 40
 """Characters of an output's name in the name that it grows under, which must not become longer than names may be."""
+_TRIES = 16
+"""Folders that are made before one counts as impossible to lock."""
 _BEGINNING = 4096
 """Bytes of a file that is to be replaced that are looked at."""
 
@@ -128,12 +130,16 @@ def _private_folder(target: Path, shown: Path | None = None, remedy: str | None 
 
 def _locked_folder(target: Path) -> tuple[Path, int | None]:
     """A new private folder for ``target``, and the descriptor that holds its lock, where there are locks."""
-    while True:
+    for _ in range(_TRIES):
         folder = target.with_name(f".{target.name[:_SHOWN]}.{os.urandom(8).hex()}.tmp")  # tempfile does the same, and takes 4 ms to import
         folder.mkdir(0o700)
         lock = lock_folder(folder) if CAN_LOCK else None
         if lock is not None or not CAN_LOCK:
-            return folder, lock  # else another process took it for abandoned before the lock was there
+            return folder, lock
+        with suppress(OSError):  # else another process took it for abandoned before the lock was there, which does not happen often
+            folder.rmdir()
+    raise StorageError("folders that are made here cannot be locked, or belong to another user", where=target.parent,
+                       remedy="choose a place on a disk that has locks and owners")
 
 
 def _remove_abandoned(target: Path) -> None:

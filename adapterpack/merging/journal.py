@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from ..errors import StorageError
 from ..io.atomic import sync
 from ..io.locks import take_lock
+from ..io.working_folders import open_own_file
 from .fold.loss import Sums
 from .jobs import Share
 
@@ -47,7 +48,7 @@ class Journal:
         self.staging, self.folder = staging, staging / FOLDER
         self.folder.mkdir(exist_ok=True)
         self._unsynced, self._lock = set(files), threading.Lock()  # at first all: an earlier process may have written to them
-        self._file = os.open(self.folder / f"{share.index}-of-{share.count}.jsonl", os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        self._file = open_own_file(self.folder / f"{share.index}-of-{share.count}.jsonl", os.O_RDWR | os.O_CREAT | os.O_APPEND)
         try:
             if not take_lock(self._file):  # without file locks two processes do the same work twice, and write the same bytes
                 raise StorageError("another process is at work on this very output", where=staging,

@@ -14,6 +14,7 @@ from ..io.atomic import kept_or_removed, refuse_existing, sync
 from ..io.hashing import ChangedError
 from ..io.locks import take_lock
 from ..io.readable import size
+from ..io.working_folders import claim_folder, open_own_file
 from .journal import FOLDER, Journal
 
 _LOG = logging.getLogger(__name__)
@@ -80,8 +81,7 @@ def staged(out: Path, folder: Path, open_journal: Callable[[Path], Journal], kee
             _LOG.warning("%s holds %s of work that did not end; the same command goes on with it, or delete it", other,
                          size(bytes_on_disk(other)))
         out.parent.mkdir(parents=True, exist_ok=True)
-        folder.mkdir(mode=0o700, exist_ok=True)
-        _require_own(folder)
+        claim_folder(folder)
         journal = open_journal(folder)
         try:  # what came of another base is not gone on with
             with kept_or_removed(folder, lambda error: keep and not isinstance(error, ChangedError)):
@@ -97,7 +97,7 @@ def publish(folder: Path, out: Path, finish: Callable[[Path], None], durable: bo
     ``durable`` waits until every byte is on the disk, so that the output survives a power cut from the moment it has its name.
     """
     try:
-        lock = os.open(folder / FOLDER / "join", os.O_RDWR | os.O_CREAT, 0o600)
+        lock = open_own_file(folder / FOLDER / "join", os.O_RDWR | os.O_CREAT)
     except FileNotFoundError:
         return False
     try:
@@ -123,11 +123,3 @@ def publish(folder: Path, out: Path, finish: Callable[[Path], None], durable: bo
     finally:
         os.close(lock)
     return True
-
-
-def _require_own(folder: Path) -> None:
-    """The name is predictable, so another user may have created it."""
-    status = folder.lstat()
-    if folder.is_symlink() or (hasattr(os, "geteuid") and status.st_uid != os.geteuid()):
-        raise StorageError("the folder in which the output would grow belongs to someone else", where=folder,
-                           remedy="choose an output in a folder of your own")

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import msgspec
 
-from ..errors import StorageError, storage_errors
+from ..errors import storage_errors
 from ..io.atomic import kept_or_removed, refuse_existing, sync
 from ..io.locks import CAN_LOCK, lock_folder
 from ..io.readable import size
+from ..io.working_folders import hold_folder, open_own_file
 
 _ROWS, _STEPS = "rows", "steps"
 _SHOWN = 40
@@ -46,8 +47,8 @@ class GrowingFile:
 
     def __init__(self, folder: Path, out: Path) -> None:
         self._out = out
-        self._rows = os.open(folder / _ROWS, os.O_RDWR | os.O_CREAT, 0o666)
-        self._steps = os.open(folder / _STEPS, os.O_RDWR | os.O_CREAT, 0o600)
+        self._rows = open_own_file(folder / _ROWS, os.O_RDWR | os.O_CREAT, 0o666)
+        self._steps = open_own_file(folder / _STEPS, os.O_RDWR | os.O_CREAT)
         self.done = _last_step(folder / _STEPS, os.fstat(self._rows).st_size)
         os.ftruncate(self._rows, self.done.size)  # what is behind it was not kept
         os.lseek(self._rows, 0, os.SEEK_END)
@@ -95,12 +96,8 @@ def growing_file(out: Path, key: str) -> Iterator[GrowingFile]:
     folder = out.with_name(f".{out.name[:_SHOWN]}.{key[:16]}.partial")
     with storage_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-        folder.mkdir(mode=0o700, exist_ok=True)
         _mention_others(out, folder)
-        lock = lock_folder(folder) if CAN_LOCK else None
-        if lock is None and CAN_LOCK:
-            raise StorageError("another process is at work on this very output, or the folder in which it grows is not yours", where=folder,
-                               remedy="wait for it, or choose another output")
+        lock = hold_folder(folder)
     try:
         with kept_or_removed(folder, lambda error: _kept(folder).rows > 0):
             with storage_errors(out):

@@ -118,18 +118,23 @@ def _together(configs: Sequence[TrainConfig], progress: Shown | None, rewards: S
     Each has its own model, whose modules hold the base's parameters with those of the others, its own optimizer, data, and random numbers:
     it gets the bytes that it would get alone.
     """
-    stopping, bases = Stopping(), SharedBases()
+    stopping, bases, done = Stopping(), SharedBases(), list[Trained]()
 
     def work(config: TrainConfig, pause: Pause) -> Trained:
         try:
-            return trained(config, progress, rewards, Company(pause, stopping, bases.loaded))
+            done.append(trained(config, progress, rewards, Company(pause, stopping, bases.loaded)))
+            return done[-1]
         except Exception as error:
             error.add_note(f"this happened to adapter '{config.pack_name}'; the others were stopped")
             raise
 
-    with interruptible(stopping, True):
-        every = in_turns([partial(work, config) for config in configs], stopping.stop)
-    return list(map(packed, every))
+    try:
+        with interruptible(stopping, True):
+            every = in_turns([partial(work, config) for config in configs], stopping.stop)
+        return list(map(packed, every))
+    finally:
+        for one in done:
+            one.folder.release()
 
 
 def _groups(configs: Sequence[TrainConfig]) -> list[list[TrainConfig]]:

@@ -16,15 +16,20 @@ from safetensors import SafetensorError
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
-from ...errors import AdapterpackError, NonFinite, OutputExists, StorageError, storage_errors
+from ...errors import AdapterpackError, FormatError, NonFinite, OutputExists, StorageError, storage_errors
 from ...io import strict_json
+from ...io.atomic import refuse_existing
+from ...io.hashing import sha256_of
+from ...io.working_folders import hold_folder, open_own_file
 from ...library_errors import reason
 from ...signals import taken
 
 RUN = "run.json"
 """What a run is: another one does not go on from its checkpoints."""
 _STATE = "trainer_state.json"
-"""The last file of a checkpoint: where it can be read, all others are there."""
+"""The last file that a trainer writes of a checkpoint."""
+_SEAL = "seal.json"
+"""The last file of a checkpoint: of which run it is, and the digests of all others. Where it can be read, all others are there."""
 
 _SIGNS = ("/gloo/", "Connection closed by peer", "Connection reset by peer")
 """What is in torch's errors about another process, where they have no class of their own."""
@@ -33,34 +38,50 @@ _MORE = 1 << 20
 
 
 class RunFolder:
-    """The folder ``OUT.checkpoints`` of a run that ``description`` tells from others."""
+    """The folder ``OUT.checkpoints`` of a run that ``description`` tells from others: this user's, without links, and locked from
+    :meth:`begin` until :meth:`end` or :meth:`release`.
+    """
 
     def __init__(self, out: str, description: Mapping[str, Any]) -> None:
         self.path = Path(f"{out.rstrip('/')}.checkpoints")
-        self._description = strict_json.canonical(description)
+        self._out, self._description = Path(out), strict_json.canonical(description)
+        self._lock: int | None = None
 
     def begin(self) -> Path | None:
         """The last whole checkpoint of the same run; None where there is none, and what a run left that never got to one is replaced.
 
         Raises:
-            OutputExists: the checkpoints of another run are there.
-            StorageError: the file system refuses.
+            OutputExists: the checkpoints of another run are there, or the output is by now.
+            FormatError: the last checkpoint is not as the run wrote it.
+            StorageError: the file system refuses, another process trains into this output, or something there is a link or another user's.
         """
-        last = self.last()
-        if last is not None and self._described() != self._description:
-            raise OutputExists("the checkpoints of another run are in the place of this one's", where=self.path,
-                               remedy="go on with that run by its own configuration, or remove the folder")
+        new = not self.path.exists()
+        self._lock = hold_folder(self.path)
         try:
+            refuse_existing(self._out, "output_dir=...")  # whoever was at work there may have finished meanwhile
+            same = self._described() == self._description
+            if not same and self._checkpoints():
+                raise OutputExists("the checkpoints of another run are in the place of this one's", where=self.path,
+                                   remedy="go on with that run by its own configuration, or remove the folder")
             with storage_errors(self.path):
                 self.remove_partial()
-                self.path.mkdir(parents=True, exist_ok=True)
-                if self._described() != self._description:
-                    (self.path / RUN).write_bytes(self._description)
-        except StorageError:
-            if last is None:
+                if not same:
+                    self._describe()
+            last = self.last()
+            if last is not None:
+                self._require_unchanged(last)
+        except BaseException as error:
+            if new or (isinstance(error, StorageError) and self.last() is None):
                 self.end()
+            self.release()
             raise
         return last
+
+    def release(self) -> None:
+        """Frees the folder for other processes."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def remove_partial(self) -> None:
         """Removes checkpoints that were not written to their end."""
@@ -79,6 +100,7 @@ class RunFolder:
         with suppress(OSError):  # reports of metrics are kept
             (self.path / RUN).unlink(missing_ok=True)
             self.path.rmdir()
+        self.release()
 
     def _checkpoints(self) -> list[Path]:
         return [path for path in self.path.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
@@ -89,6 +111,39 @@ class RunFolder:
         except OSError:
             return b""
 
+    def _describe(self) -> None:
+        with os.fdopen(open_own_file(self.path / RUN, os.O_WRONLY | os.O_CREAT), "wb") as file:
+            file.truncate()
+            file.write(self._description)
+
+    def _require_unchanged(self, checkpoint: Path) -> None:
+        """Checks that a checkpoint is one of this run, with the files that it wrote.
+
+        Raises:
+            FormatError: it is not.
+        """
+        sealed, found = json.loads((checkpoint / _SEAL).read_bytes()), _seal_of(checkpoint)
+        if sealed != found:
+            before = sealed.get("files") if isinstance(sealed, dict) else None
+            others = sorted(name for name in {*found["files"], *before} if found["files"].get(name) != before.get(name)) if isinstance(
+                before, dict) else []
+            raise FormatError("the checkpoint is not as this run wrote it", where=checkpoint, found=", ".join(others[:3]) or None,
+                              remedy=f"remove {checkpoint} to go on from the one before it, or {self.path} to start anew")
+
+
+def seal(checkpoint: Path) -> None:
+    """Finishes a checkpoint: notes of which run it is, and the digests of its files, by which a later run knows it again."""
+    text = strict_json.canonical(_seal_of(checkpoint))
+    with storage_errors(checkpoint), os.fdopen(open_own_file(checkpoint / _SEAL, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
+        file.write(text)
+
+
+def _seal_of(checkpoint: Path) -> dict[str, Any]:
+    files = {path.relative_to(checkpoint).as_posix(): sha256_of(path) for path in sorted(checkpoint.rglob("*"))
+             if path.is_file() and path != checkpoint / _SEAL}
+    run = checkpoint.parent / RUN  # not there where somebody uses the trainer without a run
+    return {"run": sha256_of(run) if run.exists() else None, "files": files}
+
 
 def _step(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
@@ -96,7 +151,8 @@ def _step(checkpoint: Path) -> int:
 
 def _is_whole(checkpoint: Path) -> bool:
     try:
-        json.loads((checkpoint / _STATE).read_bytes())
+        for name in (_STATE, _SEAL):
+            json.loads((checkpoint / name).read_bytes())
     except (OSError, ValueError):
         return False
     return True
@@ -139,6 +195,7 @@ def kept(folder: RunFolder, writes: bool = True) -> Iterator[None]:
         last = folder.last()
         if writes:
             folder.end() if last is None or isinstance(error, NonFinite) else folder.remove_partial()
+            folder.release()
         if last is not None and not isinstance(error, NonFinite):
             error.add_note(f"the checkpoint of step {_step(last)} is kept in {folder.path}: the same command goes on there")
         raise

@@ -11,11 +11,12 @@ import torch
 import transformers
 from torch.utils.data import RandomSampler, Sampler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ...adapter_methods import Progress
 from . import hooks, method_states
 from .blockwise_loss import BlockwiseLoss, blockwise_loss
-from .resuming import written_checkpoints
+from .resuming import seal, written_checkpoints
 from .steps import Steps
 
 
@@ -117,6 +118,9 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
         """A checkpoint, or a named error where the disk does not take it."""
         with written_checkpoints(str(self.args.output_dir)):
             super()._save_checkpoint(*args, **kwargs)
+            self.accelerator.wait_for_everyone()  # each process has files of its own in it
+            if self.args.should_save:
+                seal(Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """A checkpoint's state of the optimizer, and with it that of the methods."""

@@ -1,0 +1,110 @@
+"""Folders under names that anybody can foresee, in which a run leaves what a later one takes up: they belong to this user alone, hold no
+links, and one process at a time works there."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from ..errors import StorageError, storage_errors
+from .locks import CAN_LOCK, lock_folder
+
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+_OTHERS = stat.S_IWGRP | stat.S_IWOTH
+
+
+def claim_folder(path: Path) -> None:
+    """Makes a working folder, unless it is there, and takes from others the right to write there.
+
+    Raises:
+        StorageError: it, or something in it, is a link or belongs to another user: what that leads to is not this run's.
+    """
+    _claim(path)
+    _require_own_contents(path)
+
+
+def hold_folder(path: Path) -> int | None:
+    """Does the same, and locks the folder; closing the descriptor that it returns frees it. None where there are no locks.
+
+    Raises:
+        StorageError: as of :func:`claim_folder`, or another process is at work there.
+    """
+    _claim(path)
+    lock = lock_folder(path) if CAN_LOCK else None
+    if lock is None and CAN_LOCK:
+        raise StorageError("another process is at work on this very output", where=path,
+                           remedy="wait for it, or choose another output")
+    try:
+        _require_own_contents(path)  # once the other process, whose files come and go, is out
+    except BaseException:
+        if lock is not None:
+            os.close(lock)
+        raise
+    return lock
+
+
+def open_own_file(path: Path, flags: int, mode: int = 0o600) -> int:
+    """Opens a file of a working folder, by ``flags`` of ``os.open``.
+
+    Raises:
+        StorageError: it is a link, no regular file, another user's, or it has another name, under which it would change, too.
+        OSError: the file system refuses.
+    """
+    if path.is_symlink():  # said here, as systems have different words for it
+        raise _not_own(path, f"a link to {path.readlink()}")
+    descriptor = os.open(path, flags | _NO_LINK | getattr(os, "O_NONBLOCK", 0), mode)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise _not_own(path, "no regular file")
+        if status.st_nlink > 1:
+            raise _not_own(path, "a file with another name")
+        if not _is_own(status):
+            raise _not_own(path, "a file of another user")
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _claim(path: Path) -> None:
+    with storage_errors(path):
+        if path.is_symlink():
+            raise _not_own(path, f"a link to {path.readlink()}")
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = path.lstat()
+        if not (stat.S_ISDIR(status.st_mode) and _is_own(status)):
+            raise _not_own(path, "a folder of another user" if stat.S_ISDIR(status.st_mode) else "no folder")
+        if status.st_mode & _OTHERS:
+            path.chmod(stat.S_IMODE(status.st_mode) & ~_OTHERS)
+
+
+def _require_own_contents(folder: Path) -> None:
+    with storage_errors(folder):
+        for entry in _entries(folder):
+            with suppress(FileNotFoundError):  # another machine's share of the work goes on
+                if entry.is_symlink():
+                    raise _not_own(Path(entry.path), f"a link to {os.readlink(entry.path)}")
+                if not _is_own(entry.stat(follow_symlinks=False)):
+                    raise _not_own(Path(entry.path), "a file of another user")
+
+
+def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
+    """Everything below a folder, without following links."""
+    with suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in entries:
+            yield entry
+            if entry.is_dir(follow_symlinks=False):
+                yield from _entries(Path(entry.path))
+
+
+def _is_own(status: os.stat_result) -> bool:
+    return not hasattr(os, "geteuid") or status.st_uid == os.geteuid()
+
+
+def _not_own(path: Path, found: str) -> StorageError:
+    return StorageError("a run works in folders and files of its own user alone, and follows no link there", where=path, found=found,
+                        remedy="remove it, or choose another output")
