@@ -9,6 +9,7 @@ import logging
 import os
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from adapterpack import LoRA, adapt, train
-from adapterpack.errors import AdapterpackError, ConfigError, StorageError, Unsupported
+from adapterpack.errors import AdapterpackError, ConfigError, FormatError, StorageError, Unsupported
 from adapterpack.tasks import text_classification
 from adapterpack.tasks.data_report import DataReport
 from adapterpack.tasks.preferences.form import labelled_answers, pairs_of_answers
@@ -31,7 +32,7 @@ from adapterpack.tasks.task import task_named
 from adapterpack.training import data
 from adapterpack.training.config.config import read_config
 from adapterpack.training.config.sources import Source
-from adapterpack.training.rows import packing, readable_files
+from adapterpack.training.rows import data_files, packing, readable_files
 from adapterpack.training.rows.reading import read, tables
 
 
@@ -111,6 +112,71 @@ def test_rows_are_the_same_from_every_kind_of_file(tmp_path: Path) -> None:
     pictures = data.load_rows(str(tmp_path / "pictures"))
     assert sorted(pictures["label"]) == ["cat", "dog"]
     assert Image.open(pictures[0]["image"]["path"]).size == (4, 4)
+
+
+def test_a_folder_of_data_names_no_file_elsewhere(tmp_path: Path) -> None:
+    """Whoever made it may have written a card that names files of this machine, or a link to one: neither is read."""
+    secret, folder = tmp_path / "secret.jsonl", tmp_path / "data"
+    secret.write_text(lines([{"text": "secret", "label": "yes"}]))
+    folder.mkdir()
+    (folder / "train.jsonl").write_text(lines(ROWS))
+    for name in ("../secret.jsonl", str(secret), "http://127.0.0.1:9/rows.jsonl"):
+        card = f"---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: {name}\n---\n"
+        (folder / "README.md").write_text(card)
+        assert data.load_rows(str(folder)).to_list() == ROWS
+        with pytest.raises(ConfigError, match="lies in it"):
+            data.load_rows(Source(str(folder), data_files=name))
+    assert data.load_rows(Source(str(folder), data_files="tr*.jsonl")).to_list() == ROWS
+    with pytest.raises(ConfigError, match="its card is not read.*data_files"):
+        data.load_rows(Source(str(folder), name="default"))
+    (folder / "more").symlink_to(tmp_path)
+    with pytest.raises(FormatError, match="a link leads out of the folder"):
+        data.load_rows(str(folder))
+    (folder / "more").unlink()
+    (folder / "train-2.jsonl").symlink_to(secret)
+    with pytest.raises(FormatError, match=r"a link leads out of the folder.*secret\.jsonl"):
+        data.load_rows(str(folder))
+
+
+def test_one_list_of_more_than_16_mib_without_a_text_is_looked_through(tmp_path: Path) -> None:
+    """In pieces: it takes little more memory than one of them."""
+    path = tmp_path / "rows.json"
+    path.write_bytes(b"[" + b",".join([b"[1,2,3,4,5,6,7]"] * 1_150_000) + b"]")
+    assert path.stat().st_size > data_files.MAX_ROW
+    tracemalloc.start()
+    try:
+        data_files.require_bounded(path)
+        assert tracemalloc.get_traced_memory()[1] < 24 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@given(st.lists(st.text(alphabet='x\\\\"[{\\n', max_size=200), max_size=5), st.integers(0, 2000))
+def test_pieces_of_a_list_part_no_text(texts: list[str], cut: int) -> None:
+    """Whatever stands in the texts, and where the file ends: the marks outside of texts are those of the whole."""
+    whole = json.dumps([{"a": text} for text in texts]).encode()[:cut]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data_files, "_BLOCK", 32)
+        pieces = [whole[start:stop] for start, stop in data_files._pieces(whole, "rows.json")]
+    assert b"".join(pieces) == whole
+    assert b"".join(data_files._STRINGS.sub(b"-", piece) for piece in pieces) == data_files._STRINGS.sub(b"-", whole)
+
+
+def test_tables_of_spreadsheets(tmp_path: Path) -> None:
+    """Semicolons and tabs are seen, beside files with commas; another encoding and an empty file are named."""
+    table(ROWS[:5], tmp_path / "a.csv", ";")
+    table(ROWS[5:], tmp_path / "b.csv", ",")
+    (tmp_path / "c.csv").write_bytes(b"")
+    assert data.load_rows(str(tmp_path / "?.csv")).to_list() == ROWS
+    table(ROWS, tmp_path / "tabs.csv", "\t")
+    assert data.load_rows(str(tmp_path / "tabs.csv")).to_list() == ROWS
+    (tmp_path / "windows.csv").write_bytes("text;label\nschön;yes\n".encode("cp1252"))
+    with pytest.raises(ConfigError, match=r"windows\.csv.*not in UTF-8|not in UTF-8.*windows\.csv"):
+        data.load_rows(str(tmp_path / "windows.csv"))
+    for name in ("c.csv", "rows.jsonl"):
+        (tmp_path / name).write_bytes(b"")
+        with pytest.raises(ConfigError, match=f"the data file is empty.*{name}"):
+            data.load_rows(str(tmp_path / name))
 
 
 @pytest.mark.parametrize(("name", "content", "more", "error", "words"), [

@@ -22,6 +22,10 @@ from datasets import (
     load_dataset,
     load_dataset_builder,
 )
+from datasets.data_files import DataFilesDict, get_data_patterns
+from datasets.load import infer_module_for_data_files
+from datasets.packaged_modules import _EXTENSION_TO_MODULE, _MODULE_TO_EXTENSIONS
+from datasets.utils.info_utils import is_small_dataset
 
 from ..errors import ConfigError
 from ..library_errors import library_errors
@@ -32,7 +36,11 @@ from ..tasks.rows import words_of
 from ..tasks.task import Training
 from .config.sources import Source
 from .rows.data_files import Place, require_bounded, require_short_texts
-from .rows.readable_files import KINDS, files_of, kind_of, part_of, readable
+from .rows.readable_files import KINDS, files_below, files_of, kind_of, options_of, part_of, readable
+
+_HUB = "hf://datasets/"
+_METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+"""What says more of the files of a folder of pictures or recordings."""
 
 
 def load_rows(source: Source | str, report: DataReport | None = None) -> Dataset:
@@ -73,28 +81,71 @@ def _of_files(source: Source, files: list[Path], report: DataReport) -> Dataset:
     for kind in kinds:
         names = [file for file in files if kind_of(file) == kind]
         with readable(names, report) as (paths, options):
+            alike: dict[tuple[tuple[str, Any], ...], list[tuple[Path, Path]]] = {}
             for path, name in zip(paths, names, strict=True):
                 require_bounded(path, name)
-            with _reading(Place(paths, names)):
-                part = {part_of(source.split): list(map(str, paths))}
-                tables.append(load_dataset(KINDS[kind].builder, data_files=part, split=source.split, **KINDS[kind].options, **options))
+                if path.stat().st_size:
+                    alike.setdefault(tuple(options_of(kind, path).items()), []).append((path, name))
+            for own, pairs in alike.items():
+                with _reading(Place(*zip(*pairs, strict=True))):
+                    part = {part_of(source.split): [str(path) for path, _ in pairs]}
+                    tables.append(load_dataset(KINDS[kind].builder, data_files=part, split=source.split, **dict(own), **options))
+    if not tables:
+        raise ConfigError("the data file is empty" if len(files) == 1 else "the data files are empty", where=source.path)
     with _reading(source.path):
         first = tables[0].features  # kinds of files read the same texts as types of different names
         return tables[0] if len(tables) == 1 else concatenate_datasets([table.cast(first) for table in tables])
 
 
 def _of_data_set(source: Source) -> Dataset:
-    """The rows of a folder or a hub data set, whose files ``datasets`` finds; those on this machine are looked through first."""
+    """The rows of a folder, or of a hub data set, whose files ``datasets`` finds; those of a hub's may lie nowhere else.
+
+    Raises:
+        ConfigError: a file of a hub data set lies outside of it.
+    """
+    if Path(source.path).is_dir():
+        return _of_folder(source)
     chosen = {key: value for key, value in (("name", source.name), ("revision", source.revision), ("data_files", _list(source.data_files)))
               if value is not None}
     with _reading(source.path):
-        if Path(source.path).is_dir():
-            builder = load_dataset_builder(source.path, **chosen)
-            local = [Path(file) for file in (builder.config.data_files or {}).get(part_of(source.split), ())]
-            for file in local:
-                if kind_of(file) is not None:
-                    require_bounded(file)
-        return load_dataset(source.path, **chosen, split=source.split)
+        builder = load_dataset_builder(source.path, **chosen)
+        files = [str(file) for files in (builder.config.data_files or {}).values() for file in files]
+        own = tuple(f"{_HUB}{source.path}{end}" for end in "@/")
+        if outside := [file for file in files if not file.startswith(own)]:
+            raise ConfigError("a file of a hub data set lies outside of it", where=source.path, found=outside[0],
+                              expected=own[0], remedy="fetch it yourself, where you trust it, and name the file")
+        builder.download_and_prepare()
+        return builder.as_dataset(split=source.split, in_memory=is_small_dataset(builder.info.dataset_size))
+
+
+def _of_folder(source: Source) -> Dataset:
+    """The rows of a folder, as ``datasets`` tells splits by its names of files; its card, which might name other files, is not read.
+
+    Raises:
+        FormatError: a link leads out of the folder.
+        ConfigError: the source names a part of the card, or files outside.
+    """
+    folder = Path(source.path).resolve()
+    if source.name is not None or source.revision is not None:
+        raise ConfigError("a folder has no such setting: its card is not read", where=source.path, found="name or revision",
+                          remedy="name the files of this part under data_files")
+    named = None if source.data_files is None else [source.data_files] if isinstance(source.data_files, str) else list(source.data_files)
+    for name in named or ():
+        if Path(name).is_absolute() or ".." in Path(name).parts or "://" in name:
+            raise ConfigError("a file of a folder lies in it", where=f"{source.path}, data_files", found=name)
+    files = files_below(folder)
+    with _reading(source.path):
+        patterns = get_data_patterns(str(folder)) if named is None else {"train": named}
+        found = DataFilesDict.from_patterns(patterns, base_path=str(folder), allowed_extensions=[*_EXTENSION_TO_MODULE, ".zip"])
+        kind, options = infer_module_for_data_files(found, path=source.path)
+        found = found.filter(extensions=_MODULE_TO_EXTENSIONS[kind], file_names=list(_METADATA))
+        for file in map(Path, found.get(part_of(source.split), ())):
+            if file not in files:
+                raise ConfigError("a file of a folder lies in it", where=source.path, found=file)
+            if kind_of(file) is not None:
+                require_bounded(file)
+        paths = {str(split): list(map(str, some)) for split, some in found.items()}
+        return load_dataset(kind, data_files=paths, split=source.split, **options)
 
 
 def _list(files: str | tuple[str, ...] | None) -> str | list[str] | None:

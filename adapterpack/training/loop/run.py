@@ -19,7 +19,7 @@ from ..config.config import as_mapping, claimed
 from ..config.fields import TrainConfig
 from ..config.sources import Source, sources_of
 from ..loading import loaded
-from ..rows.readable_files import files_of
+from ..rows.readable_files import files_below, files_of
 from ..save import save
 from ..trainers.kind import TRAINERS
 from .arguments import arguments_of
@@ -129,7 +129,7 @@ def _dataset(source: Source) -> dict[str, str | None]:
     """A source by name and digest, of several files that of their names and digests; a hub data set by its name and revision."""
     files = files_of(source)
     if not files and Path(source.path).is_dir():
-        files = sorted(path for path in Path(source.path).rglob("*") if path.is_file())
+        files = files_below(Path(source.path))
     if not files:
         return {"id": source.path, "revision": source.revision, "digest": None}
     digests = [[path.name, sha256_of(path)] for path in files]

@@ -29,6 +29,9 @@ _ROWS = 64
 """Rows that are unpacked at a time."""
 _BLOCK = 1 << 20
 _STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
+_WHOLE_TEXTS = re.compile(rb'(?:[^"]++|"[^"\\]*+(?:\\.[^"\\]*+)*+")*+', re.DOTALL)
+_PLAIN = frozenset({".csv", ".tsv", ".txt"})
+"""Files of text that is no JSON, which has an encoding of its own accord."""
 _SPACE = b" \t\r\n\xef\xbb\xbf"
 _STEP = np.array([(byte in b"[{") - (byte in b"]}") for byte in range(256)], np.int8)
 _PACKED = (b"\x1f\x8b", b"PK\x03\x04", b"\xfd7zXZ", b"BZh", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18", b"7z\xbc\xaf", b"Rar!")
@@ -55,9 +58,11 @@ def require_bounded(path: Path, name: object = None) -> None:
             raise ConfigError("the data file is packed", where=name, expected=kind, remedy="unpack it first")
         one_list = kind == ".json" and data[:256].lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")  # of all rows, perhaps on one line
         depth, line = 0, 1
-        for start, stop in [(0, size)] if one_list else _blocks(data, name):
+        for start, stop in _pieces(data, name) if one_list else _blocks(data, name):
+            if kind in _PLAIN:
+                _require_utf8(data[start:stop], f"{name}, from line {line} on")
             if kind in {".json", ".jsonl"}:
-                marks = np.frombuffer(_STRINGS.sub(b"-", data if one_list else data[start:stop]).translate(None, _SPACE), np.uint8)
+                marks = np.frombuffer(_STRINGS.sub(b"-", data[start:stop]).translate(None, _SPACE), np.uint8)
                 steps = _STEP[marks]
                 levels = depth + np.cumsum(steps, dtype=np.int32)
                 if np.any((levels == 0) & (steps == 0)):  # the reader dies of a null there
@@ -66,9 +71,16 @@ def require_bounded(path: Path, name: object = None) -> None:
                     raise ConfigError("a row is nested too deeply", where=f"{name}, from line {line} on",
                                       expected=f"at most {MAX_DEPTH} levels", found=int(levels.max()))
                 depth = max(int(levels[-1]), 0) if len(levels) else depth
-            line += data[start:stop].count(b"\n") if not one_list else 0
-        if one_list and size > MAX_ROW and (longest := max(len(text[0]) for text in _STRINGS.finditer(data))) > MAX_ROW:
-            raise ConfigError("a text is too long", where=name, expected=f"at most {MAX_ROW} bytes", found=longest)
+            line += data[start:stop].count(b"\n")
+
+
+def _require_utf8(text: bytes, where: object) -> None:
+    try:
+        text.decode()
+    except UnicodeDecodeError as error:
+        around = text[max(error.start - 20, 0) : error.start + 20].decode("utf-8", "replace").strip()
+        raise ConfigError("the file is not in UTF-8", where=where, found=repr(around),
+                          remedy="save it in UTF-8: spreadsheets call it CSV UTF-8, and iconv -f WINDOWS-1252 -t UTF-8 changes a file") from error
 
 
 def _require_bounded_parquet(path: Path, size: int, name: object) -> None:
@@ -158,6 +170,22 @@ def flaw_of(line: bytes) -> str | None:
         return None if not line.strip() or isinstance(json.loads(line), dict) else "a row must be an object"
     except (ValueError, RecursionError) as error:
         return f"no JSON: {error}"
+
+
+def _pieces(data: bytes | mmap, name: object) -> Iterator[tuple[int, int]]:
+    """Where pieces of JSON begin and end, none of them inside of a text."""
+    start, size = 0, len(data)
+    while start < size:
+        stop = min(start + _BLOCK, size)
+        while (whole_texts := _WHOLE_TEXTS.match(data[start:stop])) and not whole_texts.end() and stop < size and stop - start <= MAX_ROW:
+            stop = min(2 * stop - start, size)  # a text that is longer than a block
+        end = start + (whole_texts.end() if whole_texts else 0)
+        longest = max(map(len, _STRINGS.findall(data[start:stop])), default=0) if stop - start > MAX_ROW else 0
+        if longest > MAX_ROW:
+            raise ConfigError("a text is too long", where=name, expected=f"at most {MAX_ROW} bytes", found=longest)
+        end = end if end > start else stop  # a text that never ends
+        yield start, end
+        start = end
 
 
 def _blocks(data: bytes | mmap, name: object) -> Iterator[tuple[int, int]]:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from ...errors import ConfigError, StorageError, storage_errors
 from ...io.atomic import scratch_folder
-from ...io.safe_open import open_regular
+from ...io.safe_open import open_regular, read_at_most, resolved_inside
 from ...tasks.data_report import DataReport
 from ..config.sources import Source
 from .data_files import MAX_ROW, flaw_of
@@ -33,6 +33,7 @@ KINDS: Mapping[str, Kind] = {".json": Kind("json"), ".jsonl": Kind("json", lines
                              ".tsv": Kind("csv", {"sep": "\t"}), ".txt": Kind("text"), ".parquet": Kind("parquet")}
 """Ending -> how such files are read."""
 _GZIP = ".gz"
+_QUOTED = re.compile(rb'"[^"]*"')
 _TIMES, _LEAST = 200, 64 << 20
 """A packed file may be so many times as large unpacked, and so large at least."""
 _BLOCK = 1 << 20
@@ -43,6 +44,17 @@ def kind_of(path: Path) -> str | None:
     endings = [ending.lower() for ending in path.suffixes[-2:]]
     ending = (endings[:-1] if endings[-1:] == [_GZIP] else endings)[-1:]
     return ending[0] if ending and ending[0] in KINDS else None
+
+
+def options_of(kind: str, path: Path) -> Mapping[str, Any]:
+    """The options by which ``datasets`` reads a file: a CSV file whose first line has no comma is separated by what is there, as
+    spreadsheets write semicolons where the comma is that of decimals.
+    """
+    if kind != ".csv":
+        return KINDS[kind].options
+    with open_regular(path) as file:
+        names = _QUOTED.sub(b"", read_at_most(file, _BLOCK).partition(b"\n")[0])
+    return {"sep": next((mark for mark in ",;\t" if mark.encode() in names), ",")}
 
 
 def part_of(split: str) -> str:
@@ -80,6 +92,20 @@ def files_of(source: Source) -> list[Path]:
         raise ConfigError("a data file has no such setting", where=source.path, found="name, revision or data_files",
                           remedy="leave it out: folders and hub data sets have these")
     return files
+
+
+def files_below(folder: Path) -> list[Path]:
+    """The regular files of a folder of data, in order.
+
+    Raises:
+        FormatError: a link leads out of the folder, to what is no part of it.
+        StorageError: the file system refuses.
+    """
+    with storage_errors(folder):
+        found = sorted(path for path in folder.rglob("*") if path.is_symlink() or path.is_file())
+    for path in found:
+        resolved_inside(path, folder)
+    return [path for path in found if path.is_file()]
 
 
 @contextmanager
