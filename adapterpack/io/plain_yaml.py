@@ -23,8 +23,10 @@ MAX_INTEGER = 2**63 - 1
 _WIDTH = 120
 
 
-def loads(data: bytes | str, where: object, kind: type[AdapterpackError] = ConfigError, what: str = "this is not valid YAML") -> Any:
-    """The value in ``data``: mappings, lists, texts, numbers, booleans and null; a date stays a text.
+def loads(data: bytes | str, where: object, kind: type[AdapterpackError] = ConfigError, what: str = "this is not valid YAML",
+          times: int = 1) -> Any:
+    """The value in ``data``: mappings, lists, texts, numbers, booleans and null; a date stays a text. It may have ``times`` as many bytes
+    and values as others.
 
     Raises:
         ConfigError: (or ``kind``) no YAML in UTF-8; past a limit; a key that stands twice, a tag of another type, or an alias of what it
@@ -37,12 +39,12 @@ def loads(data: bytes | str, where: object, kind: type[AdapterpackError] = Confi
     def refused(problem: str, found: object = None, line: int | None = None) -> AdapterpackError:
         return kind(f"{what}: {problem}", where=f"{where}, line {line}" if where is not None and line is not None else where, found=found)
 
-    if len(data) > MAX_BYTES:
-        raise refused(f"it is larger than {MAX_BYTES} bytes", len(data))
+    if len(data) > times * MAX_BYTES:
+        raise refused(f"it is larger than {times * MAX_BYTES} bytes", len(data))
     with library_errors("yaml", what, where=where, kind=kind):
         text = data if isinstance(data, str) else data.decode("utf-8-sig")
         try:
-            for problem, line in _problems(yaml.parse(text, Loader=_Loader)):
+            for problem, line in _problems(yaml.parse(text, Loader=_Loader), times * MAX_VALUES):
                 raise refused(problem, line=line)
             return yaml.load(text, Loader=_Loader)  # a SafeLoader
         except yaml.MarkedYAMLError as error:
@@ -68,7 +70,7 @@ def dumps(value: Any) -> str:
     return text
 
 
-def _problems(events: Any) -> Iterator[tuple[str, int]]:
+def _problems(events: Any, most: int) -> Iterator[tuple[str, int]]:
     """What passes a limit, and the line where it does, before anything is made of the text."""
     sizes: dict[str | None, int] = {}
     open_nodes: list[tuple[str | None, int]] = []
@@ -94,8 +96,8 @@ def _problems(events: Any) -> Iterator[tuple[str, int]]:
                 sizes[event.anchor] = 1
             if len(event.value) > MAX_SCALAR:
                 yield f"a text is longer than {MAX_SCALAR} characters", line
-        if total > MAX_VALUES:
-            yield f"it stands for more than {MAX_VALUES} values, aliases in full", line
+        if total > most:
+            yield f"it stands for more than {most} values, aliases in full", line
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]

@@ -18,7 +18,7 @@ from ..errors import AdapterpackError
 from ..http.refused import Refused
 from .answering import GONE
 from .audit import Record
-from .keys import EVERYBODY, Key
+from .keys import EVERYBODY, Key, Keys
 from .openai.refusals import refused_of, response
 from .route import RouteSpec, require_access
 from .state import State
@@ -30,9 +30,9 @@ _CODES = {404: ("not_found", "there is no such route"), 405: ("method_not_allowe
 _LOG = logging.getLogger("adapterpack.serving")
 
 
-def build(state: State, routes: Sequence[RouteSpec]) -> Starlette:
-    """The application of a server."""
-    app = Starlette(routes=[Route(route.path, Endpoint(state, route), methods=[route.method]) for route in routes],
+def build(state: State, routes: Sequence[RouteSpec], keys: Keys | None = None) -> Starlette:
+    """The application of a server; ``keys`` are those that open its routes, by default all."""
+    app = Starlette(routes=[Route(route.path, Endpoint(state, route, keys or state.keys), methods=[route.method]) for route in routes],
                     exception_handlers={HTTPException: _no_route})
     app.router.redirect_slashes = False  # a redirect repeats what a stranger sent
     return app
@@ -49,8 +49,8 @@ async def _no_route(request: Request, error: Exception) -> Response:
 class Endpoint:
     """One route."""
 
-    def __init__(self, state: State, route: RouteSpec) -> None:
-        self._state, self._route = state, route
+    def __init__(self, state: State, route: RouteSpec, keys: Keys) -> None:
+        self._state, self._route, self._keys = state, route, keys
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answers one request; whatever happens is counted and written down once."""
@@ -72,7 +72,7 @@ class Endpoint:
     async def _answer(self, request: Request, record: Record) -> Response:
         key = EVERYBODY
         try:
-            key = self._admitted(request, record)
+            key = await self._admitted(request, record)
             answer = await self._route.handler(self._state, request, key, record)
         except AdapterpackError as error:
             refused = refused_of(error)
@@ -90,7 +90,7 @@ class Endpoint:
         answer.headers.update(self._state.quotas.headers(key))
         return answer
 
-    def _admitted(self, request: Request, record: Record) -> Key:
+    async def _admitted(self, request: Request, record: Record) -> Key:
         """Whose request it is, if it is one that may be looked at.
 
         Raises:
@@ -106,7 +106,8 @@ class Endpoint:
             raise Refused(400, "wrong_host", "this server is not called that", param="Host", close=True)
         if self._route.access == "open":
             return EVERYBODY
-        key = state.keys.of(request.headers.get("authorization"))
+        await self._keys.look()
+        key = self._keys.of(request.headers.get("authorization"))
         record.key = key.id
         require_access(self._route, key)
         if self._route.method == "POST":

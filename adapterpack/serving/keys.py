@@ -6,7 +6,7 @@ import hashlib
 import hmac
 import secrets
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal
@@ -24,6 +24,10 @@ from ..io.typed_json import Misfit, Part
 LEAST_CHARACTERS = 16
 """Of a key that an operator chose."""
 _MOST = 10**12
+_MOST_BYTES = 64 << 20
+"""Of a file of keys in JSON."""
+_TIMES = 16
+"""How much larger than another file in YAML one of keys may be."""
 
 
 class Key(Part, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -81,11 +85,14 @@ EVERYBODY = Key(id="everybody", sha256="0" * 64, admin=True)
 
 
 class Keys:
-    """The keys of a server: none, one, or those of a file, which is looked at again and again."""
+    """The keys of a server: none, one, or those of a file, which :meth:`look` reads again when it has changed.
 
-    def __init__(self, keys: Sequence[Key] = (), path: Path | None = None) -> None:
-        self._keys = tuple(keys)
-        self._file = None if path is None else Followed("keys", [path], lambda: read_keys(path))
+    A file that cannot be read may have lost keys, so after ``unread_seconds`` of that no key of it counts any more.
+    """
+
+    def __init__(self, keys: Sequence[Key] = (), path: Path | None = None, unread_seconds: float = 60.0) -> None:
+        self._keys, self._most_unread = _by_digest(keys), unread_seconds
+        self._file = None if path is None else Followed("keys", [path], lambda: _by_digest(read_keys(path)))
 
     @classmethod
     def one(cls, key: str, name: str = "api-key") -> Keys:
@@ -106,10 +113,24 @@ class Keys:
                               remedy="write one: openssl rand -hex 32")
         return cls.one(key, name)
 
+    async def look(self) -> None:
+        """Reads the file again, on another thread, if it has changed."""
+        if self._file is not None:
+            await self._file.look()
+
     @property
-    def known(self) -> Sequence[Key]:
-        """The entries as they are now."""
-        return self._keys if self._file is None else self._file.value
+    def unread_seconds(self) -> float:
+        """For how long the file could not be read; 0 where it can."""
+        return 0.0 if self._file is None else self._file.unread_seconds
+
+    @property
+    def counted(self) -> bool:
+        """Whether keys count, as the file could be read not long ago."""
+        return self.unread_seconds <= self._most_unread
+
+    @property
+    def _known(self) -> Mapping[str, Key]:
+        return self._keys if self._file is None else self._file.latest
 
     @property
     def needed(self) -> bool:
@@ -124,40 +145,47 @@ class Keys:
             >>> list(Keys([key]).missing({"tickets", "reviews"}))
             ["the key shop may ask for 'review', and no adapter is called so: did you mean 'reviews'? Known: reviews, tickets"]
         """
-        for key in self.known:
+        for key in self._known.values():
             for name in () if key.adapters == "*" else key.adapters:
                 if name not in adapters:
                     yield f"the key {key.id} may ask for {name!r}, and no adapter is called so: {nearest(name, adapters)}"
 
     def of(self, authorization: str | None) -> Key:
-        """Whose header this is. Every key is compared, each in constant time.
+        """Whose header this is. Its digest is looked up, which tells nobody how much of a key is right, and compared in constant time.
 
         Raises:
-            Refused: nobody's, or one whose time is over.
+            Refused: nobody's, or one whose time is over; or the file could not be read for too long.
         """
         if not self.needed:
             return EVERYBODY
+        if not self.counted:
+            raise Refused(503, "keys_unread", "the file of keys cannot be read: nobody is let in before it can be", retry_after=10)
         scheme, _, given = (authorization or "").partition(" ")
-        digest, match = _digest(given.strip()), None
-        for key in self.known:
-            if hmac.compare_digest(key.sha256, digest):
-                match = key
-        if match is None or match.expired or scheme.lower() != "bearer":
+        digest = _digest(given.strip())
+        match = self._known.get(digest)
+        if match is None or not hmac.compare_digest(match.sha256, digest) or match.expired or scheme.lower() != "bearer":
             what = "this server needs a key: Authorization: Bearer KEY" if not given else "this key is not known, or its time is over"
             raise Refused(401, "invalid_api_key", what)
         return match
 
 
+def _by_digest(keys: Sequence[Key]) -> Mapping[str, Key]:
+    return {key.sha256: key for key in keys}
+
+
 def read_keys(path: Path) -> tuple[Key, ...]:
-    """The keys of a file of YAML or JSON.
+    """The keys of a file of YAML or JSON; of JSON up to 100,000 are read in seconds, of YAML about 30,000.
 
     Raises:
         ConfigError: it is something else, two entries have one id or one digest, or others may read it.
+        FormatError: it begins as JSON and is none.
         StorageError: it cannot be read.
     """
-    from ..io import plain_yaml  # noqa: PLC0415 - the help of the command must not pay for it
+    from ..io import plain_yaml, strict_json  # noqa: PLC0415 - the help of the command must not pay for it
 
-    value = plain_yaml.loads(_private_bytes(path), path)
+    data = _private_bytes(path)
+    is_json = data.lstrip().startswith(b'{"')
+    value = strict_json.loads(data, path, _MOST_BYTES) if is_json else plain_yaml.loads(data, path, times=_TIMES)
     try:
         keys = msgspec.convert(value, _File).keys
     except msgspec.ValidationError as error:

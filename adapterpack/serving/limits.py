@@ -29,6 +29,7 @@ class Limits:
         first_seconds: after which a stream begins although it has nothing to say yet, and then says that it is alive.
         stuck_seconds: after which a step of the engine is stuck.
         drain_seconds: that answers have to end when the server is to end.
+        unread_keys_seconds: for which keys count whose file cannot be read any more.
     """
 
     body_bytes: int = 4 << 20
@@ -50,3 +51,4 @@ class Limits:
     first_seconds: float = 10.0
     stuck_seconds: float = 60.0
     drain_seconds: float = 60.0
+    unread_keys_seconds: float = 60.0

@@ -110,6 +110,7 @@ def opened(setup: Setup, thread: EngineThread) -> tuple[State, Starlette]:
     """What the routes of a server share, and its application."""
     quotas, limits = Quotas(), setup.limits
     setup.metrics.add_quotas(quotas)
+    setup.metrics.add(Figure("keys_unread_seconds", "For how long the file of keys could not be read.", lambda: setup.keys.unread_seconds))
     state = State(thread, setup.catalogue, setup.adapters, Gate.of(setup.engine, limits), setup.keys, quotas, limits,
                   setup.metrics, setup.ended, Traffic(), setup.hosts)
     _gauges(setup.metrics, thread, [figure for api in setup.apis for figure in api.figures])
@@ -123,7 +124,7 @@ async def _operated(state: State, operator: Operator | None) -> AsyncIterator[No
     if operator is None:
         yield
         return
-    app = build(replace(state, keys=operator.keys, hosts=None), ADMIN_ROUTES)
+    app = build(replace(state, hosts=None), ADMIN_ROUTES, operator.keys)
     server = SecondServer(config_of(app, state.limits, operator.tls))
     task = asyncio.create_task(server.serve(sockets=[operator.listening]))
     try:
@@ -166,10 +167,11 @@ def _gauges(metrics: Metrics, thread: EngineThread, more: Sequence[Figure]) -> N
 
 
 async def _watch(state: State) -> None:
-    """Writes down when a step of the engine is stuck, once for each."""
+    """Writes down when a step of the engine is stuck, once for each, and when the file of keys cannot be read."""
     stuck_since = 0.0
     while True:
         await asyncio.sleep(min(1.0, state.limits.stuck_seconds / 4))
+        await state.keys.look()
         activity, stuck = state.engine.activity, state.engine.stuck(state.limits.stuck_seconds)
         if activity is not None and stuck is not None and activity.since != stuck_since:
             stuck_since = activity.since

@@ -21,16 +21,23 @@ from .state import State
 
 
 async def health(state: State, request: Request, key: Key, record: Record) -> Response:
-    """Whether the process works: 503 where a step of the engine is stuck, or its thread has ended."""
+    """Whether the process works: 503 where a step of the engine is stuck, or its thread has ended; ``degraded`` where the file of keys
+    cannot be read.
+    """
     stuck = state.engine.stuck(state.limits.stuck_seconds)
     if state.engine.failure is not None:
         return _json({"status": "stopped"}, 503)
-    return _json({"status": "ok"} if stuck is None else {"status": "stuck", "step": stuck}, 200 if stuck is None else 503)
+    if stuck is not None:
+        return _json({"status": "stuck", "step": stuck}, 503)
+    await state.keys.look()
+    if unread := state.keys.unread_seconds:
+        return _json({"status": "degraded", "keys": f"could not be read for {unread:.0f} s"})
+    return _json({"status": "ok"})
 
 
 async def ready(state: State, request: Request, key: Key, record: Record) -> Response:
-    """Whether it takes requests: 503 once it is about to end."""
-    well = state.engine.failure is None and not state.gate.draining
+    """Whether it takes requests: 503 once it is about to end, or could not read the file of keys for too long."""
+    well = state.engine.failure is None and not state.gate.draining and state.keys.counted
     return _json({"ready": well}, 200 if well else 503)
 
 

@@ -86,7 +86,9 @@ def serve(bundle: str | os.PathLike[str], *, adapters: Sequence[Pack | str | os.
         from .metrics import Metrics  # noqa: PLC0415 - needs an extra
         from .page.routes import PAGES  # noqa: PLC0415 - needs an extra
         from .process import Operator, Setup, run  # noqa: PLC0415 - needs an extra
-    known = Keys.one(api_key) if api_key is not None else Keys(path=None if keys is None else Path(keys))
+    bounds = limits or Limits()
+    path = None if keys is None else Path(keys)
+    known = Keys.one(api_key) if api_key is not None else Keys(path=path, unread_seconds=bounds.unread_keys_seconds)
     _require_keys(host, known.needed, insecure)
     admin_keys = _admin_keys(admin, admin_key_file)
     tls = Certificate.of(tls_cert, tls_key)
@@ -97,7 +99,6 @@ def serve(bundle: str | os.PathLike[str], *, adapters: Sequence[Pack | str | os.
     signers = Signers([Path(key) for key in require_signature])
     size = {"max_rows": max_rows, "max_length": max_length}
     engine = Engine(folder_of(bundle), provider, threads=threads, **{name: value for name, value in size.items() if value is not None})
-    bounds = limits or Limits()
     catalogue, metrics, given = Catalogue(engine, name), Metrics(), Given.of(adapters)
     control = AdapterControl(engine.adapters, catalogue.base, Places(given.sources), signers, metrics.adapter_changed)
     given.load(control, changing=watch is not None or admin is not None, watched=watch is not None)

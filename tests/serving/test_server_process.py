@@ -147,6 +147,35 @@ def test_keys_change_and_the_server_ends_gently(start: Callable[..., Served], tm
     assert "Traceback" not in server.log.read_text()
 
 
+def test_a_file_of_keys_that_cannot_be_read_is_no_secret(start: Callable[..., Served], tmp_path: Path) -> None:
+    """The server says that it is degraded, without a path, and after a while lets nobody in, as revoked keys might be among them. An
+    operator can still ask; once the file can be read, all is well."""
+    keys, key = tmp_path / "keys", tmp_path / "operator"
+    write_keys(keys, entry("ann", ANN, admin=True))
+    key.touch(0o600)
+    key.write_text(BOB)
+    server = start(keys=str(keys), limits={"unread_keys_seconds": 2.0}, admin="127.0.0.1:0", admin_key_file=str(key))
+
+    def waited(path: str, status: int, word: str) -> None:
+        until = time.monotonic() + 10
+        while (answer := server.get(path)).status_code != status or word not in answer.text:
+            assert time.monotonic() < until, answer.text
+            time.sleep(0.05)
+        assert str(tmp_path) not in answer.text
+
+    keys.write_text("keys: 5")
+    waited("/health", 200, '"degraded"')
+    assert server.get("/v1/models").status_code == 200
+    waited("/v1/models", 503, "keys_unread")
+    waited("/ready", 503, "false")
+    operator = httpx.get(f"{server.admin}/metrics", headers={"Authorization": f"Bearer {BOB}"})
+    (unread,) = re.findall(r"^adapterpack_keys_unread_seconds (\S+)", operator.text, re.MULTILINE)
+    assert float(unread) > 2
+    write_keys(keys, entry("ann", ANN))
+    waited("/health", 200, '"ok"')
+    waited("/v1/models", 200, "base")
+
+
 def test_who_takes_too_long_is_broken_off(start: Callable[..., Served]) -> None:
     """An answer that takes longer than a request may is 504, or an error in the stream; what is left when the drain's time is over ends
     with an error that names it; a stuck step is seen from outside."""

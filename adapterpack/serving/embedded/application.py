@@ -53,7 +53,7 @@ class Application:
         self._stack = ExitStack()
         for api in apis:
             self._stack.callback(api.close)
-        known = Keys(path=None if keys is None else Path(keys))
+        known = Keys(path=None if keys is None else Path(keys), unread_seconds=bounds.unread_keys_seconds)
         setup = Setup(engine=running, apis=apis, catalogue=catalogue, adapters=control, keys=known, limits=bounds, metrics=metrics,
                       ended=[metrics.ended, Audit(audit).write], hosts=None, tls=None, watch=None, watch_seconds=0.0)
         self.provider: str = running.bundle.provider
