@@ -24,6 +24,9 @@ from servers import ANN, Served
 import adapterpack
 from adapterpack import load
 from adapterpack.errors import AdapterpackError, ConfigError, StorageError, Unsigned
+from adapterpack.pack.trust.signers import Signers
+from adapterpack.runtime.engine.base import Engine
+from adapterpack.serving.adapters.adapter_control import AdapterControl
 from adapterpack.serving.adapters.pack_folders import InFolder, PackFolder
 from adapterpack.serving.adapters.places import Places
 from adapterpack.serving.adapters.watch import Watch
@@ -347,3 +350,27 @@ def test_what_an_operator_must_give(bundle: Path, key_file: Path, tmp_path: Path
         with pytest.raises(error, match=match):
             serve(bundle, port=0, **options)
     assert (tmp_path / "file").is_file()
+
+
+def test_who_looks_at_the_adapters_does_not_wait_for_a_load(bundle: Path, packs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop of a server looks: streams would stand still for as long as a pack is read and its canary is replayed."""
+    engine = Engine(bundle, "cpu", max_rows=1)
+    control = AdapterControl(engine.adapters, "base", Places([PackFolder(packs)]), Signers(), lambda change, code: None)
+    loading, go, read = threading.Event(), threading.Event(), engine.adapters._read
+
+    def slowly(pack: Any) -> Any:
+        loading.set()
+        assert go.wait(20)
+        return read(pack)
+
+    monkeypatch.setattr(engine.adapters, "_read", slowly)
+    with ThreadPoolExecutor(2) as threads:
+        loaded = threads.submit(control.load, "gamma", "gamma")
+        assert loading.wait(20)
+        try:
+            names, refused = threads.submit(lambda: ([one.name for one in control.adapters], control.refused)).result(5)
+        finally:
+            go.set()
+        assert (names, refused) == (["alpha", "beta"], [])
+        assert loaded.result(20).name == "gamma"
+    assert [one.name for one in control.adapters] == ["alpha", "beta", "gamma"]

@@ -61,6 +61,9 @@ class AdapterControl:
                  changed: Callable[[Change, str], None]) -> None:
         self._table, self._base, self.places, self._signers, self._changed = table, base, places, signers, changed
         self._lock = threading.Lock()
+        """Held while a change is made, which reads packs and replays canaries."""
+        self._glance = threading.Lock()
+        """Held while what follows is looked at or written, and no longer: the loop of a server looks, too."""
         self._generations: Counter[str] = Counter()
         self._adapters: dict[str, Adapter] = {}
         self._refused: OrderedDict[Place, Refusal] = OrderedDict()
@@ -70,13 +73,13 @@ class AdapterControl:
     @property
     def adapters(self) -> list[Adapter]:
         """Those that requests may name."""
-        with self._lock:
+        with self._glance:
             return sorted(self._adapters.values())
 
     @property
     def refused(self) -> list[Refusal]:
         """The packs at watched places that were not loaded, the newest last."""
-        with self._lock:
+        with self._glance:
             return list(self._refused.values())
 
     def add(self, pack: Pack, place: Place | None = None) -> Adapter:
@@ -126,7 +129,7 @@ class AdapterControl:
             pack = place.pack()  # others may ask meanwhile: a hub can be slow
             with self._lock:
                 self._follow(pack, place, leaving)
-                self._refused.pop(place, None)
+                self._accept(place)
         except AdapterpackError as error:
             self._refuse(place, error.code, error.sentence)
             return not isinstance(error, HubError)
@@ -138,7 +141,7 @@ class AdapterControl:
     def leave(self, place: Place) -> None:
         """The pack at a place has gone: unloads what was loaded of it."""
         with self._lock:
-            self._refused.pop(place, None)
+            self._accept(place)
             for one in self._of(place):
                 self._remove(one.name)
 
@@ -183,12 +186,14 @@ class AdapterControl:
         if before is None or before.digest != pack.id:
             self._generations[pack.name] += 1
         adapter = Adapter(pack.name, pack.id, self._generations[pack.name], pack.manifest.pack.name, place, time.time())
-        self._adapters[pack.name] = adapter
+        with self._glance:
+            self._adapters[pack.name] = adapter
         return adapter
 
     def _remove(self, name: str) -> Adapter:
         self._table.unload(name)
-        adapter = self._adapters.pop(name)
+        with self._glance:
+            adapter = self._adapters.pop(name)
         self._changed("unloaded", "")
         _LOG.warning("unloaded the adapter %s, generation %d", name, adapter.generation)
         return adapter
@@ -196,8 +201,12 @@ class AdapterControl:
     def _of(self, place: Place) -> list[Adapter]:
         return [one for one in self._adapters.values() if one.place == place]
 
+    def _accept(self, place: Place) -> None:
+        with self._glance:
+            self._refused.pop(place, None)
+
     def _refuse(self, place: Place, reason: str, message: str) -> None:
-        with self._lock:
+        with self._glance:
             before = self._refused.pop(place, None)
             self._refused[place] = Refusal(place, reason, message, time.time())
             while len(self._refused) > MOST_REFUSED:
