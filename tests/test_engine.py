@@ -374,3 +374,36 @@ def test_the_table_gives_up_the_least_recently_used() -> None:
     assert table.digests == ["b"]
     assert table.nbytes == 10
     assert table.names == ["a", "b"]
+
+
+def test_a_name_that_is_replaced_while_it_is_unloaded_leaves_no_pin(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pack that comes just when the one before is taken away is taken away whole: without a name nothing stays in memory for good."""
+    table, other = engine.adapters, engine.adapters.pack("beta")
+    table.unload("beta")
+    lock = table._lock
+
+    class Late:
+        """The lock, just before which somebody else replaces the pack."""
+
+        def __enter__(self) -> None:
+            monkeypatch.setattr(table, "_lock", lock)
+            table.load(other, "alpha", replace=True, pin=True)
+            lock.acquire()
+
+        def __exit__(self, *error: object) -> None:
+            lock.release()
+
+    monkeypatch.setattr(table, "_lock", Late())
+    table.unload("alpha")
+    assert "alpha" not in table.names
+    assert (table._pinned, table.digests) == (set(), [])
+
+
+def test_no_adapter_gets_a_name_that_another_has(engine: Engine) -> None:
+    with pytest.raises(AdapterpackError, match="already has an adapter"):
+        engine.adapters.rename("alpha", "beta")
+    assert engine.adapters.pack("alpha").id != engine.adapters.pack("beta").id
+    engine.adapters.rename("alpha", "omega")
+    assert "alpha" not in engine.adapters.names
+    engine.adapters.rename("omega", "omega")
+    assert engine.adapters.pack("omega").name == "omega"

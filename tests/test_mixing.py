@@ -131,6 +131,29 @@ def test_what_is_no_mix_is_refused(kinds: DecoderEngine) -> None:
     assert not kinds.busy
 
 
+def test_a_refused_mix_leaves_nothing_behind(kinds: DecoderEngine) -> None:
+    """The weights of a mix are whatever a client makes up."""
+    for number in range(20):
+        with pytest.raises(NotASum):
+            kinds.add(PROMPT, {"lora": 1.0, "ia3": 0.5 + number / 100})
+    assert not kinds.adapters._reading
+
+
+def test_mixes_take_no_packs_place(engine: DecoderEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither while they run nor afterwards: a client that makes up mixes costs others no reading of their adapters."""
+    packs = {engine.adapters.pack(name).id for name in ("alpha", "beta", "gamma")}
+    for name in ("alpha", "beta", "gamma"):
+        engine.adapters.released(engine.adapters.taken(engine.adapters.pack(name)))
+    size = sum(one.nbytes for one in engine.adapters._resident.values() if one.digest in packs)
+    monkeypatch.setattr(engine.adapters, "budget", size)
+    for number in range(12):
+        engine.add(PROMPT, {"alpha": 0.1 * number + 0.05, "beta": -1.0}, max_new_tokens=2)
+        assert packs <= set(engine.adapters.digests)
+        while engine.busy and number % 3 == 2:
+            engine.step()
+    assert engine.adapters.nbytes <= size
+
+
 def test_mixes_live_as_long_as_their_adapters(kinds: DecoderEngine, tmp_path: Path) -> None:
     """A mix is kept for later rows, one for each weight, and given up when one of its adapters is unloaded; a row that runs has it still.
     One adapter with the weight 1 is itself."""

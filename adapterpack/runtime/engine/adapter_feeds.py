@@ -46,6 +46,11 @@ class ResidentAdapter:
     def __post_init__(self) -> None:
         self.packs = self.packs or frozenset({self.digest})
 
+    @property
+    def mixed(self) -> bool:
+        """Whether it is several packs, or one with a weight, as a request has put them together."""
+        return self.digest not in self.packs
+
     @cached_property
     def nbytes(self) -> int:
         """The size of its own values in bytes, without those that it shares."""

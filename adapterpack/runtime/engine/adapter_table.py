@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
@@ -29,18 +29,22 @@ Named = str | Pack | Mix | Mapping[str, float] | None
 
 class AdapterTable:
     """Up to ``budget`` bytes of adapters that no row runs with, the least recently used given up first; those of running rows, and pinned
-    ones, always stay. Any thread may call it. ``read`` makes a pack resident, and ``replay`` runs the canary of a pack that has one.
+    ones, always stay. Mixes, which every request can make up anew, take no pack's place. Any thread may call it. ``read`` makes a pack
+    resident, and ``replay`` runs the canary of a pack that has one.
     """
 
     def __init__(self, bundle: OpenBundle, read: Callable[[Pack | Mix], ResidentAdapter],
                  replay: Callable[[Pack, ResidentAdapter], Replay], budget: int) -> None:
         self._bundle, self._read, self._replay, self.budget = bundle, read, replay, budget
         self._packs = dict(bundle.packs)
-        self._admitted = set(self._named)
+        self._names = Counter(pack.id for pack in self._packs.values())
+        """How many names a digest has."""
+        self._admitted = set(self._names)
         """The digests of packs that may run here."""
         self._lock = threading.Lock()
         self._resident: OrderedDict[str, ResidentAdapter] = OrderedDict()
-        self._reading: dict[str, threading.Lock] = {}
+        self._reading: dict[str, threading.Event] = {}
+        """Set when the adapter of a digest has been read, or could not be."""
         self._pinned: set[str] = set()
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="adapterpack-load")
 
@@ -102,8 +106,7 @@ class AdapterTable:
             loaded = loaded.kept_open()
             with self._lock:
                 self._require_free(loaded, replace)
-                before = self._packs.get(loaded.name)
-                self._packs[loaded.name] = loaded
+                before = self._name(loaded.name, loaded)
                 self._admitted.add(loaded.id)
                 if pin:
                     self._pinned.add(loaded.id)
@@ -117,11 +120,13 @@ class AdapterTable:
         Raises:
             UnknownAdapter: there is none of that name.
             ConfigError: an adapter cannot be called that.
+            AdapterpackError: another one is.
         """
-        pack = self.pack(name).called(other)
         with self._lock:
-            del self._packs[name]
-            self._packs[other] = pack
+            pack = self.pack(name).called(other)
+            self._require_free(pack, replace=name == other)
+            self._name(name, None)
+            self._name(other, pack)
 
     def load_soon(self, pack: Pack | str | os.PathLike[str], name: str | None = None, *, replace: bool = False, pin: bool = False,
                   allow_structural: bool = False) -> Future[str]:
@@ -134,10 +139,24 @@ class AdapterTable:
         Raises:
             UnknownAdapter: there is none of that name.
         """
-        pack = self.pack(name)
         with self._lock:
-            self._packs.pop(name, None)
+            pack = self.pack(name)
+            self._name(name, None)
         self._drop(pack.id)
+
+    def _name(self, name: str, pack: Pack | None) -> Pack | None:
+        """Gives a name to a pack, or takes it away; the pack that had it. Who reads it meanwhile finds one of the two."""
+        before = self._packs.get(name)
+        if before is not None:
+            self._names[before.id] -= 1
+            if not self._names[before.id]:
+                del self._names[before.id]
+        if pack is None:
+            self._packs.pop(name, None)
+        else:
+            self._packs[name] = pack
+            self._names[pack.id] += 1
+        return before
 
     def _require_free(self, pack: Pack, replace: bool) -> None:
         if not replace and pack.name in self._packs:
@@ -146,36 +165,38 @@ class AdapterTable:
 
     def _drop(self, digest: str) -> None:
         with self._lock:
-            if digest in self._named:  # another name may have it, too
+            if digest in self._names:  # another name may have it, too
                 return
             self._pinned.discard(digest)
             self._admitted.discard(digest)
             for adapter in [one for one in self._resident.values() if digest in one.packs and not one.users]:
                 del self._resident[adapter.digest]
 
-    @property
-    def _named(self) -> set[str]:
-        """The digests of the packs that have a name."""
-        return {pack.id for pack in self._packs.values()}
-
     def taken(self, pack: Pack | Mix) -> ResidentAdapter:
-        """The adapter for one more row; it is in memory until :meth:`released`."""
-        with self._lock:
-            turn = self._reading.setdefault(pack.id, threading.Lock())
-        with turn:  # a pack is read once, however many rows ask for it meanwhile
+        """The adapter for one more row; it is in memory until :meth:`released`. It is read once, however many rows ask for it meanwhile."""
+        while True:
             with self._lock:
                 adapter = self._resident.get(pack.id)
                 if adapter is not None:
                     adapter.users += 1
                     self._resident.move_to_end(pack.id)
                     return adapter
+                reading = self._reading.get(pack.id)
+                if reading is None:
+                    ours = self._reading[pack.id] = threading.Event()
+                    break
+            reading.wait()
+        try:
             adapter = self._read(pack)
             with self._lock:
                 adapter.users += 1
                 self._resident[pack.id] = adapter
-                self._reading.pop(pack.id, None)
                 self._evict()
                 return adapter
+        finally:
+            with self._lock:
+                del self._reading[pack.id]
+            ours.set()
 
     @contextmanager
     def _held(self, pack: Pack) -> Iterator[ResidentAdapter]:
@@ -189,7 +210,7 @@ class AdapterTable:
         """A row has ended."""
         with self._lock:
             adapter.users -= 1
-            if not adapter.users and not adapter.packs <= self._named and self._resident.get(adapter.digest) is adapter:
+            if not adapter.users and not adapter.packs <= self._names.keys() and self._resident.get(adapter.digest) is adapter:
                 del self._resident[adapter.digest]
             self._evict()
 
@@ -228,9 +249,12 @@ class AdapterTable:
 
     def _evict(self) -> None:
         total = self._total()
-        for digest, adapter in list(self._resident.items()):
-            if total <= self.budget:
+        if total <= self.budget:
+            return
+        idle = [one for one in self._resident.values() if not one.users and one.digest not in self._pinned]
+        running_mixes = sum(one.nbytes for one in self._resident.values() if one.mixed and one.users)
+        for adapter in sorted(idle, key=lambda one: not one.mixed):
+            if total <= self.budget + (0 if adapter.mixed else running_mixes):
                 return
-            if not adapter.users and digest not in self._pinned:
-                del self._resident[digest]
-                total -= adapter.nbytes
+            del self._resident[adapter.digest]
+            total -= adapter.nbytes
