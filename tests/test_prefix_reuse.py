@@ -40,10 +40,10 @@ def bundle(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "bundle"
 
 
-def answer(engine: Engine, prompt: list[int], name: str | None, steps: int = 2) -> np.ndarray:
+def answer(engine: Engine, prompt: list[int], name: str | None, steps: int = 2, salt: bytes = b"") -> np.ndarray:
     """The logits after a prompt and a few steps."""
     adapter = None if name is None else engine.adapters.taken(engine.adapters.pack(name))
-    row = Row(prompt=prompt, adapter=adapter)
+    row = Row(prompt=prompt, adapter=adapter, salt=salt)
     engine.rows.admit(row)  # type: ignore[arg-type]
     engine.rows.next_to_read()
     logits = [engine.rows.prefill(len(prompt) - row.done).copy()]
@@ -75,6 +75,18 @@ def test_what_a_prompt_has_in_common_with_one_before_is_not_read_again(bundle: P
         one, two = answer(fresh, tokens, name), answer(reusing, tokens, name)
         assert reusing.rows.reused - before == known, (name, known)
         assert np.abs(one - two).max() <= 1e-5 * np.abs(one).max()
+
+
+@pytest.mark.parametrize("name", [None, "lora", "soft"])
+def test_rows_of_another_salt_share_nothing(name: str | None, bundle: Path) -> None:
+    """The time that a prompt takes tells nobody whether somebody else has sent its beginning."""
+    engine, prompt = Engine(bundle, "cpu", max_rows=2, prefix_budget=1 << 24), conversation()
+    known = []
+    for salt in (b"a" * 32, b"b" * 32, b"a" * 32):
+        before = engine.rows.reused
+        answer(engine, prompt, name, salt=salt)
+        known.append(engine.rows.reused - before)
+    assert known == [0, 0, len(prompt) // BLOCK * BLOCK]
 
 
 def test_activated_adapters_share_one_reading_of_a_conversation(bundle: Path) -> None:

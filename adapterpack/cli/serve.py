@@ -51,6 +51,8 @@ def _print_key(ctx: click.Context, param: click.Parameter, value: str | None) ->
               help='Where to log one line of JSON per request: a file, "-" for standard error, or "" for nowhere.')
 @click.option("--sampling", type=click.Choice(["model", "greedy"]), help="Sampling of requests that do not say: "
               "as the model's generation_config.json (the default), or greedy.")
+@click.option("--share-prefixes", is_flag=True,
+              help="Reuse what was read of a prompt for other keys, too: faster, but the time of an answer tells what others have asked.")
 @device_options
 @click.option("--max-rows", type=click.IntRange(min=1), metavar="N",
               help="How many rows run at a time; by default 8 texts, or 32 rows of an encoder.")

@@ -46,8 +46,9 @@ class Serving(NamedTuple):
 
 def serve(bundle: str | os.PathLike[str], *, adapters: Sequence[Pack | str | os.PathLike[str]] = (), host: str = LOOPBACK, port: int = 8000,
           name: str | None = None, keys: str | os.PathLike[str] | None = None, api_key: str | None = None, insecure: bool = False,
-          audit: str | None = "-", sampling: str | None = None, provider: str | Device | None = None, threads: int | None = None,
-          max_rows: int | None = None, max_length: int | None = None, limits: Limits | None = None, watch: float | None = None,
+          audit: str | None = "-", sampling: str | None = None, share_prefixes: bool = False,
+          provider: str | Device | None = None, threads: int | None = None, max_rows: int | None = None,
+          max_length: int | None = None, limits: Limits | None = None, watch: float | None = None,
           require_signature: Sequence[str | os.PathLike[str]] = (), admin: str | None = None,
           admin_key_file: str | os.PathLike[str] | None = None, tls_cert: str | os.PathLike[str] | None = None,
           tls_key: str | os.PathLike[str] | None = None, traces: bool = False, page: bool = True,
@@ -59,9 +60,11 @@ def serve(bundle: str | os.PathLike[str], *, adapters: Sequence[Pack | str | os.
 
     ``adapters`` are packs, folders of packs, or lock files of ``adapterpack pull``, that are loaded besides its own. ``keys`` is a file of
     keys, ``api_key`` one for all; without either only this machine may ask, unless ``insecure``. ``audit`` is a file for a line a request,
-    ``"-"`` standard error. ``sampling`` says what counts where a request for text says nothing: ``model`` (the default) or ``greedy``.
-    ``max_rows`` and ``max_length`` are the engine's. ``ready`` is called once requests are taken; ``port`` 0 takes a free one. SIGTERM and
-    Ctrl-C let answers end first.
+    ``"-"`` standard error. ``sampling`` says what counts where a request for text says nothing: ``model`` (the
+    default) or ``greedy``. What was read of a prompt is known to later ones of the same key that begin as it
+    does; with ``share_prefixes`` to those of all keys, which can then find out by the time that an answer takes
+    what others have asked. ``max_rows`` and ``max_length`` are the engine's. ``ready`` is called once requests
+    are taken; ``port`` 0 takes a free one. SIGTERM and Ctrl-C let answers end first.
 
     With ``watch`` the folders and lock files are looked at every so many seconds, and what changes there is loaded, exchanged or unloaded.
     A pack needs a signature of one of the keys ``require_signature``, which are files. ``admin`` is an address (``HOST:PORT``,
@@ -116,7 +119,8 @@ def serve(bundle: str | os.PathLike[str], *, adapters: Sequence[Pack | str | os.
             tracing = Traces()
             stack.callback(tracing.close)
             ended.append(tracing.ended)
-        apis = apis_of(engine, bounds, {} if sampling is None else {"sampling": sampling})
+        options = {"sampling": sampling, "share_prefixes": share_prefixes or None}
+        apis = apis_of(engine, bounds, {name: value for name, value in options.items() if value is not None})
         for api in apis:
             stack.callback(api.close)
         setup = Setup(engine=engine, apis=apis, catalogue=catalogue, adapters=control, keys=known, ended=ended, limits=bounds,

@@ -7,7 +7,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
@@ -199,6 +199,28 @@ def test_what_follows_a_request_with_two_lengths_is_not_answered(line: str, serv
     assert answer.startswith(b"HTTP/1.1 400 ")
     assert answer.count(b"HTTP/1.1 ") == 1
     assert b"connection: close" in answer.lower()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_no_key_finds_what_was_read_of_the_prompts_of_another(shared: bool, server: Served, start: Callable[..., Served]) -> None:
+    """It could tell by the time that its own takes what others have asked; only an operator may share prompts. ``cache_salt`` is vLLM's."""
+    asked = start(share_prefixes=True) if shared else server
+
+    def found(key: str, path: str = "/v1/completions", **more: Any) -> bool:
+        def known() -> float:
+            (line,) = (line for line in asked.get("/metrics").text.splitlines() if line.startswith("adapterpack_prompt_tokens_reused"))
+            return float(line.split()[1])
+
+        before, headers = known(), {"Authorization": f"Bearer {key}"}
+        form = {"input": "secret " * 40} if path.endswith("responses") else {"prompt": "secret " * 40, "max_tokens": 1}
+        assert asked.post(path, {"model": "alpha", **form, **more}, headers=headers).status_code == 200
+        return known() > before
+
+    assert [found(ANN), found(ANN), found(BOB), found(BOB)] == [False, True, shared, True]
+    assert [found(ANN, cache_salt="a"), found(ANN, cache_salt="a"), found(BOB, cache_salt="a")] == [False, True, shared]
+    said = {"path": "/v1/responses", "max_output_tokens": 1}
+    assert [found(ANN, **said), found(ANN, **said), found(ANN, cache_salt="b", **said)] == [False, True, False]
+    assert asked.post("/v1/completions", {"model": "alpha", "prompt": "x", "cache_salt": ""}).status_code == 400
 
 
 def test_the_server_is_well_afterwards(server: Served) -> None:

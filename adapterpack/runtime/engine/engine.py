@@ -5,6 +5,7 @@ Steps take turns: one makes a token for every row whose prompt has been read, th
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -82,12 +83,13 @@ class DecoderEngine(Engine):
         return bool(self._messages or self._waiting or len(self.rows))
 
     def add(self, prompt: Prompt = (), adapter: Named = None, *, features: Mapping[str, np.ndarray] | None = None,
-            **options: Any) -> int:
+            cache_salt: str = "", **options: Any) -> int:
         """Adds a request, and returns its number; any thread may. The row begins when one is free.
 
         ``prompt`` is a text (of a decoder: one user message), a list of messages, or token ids; ``adapter`` a name, a pack, or names with
         weights (``{"orders": 0.7, "formal": 0.3}``), whose changes are added for this row. ``features`` are other inputs ``[1, ...]``:
-        ``image_features``, or in place of a prompt ``input_features`` of speech. ``options`` are the fields of :class:`.Sampling`.
+        ``image_features``, or in place of a prompt ``input_features`` of speech. What was read of a
+        prompt is known to later rows with the same ``cache_salt``. ``options`` are the fields of :class:`.Sampling`.
         The adapter is read here, and the row keeps it, whatever is loaded and unloaded meanwhile.
 
         Raises:
@@ -99,12 +101,12 @@ class DecoderEngine(Engine):
         pack = self.adapters.of_row(adapter)
         sampling = sampling_of(options, self.bundle.generation_config, self.bundle.folder)
         ids = [] if self._start is not None and features else prompt_ids(self.bundle, prompt)
-        row = self.row(ids, pack, sampling, features)
+        row = self.row(ids, pack, sampling, features, cache_salt=cache_salt)
         self.submit(row)
         return row.number
 
     def row(self, ids: Sequence[int], pack: Pack | Mix | None, sampling: Sampling, features: Mapping[str, np.ndarray] | None = None,
-            place: int = 0, mask: TokenMask | None = None) -> Request:
+            place: int = 0, mask: TokenMask | None = None, cache_salt: str = "") -> Request:
         """A request that :meth:`submit` adds, or :meth:`discard` gives up. Its adapter is in memory from now on. Rows of one seed draw
         different numbers at different places of a batch. ``mask`` is that of the parameters' grammar, where it is compiled already.
 
@@ -113,7 +115,9 @@ class DecoderEngine(Engine):
         """
         adapter = None if pack is None else self.adapters.taken(pack)
         try:
-            return self._row(ids, adapter, sampling, dict(features or {}), place, mask)
+            row = self._row(ids, adapter, sampling, dict(features or {}), place, mask)
+            row.salt = hashlib.sha256(cache_salt.encode("utf-8", "surrogatepass")).digest()
+            return row
         except BaseException:
             if adapter is not None:
                 self.adapters.released(adapter)

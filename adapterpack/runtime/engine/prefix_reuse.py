@@ -1,8 +1,10 @@
 """Keys and values of prompts that were read before: a row that begins with the same tokens takes them over instead of reading them.
 
 They are kept in blocks of tokens. The key of a block is a hash of everything that its values depend on: the tokens up to its end, and which
-adapter acted at which of them. Tokens at which an adapter does not act have the base's key, so rows with different activated LoRAs (aLoRA,
-https://arxiv.org/abs/2504.12397) share one reading of a conversation up to their invocations.
+adapter acted at which of them; and of the row's salt, since the time that a prompt takes tells whether
+others have sent its beginning. Tokens at which an adapter does not act have the base's key, so rows with
+different activated LoRAs (aLoRA, https://arxiv.org/abs/2504.12397) share one reading of a conversation up to
+their invocations.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ class ReadRow(Protocol):
     adapter: ResidentAdapter | None
     acting: np.ndarray | None
     prompt: Sequence[int]
+    salt: bytes
 
     @property
     def tokens(self) -> Sequence[int]:
@@ -83,9 +86,8 @@ def _virtual(row: ReadRow) -> int:
 def _keys(row: ReadRow, tokens: Sequence[int], is_long: bool) -> Iterator[bytes]:
     """The keys of the whole blocks of a row."""
     digest = b"" if row.adapter is None else row.adapter.digest.encode()
-    key = b"long" * is_long + (
-        digest if _virtual(row) else b""
-    )  # what follows an adapter's prompt depends on it
+    # what follows an adapter's prompt depends on it
+    key = row.salt + b"long" * is_long + (digest if _virtual(row) else b"")
     for start in range(0, len(tokens) // BLOCK * BLOCK, BLOCK):
         acting = None if row.acting is None else row.acting[start : start + BLOCK]
         acts = row.adapter is not None and (acting is None or len(acting) < BLOCK or bool(acting.any()))

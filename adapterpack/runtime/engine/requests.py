@@ -63,6 +63,6 @@ class Request(Beam):
 
     def another(self) -> Beam:
         """One more row for it."""
-        beam = Beam(prompt=self.prompt, adapter=self.adapter, features=self.features, source=self.source)
+        beam = Beam(prompt=self.prompt, adapter=self.adapter, features=self.features, source=self.source, salt=self.salt)
         beam.request = self
         return beam

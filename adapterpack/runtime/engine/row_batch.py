@@ -28,14 +28,17 @@ MOST_CAPTURED = 64
 class Row:
     """One row. What it needs is held here, and never looked up again by a name.
 
-    ``prompt`` are its tokens, and ``done`` is how many of them have been read; ``features`` are other inputs of its pass, and ``source``
-    those of the encoder's. ``length`` counts the positions that it has in the cache, and ``token`` is the one that comes next.
+    ``prompt`` are its tokens, and ``done`` is how many of them have been read; rows with another ``salt``
+    neither find nor tell what was read of it. ``features`` are other inputs of its pass, and ``source`` those of
+    the encoder's. ``length`` counts the positions that it has in the cache, and ``token`` is the one that comes
+    next.
     """
 
     prompt: Sequence[int]
     adapter: ResidentAdapter | None = None
     features: Mapping[str, np.ndarray] = field(default_factory=dict)
     source: Mapping[str, np.ndarray] = field(default_factory=dict)
+    salt: bytes = b""
     source_length: int = field(init=False, default=0)
     """The positions that the encoder has given it, once it has read the source."""
     done: int = 0

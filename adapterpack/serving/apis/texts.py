@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
@@ -35,9 +36,12 @@ from ..state import State
 
 
 class Texts:
-    """Answers requests for text on one engine; what they leave out of the sampling parameters is by the rule ``sampling``."""
+    """Answers requests for text on one engine; what they leave out of the sampling parameters is by the rule ``sampling``. With
+    ``share_prefixes`` keys find what was read of others' prompts.
+    """
 
-    def __init__(self, engine: DecoderEngine, limits: Limits, sampling: str) -> None:
+    def __init__(self, engine: DecoderEngine, limits: Limits, sampling: str, share_prefixes: bool) -> None:
+        self._share_prefixes = share_prefixes
         self._engine, self.preparer, self._tokens = engine, Preparer(engine, limits, sampling), TokenTexts(engine.bundle.tokenizer)
 
     async def chat(self, state: State, request: Request, key: Key, record: Record) -> Response:
@@ -80,8 +84,8 @@ class Texts:
             return Stream(answer, stack.pop_all())
 
     def _rows(self, body: Sampled, prepared: Prepared, model: Model, key: Key, outbox: Outbox) -> list[Row]:
-        count = body.n or 1
-        return [Row(make=partial(self._engine.row, ids, model.pack, sampling, None, draw, copied(prepared.mask)), pack=model.pack,
+        count, salt = body.n or 1, json.dumps([None if self._share_prefixes else key.id, body.cache_salt])
+        return [Row(make=partial(self._engine.row, ids, model.pack, sampling, None, draw, copied(prepared.mask), salt), pack=model.pack,
                     cost=len(ids), place=number * count + draw, outbox=outbox, tenant=key.id, share=key.share, rank=key.rank,
                     priority=body.priority or 0)
                 for number, (ids, sampling) in enumerate(zip(prepared.prompts, prepared.samplings, strict=True)) for draw in range(count)]
@@ -96,9 +100,9 @@ class Texts:
         return CompletionForm(body.model, provenance, self._tokens, echoes)
 
 
-def opened(engine: DecoderEngine, limits: Limits, sampling: str = "model") -> Api:
+def opened(engine: DecoderEngine, limits: Limits, sampling: str = "model", share_prefixes: bool = False) -> Api:
     """The API on an engine."""
-    texts, rows = Texts(engine, limits, sampling), engine.rows
+    texts, rows = Texts(engine, limits, sampling, share_prefixes), engine.rows
     return Api((
         RouteSpec("POST", "/v1/completions", texts.completions, "key", "texts that go on", CompletionRequest, Completion, Completion),
         RouteSpec("POST", "/v1/chat/completions", texts.chat, "key", "the next message of a conversation", ChatRequest, ChatCompletion,
@@ -115,4 +119,4 @@ def _serves(engine: Engine) -> bool:
     return isinstance(engine, DecoderEngine)
 
 
-APIS.register(ApiKind("texts", _serves, opened, ("sampling",)))
+APIS.register(ApiKind("texts", _serves, opened, ("sampling", "share_prefixes")))

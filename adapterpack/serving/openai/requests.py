@@ -71,6 +71,10 @@ Mixed = Annotated[list[NamedWeight], Meta(min_length=1, max_length=MOST)]
 """The adapters of a request, for the base as its model."""
 
 
+CacheSalt = Annotated[str, Meta(min_length=1, max_length=1024)]
+"""Prompts with another one share nothing that was read of them."""
+
+
 class Sampled(Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What requests of text have in common. Ranges are those of :class:`adapterpack.runtime.generation.sampling.Sampling`; what is left
     out is what the server's ``--sampling`` says.
@@ -102,6 +106,7 @@ class Sampled(Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
     guided_choice: list[str] | None = None
     guided_grammar: str | None = None
     priority: Annotated[int, Meta(ge=-1000, le=1000)] | None = None
+    cache_salt: CacheSalt | None = None
     # without an effect:
     user: str | None = None
     metadata: dict[str, str] | None = None

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, field
 
 from ...io.typed_json import Misfit, Part
-from .requests import ChatRequest, JsonObject, JsonSchema, Message, Mixed, PlainText, Schema
+from .requests import CacheSalt, ChatRequest, JsonObject, JsonSchema, Message, Mixed, PlainText, Schema
 from .tools import CalledFunction, Function, FunctionName, FunctionTool, InputCall, Name, NamedFunction
 
 _Empty = Annotated[list[Any], Meta(max_length=0)]
@@ -113,6 +113,7 @@ class ResponseRequest(Part, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     parallel_tool_calls: bool | None = None
     stream: bool | None = None
     priority: Annotated[int, Meta(ge=-1000, le=1000)] | None = None
+    cache_salt: CacheSalt | None = None
     previous_response_id: str | None = None
     background: Literal[False] | None = None
     truncation: Literal["disabled"] | None = None
@@ -142,7 +143,8 @@ class ResponseRequest(Part, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         return ChatRequest(
             model=self.model, adapters=self.adapters, messages=self._messages(), max_completion_tokens=self.max_output_tokens,
             temperature=self.temperature, top_p=self.top_p, top_k=self.top_k, seed=self.seed, response_format=form, tools=tools or None,
-            tool_choice=choice, parallel_tool_calls=self.parallel_tool_calls, stream=self.stream, priority=self.priority)
+            tool_choice=choice, parallel_tool_calls=self.parallel_tool_calls, stream=self.stream, priority=self.priority,
+            cache_salt=self.cache_salt)
 
     def _messages(self) -> list[Message]:
         """The items as messages: calls belong to the assistant's message before them."""
