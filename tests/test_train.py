@@ -37,7 +37,7 @@ from adapterpack.tasks.problems import labels_in
 from adapterpack.tasks.task import task_named
 from adapterpack.training import data
 from adapterpack.training.canaries.canary import verify_canary
-from adapterpack.training.config.config import read_config
+from adapterpack.training.config.config import as_mapping, read_config
 from adapterpack.training.loading import load_model
 from adapterpack.training.loop.memory import memory_errors
 from adapterpack.training.pipeline import train_one
@@ -639,3 +639,47 @@ def test_a_real_encoder(minilm: Path, tmp_path: Path) -> None:
     with torch.no_grad():
         torch.testing.assert_close(twin(input_ids=ids).logits, model(input_ids=ids).logits, atol=1e-6, rtol=0)
     assert verify_canary(twin, pack) <= 1e-6
+
+
+@pytest.fixture(scope="module")
+def trained_before(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The settings of a training that goes on from a pack of rank 16 and alpha 24 at one kind of layer, without what the pack says."""
+    folder = tmp_path_factory.mktemp("before")
+    (folder / "rows.jsonl").write_text("".join(json.dumps({"text": f"w{n} w{n + 1}"}) + "\n" for n in range(8)))
+    common = {"model_name_or_path": str(tiny_llama), "train_file": str(folder / "rows.jsonl"), "max_steps": 1}
+    train({**common, "output_dir": str(folder / "first"), "r": 16, "alpha": 24, "dropout": 0.1, "targets": ["q_proj"]})
+    return {**common, "adapter_name_or_path": str(folder / "first")}
+
+
+@pytest.mark.parametrize("named", [{}, {"lora_r": 16, "lora_alpha": 24}, {"method": "lora", "learning_rate": 1e-3}])
+def test_training_a_pack_further_keeps_its_rank_and_alpha(trained_before: dict[str, Any], tmp_path: Path, named: dict[str, Any]) -> None:
+    """Left out, or named as the pack has them: they are those of the new pack, and what it claims."""
+    (pack,) = train({**trained_before, "output_dir": str(tmp_path / "next"), **named})
+    assert {key: pack.manifest.config[key] for key in ("r", "alpha", "dropout")} == {"r": 16, "alpha": 24.0, "dropout": 0.1}
+    claims = pack.manifest.training["config"]
+    assert {key: claims[key] for key in ("r", "alpha", "dropout", "targets")} == {"r": 16, "alpha": 24.0, "dropout": 0.1,
+                                                                                  "targets": ["q_proj"]}
+
+
+@pytest.mark.parametrize(("named", "words"), [
+    ({"r": 8}, r"first, r; expected 16, found 8\)"), ({"lora_alpha": 32}, r"first, alpha; expected 24\.0, found 32\.0\)"),
+    ({"use_rslora": True}, "use_rslora; expected False, found True"), ({"method": "ia3"}, "another method.*expected ia3, found lora"),
+    ({"rank_pattern": {"q_proj": 4}}, "r; expected 16, found 4"),
+])
+def test_training_a_pack_further_with_another_setting_is_refused(
+    trained_before: dict[str, Any], tmp_path: Path, named: dict[str, Any], words: str
+) -> None:
+    """Also where it is the usual one: nothing is trained with another than the configuration names."""
+    with pytest.raises(ConfigError, match=words):
+        train({**trained_before, "output_dir": str(tmp_path / "next"), **named})
+
+
+def test_a_printed_configuration_of_a_training_that_goes_on_reads_back(trained_before: dict[str, Any], tmp_path: Path) -> None:
+    """It leaves the pack's settings to the pack."""
+    from adapterpack.training.loop.going_on import with_settings_of_the_pack
+
+    (config,), _ = read_config({**trained_before, "output_dir": str(tmp_path / "next"), "lora_r": 16})
+    printed = as_mapping(config)
+    assert printed["r"] == 16 and not {"alpha", "method"} & printed.keys()
+    (again,), _ = read_config(printed)
+    assert with_settings_of_the_pack(again) == with_settings_of_the_pack(config)

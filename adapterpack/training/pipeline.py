@@ -20,6 +20,7 @@ from .config.config import read_config
 from .config.fields import TrainConfig
 from .config.sources import sources_of
 from .loop.arguments import arguments_of
+from .loop.going_on import with_settings_of_the_pack
 from .loop.preparing import training_of
 from .loop.resuming import Stopping, interruptible
 from .loop.rewards import Reward, require_rewards
@@ -78,9 +79,10 @@ def checked_configs(
     Raises:
         ConfigError, StorageError: see :func:`train`.
     """
-    configs, notes = read_config(config, overrides)
+    read, notes = read_config(config, overrides)
     for note in notes:
         log.info("%s", note)
+    configs = [with_settings_of_the_pack(one) for one in read]
     for run_config in configs:
         require_trainable(run_config, rewards)
         arguments_of(run_config, run_config.output_dir)

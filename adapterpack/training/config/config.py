@@ -44,7 +44,8 @@ def read_config(
     common = {**translate(settings, notes, where), **wins}
     if entries is None:
         require_known({where: common})
-        return [_config(common, where)], notes
+        one = _config(common, where)
+        return [dataclasses.replace(one, given=source.given) if isinstance(source, TrainConfig) and not wins else one], notes
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, Mapping) and "name" in entry for entry in entries):
         raise ConfigError("adapters must be a list of entries, each with a name", where=where)
     if "name" in wins:
@@ -67,9 +68,15 @@ def read_config(
 
 
 def as_mapping(config: TrainConfig) -> dict[str, Any]:
-    """All settings of a run and of its method under their own names: a configuration that is read as this one."""
+    """All settings of a run and of its method under their own names: a configuration that is read as this one. Of the method of a pack that
+    is trained further those that were given.
+    """
     values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in PARTS}
-    return {**values, **{f.name: getattr(part, f.name) for part in config.own for f in dataclasses.fields(part)}}
+    own = {f.name: getattr(part, f.name) for part in config.own for f in dataclasses.fields(part)}
+    if config.adapter_name_or_path is None or config.given is None:
+        return {**values, **own}
+    of_pack = {"method", *(f.name for f in dataclasses.fields(config.method_config))} - config.given
+    return {key: value for key, value in {**values, **own}.items() if key not in of_pack}
 
 
 _PLACES = frozenset({"model_name_or_path", "train_file", "eval_file", "output_dir", "name", "report_to", "adapter_name_or_path"})
@@ -119,7 +126,7 @@ def _require_bounds(typed: Mapping[str, Any], where: object) -> None:
 
 
 def _config(values: Mapping[str, Any], where: object) -> TrainConfig:
-    method, kind = method_of(values, where), trainer_of(values)
+    method, kind, given = method_of(values, where), trainer_of(values), frozenset(values)
     values = {**kind.defaults, "task": kind.tasks[0] if kind.tasks else TrainConfig.task, **values, "trainer": kind.name}
     run_fields = {f.name: f for f in dataclasses.fields(TrainConfig) if f.name not in PARTS}
     method_fields, kind_fields = ({f.name for f in dataclasses.fields(part.config)} for part in (method, kind))
@@ -148,7 +155,8 @@ def _config(values: Mapping[str, Any], where: object) -> TrainConfig:
     except (TypeError, ValueError) as error:
         raise ConfigError(f"the configuration of the method or of the trainer is not usable: {error}", where=where) from error
     settings = {key: value for key, value in typed.items() if key in run_fields}
-    config = TrainConfig(**{**settings, "method": method.name}, method_config=method_config, trainer_config=trainer_config)
+    config = TrainConfig(**{**settings, "method": method.name}, method_config=method_config, trainer_config=trainer_config,
+                         given=given)
     if not re.fullmatch(NAME, config.pack_name):
         raise ConfigError("a pack cannot have this name", where=f"{where}, name", found=repr(config.pack_name),
                           expected="up to 128 letters, digits, dots, underscores and hyphens, the first a letter or digit")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,8 +37,8 @@ LEAST: dict[str, float] = {
 POSITIVE = frozenset({"learning_rate", "num_train_epochs"})
 """Of these, zero would train nothing."""
 
-PARTS = frozenset({"method_config", "trainer_config"})
-"""The fields that are no settings but hold some."""
+PARTS = frozenset({"method_config", "trainer_config", "given"})
+"""The fields that are no settings but hold some, or say which were given."""
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 """What a pack may be called, as the manifest has it; checked before training, not after."""
@@ -51,7 +51,8 @@ class TrainConfig:
 
     ``train_file`` and ``eval_file`` are a data file, a pattern of files, a folder, or a hub data set's name; or a mapping with one under
     ``path`` and more of :class:`.sources.Source`; or a list of these. ``problem_type`` says what the labels of a
-    classifier are for, where they do not tell it themselves.
+    classifier are for, where they do not tell it themselves. ``given`` are the settings that the configuration names, None where it was
+    no file or mapping: a pack that is trained further decides the others of its method.
     """
 
     model_name_or_path: str
@@ -102,6 +103,7 @@ class TrainConfig:
     report_to: str | tuple[str, ...] = "none"
     method_config: Any = None
     trainer_config: Any = None
+    given: frozenset[str] | None = field(default=None, compare=False)
 
     @property
     def own(self) -> tuple[Any, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from typing import Any
 
 from ...errors import ConfigError
@@ -13,6 +14,11 @@ from ..active import active, wrappers_of
 from ..config.fields import TrainConfig
 from ..inject import attach
 
+log = logging.getLogger(__name__)
+
+_PATTERNS = {"rank_pattern": "r", "alpha_pattern": "alpha"}
+"""Settings that give sites a value of their own of another."""
+
 
 def started_from(config: TrainConfig) -> Pack:
     """The pack that a training goes on from.
@@ -21,18 +27,54 @@ def started_from(config: TrainConfig) -> Pack:
         ConfigError: the configuration names another method than the pack's, or other settings of it.
         StorageError, FormatError: there is no such pack, or it is damaged.
     """
-    source = str(config.adapter_name_or_path)
+    source, said = str(config.adapter_name_or_path), config.method_config
     pack = load(folder_of(source))
-    if config.method not in {pack.manifest.method.type, TrainConfig.method}:
+    given = config.given if config.given is not None else {
+        "method", *(field.name for field in dataclasses.fields(said) if getattr(said, field.name) != getattr(type(said)(), field.name))}
+    if config.method != pack.manifest.method.type and "method" in given:
         raise ConfigError("the pack that is trained on is of another method", where=source, expected=config.method,
                           found=pack.manifest.method.type, remedy="leave the method out")
-    own, said = pack.manifest.config, config.method_config
-    for field in dataclasses.fields(said) if type(said) is pack.method.config else ():
-        value, usual = getattr(said, field.name), field.default
-        if field.name in own and value not in {usual, _hashable(own[field.name])}:
-            raise ConfigError("an adapter keeps the settings of its method when it is trained on", where=f"{source}, {field.name}",
-                              expected=own[field.name], found=value, remedy="leave it out")
+    compared = {_PATTERNS.get(name, name) for name in _packed(type(said)) & given} if type(said) is pack.method.config else set()
+    for path, own in _configs(pack).items():
+        wanted = said.at(path)
+        for name in sorted(compared):
+            if _hashable(getattr(wanted, name)) != _hashable(getattr(own, name)):
+                raise ConfigError("an adapter keeps the settings of its method when it is trained on", where=f"{source}, {name}",
+                                  expected=getattr(own, name), found=getattr(wanted, name), remedy="leave it out")
     return pack
+
+
+def with_settings_of_the_pack(config: TrainConfig) -> TrainConfig:
+    """The configuration with the method and settings of the pack that it goes on from, where there is one.
+
+    Raises:
+        ConfigError, StorageError, FormatError: as of :func:`started_from`.
+    """
+    if config.adapter_name_or_path is None:
+        return config
+    pack, said = started_from(config), config.method_config
+    configs = list(_configs(pack).values())
+    if not configs:
+        return config
+    if unread := sorted({"targets", "modules_to_save"} & (config.given or frozenset())):
+        log.warning("%s: the adapter stays at the sites of the pack that is trained on; not read: %s", config.pack_name, ", ".join(unread))
+    usual = max(configs, key=configs.count)  # sites may differ
+    cls = type(usual)
+    training = {field.name: getattr(said, field.name) for field in dataclasses.fields(cls)
+                if field.name not in _packed(cls) and hasattr(said, field.name)}
+    leaves = tuple(sorted({path.rpartition(".")[2] for path in _configs(pack)}))
+    return dataclasses.replace(config, method=pack.manifest.method.type, given=None,
+                               method_config=dataclasses.replace(usual, **{**training, "targets": leaves}))
+
+
+def _configs(pack: Pack) -> dict[str, Any]:
+    """The config of the pack's own method at each of its sites."""
+    return {group.path: pack.config_at(group) for group in pack.groups if group.role == "adapter" and group.method is None}
+
+
+def _packed(cls: type[Any]) -> set[str]:
+    """The settings that say what an adapter is, and not how it is trained."""
+    return {field.name for field in dataclasses.fields(cls) if field.metadata.get("packed", True)}
 
 
 def put_back(model: Any, pack: Pack, config: TrainConfig, reference: bool) -> str | None:
@@ -50,4 +92,4 @@ def put_back(model: Any, pack: Pack, config: TrainConfig, reference: bool) -> st
 
 
 def _hashable(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+    return tuple(map(_hashable, value)) if isinstance(value, list | tuple) else value
