@@ -152,7 +152,7 @@ class ProviderError(AdapterpackError):
 
 
 class NonFinite(AdapterpackError):
-    """NaN or infinity where finite numbers are due."""
+    """NaN or infinity where finite numbers are due, or a training whose loss has run away."""
 
     code = "non-finite"
 

@@ -683,3 +683,41 @@ def test_a_printed_configuration_of_a_training_that_goes_on_reads_back(trained_b
     assert printed["r"] == 16 and not {"alpha", "method"} & printed.keys()
     (again,), _ = read_config(printed)
     assert with_settings_of_the_pack(again) == with_settings_of_the_pack(config)
+
+
+def test_a_training_that_diverges_packs_nothing_unless_it_is_told_to(
+    tiny_bert: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With a learning rate far too high: a warning as soon as it shows, and an error in the place of the pack, which one setting overrules."""
+    config = classify(tiny_bert, tmp_path, learning_rate=100, max_steps=8)
+    with caplog.at_level(logging.WARNING), pytest.raises(NonFinite, match=r"diverged.*step 8.*lower learning_rate.*on_divergence: warn"):
+        train(config)
+    assert left(tmp_path) == ["rows.jsonl"]
+    (said,) = [line for line in caplog.messages if "far above its start" in line]
+    assert said.startswith("step 2:")
+    (pack,) = train({**config, "on_divergence": "warn"})
+    assert pack.manifest.training["config"]["on_divergence"] == "warn"
+
+
+@pytest.mark.parametrize(("losses", "warned", "ended"), [
+    ([1.6] + [900.0] * 30, 2, 21),  # at once, and for long
+    ([1.6] * 15 + [9.0] * 40, 19, 38),
+    ([0.05] + [2.5, 3.0] * 40, 2, None),  # the first row was an easy one
+    ([1.6] * 30 + [900.0] + [1.6] * 30, None, None),  # a batch that is like no other
+    ([2.3 - 0.01 * n for n in range(100)], None, None),
+    ([-0.2, 0.3] * 50, None, None),  # rewards
+    ([1.6] + [700.0, 0.0] * 20, 2, 21),  # half of the batches are right by chance
+])
+def test_what_counts_as_a_divergence(losses: list[float], warned: int | None, ended: int | None, caplog: pytest.LogCaptureFixture) -> None:
+    """Where a warning is first given, and where a run ends."""
+    from adapterpack.training.loop.steps import Divergence
+
+    watch, end = Divergence(), None
+    for step in range(1, len(losses) + 1):
+        try:
+            watch.see(losses[:step], step, last=False)
+        except NonFinite:
+            end = step
+            break
+    assert [int(line.split()[1].rstrip(":")) for line in caplog.messages] == ([] if warned is None else [warned])
+    assert end == ended

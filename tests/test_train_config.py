@@ -42,7 +42,7 @@ def test_yaml_round_trip(tmp_path: Path) -> None:
     hyper = {"r": 3, "alpha": 5.5, "use_rslora": True, "dropout": 0.25, "targets": ["query", "value"], "modules_to_save": ["classifier"],
              "rank_pattern": {"query": 7}, "alpha_pattern": {"value": 9.0}}
     settings = {"task": "text-classification", "trainer": "sft", "adapter_name_or_path": "packs/first", "name": "other", "method": "lora",
-                "eval_file": None, "problem_type": "regression", "val_set_size": 0.25, "on_bad_row": "skip", "max_length": 17,
+                "eval_file": None, "problem_type": "regression", "val_set_size": 0.25, "on_bad_row": "skip", "on_divergence": "warn", "max_length": 17,
                 "learning_rate": 3e-5, "num_train_epochs": 1.5, "max_steps": 11, "per_device_train_batch_size": 2,
                 "per_device_eval_batch_size": 4, "gradient_accumulation_steps": 3, "lr_scheduler_type": "cosine", "warmup_steps": 0.1,
                 "weight_decay": 0.01, "label_smoothing_factor": 0.1, "max_grad_norm": 0.5, "logging_steps": 7, "seed": 5,

@@ -67,6 +67,7 @@ class TrainConfig:
     eval_file: Sources | None = None
     val_set_size: float = 0.0
     on_bad_row: Literal["fail", "skip"] = "fail"
+    on_divergence: Literal["fail", "warn"] = "fail"
     max_length: int = 512
     learning_rate: float = 2e-4
     num_train_epochs: float = 3.0

@@ -9,11 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from ...hub.resolve import folder_of
 from ...io import strict_json
 from ...io.atomic import refuse_existing
 from ...io.hashing import sha256_of
 from ...pack.pack import Pack
+from ...tasks.problems import NUMBER
 from ...tasks.task import task_named
 from ..config.config import as_mapping, claimed
 from ..config.fields import TrainConfig
@@ -22,14 +25,14 @@ from ..loading import loaded
 from ..rows.readable_files import files_below, files_of
 from ..save import save
 from ..trainers.kind import TRAINERS
-from .arguments import arguments_of
+from .arguments import arguments_of, takes_best
 from .curves import evaluations_of, losses_of
 from .making import own_forward, trainer_for
 from .memory import memory_errors
 from .preparing import Load, Prepared, prepared, reader_of, training_of
 from .resuming import Patience, RunFolder, Stopping, interruptible, kept, other_processes
 from .rewards import Reward
-from .steps import Step, Steps, evaluated
+from .steps import Divergence, Step, Steps, evaluated
 from .turns import Pause, Turns
 
 log = logging.getLogger(__name__)
@@ -63,8 +66,7 @@ def trained(config: TrainConfig, progress: Shown | None = None, rewards: Sequenc
     kind, task = TRAINERS[config.trainer], task_named(config.task)
     refuse_existing(Path(config.output_dir), "output_dir=...")
     base, datasets = folder_of(config.model_name_or_path), list(map(_dataset, sources_of(config.train_file, "train_file")))
-    run = RunFolder(config.output_dir, {**as_mapping(config), "datasets": datasets})
-    steps = Steps(progress, name="" if company is None else config.pack_name)
+    run = RunFolder(config.output_dir, {**as_mapping(config), "datasets": datasets} | {"on_divergence": None})  # changes nothing computed
     stopping = Stopping() if company is None else company.stopping
     arguments = arguments_of(config, run.path, () if kind.rows else training_of(task, kind).targets)
     checkpoint = run.begin() if arguments.should_save else run.last()
@@ -72,6 +74,8 @@ def trained(config: TrainConfig, progress: Shown | None = None, rewards: Sequenc
         reader = reader_of(task, kind, base)
         ready = prepared(config, task, base, reader, loaded if company is None else company.load)
         evaluation = ready.rows.evaluation
+        divergence = Divergence(config.on_divergence == "fail" and not takes_best(config), _loss_of_nothing(ready))
+        steps = Steps(progress, name="" if company is None else config.pack_name, divergence=divergence)
         if checkpoint is not None:
             log.info("going on from %s", checkpoint)
         callbacks = [stopping, *_stopping_early(config), *([] if company is None else [Turns(company.pause, stopping)])]
@@ -119,6 +123,13 @@ def _scores(trainer: Any) -> Mapping[str, float]:
         return evaluated(trainer.evaluate())
     last = (entry for entry in reversed(trainer.state.log_history) if entry["step"] == trainer.state.global_step)
     return next(filter(None, map(evaluated, last)), None) or evaluated(trainer.evaluate())
+
+
+def _loss_of_nothing(ready: Prepared) -> float:
+    """The loss of a model that has learned nothing, where labels are numbers, which have any size; 0 where it is some nats."""
+    if ready.rows.labels is None or ready.rows.labels.problem is not NUMBER or ready.rows.collator is None:
+        return 0.0
+    return float(np.mean([float(row["labels"]) ** 2 for row in ready.rows.train]))
 
 
 def _stopping_early(config: TrainConfig) -> list[Patience]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
+import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -53,6 +54,49 @@ def evaluated(metrics: Mapping[str, Any]) -> dict[str, float]:
     return {key: named[key] for key in sorted(named, key=lambda key: key == "loss") if key not in _SPEED}
 
 
+_WINDOW, _SHARE, _LONG = 10, 0.4, 20
+"""A loss counts as far above where so large a share of the last steps is; it has run away where that is so for so many steps, or at the end."""
+
+
+class Divergence:
+    """Watches whether losses run away from where they began: it warns once, and after many such steps, or at the end, it is an error.
+
+    The first loss may be a lucky one, so an error needs losses far above those of the first steps as well, as far as these did not run away
+    themselves, and above ``least``, what is to be expected of a model that has learned nothing. Where the error is not wanted (``fails``)
+    there is the warning alone.
+    """
+
+    def __init__(self, fails: bool = True, least: float = 0.0) -> None:
+        self._fails, self._least, self._warned, self._far = fails, least, False, 0
+
+    def see(self, losses: Sequence[float], step: int, last: bool) -> None:
+        """Judges the losses of all steps so far.
+
+        Raises:
+            NonFinite: they have run away.
+        """
+        recent, first = losses[1:][-_WINDOW:], max(losses[0], self._least)
+        begun = max(first, min(statistics.median(losses[:_WINDOW]), _far_above(_far_above(first))))
+        self._far = self._far + 1 if _mostly_above(recent, _far_above(begun)) else 0
+        if not self._warned and _mostly_above(recent, _far_above(first)):
+            self._warned = True
+            log.warning("step %d: the loss is far above its start: %.4g, which was %.4g at first; %s", step, losses[-1], losses[0], _CALMER)
+        if self._fails and (self._far >= _LONG or (last and self._far)):
+            raise NonFinite("the training diverged: its loss has run away from its start", where=f"step {step}", found=f"{losses[-1]:.4g}",
+                            expected=f"about {losses[0]:.4g} or less", remedy=f"{_CALMER}; on_divergence: warn packs it nevertheless")
+
+
+_CALMER = "lower learning_rate or max_grad_norm, or raise warmup_steps"
+
+
+def _far_above(loss: float) -> float:
+    return 2 * loss + 2
+
+
+def _mostly_above(losses: Sequence[float], limit: float) -> bool:
+    return bool(losses) and sum(loss > limit for loss in losses) >= _SHARE * len(losses)
+
+
 class Steps(TrainerCallback, ExportableState):  # type: ignore[misc]
     """Counts; checks each step's loss; every ``logging_steps`` steps the log gets a line, and ``progress`` is called after each step.
 
@@ -60,8 +104,10 @@ class Steps(TrainerCallback, ExportableState):  # type: ignore[misc]
     in what it says, where other runs say something, too.
     """
 
-    def __init__(self, progress: Callable[[Step], None] | None = None, losses: list[float] | None = None, name: str = "") -> None:
+    def __init__(self, progress: Callable[[Step], None] | None = None, losses: list[float] | None = None, name: str = "",
+                 divergence: Divergence | None = None) -> None:
         self.progress, self.losses, self.name = progress, list(losses or ()), name
+        self._divergence = divergence or Divergence(fails=False)
         self._loss: Any = 0.0
         self._tokens: Any = 0
         self._counted, self._started, self._first = 0, time.monotonic(), 0
@@ -89,15 +135,16 @@ class Steps(TrainerCallback, ExportableState):  # type: ignore[misc]
         """Checks the loss and shows the step.
 
         Raises:
-            NonFinite: the loss is NaN or infinite; the parameters are by now.
+            NonFinite: the loss is NaN or infinite, and the parameters are by now; or it has run away from its start.
         """
         loss = float(self._loss)
         self._counted += int(self._tokens) * args.world_size
         self._loss, self._tokens = 0.0, 0
         if not math.isfinite(loss):
-            remedy = "lower learning_rate or max_grad_norm, raise warmup_steps" + (", or train without bf16" if args.bf16 else "")
+            remedy = _CALMER + (", or train without bf16" if args.bf16 else "")
             raise NonFinite("the training diverged: its loss is no number", where=f"step {state.global_step}", found=loss, remedy=remedy)
         self.losses.append(loss)
+        self._divergence.see(self.losses, state.global_step, state.global_step >= state.max_steps)
         seconds, done = max(time.monotonic() - self._started, 1e-9), state.global_step - self._first
         step = Step(state.global_step, state.max_steps, self.recent(args.logging_steps), self._counted / seconds,
                     seconds / done * (state.max_steps - state.global_step), self.name)
