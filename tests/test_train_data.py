@@ -410,7 +410,7 @@ def test_a_form_may_be_named_for_text_to_text_as_well(tiny_llama: Path) -> None:
     assert (report.form, report.wanted) == ("prompt-completion", None)
 
 
-def test_preferences_of_several_files_are_one_table(tmp_path: Path) -> None:
+def test_preferences_of_several_files_are_one_table(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """LLaMA-Factory's pairs and ShareGPT's side by side, one row left out; texts and messages together are refused."""
     def written(name: str, rows: list[dict[str, Any]]) -> str:
         (tmp_path / name).write_text(lines(rows))
@@ -423,8 +423,10 @@ def test_preferences_of_several_files_are_one_table(tmp_path: Path) -> None:
     texts = written("texts.jsonl", [{"prompt": "w1", "chosen": "w2", "rejected": "w3"}])
     values = {"base_model": "x", "output_dir": "y", "method": "lora", "trainer": "dpo", "on_bad_row": "skip"}
     (config,), _ = read_config({**values, "train_file": [alpaca, chats]})
-    rows, apart = tables(config, pairs_of_answers)
+    with caplog.at_level(logging.INFO):
+        rows, apart = tables(config, pairs_of_answers)
     assert apart is None
+    assert [line.split()[3:5] for line in caplog.messages if line.startswith(str(tmp_path))] == [["1", "-"], ["1", "-"]]  # no tokens, not 0
     assert [(row["prompt"][-1]["content"], row["chosen"][0]["content"]) for row in rows] == [("w1", "w2"), ("w4", "w5")]
     (config,), _ = read_config({**values, "train_file": [alpaca, texts]})
     with pytest.raises(ConfigError, match="rows of different kinds"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -25,6 +26,7 @@ from safetensors.torch import save_file
 
 from adapterpack import Pack, train
 from adapterpack.cli.main import main
+from adapterpack.cli.progress import training
 from adapterpack.errors import ConfigError, FormatError, MissingExtra, NonFinite, OutputExists, StorageError
 from adapterpack.training.loop.resuming import RunFolder
 from adapterpack.training.loop.steps import Step
@@ -326,3 +328,48 @@ def test_a_process_that_ends_is_told_by_the_others(tiny_llama: Path, tmp_path: P
     said = (tmp_path / "said").read_text()
     assert "another process of this training has ended" in said and "the checkpoint of step 2 is kept" in said, said
     assert sorted(path.name for path in (tmp_path / "pack.checkpoints").iterdir()) == ["checkpoint-2", "run.json"]
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_step_is_said_once_on_a_terminal(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                           capsys: pytest.CaptureFixture[str]) -> None:
+    """Where a command shows its own bar, the trainer prints none, and no line of its own either."""
+    monkeypatch.setattr(sys, "stderr", terminal := _Terminal())
+    with training("train") as progress:  # as the command does
+        train(settings(tiny_llama, tmp_path, logging_steps=1, max_steps=2), progress=progress)
+    monkeypatch.undo()
+    assert "2/2" in terminal.getvalue()
+    assert "grad_norm" not in terminal.getvalue() + "".join(capsys.readouterr())
+
+
+MLFLOW = """
+from types import SimpleNamespace
+__version__ = "3.0"
+utils = SimpleNamespace(validation=SimpleNamespace(MAX_PARAM_VAL_LENGTH=500, MAX_PARAMS_TAGS_PER_BATCH=100))
+is_tracking_uri_set, active_run, get_tracking_uri = (lambda: True), (lambda: None), (lambda: "")
+def start_run(**_):
+    raise ModuleNotFoundError("No module named 'sqlalchemy'")
+{client}
+"""
+
+
+@pytest.mark.parametrize(("client", "loaded"), [("MlflowClient = start_run", False), ("MlflowClient = object", True)])
+def test_a_reporter_without_what_its_store_needs_is_named(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, client: str, loaded: bool
+) -> None:
+    """Before the base is loaded, where it tells then; else when the training begins. Nothing is left."""
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "mlflow.py").write_text(MLFLOW.format(client=client))
+    monkeypatch.syspath_prepend(str(tmp_path / "lib"))
+    monkeypatch.delitem(sys.modules, "mlflow", raising=False)
+    base = tiny_llama if loaded else tmp_path
+    try:
+        with pytest.raises(MissingExtra, match="metrics cannot be reported by mlflow: No module named 'sqlalchemy'.*leave report_to out"):
+            train(settings(tiny_llama, tmp_path, report_to="mlflow", model_name_or_path=str(base)))
+    finally:
+        sys.modules.pop("mlflow", None)
+    assert not (tmp_path / "pack.checkpoints").exists()

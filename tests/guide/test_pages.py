@@ -68,6 +68,15 @@ def test_every_command_is_one() -> None:
     assert count > 150
 
 
+def test_the_commands_that_read_a_variable_exist() -> None:
+    """What the table of environment variables names in its last column, where it is a command line and no address."""
+    rows = re.findall(r"^\| `[A-Z_]+` .*\| (.*) \|$", (DOCS / "configuration.md").read_text("utf-8"), re.MULTILINE)
+    named = {name for row in rows for name in re.findall(r"`([a-z ]+)`", row)}
+    assert named
+    commands = main.list_commands(click.Context(main))
+    assert not [name for name in sorted(named) if name.partition(" ")[0] not in commands]
+
+
 def _parse(command: click.Command, arguments: list[str], parent: click.Context | None = None) -> None:
     """What click does before it runs a command."""
     context = command.make_context(command.name, list(arguments), parent=parent)

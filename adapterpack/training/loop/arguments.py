@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from ...errors import ConfigError, MissingExtra
 from ...extras import needed_by
+from ...library_errors import reason
 from ..config.fields import TrainConfig
 from ..trainers.kind import TRAINERS, TrainerKind
 
 _OWN = frozenset({"output_dir", "gradient_checkpointing", "report_to", "load_best_model_at_end"})
 """Settings that are not passed on as they are."""
+_OPENED_FIRST = {"mlflow": "mlflow:MlflowClient"}
+"""Reporters that can do without their store until the first metric -> what opens it, so that it is missed before a base is loaded."""
 
 
 def arguments_of(config: TrainConfig, folder: str | Path, targets: tuple[str, ...] = ()) -> TrainingArguments:
@@ -49,7 +56,7 @@ def arguments_of(config: TrainConfig, folder: str | Path, targets: tuple[str, ..
             **taken,
             output_dir=str(folder),
             report_to=_reporters(config),
-            disable_tqdm=not sys.stderr.isatty(),
+            disable_tqdm=not sys.stderr.isatty() or bool(os.environ.get("TQDM_DISABLE")),  # its bar also prints what the log says
             dataloader_pin_memory=torch.cuda.is_available(),
             do_eval=has_evaluation(config),
             use_cpu=not torch.accelerator.is_available(),  # said, because only then bf16 is let pass on a CPU
@@ -101,4 +108,26 @@ def _reporters(config: TrainConfig) -> list[str]:
         if name not in {"none", "all", *available}:
             raise MissingExtra("metrics are reported by a package that is not installed", where="report_to", found=name,
                                expected=", ".join(["none", *available]), remedy=f"install {name}, or leave report_to out")
+        if name in _OPENED_FIRST:
+            module, _, opened = _OPENED_FIRST[name].partition(":")
+            with _reporting(name):
+                getattr(importlib.import_module(module), opened)()
     return names
+
+
+def name_errors_of_reporters(trainer: Any) -> None:
+    """Lets what goes wrong where a trainer's reporters begin be an error that names them."""
+    names = {callback: name for name, callback in INTEGRATION_TO_CALLBACK.items()}
+    for callback in trainer.callback_handler.callbacks:
+        if type(callback) in names and hasattr(callback, "setup"):
+            callback.setup = _reporting(names[type(callback)])(callback.setup)
+
+
+@contextmanager
+def _reporting(name: str) -> Iterator[None]:
+    """Turns what a reporter raises where it begins into a named error: it is no fault of the training."""
+    try:
+        yield
+    except Exception as error:
+        raise MissingExtra(f"metrics cannot be reported by {name}: {reason(error)}", where="report_to",
+                           remedy=f"install or set up what {name} needs for its store, or leave report_to out") from error

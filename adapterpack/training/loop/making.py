@@ -13,7 +13,7 @@ from ...errors import Unsupported
 from ..config.fields import TrainConfig
 from ..trainers.bounded_template import with_bounded_template
 from ..trainers.kind import TRAINERS, TrainerKind
-from .arguments import class_at
+from .arguments import class_at, name_errors_of_reporters
 from .preparing import Prepared
 from .reference import Reference
 from .rewards import Reward
@@ -42,7 +42,9 @@ def trainer_for(
         given["settings"] = config.trainer_config or kind.config()
     if kind.rewards:
         given["reward_funcs"] = list(rewards)
-    return adapting(class_at(kind.trainer, kind))(**given)
+    trainer = adapting(class_at(kind.trainer, kind))(**given)
+    name_errors_of_reporters(trainer)
+    return trainer
 
 
 @contextmanager

@@ -105,7 +105,7 @@ def _encoded(parts: Sequence[_Part], training: Training, tokenizer: Any, max_len
         if not encoded:
             raise ConfigError("no row of the data can be learned from", where=report, found=next(iter(report.bad.values()), None))
         _require_no_form(report)
-        report.rows, report.tokens = len(encoded), sum(map(data.token_count, encoded))
+        report.rows, report.tokens = len(encoded), sum(map(data.token_count, encoded)) or None
         every += encoded
     return every
 
