@@ -131,7 +131,7 @@ trainable_tokens = METHODS.register(Method(
     formula="E'[i] = D[k] for the k-th chosen token i",
     config=TrainableTokens,
     traits=Traits(exclusive=True, additive=False, identity_at_init=True, row_separable=True, low_rank=False, reads_weight=True,
-                  quantizable=False, batchable=False, tied=True, layers=("table", "linear")),
+                  quantizable=False, tied=True, layers=("table", "linear")),
     shapes=_shapes,
     init=_init,
     normal_form=_normal_form,

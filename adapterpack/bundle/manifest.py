@@ -91,6 +91,7 @@ class MappedSite:
         members: of a group, which is no module, the sites whose ``down`` factors lie side by side in its slot.
         heads: the attention whose output projection it is, if prompts are added there.
         dtype: the float type of the graph there, and of its slots.
+        head: of an embedding, the output head that is tied to it.
     """
 
     path: limits.Path
@@ -116,6 +117,7 @@ class MappedSite:
     members: Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=512)], ...], Meta(max_length=64)] = ()
     heads: Heads | None = None
     dtype: FloatType = "float32"
+    head: str | None = None
 
     def breaches(self) -> Iterator[Misfit]:
         """A field that stands twice."""

@@ -14,6 +14,7 @@ from ..base.checkpoint import Checkpoint
 from ..base.quantization import require_plain
 from ..bundle.manifest import Heads, MappedSite
 from ..errors import ConfigError, SiteNotFound, Unsupported, nearest
+from ..merging.tied_weights import tied_to_a_head
 from ..pack.pack import Adapter, Pack
 from ..slots.fields import RANK, TURN
 from ..slots.projections import heads_at, projected
@@ -28,7 +29,7 @@ from .modes import Plan, base_head, with_fields, with_ranks
 DEFAULT_RANK = 16
 """The largest rank of a bank that is exported without adapters."""
 
-_KINDS = {"embedding": "lookup", "conv": "patches"}
+_KINDS = {"embedding": "lookup", "table": "lookup", "conv": "patches"}
 """Kind of a layer in a pack -> that of its site in a graph, where it is not linear."""
 
 
@@ -42,6 +43,7 @@ def plans_of(
         SiteNotFound, Unsupported: a pack changes what the graphs have no site for.
         ConfigError: the largest rank of a bank is too small.
     """
+    sites = _with_tied_heads(base, packs, sites)
     values = [pack_values(pack, lambda adapter: _weights(base, adapter), sites, lambda prompt, path: _projected(graph, sites, prompt, path))
               for pack in packs]
     wanted = {name.rpartition(".")[0] for tensors in values for name in tensors}
@@ -62,6 +64,34 @@ def plans_of(
         part_values = [{name: array for name, array in tensors.items() if name.rpartition(".")[0] in part_sites} for tensors in values]
         plans[part] = Plan(packs, part_values, part_sites, base_head(model, part_sites), slots, max_rank or needed or DEFAULT_RANK, part)
     return plans
+
+
+def _with_tied_heads(
+    base: Checkpoint, packs: list[Pack], sites: dict[str, MappedSite]
+) -> dict[str, MappedSite]:
+    """The sites, of which an embedding knows the output head that a pack changes with it.
+
+    Raises:
+        SiteNotFound: the graph has no site for that head.
+    """
+    tables = {adapter.site.path: (pack, adapter) for pack in packs for adapter in pack.adapters()
+              if adapter.site.kind == "table" and adapter.method.traits.tied and adapter.site.path in sites}
+    result = dict(sites)
+    for path, (pack, adapter) in tables.items():
+        if not tied_to_a_head(base, pack, base.require_weight(path, adapter.weight)):
+            continue
+        table = sites[path]
+        heads = [site.path for site in sites.values() if site.kind == "linear"
+                 and (site.in_features, site.out_features) == (table.out_features, table.in_features)]
+        if len(heads) != 1:
+            raise SiteNotFound(
+                "the graph has no site for the output head that is tied to this embedding",
+                where=path,
+                found=", ".join(heads) or "none",
+                remedy="export with --mode folded, or choose another --frontend",
+            )
+        result[path] = dataclasses.replace(table, head=heads[0])
+    return result
 
 
 def _refuse(graph: BaseGraph, missing: list[str], sites: Collection[str]) -> NoReturn:

@@ -33,7 +33,7 @@ from .routes import route_arrays
 HEAD_FIELDS = {"weight": "head", "bias": "head_bias"}
 """Parameter of a linear layer that was trained whole -> its slot field."""
 
-_THIN = frozenset({"embedding", "conv"})
+_THIN = frozenset({"embedding", "table", "conv"})
 """Kinds of layers, besides linear ones, that a graph has slots at for changes of low rank."""
 
 PEFT_NAMES = {"down": "lora_A.weight", "up": "lora_B.weight"}
@@ -96,7 +96,8 @@ def require_slots(pack: Pack) -> None:
     for group in pack.manifest.groups if pack.method.kind == "weight" else ():
         if group.role != "adapter" or (group.kind in LAYOUTS and LAYOUTS[group.kind].linear):
             continue
-        if group.kind not in _THIN or not pack.method_of(group).traits.low_rank:
+        method = pack.method_of(group)
+        if group.kind not in _THIN or not (method.traits.low_rank or method.traits.tied):
             raise Unsupported("a graph has slots at linear layers, and for changes of low rank at embeddings and patches",
                               where=f"{pack.name}, {group.path}", found=group.kind,
                               expected=" or ".join(kind for kind, layout in LAYOUTS.items() if layout.linear or kind in _THIN),
@@ -129,7 +130,14 @@ def pack_values(
                 wide = None if bias is None else bias.astype(np.float32)
                 site = dataclasses.replace(site, weight=weight.astype(np.float32), base_bias=wide)
         form = method.normal_form(adapter.config, complete(method, adapter.config, adapter.wide, site), site)
-        values.update({f"{site.path}.{field}": array for field, array in ARRAYS[method.kind](form, site, project).items()})
+        fields = ARRAYS[method.kind](form, site, project)
+        placed = {f"{site.path}.{field}": array for field, array in fields.items()}
+        if site.kind == "table":
+            placed = _of_table(site.path, fields, (sites or {}).get(site.path) if method.traits.tied else None)
+        if both := sorted(placed.keys() & values.keys()):
+            raise Unsupported("two changes of one adapter meet at a head that is tied to its embedding", where=pack.name, found=both[0],
+                              remedy="export with --mode folded")
+        values.update(placed)
     for path, params in pack.full().items():
         values.update(head_values(path, params))
     for name, array in values.items():
@@ -137,6 +145,20 @@ def pack_values(
             raise NonFinite("what the adapter makes of its numbers is too large for float32", where=f"{pack.name}, {name}",
                             remedy="train it again with a smaller learning rate")
     return in_slots(values, sites or {})
+
+
+def _of_table(path: str, fields: Values, mapped: MappedSite | None) -> Values:
+    """The slots of a layer that gives a number for each entry of a table: a graph looks the entries up, and its
+    output head, if that is tied to the table and changes with it, is the layer.
+    """
+    head = {} if mapped is None or mapped.head is None else {
+        f"{mapped.head}.{field}": array for field, array in fields.items()
+    }
+    return {
+        f"{path}.down": np.ascontiguousarray(fields["up"].T),
+        f"{path}.up": np.ascontiguousarray(fields["down"].T),
+        **head,
+    }
 
 
 def in_slots(values: Values, sites: Mapping[str, MappedSite]) -> Values:

@@ -70,6 +70,8 @@ class SlotValues:
         initializers = self._graph(site.part).graph.initializers
         weight = np.array(initializers[site.weight].const_value.numpy())
         bias = None if site.bias is None else np.array(initializers[site.bias].const_value.numpy())
+        if adapter.site.kind == "table":
+            return weight, bias
         rows = slice(site.at, site.at + site.out_features)
         return (weight if site.layout == "out_in" else weight.T)[rows], bias
 
