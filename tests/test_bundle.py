@@ -8,13 +8,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
 import pytest
 from jsonschema import Draft202012Validator
 
 from adapterpack.bundle.manifest import OPTIONAL, Bundle, BundledAdapter, BundleFile, Heads, MappedSite, parse_bundle
 from adapterpack.bundle.schema import schema
-from adapterpack.bundle.signature import Port, Signature
-from adapterpack.errors import FormatError
+from adapterpack.bundle.signature import Port, Signature, signature_of
+from adapterpack.errors import FormatError, Unsupported
 from adapterpack.io import strict_json
 from adapterpack.manifest.manifest import Base
 
@@ -98,3 +99,11 @@ def test_what_every_bundle_has_is_not_left_out(name: str) -> None:
     del value[name]
     with pytest.raises(FormatError, match="missing"):
         read(value)
+
+
+def test_a_graph_with_an_output_of_no_type_is_refused_by_its_name() -> None:
+    """What a builder makes that does not fit together: another frontend is tried then."""
+    graph = ir.Graph([], [ir.Value(name="logits")], nodes=[], opset_imports={"": 21})
+    with pytest.raises(Unsupported, match="type of an output") as error:
+        signature_of(ir.Model(graph, ir_version=10))
+    assert error.value.where == "logits"

@@ -47,7 +47,7 @@ def test_yaml_round_trip(tmp_path: Path) -> None:
                 "per_device_eval_batch_size": 4, "gradient_accumulation_steps": 3, "lr_scheduler_type": "cosine", "warmup_steps": 0.1,
                 "weight_decay": 0.01, "label_smoothing_factor": 0.1, "max_grad_norm": 0.5, "logging_steps": 7, "seed": 5,
                 "dtype": "bfloat16", "bf16": True, "gradient_checkpointing": True,
-                "group_by_length": True, "packing": True, "experts": True,
+                "group_by_length": True, "packing": True, "experts": True, "allow_unused": True,
                 "max_train_samples": 100, "skip_train_samples": 3, "load_in_4bit": True, "load_in_8bit": False, "save_strategy": "epoch",
                 "save_steps": 9, "save_total_limit": 3, "eval_strategy": "epoch", "eval_steps": 4, "load_best_model_at_end": True,
                 "metric_for_best_model": "accuracy", "greater_is_better": True, "early_stopping_patience": 2,

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 
+from ..errors import Unsupported
+
 
 @dataclass(frozen=True)
 class Port:
@@ -30,7 +32,11 @@ class Signature:
 
 
 def signature_of(model: Any) -> Signature:
-    """The signature of an ``onnx_ir`` model."""
+    """The signature of an ``onnx_ir`` model.
+
+    Raises:
+        Unsupported: an input or output has no type.
+    """
     ports = [_port(value) for value in model.graph.inputs]
     return Signature(
         tuple(port for port in ports if port.name not in model.graph.initializers),
@@ -40,5 +46,8 @@ def signature_of(model: Any) -> Signature:
 
 
 def _port(value: Any) -> Port:
+    if value.dtype is None:
+        raise Unsupported("the graph does not fit together: the type of an output cannot be inferred",
+                          where=value.name, remedy="build it with another --frontend")
     shape = () if value.shape is None else value.shape
     return Port(value.name, value.dtype.numpy().name, tuple(dim if isinstance(dim, int) else dim.value for dim in shape))

@@ -39,13 +39,14 @@ from .layers.whole import HeadLabels
 from .layers.wrapper import base_modules
 from .save import require_model_base
 from .sites import attachable_sites, left_out
+from .unused import report, unused_layers, unwatch, watch
 
 log = logging.getLogger(__name__)
 
 
 def adapt(
     model: nn.Module, config: SiteConfig | Sequence[SiteConfig], name: str = "default", seed: int = 0,
-    data: Iterable[Mapping[str, Any]] | None = None,
+    data: Iterable[Mapping[str, Any]] | None = None, allow_unused: bool = False,
 ) -> nn.Module:
     """Freezes ``model`` and puts a fresh trainable adapter into it, in place; only the adapter's parameters require gradients.
 
@@ -55,8 +56,14 @@ def adapt(
     checkpoint does not hold, such as a classifier's new head, are trained whole, as those of ``modules_to_save`` are: an adapter of
     weights that no file holds would be lost. Returns the same model.
 
+    Layers that the model does not use are left out, and a warning names them: those that it never calls, as
+    it reads their weight itself, and those on whose output nothing depends. A pass over an example finds
+    them; of a model that can be given none, its own first pass finds those that are not called, and
+    :func:`save` leaves them out. ``allow_unused`` adapts them all the same.
+
     Raises:
         ConfigError: the initialisation wants data, and there are none.
+        NothingToDo: the model uses none of the layers that a target names.
         SiteNotFound: a target matches no module.
         Unsupported: the method does not support a targeted layer.
 
@@ -69,7 +76,8 @@ def adapt(
     _refuse_taken(model, name)
     chosen = [config] if isinstance(config, SiteConfig) else list(config)
     with _prepared(model, chosen[0].repeats if chosen else (), name):
-        return _adapted(model, chosen, name, np.random.default_rng(seed), None if data is None else list(data))
+        samples = None if data is None else list(data)
+        return _adapted(model, chosen, name, np.random.default_rng(seed), samples, allow_unused)
 
 
 @contextmanager
@@ -85,11 +93,14 @@ def _prepared(model: nn.Module, repeats: Sequence[int], name: str) -> Iterator[N
         raise
 
 
-def _adapted(model: nn.Module, chosen: Sequence[SiteConfig], name: str, rng: np.random.Generator, samples: Any) -> nn.Module:
+def _adapted(
+    model: nn.Module, chosen: Sequence[SiteConfig], name: str, rng: np.random.Generator, samples: Any,
+    allow_unused: bool,
+) -> nn.Module:
     """As :func:`adapt`, in a model that has the blocks that the adapter is of."""
     whole = [_module_path(model, path) for site_config in chosen for path in site_config.modules_to_save]
     whole += _drawn(model, chosen, whole)
-    plans = [_plan(model, site_config, whole, samples) for site_config in chosen]
+    plans = [_plan(model, name, site_config, whole, samples, allow_unused) for site_config in chosen]
     _require_apart(name, plans)
     with wrapping(model, name) as work:
         for plan in plans:
@@ -103,6 +114,8 @@ def _adapted(model: nn.Module, chosen: Sequence[SiteConfig], name: str, rng: np.
     model.requires_grad_(False)
     for module in work.touched:
         module._trainable(name)
+    if unknown := [path for plan in plans for path in plan.unknown]:
+        watch(model, name, unknown, {target: paths for plan in plans for target, paths in plan.named.items()})
     follow(model)
     separate_rows(model)
     return active(model, name)
@@ -119,27 +132,43 @@ def _drawn(model: nn.Module, configs: Sequence[SiteConfig], whole: Sequence[str]
 
 
 class _Plan(NamedTuple):
-    """What one config makes of a model: its method, the sites with their configs, and their calibration."""
+    """What one config makes of a model: its method, the sites with their configs, and their calibration.
+
+    ``unknown`` are the layers of which no example tells whether the model uses them, ``named`` the layers
+    that each target names.
+    """
 
     method: Method
     sites: list[Site]
     configs: list[Any]
     needs: frozenset[str]
     calibration: Mapping[str, Calibration]
+    unknown: list[str]
+    named: Mapping[str, list[str]]
 
 
-def _plan(model: nn.Module, config: SiteConfig, whole: list[str], data: Any) -> _Plan:
+def _plan(
+    model: nn.Module, name: str, config: SiteConfig, whole: list[str], data: Any, allow_unused: bool
+) -> _Plan:
     method = method_of(config)
     kind = KINDS[method.kind]
     config = kind.ready(model, config)
     sites = kind.select(model, config.targets, method.traits, tuple(whole))
     _say_left_out(model, config.targets, sites)
+    modules = {path for path, _ in base_modules(model)}
+    layers = [] if allow_unused else [site.path for site in sites if site.path in modules]
+    named = {target: [path for path in layers if path == target or path.endswith(f".{target}")]
+             for target in ([config.targets] if isinstance(config.targets, str) else config.targets)}
+    unused = unused_layers(model, layers, data or ())
+    if unused:
+        report(name, unused, named)
+        sites = [site for site in sites if site.path not in unused]
     needs = method.training.needs(config) if method.training.needs is not None else frozenset()
     measured = measure(model, sites, needs, data)
     if method.training.allocate is not None:
         config = method.training.allocate(config, [dataclasses.replace(site, calibration=measured.get(site.path)) for site in sites])
     configs = resolve_configs(method, [config.at(site.path) for site in sites], sites)
-    return _Plan(method, sites, configs, needs, measured)
+    return _Plan(method, sites, configs, needs, measured, layers if unused is None else [], named)
 
 
 def _shared(plan: _Plan, work: Work, rng: np.random.Generator) -> Mapping[str, np.ndarray]:
@@ -268,6 +297,7 @@ def detach(model: nn.Module, name: str | None = None) -> nn.Module:
                 module._release()
     swap(model, empty)
     forget(model, names if name is None else [name])
+    unwatch(model, names if name is None else [name])
     follow(model)
     name_outputs(model)
     if not adapter_names(model):

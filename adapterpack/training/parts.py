@@ -15,6 +15,7 @@ from .layers.layer import Adapted
 from .layers.tensors import as_numpy
 from .layers.whole import SavedModule
 from .layers.wrapper import path_order
+from .unused import unused_of
 
 
 class Parts(NamedTuple):
@@ -29,14 +30,16 @@ class Parts(NamedTuple):
 
 
 def parts_of(model: nn.Module, name: str) -> Parts:
-    """The adapter of that name.
+    """The adapter of that name, without layers that the model does not use.
 
     Raises:
         UnknownAdapter: the model has no adapter of that name.
     """
     require_names(model, [name])
     wrappers = [module for module in wrappers_of(model) if name in module._names]
+    unused = unused_of(model, name)
     adapted = [module for module in wrappers if isinstance(module, Adapted)]
+    adapted = [module for module in adapted if module._site.path not in unused]
     if not adapted:
         raise Unsupported("this adapter changes no layer by a method, so its method is not known here", where=name,
                           remedy="keep the pack that it came from")

@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
+from torch.func import functional_call
 
 from ..adapter_methods import LAYOUTS, Site, Traits, matrix_shape
 from ..adapter_methods.core.layouts import unfoldable
@@ -16,7 +18,37 @@ from ..errors import SiteNotFound, Unsupported, nearest
 from .layers.conv import CONVOLUTIONS, is_plain_convolution
 from .layers.embedding import is_plain_embedding
 from .layers.norms import is_norm
+from .layers.weights import format_of, is_plain
 from .layers.wrapper import base_modules, innermost, module_at
+
+
+def _linear(path: str, module: Any) -> Site | None:
+    if not is_plain_linear(module):
+        return None
+    return Site(path, module.in_features, module.out_features, "linear", module.bias is not None)
+
+
+def is_plain_linear(module: nn.Linear) -> bool:
+    """Whether what a linear layer is called with and what it gives are of its own widths.
+
+    Those of some subclasses are not: products by groups, routers that give several tensors. One that computes
+    in a way of its own is tried, without data. Layers of quantized weights are plain.
+    """
+    weight = module._parameters.get("weight")
+    quantized = weight is None or not is_plain(weight) or format_of(module) is not None
+    if quantized or type(module).forward is nn.Linear.forward:
+        return True
+    values = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    try:
+        empty = {name: torch.empty_like(value, device="meta") for name, value in values.items()}
+        x = torch.empty(1, 3, module.in_features, dtype=module.weight.dtype, device="meta")
+        with torch.no_grad():
+            y = functional_call(module, empty, x)
+    except NotImplementedError:  # an operation that needs data
+        return True
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+        return False
+    return isinstance(y, torch.Tensor) and y.shape == (1, 3, module.out_features)
 
 
 def _conv(path: str, module: Any) -> Site | None:
@@ -52,7 +84,7 @@ def _norm(path: str, module: Any) -> Site | None:
 
 Maker = Callable[[str, Any], Site | None]
 LAYERS: dict[type[nn.Module] | str, tuple[Maker, ...]] = {
-    nn.Linear: (lambda path, module: Site(path, module.in_features, module.out_features, "linear", module.bias is not None),),
+    nn.Linear: (_linear,),
     "transformers.pytorch_utils.Conv1D": (lambda path, module: Site(path, module.nx, module.nf, "transposed", True),),
     nn.Embedding: (_embedding, _table),
     **dict.fromkeys(CONVOLUTIONS, (_conv, _spanning)),

@@ -16,6 +16,7 @@ from ..injection import swap
 from ..layers.head_labels import keep_outputs
 from ..layers.layer import Adapted
 from ..layers.whole import SavedModule
+from ..unused import unused_of
 from .merged import Kept, Merged, merged_in, remember, require_unmerged, restore
 from .repeated_layers import repeats_in
 
@@ -58,9 +59,15 @@ def merge_into(model: nn.Module, names: str | Sequence[str] | None = None, *, ke
     before = choice_in(model)
     active(model, chosen)
     kept: list[Kept] = []
+    unused = {name: unused_of(model, name) for name in chosen}
     try:
         for module in list(wrappers_of(model)):
-            if isinstance(module, Adapted) and module._active:
+            if not isinstance(module, Adapted):
+                continue
+            # A fold into a weight that the model reads itself would change what the adapter does not.
+            path, names = module._site.path, module._active
+            module._active = tuple(name for name in names if path not in unused[name])
+            if module._active:
                 kept += _fold(model, module)
         if kept and all(one.original is not None and torch.equal(one.original, one.merged) for one in kept):
             raise NothingToDo("rounding to the precision of the base leaves nothing of the change", where=", ".join(chosen),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -136,15 +136,27 @@ def _draws(model: nn.Module, name: str, inputs: Canary, adapted: Outputs) -> boo
         return not all(map(np.array_equal, _rows(adapted), _rows(_run(model, inputs))))
 
 
-def _run(model: nn.Module, inputs: Canary) -> Outputs:
-    """The model's outputs by name for each row of the inputs, run one by one, as float32."""
+def examples_of(model: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
+    """What a model can be called with, row by row; nothing for one of inputs that no canary has."""
+    inputs = inputs_of(model)
+    return iter(()) if inputs is None else _tensors(model, inputs)
+
+
+def _tensors(model: nn.Module, inputs: Canary) -> Iterator[dict[str, torch.Tensor]]:
+    """The inputs row by row, where the model computes and in its precision."""
     dtype = next((parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()), torch.float32)
     device = device_of(model, type(model).__name__)
-    outputs = []
     for feed in canary.feeds(inputs, image_of(model, inputs)):
         tensors = {key: torch.from_numpy(value).to(device) for key, value in feed.items()}
+        yield {key: value.to(dtype) if value.is_floating_point() else value for key, value in tensors.items()}
+
+
+def _run(model: nn.Module, inputs: Canary) -> Outputs:
+    """The model's outputs by name for each row of the inputs, run one by one, as float32."""
+    outputs = []
+    for tensors in _tensors(model, inputs):
         with torch.no_grad():
-            output = model(**{key: value.to(dtype) if value.is_floating_point() else value for key, value in tensors.items()})
+            output = model(**tensors)
         plain = {"logits": getattr(output, "logits", output[0] if isinstance(output, tuple) else output)}
         named = output if isinstance(output, Mapping) else plain
         outputs.append({key: value.float().cpu().numpy() for key, value in named.items() if isinstance(value, torch.Tensor)})

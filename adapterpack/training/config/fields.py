@@ -87,6 +87,7 @@ class TrainConfig:
     group_by_length: bool = False
     packing: bool = False
     experts: bool = False
+    allow_unused: bool = False
     gradient_checkpointing: bool = False
     max_train_samples: int | None = None
     skip_train_samples: int = 0

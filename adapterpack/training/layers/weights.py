@@ -187,12 +187,13 @@ def require_floats(module: nn.Module, where: str) -> None:
     """
     for owner in module.modules():
         for leaf, value in owner.named_parameters(recurse=False):
-            if not _is_plain(value) or any(fmt.holds(owner, value) for fmt in FORMATS):
+            if not is_plain(value) or any(fmt.holds(owner, value) for fmt in FORMATS):
                 raise Unsupported("a quantized module cannot be trained whole", where=where, found=f"{type(owner).__name__}.{leaf}",
                                   remedy="leave it out when the base is quantized, or take it out of modules_to_save")
 
 
-def _is_plain(value: torch.Tensor) -> bool:
+def is_plain(value: torch.Tensor) -> bool:
+    """Whether a tensor is one of floats of 16 bits or more."""
     return value.is_floating_point() and bool(value.dtype.itemsize >= torch.half.itemsize)
 
 
@@ -224,7 +225,8 @@ def _floats(module: nn.Module, leaf: str, site: Site) -> torch.Tensor:
     stored = getattr(module, leaf, None)
     form = None if stored is None else next((fmt for fmt in FORMATS if fmt.holds(module, stored)), None)
     weight = stored if form is None else form.read(module, stored)
-    if weight is None or not _is_plain(weight) or matrix_shape(site.kind, weight.shape) != (site.out_features, site.in_features):
+    shape = (site.out_features, site.in_features)
+    if weight is None or not is_plain(weight) or matrix_shape(site.kind, weight.shape) != shape:
         description = "no weight" if weight is None else f"{weight.dtype} {tuple(weight.shape)}"
         raise Unsupported("what reads the weight cannot adapt this layer, which stores it in a form that is not known", where=site.path,
                           expected=f"floats of 16 bits or more, or layers of {', '.join(sorted({fmt.library for fmt in FORMATS}))}",

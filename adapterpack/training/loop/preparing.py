@@ -101,7 +101,7 @@ def prepared(config: TrainConfig, task: Task, folder: Path, reader: Any, load: L
     if method_config.acts is not None and rows.collator is not None:
         _require_acting(method_config.acts, rows.train, names_of(config.train_file))
     samples = None if rows.collator is None else map(rows.collator, _samples(rows.train, config))
-    adapt(model, method_config, config.pack_name, config.seed, samples)
+    adapt(model, method_config, config.pack_name, config.seed, samples, config.allow_unused)
     _require_seen(model, kind)
     return Prepared(model, _packed(model, rows, config) if config.packing else rows, None, None)
 
