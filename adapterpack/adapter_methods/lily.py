@@ -3,9 +3,10 @@
     y_t = base(x_t) + s sum_e p_e B_e^T A x_t,   p = mean over the tokens t of softmax(R A x_t)
 
 A ``[r, in]`` is shared by ``stride`` consecutive layers of one name and shape, and the ``num_experts`` B_e ``[r, out]`` by all of them;
-R ``[num_experts, r]`` is each layer's own. The mean is over the tokens of a row, here. PEFT takes it over all tokens of a batch, so that
-what it makes of a row depends on the other rows; with one row to a batch both are the same. Padding counts on both sides. The tokens in a
-cache no longer pass the layer, so an adapter of Lily refuses one.
+R ``[num_experts, r]`` is each layer's own. The mean is over the tokens of a row, here, without its padding.
+PEFT takes it over all tokens of a batch, and its padding, so that what it makes of a row depends on the other
+rows; with one row to a batch both are the same. The tokens in a cache no longer pass the layer, so an adapter
+of Lily refuses one.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from .core.operators import Array
 from .core.peft_form import Factorise, PeftForm
 from .core.peft_keys import PeftKeys
 from .core.site import Params, Site
-from .forms.routes import Gate, Route
+from .forms.routes import MASKS, Gate, Route, mask_of
 from .loha import kaiming
 from .registry import METHODS
 
@@ -71,15 +72,22 @@ class Lily(RankConfig):
 
 
 class _Mean(NamedTuple):
-    """The weights of a gate, averaged over the tokens of each row."""
+    """The weights of a gate, averaged over the tokens of each row that are no padding."""
 
     gate: Gate
+    masks: tuple[Array, ...]
 
     def weights(self, x: Array) -> Array:
         """``[rows, tokens, in]`` to ``[rows, 1, experts]``; a row without an axis of tokens is one token."""
         weights = self.gate.weights(x)
         xp, tokens = array_namespace(weights), tuple(range(1, weights.ndim - 1))
-        return xp.mean(weights, axis=tokens, keepdims=True) if tokens else weights
+        mask = mask_of(self.masks, tuple(weights.shape[:-1]), "lily")
+        if mask is None:
+            return xp.mean(weights, axis=tokens, keepdims=True) if tokens else weights
+        kept = xp.astype(mask, weights.dtype)[..., None]
+        total = xp.sum(kept, axis=tokens, keepdims=True)
+        total = xp.where(total > 0, total, xp.ones_like(total))
+        return xp.sum(weights * kept, axis=tokens, keepdims=True) / total
 
 
 def _group(site: Site) -> str:
@@ -137,7 +145,8 @@ def _init(cfg: Lily, site: Site, rng: np.random.Generator) -> dict[str, np.ndarr
 def _normal_form(cfg: Lily, params: Params, site: Site) -> NormalForm:
     A, B = (params[name] for name in _names(cfg, site).values())
     xp = array_namespace(A, B)
-    gate = _Mean(Gate(xp.matmul(params["lily_router"], A), cfg.num_experts))
+    masks = tuple(params[name] for name in MASKS if name in params)
+    gate = _Mean(Gate(xp.matmul(params["lily_router"], A), cfg.num_experts), masks)
     return NormalForm(routes=(Route(gate, xp.concat([A] * cfg.num_experts, axis=0), cfg.scale * B.T, (cfg.r,) * cfg.num_experts),))
 
 

@@ -116,6 +116,8 @@ def _adapted(
         module._trainable(name)
     if unknown := [path for plan in plans for path in plan.unknown]:
         watch(model, name, unknown, {target: paths for plan in plans for target, paths in plan.named.items()})
+    if any(plan.method.limits.one_pass for plan in plans):
+        lead(model, name, None)
     follow(model)
     separate_rows(model)
     return active(model, name)

@@ -7,12 +7,31 @@ The factors of all experts are stacked, so that any number of them is two produc
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from ...errors import Unsupported
 from ..core.arrays import array_namespace
 from ..core.operators import Array
+
+MASKS = ("@tokens", "@encoder_tokens")
+"""What a layer of a method that looks at whole rows has among its parameters in a pass: which tokens of the
+model's input, and of its encoder's, are no padding, ``[rows, tokens]``."""
+
+
+def mask_of(masks: Sequence[Array], shape: tuple[int, ...], where: str) -> Array | None:
+    """The mask of the tokens that a layer sees, ``[rows, tokens]`` = ``shape``; None where it sees others.
+
+    Raises:
+        Unsupported: there are two such masks, and they differ.
+    """
+    fitting = [mask for mask in masks if tuple(mask.shape) == shape]
+    if len(fitting) > 1 and bool((fitting[0] != fitting[1]).any()):
+        raise Unsupported("this layer may see either of two inputs of one length whose padding differs",
+                          where=where, remedy="pad the inputs of encoder and decoder to different lengths")
+    return fitting[0] if fitting else None
 
 
 class Weights(Protocol):
@@ -99,6 +118,7 @@ class Fixed(NamedTuple):
     """One expert for each stretch of an axis of the input: ``sizes`` entries each, counted from the end of the shape by ``axis``.
 
     With ``whole`` the stretches must fill the axis; else the last one takes what is left. ``experts`` numbers the expert of each stretch.
+    Tokens that one of the ``masks`` leaves out are not counted.
     """
 
     sizes: tuple[int, ...]
@@ -106,6 +126,7 @@ class Fixed(NamedTuple):
     whole: bool
     experts: tuple[int, ...]
     total: int
+    masks: tuple[Array, ...] = ()
 
     def weights(self, x: Array) -> Array:
         """See :class:`Weights`.
@@ -121,6 +142,9 @@ class Fixed(NamedTuple):
             raise Unsupported("the batch has another number of rows than are divided", expected=sum(self.sizes), found=length,
                               remedy="give a batch of that size, or use a bank, where every row names its adapter")
         xp = array_namespace(x)
+        mask = mask_of(self.masks, tuple(x.shape[:-1]), "split") if axis == x.ndim - 2 else None
+        if mask is not None:
+            return self._counted(xp.cumulative_sum(xp.astype(mask, xp.int64), axis=1) - 1, x)
         pieces, start = [], 0
         for place, (size, expert) in enumerate(zip(self.sizes, self.experts, strict=True)):
             end = length if place == len(self.sizes) - 1 else min(start + size, length)
@@ -129,6 +153,14 @@ class Fixed(NamedTuple):
             pieces.append(xp.concat(one_hot, axis=-1)[cut])
             start = end
         return xp.concat(pieces, axis=axis)
+
+    def _counted(self, places: Array, x: Array) -> Array:
+        """The weights of the ``places``-th tokens of their rows, ``[rows, tokens]``; of padding any."""
+        xp, ends = array_namespace(x), list(itertools.accumulate(self.sizes))
+        stretch = sum(xp.astype(places >= end, xp.int64) for end in ends[:-1])
+        chosen = [[stretch == number for number, expert in enumerate(self.experts) if expert == one]
+                  for one in range(self.total)]
+        return xp.stack([xp.astype(sum(inside) > 0, x.dtype) for inside in chosen], axis=-1)
 
 
 class Route(NamedTuple):

@@ -19,6 +19,7 @@ from ..core.config import SiteConfig
 from ..core.layouts import LINEAR
 from ..core.operators import Array, Dense
 from ..core.site import Params, Site
+from ..forms.routes import MASKS
 from .base import Folded, Folding, Leaf, NodeKind, Part, Transform, Tree, as_form, part_of
 from .registry import NODES
 
@@ -230,7 +231,8 @@ def _part(spot: Spot, methods: Mapping[str, Method], cfg: Composed, params: Para
         form = methods[name].normal_form(cfg.configs[name], _params_of(params, f"{name}/"), site)
         return part_of(form, f"{site.path}, member '{name}'")
     parts = [_part(child, methods, cfg, params, site) for child in spot.children]
-    return spot.kind.join(spot.settings, parts, _params_of(params, spot.prefix))
+    masks = {key: params[key] for key in MASKS if spot.kind.one_pass and key in params}
+    return spot.kind.join(spot.settings, parts, {**_params_of(params, spot.prefix), **masks})
 
 
 def _attached(spot: Spot, methods: Mapping[str, Method], cfg: Composed, params: Params, site: Site) -> NormalForm:

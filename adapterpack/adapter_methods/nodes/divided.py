@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ..core.config import require_whole
 from ..core.operators import Array
-from ..forms.routes import Fixed
+from ..forms.routes import MASKS, Fixed
 from .base import NodeKind, Part, experts, routed
 from .registry import NODES
 
@@ -29,9 +29,12 @@ class Stretches:
             require_whole("a size", size)
 
 
-def _joined(settings: Stretches, parts: Sequence[Part | None], axis: int, whole: bool) -> Part | None:
+def _joined(
+    settings: Stretches, parts: Sequence[Part | None], axis: int, whole: bool, masks: tuple[Array, ...] = ()
+) -> Part | None:
     present, _ = experts(parts, absent=True)
-    return routed(Fixed(settings.sizes, axis, whole, tuple(range(len(present))), len(present)), present)
+    numbers = tuple(range(len(present)))
+    return routed(Fixed(settings.sizes, axis, whole, numbers, len(present), masks), present)
 
 
 def _rows(settings: Stretches, parts: Sequence[Part | None], tensors: Mapping[str, Array]) -> Part | None:
@@ -39,7 +42,7 @@ def _rows(settings: Stretches, parts: Sequence[Part | None], tensors: Mapping[st
 
 
 def _positions(settings: Stretches, parts: Sequence[Part | None], tensors: Mapping[str, Array]) -> Part | None:
-    return _joined(settings, parts, -2, False)
+    return _joined(settings, parts, -2, False, tuple(tensors[name] for name in MASKS if name in tensors))
 
 
 batch_split = NODES.register(NodeKind(

@@ -2,60 +2,105 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
+from ...adapter_methods.forms.routes import MASKS
 from ...errors import Unsupported
 from .layer import Adapted
-from .wrapper import Wrapper, path_order
+from .wrapper import Wrapper, module_at, path_order
 
 _CACHES = ("past_key_values", "cache", "past_key_value")
 _ATTRIBUTE = "_adapterpack_first_passes"
-"""The attribute of a model that holds the handles of the hooks, by adapter."""
+"""The attribute of a model that holds the :class:`Lead` of each such adapter."""
 Weigh = Callable[[Any, torch.Tensor, int, int], dict[str, torch.Tensor]]
 
 
-def lead(model: nn.Module, name: str, weigh: Weigh | None) -> None:
-    """Lets every call of ``model`` with the adapter active refuse a cache, and begin with a pass of the base alone, without gradients.
+class Lead:
+    """The hooks of an adapter that must see whole rows, on the model and the parts that are given a mask."""
 
-    ``weigh`` makes of the adapter's shared parameters, the last hidden states, the number of a layer and that of all layers what that
-    layer gets in addition to its own parameters; without it there is no such pass.
-    """
-
-    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __init__(self, model: nn.Module, name: str, weigh: Weigh | None) -> None:
+        self.model, self.name, self.weigh = model, name, weigh
         order = path_order(model)
         layers = [module for module in model.modules() if isinstance(module, Adapted) and name in module._names]
-        layers.sort(key=lambda layer: order[layer._site.path])
-        if not any(name in layer._active for layer in layers):
+        self.layers = sorted(layers, key=lambda layer: order[layer._site.path])
+        self.handles = [model.register_forward_pre_hook(self._before, with_kwargs=True),
+                        model.register_forward_hook(self._after, always_call=True)]
+        parts: dict[nn.Module, list[Adapted]] = {}
+        for layer in self.layers:
+            parts.setdefault(_part_of(model, layer._site.path), []).append(layer)
+        self.handles += [part.register_forward_pre_hook(partial(self._mask, inside), with_kwargs=True)
+                         for part, inside in parts.items()]
+
+    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not any(self.name in layer._active for layer in self.layers):
             return
-        _refuse_cache(kwargs, name)
-        if weigh is None:
+        _refuse_cache(kwargs, self.name)
+        if self.weigh is None:
             return
-        hidden = _hidden(model, args, kwargs, name)
-        for number, layer in enumerate(layers):
-            shared = layer._shared(name)
+        hidden = _hidden(self.model, args, kwargs, self.name)
+        for number, layer in enumerate(self.layers):
+            shared = layer._shared(self.name)
             first_shared = next(iter(shared.values()))
-            layer._first_pass_params[name] = weigh(shared, hidden.to(first_shared.dtype), number, len(layers))
+            params = self.weigh(shared, hidden.to(first_shared.dtype), number, len(self.layers))
+            layer._first_pass_params[self.name] = params
 
-    def after(module: nn.Module, *_: Any) -> None:
+    def _mask(
+        self, layers: list[Adapted], part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        """Tells the layers of a part which of their tokens are padding."""
+        if not any(self.name in layer._active for layer in layers):
+            return
+        given = {**dict(zip(_parameters(type(part).forward), args, strict=False)), **kwargs}
+        values = (given.get(key) for key in ("attention_mask", "encoder_attention_mask"))
+        masks = {key: value.bool() for key, value in zip(MASKS, values, strict=True)
+                 if isinstance(value, torch.Tensor) and value.ndim == 2}  # noqa: PLR2004 - rows, tokens
+        for layer in layers:
+            before = layer._first_pass_params.get(self.name, {})
+            layer._first_pass_params[self.name] = {
+                **{key: value for key, value in before.items() if key not in MASKS}, **masks}
+
+    def _after(self, module: nn.Module, *_: Any) -> None:
         if not module.training:  # activation checkpointing computes layers again when the pass is over
-            for layer in model.modules():
-                if isinstance(layer, Adapted):
-                    layer._first_pass_params.pop(name, None)
+            for layer in self.layers:
+                layer._first_pass_params.pop(self.name, None)
 
-    handles = (model.register_forward_pre_hook(before, with_kwargs=True), model.register_forward_hook(after, always_call=True))
-    handles_by_adapter = getattr(model, _ATTRIBUTE, {})
-    object.__setattr__(model, _ATTRIBUTE, {**handles_by_adapter, name: handles})
+
+def lead(model: nn.Module, name: str, weigh: Weigh | None) -> None:
+    """Lets every call of ``model`` with the adapter active refuse a cache, tell the adapter's layers which
+    tokens are padding, and begin with a pass of the base alone, without gradients.
+
+    ``weigh`` makes of the adapter's shared parameters, the last hidden states, the number of a layer and that
+    of all layers what that layer gets in addition to its own parameters; without it there is no such pass.
+    """
+    leads = model.__dict__.get(_ATTRIBUTE, {})
+    model.__dict__[_ATTRIBUTE] = {**leads, name: Lead(model, name, weigh)}
 
 
 def release(model: nn.Module, name: str) -> None:
     """Takes the hooks of an adapter away again; of one that has none, nothing."""
-    for handle in getattr(model, _ATTRIBUTE, {}).pop(name, ()):
-        handle.remove()
+    if name in (leads := model.__dict__.get(_ATTRIBUTE, {})):
+        for handle in leads.pop(name).handles:
+            handle.remove()
+
+
+def _part_of(model: nn.Module, path: str) -> nn.Module:
+    """The innermost part of a model that is a model itself and has the layer at ``path``, such as a tower."""
+    owners = (path.split(".")[:end] for end in range(path.count("."), 0, -1))
+    parts = (module_at(model, ".".join(owner)) for owner in owners)
+    return next((part for part in parts if isinstance(part, PreTrainedModel)), model)
+
+
+@lru_cache(maxsize=256)
+def _parameters(forward: Callable[..., Any]) -> tuple[str, ...]:
+    return tuple(inspect.signature(forward).parameters)[1:]
 
 
 def _refuse_cache(kwargs: Mapping[str, Any], name: str) -> None:
