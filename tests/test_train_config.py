@@ -293,6 +293,54 @@ def test_data_sets_by_llama_factorys_list(tmp_path: Path) -> None:
         read_config({**settings, "dataset": "identity", "dataset_dir": str(tmp_path / "none")})
 
 
+OPENAI = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
+
+
+def listed(folder: Path, entry: dict[str, Any]) -> Source:
+    (folder / "dataset_info.json").write_text(json.dumps({"data": entry}))
+    (config,), _ = read_config({"model_name_or_path": "b", "output_dir": "o", "dataset_dir": str(folder), "dataset": "data"})
+    (source,) = sources_of(config.train_file, "here")
+    return source
+
+
+@pytest.mark.parametrize(("entry", "form", "columns"), [
+    ({"ranking": True, "columns": {"prompt": "question", "chosen": "better", "rejected": "worse", "system": "rules"}}, "alpaca-pairs",
+     {"instruction": "question", "chosen": "better", "rejected": "worse", "system": "rules"}),
+    ({"ranking": True, "formatting": "sharegpt", "columns": {"messages": "turns", "chosen": "better", "rejected": "worse"}},
+     "sharegpt-pairs", {"conversations": "turns", "chosen": "better", "rejected": "worse"}),
+    ({"columns": {"prompt": "q", "response": "a", "kto_tag": "good"}}, "labelled-answers", {"prompt": "q", "completion": "a", "label": "good"}),
+    ({"formatting": "sharegpt", "columns": {"messages": "turns", "kto_tag": "good"}, "tags": OPENAI}, "labelled-chats",
+     {"messages": "turns", "label": "good"}),
+])
+def test_preferences_of_llama_factorys_list_keep_their_columns(
+    entry: dict[str, Any], form: str, columns: dict[str, str], tmp_path: Path
+) -> None:
+    """Pairs of answers, and answers with a verdict, in each of its formats."""
+    assert listed(tmp_path, {"hf_hub_url": "org/data", "ms_hub_url": "other/data", **entry}) == Source("org/data", form, columns=columns)
+
+
+@pytest.mark.parametrize(("entry", "words"), [
+    ({"columns": {"images": "pictures"}}, "found columns: images"), ({"script_url": "data.py"}, "found script_url"),
+    ({"columns": {"chosen": "better", "rejected": "worse"}}, "columns: chosen, columns: rejected"), ({"num_samples": 9}, "num_samples"),
+    ({"formatting": "sharegpt", "tags": {"role_tag": "who"}}, "tags: role_tag: who"),
+    ({"ranking": True, "formatting": "sharegpt", "tags": OPENAI}, "ranking with messages as OpenAI has them"),
+])
+def test_what_is_not_read_of_llama_factorys_list_stops_the_run(entry: dict[str, Any], words: str, tmp_path: Path) -> None:
+    """By name, in place of other data than the list describes."""
+    with pytest.raises(ConfigError, match=words):
+        listed(tmp_path, {"file_name": "data.json", **entry})
+
+
+@pytest.mark.parametrize("name", ["../data.json", "/etc/passwd", "link.json"])
+def test_a_list_of_data_sets_names_no_file_elsewhere(name: str, tmp_path: Path) -> None:
+    """Whoever wrote it may not have written the other files of this machine."""
+    (tmp_path / "list").mkdir()
+    (tmp_path / "data.json").write_text("[]")
+    (tmp_path / "list" / "link.json").symlink_to(tmp_path / "data.json")
+    with pytest.raises(AdapterpackError, match="lies in the list's folder|leads out of the folder"):
+        listed(tmp_path / "list", {"file_name": name})
+
+
 # --- the schema
 
 

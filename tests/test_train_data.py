@@ -31,7 +31,7 @@ from adapterpack.tasks.problems import ONE, Labels
 from adapterpack.tasks.task import task_named
 from adapterpack.training import data
 from adapterpack.training.config.config import read_config
-from adapterpack.training.config.sources import Source
+from adapterpack.training.config.sources import Source, sources_of
 from adapterpack.training.rows import data_files, packing, readable_files
 from adapterpack.training.rows.reading import read, tables
 
@@ -224,7 +224,7 @@ def test_sources_of_several_forms(tiny_llama: Path, tmp_path: Path, caplog: pyte
     with caplog.at_level(logging.INFO):
         train({**config(tiny_llama, tmp_path), "datasets": [
             str(tmp_path / "chats.jsonl"),
-            {"path": str(tmp_path / "pairs.csv"), "type": "alpaca", "columns": {"instruction": "question", "output": "answer"}},
+            {"path": str(tmp_path / "pairs.csv"), "form": "alpaca", "columns": {"instruction": "question", "output": "answer"}},
             {"path": str(tmp_path / "plain.txt"), "type": "completion"}]})
     said = [record.getMessage() for record in caplog.records if record.name.startswith("adapterpack")]
     assert not any("\n" in line for line in said)  # on a terminal a record is one line
@@ -399,6 +399,36 @@ def test_preferences_are_rows_of_trl(row: dict[str, Any], expected: dict[str, An
     spoiled = dict.fromkeys({"chosen", "label"} & row.keys())
     with pytest.raises(ConfigError, match="row 1"):
         read(Dataset.from_list([{**row, **spoiled}]), DataReport("here"))
+
+
+def test_axolotls_type_alpaca_is_alpacas_prompt(tiny_llama: Path, tmp_path: Path) -> None:
+    """Word for word, also where the tokenizer has a chat template; the answer alone is learned, with the end token. The form alpaca stays
+    the instruction as a user's turn."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    tokenizer.chat_template = "{% for message in messages %}w9 {{ message['content'] }} {% endfor %}"
+    learned = task_named("text-generation").training
+    assert learned is not None
+    alone = ("Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+             "### Instruction:\nw1\n\n### Response:\n")
+    both = ("Below is an instruction that describes a task, paired with an input that provides further context. Write a response that "
+            "appropriately completes the request.\n\n### Instruction:\nw1\n\n### Input:\nw2\n\n### Response:\n")
+    for row, prompt in (({"input": ""}, alone), ({"input": "w2"}, both), ({}, alone)):
+        (tmp_path / "rows.jsonl").write_text(lines([{"instruction": "w1", "output": "w3 w4", **row}]))
+        (source,) = sources_of([{"path": str(tmp_path / "rows.jsonl"), "type": "alpaca"}], "here")
+        report = DataReport("here", wanted=source.form)
+        (encoded,) = learned.encode(data.load_rows(source), tokenizer, 512, report, None)
+        before, answer = tokenizer(prompt)["input_ids"], tokenizer("w3 w4", add_special_tokens=False)["input_ids"]
+        assert encoded["input_ids"] == [*before, *answer, tokenizer.eos_token_id]
+        assert encoded["labels"] == [-100] * len(before) + encoded["input_ids"][len(before) :]
+    (encoded,) = learned.encode(data.load_rows(source), tokenizer, 512, DataReport("here", wanted="alpaca"), None)
+    assert tokenizer.decode(encoded["input_ids"]).startswith("w9 w1")
+
+
+def test_chats_with_a_verdict_are_rows_of_trl() -> None:
+    """The last answer is judged; the conversation before it is the prompt."""
+    rows = Dataset.from_list([{"messages": [user("w1"), assistant("w2"), user("w3"), assistant("w4")], "label": True}])
+    (row,) = labelled_answers(rows, DataReport("here", wanted="labelled-chats"))
+    assert row == {"prompt": [user("w1"), assistant("w2"), user("w3")], "completion": [assistant("w4")], "label": True}
 
 
 def test_a_form_may_be_named_for_text_to_text_as_well(tiny_llama: Path) -> None:

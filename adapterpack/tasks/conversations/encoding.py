@@ -39,6 +39,8 @@ def by_row(rows: Any, tokenizer: Any, max_length: int, where: object) -> dict[in
     report = report_of(where)
     form = form_of(rows.column_names, where, report.choose())
     report.read_as(form.name, rows.column_names, form.columns | form.optional)
+    if form.remark:
+        log.info("%s: %s", where, form.remark)
     if tokenizer.eos_token_id is None:
         raise ConfigError("the tokenizer has no end token, so the model could not learn where to stop", where=where,
                           remedy="use the tokenizer of a generating model, or name another task (task: text-classification ...)")
@@ -84,7 +86,7 @@ def _pieces(conversation: Conversation, tokenizer: Any) -> Iterator[Piece]:
     *before, last = conversation.messages
     if not before and not last["content"]:
         return
-    if before and tokenizer.chat_template:
+    if before and tokenizer.chat_template and not conversation.verbatim:
         source = tokenizer.chat_template  # several by name, or one
         template = ChatTemplate(source if isinstance(source, str) else source.get("default", ""))
         turns = _rendered(conversation, template, {**tokenizer.special_tokens_map, **conversation.values})

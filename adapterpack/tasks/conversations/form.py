@@ -24,11 +24,13 @@ class Conversation(NamedTuple):
         messages: of the form of transformers, with ``role`` and ``content``.
         learned_from: assistant messages before this one are not learned.
         values: what the chat template gets besides, such as ``tools``.
+        verbatim: the texts stand there as they are, and no chat template is used.
     """
 
     messages: list[Message]
     learned_from: int = 0
     values: Mapping[str, Any] = {}
+    verbatim: bool = False
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class DataForm:
 
     ``aliases`` are names that other tools have for it.
     ``continuous``: a row is text without turns, and one that is longer than a model reads at once becomes several.
+    ``remark``: what the log says of such rows.
     """
 
     name: str
@@ -45,6 +48,7 @@ class DataForm:
     optional: frozenset[str] = field(default_factory=frozenset)
     continuous: bool = False
     aliases: frozenset[str] = frozenset()
+    remark: str = ""
 
 
 FORMS: Registry[DataForm] = Registry("form of data", DataForm, "adapterpack.data_forms", __package__)

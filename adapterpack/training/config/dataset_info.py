@@ -8,15 +8,26 @@ from typing import Any
 
 from ...errors import ConfigError, nearest
 from ...io import strict_json
-from ...io.safe_open import read_file
+from ...io.safe_open import read_file, resolved_inside
 
 INFO = "dataset_info.json"
 _MOST = 1 << 20
-_ALPACA = {"prompt": "instruction", "query": "input", "response": "output", "system": "system", "history": "history"}
-_CHATS = {"messages": "conversations", "system": "system", "tools": "tools"}
+_ALPACA = {"prompt": "instruction", "query": "input", "response": "output", "system": "system", "history": "history", "chosen": "chosen",
+           "rejected": "rejected"}
+_CHATS = {"messages": "conversations", "system": "system", "tools": "tools", "chosen": "chosen", "rejected": "rejected"}
 """Its names of columns -> those of our forms."""
+_JUDGED = {"prompt": "prompt", "response": "completion", "kto_tag": "label"}
+_JUDGED_CHATS = {"messages": "messages", "kto_tag": "label"}
+"""The same of answers with a verdict each."""
+_SHAREGPT = {"role_tag": "from", "content_tag": "value", "user_tag": "human", "assistant_tag": "gpt", "observation_tag": "observation",
+             "function_tag": "function_call", "system_tag": "system"}
 _OPENAI = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
-"""Its names for what stands in a message, where the messages are those of OpenAI."""
+_OPENAI_TOO = {**_OPENAI, "system_tag": "system", "observation_tag": "tool"}
+"""Its names for what stands in a message: those that it means where it says nothing, and where the messages are those of OpenAI."""
+_READ = frozenset({"file_name", "hf_hub_url", "columns", "formatting", "tags", "ranking", "subset", "split"})
+_WHERE = frozenset({"file_name", "hf_hub_url"})
+_ELSEWHERE = frozenset({"ms_hub_url", "om_hub_url"})
+"""Other hubs, which are not asked where the public one or a file has the data."""
 
 
 def with_sources(settings: Mapping[str, Any], notes: list[str], where: object) -> dict[str, Any]:
@@ -45,13 +56,45 @@ def _source(name: str, info: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     if not isinstance(entry, Mapping):
         raise ConfigError("there is no such data set in the list", where=folder / INFO, found=repr(name),
                           remedy=nearest(name, map(str, info)))
+    place = f"{folder / INFO}, {name}"
     named, tags = entry.get("columns") or {}, entry.get("tags") or {}
-    chats = entry.get("formatting", "alpaca") != "alpaca"
-    form = "alpaca" if not chats else "messages" if _OPENAI.items() <= tags.items() else "sharegpt"
-    ours = _CHATS if chats else _ALPACA
+    chats, openai = entry.get("formatting", "alpaca") != "alpaca", _OPENAI.items() <= tags.items()
+    judged, ranked = "kto_tag" in named, bool(entry.get("ranking"))
+    ours = (_JUDGED_CHATS if chats else _JUDGED) if judged else _CHATS if chats else _ALPACA
+    if judged:
+        form = "labelled-chats" if chats else "labelled-answers"
+    else:
+        form = ("sharegpt" if chats else "alpaca") + ("-pairs" if ranked else "")
+        form = "messages" if openai and not ranked else form
+    unread = [key for key, value in entry.items() if value and key not in _READ and not (key in _ELSEWHERE and _READ & entry.keys() & _WHERE)]
+    unread += [f"columns: {key}" for key, value in named.items() if value and key not in ours]
+    known = _OPENAI_TOO if openai else _SHAREGPT
+    unread += [f"tags: {key}: {value}" for key, value in tags.items() if known.get(key) != value]
+    if not judged and not ranked:
+        unread += [f"columns: {key}" for key in ("chosen", "rejected") if named.get(key)]
+    if (ranked and openai) or (judged and chats and not openai):
+        unread.append("ranking with messages as OpenAI has them" if ranked else "kto_tag with messages as ShareGPT has them")
+    if unread:
+        raise ConfigError("a data set of the list is described by what is not read", where=place, found=", ".join(unread),
+                          remedy="bring the data into a form that is (docs/train.md), and name the file as train_file")
     columns = {"messages" if form == "messages" and ours[key] == "conversations" else ours[key]: column
-               for key, column in named.items() if key in ours}
-    local = entry.get("file_name")
-    source = {"path": str(folder / local) if local else entry.get("hf_hub_url"), "form": form, "columns": columns,
+               for key, column in named.items() if column}
+    source = {"path": entry.get("hf_hub_url") or _below(folder, entry.get("file_name"), place), "form": form, "columns": columns,
               "name": entry.get("subset"), "split": entry.get("split", "train")}
     return {key: value for key, value in source.items() if value}
+
+
+def _below(folder: Path, name: Any, where: object) -> str | None:
+    """The path of a file that the list names, which lies with it: who wrote the list may not have written the machine's other files.
+
+    Raises:
+        ConfigError, FormatError: it lies elsewhere, also by way of a link.
+    """
+    if name is None:
+        return None
+    path = folder / str(name)
+    if Path(str(name)).is_absolute() or ".." in path.relative_to(folder).parts:
+        raise ConfigError("a file of a list of data sets lies in the list's folder", where=where, found=repr(name)[:200],
+                          remedy="name the file as train_file, where you trust it")
+    resolved_inside(path, folder)
+    return str(path)

@@ -9,6 +9,7 @@ from typing import Any
 
 from ...errors import ConfigError, nearest
 from ...tasks.conversations.form import form_named
+from ...tasks.preferences.form import PREFERENCES
 from .coerce import typed_value
 
 _ALIASES = {
@@ -16,6 +17,8 @@ _ALIASES = {
     "formatting": "form", "file_name": "path", "hf_hub_url": "path", "subset": "name",  # LLaMA-Factory
 }
 """Names that other tools have for the settings of a source."""
+_TYPES = {"alpaca": "alpaca-prompt"}
+"""Values of axolotl's ``type`` that are another form's name here."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ def sources_of(value: Any, where: object) -> tuple[Source, ...]:
 
     Example:
         >>> sources_of(["a.jsonl", {"path": "org/set", "type": "alpaca"}], "here")[1].form
-        'alpaca'
+        'alpaca-prompt'
     """
     entries = [value] if isinstance(value, str | Mapping) else list(value)
     if not entries:
@@ -74,13 +77,14 @@ def _source(entry: Any, where: object) -> Source:
     if not isinstance(entry, Mapping):
         raise ConfigError("a source of data is a path, or a mapping with one", where=where, found=repr(entry)[:80])
     hints = typing.get_type_hints(Source)
-    named: dict[str, Any] = {_ALIASES.get(key, str(key)): value for key, value in entry.items()}
+    named: dict[str, Any] = {_ALIASES.get(key, str(key)): _TYPES.get(value, value) if key == "type" and isinstance(value, str) else value
+                             for key, value in entry.items()}
     if unknown := [key for key in named if key not in hints]:
         raise ConfigError("a source of data has no such setting", where=where, found=", ".join(map(repr, unknown)),
                           expected=", ".join(hints), remedy=nearest(str(unknown[0]), hints))
     if "path" not in named:
         raise ConfigError("a source of data has no path", where=where, found=", ".join(map(str, named)))
     source = Source(**{key: typed_value(key, value, hints[key], where) for key, value in named.items()})
-    if source.form is not None:
+    if source.form is not None and source.form not in PREFERENCES:
         form_named(source.form)
     return source

@@ -1,0 +1,23 @@
+"""Instructions in the prompt that Alpaca was trained on (https://github.com/tatsu-lab/stanford_alpaca), whatever chat template there is:
+what axolotl makes of ``type: alpaca``."""
+
+from __future__ import annotations
+
+from ..rows import Row
+from .form import FORMS, Conversation, DataForm, said, text_of
+
+_ALONE = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+_WITH_INPUT = ("Below is an instruction that describes a task, paired with an input that provides further context. "
+               "Write a response that appropriately completes the request.")
+
+
+def read(row: Row) -> Conversation:
+    """The prompt in full, and the answer."""
+    more = row.get("input")
+    parts = [_WITH_INPUT if more else _ALONE, f"### Instruction:\n{text_of(row['instruction'])}",
+             *([f"### Input:\n{text_of(more)}"] if more else []), "### Response:\n"]
+    return Conversation([said("user", "\n\n".join(parts)), said("assistant", row["output"])], verbatim=True)
+
+
+FORMS.register(DataForm("alpaca-prompt", frozenset({"instruction", "output"}), read, frozenset({"input"}),
+                        remark="in Alpaca's prompt, without the chat template; run it on such prompts with --raw"))
