@@ -202,6 +202,16 @@ def test_open_inference_protocol(embedder: Served, classifier: Served, tagger: t
     np.testing.assert_allclose(outputs["score"], shares.max(1), rtol=0, atol=1e-5)
 
 
+def test_who_has_no_head_is_told_apart(classifier: Served, embedder: Served) -> None:
+    """The page begins with models that can answer: each answer of a base without a trained head is an error."""
+    labels, vectors = ({one["name"]: one["headless"] for one in server.get("/v1/status/models").json()["models"]}
+                       for server in (classifier, embedder))
+    assert labels == {"base": True, "alpha": False, "beta": False, "ranking": False}
+    assert not any(vectors.values())
+    answer = classifier.post("/v1/classify", {"model": "base", "input": "w1"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "no_head")
+
+
 def test_the_lines_of_the_page(server: Served, embedder: Served, classifier: Served) -> None:
     """Each ``curl`` of docs/serve.md is answered as it stands, by a server of its kind; the page's names stand for adapters of these."""
     page = (Path(__file__).parents[2] / "docs" / "serve.md").read_text("utf-8")

@@ -251,7 +251,8 @@ def test_labels_and_vectors(page: Page, launch: Callable[..., Served], bundle_of
     page.open(server.address)
     sign_in(page, ANN)
     page.wait("!document.querySelector('#content').hidden && document.querySelectorAll('#model-c1 option').length === 4")
-    page.run("for (const [tone, name] of [['c1', 'alpha'], ['c2', 'another']]) document.querySelector(`#model-${tone}`).value = name")
+    first = page.run("['c1', 'c2'].map((tone) => document.querySelector(`#model-${tone}`).value)")
+    assert first == ["alpha", "another"]  # and not the base, which has no head
     ask(page, text="w1 w2 w3")
     page.wait("document.querySelectorAll('.facts .right').length === 2")
     scores = server.post("/v1/classify", {"model": "another", "input": "w1 w2 w3"}).json()["data"][0]["scores"]

@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ...pack.pack import Pack
+from ...runtime.open_bundle import OpenBundle
 from ...version import VERSION
 from ..adapters.adapter_control import Adapter, Refusal
 from ..admin import RefusalCard, time_of
@@ -55,11 +56,13 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     """A model: the base (``adapter`` is null), or an adapter on it with its generation, the time it was loaded, and its pack.
 
-    ``resident`` says whether its values are in memory; an operator alone sees that.
+    ``headless``: nobody has trained the head that its answers need. ``resident`` says whether its values are
+    in memory; an operator alone sees that.
     """
 
     name: str
     digest: str
+    headless: bool
     counts: Counts
     adapter: Facts | None = None
     generation: int | None = None
@@ -98,14 +101,18 @@ class StatusRoutes:
         adapters = {one.name: one for one in state.adapters.adapters}
         self._facts.keep({one.digest for one in adapters.values()})
         resident = set(state.engine.engine.adapters.digests) if key.admin else None
-        return [self._model(model, adapters.get(model.name), tally, resident)
+        bundle = state.engine.engine.bundle
+        return [self._model(bundle, model, adapters.get(model.name), tally, resident)
                 for model in state.catalogue.visible(EVERYBODY if key.admin else key)]
 
-    def _model(self, model: Model, adapter: Adapter | None, tally: Tally, resident: set[str] | None) -> ModelStatus:
+    def _model(self, bundle: OpenBundle, model: Model, adapter: Adapter | None, tally: Tally,
+               resident: set[str] | None) -> ModelStatus:
+        headless = bool(bundle.task.heads) and not bundle.head(model.pack).trained
+        counts = tally.of(model.adapter)
         if not isinstance(model.pack, Pack) or adapter is None:
-            return ModelStatus(name=model.name, digest=model.digest, counts=tally.of(model.adapter))
-        return ModelStatus(name=model.name, digest=model.digest, counts=tally.of(model.adapter), adapter=self._facts.of(model.pack),
-                           generation=adapter.generation, loaded=time_of(adapter.loaded),
+            return ModelStatus(name=model.name, digest=model.digest, headless=headless, counts=counts)
+        return ModelStatus(name=model.name, digest=model.digest, headless=headless, counts=counts,
+                           adapter=self._facts.of(model.pack), generation=adapter.generation, loaded=time_of(adapter.loaded),
                            resident=UNSET if resident is None else model.digest in resident)
 
     def table(self) -> tuple[RouteSpec, ...]:

@@ -59,7 +59,7 @@ async function show(status) {
   live.add(status, compare.kind?.route === "/v1/chat/completions");
   if (performance.now() < listed) return;
   const [named, known] = await Promise.all([get("v1/models"), get("v1/status/models")]);
-  compare.offer(named.data);
+  compare.offer(named.data, known.models.filter((model) => model.headless).map((model) => model.name));
   models.show(known);
   const many = models.adapters > 200 ? 5 : 1; // a long list is read less often
   listed = performance.now() + 1000 * MODELS_SECONDS * many;

@@ -21,10 +21,12 @@ export class Compare {
     this.build();
   }
 
-  /** The models that the key may name, the base first. */
-  offer(models) {
+  /** The models that the key may name, the base first. It begins with two that can answer: of `headless` ones none can. */
+  offer(models, headless) {
     this.models = models;
-    this.panes.forEach((pane, place) => models.length && pane.offer(models, models[Math.min(place, models.length - 1)].id, this.kind?.mixes));
+    const able = models.filter((model) => !headless.includes(model.id));
+    const first = able.length ? able : models;
+    this.panes.forEach((pane, place) => models.length && pane.offer(models, first[Math.min(place, first.length - 1)].id, this.kind?.mixes));
     this.form?.toggleAttribute("hidden", !models.length);
     this.panes[1].element.hidden = models.length < 2;
     if (this.form) this.first.textContent = models.length < 2 ? "Ask" : "Ask both";
