@@ -12,7 +12,16 @@ import onnx_ir as ir
 import pytest
 from jsonschema import Draft202012Validator
 
-from adapterpack.bundle.manifest import OPTIONAL, Bundle, BundledAdapter, BundleFile, Heads, MappedSite, parse_bundle
+from adapterpack.bundle.manifest import (
+    OPTIONAL,
+    Bundle,
+    BundledAdapter,
+    BundleFile,
+    Heads,
+    MappedSite,
+    parse_bundle,
+    read_bundle,
+)
 from adapterpack.bundle.schema import schema
 from adapterpack.bundle.signature import Port, Signature, signature_of
 from adapterpack.errors import FormatError, Unsupported
@@ -107,3 +116,16 @@ def test_a_graph_with_an_output_of_no_type_is_refused_by_its_name() -> None:
     with pytest.raises(Unsupported, match="type of an output") as error:
         signature_of(ir.Model(graph, ir_version=10))
     assert error.value.where == "logits"
+
+
+@pytest.mark.parametrize(("file", "remedy"), [
+    ("config.json", r"To fix it: make a bundle of it: adapterpack export '.*a base' -o BUNDLE\.$"),
+    ("adapterpack.json", r"To fix it: make a bundle of it: adapterpack export BASE '.*a base' -o BUNDLE\.$"),
+    ("other.json", r"To fix it: name the folder that export wrote\.$"),
+])
+def test_who_names_what_a_bundle_is_made_of_is_given_the_command(file: str, remedy: str, tmp_path: Path) -> None:
+    """A base or a pack; of any other folder none can be made."""
+    (tmp_path / "a base").mkdir()
+    (tmp_path / "a base" / file).write_text("{}")
+    with pytest.raises(FormatError, match=remedy):
+        read_bundle(tmp_path / "a base")

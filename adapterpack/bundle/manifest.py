@@ -335,10 +335,11 @@ def manifest_bytes(folder: str | os.PathLike[str]) -> bytes:
     """
     path = Path(folder) / FILE_NAME
     if not os.path.lexists(path):
-        made = (Path(folder) / "config.json").is_file() or Path(folder).is_file()
-        raise FormatError("the folder is not a bundle", where=folder, expected=FILE_NAME,
-                          remedy=f"make one of it: adapterpack export {shlex.quote(str(folder))} -o BUNDLE" if made else
-                          "name the folder that export wrote")
+        kinds = {"config.json": "{}", "adapterpack.json": "BASE {}", "adapter_config.json": "BASE {}"}  # a base; packs
+        named = next((words for name, words in kinds.items() if (Path(folder) / name).is_file()), None)
+        remedy = "name the folder that export wrote" if named is None else \
+            f"make a bundle of it: adapterpack export {named.format(shlex.quote(str(folder)))} -o BUNDLE"
+        raise FormatError("the folder is not a bundle", where=folder, expected=FILE_NAME, remedy=remedy)
     return read_file(path, _MAX_BYTES + 1)
 
 
