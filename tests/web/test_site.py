@@ -63,7 +63,12 @@ def test_rows_of_a_batch_and_further_packs(page: Page, site_of: Callable[..., Pa
         other = "bfp1:" + "0" * 64
         altered = [(said.replace('"authors"', '"authorz"').encode(), "", "DigestMismatch"),
                    (sealed(value | {"license": "MIT"}), pinned, "DigestMismatch")]
-        for change, error in (({"tensors": value["tensors"] | {"base_model.model.classifier.weight": tensor | {"sha256": "0" * 64}}},
+        canary = value["canary"]
+        moved = [{**row, "logits": [number + 1 for number in row["logits"]]} for row in canary["adapter"]]
+        for change, error in (({"canary": {**canary, "adapter": moved}}, "ParityError"),
+                              ({"canary": {**canary, "base": canary["base"][:1]}}, "FormatError"),
+                              ({"task": value["task"] | {"type": "token-classification"}}, "Unsupported"),
+                              ({"tensors": value["tensors"] | {"base_model.model.classifier.weight": tensor | {"sha256": "0" * 64}}},
                                "DigestMismatch"), ({"base": value["base"] | {"content": other, "probe": other}}, "BaseMismatch"),
                               ({"method": value["method"] | {"type": "dora"}}, "Unsupported")):
             altered.append((sealed(value | change), "", error))
@@ -72,6 +77,7 @@ def test_rows_of_a_batch_and_further_packs(page: Page, site_of: Callable[..., Pa
             assert refusal(page, f"load('tampered/', {{digest: '{digest}' || undefined}})") == error
         loaded = page.run(f"adapterpack.bundle.load('packs/gamma/', {{digest: '{pinned}'}})")
         assert (loaded["pack"], loaded["slot"], loaded["labels"]) == (pinned, 3, ["one", "two"])
+        assert loaded["note"] is None  # its canary was replayed
         assert refusal(page, "load('packs/gamma/', {name: 'again'})") == "Unsupported"  # no slot is free
         session.load(load(site / "packs" / "gamma"))
         rows, names = [*rows, ("It leaks.", "gamma")], [*names, "gamma"]
@@ -90,6 +96,8 @@ def test_text_token_by_token(page: Page, site_of: Callable[..., Path], quantize:
     assert (site / "bundle" / "wasm.onnx").exists() == (quantize is not None)
     with served(site) as address:
         opened(page, site, address)
+        note = page.run("adapterpack.bundle.load('packs/gamma/').then((adapter) => adapter.note)")
+        assert (note is None) == (quantize is None)  # its canary was replayed, or it is said why not
         for name in (None, "alpha"):
             own = session.generate(["Where is my order?"], [name], max_new_tokens=12)[0]
             assert said(page, "Where is my order?", name, 12) == own.text
@@ -112,6 +120,8 @@ def test_the_page(page: Page, site_of: Callable[..., Path], tmp_path: Path) -> N
     with served(site) as address:
         page.show(1400, 900, "light")
         opened(page, site, address)
+        chosen = "[...document.querySelectorAll('.choices input:checked + label')].map((one) => one.innerText)"
+        assert page.run(chosen) == ["alpha", "beta"]  # the base has no head
         weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
         load_pack()
         page.wait("document.querySelector('#trouble').innerText.includes('The pack is refused. adapter_model.safetensors has the SHA-256')")

@@ -13,6 +13,8 @@ var DigestMismatch = class extends AdapterpackError {
 };
 var BaseMismatch = class extends AdapterpackError {
 };
+var ParityError = class extends AdapterpackError {
+};
 var Unsupported = class extends AdapterpackError {
 };
 var UnknownAdapter = class extends AdapterpackError {
@@ -117,13 +119,13 @@ function half(bits) {
 function countOf(shape) {
   return shape.reduce((product, extent) => product * extent, 1);
 }
-function requireFilled(spans, size, where) {
+function requireFilled(spans, size2, where) {
   let end = 0;
   for (const [from, to] of spans.sort((one, other) => one[0] - other[0] || one[1] - other[1])) {
     if (from !== end) throw new FormatError(`${where} has tensors that overlap or leave holes`);
     end = to;
   }
-  if (end !== size) throw new FormatError(`${where} has ${size - end} bytes that belong to no tensor`);
+  if (end !== size2) throw new FormatError(`${where} has ${size2 - end} bytes that belong to no tensor`);
 }
 
 // src/bank.ts
@@ -225,8 +227,8 @@ var Bank = class {
   numbers(name, number, slot = this.slot(name)) {
     const bytes = this.files.get(slot.file);
     if (!bytes) throw new FormatError(`the bank's file ${slot.file} is not among the bundle's`);
-    const size = slot.shape.slice(1).reduce((product, extent) => product * extent, 1);
-    return new Float32Array(bytes.buffer, bytes.byteOffset + slot.offset + 4 * size * number, size);
+    const size2 = slot.shape.slice(1).reduce((product, extent) => product * extent, 1);
+    return new Float32Array(bytes.buffer, bytes.byteOffset + slot.offset + 4 * size2 * number, size2);
   }
   slot(name) {
     const slot = this.slots.get(name);
@@ -251,6 +253,59 @@ function batch(rows, padId, inputs) {
   return Object.fromEntries(Object.entries(made).filter(([name]) => inputs.includes(name)).map(([name, numbers]) => [name, int64(numbers, dims)]));
 }
 
+// src/canary.ts
+var MOST_IDS = 4096;
+var VISIBLE = 2 ** -7;
+function readCanary(value) {
+  if (value == null) return null;
+  const object = asObject(value, "canary");
+  for (const input of ["decoder_input_ids", "pixels", "features"]) {
+    if (object[input] != null) throw new Unsupported(`the pack's canary has ${input}, which no model here takes`);
+  }
+  const rows = asList(object.input_ids, "canary/input_ids", 64).map((row) => asCounts(row, "canary/input_ids", MOST_IDS));
+  const [base, adapter] = [components(object, "base"), components(object, "adapter")];
+  if (!rows.length || rows.length !== base.length || rows.length !== adapter.length || rows.some((row) => !row.length)) {
+    throw new FormatError("the canary cannot be replayed: its inputs and what they must give are not one to one", "Pack the adapter again");
+  }
+  return { rows, base, adapter, tolerance: asNumber(object.tolerance) };
+}
+function components(object, name) {
+  return asList(object[name], `canary/${name}`, 64).map((item) => {
+    const row = asObject(item, `canary/${name}`);
+    const [ids, numbers] = [asCounts(row.ids, `canary/${name}/ids`, 64), asList(row.logits, `canary/${name}/logits`, 64).map(asNumber)];
+    if (!ids.length || ids.length !== numbers.length) throw new FormatError(`canary/${name} has another number of ids than of logits`);
+    return { ids, numbers };
+  });
+}
+function asNumber(value) {
+  if (typeof value !== "number" || !Number.isFinite(value)) throw new FormatError("canary holds what is no number");
+  return value;
+}
+function requireCanary(canary, base, adapter) {
+  if (base !== null && !(worst(canary.base, base) <= canary.tolerance)) {
+    throw new BaseMismatch("the canary fails: this is not the base that the pack was made for", "Use a bundle of the base that the pack names");
+  }
+  const near = worst(canary.adapter, adapter) <= canary.tolerance;
+  const same = base?.every((row, at) => row.every((number, place) => number === adapter[at]?.[place])) && effect(canary) > VISIBLE * size(canary);
+  if (same || !near && worst(canary.base, adapter) <= canary.tolerance) throw new ParityError("the canary fails: the adapter has no effect");
+  if (!near) throw new ParityError("the canary fails: the adapted model gives other numbers", "Fetch the pack again from where it comes");
+}
+function worst(expected, rows) {
+  const errors = expected.flatMap(({ ids, numbers }, at) => ids.map((id, place) => Math.abs((rows[at]?.[id] ?? NaN) - numbers[place])));
+  return errors.some(Number.isNaN) ? NaN : Math.max(...errors);
+}
+function effect({ base, adapter }) {
+  const changes = adapter.map(({ ids, numbers }, at) => {
+    const before = new Map(base[at].ids.map((id, place) => [id, base[at].numbers[place]]));
+    const both = ids.flatMap((id, place) => before.has(id) ? [Math.abs(numbers[place] - before.get(id))] : []);
+    return both.length ? Math.max(...both) : Infinity;
+  });
+  return Math.max(...changes);
+}
+function size({ base, adapter }) {
+  return Math.max(...[...base, ...adapter].flatMap(({ numbers }) => numbers.map(Math.abs)));
+}
+
 // src/digest.ts
 async function sha256(bytes) {
   if (!globalThis.crypto?.subtle) {
@@ -272,18 +327,18 @@ function below(folder, path, sha2562 = "") {
   if (sha2562) url.searchParams.set("sha256", sha2562.slice(0, 16));
   return url.href;
 }
-async function download(url, size, most, heard = () => {
+async function download(url, size2, most, heard = () => {
 }) {
   let response;
   try {
-    response = await fetch(url, { cache: size === null ? "no-cache" : "default" });
+    response = await fetch(url, { cache: size2 === null ? "no-cache" : "default" });
   } catch (error) {
     throw new FetchError(`${url} cannot be fetched: ${error.message}`, "See that the address is right and that its server allows this page to read it");
   }
   if (!response.ok) throw new FetchError(`${url} cannot be fetched: ${response.status} ${response.statusText}`);
-  return read(response, size, size ?? most, heard);
+  return read(response, size2, size2 ?? most, heard);
 }
-async function read(response, size, room, heard) {
+async function read(response, size2, room, heard) {
   let bytes = new Uint8Array(Math.min(room, FIRST));
   let length = 0;
   const reader = response.body?.getReader();
@@ -303,7 +358,7 @@ async function read(response, size, room, heard) {
     length += value.byteLength;
     heard(value.byteLength);
   }
-  if (size !== null && length !== size) throw new FormatError(`${response.url} has ${length} bytes, where its manifest lists ${size}`);
+  if (size2 !== null && length !== size2) throw new FormatError(`${response.url} has ${length} bytes, where its manifest lists ${size2}`);
   return length === bytes.byteLength ? bytes : bytes.slice(0, length);
 }
 
@@ -376,7 +431,7 @@ var TextStream = class {
   }
 };
 function overlap(text, stop) {
-  for (let size = Math.min(stop.length - 1, text.length); size > 0; size--) if (text.endsWith(stop.slice(0, size))) return size;
+  for (let size2 = Math.min(stop.length - 1, text.length); size2 > 0; size2--) if (text.endsWith(stop.slice(0, size2))) return size2;
   return 0;
 }
 
@@ -410,6 +465,11 @@ async function* generated(prompt, how, sampling) {
   } finally {
     dispose(cache);
   }
+}
+async function prefilled(prompt, how) {
+  const outputs = await pass(prompt, 0, empty(how.ports), how);
+  dispose(outputs);
+  return lastLogits(outputs.logits);
 }
 function pass(tokens, past, cache, how) {
   const length = tokens.length;
@@ -545,6 +605,7 @@ function readManifest(value) {
   return {
     task: asText(value.task, "task"),
     mode: asText(value.mode, "mode"),
+    quantized: value.quantization != null,
     pooling: asText(value.pooling, "pooling"),
     slots,
     maxRank: asCount(value.max_rank, "max_rank", 4096),
@@ -686,7 +747,8 @@ function readHead(manifest) {
     name: asText(asObject(manifest.pack, "pack").name, "pack/name", 128),
     task: asText(task.type, "task/type", 64),
     base: readBase(manifest.base),
-    labels: asTexts(task.labels, "task/labels")
+    labels: asTexts(task.labels, "task/labels"),
+    canary: readCanary(manifest.canary)
   };
 }
 async function readChanges(manifest, tensors) {
@@ -813,6 +875,10 @@ var Bundle = class {
   get provider() {
     return this.graph.provider;
   }
+  /** Whether the base answers by itself: a classifier without a trained head has no labels. */
+  get baseAnswers() {
+    return this.manifest.mode !== "folded" && (this.task !== "text-classification" || this.manifest.baseHeadTrained);
+  }
   /** How many further packs fit into the bank. */
   get freeSlots() {
     return Math.max(0, this.manifest.slots - 1 - this.known.length);
@@ -855,8 +921,7 @@ var Bundle = class {
     const { adapter = null, ...sampling } = options;
     const slot = () => this.ids([adapter]).adapter_ids ?? null;
     slot();
-    const how = { graph: this.graph, ports: this.manifest.inputs, ends: this.facts.ends, context: this.facts.context, decode: (ids) => this.texts.decode(ids), slot };
-    return generated(this.texts.prompt(prompt), how, sampling);
+    return generated(this.texts.prompt(prompt), this.decoding(slot), sampling);
   }
   /**
    * Puts a further LoRA pack into a free slot of the bank: the address of its folder, or its two files. Every tensor is compared with its
@@ -864,8 +929,9 @@ var Bundle = class {
    *
    * @returns the adapter, as in {@link Bundle.adapters}.
    * @throws DigestMismatch, FormatError - the pack was altered or damaged.
-   * @throws BaseMismatch - it was made for another base.
-   * @throws Unsupported - no slot is free, or it does not fit.
+   * @throws BaseMismatch - it was made for another base, by its manifest or by its canary.
+   * @throws ParityError - its canary fails otherwise.
+   * @throws Unsupported - it is for another task, no slot is free, or it does not fit.
    */
   async load(source, { name, digest } = {}) {
     if (this.manifest.mode !== "bank") throw new Unsupported(`a bundle of the mode ${this.manifest.mode} takes no further packs`, "Export it with --mode bank");
@@ -878,9 +944,16 @@ var Bundle = class {
       const taken = new Set(this.known.map((adapter2) => adapter2.slot));
       const free = Array.from({ length: this.manifest.slots }, (_, slot) => slot).find((slot) => slot > 0 && !taken.has(slot));
       if (free === void 0) throw new Unsupported(`no slot is free: the bank has ${this.manifest.slots - 1} for adapters`, "Unload one, or export the bundle with more --slots");
-      const bank = filled(pack, free, this.manifest, this.facts, this.bank);
-      await this.reopen(bank);
-      const adapter = { name: called, pack: pack.id, slot: free, labels: pack.labels };
+      const before = this.bank;
+      await this.reopen(filled(pack, free, this.manifest, this.facts, before));
+      let note;
+      try {
+        note = await this.replayed(pack, free);
+      } catch (error) {
+        await this.reopen(before);
+        throw error;
+      }
+      const adapter = { name: called, pack: pack.id, slot: free, labels: pack.labels, note };
       this.known = [...this.known, adapter];
       return adapter;
     });
@@ -893,6 +966,30 @@ var Bundle = class {
   /** Ends the session and gives its memory back. */
   close() {
     return this.graph.close();
+  }
+  /** Replays the canary of a pack in a slot; why not, if it is not. */
+  async replayed({ canary, changes }, slot) {
+    if (canary === null) return "the pack carries no canary";
+    if (this.manifest.quantized) return "the graph is quantized, and it is not known by how much that moves its outputs";
+    const rows = async (number) => {
+      const given = [];
+      for (const ids of canary.rows) given.push(await this.last(ids, number));
+      return given;
+    };
+    requireCanary(canary, changes.some((change) => change.full) ? null : await rows(0), await rows(slot));
+    return null;
+  }
+  /** What a canary knows of one row of ids: its logits, or its last hidden state. */
+  async last(ids, slot) {
+    if (this.task === "text-generation") return prefilled(ids, this.decoding(() => this.slots([slot]).adapter_ids ?? null));
+    const row = batch([{ ids, types: ids.map(() => 0) }], this.facts.padId, this.graph.inputs);
+    const outputs = await this.graph.run({ ...row, ...this.slots([slot]) });
+    const output = outputs.logits ?? outputs.last_hidden_state ?? Object.values(outputs)[0];
+    const data = await output.getData();
+    return data.subarray(data.length - output.dims.at(-1));
+  }
+  decoding(slot) {
+    return { graph: this.graph, ports: this.manifest.inputs, ends: this.facts.ends, context: this.facts.context, decode: (ids) => this.texts.decode(ids), slot };
   }
   loading = Promise.resolve();
   alone(work) {
@@ -916,7 +1013,9 @@ var Bundle = class {
     return this.run(batch(encoded, this.facts.padId, this.graph.inputs), rows.map(({ adapter }) => adapter ?? null));
   }
   ids(adapters) {
-    const slots = adapters.map((adapter) => adapter === null ? 0 : this.slot(adapter));
+    return this.slots(adapters.map((adapter) => adapter === null ? 0 : this.slot(adapter)));
+  }
+  slots(slots) {
     return this.graph.inputs.includes("adapter_ids") ? { adapter_ids: int64(slots, [slots.length]) } : {};
   }
   slot(name) {
@@ -996,6 +1095,7 @@ export {
   DigestMismatch,
   FetchError,
   FormatError,
+  ParityError,
   UnknownAdapter,
   Unsupported,
   open

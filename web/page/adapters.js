@@ -57,7 +57,7 @@ export class Adapters {
       this.form.reset();
       this.show();
       this.changed();
-      say(`${adapter.name} is loaded, after ${seconds((performance.now() - began) / 1000)}.`);
+      say(`${adapter.name} is loaded${adapter.note ? ` (${adapter.note}, so nothing was replayed)` : ""}, after ${seconds((performance.now() - began) / 1000)}.`);
     } catch (problem) {
       at("trouble").textContent = `The pack is refused. ${problem.message}`;
       at("trouble").hidden = false;

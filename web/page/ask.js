@@ -14,7 +14,8 @@ export class Ask {
   constructor(bundle) {
     this.bundle = bundle;
     this.kind = KINDS.find((kind) => kind.task === bundle.task);
-    this.chosen = new Set([BASE, bundle.adapters[0]?.name ?? BASE]);
+    const names = bundle.adapters.map((adapter) => adapter.name);
+    this.chosen = new Set(bundle.baseAnswers || !names.length ? [BASE, names[0] ?? BASE] : names.slice(0, 2)); // two that can answer
     this.stopping = null;
     this.history = [];
     this.build();

@@ -2,14 +2,15 @@
 
 import { filled, slotBytes } from "./bank";
 import { batch, int64 } from "./batch";
+import { requireCanary } from "./canary";
 import { requireDigest, sha256 } from "./digest";
 import { ConfigError, UnknownAdapter, Unsupported } from "./errors";
 import { below, download, type Progress } from "./fetching";
-import { generated, type Sampling } from "./generate";
+import { type Decoding, generated, prefilled, type Sampling } from "./generate";
 import { chosenProvider, Graph, type Provider, type Tensor, type Values } from "./graph";
 import { parseObject, type JsonObject } from "./json";
 import { type Adapter, FACTS, type Facts, MANIFEST, type Manifest, readFacts, readManifest } from "./manifest";
-import { type PackSource, readPack, requireBase } from "./pack";
+import { type Pack, type PackSource, readPack, requireBase } from "./pack";
 import { POOLING, scored, type Scored } from "./scores";
 import { type Message, Texts } from "./texts";
 
@@ -72,6 +73,11 @@ export class Bundle {
     return this.graph.provider;
   }
 
+  /** Whether the base answers by itself: a classifier without a trained head has no labels. */
+  get baseAnswers(): boolean {
+    return this.manifest.mode !== "folded" && (this.task !== "text-classification" || this.manifest.baseHeadTrained);
+  }
+
   /** How many further packs fit into the bank. */
   get freeSlots(): number {
     return Math.max(0, this.manifest.slots - 1 - this.known.length);
@@ -118,8 +124,7 @@ export class Bundle {
     const { adapter = null, ...sampling } = options;
     const slot = (): Values | null => this.ids([adapter]).adapter_ids ?? null;
     slot();
-    const how = { graph: this.graph, ports: this.manifest.inputs, ends: this.facts.ends, context: this.facts.context, decode: (ids: number[]) => this.texts.decode(ids), slot };
-    return generated(this.texts.prompt(prompt), how, sampling);
+    return generated(this.texts.prompt(prompt), this.decoding(slot), sampling);
   }
 
   /**
@@ -128,8 +133,9 @@ export class Bundle {
    *
    * @returns the adapter, as in {@link Bundle.adapters}.
    * @throws DigestMismatch, FormatError - the pack was altered or damaged.
-   * @throws BaseMismatch - it was made for another base.
-   * @throws Unsupported - no slot is free, or it does not fit.
+   * @throws BaseMismatch - it was made for another base, by its manifest or by its canary.
+   * @throws ParityError - its canary fails otherwise.
+   * @throws Unsupported - it is for another task, no slot is free, or it does not fit.
    */
   async load(source: PackSource, { name, digest }: { name?: string; digest?: string } = {}): Promise<Adapter> {
     if (this.manifest.mode !== "bank") throw new Unsupported(`a bundle of the mode ${this.manifest.mode} takes no further packs`, "Export it with --mode bank");
@@ -142,9 +148,16 @@ export class Bundle {
       const taken = new Set(this.known.map((adapter) => adapter.slot));
       const free = Array.from({ length: this.manifest.slots }, (_, slot) => slot).find((slot) => slot > 0 && !taken.has(slot));
       if (free === undefined) throw new Unsupported(`no slot is free: the bank has ${this.manifest.slots - 1} for adapters`, "Unload one, or export the bundle with more --slots");
-      const bank = filled(pack, free, this.manifest, this.facts, this.bank);
-      await this.reopen(bank);
-      const adapter = { name: called, pack: pack.id, slot: free, labels: pack.labels };
+      const before = this.bank;
+      await this.reopen(filled(pack, free, this.manifest, this.facts, before));
+      let note: string | null;
+      try {
+        note = await this.replayed(pack, free);
+      } catch (error) {
+        await this.reopen(before);
+        throw error;
+      }
+      const adapter = { name: called, pack: pack.id, slot: free, labels: pack.labels, note };
       this.known = [...this.known, adapter];
       return adapter;
     });
@@ -159,6 +172,34 @@ export class Bundle {
   /** Ends the session and gives its memory back. */
   close(): Promise<void> {
     return this.graph.close();
+  }
+
+  /** Replays the canary of a pack in a slot; why not, if it is not. */
+  private async replayed({ canary, changes }: Pack, slot: number): Promise<string | null> {
+    if (canary === null) return "the pack carries no canary";
+    if (this.manifest.quantized) return "the graph is quantized, and it is not known by how much that moves its outputs";
+    const rows = async (number: number): Promise<Float32Array[]> => {
+      const given: Float32Array[] = [];
+      for (const ids of canary.rows) given.push(await this.last(ids, number));
+      return given;
+    };
+    // The canary's base has the modules that the pack trained whole.
+    requireCanary(canary, changes.some((change) => change.full) ? null : await rows(0), await rows(slot));
+    return null;
+  }
+
+  /** What a canary knows of one row of ids: its logits, or its last hidden state. */
+  private async last(ids: number[], slot: number): Promise<Float32Array> {
+    if (this.task === "text-generation") return prefilled(ids, this.decoding(() => this.slots([slot]).adapter_ids ?? null));
+    const row = batch([{ ids, types: ids.map(() => 0) }], this.facts.padId, this.graph.inputs);
+    const outputs = await this.graph.run({ ...row, ...this.slots([slot]) });
+    const output = (outputs.logits ?? outputs.last_hidden_state ?? Object.values(outputs)[0]) as Tensor;
+    const data = (await output.getData()) as Float32Array;
+    return data.subarray(data.length - (output.dims.at(-1) as number));
+  }
+
+  private decoding(slot: () => Values | null): Decoding {
+    return { graph: this.graph, ports: this.manifest.inputs, ends: this.facts.ends, context: this.facts.context, decode: (ids) => this.texts.decode(ids), slot };
   }
 
   private loading: Promise<unknown> = Promise.resolve();
@@ -186,7 +227,10 @@ export class Bundle {
   }
 
   private ids(adapters: (string | null)[]): Record<string, Values> {
-    const slots = adapters.map((adapter) => (adapter === null ? 0 : this.slot(adapter)));
+    return this.slots(adapters.map((adapter) => (adapter === null ? 0 : this.slot(adapter))));
+  }
+
+  private slots(slots: number[]): Record<string, Values> {
     return this.graph.inputs.includes("adapter_ids") ? { adapter_ids: int64(slots, [slots.length]) } : {};
   }
 

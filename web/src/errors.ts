@@ -20,6 +20,9 @@ export class DigestMismatch extends AdapterpackError {}
 /** A pack was made for another base than the bundle's. */
 export class BaseMismatch extends AdapterpackError {}
 
+/** An adapter gives other numbers here than where its pack was made. */
+export class ParityError extends AdapterpackError {}
+
 /** What was asked for cannot be done in the browser, or by this bundle. */
 export class Unsupported extends AdapterpackError {}
 

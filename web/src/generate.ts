@@ -62,6 +62,13 @@ export async function* generated(prompt: number[], how: Decoding, sampling: Samp
   }
 }
 
+/** The logits behind the last token of a prompt. */
+export async function prefilled(prompt: number[], how: Decoding): Promise<Float32Array> {
+  const outputs = await pass(prompt, 0, empty(how.ports), how);
+  dispose(outputs);
+  return lastLogits(outputs.logits as Tensor);
+}
+
 function pass(tokens: number[], past: number, cache: Record<string, Values | Tensor>, how: Decoding): Promise<Record<string, Tensor>> {
   const length = tokens.length;
   const slot = how.slot();

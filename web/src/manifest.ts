@@ -40,12 +40,16 @@ export interface Site {
   outFeatures: number;
 }
 
-/** An adapter of the bundle: its name, its pack's digest, its slot in the bank, and the labels of its head. */
+/**
+ * An adapter of the bundle: its name, its pack's digest, its slot in the bank, and the labels of its head. Of one that was loaded `note`
+ * says why its canary was not replayed, if it was not.
+ */
 export interface Adapter {
   name: string;
   pack: string;
   slot: number | null;
   labels: string[] | null;
+  note?: string | null;
 }
 
 /** A slot of the bank: where the numbers of all adapters lie, `[slots, ...]`. */
@@ -59,6 +63,7 @@ export interface Slot {
 export interface Manifest {
   task: string;
   mode: string;
+  quantized: boolean;
   pooling: string;
   slots: number;
   maxRank: number;
@@ -101,6 +106,7 @@ export function readManifest(value: JsonObject): Manifest {
   return {
     task: asText(value.task, "task"),
     mode: asText(value.mode, "mode"),
+    quantized: value.quantization != null,
     pooling: asText(value.pooling, "pooling"),
     slots,
     maxRank: asCount(value.max_rank, "max_rank", 4096),

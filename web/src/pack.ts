@@ -1,5 +1,6 @@
 // Reads a pack of a stranger: its manifest, its tensors, and whether their digests are those that the manifest lists.
 
+import { type Canary, readCanary } from "./canary";
 import { requireDigest, sha256 } from "./digest";
 import { BaseMismatch, ConfigError, FormatError, Unsupported } from "./errors";
 import { below, download } from "./fetching";
@@ -29,6 +30,7 @@ export interface Pack {
   task: string;
   base: Base;
   labels: string[] | null;
+  canary: Canary | null;
   changes: Change[];
 }
 
@@ -80,6 +82,7 @@ function readHead(manifest: JsonObject): Omit<Pack, "id" | "changes"> {
     task: asText(task.type, "task/type", 64),
     base: readBase(manifest.base),
     labels: asTexts(task.labels, "task/labels"),
+    canary: readCanary(manifest.canary),
   };
 }
 

@@ -46,6 +46,8 @@ export declare class Bundle {
     get base(): string;
     /** What runs it: `webgpu` or `wasm`. */
     get provider(): Provider;
+    /** Whether the base answers by itself: a classifier without a trained head has no labels. */
+    get baseAnswers(): boolean;
     /** How many further packs fit into the bank. */
     get freeSlots(): number;
     /**
@@ -72,8 +74,9 @@ export declare class Bundle {
      *
      * @returns the adapter, as in {@link Bundle.adapters}.
      * @throws DigestMismatch, FormatError - the pack was altered or damaged.
-     * @throws BaseMismatch - it was made for another base.
-     * @throws Unsupported - no slot is free, or it does not fit.
+     * @throws BaseMismatch - it was made for another base, by its manifest or by its canary.
+     * @throws ParityError - its canary fails otherwise.
+     * @throws Unsupported - it is for another task, no slot is free, or it does not fit.
      */
     load(source: PackSource, { name, digest }?: {
         name?: string;
@@ -83,12 +86,18 @@ export declare class Bundle {
     unload(name: string): void;
     /** Ends the session and gives its memory back. */
     close(): Promise<void>;
+    /** Replays the canary of a pack in a slot; why not, if it is not. */
+    private replayed;
+    /** What a canary knows of one row of ids: its logits, or its last hidden state. */
+    private last;
+    private decoding;
     private loading;
     private alone;
     /** Opens the graph with another bank; where that fails it is as it was. */
     private reopen;
     private pass;
     private ids;
+    private slots;
     private slot;
     private labels;
     private problem;

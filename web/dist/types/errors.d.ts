@@ -12,6 +12,9 @@ export declare class DigestMismatch extends AdapterpackError {
 /** A pack was made for another base than the bundle's. */
 export declare class BaseMismatch extends AdapterpackError {
 }
+/** An adapter gives other numbers here than where its pack was made. */
+export declare class ParityError extends AdapterpackError {
+}
 /** What was asked for cannot be done in the browser, or by this bundle. */
 export declare class Unsupported extends AdapterpackError {
 }

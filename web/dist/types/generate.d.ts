@@ -22,3 +22,5 @@ export interface Decoding {
 }
 /** The answer's text, piece by piece. */
 export declare function generated(prompt: number[], how: Decoding, sampling: Sampling): AsyncGenerator<string, void, void>;
+/** The logits behind the last token of a prompt. */
+export declare function prefilled(prompt: number[], how: Decoding): Promise<Float32Array>;

@@ -4,7 +4,7 @@
  * @packageDocumentation
  */
 export { Bundle, open, type OpenOptions, type Row } from "./bundle";
-export { AdapterpackError, BaseMismatch, ConfigError, DigestMismatch, FetchError, FormatError, UnknownAdapter, Unsupported } from "./errors";
+export { AdapterpackError, BaseMismatch, ConfigError, DigestMismatch, FetchError, FormatError, ParityError, UnknownAdapter, Unsupported } from "./errors";
 export type { Progress } from "./fetching";
 export type { Sampling } from "./generate";
 export type { Provider, Tensor, Values } from "./graph";

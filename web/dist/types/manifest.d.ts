@@ -29,12 +29,16 @@ export interface Site {
     members: string[];
     outFeatures: number;
 }
-/** An adapter of the bundle: its name, its pack's digest, its slot in the bank, and the labels of its head. */
+/**
+ * An adapter of the bundle: its name, its pack's digest, its slot in the bank, and the labels of its head. Of one that was loaded `note`
+ * says why its canary was not replayed, if it was not.
+ */
 export interface Adapter {
     name: string;
     pack: string;
     slot: number | null;
     labels: string[] | null;
+    note?: string | null;
 }
 /** A slot of the bank: where the numbers of all adapters lie, `[slots, ...]`. */
 export interface Slot {
@@ -46,6 +50,7 @@ export interface Slot {
 export interface Manifest {
     task: string;
     mode: string;
+    quantized: boolean;
     pooling: string;
     slots: number;
     maxRank: number;

@@ -1,3 +1,4 @@
+import { type Canary } from "./canary";
 import { type Base } from "./manifest";
 import { type Tensor } from "./safetensors";
 /** One module that a pack changes, with its tensors by parameter: `lora_A`, `lora_B` of an adapter, `weight` and `bias` of a head. */
@@ -14,6 +15,7 @@ export interface Pack {
     task: string;
     base: Base;
     labels: string[] | null;
+    canary: Canary | null;
     changes: Change[];
 }
 /** Where a pack is: the address of its folder, or its two files, as a file picker or a drop gives them. */
