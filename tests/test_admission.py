@@ -1,4 +1,4 @@
-"""What every pack passes before rows of an open bundle run with it, whoever loads it: base, task, slots, canary, signature."""
+"""What every pack passes before rows of an open bundle run with it: signature, base, task, slots, canary."""
 
 from __future__ import annotations
 
@@ -16,7 +16,14 @@ from encoder_packs import packed
 from msgspec.structs import replace
 
 from adapterpack import Engine, Pack, Session, export, load
-from adapterpack.errors import AdapterpackError, BaseMismatch, FormatError, ParityError, TrustError, Unsupported
+from adapterpack.errors import (
+    AdapterpackError,
+    BaseMismatch,
+    FormatError,
+    ParityError,
+    TrustError,
+    Unsupported,
+)
 from adapterpack.exporting.quantization.graphs import quantize_bundle
 from adapterpack.exporting.quantization.options import quantization
 from adapterpack.pack.trust.signers import Signers
@@ -33,14 +40,18 @@ Loads = Callable[[Path, Pack], object]
 def decoders(base_of: Make, pack_of: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bank of two adapters, with room for two, and with the engine's graph."""
     folder = tmp_path_factory.mktemp("admission") / "decoders"
-    export(base_of("llama"), [pack_of("llama", name) for name in ("alpha", "beta")], folder, slots=5, max_rank=6, in_place=True)
+    packs = [pack_of("llama", name) for name in ("alpha", "beta")]
+    export(base_of("llama"), packs, folder, slots=5, max_rank=6, in_place=True)
     return folder
 
 
 @pytest.fixture(scope="module")
 def tags(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A head for the tokens of a text, of the width and on the base of the classifiers' bank, with an adapter at its sites."""
-    return packed(tiny_bert, tmp_path_factory.mktemp("packs"), "token-classification", "tags", ["x", "y", "z"], r=3, alpha=5,
+    """A head for the tokens of a text, of the width and on the base of the classifiers' bank, with an adapter
+    at its sites.
+    """
+    folder = tmp_path_factory.mktemp("packs")
+    return packed(tiny_bert, folder, "token-classification", "tags", ["x", "y", "z"], r=3, alpha=5,
                   modules_to_save=("classifier",))
 
 
@@ -60,21 +71,26 @@ def by_server(bundle: Path, pack: Pack) -> object:
     return control_of(Engine(bundle, "cpu")).add(pack)
 
 
-WAYS: dict[str, Loads] = {"session": by_session, "engine": by_engine, "request": by_request, "server": by_server}
+WAYS: dict[str, Loads] = {
+    "session": by_session, "engine": by_engine, "request": by_request, "server": by_server,
+}
 
 
 def control_of(engine: Engine, *sources: PackFolder, signers: Signers | None = None) -> AdapterControl:
-    return AdapterControl(engine.adapters, "base", Places(sources), signers or Signers(), lambda change, code: None)
+    places = Places(sources)
+    return AdapterControl(engine.adapters, "base", places, signers or Signers(), lambda change, code: None)
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_pack_of_another_task_is_refused_by_whatever_runs_it(way: str, bundle_of: Make, tags: Path) -> None:
     """A head for tokens is never put on the one vector of a text, though all its shapes fit."""
-    with pytest.raises(Unsupported, match=r"a head for another task.*classifier; expected text-classification, found token-classification"):
+    with pytest.raises(Unsupported, match=r"head for another task.*classifier; .*text-.*found token-class"):
         WAYS[way](bundle_of("bert", "bank"), load(tags))
 
 
-def test_a_pack_of_another_task_is_refused_at_start_by_a_watch_and_by_an_operator(bundle_of: Make, tags: Path) -> None:
+def test_a_pack_of_another_task_is_refused_at_start_by_a_watch_and_by_an_operator(
+    bundle_of: Make, tags: Path,
+) -> None:
     """The watch remembers it as refused, and what is loaded goes on."""
     engine, place = Engine(bundle_of("bert", "bank"), "cpu"), InFolder(tags)
     with pytest.raises(Unsupported, match="another task"):
@@ -87,20 +103,26 @@ def test_a_pack_of_another_task_is_refused_at_start_by_a_watch_and_by_an_operato
     assert engine.adapters.names == ["alpha", "beta"]
 
 
-def test_export_takes_no_head_for_another_task_though_the_task_is_named(tiny_bert: Path, tags: Path, tmp_path: Path) -> None:
-    """Who names a task chooses it for the adapters of other tasks, whose sites it has, and not for their heads."""
+def test_export_takes_no_head_for_another_task_though_the_task_is_named(
+    tiny_bert: Path, tags: Path, tmp_path: Path,
+) -> None:
+    """Who names a task chooses it for the adapters of other tasks, whose sites it has, and not for their
+    heads.
+    """
     with pytest.raises(Unsupported, match="a head for another task"):
         export(tiny_bert, [tags], tmp_path / "bundle", task="text-classification")
     assert not (tmp_path / "bundle").exists()
 
 
-def test_a_bundle_for_another_task_than_its_packs_takes_more_of_them(tiny_bert: Path, pack_of: Make, tmp_path: Path,
-                                                                     caplog: pytest.LogCaptureFixture) -> None:
+def test_a_bundle_for_another_task_than_its_packs_takes_more_of_them(
+    tiny_bert: Path, pack_of: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture,
+) -> None:
     """Their canaries were recorded on another graph, which is said; one with a head is refused there, too."""
-    export(tiny_bert, [pack_of("bert", "gamma")], tmp_path / "bundle", task="token-classification", slots=3, max_rank=4)
-    session = Session(tmp_path / "bundle", "cpu")
-    assert session.load(load(pack_of("bert", "gamma")).renamed("more")) == "more"
-    assert "the canary of 'more' is not replayed: it is for text-classification, and the bundle was exported for token-class" in caplog.text
+    bundle, gamma = tmp_path / "bundle", pack_of("bert", "gamma")
+    export(tiny_bert, [gamma], bundle, task="token-classification", slots=3, max_rank=4)
+    session = Session(bundle, "cpu")
+    assert session.load(load(gamma).renamed("more")) == "more"
+    assert "the canary of 'more' is not replayed: it is for text-classification" in caplog.text
     with pytest.raises(Unsupported, match="a head for another task"):
         session.load(pack_of("bert", "alpha"))
 
@@ -113,8 +135,9 @@ def other_canary(pack_of: Make) -> Pack:
 
 
 @pytest.mark.parametrize("bundle", ["ordinary", "engine"])
-def test_a_session_replays_the_canary_of_what_it_loads(bundle: str, bundle_of: Make, decoders: Path, pack_of: Make,
-                                                       other_canary: Pack) -> None:
+def test_a_session_replays_the_canary_of_what_it_loads(
+    bundle: str, bundle_of: Make, decoders: Path, pack_of: Make, other_canary: Pack,
+) -> None:
     """On the graph that it has open; where the canary fails the session is as it was."""
     session = Session(decoders if bundle == "engine" else bundle_of("llama", "bank"), "cpu")
     with pytest.raises(ParityError, match="canary"):
@@ -132,7 +155,8 @@ def test_a_pack_that_comes_with_a_request_is_admitted_once(decoders: Path, pack_
         engine.add([5, 6], other_canary)
     assert not engine.busy
     replayed, replay = list[str](), engine.adapters._replay
-    monkeypatch.setattr(engine.adapters, "_replay", lambda pack, adapter: replayed.append(pack.name) or replay(pack, adapter))
+    monkeypatch.setattr(engine.adapters, "_replay",
+                        lambda pack, adapter: replayed.append(pack.name) or replay(pack, adapter))
     gamma = load(pack_of("llama", "gamma"))
     for _ in range(3):
         engine.add([5, 6], gamma, max_new_tokens=1)
@@ -140,7 +164,9 @@ def test_a_pack_that_comes_with_a_request_is_admitted_once(decoders: Path, pack_
 
 
 @pytest.mark.parametrize("way", ["session", "engine", "server"])
-def test_a_canary_that_no_graph_of_the_task_can_replay_is_a_refusal(way: str, decoders: Path, pack_of: Make) -> None:
+def test_a_canary_that_no_graph_of_the_task_can_replay_is_a_refusal(
+    way: str, decoders: Path, pack_of: Make,
+) -> None:
     """One whose rows are not one to one, and one of images."""
     pack = load(pack_of("llama", "gamma"))
     recorded = pack.manifest.canary
@@ -151,16 +177,19 @@ def test_a_canary_that_no_graph_of_the_task_can_replay_is_a_refusal(way: str, de
 
     with pytest.raises(FormatError, match=r"the canary cannot be replayed: .*one to one"):
         WAYS[way](decoders, holding(replace(recorded, base=recorded.base[:1])))
-    with pytest.raises(Unsupported, match=r"the canary cannot be replayed: .*text-generation does not take.*decoder_input_ids"):
+    with pytest.raises(Unsupported, match=r"cannot be replayed: .*does not take.*found decoder_input_ids"):
         WAYS[way](decoders, holding(replace(recorded, decoder_input_ids=recorded.input_ids)))
 
 
 def test_why_a_canary_is_not_replayed_is_said(decoders: Path, pack_of: Make, tmp_path: Path,
                                               caplog: pytest.LogCaptureFixture) -> None:
-    """On a quantized graph, and on a base of other weights that the caller accepts; a pack without a canary is not worth a warning."""
+    """On a quantized graph, and on a base of other weights that the caller accepts; a pack without a canary
+    is not worth a warning.
+    """
     pack = load(pack_of("llama", "gamma"))
     quantize_bundle(decoders, tmp_path / "int8", quantization("int8", "exact"))
-    other = replace(pack.manifest.base, content=f"{str(pack.manifest.base.content).partition(':')[0]}:{'0' * 64}", files=None, probe=None)
+    content = f"{str(pack.manifest.base.content).partition(':')[0]}:{'0' * 64}"
+    other = replace(pack.manifest.base, content=content, files=None, probe=None)
     moved = dataclasses.replace(pack, manifest=replace(pack.manifest, base=other))
     bare = dataclasses.replace(pack, manifest=replace(pack.manifest, canary=None))
     with caplog.at_level(logging.INFO):
@@ -169,7 +198,8 @@ def test_why_a_canary_is_not_replayed_is_said(decoders: Path, pack_of: Make, tmp
             Session(decoders, "cpu").load(moved)
         Session(decoders, "cpu").load(moved, allow_structural=True)
         Session(decoders, "cpu").load(bare)
-    said = {record.getMessage().partition("is not replayed: ")[2]: record.levelno for record in caplog.records}
+    said = {record.getMessage().partition("is not replayed: ")[2]: record.levelno
+            for record in caplog.records}
     assert said.pop("the pack carries none") == logging.INFO
     assert {reason.partition(",")[0]: level for reason, level in said.items() if reason} == {
         "the graph is quantized": logging.WARNING,
@@ -177,7 +207,9 @@ def test_why_a_canary_is_not_replayed_is_said(decoders: Path, pack_of: Make, tmp
     }
 
 
-def test_a_pack_of_another_tokenizer_is_said(decoders: Path, pack_of: Make, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_pack_of_another_tokenizer_is_said(
+    decoders: Path, pack_of: Make, caplog: pytest.LogCaptureFixture,
+) -> None:
     """It is loaded, since another file may hold the same words."""
     pack = load(pack_of("llama", "gamma"))
     tokenizer = pack.manifest.tokenizer
@@ -187,10 +219,13 @@ def test_a_pack_of_another_tokenizer_is_said(decoders: Path, pack_of: Make, capl
     assert "trained with another tokenizer.json" in caplog.text
 
 
-def test_nothing_of_a_pack_without_its_signature_is_looked_at(bundle_of: Make, tags: Path, tmp_path: Path) -> None:
+def test_nothing_of_a_pack_without_its_signature_is_looked_at(
+    bundle_of: Make, tags: Path, tmp_path: Path,
+) -> None:
     """Whose signature is missing hears of that alone, whatever else would be refused."""
     key = ec.generate_private_key(ec.SECP256R1()).public_key()
-    (tmp_path / "key.pem").write_bytes(key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo))
+    form = serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    (tmp_path / "key.pem").write_bytes(key.public_bytes(*form))
     engine = Engine(bundle_of("bert", "bank"), "cpu")
     with pytest.raises(TrustError):
         control_of(engine, signers=Signers([tmp_path / "key.pem"])).add(load(tags))

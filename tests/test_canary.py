@@ -333,8 +333,8 @@ def failure(folder: Path) -> AdapterpackError:
 
 
 def error_of_canary(folder: Path) -> AdapterpackError:
-    """What the canary finds where nothing else is compared; a session that verifies finds other values in a slot before, and so does the
-    validator, which needs no session for it.
+    """What the canary finds where nothing else is compared; a session that verifies finds other values in a
+    slot before, and so does the validator, which needs no session for it.
     """
     with pytest.raises(AdapterpackError) as caught:
         replay.verify(Session(folder, "cpu", verify="off"))

@@ -76,17 +76,18 @@ def needed(bundle: Bundle) -> set[str]:
     graphs = {graph_file(part) for part in graphs_of(bundle)}
     packs = {f"{adapter.path}/{PACK}" for adapter in bundle.adapters}
     slotted = bundle.adapters if bundle.mode == "inputs" else ()
-    return graphs | packs | {path.as_posix() for adapter in slotted for path in adapter_files(Path(), bundle, adapter).values()}
+    values = [adapter_files(Path(), bundle, adapter) for adapter in slotted]
+    return graphs | packs | {path.as_posix() for files in values for path in files.values()}
 
 
 def adapter_files(folder: Path, bundle: Bundle, adapter: BundledAdapter) -> dict[str, Path]:
-    """The files of an adapter's values in a bundle of the mode ``inputs``, by the part whose slots they fill."""
+    """The files of an adapter's values in a bundle of the mode ``inputs``, by the part of the graph."""
     parts = {site.part for site in bundle.sites.values() if site.fields} | {MAIN}
     return {part: folder / adapter_file(adapter.path, part) for part in parts}
 
 
 def has_other_tokenizer(bundle: Bundle, pack: Pack) -> bool:
-    """Whether a pack was trained with another ``tokenizer.json`` than the bundle has, as far as both say it."""
+    """Whether a pack was trained with another ``tokenizer.json`` than the bundle's, as far as both say it."""
     trained = pack.manifest.tokenizer and pack.manifest.tokenizer.tokenizer_json
     own = next((entry.sha256 for entry in bundle.files if entry.path == "tokenizer.json"), None)
     return None not in (trained, own) and trained not in (own, SAME)

@@ -66,23 +66,28 @@ def match(graph: GraphFile, base: Checkpoint, wanted: Mapping[str, str]) -> dict
 
 
 class Unmatched(NamedTuple):
-    """The matrices of a checkpoint that a graph does not hold whole, and the shapes of its float matrices that are of none of them."""
+    """The matrices of a checkpoint that a graph does not hold whole, and the shapes of its float matrices that
+    are of none of them.
+    """
 
     tensors: frozenset[str]
     shapes: frozenset[tuple[int, ...]]
 
 
 def unmatched(graphs: Iterable[GraphFile], base: Checkpoint) -> Iterator[Unmatched]:
-    """Looks in each of these graphs for every matrix of a checkpoint, by its bytes as :func:`match` does, wherever and however often it is
-    stored.
+    """Looks in each of these graphs for every matrix of a checkpoint, by its bytes as :func:`match` does,
+    wherever and however often it is stored.
     """
-    matrices = {(name, 0): to_matrix("linear", base.read(name)) for name, info in base.tensors.items() if len(info.shape) == 2}
+    names = [name for name, info in base.tensors.items() if len(info.shape) == 2]
+    matrices = {(name, 0): to_matrix("linear", base.read(name)) for name in names}
     for graph in graphs:
         pieces_of = _pieces(graph, matrices)
-        missing = {key[0] for key, matrix in matrices.items() if covered(pieces_of.get(key, []), matrix.shape) < matrix.size}
+        missing = {key[0] for key, matrix in matrices.items()
+                   if covered(pieces_of.get(key, []), matrix.shape) < matrix.size}
         used = {piece.initializer for pieces in pieces_of.values() for piece in pieces}
-        yield Unmatched(frozenset(missing), frozenset(place.shape for name, place in graph.stored.items() if name not in used
-                                                      and len(place.shape) == 2 and place.dtype in FLOATS))
+        shapes = {place.shape for name, place in graph.stored.items()
+                  if name not in used and len(place.shape) == 2 and place.dtype in FLOATS}
+        yield Unmatched(frozenset(missing), frozenset(shapes))
 
 
 def match_bias(graph: GraphFile, base: Checkpoint, bias: str, place: Place | None) -> Place:

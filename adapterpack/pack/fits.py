@@ -41,7 +41,8 @@ def task_of(pack: Described) -> Task | None:
 
 
 def require_task(pack: Described, task: Task, accepted: Collection[str] = ()) -> None:
-    """Checks that a pack is for ``task``, or for none at all; or for one that is ``accepted`` in its place, if it brings no head of that.
+    """Checks that a pack is for ``task``, or for none at all; or for one that is ``accepted`` in its place,
+    if it brings no head of that.
 
     Raises:
         Unsupported: it is for another task.
@@ -50,10 +51,12 @@ def require_task(pack: Described, task: Task, accepted: Collection[str] = ()) ->
     if name == NO_TASK or own is task:
         return
     heads = () if own is None else own.heads
-    head = next((group.path for group in pack.manifest.groups if group.role == "full" and group.path.rpartition(".")[2] in heads), None)
+    whole = [group.path for group in pack.manifest.groups if group.role == "full"]
+    head = next((path for path in whole if path.rpartition(".")[2] in heads), None)
     if name not in accepted or head is not None:
         raise Unsupported("the pack has a head for another task" if head else "the pack is for another task",
-                          where=f"pack '{pack.name}'{f', {head}' if head else ''}", expected=task.name, found=name,
+                          where=", ".join([f"pack '{pack.name}'", *([head] if head else [])]),
+                          expected=task.name, found=name,
                           remedy="export it for its own task: adapterpack export BASE PACK -o BUNDLE")
 
 

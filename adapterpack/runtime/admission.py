@@ -1,4 +1,4 @@
-"""The gate: what every pack passes before rows of an open bundle run with it, whoever loads it and whatever runs it."""
+"""The gate: what every pack passes before rows of an open bundle run with it, whoever loads it."""
 
 from __future__ import annotations
 
@@ -22,18 +22,21 @@ from .open_bundle import OpenBundle
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
+_FAILS = "the canary cannot be replayed"
 
 
 @contextmanager
-def admitted(bundle: OpenBundle, pack: Pack, held: Callable[[Pack], AbstractContextManager[T]], replay: Callable[[Pack, T], Replay], *,
-             signers: Signers | None = None, allow_structural: bool = False) -> Iterator[T]:
-    """A pack as what runs the bundle holds it (``held``), if it may run there: by its signature, its base, its task, the slots that it
-    fills, and its canary, which ``replay`` runs. The log says why a canary was not replayed.
+def admitted(bundle: OpenBundle, pack: Pack, held: Callable[[Pack], AbstractContextManager[T]],
+             replay: Callable[[Pack, T], Replay], *, signers: Signers | None = None,
+             allow_structural: bool = False) -> Iterator[T]:
+    """A pack as what runs the bundle holds it (``held``), if it may run there: by its signature, its base,
+    its task, the slots that it fills, and its canary, which ``replay`` runs. The log says why a canary was
+    not replayed.
 
     Raises:
         TrustError: ``signers`` are named, and none of them signed it.
-        BaseMismatch: it belongs to another base, by its manifest or by its canary; ``allow_structural`` accepts one of the same names,
-            dtypes and shapes.
+        BaseMismatch: it belongs to another base, by its manifest or by its canary; ``allow_structural``
+            accepts one of the same names, dtypes and shapes.
         Unsupported: it is for another task, or the graph has no slots for it.
         NothingToDo, ParityError: see :func:`adapterpack.pack.canary.check`.
         FormatError: its canary can be replayed nowhere.
@@ -41,8 +44,8 @@ def admitted(bundle: OpenBundle, pack: Pack, held: Callable[[Pack], AbstractCont
     if signers is not None:
         signers.require(pack)
     base = bundle.bundle.base
-    pack.require_levels(compatibility.recorded_fingerprint(base), name=base.name, where=bundle.folder, model_type=base.model_type,
-                        allow_structural=allow_structural)
+    pack.require_levels(compatibility.recorded_fingerprint(base), name=base.name, where=bundle.folder,
+                        model_type=base.model_type, allow_structural=allow_structural)
     # A bundle that was exported for another task than its packs' takes more of their kind.
     require_task(pack, bundle.task, {other.manifest.task.type for other in bundle.packs.values()})
     if has_other_tokenizer(bundle.bundle, pack):
@@ -51,14 +54,17 @@ def admitted(bundle: OpenBundle, pack: Pack, held: Callable[[Pack], AbstractCont
         reason = _not_replayed(bundle, pack)
         if reason is None:
             recorded, without, with_adapter = replay(pack, adapter)
-            canary.check(allowed(bundle.bundle, recorded, by_engine=True), without, with_adapter, where=pack.name)
+            wide = allowed(bundle.bundle, recorded, by_engine=True)
+            canary.check(wide, without, with_adapter, where=pack.name)
         else:
-            log.log(logging.INFO if reason == NONE else logging.WARNING, "the canary of '%s' is not replayed: %s", pack.name, reason)
+            level = logging.INFO if reason == NONE else logging.WARNING
+            log.log(level, "the canary of '%s' is not replayed: %s", pack.name, reason)
         yield adapter
 
 
 def _not_replayed(bundle: OpenBundle, pack: Pack) -> str | None:
-    """Why the canary of a pack is not replayed on this bundle's graphs, though nothing is wrong with it; None where it is.
+    """Why the canary of a pack is not replayed on this bundle's graphs, though nothing is wrong with it, or
+    None.
 
     Raises:
         FormatError, Unsupported: the canary itself cannot be replayed.
@@ -77,7 +83,8 @@ def _not_replayed(bundle: OpenBundle, pack: Pack) -> str | None:
 def _require_replayable(bundle: OpenBundle, pack: Pack, recorded: Canary) -> None:
     where = f"pack '{pack.name}'"
     if problem := canary.flaw(recorded):
-        raise FormatError(f"the canary cannot be replayed: {problem}", where=where, remedy="pack the adapter again")
+        raise FormatError(f"{_FAILS}: {problem}", where=where, remedy="pack the adapter again")
     if problem := next(foreign_inputs(bundle.bundle, recorded), None):
-        raise Unsupported(f"the canary cannot be replayed: {problem}", where=where, found=", ".join(sorted(canary.input_names(recorded))),
-                          expected=", ".join(bundle.task.inputs), remedy="use a bundle of the model that the pack was made for")
+        raise Unsupported(f"{_FAILS}: {problem}", where=where, expected=", ".join(bundle.task.inputs),
+                          found=", ".join(sorted(canary.input_names(recorded))),
+                          remedy="use a bundle of the pack's own model")

@@ -32,11 +32,14 @@ class Replay(NamedTuple):
 
 def replay(session: OpenBundle) -> dict[str, Replay]:
     """The canaries of a session's packs run through its graph, by the pack's name; those that say nothing of the graph are left out."""
-    return {name: replay_one(session, pack, name) for name, pack in session.packs.items() if not_replayable(session.bundle, pack) is None}
+    return {name: replay_one(session, pack, name) for name, pack in session.packs.items()
+            if not_replayable(session.bundle, pack) is None}
 
 
 def replay_one(session: OpenBundle, pack: Pack, name: str) -> Replay:
-    """The canary of a pack that has one run through the graphs of the task; ``name`` is what the session calls it."""
+    """The canary of a pack that has one, run through the task's graphs; ``name`` is what the session calls
+    it.
+    """
     recorded = pack.manifest.canary
     assert recorded is not None
     return Replay(recorded, _bare(session, pack, recorded), rows(session, recorded, name))
@@ -49,15 +52,16 @@ def drift(before: Mapping[str, Replay], after: Mapping[str, Replay]) -> dict[str
 
 
 def allowed(bundle: Bundle, recorded: Canary, moved: float = 0.0, by_engine: bool = False) -> Canary:
-    """The canary for a replay on a bundle's graphs, which round as their float type does; ``by_engine``: on the engine's, whose caches may
-    round more.
+    """The canary for a replay on a bundle's graphs, which round as their float type does; ``by_engine``: on
+    the engine's, whose caches may round more.
     """
     coarse = PRECISIONS[bundle.dtype].tolerance if bundle.dtype != DEFAULT else 0.0
     cached = bundle.parity.get("decoder", {}).get("cache", {}).get("max_relative", 0.0) if by_engine else 0.0
     return canary.widened(recorded, coarse=max(coarse, cached), moved=moved)
 
 
-def judge(session: OpenBundle, replays: Mapping[str, Replay], moved: Mapping[str, float], by_engine: bool = False) -> dict[str, Any]:
+def judge(session: OpenBundle, replays: Mapping[str, Replay], moved: Mapping[str, float],
+          by_engine: bool = False) -> dict[str, Any]:
     """What the bundle's manifest says of the canaries: ``replayed`` with ``max_abs`` and ``tolerance``, ``not_replayed`` with the reason.
 
     ``moved`` says by how much a quantized graph was measured to differ from the float graph on these rows; the tolerance is wider by that,
@@ -69,7 +73,7 @@ def judge(session: OpenBundle, replays: Mapping[str, Replay], moved: Mapping[str
     replayed: dict[str, dict[str, float]] = {}
     reasons = {name: reason for name, pack in session.packs.items() if (reason := not_replayable(session.bundle, pack))}
     for name, (recorded, base, adapter) in replays.items():
-        # Products of the engine's graph round their activations in another order than those that were measured.
+        # Quantized products of the engine's graph round other activations than those that were measured.
         wide = allowed(session.bundle, recorded, moved.get(name, 0.0) * (2 if by_engine else 1), by_engine)
         if session.bundle.quantization is not None and name not in moved:
             reasons[name] = "the graph was quantized, and it is not known by how much that moved its logits"

@@ -25,8 +25,8 @@ _SECONDS, _BYTES_A_SECOND = 120.0, 10 << 20
 
 
 def replay_apart(folder: Path, verify: str = "cached", provider: str = "cpu") -> dict[str, Any]:
-    """What :func:`.canary.verify` says of a bundle on a provider; every graph can be opened, and all canaries that were replayed passed, on
-    the engine's graph, too. ``verify`` is that of a session.
+    """What :func:`.canary.verify` says of a bundle on a provider; every graph can be opened, and all canaries
+    that were replayed passed, on the engine's graph, too. ``verify`` is that of a session.
 
     Raises:
         AdapterpackError: the bundle cannot be opened or run, or a canary fails; the same error as in this process.
@@ -57,8 +57,8 @@ def replayed(request: bytes) -> bytes:
                 session.graph(part)
             report = canary.verify(session)
             if session.bundle.decoder:
-                said = [pack for name, pack in session.packs.items() if name in report["replayed"]]
-                canary.judge(session, replay_by_engine(session, said), canary.measured(session.bundle), by_engine=True)
+                replays = replay_by_engine(session, [session.packs[name] for name in report["replayed"]])
+                canary.judge(session, replays, canary.measured(session.bundle), by_engine=True)
     except AdapterpackError as error:
         return json.dumps({"kind": type(error).__name__, "error": error.to_json()}).encode()
     return json.dumps(report).encode()

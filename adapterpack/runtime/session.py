@@ -104,10 +104,13 @@ class Session(OpenBundle):
         """
         return run_parts(self.frozen(), inputs, adapters)
 
-    def load(self, pack: Pack | str | os.PathLike[str], name: str | None = None, *, allow_structural: bool = False) -> str:
-        """Puts another pack into a free slot of a running bank, and returns its name. Any thread may, while others run rows.
+    def load(self, pack: Pack | str | os.PathLike[str], name: str | None = None, *,
+             allow_structural: bool = False) -> str:
+        """Puts another pack into a free slot of a running bank, and returns its name. Any thread may, while
+        others run.
 
-        ``allow_structural`` accepts a bundle of a base that has the names, dtypes and shapes of the pack's, whatever its weights.
+        ``allow_structural`` accepts a bundle of a base that has the names, dtypes and shapes of the pack's,
+        whatever its weights.
 
         Raises:
             BaseMismatch: the pack belongs to another base, by its manifest or by its canary.
@@ -120,7 +123,8 @@ class Session(OpenBundle):
         def held(pack: Pack) -> AbstractContextManager[OpenBundle]:
             return nullcontext(self._with(pack))
 
-        with self._changing, admitted(self, loaded, held, _replayed, allow_structural=allow_structural) as changed:
+        gate = admitted(self, loaded, held, _replayed, allow_structural=allow_structural)
+        with self._changing, gate as changed:
             self._adapters = changed._adapters
         return loaded.name
 
@@ -145,4 +149,6 @@ class Session(OpenBundle):
 
 def _replayed(pack: Pack, session: OpenBundle) -> Replay:
     """The canary of a pack that a session holds, on the graph that it opened."""
-    return replay_by_engine(session, [pack])[pack.name] if session.bundle.decoder else replay_one(session, pack, pack.name)
+    if session.bundle.decoder:
+        return replay_by_engine(session, [pack])[pack.name]
+    return replay_one(session, pack, pack.name)

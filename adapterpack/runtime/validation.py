@@ -1,5 +1,5 @@
-"""Validates a bundle: what a session would refuse is not valid. Files, packs, slots, what is read of texts, the base, and with ``full`` the
-canaries on its graphs."""
+"""Validates a bundle: what a session would refuse is not valid. Files, packs, slots, what texts are read with,
+the base, and with ``full`` the graphs and the canaries on them."""
 
 from __future__ import annotations
 
@@ -45,17 +45,19 @@ def validate_bundle(
 ) -> Report:
     """The report on a bundle: files, digests, packs, and with ``base`` that it was made from that base; within ``budget``.
 
-    ``full`` also opens every graph: the canaries of its packs are replayed on those that answer, and with ``base`` every matrix of it is
-    looked for in the graphs. A bundle with an error is not run. With ``provider`` the nodes of its graphs are compared with the table of
-    what that provider implements, which needs no card, and the canaries are replayed on it.
+    ``full`` also opens every graph: the canaries of its packs are replayed on those that answer, and with
+    ``base`` every matrix of it is looked for in the graphs. A bundle with an error is not run. With
+    ``provider`` the nodes of its graphs are compared with the table of what that provider implements, which
+    needs no card, and the canaries are replayed on it.
 
     Raises:
         ProviderError: there is no provider of that name, or no table of what it implements.
 
-    A valid bundle is whole and agrees with itself: its files are the listed ones, its slots hold the packs that it names, its tokenizer,
-    chat template and configuration can be used, and with ``full`` its graphs take and give what the manifest says. With ``base`` and
-    ``full`` its matrices are the base's, and the canaries' logits are right. That its graphs compute nothing else besides is shown by no
-    check, only by the signature of somebody whom one trusts.
+    A valid bundle is whole and agrees with itself: its files are the listed ones, its slots hold the packs
+    that it names, its tokenizer, chat template and configuration can be used, and with ``full`` its graphs
+    take and give what the manifest says. With ``base`` and ``full`` its matrices are the base's, and the
+    canaries' logits are right. That its graphs compute nothing else besides is shown by no check, only by the
+    signature of somebody whom one trusts.
     """
     findings: list[Finding] = []
     left_open: list[str] = []
@@ -96,7 +98,9 @@ def _signature(folder: Path) -> str:
 
 def _findings(folder: Path, base: Path | Checkpoint | None, budget: Budget, allow_structural: bool, full: bool,
               table: Kernels | None) -> Iterator[Finding | Verdict | str]:
-    """Findings, the verdict on the base, and as texts what the budget was too small for, or what there is nothing to compare with."""
+    """Findings, the verdict on the base, and as texts what the budget was too small for, or what cannot be
+    compared.
+    """
     bundle = read_bundle(folder)
     irregular = False
     for finding in _file_list(folder, bundle, budget):
@@ -140,10 +144,12 @@ def _findings(folder: Path, base: Path | Checkpoint | None, budget: Budget, allo
 
 
 def _slots(values: SlotValues, adapter: BundledAdapter, pack: Pack) -> Iterator[Finding | Note]:
-    """AB202: slots that hold something else than the pack; and AB203, a tokenizer that the pack was not trained with."""
+    """AB202: slots that hold something else than the pack; AB203: a tokenizer that the pack was not trained
+    with.
+    """
     bundle = values.bundle
     if has_other_tokenizer(bundle, pack):
-        yield Finding("AB203", "warning", adapter.path, "the pack was trained with another tokenizer.json than the bundle has",
+        yield Finding("AB203", "warning", adapter.path, "the pack was trained with another tokenizer.json",
                       "export again from the base that the pack was trained on")
     if reads_weights(pack) and bundle.mode != "folded":
         yield Note(f"the slots of {adapter.name}, which are made with the base's weights: compared with full")
@@ -157,7 +163,8 @@ def _slots(values: SlotValues, adapter: BundledAdapter, pack: Pack) -> Iterator[
             pack, bundle.sites, files, {part: read_adapter_file(path) for part, path in files.items()}))
 
 
-def _refused(rule: str, where: str, require: Callable[[], Any], remedy: str = "export again") -> Iterator[Finding]:
+def _refused(rule: str, where: str, require: Callable[[], object],
+             remedy: str = "export again") -> Iterator[Finding]:
     """A finding of what a session would refuse."""
     try:
         require()
@@ -167,19 +174,21 @@ def _refused(rule: str, where: str, require: Callable[[], Any], remedy: str = "e
 
 def _carried(folder: Path, bundle: Bundle) -> Iterator[Finding]:
     """AB106: what a session reads besides graphs and packs, read as it reads it, and used once."""
-    again, config = "copy the file from the base again", folder / "config.json"
-    yield from _refused("AB106", config.name, lambda: context_length(read_object(config), config), again)
+    refused = partial(_refused, "AB106", remedy="copy the file from the base again")
+    config, chats = folder / "config.json", task_named(bundle.task).pads_left
+    yield from refused(config.name, lambda: context_length(read_object(config), config))
     for name in ("generation_config.json", *FILES):
-        yield from _refused("AB106", name, partial(read_object, folder / name), again)
+        yield from refused(name, partial(read_object, folder / name))
     if (folder / "tokenizer.json").is_file():
-        yield from _refused("AB106", "tokenizer.json", lambda: _use(folder, chats=task_named(bundle.task).pads_left), again)
+        yield from refused("tokenizer.json", partial(_use, folder, chats))
 
 
 def _use(folder: Path, chats: bool) -> None:
-    """Makes ids of a text, and where a prompt is a chat, of one: the first form of a message that the template takes.
+    """Makes ids of a text, and text of them; where a prompt is a chat, renders the first form of one that the
+    template takes.
 
     Raises:
-        FormatError: it fails, or the template takes none of them, or more time or memory than a template needs.
+        FormatError: it fails, or the template takes no form, or more time or memory than a template needs.
     """
     from .text.tokenizer import Tokenizer  # noqa: PLC0415 - tokenizers
 
@@ -189,7 +198,7 @@ def _use(folder: Path, chats: bool) -> None:
     if template is None or not chats:
         return
     if reason := cost_problem(template, ()):
-        raise FormatError(f"the chat template does not render: {reason}", where=tokenizer.folder, remedy="remove it")
+        raise FormatError(f"the chat template does not render: {reason}", where=folder, remedy="remove it")
     refused: FormatError | None = None
     for messages in _MESSAGES:
         try:
@@ -203,15 +212,17 @@ def _use(folder: Path, chats: bool) -> None:
 
 _USER = {"role": "user", "content": "a"}
 _MESSAGES: tuple[list[Mapping[str, Any]], ...] = (
-    [_USER], [{**_USER, "content": [{"type": "text", "text": "a"}]}], [{"role": "system", "content": "a"}, _USER],
+    [_USER],
+    [{**_USER, "content": [{"type": "text", "text": "a"}]}],
+    [{"role": "system", "content": "a"}, _USER],
 )
 """What a prompt may be: some templates want a list of parts, or a system message."""
 
 
 def _texts_of_base(folder: Path, bundle: Bundle, checkpoint: Checkpoint) -> Iterator[Finding]:
     """AB303: a tokenizer or a chat template that is not the base's."""
-    for entry in bundle.files:
-        if entry.path in ("tokenizer.json", "added_tokens.json") and checkpoint.has_file(entry.path, entry.sha256) is False:
+    for entry in (entry for entry in bundle.files if entry.path in ("tokenizer.json", "added_tokens.json")):
+        if checkpoint.has_file(entry.path, entry.sha256) is False:
             yield Finding("AB303", "error", entry.path, "it is not the base's", "export again")
     with contextlib.suppress(FormatError):  # which is a finding already
         if checkpoint.has_weights and chat_template_in(folder) != chat_template_of(checkpoint):
@@ -237,19 +248,26 @@ def about_base(bundle: Bundle, checkpoint: Checkpoint, budget: Budget, allow_str
     yield verdict
 
 
-def _weights(folder: Path, bundle: Bundle, checkpoint: Checkpoint, allow_structural: bool) -> Iterator[Finding | Note]:
-    """AB302: a matrix of the base for which graphs that answer together, the ordinary ones or those with the engine's, have another."""
-    if reason := ("the graphs were quantized" if bundle.quantization is not None else "adapters are folded into them"
-                  if bundle.mode == "folded" and bundle.adapters else "another base is allowed" if allow_structural else None):
+def _weights(folder: Path, bundle: Bundle, checkpoint: Checkpoint,
+             allow_structural: bool) -> Iterator[Finding | Note]:
+    """AB302: a matrix of the base for which graphs that answer together have another; the ordinary ones do,
+    and those with the engine's.
+    """
+    reasons = {"the graphs were quantized": bundle.quantization is not None,
+               "another base is allowed": allow_structural,
+               "adapters are folded into them": bundle.mode == "folded" and bundle.adapters}
+    if any(reasons.values()):
+        reason = next(reason for reason, holds in reasons.items() if holds)
         yield Note(f"the weights of the graphs against the base's: {reason}")
         return
     from ..onnx_graph.match import unmatched  # noqa: PLC0415 - onnx, and packs have no graph
 
-    found = dict(zip(graphs_of(bundle), unmatched((GraphFile(folder / graph_file(part)) for part in graphs_of(bundle)), checkpoint),
-                     strict=True))
+    files = {part: GraphFile(folder / graph_file(part)) for part in graphs_of(bundle)}
+    found = dict(zip(files, unmatched(files.values(), checkpoint), strict=True))
     for main in (MAIN, DECODER) if bundle.decoder else (MAIN,):
         graphs = [found[part] for part in (*bundle.parts[:-1], main)]
-        tensors, shapes = frozenset.intersection(*(one.tensors for one in graphs)), frozenset.union(*(one.shapes for one in graphs))
+        tensors = frozenset.intersection(*(one.tensors for one in graphs))
+        shapes = frozenset.union(*(one.shapes for one in graphs))
         yield from _other_weights(bundle, checkpoint, main, tensors, shapes)
 
 
@@ -261,7 +279,8 @@ def _other_weights(bundle: Bundle, checkpoint: Checkpoint, main: str, tensors: f
              if name in sites or {(shape := tuple(checkpoint.tensors[name].shape)), shape[::-1]} & shapes]
     if wrong:
         some = ", ".join(wrong[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
-        yield Finding("AB302", "error", graph_file(main), f"the graph has other numbers in the place of weights of the base: {some}",
+        yield Finding("AB302", "error", graph_file(main),
+                      f"the graph has other numbers in the place of weights of the base: {some}",
                       "do not use this bundle; export it again")
 
 

@@ -41,7 +41,8 @@ class AdapterBank:
         self.bundle, self.folder, self.values, self.memory = values.bundle, values.folder, values, memory
 
     def opened(self, packs: Mapping[str, Pack] | None) -> BankState:
-        """The bank as it was exported, whose slots are compared with these packs and the base's with none; with None nothing is compared.
+        """The bank as it was exported, whose slots are compared with these packs, and the base's with none;
+        with None nothing is compared.
 
         Raises:
             FormatError: a slot holds another adapter, or that of the base changes it.
@@ -54,7 +55,8 @@ class AdapterBank:
         return BankState({adapter.name: int(adapter.slot or 0) for adapter in self.bundle.adapters}, {}, {})
 
     def load(self, state: BankState, pack: Pack) -> BankState:
-        """The state with a pack of the bundle's base in a free slot. A pack without a head of its own has the base's.
+        """The state with a pack of the bundle's base in a free slot. One without a head of its own has the
+        base's.
 
         Raises:
             BaseMismatch: the pack was made for layers of other widths.

@@ -39,8 +39,8 @@ def require_base_slots(values: SlotValues) -> None:
     Raises:
         FormatError: it does.
     """
-    base = {name: array[0] for name, array in values.exported().items()}
-    require_contents(padded({}, values.bundle.sites, values.bundle.max_rank, _heads(base)), base, values.folder, None)
+    bundle, base = values.bundle, {name: array[0] for name, array in values.exported().items()}
+    require_contents(padded({}, bundle.sites, bundle.max_rank, _heads(base)), base, values.folder, None)
 
 
 def require_pack_slots(values: SlotValues, pack: Pack) -> None:
@@ -57,24 +57,27 @@ def require_pack_slots(values: SlotValues, pack: Pack) -> None:
 
 def require_file_contents(pack: Pack, sites: Mapping[str, MappedSite], files: Mapping[str, Path],
                           arrays: Mapping[str, Mapping[str, np.ndarray]]) -> None:
-    """Checks that the adapter files of a pack, by the part of the graph, hold its values, whose making needs no weight of the base.
+    """Checks that the adapter files of a pack, by the part of the graph, hold its values; those are made
+    without the weights of the base.
 
     Raises:
         FormatError: one holds something else.
     """
     values = pack_values(pack, None, sites)
     for part, path in files.items():
-        own = {name: array for name, array in values.items() if sites[name.rpartition(".")[0]].part == part}
-        require_contents(grouped(own, {name: site for name, site in sites.items() if site.part == part}), _own_names(arrays[part]),
-                         path, pack.name)
+        here = {name: site for name, site in sites.items() if site.part == part}
+        own = {name: array for name, array in values.items() if name.rpartition(".")[0] in here}
+        require_contents(grouped(own, here), _own_names(arrays[part]), path, pack.name)
 
 
 def _own_names(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Arrays by our names of slots, where another product's graph names them otherwise."""
     ours = {theirs: field for field, theirs in PEFT_NAMES.items()}
-    endings = {name: next((ending for ending in ours if name.endswith(f".{ending}")), None) for name in arrays}
-    return {name if (ending := endings[name]) is None else f"{name.removesuffix(ending)}{ours[ending]}": array
-            for name, array in arrays.items()}
+    named = {}
+    for name, array in arrays.items():
+        ending = next((ending for ending in ours if name.endswith(f".{ending}")), "")
+        named[f"{name.removesuffix(ending)}{ours.get(ending, '')}"] = array
+    return named
 
 
 def _heads(base: Values) -> Values:

@@ -42,7 +42,7 @@ class AdapterMode(Protocol):
     """
 
     def opened(self, packs: Mapping[str, Pack] | None) -> Any:
-        """The value of the bundle's own adapters, whose values are compared with these packs; None: nothing is compared."""
+        """The value of the bundle's own adapters, which are compared with these packs, or with nothing."""
         ...
 
     def run(self, adapters: Adapters, names: Sequence[str | None]) -> Run:

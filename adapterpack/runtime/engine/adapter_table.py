@@ -28,9 +28,10 @@ Named = str | Pack | Mix | Mapping[str, float] | None
 
 
 class AdapterTable:
-    """Up to ``budget`` bytes of adapters that no row runs with, the least recently used given up first; those of running rows, and pinned
-    ones, always stay. Mixes, which every request can make up anew, take no pack's place. Any thread may call it. ``read`` makes a pack
-    resident, and ``replay`` runs the canary of a pack that has one.
+    """Up to ``budget`` bytes of adapters that no row runs with, the least recently used given up first; those
+    of running rows, and pinned ones, always stay. Mixes, which every request can make up anew, take no pack's
+    place. Any thread may call it. ``read`` makes a pack resident, and ``replay`` runs the canary of a pack that
+    has one.
     """
 
     def __init__(self, bundle: OpenBundle, read: Callable[[Pack | Mix], ResidentAdapter],
@@ -88,12 +89,15 @@ class AdapterTable:
 
     def load(self, pack: Pack | str | os.PathLike[str], name: str | None = None, *, replace: bool = False, pin: bool = False,
              allow_structural: bool = False, signers: Signers | None = None) -> str:
-        """Reads a pack, replays its canary and gives it a name; its digest. ``replace`` allows a name that another pack has, ``pin`` keeps
-        the adapter in memory, ``allow_structural`` accepts a base of the same names, dtypes and shapes, and ``signers`` are those of whom
-        one must have signed it.
+        """Admits a pack, as :func:`~adapterpack.runtime.admission.admitted` does, and gives it a name; its
+        digest.
+
+        ``replace`` allows a name that another pack has, ``pin`` keeps the adapter in memory,
+        ``allow_structural`` accepts a base of the same names, dtypes and shapes, and of the ``signers`` one
+        must have signed it.
 
         Raises:
-            AdapterpackError: the name is taken, or the pack may not run here: see :func:`~adapterpack.runtime.admission.admitted`.
+            AdapterpackError: the name is taken, or the pack may not run here.
         """
         loaded = pack if isinstance(pack, Pack) else load(pack)
         loaded = loaded if name is None else loaded.called(name)
@@ -102,7 +106,8 @@ class AdapterTable:
             self._require_free(pack, replace)
             return self._held(pack)
 
-        with admitted(self._bundle, loaded, held, self._replay, signers=signers, allow_structural=allow_structural):
+        with admitted(self._bundle, loaded, held, self._replay, signers=signers,
+                      allow_structural=allow_structural):
             loaded = loaded.kept_open()
             with self._lock:
                 self._require_free(loaded, replace)

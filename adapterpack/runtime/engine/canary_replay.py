@@ -23,7 +23,8 @@ def replay_by_engine(bundle: OpenBundle, packs: Iterable[Pack]) -> dict[str, Rep
     return {pack.name: replay_resident(bundle, reader, pack, reader.read(pack)) for pack in packs}
 
 
-def replay_resident(bundle: OpenBundle, reader: AdapterReader, pack: Pack, adapter: ResidentAdapter) -> Replay:
+def replay_resident(bundle: OpenBundle, reader: AdapterReader, pack: Pack,
+                    adapter: ResidentAdapter) -> Replay:
     """The canary of a pack that has one, whose values the engine holds as ``adapter``."""
     recorded = pack.manifest.canary
     assert recorded is not None
@@ -40,12 +41,14 @@ def replay_resident(bundle: OpenBundle, reader: AdapterReader, pack: Pack, adapt
     return Replay(recorded, rows(None) if has_base else None, rows(adapter))
 
 
-def _logits(bundle: OpenBundle, batch: RowBatch[Row], feed: Arrays, tokens: str, adapter: ResidentAdapter | None) -> np.ndarray:
+def _logits(bundle: OpenBundle, batch: RowBatch[Row], feed: Arrays, tokens: str,
+            adapter: ResidentAdapter | None) -> np.ndarray:
     ids = feed[tokens][0].tolist()
     others = {name: array for name, array in feed.items() if name != tokens}
     if others and not bundle.task.has_encoder:
         name = adapter.name if adapter is not None and adapter.name in bundle.packs else None
-        row = Row(prompt=ids, adapter=adapter, features=run_parts(bundle, feed, [name], parts=bundle.task.parts[:-1]))
+        images = run_parts(bundle, feed, [name], parts=bundle.task.parts[:-1])
+        row = Row(prompt=ids, adapter=adapter, features=images)
     else:
         row = Row(prompt=ids, adapter=adapter, source=others)
     batch.admit(row)

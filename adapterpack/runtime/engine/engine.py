@@ -71,7 +71,8 @@ class DecoderEngine(Engine):
         self.max_rows, self.prefill_budget, self.prompts_together = max_rows, prefill_budget, prompts_together
         self.max_length = min(max_length or LONGEST_POOL, context or max_length or LONGEST_POOL)
         reader = AdapterReader(self.bundle, self.bundle.slot_values)
-        self.adapters = AdapterTable(self.bundle, reader.read, partial(replay_resident, self.bundle, reader), adapter_budget)
+        replay = partial(replay_resident, self.bundle, reader)
+        self.adapters = AdapterTable(self.bundle, reader.read, replay, adapter_budget)
         self.rows = RowBatch[Beam](self.bundle, reader, max_rows, self.max_length, prefix_budget)
         self._start = start_ids(self.bundle) if self.bundle.task.has_encoder else None
         self._waiting = deque[Request]()

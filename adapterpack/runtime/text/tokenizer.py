@@ -92,7 +92,8 @@ class Tokenizer:
         if isinstance(inline, list):  # several by name
             named = [entry for entry in inline if isinstance(entry, dict) and entry.get("name") == "default"]
             if inline and not named:
-                raise FormatError("none of the chat templates is the default", where=f"{self._config}#chat_template",
+                raise FormatError("none of the chat templates is the default",
+                                  where=f"{self._config}#chat_template",
                                   expected="a text, or a list of templates with one that is called 'default'")
             inline = named[0].get("template") if named else None
         if not isinstance(inline, str | None):
