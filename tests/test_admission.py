@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from architecture_proofs import make_base, make_pack
+from architectures import ARCHITECTURES, KINDS
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from encoder_packs import packed
@@ -205,6 +207,18 @@ def test_why_a_canary_is_not_replayed_is_said(decoders: Path, pack_of: Make, tmp
         "the graph is quantized": logging.WARNING,
         "the graph's base has other bytes than the one that it was recorded on": logging.WARNING,
     }
+
+
+@pytest.mark.long
+def test_the_engine_replays_a_canary_of_texts_with_images(tmp_path: Path) -> None:
+    """Its rows are read with the features of their images, as those of requests are."""
+    llava = next(one for one in ARCHITECTURES if one.name == "llava")
+    base = make_base(llava, tmp_path / "base")
+    pack = make_pack(llava._replace(targets=("language_model.layers.0.self_attn.q_proj",)), base, KINDS[0])
+    assert pack.manifest.canary is not None and pack.manifest.canary.pixels is not None
+    export(base, [pack], tmp_path / "bundle", slots=4, max_rank=8, in_place=True)
+    for load_it in (by_session, by_engine):
+        assert load_it(tmp_path / "bundle", pack.renamed("more"))
 
 
 def test_a_pack_of_another_tokenizer_is_said(
