@@ -18,6 +18,16 @@ tested for every method, see `tests/golden/matrix.md`. `W x + b` is the layer, `
 """
 
 
+ABOUT_READERS = """## Who else loads a pack
+
+What other libraries make of the folder of a pack as it is. PEFT and transformers are measured by `tests/test_readers.py` (here PEFT 0.21.2
+and transformers 5.24): yes is within 1e-3 of the adapter's change. transformers' `load_adapter` has PEFT put the layers in, and does
+without PEFT's own model, which does the rest. vLLM is its own loader, 0.33 (`tests/interop/vllm_loads.py`): of a LoRA it takes linear
+layers and embeddings of language models, ranks up to 512, and no module that was trained whole. PEFT has other layouts in older versions:
+0.14 reads OFT otherwise. A method that is not here (`convert --to peft` writes some), or at a kind of layer at which PEFT has none, gives
+a folder that no other library loads; the card of a pack says who loads it, and `save` does, in its log.
+"""
+
 ABOUT_INITS = """## Initialisations
 
 Of LoRA's branch, by `init: NAME`. Where the start is not zero it is taken off again: a fresh adapter changes nothing, and the base stays
@@ -43,6 +53,9 @@ def page(known: Iterable[Method]) -> str:
     flags = [field.name for field in dataclasses.fields(listed[0].traits) if isinstance(getattr(listed[0].traits, field.name), bool)]
     marks = [[m.name, *("yes" if getattr(m.traits, flag) else "-" for flag in flags), ", ".join(m.traits.layers), _peft(m)] for m in listed]
     parts.append(f"## Traits\n\n{table(['method', *flags, 'layers', 'PEFT'], marks)}")
+    loading = [[m.name, "yes", m.peft.not_in_transformers or "yes", "yes" if m.peft.in_vllm else "-"] for m in listed
+               if m.peft is not None and m.peft.from_peft_with_base is None and m.peft.to_config({"": m.examples[0]}) is not None]
+    parts.append(f"{ABOUT_READERS}\n{table(['method', 'PEFT', 'transformers', 'vLLM'], loading)}")
     settings = [[m.name, ", ".join(f"`{field.name}={_default(field)}`" for field in dataclasses.fields(m.config))] for m in listed]
     parts.append(f"## Hyper-parameters and their defaults\n\n{table(['method', 'settings'], settings)}")
     inits = [[f"[{i.name}]({i.paper})", ", ".join(sorted(i.needs)) or "-", "yes" if i.cancels else "-",

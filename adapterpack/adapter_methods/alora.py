@@ -57,7 +57,8 @@ def _forms(plain: PeftForm) -> PeftForm:
     def matches(config: Mapping[str, Any]) -> bool:
         return config.get("peft_type") == plain.peft_type and [key for key in OTHERS if config.get(key)] == [_TOKENS]
 
-    return plain._replace(to_config=to_config, from_config=from_config, matches=matches, layers=TRANSPOSED, rewritten=kept)
+    return plain._replace(to_config=to_config, from_config=from_config, matches=matches, layers=TRANSPOSED, rewritten=kept, in_vllm=False,
+                          not_in_transformers="it acts at all positions, those before the invocation, too")
 
 
 assert lora.peft is not None  # for the type checker

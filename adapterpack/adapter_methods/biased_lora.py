@@ -54,6 +54,7 @@ def _form(of_lora: PeftForm) -> PeftForm:
                 and not any(map(config.get, OTHERS)))
 
     return of_lora._replace(
+        in_vllm=False,
         suffixes={**of_lora.suffixes, "bias": "base_layer.bias"}, to_config=to_config,
         from_config=lambda config: derived(BiasedLoRA, of_lora.from_config(config)), matches=matches, layers=TRANSPOSED,
         understood=of_lora.understood | {"bias"})

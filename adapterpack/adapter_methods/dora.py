@@ -124,5 +124,6 @@ dora = METHODS.register(Method(
         features=lambda params: (params["lora_A"].shape[1], params["lora_B"].shape[0]),
         matches=lambda config: config.get("peft_type") == "LORA" and bool(config.get("use_dora")),
         rewritten=rewritten,
+        not_in_transformers="it leaves the lengths as the base has them",
     ),
 ))

@@ -17,7 +17,7 @@ import numpy as np
 
 from .core.base import Method
 from .core.config import FOR_TRAINING, NoBranch, require_whole
-from .core.peft_form import PeftForm
+from .core.peft_form import NOT_IN_LAYERS, PeftForm
 from .core.site import Params, Site
 from .forms.attention import TRAITS, AttentionForm
 from .registry import METHODS
@@ -87,5 +87,6 @@ llama_adapter = METHODS.register(Method(
     init=_init,
     normal_form=_normal_form,
     examples=(LLaMAAdapter(adapter_len=1), LLaMAAdapter(adapter_len=3, adapter_layers=1), LLaMAAdapter(adapter_len=5, adapter_layers=2)),
-    peft=PeftForm("ADAPTION_PROMPT", {_PROMPT: _PROMPT, _GATE: _GATE}, _to_peft, _from_peft, _features, names_sites=False),
+    peft=PeftForm("ADAPTION_PROMPT", {_PROMPT: _PROMPT, _GATE: _GATE}, _to_peft, _from_peft, _features, names_sites=False,
+                  not_in_transformers=NOT_IN_LAYERS),
 ))

@@ -246,5 +246,6 @@ lora = METHODS.register(Method(
             "embedding": PeftLayer(EMBEDDED),
             **TRANSPOSED,
         },
+        in_vllm=True,
     ),
 ))

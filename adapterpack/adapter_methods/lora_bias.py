@@ -61,6 +61,7 @@ def _form(of_lora: PeftForm) -> PeftForm:
         return config.get("peft_type") == of_lora.peft_type and [key for key in OTHERS if config.get(key)] == [_KEY]
 
     return of_lora._replace(
+        in_vllm=False,
         suffixes={**of_lora.suffixes, _BIAS: "lora_B.bias"}, to_config=to_config,
         from_config=lambda config: derived(LoRABias, of_lora.from_config(config)), matches=matches,
         layers={kind: form if kind not in {"spanning_conv", "conv"} else form._replace(stored=_as_kernels)

@@ -123,5 +123,6 @@ poly = METHODS.register(Method(
                                  params["poly_lora_B"].shape[0] * params["poly_lora_B"].shape[3]),
         peft_supports=lambda cfg, site: False,  # it runs with a task in every call only, and merges none
         task="default_task",
+        not_in_transformers="it gives no task, which every call needs",
     ),
 ))

@@ -21,7 +21,7 @@ from .core.base import Method, NormalForm, Storage, Training, Traits
 from .core.config import FOR_TRAINING, require_flag
 from .core.layouts import LINEAR
 from .core.operators import Array, Dense, Scaled
-from .core.peft_form import TRANSPOSED, PeftForm
+from .core.peft_form import SHARES_A_PART, TRANSPOSED, PeftForm
 from .core.peft_keys import PeftKeys
 from .core.projection import Projection, resolve
 from .core.site import Params, Site
@@ -127,5 +127,6 @@ pvera = METHODS.register(Method(
         features=lambda params: (None, params["pvera_lambda_b"].shape[0]),
         shared={"pvera_A": "base_model.pvera_A", "pvera_B": "base_model.pvera_B"},
         from_peft_file=_PROJECTION.from_peft_file,
+        not_in_transformers=SHARES_A_PART,
     ),
 ))

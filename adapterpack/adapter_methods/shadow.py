@@ -22,7 +22,7 @@ import numpy as np
 from ..errors import Unsupported
 from .core.base import Limits, Method, Shared, Storage
 from .core.config import FOR_TRAINING, MOST_SITES, WIDEST, SiteConfig, require_flag, require_number, require_whole
-from .core.peft_form import PeftContent, PeftForm
+from .core.peft_form import NOT_IN_LAYERS, PeftContent, PeftForm
 from .core.peft_keys import PeftKeys
 from .core.site import Params, Site
 from .forms.shadow import TRAITS, ShadowForm, TwoLayers
@@ -199,5 +199,6 @@ shadow = METHODS.register(Method(
         from_config=_from_peft,
         features=_features,
         from_peft_file=_with_tensors,
+        not_in_transformers=NOT_IN_LAYERS,
     ),
 ))

@@ -21,7 +21,7 @@ from .core.arrays import array_namespace
 from .core.base import Method, NormalForm, Shared, Storage, Traits, require_widths
 from .core.config import LARGEST_WHOLE, SiteConfig, ends, require_number, require_whole
 from .core.operators import Dense
-from .core.peft_form import TRANSPOSED, WITH_BASE, OfBase, PeftContent, PeftForm
+from .core.peft_form import SHARES_A_PART, TRANSPOSED, WITH_BASE, OfBase, PeftContent, PeftForm
 from .core.peft_keys import PeftKeys
 from .core.site import Params, Site
 from .registry import METHODS
@@ -218,5 +218,6 @@ unilora = METHODS.register(Method(
         features=lambda params: (None, None),
         shared={"unilora_theta_d": "base_model.unilora_theta_d"},
         from_peft_file=_from_peft_file,
+        not_in_transformers=SHARES_A_PART,
     ),
 ))

@@ -19,7 +19,7 @@ from .core.arrays import array_namespace
 from .core.base import Method, NormalForm, Shared, Storage, Traits, require_widths
 from .core.config import SiteConfig, require_flag, require_number, require_whole
 from .core.operators import Array, Dense
-from .core.peft_form import TRANSPOSED, PeftForm
+from .core.peft_form import SHARES_A_PART, TRANSPOSED, PeftForm
 from .core.peft_keys import PeftKeys
 from .core.site import Params, Site
 from .registry import METHODS
@@ -156,5 +156,6 @@ vblora = METHODS.register(Method(
         from_config=_KEYS.from_config,
         features=lambda params: (None, None),
         shared={"vblora_vector_bank": "base_model.vblora_vector_bank"},
+        not_in_transformers=SHARES_A_PART,
     ),
 ))

@@ -18,7 +18,7 @@ from .core.base import Method, NormalForm, Storage, Traits
 from .core.config import require_number, require_whole
 from .core.layouts import STACKS, WEIGHTS
 from .core.operators import Dense, Scaled
-from .core.peft_form import TRANSPOSED, PeftForm
+from .core.peft_form import SHARES_A_PART, TRANSPOSED, PeftForm
 from .core.peft_keys import PeftKeys
 from .core.projection import Projected, Projection, resolve
 from .core.site import Params, Site
@@ -111,5 +111,6 @@ vera = METHODS.register(Method(
         features=lambda params: (None, params["vera_lambda_b"].shape[0]),
         shared={"vera_A": "base_model.vera_A", "vera_B": "base_model.vera_B"},
         from_peft_file=_PROJECTION.from_peft_file,
+        not_in_transformers=SHARES_A_PART,
     ),
 ))

@@ -5,12 +5,14 @@ Names from strangers stay text: the templates' environment escapes every value f
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import yaml
 from markupsafe import Markup
 
@@ -19,9 +21,9 @@ from ..manifest import manifest as m
 from ..manifest.parts import settings_of
 from ..pack.pack import Pack
 from ..pack.validate.finding import Report
-from ..peft.layout import config_bytes
+from ..peft.readers import MAX_RANKS, largest_rank, readers
 from ..resources import templates
-from ..tasks.task import NO_TASK
+from ..tasks.task import NO_TASK, TASKS, Task
 from . import names
 from .curve import curve
 
@@ -38,13 +40,14 @@ _START = re.compile(r"^(\d+(?=[.)])|(?=[-+=]))")
 
 def pack_card(pack: Pack, at: names.Reference, report: Report) -> str:
     """The README of a pack that is pushed to ``at``, with what ``report`` says of its checks."""
-    manifest, base, peft = pack.manifest, str(pack.manifest.base.name), config_bytes(pack.manifest) is not None
+    manifest, base, loads = pack.manifest, str(pack.manifest.base.name), readers(pack)
+    task = TASKS.find(manifest.task.type) if manifest.task.type != NO_TASK else None
     header = {
         **_license(manifest),
         "base_model": base,
         "base_model_relation": "adapter",
         "tags": ["adapterpack", manifest.method.type],
-        "library_name": "peft" if peft else "adapterpack",
+        "library_name": "adapterpack" if loads["PEFT"] else "peft",
         "pipeline_tag": None if manifest.task.type == NO_TASK else manifest.task.type,
         "model-index": _model_index(manifest),
     }
@@ -55,7 +58,9 @@ def pack_card(pack: Pack, at: names.Reference, report: Report) -> str:
         "canary": "carried" if manifest.canary else "none",
     }  # fmt: skip
     return _render("pack.md.jinja", header, at, report, name=manifest.pack.name, description=manifest.pack.description, base=base,
-                   method=manifest.method.type, peft=peft, facts=facts, metrics=manifest.metrics,
+                   revision=manifest.base.commit, auto_class=task.auto_class if task else "AutoModel", labels=_labels(pack, task),
+                   method=manifest.method.type, loads=loads, facts=facts, metrics=manifest.metrics,
+                   max_rank=next((rank for rank in MAX_RANKS if rank >= largest_rank(pack)), 0),
                    training={**manifest.config, **settings_of(manifest.training)},
                    losses=curve(points) if (points := manifest.training.get("losses")) else "")
 
@@ -72,6 +77,14 @@ def _license(manifest: m.Manifest) -> dict[str, Any]:
     if manifest.license_link:
         return {"license": "other", "license_name": _one_line(manifest.license), "license_link": _one_line(manifest.license_link)}
     return {"license": _one_line(manifest.license).lower()}
+
+
+def _labels(pack: Pack, task: Task | None) -> int:
+    """How many labels the pack's own head has; 0 where it has none."""
+    if task is None or not task.labelled:
+        return 0
+    heads = [params["weight"] for params in pack.full().values() if params.get("weight", np.empty(0)).ndim == 2]
+    return len(pack.manifest.task.labels or ()) or (len(heads[-1]) if heads else 0)
 
 
 def _model_index(manifest: m.Manifest) -> list[dict[str, Any]] | None:
@@ -96,7 +109,7 @@ def _render(template: str, header: Mapping[str, Any], at: names.Reference, repor
 @cache
 def _environment() -> Environment:
     made = templates(__package__, _text)
-    made.filters.update(line=_line, word=_word, columns=_columns)
+    made.filters.update(line=_line, word=_word, quoted=_quoted, sentence=_sentence, columns=_columns)
     return made
 
 
@@ -128,6 +141,16 @@ def _line(value: object) -> Markup:
 def _word(value: object) -> Markup:
     """A value quoted for the shell, so that a command copied from the card runs nothing else."""
     return Markup(shlex.quote(_one_line(value)))
+
+
+def _quoted(value: object) -> Markup:
+    """A value as a text of Python, so that code copied from the card is what it looks like."""
+    return Markup(json.dumps(_one_line(value)))
+
+
+def _sentence(value: str) -> str:
+    """A value with a capital letter at its start."""
+    return value[:1].upper() + value[1:]
 
 
 def _header(value: Any) -> Any:

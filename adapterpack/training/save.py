@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -26,6 +27,7 @@ from ..manifest import manifest as m
 from ..manifest.parts import Dims
 from ..pack.lineage import descended
 from ..pack.pack import Pack, build, is_module
+from ..peft.readers import line
 from ..tasks.problems import ONE
 from ..tasks.task import NO_TASK, TASKS, takes_ids, type_of
 from ..version import VERSION
@@ -41,6 +43,7 @@ from .layers.whole import HeadLabels
 from .layers.wrapper import base_modules
 from .parts import Parts, parts_of
 
+log = logging.getLogger(__name__)
 DTYPE_NAMES = {dtype.name: name for name, dtype in DTYPES.items()}
 """numpy's and torch's name of a dtype -> that of safetensors."""
 
@@ -103,7 +106,11 @@ def save(
         base_license=license_of(checkpoint.folder) if checkpoint else None,
     )
     _require_held(pack, drawn_modules(model, checkpoint))
-    return pack if out is None else pack.write(out)
+    if out is None:
+        return pack
+    written = pack.write(out)
+    log.info("%s: %s", out, line(written))
+    return written
 
 
 def _require_held(pack: Pack, drawn: list[str]) -> None:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import doctest
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+import transformers
 import yaml
 from hubs import make_pack
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from msgspec.structs import replace
+from noise import shake
 
+import adapterpack
 from adapterpack.errors import printable
 from adapterpack.hub import card as cards
 from adapterpack.hub import names
@@ -99,3 +104,33 @@ def test_the_examples_in_docstrings_run() -> None:
     """What the escaping shows in its docstring is what it gives."""
     ran = doctest.testmod(cards)
     assert ran.attempted and not ran.failed
+
+
+def _code(text: str, language: str) -> str:
+    return "".join(token.content for token in parsed(text) if token.type == "fence" and token.info == language)
+
+
+@pytest.mark.parametrize(("architecture", "config", "method", "whole"), [
+    ("LlamaForCausalLM", "LlamaConfig", adapterpack.LoRA(r=20, targets=("q_proj",)), False),
+    ("BertForSequenceClassification", "BertConfig", adapterpack.DoRA(r=2, targets=("query",), modules_to_save=("classifier",)), True),
+], ids=["a language model", "a classifier"])
+def test_the_code_of_a_card_runs(architecture: str, config: str, method: Any, whole: bool, tmp_path: Path,
+                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    """The snippet for PEFT as it stands, where ``org/base`` and ``org/tickets`` are folders: the pack's logits. vLLM is offered for a LoRA
+    of a language model alone."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 20, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    model = getattr(transformers, architecture)(getattr(transformers, config)(**sizes, num_labels=3, pad_token_id=0))
+    model.save_pretrained("org/base")
+    adapted = shake(adapterpack.adapt(getattr(transformers, architecture).from_pretrained("org/base"), method, "tickets"), 0.3, 1).eval()
+    pack = adapterpack.save(adapted, "org/tickets")
+    named = replace(pack.manifest, base=replace(pack.manifest.base, name="org/base"))
+    text = pack_card(dataclasses.replace(pack, manifest=named), AT, Report("pack", "here", pack.id, ()))
+    made: dict[str, Any] = {}
+    exec(_code(text, "python"), made)
+    ids = torch.arange(5)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(made["model"].eval()(input_ids=ids).logits, adapted(input_ids=ids).logits, atol=1e-6, rtol=0)
+    assert ("vllm serve org/base --enable-lora --max-lora-rank 32 " in _code(text, "sh")) != whole
+    assert ("it leaves the lengths as the base has them" in shown(text)) == whole

@@ -8,6 +8,7 @@ must refuse by its own words, so that none is served as something else.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from safetensors.numpy import load_file
 
 import adapterpack
 from adapterpack import DoRA, LoRA, Pack, adapt, compose, convert, save
+from adapterpack.adapter_methods import methods
 
 WHEEL = "vllm==0.33.0 --hash=sha256:4b6bdec4ab269990bf70d45a3c1e94c3760a27064513760193b26d6f0da883aa"
 WHERE = "import sysconfig; print(sysconfig.get_path('purelib'))"
@@ -60,6 +62,9 @@ def main(venv: Path | None) -> None:
         for name in packs | refused:
             convert(folder / "packs" / name, folder / "peft" / name, to="peft")
             folders.append(folder / "peft" / name)
+        others = {name: config for name, config in of_other_methods().items()
+                  if (make_pack(folder, f"method-{name}", config).path / "adapter_config.json").exists()}
+        folders += [folder / "packs" / f"method-{name}" for name in others]
         child = Path(__file__).with_name("vllm_child.py")
         run = subprocess.run([str(python), str(child), str(folder / "loaded"), *map(str, folders)], capture_output=True, text=True,
                              check=False, env={"PATH": "/usr/bin:/bin"})
@@ -73,7 +78,22 @@ def main(venv: Path | None) -> None:
         for name, (_, word) in REFUSED.items():
             if word not in (refusals[name] or ""):
                 raise SystemExit(f"vLLM should refuse {name} for {word}, and says {refusals[name]}")
+        if taken := [name for name in others if refusals[f"method-{name}"] is None]:
+            raise SystemExit(f"vLLM should refuse these methods, and does not: {', '.join(taken)}")
+        sys.stdout.write(f"vLLM's loader refuses {len(others)} other methods\n")
         sys.stdout.write(f"vLLM's loader reads {', '.join(packs)} with the values of the packs, and refuses {', '.join(refused)}\n")
+
+
+def of_other_methods() -> dict[str, Any]:
+    """A config of each method that PEFT has, too, but for the one that vLLM takes."""
+    found = {}
+    for name, method in methods().items():
+        if method.peft is not None and not method.peft.in_vllm:
+            fields = {field.name for field in dataclasses.fields(method.examples[0])}
+            targets = {"targets": ATTENTION} if "targets" in fields and "linear" in method.traits.layers else {}
+            more = {"road": {"group_size": 2}}.get(name, {})
+            found[name] = dataclasses.replace(method.examples[0], **targets, **more)
+    return found
 
 
 def made_venv(folder: Path) -> Path:

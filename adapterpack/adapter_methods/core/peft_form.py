@@ -147,6 +147,11 @@ class Rewritten(NamedTuple):
     note: str
 
 
+SHARES_A_PART = "it refuses methods whose sites share a part"
+NOT_IN_LAYERS = "it refuses prompts and what else is not in the layers"
+"""What transformers' ``load_adapter`` makes of some methods: see :attr:`PeftForm.not_in_transformers`."""
+
+
 class PeftForm(NamedTuple):
     """How a method is stored in a folder that PEFT loads."""
 
@@ -207,6 +212,11 @@ class PeftForm(NamedTuple):
     parameters: Callable[[Site, Params], dict[str, np.ndarray]] | None = None
     """The parameters of a site that is a bare parameter of the base, or a stack of them, as PEFT stores them where its config names such
     parameters (``target_parameters``). A pack's folder never does: its tensors stay as they are, and ``convert`` makes PEFT's."""
+    not_in_transformers: str = ""
+    """Why transformers' ``load_adapter``, which has PEFT put the layers in and does without PEFT's own model, does not make of the folder
+    what it means; nothing where it does."""
+    in_vllm: bool = False
+    """Whether vLLM takes adapters of this method."""
 
     def widths(self, kind: str, params: Params) -> tuple[int | None, int | None]:
         """What the parameters of a site of that kind say of its input and output width."""

@@ -16,7 +16,7 @@ from ..core.arrays import array_namespace
 from ..core.base import Traits
 from ..core.config import require_whole
 from ..core.operators import Array
-from ..core.peft_form import PeftContent, PeftForm
+from ..core.peft_form import NOT_IN_LAYERS, PeftContent, PeftForm
 from ..core.site import PROMPT, Params, Site
 from .prompt_config import CacheConfig, PromptSite
 
@@ -169,7 +169,8 @@ def peft_form(
         return params[STORED].shape[1] if wide else None, None
 
     return PeftForm(peft_type, {name: name for name in names}, written, read, features, site=PROMPT, equivalent=equivalent,
-                    from_peft_file=used if parts else None, rearranged=rearranged if parts and not wide else None)
+                    from_peft_file=used if parts else None, rearranged=rearranged if parts and not wide else None,
+                    not_in_transformers=NOT_IN_LAYERS)
 
 
 def _taken(flat: np.ndarray, layers: int) -> np.ndarray:

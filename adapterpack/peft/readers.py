@@ -1,0 +1,52 @@
+"""Says which other libraries load a pack's folder rightly, and why another does not."""
+
+from __future__ import annotations
+
+from ..manifest.described import Described
+from ..tasks.task import TASKS
+from .layout import config_bytes
+
+MAX_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""The largest ranks that vLLM can be told to take, of which it takes 16 by itself."""
+_CAUSAL, _SERVED = "CAUSAL_LM", ("linear", "embedding")
+
+
+def readers(pack: Described) -> dict[str, str]:
+    """Library -> why it does not make of the pack's folder what the pack means; nothing where it does.
+
+    Measured of each method: PEFT and transformers by ``tests/test_readers.py``, vLLM's own loader by ``tests/interop/vllm_loads.py``.
+    """
+    if config_bytes(pack.manifest) is None:
+        return dict.fromkeys(("PEFT", "transformers", "vLLM"), "PEFT has no such adapter, so that the folder has no adapter_config.json")
+    forms = [method.peft for method in pack.methods if method.peft is not None]
+    return {"PEFT": "", "transformers": next((form.not_in_transformers for form in forms if form.not_in_transformers), ""),
+            "vLLM": _not_in_vllm(pack) if all(form.in_vllm for form in forms) else "it takes LoRA alone"}
+
+
+def _not_in_vllm(pack: Described) -> str:
+    """Why vLLM does not take a LoRA; nothing where it does."""
+    task = TASKS.find(pack.manifest.task.type)
+    groups = [group for group in pack.manifest.groups if group.role == "adapter"]
+    if task is None or task.peft_type != _CAUSAL:
+        return "it serves adapters of language models, and this is none"
+    if len(groups) < len(pack.manifest.groups):
+        return "it takes no module that was trained whole"
+    if any(group.kind not in _SERVED for group in groups):
+        return "it takes linear layers and embeddings alone"
+    return f"it takes ranks up to {MAX_RANKS[-1]}" if largest_rank(pack) > MAX_RANKS[-1] else ""
+
+
+def largest_rank(pack: Described) -> int:
+    """The largest rank among the sites of a pack."""
+    return max((group.rank or 0 for group in pack.manifest.groups), default=0)
+
+
+def line(pack: Described) -> str:
+    """What to say of a folder that was written: who loads it, and who does not, with the reason."""
+    found = readers(pack)
+    right = [name for name, why in found.items() if not why]
+    wrong = [f"{name}: {why}" for name, why in found.items() if why]
+    if not right:
+        return f"no other library loads this folder: {next(iter(found.values()))}"
+    loads = f"{' and '.join(right)} {'loads' if len(right) == 1 else 'load'} this folder"
+    return f"{loads}; not so {'; '.join(wrong)}" if wrong else loads
