@@ -378,6 +378,15 @@ def test_inspect_shortens_digests(world: World, bank: Path, kind: str) -> None:
         assert digits in full.replace("\n", "")
 
 
+def test_the_web_page_says_where_a_digest_is_shown(world: World) -> None:
+    """Whole, as the page compares it."""
+    page = (Path(__file__).parents[1] / "web" / "page" / "index.html").read_text("utf-8")
+    (name, command) = re.findall(r"the <code>(\w+)</code> that <code>adapterpack ([^<]+)</code> shows", page)[0]
+    shown = process(*shlex.split(command), world.pack("tickets")).stdout
+    (digest,) = re.findall(rf"^{name} +(\S+)$", shown, re.MULTILINE)
+    assert digest == adapterpack.load(world.pack("tickets")).id
+
+
 def test_resize_and_extract(world: World) -> None:
     """A pack is made smaller, and comes back out of the checkpoint into which it was merged; both say the error."""
     small = world.folder / "resized"

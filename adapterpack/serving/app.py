@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from http import HTTPStatus
 from typing import Any
 
 from starlette.applications import Starlette
@@ -33,17 +34,25 @@ _LOG = logging.getLogger("adapterpack.serving")
 def build(state: State, routes: Sequence[RouteSpec], keys: Keys | None = None) -> Starlette:
     """The application of a server; ``keys`` are those that open its routes, by default all."""
     app = Starlette(routes=[Route(route.path, Endpoint(state, route, keys or state.keys), methods=[route.method]) for route in routes],
-                    exception_handlers={HTTPException: _no_route})
+                    exception_handlers={HTTPException: _no_route(routes)})
     app.router.redirect_slashes = False  # a redirect repeats what a stranger sent
     return app
 
 
-async def _no_route(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    code, what = _CODES.get(error.status_code, ("invalid_request", str(error.detail)))
-    answer = response(Refused(error.status_code, code, what, close=True))
-    answer.headers.update(error.headers or {})  # which methods the route has
-    return answer
+def _no_route(routes: Sequence[RouteSpec]) -> Callable[[Request, Exception], Awaitable[Response]]:
+    """What answers where there is no route: it names those that there are, since a bundle has those of its task alone."""
+    posts = ", ".join(route.path for route in routes if route.method == "POST")
+
+    async def answered(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        code, what = _CODES.get(error.status_code, ("invalid_request", str(error.detail)))
+        if error.status_code == HTTPStatus.NOT_FOUND:
+            what = f"{what} on this server, which answers POST {posts}"
+        answer = response(Refused(error.status_code, code, what, close=True))
+        answer.headers.update(error.headers or {})  # which methods the route has
+        return answer
+
+    return answered
 
 
 class Endpoint:

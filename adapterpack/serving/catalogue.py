@@ -7,6 +7,8 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from msgspec import UNSET, UnsetType
+
 from ..bundle.manifest import manifest_bytes
 from ..errors import AdapterpackError, ConfigError, UnknownAdapter, Unsupported
 from ..http.refused import Refused
@@ -17,6 +19,10 @@ from .keys import Key
 from .openai.answers import Provenance, Share
 from .openai.refusals import refused_of
 from .openai.requests import NamedWeight
+
+OWN_IDS = ("token ids were taken as this model's own: those of another tokenizer, as LangChain's OpenAIEmbeddings "
+           "sends them unless check_embedding_ctx_length=False, mean other texts")
+"""The warning of an answer to token ids, which nobody can tell from another model's."""
 
 
 class Model(NamedTuple):
@@ -98,11 +104,13 @@ class Catalogue:
             raise Refused(404, "model_not_found", f"there is no adapter {name[:200]!r}", param="adapters")
         return pack
 
-    def provenance(self, model: Model) -> Provenance:
-        """What answers, as answers say it."""
-        if not isinstance(model.pack, Mix):
-            return Provenance(model.adapter, model.digest, self.base)
-        return Provenance(model.adapter, model.digest, self.base, [Share(pack.name, pack.id, weight) for pack, weight in model.pack.parts])
+    def provenance(self, model: Model, given: Sequence[object] = ()) -> Provenance:
+        """What answers, as answers say it; ``given`` are the prompts or inputs of the request."""
+        shares: list[Share] | UnsetType = UNSET
+        if isinstance(model.pack, Mix):
+            shares = [Share(pack.name, pack.id, weight) for pack, weight in model.pack.parts]
+        ids = any(isinstance(one, list) for one in given)
+        return Provenance(model.adapter, model.digest, self.base, shares, [OWN_IDS] if ids else UNSET)
 
     def _model(self, adapter: str | None) -> Model | None:
         if adapter is None:

@@ -282,6 +282,23 @@ def test_what_is_refused(embedder: Served, classifier: Served) -> None:
     assert (line["route"], line["completion_tokens"], line["outcome"]) == ("POST /v1/embeddings", 0, "stop")
 
 
+def test_answers_to_token_ids_say_whose_they_have_to_be(embedder: Served, classifier: Served, server: Served) -> None:
+    """Nobody can tell ids of another tokenizer, as LangChain's client sends them: an answer to ids says what they were taken for."""
+    for asked, path, texts, ids in ((embedder, "/v1/embeddings", {"input": "w1"}, {"input": [[1, 2], [3]]}),
+                                    (classifier, "/v1/classify", {"input": ["w1"]}, {"input": [1, 2]}),
+                                    (server, "/v1/completions", {"prompt": "x"}, {"prompt": [1, 2], "stream": False})):
+        said = [asked.post(path, {"model": "alpha", **body}).json()["adapterpack"].get("warnings") for body in (texts, ids)]
+        assert said[0] is None
+        assert "check_embedding_ctx_length=False" in said[1][0]
+
+
+def test_a_route_of_another_kind_of_bundle_is_answered_by_those_that_there_are(embedder: Served, server: Served) -> None:
+    for asked, path, there in ((embedder, "/v1/chat/completions", "/v1/embeddings"), (server, "/v1/embeddings", "/v1/chat/completions")):
+        error = asked.post(path, {"model": "alpha"}).json()["error"]
+        assert error["code"] == "not_found"
+        assert f"POST {there}" in error["message"] or f", {there}" in error["message"]
+
+
 def test_what_a_server_does_not_begin_with(features: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An option for text; a task that no route answers."""
     with pytest.raises(ConfigError, match=r"no route of this bundle has such an option.*sampling"):

@@ -105,11 +105,11 @@ async def classify(state: State, request: Request, key: Key, record: Record) -> 
     body = await parsing.body(request, ClassifyRequest, state.limits)
     model = asked(state, key, record, body.model)
     labels_of(state, model)
-    rows = await results(state, request, key, record, model, [_row(item) for item in listed(body.input)], param="input",
-                         priority=body.priority)
+    given = [_row(item) for item in listed(body.input)]
+    rows = await results(state, request, key, record, model, given, param="input", priority=body.priority)
     answer = ClassifyAnswer(data=[Classified(place, row["label"], row["scores"]) for place, row in enumerate(rows)], model=body.model,
                             usage=PassUsage.of(record.prompt_tokens), system_fingerprint=model.digest,
-                            adapterpack=state.catalogue.provenance(model))
+                            adapterpack=state.catalogue.provenance(model, given))
     return Response(msgspec.json.encode(answer), 200, headers_of(model), "application/json")
 
 

@@ -75,7 +75,7 @@ class Texts:
             outbox = Outbox(count)
             rows = self._rows(body, prepared, model, key, outbox)
             stack.enter_context(running(state, request, key, record, rows, sum(map(len, prepared.prompts)), outbox))
-            provenance = state.catalogue.provenance(model)
+            provenance = state.catalogue.provenance(model, body.prompts if isinstance(body, CompletionRequest) else ())
             written = self._form(body, provenance, prepared.calls) if form is None else form(provenance, prepared.calls)
             answer = Answer(state, body, record, outbox, model, written)
             if not body.stream:

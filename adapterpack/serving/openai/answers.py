@@ -42,13 +42,15 @@ class Share(msgspec.Struct, frozen=True):
 
 class Provenance(msgspec.Struct, frozen=True):
     """What answered: the adapter's name (null: none) and digest, and the base. ``digest`` is the bundle's where there is no adapter. Of
-    several ``adapter`` and ``digest`` have all of them with their weights, as ``adapters`` lists them.
+    several ``adapter`` and ``digest`` have all of them with their weights, as ``adapters`` lists them. ``warnings`` say what the client
+    should know of the answer.
     """
 
     adapter: str | None
     digest: str
     base: str
     adapters: list[Share] | UnsetType = UNSET
+    warnings: list[str] | UnsetType = UNSET
 
 
 class TopLogprob(msgspec.Struct, frozen=True):
