@@ -118,6 +118,13 @@ def _flattened(shape: Any, batch: str) -> bool:
 MODES: dict[str, Callable[[Any, Plan], Attached]] = {"folded": folded, "inputs": inputs, "bank": bank}
 
 
+_FIELDS = {
+    "lookup": frozenset({"down", "up", "scale", "shift"}),
+    "patches": frozenset({"down", "up", "delta", "scale", "shift"}),
+}
+"""Kind of a site that is no linear layer -> the fields that it can have."""
+
+
 def with_fields(sites: Mapping[str, MappedSite], values: list[Values], default: Collection[str] | None = None) -> dict[str, MappedSite]:
     """The sites that the packs change, each with the union of the fields that they need; without packs, the linear sites among
     ``default``, or all of them, each with a low-rank slot.
@@ -141,9 +148,15 @@ def with_fields(sites: Mapping[str, MappedSite], values: list[Values], default: 
             if field == "head":
                 labels[path] = max(labels.get(path, sites[path].out_features), array.shape[-1])
     for path, path_fields in fields.items():
-        if sites[path].kind != "linear" and path_fields - {"down", "up"}:
-            raise Unsupported("at this kind of layer a graph has slots for changes of low rank only", where=path,
-                              found=", ".join(sorted(path_fields)), expected="down, up", remedy="export with --mode folded")
+        room = _FIELDS.get(sites[path].kind)
+        if room is not None and path_fields - room:
+            raise Unsupported(
+                "at this kind of layer a graph has slots for what is added to its output, or scales it",
+                where=path,
+                found=", ".join(sorted(path_fields)),
+                expected=", ".join(sorted(room)),
+                remedy="export with --mode folded",
+            )
     for path in labels:
         if fields[path] != {"head", "head_bias"}:
             raise Unsupported("one pack replaces this module whole and another adapts it", where=path, remedy="export them apart")

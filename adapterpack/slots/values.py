@@ -34,7 +34,7 @@ HEAD_FIELDS = {"weight": "head", "bias": "head_bias"}
 """Parameter of a linear layer that was trained whole -> its slot field."""
 
 _THIN = frozenset({"embedding", "table", "conv"})
-"""Kinds of layers, besides linear ones, that a graph has slots at for changes of low rank."""
+"""Kinds of layers, besides linear ones, that a graph has slots at."""
 
 PEFT_NAMES = {"down": "lora_A.weight", "up": "lora_B.weight"}
 """Slot field -> its name in adapter files for onnxruntime-genai, those of ``olive convert-adapters``."""
@@ -96,9 +96,8 @@ def require_slots(pack: Pack) -> None:
     for group in pack.manifest.groups if pack.method.kind == "weight" else ():
         if group.role != "adapter" or (group.kind in LAYOUTS and LAYOUTS[group.kind].linear):
             continue
-        method = pack.method_of(group)
-        if group.kind not in _THIN or not (method.traits.low_rank or method.traits.tied):
-            raise Unsupported("a graph has slots at linear layers, and for changes of low rank at embeddings and patches",
+        if group.kind not in _THIN:
+            raise Unsupported("a graph has slots at linear layers, embeddings and patches of images",
                               where=f"{pack.name}, {group.path}", found=group.kind,
                               expected=" or ".join(kind for kind, layout in LAYOUTS.items() if layout.linear or kind in _THIN),
                               remedy="export with --mode folded")
@@ -150,7 +149,18 @@ def pack_values(
 def _of_table(path: str, fields: Values, mapped: MappedSite | None) -> Values:
     """The slots of a layer that gives a number for each entry of a table: a graph looks the entries up, and its
     output head, if that is tied to the table and changes with it, is the layer.
+
+    Raises:
+        Unsupported: the change of the layer is not of low rank.
     """
+    if fields.keys() != {"down", "up"}:
+        raise Unsupported(
+            "a graph looks entries up in a table, and has slots for changes of low rank there",
+            where=path,
+            found=", ".join(sorted(fields)),
+            expected="down, up",
+            remedy="export with --mode folded",
+        )
     head = {} if mapped is None or mapped.head is None else {
         f"{mapped.head}.{field}": array for field, array in fields.items()
     }

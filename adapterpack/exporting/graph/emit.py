@@ -52,8 +52,18 @@ class Emitter:
             return
         self._after = y.producer()
         if site.kind != "linear":
-            added = self._looked_up(site, x, slots) if site.kind == "lookup" else self._of_patches(site, x, y, slots)
-            self._replace(y, self._op("Add", site, "sum", y, added))
+            result = y
+            if slots.keys() & {"down", "delta"}:
+                added = (
+                    self._looked_up(site, x, slots)
+                    if site.kind == "lookup"
+                    else self._of_patches(site, x, y, slots)
+                )
+                result = self._op("Add", site, "sum", y, added)
+            for field, op in (("scale", "Mul"), ("shift", "Add")):
+                if field in slots:
+                    result = self._op(op, site, field, result, self._over_places(site, slots[field], y))
+            self._replace(y, result)
             return
         if site.flat and slots.keys() & _BEFORE:
             self._before(base)
@@ -108,16 +118,39 @@ class Emitter:
         return self._op("MatMul", site, "up", rows, slots["up"])
 
     def _of_patches(self, site: MappedSite, x: Any, y: Any, slots: Mapping[str, Any]) -> Any:
-        """``patch down up`` for every patch of an image, in the form of the convolution's output."""
+        """``patch down up + patch delta`` for every patch of an image, in the form of the convolution's
+        output.
+        """
         (_, channels, *sizes), (_, out, *grid) = x.shape, y.shape
         kernel = [size // count for size, count in zip(sizes, grid, strict=True)]
         cut = self._reshaped(site, "cut", x, [0, channels, grid[0], kernel[0], grid[1], kernel[1]])
         apart = self._op("Transpose", site, "apart", cut, attributes={"perm": [0, 2, 4, 1, 3, 5]})
         patches = self._reshaped(site, "patches", apart, [0, grid[0] * grid[1], site.in_features])
-        inner = self._op("MatMul", site, "down", patches, slots["down"])
-        outer = self._op("MatMul", site, "up", inner, slots["up"])
+        outer = None
+        if "down" in slots:
+            inner = self._op("MatMul", site, "down", patches, slots["down"])
+            outer = self._op("MatMul", site, "up", inner, slots["up"])
+        if "delta" in slots:
+            dense = self._op("MatMul", site, "delta", patches, slots["delta"])
+            outer = dense if outer is None else self._op("Add", site, "delta/sum", outer, dense)
         added = self._op("Transpose", site, "by_channel", outer, attributes={"perm": [0, 2, 1]})
         return self._reshaped(site, "image", added, [0, out, *grid])
+
+    def _over_places(self, site: MappedSite, vector: Any, y: Any) -> Any:
+        """A vector of the outputs, one for each row in a bank, that broadcasts over the tokens or patches of
+        ``y``.
+        """
+        axes = list(range(1, len(y.shape) - 1)) if site.kind == "lookup" else list(range(2, len(y.shape)))
+        axes = axes if self.batched else [] if site.kind == "lookup" else [axis - 1 for axis in axes]
+        if not axes:
+            return vector
+        return self._op(
+            "Unsqueeze",
+            site,
+            f"{vector.name}.over",
+            vector,
+            self._constant(site, f"{vector.name}.places", axes),
+        )
 
     def _reshaped(self, site: MappedSite, what: str, value: Any, shape: list[Any]) -> Any:
         return self._op("Reshape", site, what, value, self._constant(site, f"{what}/shape", [int(extent) for extent in shape]))

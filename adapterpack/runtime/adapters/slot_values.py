@@ -72,6 +72,8 @@ class SlotValues:
         bias = None if site.bias is None else np.array(initializers[site.bias].const_value.numpy())
         if adapter.site.kind == "table":
             return weight, bias
+        if site.kind == "patches":
+            weight = weight.reshape(len(weight), -1)
         rows = slice(site.at, site.at + site.out_features)
         return (weight if site.layout == "out_in" else weight.T)[rows], bias
 
