@@ -20,6 +20,7 @@ import adapterpack
 from adapterpack import attach, export, load, run, train
 from adapterpack.errors import AdapterpackError, ConfigError
 from adapterpack.tasks.task import task_named
+from adapterpack.training.active import wrappers_of
 from adapterpack.training.config.config import read_config
 from adapterpack.training.loading import load_model
 from adapterpack.training.loop.arguments import arguments_of
@@ -143,6 +144,23 @@ def test_a_task_is_learned_from_its_rows(case: str, base_named: Callable[[str], 
     claimed = next(metric["value"] for metric in pack.manifest.metrics if metric["name"] == "loss")
     assert claimed < 0.5 * loss_of(values)
     assert loss_of(values, load(tmp_path / case)) == pytest.approx(claimed, rel=1e-4, abs=1e-5)
+
+
+def test_a_vision_language_model_is_adapted_where_a_server_runs_it(
+    base_named: Callable[[str], Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In its language model; with other targets a warning names what serve cannot run."""
+
+    def adapted(**more: Any) -> set[str]:
+        (settings,), _ = read_config(config("llava", base_named("llava"), tmp_path, **more))
+        task, base = task_named(settings.task), Path(settings.model_name_or_path)
+        model = prepared(settings, task, base, reader_of(task, TRAINERS["sft"], base)).model
+        return {module._site.path.split(".")[1] for module in wrappers_of(model)}
+
+    assert adapted() == {"language_model"}
+    assert "serve cannot" not in caplog.text
+    assert adapted(targets="all-linear") == {"language_model", "vision_tower", "multi_modal_projector"}
+    assert "serve cannot; targets: all-language leaves them out" in caplog.text
 
 
 @pytest.mark.long

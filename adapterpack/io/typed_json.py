@@ -57,10 +57,17 @@ def misfit(value: Any, kind: Any) -> Misfit | None:
             if inner := misfit(item, annotation):
                 return Misfit(f"/{escaped(key)}{inner.pointer}", inner.message)
         if typing.get_origin(choices := _annotated(kind)) is typing.Literal:
-            return Misfit("", f"expected one of {', '.join(map(repr, typing.get_args(choices)))}, found {value!r:.100}")
+            expected = ", ".join(map(repr, typing.get_args(choices)))
+            return Misfit("", f"expected one of {expected}, found {value!r:.100}{_hint(kind)}")
         what = str(error).rpartition(" - at ")[0] or str(error)
         return Misfit("", f"{what[:1].lower()}{what[1:]}, found {value!r:.100}")
     return None
+
+
+def _hint(kind: Any) -> str:
+    """What an annotation says of other values, in ``Meta(extra={"otherwise": ...})``."""
+    extras = (getattr(meta, "extra", None) or {} for meta in getattr(kind, "__metadata__", ()))
+    return next((f"; {extra['otherwise']}" for extra in extras if "otherwise" in extra), "")
 
 
 def _annotated(kind: Any) -> Any:
@@ -68,6 +75,17 @@ def _annotated(kind: Any) -> Any:
     while typing.get_origin(kind) in (typing.Annotated, typing.Union, types.UnionType):
         kind = next(one for one in typing.get_args(kind) if one is not type(None))
     return kind
+
+
+def _choices(kind: Any) -> Iterator[Any]:
+    """Each of the kinds of value that an annotation allows, without None and limits."""
+    if typing.get_origin(kind) is typing.Annotated:
+        yield from _choices(typing.get_args(kind)[0])
+    elif typing.get_origin(kind) in (typing.Union, types.UnionType):
+        for one in typing.get_args(kind):
+            yield from () if one is type(None) else _choices(one)
+    else:
+        yield kind
 
 
 def escaped(key: object) -> str:
@@ -82,7 +100,9 @@ def escaped(key: object) -> str:
 
 def _inside(value: Any, kind: Any) -> Iterator[tuple[Any, Any, Any]]:
     """Key, item and annotation of all that a value holds, where the annotation is of such a kind of value."""
-    kind = _annotated(kind)
+    kinds, is_list = list(_choices(kind)), isinstance(value, list)
+    fitting = (one for one in kinds if is_list is ((typing.get_origin(one) or one) in (tuple, list)))
+    kind = next(fitting, kinds[0])
     arguments, origin = typing.get_args(kind), typing.get_origin(kind) or kind
     if isinstance(value, list) and origin in (tuple, list):
         yield from ((number, item, arguments[0]) for number, item in enumerate(value))

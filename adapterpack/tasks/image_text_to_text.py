@@ -67,5 +67,5 @@ TASKS.register(Task(
     "image-text-to-text", "AutoModelForImageTextToText", answer, ("ForConditionalGeneration",),
     lambda config: bool(config.get("vision_config")) and not config.get("is_encoder_decoder"),
     parts=(Part("vision", "vision", ("pixel_values",)), Part(MAIN, "seeing_decoder", (*DECODER, "image_features"))),
-    training=Training(encode, reads="media"),
+    training=Training(encode, reads="media", adapted="all-language"),
 ))

@@ -83,7 +83,8 @@ class Training:
     """How a task is trained: ``encode`` makes token ids and ``targets`` of data; ``metrics`` compares outputs with targets, where the
     task has no labels, whose problem does. ``label_columns`` are where a labelled task finds the label of a row, or with ``by_token`` of
     each of its words. Rows are read with the base's tokenizer, or where ``reads`` is ``media`` with what makes arrays of pictures and
-    speech as well; ``constants`` are further inputs of each batch.
+    speech as well; ``constants`` are further inputs of each batch. ``adapted`` are the ``targets`` of a
+    configuration that names none: layers that what serves the task can change.
     """
 
     encode: Encode
@@ -93,6 +94,7 @@ class Training:
     by_token: bool = False
     reads: str = "tokenizer"
     constants: Mapping[str, Any] = field(default_factory=dict)
+    adapted: str | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -139,13 +139,28 @@ _EXPERTS, _ROUTERS = "experts", ("gate", "router")
 
 
 class Every(NamedTuple):
-    """Which sites ``targets`` takes by one word: those of these kinds, everywhere or in experts alone."""
+    """Which sites ``targets`` takes by one word: those of these kinds whose paths begin so."""
 
     kinds: tuple[str, ...]
-    experts: bool = False
+    inside: Callable[[nn.Module], tuple[str, ...]] = lambda model: ("",)
 
 
-ALL = {"all-linear": Every(_LINEAR), "all-norm": Every(("norm",)), "all-experts": Every((*_STACKED, *_LINEAR), experts=True)}
+def _experts(model: nn.Module) -> tuple[str, ...]:
+    """The beginnings of paths in experts, which their owner or their class calls so."""
+    return tuple(f"{path}." for path, module in base_modules(model)
+                 if path.rpartition(".")[2] == _EXPERTS or _EXPERTS in type(module).__name__.lower())
+
+
+def language_part(model: nn.Module) -> tuple[str, ...]:
+    """The beginnings of paths in the language model of a model that has other parts, such as a tower."""
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    path = next((path for path, module in base_modules(model) if module is innermost(decoder)), "")
+    whole = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+    return ("",) if whole or not path else (f"{path}.",)
+
+
+ALL = {"all-linear": Every(_LINEAR), "all-norm": Every(("norm",)),
+       "all-experts": Every((*_STACKED, *_LINEAR), _experts), "all-language": Every(_LINEAR, language_part)}
 """What ``targets`` may say for every layer of a kind."""
 
 
@@ -220,12 +235,6 @@ def _aside(model: nn.Module, paths: Iterable[str]) -> set[str]:
     return aside | {path for path in paths if path in routers or path.startswith(tuple(f"{router}." for router in routers))}
 
 
-def _experts(model: nn.Module) -> tuple[str, ...]:
-    """The beginnings of paths in experts, which their owner or their class calls so."""
-    return tuple(f"{path}." for path, module in base_modules(model)
-                 if path.rpartition(".")[2] == _EXPERTS or _EXPERTS in type(module).__name__.lower())
-
-
 def in_experts(model: nn.Module, path: str) -> bool:
     """Whether a path lies in experts, which are called with tokens in an order of their own."""
     return path.startswith(_experts(model))
@@ -243,8 +252,9 @@ def left_out(model: nn.Module, sites: Iterable[Site]) -> Counter[str]:
 def select(model: nn.Module, targets: str | tuple[str, ...], traits: Traits, exclude: tuple[str, ...] = ()) -> list[Site]:
     """The sites that ``targets`` names, in the model's order.
 
-    ``targets`` is ``"all-linear"``, ``"all-norm"`` or ``"all-experts"`` (every layer of that kind except the output embedding, what chooses
-    among experts, and the modules at or below the paths ``exclude``), ``"input-embedding"``, or names, these words among them: a literal
+    ``targets`` is ``"all-linear"``, ``"all-norm"``, ``"all-experts"`` or, in the language model alone,
+    ``"all-language"`` (every layer of that kind except the output embedding, what chooses among experts, and
+    the modules at or below the paths ``exclude``), ``"input-embedding"``, or names, these words among them: a literal
     module path or the end of one, matched whole components at a time; never a pattern. A parameter that no layer owns is named by its own
     path, and attention stands for its projections.
 
@@ -265,7 +275,7 @@ def select(model: nn.Module, targets: str | tuple[str, ...], traits: Traits, exc
     chosen: dict[str, Site] = {}
     for name in names:
         if name in ALL:
-            aside, inside = skipped | _aside(model, sites_by_path), _experts(model) if ALL[name].experts else ("",)
+            aside, inside = skipped | _aside(model, sites_by_path), ALL[name].inside(model)
             every = {site.path: site for path, sites in sites_by_path.items() if path not in aside and path.startswith(inside)
                      for site in sites if site.kind in ALL[name].kinds and site.kind in traits.layers and _wide_enough(site, traits)}
             if not every:

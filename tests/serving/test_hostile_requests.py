@@ -14,6 +14,12 @@ import httpx
 import pytest
 from servers import ANN, BOB, Served
 
+from adapterpack.http.refused import Refused
+from adapterpack.serving.limits import Limits
+from adapterpack.serving.openai.requests import ChatRequest
+from adapterpack.serving.openai.response_requests import ResponseRequest
+from adapterpack.serving.parsing import parsed
+
 HEAD = f"Host: localhost\r\nAuthorization: Bearer {ANN}\r\nContent-Type: application/json\r\n"
 
 
@@ -231,3 +237,18 @@ def test_the_server_is_well_afterwards(server: Served) -> None:
     assert "Invalid HTTP" not in server.log.read_text()  # anybody could fill the log with it
     (malformed,) = (line for line in server.get("/metrics").text.splitlines() if line.startswith("adapterpack_malformed_requests"))
     assert float(malformed.split()[1]) > 0
+
+
+@pytest.mark.parametrize(("kind", "field", "part"), [
+    (ChatRequest, "messages", {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}),
+    (ChatRequest, "messages", {"type": "input_audio", "input_audio": {"data": "AA==", "format": "wav"}}),
+    (ResponseRequest, "input", {"type": "input_image", "image_url": "data:image/png;base64,AA=="}),
+])
+def test_content_that_is_no_text_is_refused_with_the_way_out(kind: type[Any], field: str, part: Any) -> None:
+    """By the place of its kind, and who answers about pictures."""
+    request = {"model": "alpha", field: [{"role": "user", "content": [{"type": "text", "text": "Hi"}, part]}]}
+    words = rf"expected one of .*'text', found '{part['type']}'; .*run --image"
+    with pytest.raises(Refused, match=words) as refused:
+        parsed(json.dumps(request).encode(), kind, Limits())
+    assert refused.value.status == 400
+    assert str(refused.value.what).startswith(f"{field}.0.content.1.type: ")

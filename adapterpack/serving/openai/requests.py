@@ -169,10 +169,14 @@ class Sampled(Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 yield source, "grammar", f"start: {' | '.join(map(json.dumps, choices))}"
 
 
+ONLY_TEXTS = {"otherwise": "this server reads texts: run --image and Session answer about pictures"}
+"""For the kinds of content that a message may have."""
+
+
 class TextPart(Part, frozen=True, forbid_unknown_fields=True):
     """A piece of text of a message."""
 
-    type: Literal["text"]
+    type: Annotated[Literal["text"], Meta(extra=ONLY_TEXTS)]
     text: str
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, field
 
 from ...io.typed_json import Misfit, Part
-from .requests import CacheSalt, ChatRequest, JsonObject, JsonSchema, Message, Mixed, PlainText, Schema
+from .requests import ONLY_TEXTS, CacheSalt, ChatRequest, JsonObject, JsonSchema, Message, Mixed, PlainText, Schema
 from .tools import CalledFunction, Function, FunctionName, FunctionTool, InputCall, Name, NamedFunction
 
 _Empty = Annotated[list[Any], Meta(max_length=0)]
@@ -17,7 +17,7 @@ _Empty = Annotated[list[Any], Meta(max_length=0)]
 class ContentPart(Part, frozen=True, forbid_unknown_fields=True):
     """A piece of text, of a prompt or of an answer that comes back."""
 
-    type: Literal["input_text", "output_text", "text"]
+    type: Annotated[Literal["input_text", "output_text", "text"], Meta(extra=ONLY_TEXTS)]
     text: str
     annotations: _Empty | None = None
     logprobs: _Empty | None = None

@@ -11,8 +11,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ...adapter_methods import Method
 from ...errors import ConfigError
 from ...io import plain_yaml, strict_json
+from ...tasks.task import TASKS
 from ..trainers.choose import trainer_of
 from .aliases import translate
 from .coerce import typed_value
@@ -125,9 +127,19 @@ def _require_bounds(typed: Mapping[str, Any], where: object) -> None:
                           found=typed["label_smoothing_factor"])
 
 
+def _targets(values: Mapping[str, Any], method: Method) -> dict[str, str]:
+    """What is adapted where a configuration says nothing, if that is not what the method says."""
+    task = TASKS.find(str(values["task"]))
+    adapted = None if task is None or task.training is None else task.training.adapted
+    usual = {field.name: field.default for field in dataclasses.fields(method.config)}.get("targets")
+    new = values.get("adapter_name_or_path") is None
+    return {"targets": adapted} if adapted is not None and usual == "all-linear" and new else {}
+
+
 def _config(values: Mapping[str, Any], where: object) -> TrainConfig:
     method, kind, given = method_of(values, where), trainer_of(values), frozenset(values)
     values = {**kind.defaults, "task": kind.tasks[0] if kind.tasks else TrainConfig.task, **values, "trainer": kind.name}
+    values = {**_targets(values, method), **values}
     run_fields = {f.name: f for f in dataclasses.fields(TrainConfig) if f.name not in PARTS}
     method_fields, kind_fields = ({f.name for f in dataclasses.fields(part.config)} for part in (method, kind))
     if both := sorted(method_fields & kind_fields):

@@ -24,8 +24,8 @@ Owner = Method | TrainerKind
 NUMBER, NAMES = {"$ref": "#/$defs/number"}, {"$ref": "#/$defs/names"}
 
 DESCRIBED: dict[str, dict[str, Any]] = {
-    "targets": {"description": "What is adapted: all-linear, all-experts; of blocks all-layers, all-blocks, all-attention, all-ffn; or "
-                               "names."},
+    "targets": {"description": "What is adapted: all-linear, all-experts, all-language; of blocks "
+                               "all-layers, all-blocks, all-attention, all-ffn; or names."},
     "modules_to_save": {"description": "Modules that are trained whole; a task's new head is always among them.",
                         "anyOf": [{"type": "string"}, NAMES]},
     "dropout": {"description": "Dropout on the branch's input while training.", "minimum": 0, "exclusiveMaximum": 1},

@@ -61,7 +61,7 @@ class Lead:
         given = {**dict(zip(_parameters(type(part).forward), args, strict=False)), **kwargs}
         values = (given.get(key) for key in ("attention_mask", "encoder_attention_mask"))
         masks = {key: value.bool() for key, value in zip(MASKS, values, strict=True)
-                 if isinstance(value, torch.Tensor) and value.ndim == 2}  # noqa: PLR2004 - rows, tokens
+                 if isinstance(value, torch.Tensor) and value.ndim == 2}
         for layer in layers:
             before = layer._first_pass_params.get(self.name, {})
             layer._first_pass_params[self.name] = {

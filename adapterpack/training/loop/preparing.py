@@ -13,22 +13,27 @@ import numpy as np
 import torch
 from transformers import BitsAndBytesConfig
 
+from ...adapter_methods import PROMPT
 from ...adapter_methods.core.token_positions import Acts
 from ...errors import ConfigError, MissingExtra, NothingToDo, Unsupported
+from ...io.readable import things
 from ...pack.pack import Pack
 from ...runtime.text.context_length import context_length
 from ...tasks.data_report import DataReport
 from ...tasks.problems import IGNORED, NUMBER, PROBLEMS, Labels
 from ...tasks.task import TASKS, Task, Training, reads_types
 from .. import data
+from ..active import wrappers_of
 from ..config.fields import TrainConfig
 from ..config.sources import names_of
 from ..inject import adapt
+from ..layers.layer import Adapted
 from ..layers.prompts import Prompts
 from ..layers.wrapper import Wrapper
 from ..loading import load_config, loaded, stored_dtype
 from ..rows.packing import packed, require_apart
 from ..rows.reading import read, tables
+from ..sites import language_part
 from ..trainers.kind import TRAINERS, TrainerKind
 from .going_on import put_back, started_from
 from .media import READERS, Media
@@ -102,8 +107,21 @@ def prepared(config: TrainConfig, task: Task, folder: Path, reader: Any, load: L
         _require_acting(method_config.acts, rows.train, names_of(config.train_file))
     samples = None if rows.collator is None else map(rows.collator, _samples(rows.train, config))
     adapt(model, method_config, config.pack_name, config.seed, samples, config.allow_unused)
+    if task.training is not None and task.training.adapted == "all-language":
+        _say_served(model)
     _require_seen(model, kind)
     return Prepared(model, _packed(model, rows, config) if config.packing else rows, None, None)
+
+
+def _say_served(model: Any) -> None:
+    """Says that a server cannot run an adapter that changes more than the language model."""
+    inside, head = (*language_part(model), PROMPT), model.get_output_embeddings()
+    adapted = [module for module in wrappers_of(model) if isinstance(module, Adapted) and module is not head]
+    others = [module._site.path for module in adapted if not module._site.path.startswith(inside)]
+    if others:
+        count = things(len(others), "layer")
+        log.warning("the adapter changes %s outside of the language model, such as %s: run answers with it, "
+                    "serve cannot; targets: all-language leaves them out", count, others[0])
 
 
 def reader_of(task: Task, kind: TrainerKind, folder: Path) -> Any:
