@@ -75,6 +75,21 @@ def reason(error: BaseException) -> str:
     return f"{name}: {text}" if isinstance(error, LookupError | AttributeError) else text or name
 
 
+def root_reason(error: BaseException) -> str:
+    """What the exception says that was the first of those that led to this one, short and on one line.
+
+    Example:
+        >>> try:
+        ...     raise RuntimeError("see above") from KeyError("a")
+        ... except RuntimeError as error:
+        ...     root_reason(error)
+        "KeyError: 'a'"
+    """
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return reason(error)
+
+
 def _is_of(library: str, error: BaseException) -> bool:
     names = BORDERS[library]
     classes = [f"{cls.__module__}.{cls.__qualname__}" for cls in type(error).__mro__]

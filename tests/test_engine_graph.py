@@ -15,6 +15,7 @@ from architectures import ARCHITECTURES, KINDS
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, set_seed
 
 from adapterpack import DoRA, LoRA, Session, adapt, export, merge, quantize, save, validate
+from adapterpack.base.thresholds import Reach
 from adapterpack.bundle.decoder_graph import DECODER
 from adapterpack.bundle.manifest import GRAPH, PAST, graph_file, read_bundle
 from adapterpack.engine_graph import derive
@@ -231,8 +232,9 @@ def test_a_fold_has_the_second_graph_too(scheme: str | None, placed: Make, pack_
 
 
 def test_a_wrong_second_graph_is_not_published(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usual = derive._windows
-    monkeypatch.setattr(derive, "_windows", lambda config, layers: [2] * len(usual(config, layers)))  # rows look back two tokens, not all
+    monkeypatch.setattr(
+        derive, "reaches_of", lambda config, layers: [Reach(window=2)] * layers
+    )  # rows look back two tokens, not all
     with pytest.raises(ParityError, match="the graph for the engine disagrees"):
         export(tiny_llama, [], tmp_path / "bundle", mode="folded", frontend="mobius")
     monkeypatch.setattr(derive, "read_sources", len)  # a bug, which is no family without a graph

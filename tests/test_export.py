@@ -10,12 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import noise
 import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
+import transformers
+from architectures import ARCHITECTURES
 from transformers import RobertaConfig, RobertaForSequenceClassification
 
 import adapterpack
@@ -49,6 +52,7 @@ from adapterpack.errors import (
     UnknownName,
     Unsupported,
 )
+from adapterpack.exporting.example_inputs import example
 from adapterpack.exporting.frontends import FRONTENDS, BaseGraph, Frontend, Source
 from adapterpack.exporting.graph.sitemap import find_sites
 from adapterpack.exporting.modes import MODES, Plan, base_head, with_fields
@@ -618,6 +622,105 @@ def test_the_next_frontend_is_tried(first: Frontend, tiny_llama: Path, pack_of: 
     batch = batch_of("llama", BATCHES["ragged"])
     found = Session(tmp_path / "bundle", "cpu").run(batch, "beta")["logits"]
     assert_close(found, logits_of(dense_of("llama", "beta"), batch), batch["attention_mask"])
+
+
+def weight_lost(model: Any) -> None:
+    """ONNX Runtime cannot open it: a node reads what nothing gives, as of builders that expect a bias which a
+    family has not.
+    """
+    del model.graph.initializers["model.layers.1.mlp.up_proj.weight_t"]
+
+
+def rotation_misfits(model: Any) -> None:
+    """ONNX Runtime opens it and cannot run it: tables narrower than a rotation, as of an odd rotary size."""
+    for node in model.graph:
+        if node.op_type == "RotaryEmbedding":
+            node.attributes["rotary_embedding_dim"] = ir.AttrInt64("rotary_embedding_dim", 2)
+
+
+@pytest.mark.parametrize("change", [weight_lost, rotation_misfits])
+def test_the_next_frontend_is_tried_whatever_the_first_one_s_graph_raises(
+    change: Callable[[Any], None],
+    tiny_llama: Path,
+    pack_of: Make,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first = crooked(change)._replace(rank=0)
+    monkeypatch.setattr(stage, "FRONTENDS", {"crooked": first, "mobius": mobius})
+    told: list[str] = []
+    bundle = export(tiny_llama, [pack_of("llama", "beta")], tmp_path / "bundle", progress=told.append)
+    assert bundle.frontend.startswith("mobius-onnx")
+    assert any(text.startswith("crooked is left out: ") for text in told)
+
+
+def test_every_frontend_s_reason_is_shown_when_all_fail(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = {
+        "lost": crooked(weight_lost),
+        "misfits": crooked(rotation_misfits),
+        "scaled": crooked(weight_scaled),
+        "fails": Frontend("fails", mobius.supports, fails),
+    }
+    monkeypatch.setattr(
+        stage, "FRONTENDS", {name: frontend._replace(name=name) for name, frontend in wrong.items()}
+    )
+    with pytest.raises(ParityError) as caught:
+        export(tiny_llama, [], tmp_path / "bundle", mode="folded")
+    for reason in (
+        "lost: ONNX Runtime cannot open",
+        "misfits: ONNX Runtime could not run",
+        "scaled: the graph disagrees with torch",
+        "fails: this architecture cannot be built: query_pre_attn_scalar",
+    ):
+        assert reason in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("family", ["Glm4", "SeedOss", "GPTNeoX"])
+def test_families_whose_first_graph_no_runtime_runs_are_exported(family: str, tmp_path: Path) -> None:
+    """The builder expects biases that GLM 4 and Seed-OSS have not, and an even rotary size."""
+    transformers.set_seed(5)
+    sizes = {
+        "vocab_size": 96,
+        "hidden_size": 40,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 10,
+        "max_position_embeddings": 64,
+        "rotary_pct": 0.3,
+        "pad_token_id": 0,
+    }
+    model = transformers.AutoModelForCausalLM.from_config(
+        getattr(transformers, f"{family}Config")(**sizes)
+    ).eval()
+    noise.shake(model).save_pretrained(tmp_path / "base")
+    export(tmp_path / "base", [], tmp_path / "bundle", mode="folded", task="text-generation")
+    ids = np.arange(3, 60)[None]
+    with torch.no_grad():
+        expected = model(torch.from_numpy(ids)).logits.numpy()
+    found = Session(tmp_path / "bundle", "cpu").run({"input_ids": ids})["logits"]
+    assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+def test_a_row_without_an_image_holds_no_token_of_one() -> None:
+    """Whatever token stands for an image: random rows would have it by chance, and transformers refuse them.
+    """
+    llava = next(one for one in ARCHITECTURES if one.name == "llava")
+    task, config = task_named(llava.task), llava.config(transformers)
+    model = getattr(transformers, task.auto_class).from_config(config).eval()
+    plain = example(task, config, model=lambda: model, bare=parity.BARE)["input_ids"]
+    for token in {int(token) for token in plain[parity.BARE[0]] if token}:
+        config.image_token_id = model.config.image_token_id = token
+        batch = example(task, config, model=lambda: model, bare=parity.BARE)
+        assert [int((row == token).sum() > 0) for row in batch["input_ids"]] == [1, 0, 1]
+        assert np.isfinite(
+            model(**{key: torch.from_numpy(value) for key, value in batch.items()}).logits.detach().numpy()
+        ).all()
 
 
 def test_rows_that_take_each_others_adapter_are_found(

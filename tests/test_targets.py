@@ -16,7 +16,7 @@ from test_export import BATCHES, assert_close, batch_of, logits_of
 
 from adapterpack import Session, convert, export, load, merge, validate
 from adapterpack.bundle.manifest import bundle_in, read_bundle
-from adapterpack.errors import UnknownName, Unsupported
+from adapterpack.errors import ConfigError, UnknownName, Unsupported
 from adapterpack.exporting.targets import TARGETS
 from adapterpack.exporting.targets.triton import config, model_name
 
@@ -158,4 +158,15 @@ def test_what_targets_refuse(base_of: Make, pack_of: Make, tmp_path: Path) -> No
     ):
         with pytest.raises(error, match=text):
             export(base_of(kind), [pack_of(kind, "alpha")], tmp_path / "out", **options)  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "option", [{"in_place": False}, {"slots": 0}, {"size_budget": 0}, {"compensate": 0}, {"max_rank": 0}]
+)
+def test_what_a_finished_bundle_does_not_take_is_refused_whatever_its_value(
+    option: dict[str, Any], bundle_of: Make, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="static_cache" if "in_place" in option else next(iter(option))):
+        export(bundle_of("llama", "bank"), [], tmp_path / "out", target="triton", **option)
     assert not list(tmp_path.iterdir())

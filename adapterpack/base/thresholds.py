@@ -1,13 +1,14 @@
-"""Reads from a configuration the lengths beyond which a model computes something else; a proof reaches past each."""
+"""Reads from a configuration the lengths beyond which a model computes something else."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 Config = Mapping[str, Any]
-"""What ``config.json`` holds; or ``to_dict`` of a configuration of transformers, with its class's defaults."""
+"""What ``config.json`` holds; or ``to_dict`` of a configuration of transformers, which has its defaults."""
 _Rule = Callable[[Config], int | None]
 
 
@@ -149,6 +150,16 @@ def _of_rotations(config: Config) -> Iterator[tuple[str, int]]:
                 yield f"{name}.{_ORIGINAL}", original
 
 
+def turns_by_length(config: Config) -> bool:
+    """Whether rotary positions of a row depend on how long it is.
+
+    Example:
+        >>> turns_by_length({"rope_scaling": {"rope_type": "longrope"}})
+        True
+    """
+    return any(_kind(rope) in _BY_LENGTH for _, part in _parts(config, "") for _, rope in _rotations(part))
+
+
 def _rotations(config: Config) -> Iterator[tuple[str, Config]]:
     """The parameters of rotary positions, of which each kind of layers may have its own."""
     for name in ("rope_parameters", "rope_scaling"):
@@ -185,12 +196,153 @@ def _unjudged(config: Config) -> Iterator[str]:
 
 
 _SUSPECT = re.compile(r"window|chunk|(local|lsh|global)_.*(len|stride|blocks)|radius|segment_means|topk_b")
-_NO_LENGTH = frozenset({
-    "chunk_size_feed_forward", "max_window_layers", "sliding_window_pattern", "_sliding_window_pattern",
-})
+_NO_LENGTH = frozenset(
+    {
+        "chunk_size_feed_forward",
+        "max_window_layers",
+        "sliding_window_pattern",
+        "_sliding_window_pattern",
+    }
+)
 """Fields of such names that say nothing of rows."""
-_KNOWN_KINDS = frozenset({
-    "full_attention", "sliding_attention", "chunked_attention", "indexed_attention", "linear_attention",
-    "attention", "mamba", "conv", "recurrent", "moe", "mlp", "hybrid", "hybrid_sliding", "dense", "sparse",
-})
+_KNOWN_KINDS = frozenset(
+    {
+        "full_attention",
+        "sliding_attention",
+        "chunked_attention",
+        "indexed_attention",
+        "linear_attention",
+        "attention",
+        "mamba",
+        "conv",
+        "recurrent",
+        "moe",
+        "mlp",
+        "hybrid",
+        "hybrid_sliding",
+        "dense",
+        "sparse",
+    }
+)
 """Kinds of layers that depend on the length by the fields above, or not at all."""
+
+
+class Reach(NamedTuple):
+    """How far a layer's tokens look back: over ``window`` tokens, themselves included, or to the start of
+    their ``chunk``.
+    """
+
+    window: int | None = None
+    chunk: int | None = None
+
+
+def reaches_of(config: Config, layers: int) -> list[Reach]:
+    """How far back each of a decoder's layers looks.
+
+    Example:
+        >>> reaches_of({"sliding_window": 40, "layer_types": ["full_attention", "sliding_attention"]}, 2)
+        [Reach(window=None, chunk=None), Reach(window=40, chunk=None)]
+    """
+    part = next(
+        (part for _, part in _parts(config, "") if any(field in part for field in _LOOKING_BACK)), config
+    )
+    *windows, chunk = (_RULES[field](part) for field in _LOOKING_BACK)
+    window = next(filter(None, windows), None)
+    return [_reach(kind, window, chunk) for kind in _kinds_by_layer(part, layers)]
+
+
+def said_in(config: Config, resolved: Config) -> dict[str, Any]:
+    """A configuration with what is ``resolved`` of how far layers look back, where it leaves that to its
+    class of transformers.
+
+    Example:
+        >>> said_in({"sliding_window": 8}, {"sliding_window": 9, "layer_types": ["full_attention"]})
+        {'sliding_window': 8, 'layer_types': ['full_attention']}
+    """
+    left = {
+        field: resolved[field]
+        for field in (*_LOOKING_BACK, "layer_types", "use_sliding_window")
+        if resolved.get(field) is not None and field not in config
+    }
+    inner = {
+        name: said_in(part, resolved[name])
+        for name in _NESTED
+        if isinstance(part := config.get(name), Mapping) and isinstance(resolved.get(name), Mapping)
+    }
+    return {**config, **left, **inner}
+
+
+_LOOKING_BACK = (
+    "sliding_window",
+    "sliding_window_size",
+    "attention_window_size",
+    "window_size",
+    "attention_chunk_size",
+)
+
+
+def _reach(kind: str, window: int | None, chunk: int | None) -> Reach:
+    if not kind:
+        return Reach(window, None if window else chunk)
+    if "chunk" in kind:
+        return Reach(chunk=chunk)
+    return Reach(window) if "sliding" in kind or "local" in kind else Reach()
+
+
+def _kinds_by_layer(config: Config, layers: int) -> list[str]:
+    """The kind of each layer; empty where all are alike."""
+    kinds = _kinds(config) or config.get("attention_layers")
+    if isinstance(kinds, list) and len(kinds) >= layers:
+        return [str(kind) for kind in kinds[:layers]]
+    if every := _number(config, "sliding_window_pattern") or _number(config, "_sliding_window_pattern"):
+        return ["sliding" if (number + 1) % every else "full" for number in range(layers)]
+    if config.get("use_sliding_window") is True:
+        first = _number(config, "max_window_layers") or 0
+        return ["sliding" if number >= first else "full" for number in range(layers)]
+    return [""] * layers
+
+
+class LongRows(NamedTuple):
+    """Lengths of rows on both sides of a model's thresholds: ``whole`` for the model itself; ``few`` for a
+    copy of its first ``kept`` layers, as they would take the model too long. ``left_out``: field -> why no
+    row reaches past its threshold.
+    """
+
+    whole: tuple[int, ...] = ()
+    few: tuple[int, ...] = ()
+    kept: int = 0
+    left_out: Mapping[str, str] = MappingProxyType({})
+
+
+SHORT = LongRows()
+"""No row beside the short ones."""
+
+
+def rows_past(config: Config, weights: int, layers: int, kept: int, context: int | None) -> LongRows:
+    """The rows of a proof for a model of so many ``weights`` in so many ``layers``, of which a copy has those
+    that are ``kept``; no row is longer than the ``context``.
+
+    Example:
+        >>> rows_past({"sliding_window": 40}, 10_000, 2, 2, 256).whole
+        (40, 56)
+    """
+    whole, few, left_out = set[int](), set[int](), dict[str, str]()
+    for threshold in thresholds_of(config).known:
+        longest = threshold.length + (0 if threshold.ends else max(_BEYOND, threshold.length // 4))
+        longest = longest if context is None else min(longest, context)
+        if not threshold.ends and longest <= threshold.length:
+            continue  # the context ends before it
+        lengths = {longest} if threshold.ends else {threshold.length, longest}
+        if weights * longest <= (_MOST_AT_THE_END if threshold.ends else _MOST_WHOLE):
+            whole |= lengths
+        elif not threshold.ends and kept < layers and weights * kept // layers * longest <= _MOST_FEW:
+            few |= lengths
+        else:
+            left_out[threshold.field] = f"rows of {longest} tokens take this model too long"
+    return LongRows(tuple(sorted(whole)), tuple(sorted(few - whole)), kept, left_out)
+
+
+_BEYOND = 16
+"""Tokens beyond a threshold, or a quarter of it, where that is more."""
+_MOST_WHOLE, _MOST_FEW, _MOST_AT_THE_END = 1 << 39, 1 << 42, 1 << 36
+"""Weights times tokens of a row: 2^39 are some ten seconds of two cores; few layers may take minutes."""

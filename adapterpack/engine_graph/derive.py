@@ -24,6 +24,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from ..base.base_folder import read_json
+from ..base.thresholds import reaches_of
 from ..bundle.decoder_graph import (
     CACHE_LENGTHS,
     DECODER,
@@ -96,11 +97,19 @@ def make_decoder(model: Any, config: Mapping[str, Any], bundle: Bundle) -> None:
                           found=", ".join(map(str, sorted(odd))), remedy="leave --static-cache out")
     batch = ids.shape[0]
     lengths, total = _input(graph, CACHE_LENGTHS, [batch], ir.DataType.INT32), _input(graph, LONGEST, [], ir.DataType.INT32)
-    windows, cap = _windows(config, len(attentions)), config.get("attn_logit_softcapping") or 0.0
+    reaches, cap = reaches_of(config, len(attentions)), config.get("attn_logit_softcapping") or 0.0
     places = PositionInputs(model, ids, list(caches.values()), total)
     for attention in attentions:
-        bias = places.bias(attention.added, attention.output.producer())
-        _replace(model, attention._replace(softcap=attention.softcap or float(cap), added=bias), lengths, total, windows[attention.layer])
+        bias, reach = places.bias(attention.added, attention.output.producer()), reaches[attention.layer]
+        if reach.chunk is not None:
+            bias = places.within_chunks(reach.chunk, bias, attention.queries, attention.output.producer())
+        _replace(
+            model,
+            attention._replace(softcap=attention.softcap or float(cap), added=bias),
+            lengths,
+            total,
+            reach.window or -1,
+        )
     _ends_as_inputs(graph, batch)
     read_sources(model)
     RemoveUnusedNodesPass()(model)
@@ -305,14 +314,6 @@ def _cached(value: Any, layers: Mapping[str, int]) -> Any:
         value = node.inputs[0] if node is not None and node.op_type in _THROUGH else None
     node = None if value is None else value.producer()
     return value if node is not None and node.op_type == "Concat" and len(node.inputs) == 2 else None
-
-
-def _windows(config: Mapping[str, Any], layers: int) -> list[int]:
-    """How many tokens each layer looks back over, itself included; -1: all."""
-    width, kinds = config.get("sliding_window"), config.get("layer_types")
-    if not isinstance(width, int) or not config.get("use_sliding_window", True):
-        return [-1] * layers
-    return [width if kinds is None or kinds[layer] == "sliding_attention" else -1 for layer in range(layers)]
 
 
 def _replace(model: Any, attention: _Attention, lengths: Any, total: Any, window: int) -> None:

@@ -19,9 +19,10 @@ def made_anew(bundle: Bundle, folder: Path, before: Bundle) -> Bundle:
         ParityError: it disagrees with the ordinary graph, or caches in eight bits move the logits too far.
     """
     require_survived(folder / GRAPH, sum(path.stat().st_size for path in folder.iterdir() if path.is_file()))
-    made = dataclasses.replace(bundle, decoder=True)
+    rows = {key: before.parity[key] for key in ("long_rows",) if key in before.parity}
+    made = dataclasses.replace(bundle, decoder=True, parity={**bundle.parity, **rows})
     made.write(folder, draft=True)
     report = with_decoder(folder, lambda text: None)
     if "cache" in before.parity.get("decoder", {}):
         report["cache"] = quantize_cache(folder)
-    return dataclasses.replace(made, parity={**bundle.parity, "decoder": report})
+    return dataclasses.replace(made, parity={**made.parity, "decoder": report})

@@ -15,21 +15,27 @@ from ..onnx_graph.products import is_fast, make_fast
 from ..runtime.adapters.slot_values import SlotValues
 from ..runtime.engine.adapter_feeds import ResidentAdapter
 from ..runtime.engine.adapter_reader import AdapterReader
+from ..runtime.engine.batch import virtual_tokens
 from ..runtime.engine.row_batch import Row, RowBatch
 from ..runtime.generation.decoder import DecoderOnly, EncoderDecoder
 from ..runtime.generation.start import start_ids
 from ..runtime.ort_values import array_of
 from ..runtime.session import Session
-from ..runtime.text.context_length import text_part
-from ..slots.precision import precision
+from ..runtime.text.context_length import context_of, text_part
+from ..slots.precision import DEFAULT, precision
 from ..tasks.session import Arrays
 from ..tasks.task import MAIN
 from .derive import write_decoder
+from .pieces import apart, in_pieces, takes_much
 
 _LENGTHS = (11, 4, 7)
 _STEPS = 20
 _PIECE = 3
 """Tokens of a prompt that are read at a time, so that the longer ones go on from what is in their caches."""
+_PIECES = 16
+"""Pieces of the longest of the long prompts."""
+_LONGEST, _MOST_ROWS = 1 << 14, 16
+"""Of rows that a manifest names."""
 _ROOM = 32
 """Positions for the prompts of adapters."""
 _IDS = 64
@@ -37,8 +43,9 @@ _IDS = 64
 
 
 def with_decoder(folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """Writes the engine's graph into an unpublished bundle's folder, and proves it; what the parity report says of it. Quantized products
-    are exact meanwhile, since rounded activations differ by more than float noise.
+    """Writes the engine's graph into an unpublished bundle's folder, and proves it on short rows and on the
+    long ones on which the ordinary graph was; what the parity report says of it. Quantized products are exact
+    meanwhile, since rounded activations differ by more than float noise.
 
     Raises:
         Unsupported: an attention of the graph is of no known build.
@@ -55,11 +62,9 @@ def with_decoder(folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
 
 
 def _proof(session: Session, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    tolerance, rng = precision(session.bundle.dtype).tolerance, np.random.default_rng(11)
-    vocabulary = text_part(session.config, "vocab_size").get("vocab_size")
-    most = min(_IDS, vocabulary) if isinstance(vocabulary, int) else _IDS
-    rows = [[int(token) for token in rng.integers(1, most, length)] for length in _LENGTHS]
-    start = [*start_ids(session), *(int(token) for token in rng.integers(1, most, _PIECE))] if session.task.has_encoder else []
+    rng, most = np.random.default_rng(11), _most_ids(session)
+    rows = [_ids(session, rng, most, length) for length in _LENGTHS]
+    start = [*start_ids(session), *_ids(session, rng, most, _PIECE)] if session.task.has_encoder else []
     # A decoder behind an encoder reads as many tokens of each row: the ordinary graph knows no other way.
     prompts, sources = ([start] * len(rows), _sources(session, rows, rng)) if start else (rows, None)
     tokens = rng.integers(1, most, (_STEPS, len(rows)))
@@ -70,15 +75,99 @@ def _proof(session: Session, folder: Path, say: Callable[[str], None]) -> dict[s
     for names in _names(session):
         adapters = {name: reader.read(packs[name]) for name in names if name is not None and name in packs}
         grown = _ordinary(session, prompts, sources, names, tokens)
-        placed = _by_engine(batch, prompts, sources, [adapters.get(name or "") for name in names], tokens)
-        error, size = float(np.abs(grown - placed).max()), max(1.0, float(np.abs(grown).max()))
-        if not error <= tolerance * size:
-            raise ParityError("the graph for the engine disagrees with the ordinary one", where=f"{folder.name}/{graph_file(DECODER)}",
-                              expected=f"at most {tolerance * size:.2g}", found=f"{error:.2g}",
-                              remedy="export with --no-static-cache, and report this model")
-        worst = max(worst, error / size)
+        placed = _by_engine(
+            batch, prompts, sources, [adapters.get(name or "") for name in names], tokens, _PIECE
+        )
+        worst = max(worst, _required(session, folder, grown, placed, "on short rows"))
+    if long := _long_prompts(session, rng, most):
+        worst = max(
+            worst, _prove_long(session, folder, reader, long, rng.integers(1, most, (_STEPS, len(long))))
+        )
     say(f"the engine's graph agrees with the ordinary one: {worst:.1g} of the largest output")
     return {"max_relative": worst, "steps": _STEPS}
+
+
+def _most_ids(session: Session) -> int:
+    vocabulary = text_part(session.config, "vocab_size").get("vocab_size")
+    return min(_IDS, vocabulary) if isinstance(vocabulary, int) else _IDS
+
+
+def _ids(session: Session, rng: np.random.Generator, most: int, length: int) -> list[int]:
+    """Random tokens, none of which stands for an image."""
+    image = session.image_token if "image_features" in session.task.main.inputs else None
+    return [int(token) if token != image else 1 + (image == 1) for token in rng.integers(1, most, length)]
+
+
+def _required(
+    session: Session, folder: Path, ordinary: np.ndarray, engine: np.ndarray, where: str, long: bool = False
+) -> float:
+    """The largest difference as a share of the largest output.
+
+    Raises:
+        ParityError: it is more than the type of the graph accounts for.
+    """
+    tolerance, size = precision(session.bundle.dtype).tolerance, max(1.0, float(np.abs(ordinary).max()))
+    error = apart(engine, ordinary, session.bundle.dtype if long else DEFAULT)
+    if not error <= tolerance * size:
+        raise ParityError(
+            f"the graph for the engine disagrees with the ordinary one {where}",
+            where=f"{folder.name}/{graph_file(DECODER)}",
+            expected=f"at most {tolerance * size:.2g}",
+            found=f"{error:.2g}",
+            remedy="export with --no-static-cache, and report this model",
+        )
+    return error / size
+
+
+def _long_prompts(session: Session, rng: np.random.Generator, most: int) -> list[list[int]]:
+    """Rows whose steps cross the lengths on which the ordinary graph was proved, as far as the context has
+    room for them.
+    """
+    report = session.bundle.parity.get("long_rows")
+    proved = report.get("rows") if isinstance(report, dict) and not session.task.has_encoder else None
+    lengths = [length for length in proved if type(length) is int] if isinstance(proved, list) else []
+    room = max((virtual_tokens(session, pack) for pack in session.packs.values()), default=0) + _STEPS
+    context = context_of(session)
+    longest = _LONGEST if context is None else min(_LONGEST, context - room)
+    ends = sorted({min(length - _STEPS // 2, longest) for length in lengths})[-_MOST_ROWS:]
+    return [_ids(session, rng, most, length) for length in ends if length > max(_LENGTHS)]
+
+
+def _prove_long(
+    session: Session, folder: Path, reader: AdapterReader, prompts: list[list[int]], tokens: np.ndarray
+) -> float:
+    """Compares rows side by side in the engine with the ordinary graph, which reads each alone, in pieces."""
+    choices: list[str | None] = (
+        [session.default, *session.adapters] if session.bundle.mode == "bank" else [session.default]
+    )
+    names = [choices[row % len(choices)] for row in range(len(prompts))]
+    batch = RowBatch[Row](session, reader, len(prompts), max(map(len, prompts)) + len(tokens) + _ROOM)
+    packs = session.packs if session.bundle.mode == "bank" else {}
+    adapters = [reader.read(packs[name]) if name is not None and name in packs else None for name in names]
+    engine = _by_engine(
+        batch, prompts, None, adapters, tokens, max(_PIECE, max(map(len, prompts)) // _PIECES)
+    )
+    alone = [
+        _alone(session, ids, name, tokens[:, row])
+        for row, (ids, name) in enumerate(zip(prompts, names, strict=True))
+    ]
+    return _required(
+        session,
+        folder,
+        np.stack(alone, axis=1),
+        engine,
+        f"on rows of {', '.join(str(len(ids)) for ids in prompts)} tokens",
+        True,
+    )
+
+
+def _alone(session: Session, ids: Sequence[int], name: str | None, tokens: np.ndarray) -> np.ndarray:
+    """The ordinary graph's logits after a row's prompt and after each step ``[1 + steps, vocabulary]``."""
+    if not takes_much(session, 1, len(ids)):
+        return _ordinary(session, [ids], None, [name], tokens[:, None])[:, 0]
+    whole = np.array([[*ids, *tokens]], np.int64)
+    logits = [outputs["logits"][0, -1] for outputs in in_pieces(session, whole, name, len(tokens))]
+    return np.stack(logits[-len(tokens) - 1 :]).astype(np.float32)
 
 
 def _names(session: Session) -> list[list[str | None]]:
@@ -117,15 +206,15 @@ def _ordinary(session: Session, rows: Sequence[Sequence[int]], sources: Sequence
 
 
 def _by_engine(batch: RowBatch[Row], prompts: Sequence[Sequence[int]], sources: Sequence[Arrays] | None,
-               adapters: Sequence[ResidentAdapter | None], tokens: np.ndarray) -> np.ndarray:
-    """The same by the engine's graph."""
+               adapters: Sequence[ResidentAdapter | None], tokens: np.ndarray, piece: int) -> np.ndarray:
+    """The same by the engine's graph, which reads so many tokens of a prompt at a time."""
     rows, first = [Row(prompt=ids, adapter=adapter, source=source)
                    for ids, adapter, source in zip(prompts, adapters, sources or [{}] * len(prompts), strict=True)], []
     for row in rows:
         batch.admit(row)
     for row in rows:
         while row.done < len(row.prompt):
-            last = batch.prefill(min(_PIECE, len(row.prompt) - row.done)).copy()
+            last = batch.prefill(min(piece, len(row.prompt) - row.done)).copy()
         first.append(last)
     logits = [np.stack(first)]
     for step_tokens in tokens:

@@ -25,6 +25,12 @@ _TOKEN = 5
 _MASKED = -1e4
 """Scores below hide a token; half precision has them at -65504."""
 
+_SHAPING = frozenset({"Expand", "Reshape", "Unsqueeze", "Squeeze", "Identity"})
+_OF_EACH = frozenset(
+    {"Add", "Sub", "Mul", "Div", "Floor", "Log", "Exp", "Pow", "Sqrt", "Cast", "Max", "Min", "Clip"}
+)
+"""What changes the shape of numbers alone; and what makes one number of one."""
+
 
 class PositionInputs:
     """Rewires one graph, in place; ``past`` are its caches, ``ids`` its tokens ``[batch, sequence]``."""
@@ -50,6 +56,49 @@ class PositionInputs:
             self._biases[name] = [] if table is None else [self._looked_up(table, value)]
         return self._biases.get(name, [])
 
+    def within_chunks(self, size: int, bias: Sequence[Any], queries: Any, attention: Any) -> list[Any]:
+        """A ``bias`` that hides the tokens of other chunks of so many, too, ``[batch, 1, sequence, total]``
+        of the type of ``queries``.
+        """
+        dtype, name = queries.dtype or ir.DataType.FLOAT, f"chunks/{size}"
+        if name not in self._biases:
+            lowest = np.array(-1e4 if dtype == ir.DataType.FLOAT16 else -1e9, np.float32)
+            number, zero = (
+                constant(self.model, f"{name}/{key}", np.array(value))
+                for key, value in (("size", size), ("zero", 0))
+            )
+            one = constant(self.model, f"{name}/one", np.array(1))
+            total = self._added(attention, "Cast", f"{name}/total", self._total, to=ir.DataType.INT64)
+            keys = self._added(
+                attention,
+                "Div",
+                f"{name}/of_keys",
+                self._added(attention, "Range", f"{name}/keys", zero, total, one),
+                number,
+            )
+            rows = self._added(attention, "Unsqueeze", f"{name}/queries", self._position_ids, self._last_axis)
+            own = self._added(
+                attention,
+                "Equal",
+                f"{name}/own",
+                self._added(attention, "Div", f"{name}/of_queries", rows, number),
+                keys,
+            )
+            none = constant(self.model, f"{name}/none", np.array(0, np.float32))
+            shown = self._added(
+                attention, "Where", f"{name}/shown", own, none, constant(self.model, f"{name}/hidden", lowest)
+            )
+            heads = self._added(
+                attention,
+                "Unsqueeze",
+                f"{name}/heads",
+                shown,
+                constant(self.model, "second_axis", np.array([1])),
+            )
+            self._biases[name] = [self._added(attention, "Cast", name, heads, to=dtype)]
+        (chunks,) = self._biases[name]
+        return [self._added(attention, "Add", f"{name}/bias", *bias, chunks)] if bias else [chunks]
+
     def index_tables(self) -> None:
         """Makes tables of positions be read at ``position_ids``.
 
@@ -66,6 +115,51 @@ class PositionInputs:
                     places = self._added(node, "Unsqueeze", "places", places, self._last_axis)
                 node.replace_input_with(1, places)
                 node.outputs[0].shape = None
+
+    def follow_rows(self) -> None:
+        """Makes factors that have one number for each position, ``[1, sequence, 1, 1]``, those of each row's
+        own positions: Llama 4 scales its queries by how far they are from the first token, and counts the
+        padding, too.
+        """
+        for node in [node for node in self.model.graph if node.op_type == "Mul"]:
+            for place, value in enumerate(node.inputs):
+                shape = None if value is None or value.shape is None else list(value.shape)
+                if (
+                    shape is None
+                    or len(shape) != 4
+                    or shape[2:] != [1, 1]
+                    or isinstance(shape[1], int)
+                    or not self._positional(value)
+                ):
+                    continue
+                factors = self._of_rows(value, node)
+                if factors is not None:
+                    axes = constant(self.model, "factor_axes", np.array([2, 3]))
+                    node.replace_input_with(
+                        place, self._added(node, "Unsqueeze", f"{value.name}/factors", factors, axes)
+                    )
+
+    def _of_rows(self, value: Any, before: Any) -> Any:
+        """What is computed of each position, one by one, as ``[batch, sequence]``; None where it is more than
+        that.
+        """
+        node = value.producer()
+        if node is None or not self._positional(value):
+            return value if value.const_value is not None and value.const_value.size == 1 else None
+        if node.op_type in _SHAPING and value.dtype.is_floating_point():
+            return self._of_rows(node.inputs[0], before)
+        if value.dtype == ir.DataType.INT64:
+            return (
+                self._position_ids
+                if value.shape is not None and len(value.shape) == 1 and self._offset(value) == 0
+                else None
+            )
+        given = [self._of_rows(operand, before) for operand in node.inputs]
+        if any(operand is None for operand in given) or node.op_type not in _OF_EACH:
+            return None
+        copied = self._added(before, node.op_type, f"{value.name}/of_rows", *given, **dict(node.attributes))
+        copied.dtype = value.dtype
+        return copied
 
     def _positional(self, value: Any) -> bool:
         """Whether a value depends on the length of the cache, and on nothing else but the pass's own tokens: some count those that are no

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -12,9 +13,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from ..base.base_folder import copy_carried
+from ..base.base_folder import CONFIG, copy_carried, read_json
 from ..base.base_metadata import pooling_of
 from ..base.checkpoint import Checkpoint
+from ..base.thresholds import LongRows, said_in
 from ..bundle.decoder_graph import DECODER, graphs_of
 from ..bundle.manifest import Bundle, BundledAdapter, MappedSite, graph_file, manifest_bytes
 from ..bundle.proofs import Proofs
@@ -30,6 +32,7 @@ from ..tasks.problems import ONE, problem_in
 from ..tasks.task import MAIN, Task
 from .arguments import Request
 from .attach_plan import plans_of, sites_of
+from .example_inputs import config_of
 from .frontends import BaseGraph, Source
 from .graph.emit import give_zeros
 from .graph.packing import SHARED, pack_siblings
@@ -52,8 +55,11 @@ _BAND = 64
 Progress = Callable[[str], None]
 
 
-def write_bundle(root: Path, request: Request, source: Source, graph: BaseGraph, say: Progress) -> None:
-    """Fills the folder ``root``, in which the target says where the bundle lies.
+def write_bundle(
+    root: Path, request: Request, source: Source, graph: BaseGraph, plan: LongRows, say: Progress
+) -> None:
+    """Fills the folder ``root``, in which the target says where the bundle lies; ``plan`` are rows of the
+    proof beside the short ones.
 
     Raises:
         ParityError: the graph disagrees with the model.
@@ -75,10 +81,11 @@ def write_bundle(root: Path, request: Request, source: Source, graph: BaseGraph,
     for slots in attached:
         slots.write(folder)
     copy_carried(source.folder, folder)
+    _say_how_far_layers_look(folder / CONFIG, source)
     request.target.write(folder, bundle)
     say("load the model in torch and prove parity")
     started = time.perf_counter()
-    bundle = proved(bundle, folder, source, graph.paddings)
+    bundle = proved(bundle, folder, source, graph.paddings, plan)
     say(f"proved; the model in torch and the proof took {time.perf_counter() - started:.1f} s")
     if request.static_cache is not False:
         bundle = _with_decoder(bundle, folder, request, say)
@@ -90,6 +97,16 @@ def write_bundle(root: Path, request: Request, source: Source, graph: BaseGraph,
     if request.target.finish is not None:
         request.target.finish(folder, request.split)
     Proofs(manifest_bytes(folder)).keep_opened(*graphs_of(bundle))
+
+
+def _say_how_far_layers_look(path: Path, source: Source) -> None:
+    """Writes into the bundle's configuration what only its class of transformers knows: the engine's graph is
+    made without that.
+    """
+    written = read_json(path)
+    said = said_in(written, config_of(source.folder).to_dict())
+    if said != written:
+        path.write_text(json.dumps(said, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _with_decoder(bundle: Bundle, folder: Path, request: Request, say: Progress) -> Bundle:

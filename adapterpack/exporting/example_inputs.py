@@ -26,13 +26,13 @@ def config_of(base: Path) -> Any:
 
 def example(
     task: Task, config: Any, lengths: Sequence[int] = LENGTHS, *, model: Callable[[], Any], acts: Sequence[Acts] = (),
-    bare: Sequence[int] = (), seed: int = 7, left: bool | None = None,
+    bare: Sequence[int] = (), seed: int = 7, left: bool | None = None, answer: int = 5,
 ) -> Arrays:
     """What a caller gives for rows of these lengths, by the names of transformers: ids with their mask, images, audio features.
 
     In the first and the last row every adapter of ``acts`` acts. Rows in ``bare`` have no image, where images go with text.
     ``model`` is called only there: it alone knows how many places an image takes. ``left`` says on which side shorter rows are filled
-    up, by default on that of the task.
+    up, by default on that of the task. A decoder behind an encoder gets ``answer`` tokens.
 
     Raises:
         Unsupported: the model's config does not say how large its images are.
@@ -44,7 +44,7 @@ def example(
     if "input_features" in task.inputs:
         inputs["input_features"] = rng.standard_normal((len(lengths), *_feature_shape(config))).astype(np.float32)
     if "input_ids" in task.inputs:
-        rows = [list(map(int, rng.integers(1, _vocabulary(config), length))) for length in lengths]
+        rows = [_text_alone(rng.integers(1, _vocabulary(config), length), config) for length in lengths]
         for rule in acts:
             rows = [list(rule.woven(rows[0])), *rows[1:-1], list(rule.woven(rows[-1]))]
         if "image_features" in task.main.inputs:
@@ -54,18 +54,23 @@ def example(
             inputs["token_type_ids"] = (np.cumsum(inputs["attention_mask"], axis=1) > 3) * inputs["attention_mask"]
     if "decoder_input_ids" in task.inputs:
         start = getattr(config, "decoder_start_token_id", None)
-        inputs["decoder_input_ids"] = rng.integers(1, _vocabulary(config), (len(lengths), 5))
+        inputs["decoder_input_ids"] = rng.integers(1, _vocabulary(config), (len(lengths), answer))
         inputs["decoder_input_ids"][:, 0] = 0 if start is None else start
     return inputs if task.example is None else {**inputs, **task.example(config, inputs, rng)}
 
 
+def _text_alone(row: np.ndarray, config: Any) -> list[int]:
+    """A row of random tokens with none that stands for an image, a video or a sound."""
+    taken = {getattr(config, name, None) for name in ("image_token_id", "video_token_id", "audio_token_id")}
+    plain = min({1, 2, 3, 4} - taken)
+    return [plain if token in taken else int(token) for token in row]
+
+
 def _seeing(row: list[int], config: Any, pixels: np.ndarray, model: Any) -> list[int]:
-    """A row with an image behind its first token, and no image token elsewhere."""
+    """A row with an image behind its first token."""
     from ..training.canaries.images import positions_of  # noqa: PLC0415 - torch only where a model is at hand
 
-    token, positions = config.image_token_id, positions_of(model, pixels.shape[1:])
-    text = [1 if token_id == token else token_id for token_id in row]
-    return [text[0], *[token] * positions, *text[1:]]
+    return [row[0], *[config.image_token_id] * positions_of(model, pixels.shape[1:]), *row[1:]]
 
 
 def _text(config: Any) -> Any:

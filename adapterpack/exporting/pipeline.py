@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Unpack
 
@@ -13,10 +14,23 @@ from msgspec.structs import replace
 
 from ..base.checkpoint import Checkpoint
 from ..base.quantization import require_plain
+from ..base.thresholds import LongRows
 from ..bundle.manifest import Bundle, bundle_in, read_bundle
-from ..errors import AdapterpackError, FormatError, ParityError, SiteNotFound, StorageError, Unsupported
+from ..errors import (
+    AdapterpackError,
+    BaseMismatch,
+    ConfigError,
+    FormatError,
+    NothingToDo,
+    OutputExists,
+    ParityError,
+    SiteNotFound,
+    StorageError,
+    Unsupported,
+)
 from ..extras import needed_by
 from ..io.atomic import output_folder, refuse_existing, scratch_folder
+from ..library_errors import root_reason
 from ..manifest.manifest import Base
 from ..merging.base_kind import is_graph
 from ..merging.pipeline import merge
@@ -26,15 +40,20 @@ from .arguments import Request, checked, require_split
 from .as_trained import write_as_trained
 from .bundle_writer import write_bundle
 from .dequantized import write_dequantized
+from .example_inputs import config_of
 from .frontends import FRONTENDS, BaseGraph, Frontend, Source
+from .proof.few_layers import stack_of, write_few_layers
+from .proof.long_rows import planned
 from .published import publish
 from .quantization.options import CACHES, GraphOptions
 from .quantization.stored_weights import StoredWeights
 from .targets import TARGETS
 
 Progress = Callable[[str], None]
-_DEFAULTS: tuple[object, ...] = (None, False, [], "bank", DEFAULT, CACHES[0])
-"""What arguments are where nobody chose."""
+_DEFAULTS: tuple[object, ...] = (None, [], "bank", DEFAULT, CACHES[0])
+"""What arguments are where nobody chose; False and 0 are chosen."""
+_LONGEST = 500
+"""Characters of a builder's warning."""
 
 
 def export(
@@ -91,36 +110,83 @@ def export(
     say = progress or (lambda text: None)
     refuse_existing(Path(out))
     if is_graph(base) and Path(base).is_dir():
-        given = {"packs": list(packs), "mode": mode, "task": task, "slots": slots, "max_rank": max_rank, "quantize": quantize,
-                 "dequantize": dequantize, **options, "dtype": dtype, "static_cache": in_place, "cache": cache, "frontend": frontend,
-                 "pooling": pooling, "base": checkpoint}
+        given = {
+            "packs": list(packs),
+            "mode": mode,
+            "task": task,
+            "slots": slots,
+            "max_rank": max_rank,
+            "quantize": quantize,
+            "dequantize": dequantize or None,
+            **options,
+            "dtype": dtype,
+            "static_cache": in_place,
+            "cache": cache,
+            "frontend": frontend,
+            "pooling": pooling,
+            "base": checkpoint,
+            "allow_structural": allow_structural or None,
+        }
         require_split(TARGETS[target], split)
         return publish(base, out, TARGETS[target], split, {name: value for name, value in given.items() if value not in _DEFAULTS})
     request = checked(base, packs, mode=mode, task=task, slots=slots, max_rank=max_rank, quantize=quantize, dequantize=dequantize,
                       options=options, dtype=dtype, static_cache=in_place, cache=cache, target=target, pooling=pooling,
                       checkpoint=checkpoint, allow_structural=allow_structural, split=split)
-    failed: dict[str, AdapterpackError] = {}
+    failed: dict[str, Exception] = {}
     with _opened(request, say) as (request, source):
         candidates = _candidates(frontend, source)
         if source.file is None:
             _require_buildable(source)
+        plan = planned(source)
+        for field, why in plan.left_out.items():
+            say(f"no row of the proof reaches past {field}: {why}")
         for candidate in candidates:
             say(f"build the graph with {candidate.name}")
             try:
+                if plan.few:
+                    _prove_few_layers(candidate, request, source, plan, say)
                 graph = _built(candidate, source)
+                for warning in graph.warnings:
+                    say(f"{candidate.name} warns: {warning}")
                 with output_folder(out) as folder:
-                    write_bundle(folder, request, source, graph, say)
+                    write_bundle(folder, request, source, graph, plan, say)
                 return read_bundle(bundle_in(out))
-            except (ParityError, SiteNotFound, Unsupported) as error:  # another frontend's graph may be right, or have what this one lacks
+            except _WHATEVER_THE_GRAPH:
+                raise
+            except Exception as error:  # another frontend's graph may be right, or have what this one lacks
+                if source.file is not None:
+                    raise
                 request.base.require_unchanged()  # else no frontend is right, and each would take its time
                 failed[candidate.name] = error
-                say(f"{candidate.name} is left out: {error.sentence}")
-    refusals = [error for error in failed.values() if not isinstance(error, ParityError)]
-    if refusals:
-        raise refusals[-1]
-    reasons = "; ".join(f"{name}: {error.sentence}" for name, error in failed.items())
-    raise ParityError("no frontend made a graph that agrees with the model", where=request.base.folder, found=reasons,
-                      remedy="report this architecture, or try another --frontend")
+                say(f"{candidate.name} is left out: {_sentence(error)}")
+    raise _explained(failed, request.base.folder)
+
+
+_WHATEVER_THE_GRAPH = (BaseMismatch, ConfigError, NothingToDo, OutputExists, StorageError)
+"""What is wrong whichever frontend made the graph."""
+
+
+def _sentence(error: Exception) -> str:
+    return (
+        error.sentence
+        if isinstance(error, AdapterpackError)
+        else f"{type(error).__name__}: {root_reason(error)}"
+    )
+
+
+def _explained(failed: Mapping[str, Exception], base: Path) -> Exception:
+    """One error with the reasons of all frontends: the last that says what the graphs lack, or that none
+    agrees with the model.
+    """
+    refused = [name for name, error in failed.items() if isinstance(error, SiteNotFound | Unsupported)]
+    bugs = [name for name, error in failed.items() if not isinstance(error, AdapterpackError)]
+    if shown := (refused or (bugs if len(bugs) == len(failed) else []))[-1:]:
+        for name in failed.keys() - shown:
+            failed[shown[0]].add_note(f"The frontend {name} was tried before: {_sentence(failed[name])}")
+        return failed[shown[0]]
+    reasons = "; ".join(f"{name}: {_sentence(error)}" for name, error in failed.items())
+    return ParityError("no frontend made a graph that agrees with the model", where=base, found=reasons,
+                       remedy="report this architecture, or try another --frontend")
 
 
 @contextlib.contextmanager
@@ -178,13 +244,68 @@ def _require_buildable(source: Source) -> None:
     empty_model(source.folder, source.task)
 
 
+def _prove_few_layers(
+    frontend: Frontend, request: Request, source: Source, plan: LongRows, say: Progress
+) -> None:
+    """Proves the rows that would take the whole model too long on a copy of few layers, built by the same
+    frontend.
+
+    Raises:
+        ParityError: a graph disagrees with torch, or the engine's with the ordinary one.
+    """
+    base, config = Checkpoint(source.folder), config_of(source.folder).to_dict()
+    stack = stack_of(base, config)
+    if stack is None:
+        raise AssertionError("rows are planned for few layers where there is a stack of them")
+    say(f"prove rows of up to {max(plan.few)} tokens on {stack.kept} of {stack.layers} layers")
+    with scratch_folder() as root:
+        copy = write_few_layers(base, config, stack, root / source.folder.resolve().name)
+        small = source._replace(folder=copy, packs=())
+        alone = request._replace(
+            base=Checkpoint(copy), packs=[], mode="folded", quantize=None, target=TARGETS["ort"], split=None
+        )
+        write_bundle(
+            root / "bundle",
+            alone,
+            small,
+            _built(frontend, small),
+            LongRows(whole=plan.few),
+            lambda text: None,
+        )
+
+
 def _built(frontend: Frontend, source: Source) -> BaseGraph:
     """The frontend's graph; that it cannot make one is as good a reason to try the next as a wrong graph."""
     try:
-        with needed_by("adapterpack.export", "export"):
-            return frontend.build(source)
-    except (FormatError, SiteNotFound, StorageError, Unsupported):  # of a file that was named there is no other
+        with needed_by("adapterpack.export", "export"), _heard() as warnings:
+            graph = frontend.build(source)
+        return graph._replace(warnings=(*graph.warnings, *dict.fromkeys(warnings)))
+    except (
+        FormatError,
+        SiteNotFound,
+        StorageError,
+        Unsupported,
+    ):  # of a file that was named there is no other
         raise
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).partition("\n")[0][:300]
-        raise ParityError(f"this architecture cannot be built: {reason}", where=frontend.name) from error
+        raise ParityError(
+            f"this architecture cannot be built: {root_reason(error)}", where=frontend.name
+        ) from error
+
+
+@contextlib.contextmanager
+def _heard() -> Iterator[list[str]]:
+    """What libraries log as warnings inside, in place of the lines that Python would print."""
+    heard: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: heard.append(_one_line(record))  # type: ignore[method-assign]
+    root = logging.getLogger()
+    root.addHandler(handler)
+    try:
+        yield heard
+    finally:
+        root.removeHandler(handler)
+
+
+def _one_line(record: logging.LogRecord) -> str:
+    return " ".join(record.getMessage().split())[:_LONGEST]

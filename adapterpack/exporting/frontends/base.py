@@ -32,7 +32,7 @@ class BaseGraph(NamedTuple):
     """Float graphs with the inputs of the task's parts: ``model`` gives the answer, ``before`` are those that run before it, by name.
 
     ``scope`` maps a node to the path of the module that it computes. ``paddings``: the sides on which a decoder's shorter rows may be
-    padded; the proof decides which of them.
+    padded; the proof decides which of them. ``warnings``: what the builder warned of.
     """
 
     model: Any
@@ -40,6 +40,7 @@ class BaseGraph(NamedTuple):
     version: str
     paddings: tuple[str, ...] = ("left",)
     before: Mapping[str, Any] = MappingProxyType({})
+    warnings: tuple[str, ...] = ()
 
     @property
     def parts(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import contextlib
 import io
 import logging
 import math
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -13,7 +14,9 @@ import numpy as np
 import onnx_ir as ir
 
 from ...base.base_folder import read_json
+from ...base.thresholds import reaches_of
 from ...slots.precision import DEFAULT
+from ..example_inputs import config_of
 from ..graph.sitemap import onnxscript_scope
 from .base import FRONTENDS, BaseGraph, Frontend, Source
 
@@ -29,6 +32,7 @@ def _build(source: Source) -> BaseGraph:
     if source.dtype == DEFAULT:
         _exact_scale(model.graph, read_json(source.folder / "config.json").get("hidden_size"))
     _separate_rows(model.graph)
+    _look_back(model.graph, config_of(source.folder).to_dict())
     return BaseGraph(model, onnxscript_scope, f"mobius-onnx {version('mobius-onnx')}")
 
 
@@ -72,6 +76,56 @@ def _separate_rows(graph: Any) -> None:
             if one.shape is not None and not len(one.shape):
                 one.shape = ir.Shape([batch, 1])
                 todo += [output for use in one.uses() for output in use.node.outputs]
+
+
+def _look_back(graph: Any, config: Mapping[str, Any]) -> None:
+    """Gives every attention the mask of its layer where some look back over a window: the builder leaves
+    windows out, or has them at other layers than transformers.
+    """
+    attentions = [node for node in graph if node.op_type == "Attention" and len(node.outputs) > 1]
+    reaches = reaches_of(config, len(attentions))
+    inputs = {value.name: value for value in graph.inputs}
+    if not any(reach.window for reach in reaches) or not {"input_ids", "attention_mask"} <= inputs.keys():
+        return
+    nodes: list[Any] = []
+
+    def added(op: str, *given: Any, **attributes: Any) -> Any:
+        values = [value if isinstance(value, ir.Value) else _constant(graph, value) for value in given]
+        nodes.append(ir.node(op, values, attributes, name=f"look_back/{len(nodes)}"))
+        nodes[-1].outputs[0].name = f"{nodes[-1].name}:0"
+        return nodes[-1].outputs[0]
+
+    mask, ids = inputs["attention_mask"], inputs["input_ids"]
+    places = added("CumSum", mask, 1)
+    total = added("Shape", mask, start=1, end=2)
+    queries = added("Slice", places, added("Sub", total, added("Shape", ids, start=1, end=2)), total, [1])
+    back = added("Sub", added("Unsqueeze", queries, [2]), added("Unsqueeze", places, [1]))
+    seen = added(
+        "And",
+        added("GreaterOrEqual", back, 0),
+        added("Cast", added("Unsqueeze", mask, [1]), to=ir.DataType.BOOL),
+    )
+    biases: dict[int | None, Any] = {}
+    for node, reach in zip(attentions, reaches, strict=True):  # the builder makes them in the order of layers
+        if reach.window not in biases:
+            near = seen if reach.window is None else added("And", seen, added("Less", back, reach.window))
+            dtype = node.inputs[4].dtype
+            least = -65504.0 if dtype == ir.DataType.FLOAT16 else np.finfo(np.float32).min
+            lowest = np.array(least, np.float32)  # and not -inf: padding sees nothing
+            biases[reach.window] = added(
+                "Cast", added("Unsqueeze", added("Where", near, np.float32(0), lowest), [1]), to=dtype
+            )
+        node.replace_input_with(3, biases[reach.window])
+        node.attributes["is_causal"] = ir.AttrInt64("is_causal", 0)
+    graph.insert_before(graph[0], nodes)
+
+
+def _constant(graph: Any, value: Any) -> Any:
+    array = value if isinstance(value, np.generic | np.ndarray) else np.array(value, np.int64)
+    name = f"look_back/{array.dtype}/{array.tolist()}"
+    if name not in graph.initializers:
+        graph.register_initializer(ir.val(name, const_value=ir.tensor(np.asarray(array), name=name)))
+    return graph.initializers[name]
 
 
 mobius = FRONTENDS.register(Frontend(

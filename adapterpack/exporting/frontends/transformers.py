@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import logging
 import re
@@ -10,6 +11,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ...engine_graph.position_inputs import PositionInputs
 from ...tasks.task import MAIN, Part, Task
 from ..graph.sitemap import torch_scope
 from .base import FRONTENDS, BaseGraph, Frontend, Source
@@ -86,6 +88,7 @@ def _traced(form: Any, part: Part, inputs: dict[str, Any]) -> Any:
 
     from ...training.loading import quiet_transformers  # noqa: PLC0415
 
+    _know_complex_axes()
     shapes = {name: _dynamic(part, name, value) for name, value in inputs.items()}
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), quiet_transformers(), _quiet("torch.onnx"):
         warnings.simplefilter("ignore")
@@ -93,7 +96,27 @@ def _traced(form: Any, part: Part, inputs: dict[str, Any]) -> Any:
     for value in graph.graph.inputs:
         value.name = _PAIR.sub(lambda match: f"{match[1]}.{match[2]}.{('key', 'value')[int(match[3])]}", value.name)
     _name_axes(graph, part)
+    if {"past_key_values", "position_ids"} <= inputs.keys():
+        found = {value.name: value for value in graph.graph.inputs}
+        caches = [value for name, value in found.items() if name.startswith("past_key_values.")]
+        PositionInputs(graph, found["input_ids"], caches, None).follow_rows()
     return graph
+
+
+@functools.cache
+def _know_complex_axes() -> None:
+    """Tells torch's exporter, which holds complex numbers as pairs, how they get one more axis: it knows that
+    of real ones alone.
+
+    Rotations that multiply complex numbers (Llama 4) need it.
+    """
+    from onnxscript import opset18 as op  # noqa: PLC0415 - see above
+    from onnxscript.function_libs.torch_lib.registration import torch_op  # noqa: PLC0415
+
+    def unsqueeze(self, dim: int):  # type: ignore[no-untyped-def] # onnxscript knows its own annotations only
+        return op.Unsqueeze(self, op.Constant(value_ints=[dim if dim >= 0 else dim + len(self.shape)]))
+
+    torch_op("aten::unsqueeze", complex=True, trace_only=True)(unsqueeze)
 
 
 def _axes(part: Part, name: str) -> tuple[str | None, ...]:

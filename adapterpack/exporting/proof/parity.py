@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ...base.thresholds import SHORT, LongRows
 from ...bundle.manifest import PRESENT, Bundle
 from ...errors import ConfigError, ParityError
 from ...runtime import canary
@@ -18,6 +19,7 @@ from ...tasks.session import Arrays
 from ...tasks.task import SPANS
 from ..example_inputs import LENGTHS, config_of, example
 from ..frontends import Source
+from .long_rows import prove_long_rows, report_of
 from .parity_runs import Outputs, run_graph, run_torch
 
 BARE = (1,)
@@ -37,8 +39,9 @@ class Errors(NamedTuple):
         return self.error / max(1.0, self.scale)
 
 
-def proved(bundle: Bundle, folder: Path, source: Source, paddings: Sequence[str]) -> Bundle:
-    """The bundle in ``folder`` with its proof, on the first of these sides of padding on which its graph is right.
+def proved(bundle: Bundle, folder: Path, source: Source, paddings: Sequence[str], plan: LongRows) -> Bundle:
+    """The bundle in ``folder`` with its proof, on the first of these sides of padding on which its graph is
+    right; ``plan`` are rows of the proof beside the short ones.
 
     Raises:
         ParityError: it is right on none, or does not take what the task gives.
@@ -47,20 +50,22 @@ def proved(bundle: Bundle, folder: Path, source: Source, paddings: Sequence[str]
 
     model = reference(source.task, source.folder)
     try:
-        return _on_some_side(bundle, folder, source, paddings, model.model)
+        return _on_some_side(bundle, folder, source, paddings, plan, model.model)
     except (ParityError, RuntimeError):
         if not model.light:
             raise
     whole = reference(source.task, source.folder, whole=True)  # a model that looks at its weights itself may want them in float32
-    return _on_some_side(bundle, folder, source, paddings, whole.model)
+    return _on_some_side(bundle, folder, source, paddings, plan, whole.model)
 
 
-def _on_some_side(bundle: Bundle, folder: Path, source: Source, paddings: Sequence[str], model: Any) -> Bundle:
+def _on_some_side(
+    bundle: Bundle, folder: Path, source: Source, paddings: Sequence[str], plan: LongRows, model: Any
+) -> Bundle:
     for padding in paddings:
         bundle = dataclasses.replace(bundle, padding=padding)
         bundle.write(folder, draft=True)
         try:
-            return dataclasses.replace(bundle, parity=prove(folder, source, model))
+            return dataclasses.replace(bundle, parity=prove(folder, source, model, plan))
         except ParityError:
             if padding == paddings[-1]:
                 raise
@@ -69,14 +74,16 @@ def _on_some_side(bundle: Bundle, folder: Path, source: Source, paddings: Sequen
     raise AssertionError("a graph has a side of padding")
 
 
-def prove(folder: Path, source: Source, model: Any) -> dict[str, Any]:
+def prove(folder: Path, source: Source, model: Any, plan: LongRows = SHORT) -> dict[str, Any]:
     """What the parity report says of the bundle in ``folder`` against the source's ``model`` in torch: for the base and each adapter the
     largest error, absolute and relative, and the agreement of argmax.
 
-    Models that generate also take one step on their cache. ``mixed`` is the largest difference between rows that each use another adapter
-    and the same rows of a batch with one; ``alone`` that between rows of a batch and the same rows by themselves, without padding. The
-    canaries that the packs bring are replayed as well, on the graph alone: they know the base and the adapter from when the pack was
-    made, which the torch model of this machine does not.
+    Models that generate also take one step on their cache. The rows of ``plan`` are on both sides of the
+    lengths at which the configuration changes the computation. ``mixed`` is the largest difference between
+    rows that each use another adapter and the same rows of a batch with one; ``alone`` that between rows of a
+    batch and the same rows by themselves, without padding. The canaries that the packs bring are replayed as
+    well, on the graph alone: they know the base and the adapter from when the pack was made, which the torch
+    model of this machine does not.
 
     Raises:
         ParityError: a difference is over the tolerance, or a canary fails.
@@ -100,6 +107,7 @@ def prove(folder: Path, source: Source, model: Any) -> dict[str, Any]:
     _require(mixed or 0.0, scale, tolerance, "itself when rows of one batch use different adapters", folder)
     alone = _alone(session, batch, outputs)
     _require(alone, scale, tolerance, "itself when a row runs alone", folder)
+    long = prove_long_rows(session, source, model, plan.whole, tolerance, left) if plan.whole else {}
     return {
         "tolerance": tolerance,
         "batch": list(LENGTHS),
@@ -108,6 +116,7 @@ def prove(folder: Path, source: Source, model: Any) -> dict[str, Any]:
         "argmax_agreement": {name: error.agreement for name, error in errors.items()},
         "mixed": mixed,
         "alone": alone,
+        "long_rows": report_of(source, plan, long),
         "canary": canary.verify(session),
     }
 

@@ -11,6 +11,7 @@ import numpy as np
 from ...adapter_methods.core.token_positions import acted
 from ...bundle.manifest import ADAPTER_POSITIONS, ENCODED
 from ...pack.pack import Pack
+from ...runtime.adapters.pinned import Names
 from ...runtime.generation.decoder import grown
 from ...runtime.model_inputs import positions
 from ...runtime.session import Session
@@ -28,16 +29,22 @@ class Outputs(NamedTuple):
     step: np.ndarray | None = None
 
 
-def run_graph(session: Session, batch: Arrays, name: str | None) -> Outputs:
-    """The graph's outputs for the batch with one adapter, or none."""
-    outputs = session.run(batch, name)
+def run_graph(session: Session, batch: Arrays, names: Names) -> Outputs:
+    """The graph's outputs for the batch with one adapter, one for each row, or none."""
+    return stepped(session, batch, session.run(batch, names), names)
+
+
+def stepped(session: Session, batch: Arrays, outputs: Arrays, names: Names) -> Outputs:
+    """These outputs of a batch, and those of one more token of its rows."""
     if not session.task.generates:
         return Outputs(outputs)
     ids, token, step_inputs = _next(batch)
     encoded = {key: array for key, array in outputs.items() if key.startswith(ENCODED)}
-    acting = _acting(session, batch, token, name) if ids == "input_ids" else {}
+    acting = _acting(session, batch, token, names) if ids == "input_ids" else {}
     fed = {key: array for key, array in step_inputs.items() if key in session.inputs}
-    return Outputs(outputs, session.run({ids: token, **fed, **encoded, **acting, **grown(outputs)}, name)["logits"])
+    return Outputs(
+        outputs, session.run({ids: token, **fed, **encoded, **acting, **grown(outputs)}, names)["logits"]
+    )
 
 
 def run_torch(task: Task, model: Any, batch: Arrays, packs: Sequence[Pack]) -> Iterator[tuple[str | None, Outputs]]:
@@ -51,14 +58,37 @@ def run_torch(task: Task, model: Any, batch: Arrays, packs: Sequence[Pack]) -> I
         detach(model, pack.name)
 
 
-def _run_model(task: Task, model: Any, batch: Arrays) -> Outputs:
+def run_alone(
+    task: Task, model: Any, rows: Sequence[Arrays], packs: Sequence[Pack | None], kept: int = 0
+) -> list[Outputs]:
+    """The model's outputs for each row by itself, with its pack; logits of the last ``kept`` positions, or of
+    all.
+    """
+    from ...training.inject import attach, detach  # noqa: PLC0415 - see above
+
+    found: dict[int, Outputs] = {}
+    for pack in {id(pack): pack for pack in packs}.values():
+        if pack is not None:
+            attach(model, pack, check_base=False)
+        found |= {
+            number: _run_model(task, model, rows[number], kept)
+            for number, own in enumerate(packs)
+            if own is pack
+        }
+        if pack is not None:
+            detach(model, pack.name)
+    return [found[number] for number in range(len(rows))]
+
+
+def _run_model(task: Task, model: Any, batch: Arrays, kept: int = 0) -> Outputs:
     import torch  # noqa: PLC0415 - see above
 
-    counted = "position_ids" in signature(model.forward).parameters
-    first = batch
+    parameters = signature(model.forward).parameters
+    counted, first = "position_ids" in parameters, batch
     if task.generates and counted and "decoder_input_ids" not in batch:
         first = {**batch, "position_ids": positions(batch["attention_mask"])}
-    result = _torch(model, first, **({"use_cache": True} if task.generates else {}))
+    keeping = {"logits_to_keep": kept} if kept and "logits_to_keep" in parameters else {}
+    result = _torch(model, first, **({"use_cache": True} if task.generates else {}), **keeping)
     outputs = {key: value.float().numpy() for key, value in result.items() if isinstance(value, torch.Tensor)}
     if not task.generates:
         return Outputs(outputs)
@@ -90,10 +120,14 @@ def _next(batch: Arrays) -> tuple[str, np.ndarray, Arrays]:
     return ids, token, {"attention_mask": mask, "position_ids": positions(mask)[:, -1:]}
 
 
-def _acting(session: Session, batch: Arrays, token: np.ndarray, name: str | None) -> Arrays:
-    """Where the adapter acts in a step after the batch, if the graph has an input for it."""
+def _acting(session: Session, batch: Arrays, token: np.ndarray, names: Names) -> Arrays:
+    """Where the adapters act in a step after the batch, if the graph has an input for it."""
     if ADAPTER_POSITIONS not in session.inputs:
         return {}
-    names: list[str | None] = [name] * len(token)
-    before = acted(session.acting(batch, names), None)
-    return {ADAPTER_POSITIONS: session.acting({"input_ids": token, "attention_mask": np.ones_like(token)}, names, before)}
+    by_row = [names] * len(token) if names is None or isinstance(names, str) else list(names)
+    before = acted(session.acting(batch, by_row), None)
+    return {
+        ADAPTER_POSITIONS: session.acting(
+            {"input_ids": token, "attention_mask": np.ones_like(token)}, by_row, before
+        )
+    }

@@ -1,0 +1,64 @@
+"""Reads a long row through an ordinary graph piece by piece: the scores of a whole one are too many."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from ..base.thresholds import turns_by_length
+from ..bundle.manifest import ADAPTER_POSITIONS, PAST
+from ..runtime.generation.decoder import grown
+from ..runtime.session import Session
+from ..slots.precision import DEFAULT
+from ..tasks.session import Arrays
+
+_MOST = 1 << 28
+"""Scores of one attention that may be in memory at once: 1 GB in float32."""
+_PIECE = 512
+
+
+def takes_much(session: Session, rows: int, longest: int) -> bool:
+    """Whether one pass over so many rows has more scores than memory should hold, and pieces of them would be
+    the same.
+    """
+    if turns_by_length(session.config):
+        return False
+    queries = session.config.get("num_attention_heads")
+    heads = max(
+        (value.shape[1] for name, value in session.inputs.items() if name.startswith(PAST)), default=1
+    )
+    return rows * max(heads, queries if isinstance(queries, int) else 1) * longest * longest > _MOST
+
+
+def in_pieces(session: Session, ids: np.ndarray, name: str | None, steps: int = 0) -> Iterator[Arrays]:
+    """The outputs of each piece of a row ``[1, tokens]``, with the cache of all before it; the last ``steps``
+    tokens are pieces each.
+    """
+    tokens = ids.shape[1]
+    acting = session.acting({"input_ids": ids, "attention_mask": np.ones_like(ids)}, [name])
+    stops = [*range(_PIECE, tokens - steps, _PIECE), *range(tokens - steps, tokens + 1)]
+    outputs, start = Arrays(), 0
+    for stop in stops:
+        given = {ADAPTER_POSITIONS: acting[:, start:stop]} if ADAPTER_POSITIONS in session.inputs else {}
+        mask = np.ones((1, stop), np.int64)
+        outputs = session.run(
+            {"input_ids": ids[:, start:stop], "attention_mask": mask, **given, **grown(outputs)}, name
+        )
+        yield outputs
+        start = stop
+
+
+def apart(found: np.ndarray, expected: np.ndarray, dtype: str) -> float:
+    """The largest difference of rows; of types that round each number more than float32 the largest of a
+    position, by root mean square: the more positions a row has, the further out is one of their numbers, and
+    no graph is wrong for that.
+
+    Example:
+        >>> apart(np.ones((2, 4)), np.array([[1.0] * 4, [1.0, 1.0, 1.0, 2.0]]), "float16")
+        0.5
+    """
+    error = np.abs(found.astype(np.float64) - expected)
+    if dtype != DEFAULT and error.ndim > 1:
+        error = np.sqrt(np.mean(error**2, axis=-1))
+    return float(np.max(error))

@@ -1,0 +1,175 @@
+"""Proves rows on both sides of the lengths at which a model computes something else, each against torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ...base.checkpoint import Checkpoint
+from ...base.thresholds import LongRows, rows_past, thresholds_of
+from ...bundle.manifest import PRESENT
+from ...engine_graph.pieces import apart, in_pieces, takes_much
+from ...errors import ParityError
+from ...pack.pack import Pack
+from ...runtime.engine.batch import virtual_tokens
+from ...runtime.session import Session
+from ...runtime.text.context_length import context_length, context_of
+from ...tasks.session import Arrays
+from ..example_inputs import config_of, example
+from ..frontends import Source
+from .few_layers import stack_of
+from .parity_runs import Outputs, run_alone, run_graph, stepped
+
+_SHORT = 7
+"""Tokens of one row beside the longer ones."""
+_KEPT = 64
+"""Positions of a long row that are compared where all of their logits would take too much memory."""
+
+
+def planned(source: Source) -> LongRows:
+    """The rows that the proof of this source's graph has beside the short ones."""
+    if "input_ids" not in source.task.inputs:
+        return LongRows()
+    config, checkpoint = config_of(source.folder).to_dict(), Checkpoint(source.folder)
+    weights = sum(math.prod(info.shape) for info in checkpoint.tensors.values() if len(info.shape) > 1)
+    stack = None if source.file or source.task.has_encoder else stack_of(checkpoint, config)
+    layers, kept = (1, 1) if stack is None else (stack.layers, stack.kept)
+    return rows_past(config, weights, layers, kept, context_length(config, source.folder))
+
+
+def prove_long_rows(
+    session: Session, source: Source, model: Any, lengths: Sequence[int], tolerance: float, left: bool
+) -> dict[str, Any]:
+    """The largest difference of rows of these ``lengths`` from torch on each row alone, as a share of the
+    largest output, and how long they were: ragged, beside a short one, every adapter in turn, and one token
+    further on their caches where the model generates. Rows that would take much memory together run one after
+    the other, in pieces.
+
+    Raises:
+        ParityError: a row differs.
+    """
+    task, config = source.task, config_of(source.folder)
+    packs: dict[str | None, Pack | None] = {None: None, **{pack.name: pack for pack in source.packs}}
+    rules = [rule for rule in {pack.acts for pack in source.packs} if rule is not None]
+    most = context_of(session)
+    if most is not None:
+        virtual = max((virtual_tokens(session, pack) for pack in session.packs.values()), default=0)
+        most -= virtual + task.generates + sum(len(rule.woven((1, 1))) - 2 for rule in rules)
+        lengths = sorted({max(1, min(length, most)) for length in lengths})
+    lengths = [min(_SHORT, *lengths), *lengths]
+    answered = {"answer": lengths[-1]} if task.has_encoder else {}
+    batch = example(task, config, lengths, acts=rules, bare=range(len(lengths)), left=left, seed=11,
+                    model=lambda: model, **answered)
+    batch.pop("pixel_values", None)
+    names = [list(packs)[row % len(packs)] for row in range(len(lengths))]
+    rows = [_row(batch, row) for row in range(len(lengths))]
+    much = task.pads_left and takes_much(session, len(rows), lengths[-1])
+    expected = run_alone(task, model, rows, [packs[name] for name in names], _KEPT if much else 0)
+    found = _by_graph(session, batch, rows, names, much)
+    scale = max(
+        1.0, *(float(np.abs(array).max()) for outputs in expected for array in _arrays(outputs).values())
+    )
+    worst = 0.0
+    for length, answer, right in zip(lengths, found, expected, strict=True):
+        error = _error(_arrays(answer), _arrays(right), much, session.bundle.dtype)
+        if not error <= tolerance * scale:
+            raise ParityError(
+                f"the graph disagrees with torch for {_described(config.to_dict(), length, lengths)}",
+                where=session.folder.name,
+                expected=f"at most {tolerance * scale:.2g}",
+                found=f"{error:.2g}",
+            )
+        worst = max(worst, error / scale)
+    return {"rows": list(lengths[1:]), "max_relative": worst}
+
+
+def _row(batch: Arrays, row: int) -> Arrays:
+    """One row without its padding."""
+    single = {key: array[row : row + 1] for key, array in batch.items()}
+    if "attention_mask" not in batch:
+        return single
+    real = batch["attention_mask"][row] > 0
+    return {
+        key: array[:, real] if array.shape[1] == len(real) and key != "decoder_input_ids" else array
+        for key, array in single.items()
+    }
+
+
+def _by_graph(
+    session: Session, batch: Arrays, rows: Sequence[Arrays], names: Sequence[str | None], much: bool
+) -> list[Outputs]:
+    """What the graph gives for each row: of one batch, or where that takes too much or rows cannot choose, of
+    itself alone.
+    """
+    if much:
+        return [
+            stepped(session, row, list(in_pieces(session, row["input_ids"], name))[-1], name)
+            for row, name in zip(rows, names, strict=True)
+        ]
+    prompted = any(
+        virtual_tokens(session, pack) for pack in session.packs.values()
+    )  # a window does not let padding come behind a prompt
+    if not any(names) or (session.bundle.mode == "bank" and not prompted):
+        together = run_graph(
+            session, batch, names if any(names) else None
+        )  # a folded bundle has no base to name
+        return [_of_row(together, batch, row) for row in range(len(rows))]
+    return [run_graph(session, row, name) for row, name in zip(rows, names, strict=True)]
+
+
+def _of_row(outputs: Outputs, batch: Arrays, row: int) -> Outputs:
+    mask = batch.get("attention_mask")
+
+    def real(array: np.ndarray) -> np.ndarray:
+        padded = (
+            mask is not None
+            and "decoder_input_ids" not in batch
+            and array.ndim > 1
+            and array.shape[:2] == mask.shape
+        )
+        return array[row : row + 1][:, mask[row] > 0] if padded and mask is not None else array[row : row + 1]
+
+    by_name = {key: real(array) for key, array in outputs.by_name.items() if not key.startswith(PRESENT)}
+    return Outputs(by_name, None if outputs.step is None else outputs.step[row : row + 1])
+
+
+def _arrays(outputs: Outputs) -> Arrays:
+    return {**outputs.by_name, **({} if outputs.step is None else {"step": outputs.step})}
+
+
+def _error(
+    found: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray], tail: bool, dtype: str
+) -> float:
+    """The largest difference; of ``tail`` the last positions alone count that both have."""
+    errors = [0.0]
+    for key in found.keys() & expected.keys():
+        one, other = found[key][..., : expected[key].shape[-1]], expected[key]
+        if tail and one.ndim == 3:
+            count = min(one.shape[1], other.shape[1])
+            one, other = one[:, -count:], other[:, -count:]
+        errors.append(apart(one, other, dtype) if one.shape == other.shape else float("inf"))
+    return float(np.max(errors))  # NaN stays NaN
+
+
+def _described(config: Mapping[str, Any], length: int, lengths: Sequence[int]) -> str:
+    """A row, and the last threshold that it or its next token is beyond."""
+    passed = [
+        threshold
+        for threshold in thresholds_of(config).known
+        if threshold.length <= length and not threshold.ends
+    ]
+    why = f", beyond {passed[-1].field} {passed[-1].length}," if passed else ""
+    return f"a row of {length} tokens{why} among rows of {', '.join(str(other) for other in lengths)}"
+
+
+def report_of(source: Source, plan: LongRows, proved: Mapping[str, Any]) -> dict[str, Any]:
+    """What the parity report says of lengths: the rows that were ``proved``, those of few layers, and what
+    was left out.
+    """
+    unjudged = thresholds_of(config_of(source.folder).to_dict()).unjudged
+    few = {"few_layers": {"layers": plan.kept, "rows": list(plan.few)}} if plan.few else {}
+    left = {"left_out": dict(plan.left_out)} if plan.left_out else {}
+    return {"rows": [], **proved, **few, **left, **({"unjudged": list(unjudged)} if unjudged else {})}
