@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError, StorageError
+from .fleet.fleet import sign_fleet, verify_fleet
 from .fleet.inspect import inspect_fleet, validate_fleet
 from .fleet.manifest import FILE_NAME as FLEET_FILE
 from .hub.resolve import folder_of, is_remote
@@ -130,8 +131,8 @@ def sign(
     expires: str | datetime | None = None,
     password: str | None = None,
 ) -> Signature:
-    """Signs a pack or a bundle: writes the detached signature ``adapterpack.sig.json`` into its folder, over the manifest and every file
-    that it lists.
+    """Signs a pack, a fleet or a bundle: writes the detached signature ``adapterpack.sig.json`` into its folder, over the manifest and
+    every file that it lists.
 
     ``key`` is a PEM file with a private elliptic-curve key, made with
     ``openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out key.pem``. ``identity`` is free text and ``expires`` a date or a
@@ -139,7 +140,7 @@ def sign(
 
     Raises:
         ConfigError: the key, the password or the expiry cannot be used.
-        FormatError: neither a valid pack nor a valid bundle; or a PEFT folder, which has no closed list of files.
+        FormatError: no valid pack, fleet or bundle; or a PEFT folder, which has no closed list of files.
         OutputExists: there is a signature already.
         Unsupported: ``cryptography`` is not installed.
 
@@ -147,10 +148,12 @@ def sign(
         >>> sign("packs/tickets", "key.pem", expires="2030-06-30").pack  # doctest: +SKIP
         'sha256:0f1c...'
     """
-    if (bundle := _bundle_at(pack)) is not None:
+    if not isinstance(pack, Pack) and (kind := _kind_at(Path(pack))) in ("bundle", "fleet"):
+        if kind == "fleet":
+            return sign_fleet(Path(pack), key, identity=identity, expires=expires, password=password)
         from .runtime.signing import sign_bundle  # noqa: PLC0415 - packs do not need what bundles need
 
-        return sign_bundle(bundle, key, identity=identity, expires=expires, password=password)
+        return sign_bundle(Path(pack), key, identity=identity, expires=expires, password=password)
     return sign_pack(pack, key, identity=identity, expires=expires, password=password)
 
 
@@ -161,7 +164,7 @@ def verify(
     identity: str | None = None,
     at: datetime | None = None,
 ) -> Signature:
-    """Verifies the signature of a pack or a bundle: the holder of the key signed exactly these files.
+    """Verifies the signature of a pack, a fleet or a bundle: the holder of the key signed exactly these files.
 
     ``key`` is a PEM file with the public key (``openssl pkey -in key.pem -pubout -out key.pub``). With ``identity``, the signed text must
     be that. ``at`` is the moment that the expiry is compared with: now, if none is given. Signatures that OpenSSF's model-signing made with
@@ -179,18 +182,18 @@ def verify(
         >>> verify("packs/tickets", "key.pub").identity  # doctest: +SKIP
         'adapters@example.org'
     """
-    if (bundle := _bundle_at(pack)) is not None:
+    if not isinstance(pack, Pack) and (kind := _kind_at(Path(pack))) in ("bundle", "fleet"):
+        if kind == "fleet":
+            return verify_fleet(Path(pack), key, identity=identity, at=at)
         from .runtime.signing import verify_bundle  # noqa: PLC0415 - as above
 
-        return verify_bundle(bundle, key, identity=identity, at=at)
+        return verify_bundle(Path(pack), key, identity=identity, at=at)
     return verify_pack(pack, key, identity=identity, at=at)
 
 
-def _bundle_at(artifact: Pack | str | os.PathLike[str]) -> Path | None:
-    """The folder of a bundle, if that is what is named."""
-    if isinstance(artifact, Pack) or not Path(artifact).is_dir():
-        return None
-    return Path(artifact) if kind_of(artifact) == "bundle" else None
+def _kind_at(path: Path) -> str | None:
+    """What lies at a path, None where it is no folder."""
+    return kind_of(path) if path.is_dir() else None
 
 
 def _inspect_bundle(folder: Path) -> dict[str, Any]:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from shipped_schemas import fits
 
 import adapterpack
@@ -19,15 +24,19 @@ from adapterpack import Fleet, LoRA, Pack, compress
 from adapterpack.adapter_methods import Site, get
 from adapterpack.cli.main import main
 from adapterpack.compressing.joint_bases import grouped, joint_bases
-from adapterpack.errors import ConfigError, FormatError, UnknownName, Unsupported
+from adapterpack.errors import AdapterpackError, ConfigError, UnknownName, Unsigned, Unsupported, WronglySigned
 from adapterpack.fleet.schema import schema
 from adapterpack.io import strict_json
 from adapterpack.lowrank.space import Factors
 from adapterpack.manifest import manifest as m
 from adapterpack.pack.pack import build
+from adapterpack.pack.trust.signers import Signers
 from adapterpack.runtime.engine.engine import Engine
 from adapterpack.runtime.generation.sampling import Sampling
 from adapterpack.serving.adapters.given import Given
+
+sys.path.insert(0, str(Path(__file__).parent / "packs"))
+from make_bad import sealed_json
 
 Make = Callable[..., Any]
 SITES = (Site("layers.0.q_proj", 31, 23), Site("layers.0.v_proj", 31, 17, bias=True), Site("layers.1.q_proj", 31, 23))
@@ -215,7 +224,21 @@ def test_the_engine_holds_the_bases_once_and_runs_every_row_as_by_itself(base_of
 def altered(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     value = json.loads((folder / "adapterfleet.json").read_bytes())
     change(value)
-    (folder / "adapterfleet.json").write_bytes(strict_json.canonical(value))
+    (folder / "adapterfleet.json").write_bytes(sealed_json(value))
+
+
+def renamed(folder: Path) -> None:
+    """One letter of a member's name."""
+    manifest = folder / "adapterfleet.json"
+    name = json.loads(manifest.read_bytes())["members"][1]["name"]
+    manifest.write_bytes(manifest.read_bytes().replace(f'"{name}"'.encode(), f'"{name[:-1]}x"'.encode()))
+
+
+def moved_out(file: Path) -> None:
+    """The file as a link to where it lies now."""
+    there = file.parent.parent / f"moved-{file.name}"
+    file.rename(there)
+    file.symlink_to(there)
 
 
 FAULTS: dict[str, Callable[[Path], Any]] = {
@@ -231,7 +254,13 @@ FAULTS: dict[str, Callable[[Path], Any]] = {
         in_features=1 << 24, out_features=1 << 24))),
     "two of one name": lambda at: altered(at, lambda x: x["members"][1].update(name=x["members"][0]["name"])),
     "a name that leads elsewhere": lambda at: altered(at, lambda x: x["members"][0].update(name="../x")),
-    "a version of tomorrow": lambda at: altered(at, lambda x: x.update(format_version="1.1")),
+    "a letter of a name": renamed,
+    "tensors behind a link": lambda at: moved_out(at / "fleet.safetensors"),
+    "a manifest behind a link": lambda at: moved_out(at / "adapterfleet.json"),
+    "a scale that overflows": lambda at: spoilt(at, np.float32(1e37)),
+    "no digest of itself": lambda at: altered(at, lambda x: x.pop("integrity")),
+    "a digest in an older version": lambda at: altered(at, lambda x: x.update(format_version="1.0")),
+    "a version of tomorrow": lambda at: altered(at, lambda x: x.update(format_version="1.2")),
     "an unknown field": lambda at: altered(at, lambda x: x.update(more=1)),
     "an error that is none": lambda at: altered(at, lambda x: x["members"][0].update(error=-1)),
 }
@@ -241,6 +270,17 @@ def flip(file: Path) -> None:
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
+
+
+def spoilt(at: Path, scale: Any) -> None:
+    """The fleet with that scale under its first core, under a manifest that knows."""
+    fleet = Fleet.load(at)
+    tensors = {name: np.array(value) for name, value in fleet.tensors.items()}
+    tensors["scales.0"][0, 0] = scale
+    tensors["cores.0"][0, 0] = 127
+    fields = {key: item for key, item in msgspec.structs.asdict(fleet.manifest).items() if key not in ("tensors", "size", "sha256")}
+    shutil.rmtree(at)
+    Fleet.sealed(tensors, **fields).write(at)
 
 
 @pytest.fixture(scope="module")
@@ -255,10 +295,65 @@ def test_altered_fleets_are_refused(folder: Path, tmp_path: Path, fault: str) ->
     """By name, and the validator finds it without falling over. The shipped schema is that of the structs, and fits what is whole."""
     at = shutil.copytree(folder, tmp_path / "fleet")
     FAULTS[fault](at)
-    with pytest.raises(FormatError):
-        Fleet.load(at)
+    with pytest.raises(AdapterpackError):
+        fleet = Fleet.load(at)
+        [fleet.pack(name) for name in fleet.names]
     report = adapterpack.validate(at)
     assert (report.kind, report.state) == ("fleet", "invalid")
     assert adapterpack.validate(folder).state == "valid"
     assert fits(json.loads((folder / "adapterfleet.json").read_bytes()), "fleet.v1")
     assert json.loads((Path(__file__).parents[1] / "schemas" / "fleet.v1.json").read_text("utf-8")) == schema()
+
+
+def test_fleets_of_the_first_version_are_read(folder: Path, tmp_path: Path) -> None:
+    """Whose manifests held no digest of themselves: they keep their ids, and what is added to them makes a fleet of today."""
+    at = shutil.copytree(folder, tmp_path / "fleet")
+    value = json.loads((at / "adapterfleet.json").read_bytes())
+    del value["integrity"]
+    data = strict_json.canonical({**value, "format_version": "1.0"})
+    (at / "adapterfleet.json").write_bytes(data)
+    assert fits(json.loads(data), "fleet.v1")
+    fleet = Fleet.load(at)
+    assert fleet.manifest.id == f"sha256:{hashlib.sha256(data).hexdigest()}"
+    fleet.write(tmp_path / "again")
+    assert (tmp_path / "again" / "adapterfleet.json").read_bytes() == data
+    grown = compress([member(2)], into=at, out=tmp_path / "grown")
+    assert (grown.manifest.format_version, grown.names) == ("1.1", (*fleet.names, "member-2"))
+
+
+def test_a_fleet_is_signed_and_verified(folder: Path, tmp_path: Path) -> None:
+    """By the commands of packs; a server that asks for signatures takes its members, and nothing of a fleet that was altered since."""
+    keys = {}
+    for name in ("ours", "theirs"):
+        private = ec.generate_private_key(ec.SECP256R1())
+        keys[name] = tmp_path / f"{name}.pub"
+        (tmp_path / f"{name}.pem").write_bytes(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+        keys[name].write_bytes(private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    at = shutil.copytree(folder, tmp_path / "fleet")
+    with pytest.raises(Unsigned):
+        adapterpack.verify(at, keys["ours"])
+    signed = CliRunner().invoke(main, ["sign", str(at), "--key", str(tmp_path / "ours.pem"), "--identity", "me", "--json"])
+    assert signed.exit_code == 0, signed.output
+    found = adapterpack.verify(at, keys["ours"], identity="me")
+    assert (found.pack, set(found.files)) == (Fleet.load(at).manifest.id, {"adapterfleet.json", "fleet.safetensors"})
+    assert adapterpack.validate(at).valid
+    with pytest.raises(WronglySigned):
+        adapterpack.verify(at, keys["theirs"])
+    pack = Fleet.load(at).pack("member-0")
+    Signers([keys["theirs"], keys["ours"]]).require(pack)
+    with pytest.raises(WronglySigned):
+        Signers([keys["theirs"]]).require(pack)
+    (at / "more.txt").write_text("x")
+    with pytest.raises(WronglySigned, match="not signed"):
+        adapterpack.verify(at, keys["ours"])
+    (at / "more.txt").unlink()
+    other = compress([member(0), member(2)], basis=4, out=tmp_path / "other")
+    for name in ("adapterfleet.json", "fleet.safetensors"):
+        shutil.copy(tmp_path / "other" / name, at / name)
+    with pytest.raises(WronglySigned, match="altered"):
+        Signers([keys["ours"]]).require(pack)
+    (at / "adapterpack.sig.json").unlink()
+    adapterpack.sign(at, tmp_path / "ours.pem")
+    with pytest.raises(WronglySigned, match="another fleet"):
+        Signers([keys["ours"]]).require(pack)
+    Signers([keys["ours"]]).require(Fleet.load(at).pack(other.names[1]))

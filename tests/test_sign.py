@@ -570,4 +570,4 @@ def test_only_a_valid_bundle_is_signed(bundle: Path, tmp_path: Path) -> None:
 def test_help_says_that_bundles_can_be_signed() -> None:
     for command in ("sign", "verify"):
         text = CliRunner().invoke(main, [command, "--help"]).output
-        assert "PACK|BUNDLE" in text and "a pack or a bundle" in text
+        assert "PACK|FLEET|BUNDLE" in text and "a pack, a fleet or a bundle" in text

@@ -12,12 +12,12 @@ from .output import emit, line
 
 
 @click.command("verify")
-@click.argument("pack", metavar="PACK|BUNDLE")
+@click.argument("pack", metavar="PACK|FLEET|BUNDLE")
 @click.option("--key", required=True, metavar="K", help="A PEM file with the signer's public key.")
 @click.option("--identity", metavar="TEXT", help="The identity that must have been signed.")
 @shared
 def command(pack: str, key: str, identity: str | None, as_json: bool) -> None:
-    """Verifies the signature of a pack or a bundle: the holder of the key signed exactly these files.
+    """Verifies the signature of a pack, a fleet or a bundle: the holder of the key signed exactly these files.
 
     A signature says who vouches for these bytes; "adapterpack validate" checks what is in them. Exit code 4: unsigned, wrongly signed,
     expired, or not verifiable here; the error says which. To write the public key of a private one:

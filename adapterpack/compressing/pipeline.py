@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 
 from ..composing.arguments import chosen_name
@@ -13,7 +14,6 @@ from ..errors import ConfigError, NothingToDo, Unsupported, storage_errors
 from ..fleet.fleet import Fleet
 from ..io.atomic import refuse_existing
 from ..io.threads import one_thread_each
-from ..lowrank.truncation import require_count
 from ..pack.pack import Pack
 from ..pack.repeats import require_own_blocks
 from ..pack.validate.validation import load
@@ -88,12 +88,10 @@ def _require_settings(basis: int | None, clusters: int, error_budget: float | No
                           remedy="give one, such as basis 32")
     if into is not None and (basis is not None or clusters != 1):
         raise ConfigError("the bases of a fleet stay as they are", where="into", remedy="leave basis and clusters out")
-    for what, count in (("basis", basis), ("clusters", clusters)):
-        if count is not None:
-            require_count(count, what)
     for what, value, most in (("basis", basis, 65_536), ("clusters", clusters, 64), ("error_budget", error_budget, 1e6),
                               ("size_budget", size_budget, 1e15)):
-        if value is not None and not (0 < value <= most and (isinstance(value, float) or value >= 1)):
+        counts = isinstance(value, Integral) and not isinstance(value, bool)
+        if value is not None and not ((counts or (isinstance(value, float) and "budget" in what)) and 0 < value <= most):
             raise ConfigError("a setting is out of range", where=what, expected=f"above 0, at most {most}", found=value,
                               remedy="give another value")
 

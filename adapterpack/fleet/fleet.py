@@ -1,4 +1,4 @@
-"""A fleet in memory: its members as packs, written to a folder and read back with every byte checked."""
+"""A fleet in memory: its members as packs, written to a folder and read back with every byte checked; signed and verified there."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,20 @@ import numpy as np
 
 from ..adapter_methods import Site
 from ..adapter_methods.lora import LoRA, lora
-from ..errors import CorruptBlob, FormatError, NonFinite, UnknownName, nearest
+from ..errors import CorruptBlob, FormatError, NonFinite, UnknownName, Unsigned, WronglySigned, nearest
 from ..io import safetensors
 from ..io.atomic import output_folder
-from ..io.safe_open import read_file
-from ..io.safetensors import SafetensorsFile
+from ..io.safe_open import in_hub_cache, read_file
+from ..io.safetensors import HeldFile
 from ..manifest.entries import tensor_digest
 from ..manifest.manifest import Lineage, Parent
-from ..pack.pack import Pack, build
+from ..pack.pack import MUTABLE, Pack, build
 from ..pack.shared_factors import SharedFactors
+from ..pack.trust.keys import private_key, public_key
+from ..pack.trust.sign import Signable, Signature, sealed, unsealed
+from ..pack.trust.statement import Statement
+from ..pack.validate.checks.folder import REGULAR, entries
+from ..pack.validate.finding import Finding
 from .manifest import FILE_NAME, MAX_BYTES, TENSOR_FILE, FleetManifest, Member, layout, parse
 
 _REMEDY = "fetch the fleet again, or compress the packs again"
@@ -63,16 +69,17 @@ class Fleet:
         """The fleet in a folder, every digest verified, in memory.
 
         Raises:
-            FormatError: malformed, altered, or larger than it says.
+            FormatError: malformed, altered, larger than it says, or a file is a link out of the folder.
             NonFinite: a tensor holds NaN or infinity.
         """
         folder = Path(path)
         manifest = parse(read_file(folder / FILE_NAME, MAX_BYTES + 1), folder / FILE_NAME)
         where = folder / TENSOR_FILE
-        if not where.is_file() or where.stat().st_size != manifest.size:
+        data = read_file(where, manifest.size + 1) if where.is_file() else b""
+        if len(data) != manifest.size:
             raise FormatError("the file of the tensors is missing, or not as long as the manifest says", where=where,
                               expected=f"{manifest.size} bytes", remedy=_REMEDY)
-        file = SafetensorsFile(where, private=True)
+        file = HeldFile(data, where)
         found = {name: (info.dtype, info.shape) for name, info in file.tensors.items()}
         if found != {name: (dtype, shape) for name, dtype, shape in layout(manifest)} or found.keys() != manifest.tensors.keys():
             raise FormatError("the tensors are not those that the manifest describes", where=where, remedy=_REMEDY)
@@ -84,6 +91,8 @@ class Fleet:
             if value.dtype != np.int8 and not safetensors.all_finite(value):
                 raise NonFinite("a tensor holds NaN or infinity", where=f"{where}, {name}", remedy=_REMEDY)
             tensors[name] = value
+        if hashlib.sha256(data).hexdigest() != manifest.sha256:
+            raise CorruptBlob("the file of the tensors was altered", where=where, expected=manifest.sha256, remedy=_REMEDY)
         return cls(manifest, tensors, folder)
 
     @classmethod
@@ -157,13 +166,24 @@ class Fleet:
         pack = build(name, lora, adapters, task=member.task, base=self.manifest.base, full=whole, weights=weights, problem=member.problem,
                      license=member.license,
                      lineage=Lineage("compress", (Parent(member.pack, name),), {"fleet": self.manifest.id, "error": member.error}))
-        shared = self.shared(name)
+        pack, shared = dataclasses.replace(pack, vouched=self._vouched), self.shared(name)
         if not shared:
             return pack
         changed = {self.manifest.sites[s].path: shared[self.manifest.sites[s].path] for s in member.sites}
         makers = {key: partial(_value, changed.get(entry.group), entry.param, None if entry.group in changed else pack.tensors[key])
                   for key, entry in pack.manifest.tensors.items()}
         return dataclasses.replace(pack, tensors=_Made(makers), factored=shared)
+
+    def _vouched(self, key: Path) -> None:
+        """Goes on only if the holder of a key signed the folder that this fleet was read from, as it was.
+
+        Raises:
+            TrustError: he did not.
+        """
+        if self.path is None:
+            raise Unsigned("a fleet in memory is not signed", where=self.manifest.name, remedy="write it, and sign the folder")
+        if (signed := verify_fleet(self.path, key)).pack != self.manifest.id:
+            raise WronglySigned("the signature is of another fleet", where=self.path, expected=self.manifest.id, found=signed.pack)
 
     def _factors(self, name: str) -> Iterator[tuple[Site, np.ndarray, np.ndarray]]:
         """Site, ``A`` ``[r, in]`` and ``B`` ``[out, r]`` of each that a member changes."""
@@ -184,3 +204,42 @@ def _value(shared: SharedFactors | None, param: str, held: np.ndarray | None) ->
         assert held is not None
         return held
     return shared.down if param == "lora_A" else shared.up @ shared.core
+
+
+def sign_fleet(folder: Path, key: str | os.PathLike[str], *, identity: str | None = None,
+               expires: str | datetime | None = None, password: str | None = None) -> Signature:
+    """Writes ``adapterpack.sig.json`` into a fleet, over its two files; :func:`adapterpack.sign` has the arguments.
+
+    Raises:
+        FormatError: the fleet is not valid.
+    """
+    signer = private_key(key, password)
+
+    def checked() -> Statement:
+        manifest = Fleet.load(folder).manifest  # what is signed is what was checked
+        files = {FILE_NAME: manifest.id.removeprefix("sha256:"), TENSOR_FILE: manifest.sha256}
+        return Statement(manifest.name, files)
+
+    return sealed(_signable(folder), checked, signer, identity, expires)
+
+
+def verify_fleet(folder: Path, key: str | os.PathLike[str], *, identity: str | None = None,
+                 at: datetime | None = None) -> Signature:
+    """The signature of a fleet, if the holder of the key signed exactly the files that lie there.
+
+    Raises:
+        TrustError: as for :func:`adapterpack.verify`.
+    """
+    return unsealed(_signable(folder), public_key(key), identity, at)
+
+
+def _signable(folder: Path) -> Signable:
+    def irregular() -> Iterator[Finding]:
+        return (REGULAR.at(path.name, "only regular files may lie in a fleet", file=path.name) for path in entries(folder)
+                if (path.is_symlink() and not in_hub_cache(path)) or not path.is_file())
+
+    def listed(data: bytes) -> set[str]:
+        parse(data, folder / FILE_NAME)
+        return {TENSOR_FILE}
+
+    return Signable("fleet", folder, FILE_NAME, MUTABLE, irregular, lambda: {path.name for path in entries(folder)}, listed)

@@ -19,12 +19,15 @@ from ..io import strict_json, typed_json
 from ..io.safetensors import DTYPES, FLOATS
 from ..io.typed_json import Misfit, Part
 from ..manifest import limits
+from ..manifest.integrity import KEY, require_whole, sealed
 from ..manifest.parts import Base, Task
 from ..tasks.problems import MARKED, ONE
 
 FILE_NAME = "adapterfleet.json"
 TENSOR_FILE = "fleet.safetensors"
-FORMAT_VERSION = "1.0"
+FORMAT_VERSION = "1.1"
+_UNSEALED = "1.0"
+"""The version whose manifests hold no digest of themselves."""
 MAX_BYTES = 16 << 20
 MOST_NUMBERS = 1 << 34
 """Numbers that all tensors of a fleet may have together."""
@@ -113,8 +116,8 @@ class FleetManifest(Part, frozen=True, dict=True):
 
     @cached_property
     def bytes(self) -> bytes:
-        """The canonical bytes that go to disk."""
-        return strict_json.canonical(msgspec.structs.asdict(self))
+        """The bytes that it was read from, else the canonical bytes that go to disk."""
+        return sealed(msgspec.structs.asdict(self))
 
     @cached_property
     def id(self) -> str:
@@ -161,18 +164,22 @@ def parse(data: bytes, where: object) -> FleetManifest:
     """The manifest in ``data``, checked against its limits.
 
     Raises:
-        FormatError: malformed, not in its canonical bytes, or of another version.
+        FormatError: malformed, altered, not in its canonical bytes, or of another version.
     """
     value: Any = strict_json.loads(data, where, MAX_BYTES)
     if not isinstance(value, dict) or value.get("format") != "adapterfleet":
         raise FormatError("this is not the manifest of a fleet", where=where, expected="format: adapterfleet")
-    if value.get("format_version") != FORMAT_VERSION or value.get("must_understand"):
+    version = value.get("format_version")
+    if version not in (FORMAT_VERSION, _UNSEALED) or value.get("must_understand"):
         raise FormatError("another version of the format of fleets", where=where, expected=FORMAT_VERSION,
-                          found=value.get("format_version"), remedy="use a version of adapterpack that reads it")
+                          found=version, remedy="use a version of adapterpack that reads it")
+    if version != _UNSEALED:
+        require_whole(value, data, where, "fetch the fleet again, or compress the packs again")
     if strict_json.canonical(value) != data:
         raise FormatError("the manifest is not in its canonical form: it was edited by hand", where=where,
                           remedy="compress the packs again")
-    manifest = typed_json.read(value, FleetManifest)
+    fields = value if version == _UNSEALED else {key: item for key, item in value.items() if key != KEY}
+    manifest = typed_json.read(fields, FleetManifest)
     if isinstance(manifest, Misfit):
         raise FormatError(f"the manifest does not fit its schema: {manifest.message}", where=f"{where}#{manifest.pointer or '/'}",
                           remedy="compress the packs again")
@@ -188,4 +195,5 @@ def parse(data: bytes, where: object) -> FleetManifest:
         if name.startswith("whole.") and dtype not in FLOATS:
             raise FormatError("a module that was trained whole has numbers that are no floats", where=f"{where}, {name}", found=dtype,
                               remedy="compress the packs again")
+    manifest.__dict__["bytes"] = data
     return manifest

@@ -16,6 +16,7 @@ from ..io import strict_json, typed_json
 from ..io.typed_json import Misfit, Part
 from ..tasks.problems import MARKED, ONE
 from . import limits
+from .integrity import digests_in, require_whole, sealed
 from .limits import LARGEST_CLAIM, LARGEST_SETTING, OF_CLAIMS, Claims, Hex, Key, Settings, ShortText, too_large
 from .migrations import upgraded
 from .parts import (
@@ -57,8 +58,6 @@ PACKED = "packed"
 """The feature of a pack whose matrices are stored in codes, as ``quantization.packed`` says; "int8" is an older way, by rows."""
 FEATURES = frozenset({"int8", PACKED, METHODS, "composition", *MARKED})
 """What this reader understands of ``must_understand``."""
-_INTEGRITY = b'\n  "integrity": "'
-"""What stands before the digest in canonical bytes, and nowhere else: a text holds no line break."""
 _FIRST_SEALED = 4
 """The first minor version whose manifests hold a digest of themselves."""
 
@@ -141,30 +140,12 @@ class Manifest(Part, frozen=True, dict=True):
     @cached_property
     def integrity(self) -> str:
         """The digest that the canonical bytes hold of themselves."""
-        return _integrity(self._canonical)[1]
+        return digests_in(self._canonical)[1]
 
     @cached_property
     def id(self) -> str:
         """``sha256:`` and the digest of the manifest's bytes."""
         return f"sha256:{hashlib.sha256(self.to_bytes()).hexdigest()}"
-
-
-def sealed(value: Mapping[str, Any]) -> bytes:
-    """The canonical bytes of a manifest's fields, with ``integrity``: the sha256 of these very bytes without that digest in them.
-
-    It says that no byte was changed by accident, on a disk or on the way. Whoever changes a manifest on purpose can make it anew: that is
-    what signatures and pinned ids are for.
-    """
-    data = strict_json.canonical({**value, "integrity": ""})
-    end = data.index(_INTEGRITY) + len(_INTEGRITY)
-    return data[:end] + hashlib.sha256(data).hexdigest().encode() + data[end:]
-
-
-def _integrity(data: bytes) -> tuple[str, str]:
-    """The digest that canonical bytes must hold of themselves, and the one that they do."""
-    end = data.find(_INTEGRITY) + len(_INTEGRITY)
-    said, rest = data[end : end + 64], data[end + 64 :]
-    return hashlib.sha256(data[:end] + rest).hexdigest(), said.decode("utf-8", "replace")
 
 
 def parse(data: bytes, where: object, value: Any = None) -> Manifest:
@@ -195,10 +176,7 @@ def _require_known(value: Any, data: bytes, where: object) -> dict[str, Any]:
         raise FormatError("the pack needs features that this version does not have", where=where, expected=", ".join(sorted(FEATURES)),
                           found=", ".join(sorted(unknown)), remedy="update adapterpack")
     if _minor(value["format_version"]) >= _FIRST_SEALED:
-        right, said = _integrity(data)
-        if right != said or said != value.get("integrity"):
-            raise FormatError("the manifest is not the one that was written: a byte of it was changed", where=f"{where}#/integrity",
-                              expected=right, found=said[:64], remedy="fetch the pack again, or pack the adapter again")
+        require_whole(value, data, where, "fetch the pack again, or pack the adapter again")
     return value
 
 

@@ -10,6 +10,7 @@ import sys
 from typing import Any
 
 from ..io.typed_json import schema_of
+from .integrity import KEY, SCHEMA
 from .limits import DEFINITIONS
 from .manifest import Manifest
 from .migrations import EACH, STEPS
@@ -27,8 +28,7 @@ def schema() -> dict[str, Any]:
     fields, parts = made["properties"], made["$defs"]
     fields["training"]["properties"] = parts.pop("TrainingClaims")["properties"]
     fields["metrics"]["items"]["properties"] = parts.pop("Metric")["properties"]
-    fields["integrity"] = {"description": "The sha256 of the manifest's own bytes with this text empty.", "type": "string",
-                           "pattern": "^[0-9a-f]{64}$"}
+    fields[KEY] = {**SCHEMA}
     made["allOf"] = _by_version(made)
     about = {"$id": "https://adapterpack.dev/schemas/manifest.v1.json", "title": "adapterpack manifest, version 1",
              "description": "One adapter on disk: what it is, what it belongs to, and the proof of every byte."}

@@ -1,4 +1,4 @@
-"""Detached signatures: who vouches for a pack or a bundle, and for exactly which bytes. They say nothing about what these do."""
+"""Detached signatures: who vouches for a pack, a fleet or a bundle, and for exactly which bytes. They say nothing about what these do."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FILE_NAME = SIGNATURE
 class Signature:
     """A signature that holds: over which pack and files (name -> ``sha256:`` and hex), with which key, by whom, until when (UTC).
 
-    ``load(path).id == signature.pack`` ties what is loaded to what was signed; of a bundle it is the sha256 of its manifest.
+    ``load(path).id == signature.pack`` ties what is loaded to what was signed; of a fleet or a bundle it is the sha256 of its manifest.
     """
 
     path: Path
@@ -58,8 +58,8 @@ class Signature:
 
 
 class Signable(NamedTuple):
-    """A folder whose manifest lists its files, of the ``kind`` pack or bundle. ``free`` are files that no signature covers; ``irregular``
-    finds links and pipes, ``present`` the files that lie there, and ``listed`` those that a manifest of these bytes lists.
+    """A folder whose manifest lists its files, of the ``kind`` pack, fleet or bundle. ``free`` are files that no signature covers;
+    ``irregular`` finds links and pipes, ``present`` the files that lie there, and ``listed`` those that a manifest of these bytes lists.
     """
 
     kind: str
