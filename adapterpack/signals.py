@@ -8,7 +8,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
+from typing import Any
 
 ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 """Ctrl-C, what ``kill`` and schedulers send, and the end of the terminal."""
@@ -120,3 +122,43 @@ def taken(handle: Callable[[Callable[[], None]], None]) -> Iterator[None]:
     finally:
         for number, found in before.items():
             signal.signal(number, found)
+
+
+_kept: list[Any] = []
+"""What the system calls must not be collected."""
+
+
+def end_where_files_are_cut_short(report: Callable[[str], None], exit_code: int) -> None:
+    """From now on, where a file is cut short that is mapped into memory and read, ``report`` gets its path, and the process ends with that
+    code; else the system would end it by SIGBUS without a word. There is no way back into what was reading.
+
+    For commands: it changes the whole process.
+    """
+    if not hasattr(signal, "SIGBUS") or _kept:
+        return
+    import ctypes  # noqa: PLC0415 - whoever maps files has imported it
+
+    def handle(number: int) -> None:
+        try:
+            report(_cut_short())
+        finally:
+            os._exit(exit_code)
+
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(handle)  # Python's own would be called after the instruction that cannot end
+    ctypes.CDLL(None).signal(int(signal.SIGBUS), handler)
+    _kept.append(handler)
+
+
+def _cut_short() -> str:
+    """The mapped file that is shorter than its mapping; where that is not known, words."""
+    try:
+        for line in Path("/proc/self/maps").read_text("utf-8", "replace").splitlines():
+            place, _, offset, _, inode, *path = line.split(maxsplit=5)
+            start, stop = (int(end, 16) for end in place.split("-"))
+            if not path or not int(inode) or ".so" in path[0]:  # the parts of a library are longer than the file
+                continue
+            if Path(path[0]).stat().st_size <= int(offset, 16) + stop - start - 4096:
+                return path[0]
+    except (OSError, ValueError):
+        pass
+    return "a file that is mapped into memory"

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import FormatError, SiteNotFound, StorageError, Unsupported, nearest
-from ..io.hashing import Identity, Source, digests, identity, require_unchanged
+from ..io.hashing import Identity, Source, bytes_of, digests, identity, require_unchanged
 from ..io.safe_open import open_inside
-from ..io.safetensors import SafetensorsFile, TensorInfo
+from ..io.safetensors import DTYPES, SafetensorsFile, TensorInfo
 from . import fingerprint as fp
 from . import linear_layers, merkle
 from .base_folder import CONFIG, read_json, require_harmless, without_code
@@ -150,7 +150,19 @@ class Checkpoint:
         return linear_layers.kind_of(self.tensors, self.kinds_by_name, weight)
 
     def read(self, name: str) -> np.ndarray:
-        """A tensor as a read-only view of the mapped file."""
+        """A tensor, read from the file that was opened. Where the file is cut short meanwhile that is an error: of one that is mapped, the
+        system would end the process.
+
+        Raises:
+            StorageError: the file has changed since, or cannot be read.
+        """
+        info = self.stored[name]
+        value = np.frombuffer(bytes_of(self.source(name)), DTYPES[info.dtype]).reshape(info.shape)
+        value.flags.writeable = False
+        return value
+
+    def view(self, name: str) -> np.ndarray:
+        """As :meth:`read`, a read-only view of the mapped file: for what looks at a few numbers of each of many tensors."""
         return self.files[self.shard_of[name]].read(name)
 
     def require_unchanged(self, exact: bool = False) -> None:

@@ -16,7 +16,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from ..errors import EXIT_FAILED, AdapterpackError, StorageError, printable, storage_errors
-from ..signals import Ended, Raising, raised
+from ..signals import Ended, Raising, end_where_files_are_cut_short, raised
 from ..version import VERSION
 from . import settings, streams
 from .logs import failed, message_level
@@ -31,8 +31,8 @@ COMMANDS = {
     "train": "train packs from a configuration and data",
     "validate": "check a pack, a bundle or an adapter, and say what was not checked",
     "inspect": "show what an artifact is, which base it fits, and what it changes",
-    "sign": "sign a pack or a bundle",
-    "verify": "check who signed a pack or a bundle",
+    "sign": "sign a pack, a fleet or a bundle",
+    "verify": "check who signed a pack, a fleet or a bundle",
     "merge": "fold packs into a checkpoint, a GGUF file or an ONNX graph",
     "unmerge": "get the base back from a merged checkpoint",
     "declare": "allow a pack on another form of its base",
@@ -93,6 +93,7 @@ class Commands(click.Group):
         if not sys.stderr.isatty():
             os.environ.setdefault("TQDM_DISABLE", "1")  # the bars of other libraries, before they are imported
         warnings.formatwarning = _warning
+        end_where_files_are_cut_short(lambda path: _lost(ctx, path), EXIT_FAILED)
         with raised() as signals, _reported(ctx, signals):
             settings.apply()
             with message_level(ctx.meta), _reported(ctx, signals):
@@ -160,6 +161,16 @@ def _fail(ctx: click.Context, error: Exception, sentence: str, report: dict[str,
     _emit_error(ctx, report | {"message": sentence})
     failed(sentence)
     ctx.exit(exit_code)
+
+
+def _lost(ctx: click.Context, path: str) -> None:
+    """Tells of a file that became shorter while a library read it. The process is about to end."""
+    error = StorageError("a file became shorter while it was in use", where=path, remedy="start again once nothing writes to it")
+    sys.stdout = sys.__stdout__ or sys.stdout  # a stage may have put another in its place
+    _emit_error(ctx, error.to_json() | {"message": one_line(str(error))})
+    failed(one_line(str(error)))
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
 
 
 def _emit_error(ctx: click.Context, error: dict[str, str | None]) -> None:

@@ -98,6 +98,24 @@ class Source(NamedTuple):
         return sum(nbytes for _, nbytes in self.ranges)
 
 
+def bytes_of(source: Source) -> bytearray:
+    """The bytes of a source in memory.
+
+    Raises:
+        ChangedError: the file is no longer the one that was opened, or ends before they do.
+        StorageError: it cannot be read.
+    """
+    with storage_errors(source.path), open_regular(source.path) as file:
+        data, start = bytearray(source.nbytes), 0
+        _require_same(source, file.fileno())
+        for offset, nbytes in source.ranges:
+            if not fill(file.fileno(), memoryview(data)[start : start + nbytes], offset):
+                raise ChangedError(source.path)
+            start += nbytes
+        _require_same(source, file.fileno())
+        return data
+
+
 Parts = Sequence[bytes | memoryview]
 """Bytes in memory, one part after the other."""
 Key = TypeVar("Key", bound=Hashable)

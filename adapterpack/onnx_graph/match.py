@@ -79,7 +79,7 @@ def unmatched(graphs: Iterable[GraphFile], base: Checkpoint) -> Iterator[Unmatch
     wherever and however often it is stored.
     """
     names = [name for name, info in base.tensors.items() if len(info.shape) == 2]
-    matrices = {(name, 0): to_matrix("linear", base.read(name)) for name in names}
+    matrices = {(name, 0): to_matrix("linear", base.view(name)) for name in names}
     for graph in graphs:
         pieces_of = _pieces(graph, matrices)
         missing = {key[0] for key, matrix in matrices.items()
@@ -111,7 +111,7 @@ def match_bias(graph: GraphFile, base: Checkpoint, bias: str, place: Place | Non
 
 
 def _matrices(base: Checkpoint, name: str, kind: str) -> list[np.ndarray]:
-    matrix = to_matrix(kind, base.read(name))
+    matrix = to_matrix(kind, base.view(name))
     return list(matrix) if LAYOUTS[kind].stacked else [matrix]
 
 
@@ -163,7 +163,7 @@ class _Twins:
 
 
 def _bytes(base: Checkpoint, name: str) -> np.ndarray:
-    return base.read(name).reshape(-1).view(np.uint8)
+    return base.view(name).reshape(-1).view(np.uint8)
 
 
 def _owned(graph: GraphFile, name: str, twins: list[str], pieces: Iterable[Piece]) -> list[Piece]:

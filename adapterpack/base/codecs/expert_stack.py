@@ -50,7 +50,7 @@ class _Expert(Matrix):
     """One matrix of a stack, read when rows are indexed."""
 
     def __init__(self, base: Checkpoint, names: tuple[str, ...], dtype: np.dtype[Any]) -> None:
-        self.tensors = [base.read(name) for name in names]
+        self.tensors = [base.view(name) for name in names]
         self.shape, self.dtype = (sum(len(part) for part in self.tensors), self.tensors[0].shape[1]), dtype
 
     def __getitem__(self, rows: slice) -> np.ndarray:

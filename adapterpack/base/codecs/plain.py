@@ -48,7 +48,7 @@ class PlainReader(NamedTuple):
 
     def matrices(self, kind: str) -> list[np.ndarray]:
         """See the protocol; views of the mapped file."""
-        weight = to_matrix(kind, self.base.read(self.name))
+        weight = to_matrix(kind, self.base.view(self.name))
         return list(weight) if is_stacked(kind) else [weight]
 
     @contextmanager
