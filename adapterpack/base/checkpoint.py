@@ -156,6 +156,8 @@ class Checkpoint:
         Raises:
             StorageError: the file has changed since, or cannot be read.
         """
+        if not self.has_weights:
+            return self.view(name)  # which says so
         info = self.stored[name]
         value = np.frombuffer(bytes_of(self.source(name)), DTYPES[info.dtype]).reshape(info.shape)
         value.flags.writeable = False

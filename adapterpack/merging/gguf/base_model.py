@@ -170,6 +170,10 @@ class GGUFBase(MergeBase):
         order = self.row_order(name) if len(self.file.entries[name].shape) == 1 else None
         return super().read(name) if order is None else as_model(super().read(name), order)
 
+    def view(self, name: str) -> np.ndarray:
+        """As :meth:`read`, a weight as a view of the mapped file."""
+        return self.read(name) if len(self.file.entries[name].shape) == 1 else super().view(name)
+
     def storage(self, name: str, out: str | None, where: object = None) -> Storage:
         """See :class:`MergeBase`. Norms and biases are never written in another type: llama.cpp wants them in float32."""
         flat = len(self.file.entries[name].shape) == 1

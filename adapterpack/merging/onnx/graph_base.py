@@ -75,8 +75,12 @@ class GraphBase(MergeBase):
                 tensors[f"{path}.bias"] = TensorInfo(f"{path}.bias", dtype_name(bias.dtype), (site.out_features,), 0, 0)
         return tensors
 
+    def view(self, name: str) -> np.ndarray:
+        """See :meth:`read`."""
+        return self.read(name)
+
     def read(self, name: str) -> np.ndarray:
-        """A weight as its site stores it, or a bias."""
+        """A weight as its site stores it, or a bias; of floats a view of the mapped graph."""
         path, _, leaf = name.rpartition(".")
         site, kind = self._sites[path]
         if leaf == "bias":
