@@ -3,9 +3,10 @@
 # make measure  which tests are too slow for it: those of the whole run that take longer than tests/inner_loop.py says
 # make long   the demos, large models and further architectures: minutes
 # make fuzz   ten minutes of mutated inputs
+# make night  an hour of random trials: kills, changed files, graphs; what fails is printed with its seed
 # make guide  the generated pages of the guide, and the site
 # make soak   half an hour of everything at once on a server
-.PHONY: all lint types test fast measure long fuzz soak golden guide demo bench
+.PHONY: all lint types test fast measure long fuzz night soak golden guide demo bench
 
 all: lint types test
 
@@ -29,6 +30,9 @@ long:
 
 fuzz:
 	python tests/fuzz/fuzz.py --seconds 600 --findings fuzz-findings
+
+night:
+	python tests/night/night.py --seconds $(or $(SECONDS),3600) --findings night-findings
 
 soak:
 	python tests/serving/soak.py --minutes 30

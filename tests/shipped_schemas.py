@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -79,6 +80,7 @@ def held() -> Iterator[None]:
     write_pack, write_bundle, write_fleet, finite = Pack.write_into, bundle.Bundle.write, fleet.Fleet.write, output.finite
     outcomes = RowRunner.outcomes
 
+    @functools.wraps(write_pack)
     def pack_into(self: Pack, folder: Path) -> None:
         write_pack(self, folder)
         if self.manifest.format_version in {*STEPS, pack.FORMAT_VERSION}:  # a copy of a later version has what only that knows
@@ -88,6 +90,7 @@ def held() -> Iterator[None]:
         write_bundle(self, folder, *args, **options)
         _require(json.loads((folder / bundle.FILE_NAME).read_bytes()), "bundle.v1")
 
+    @functools.wraps(write_fleet)
     def fleet_to(self: fleet.Fleet, out: Any) -> Any:
         written = write_fleet(self, out)
         _require(json.loads((Path(out) / fleet.FILE_NAME).read_bytes()), "fleet.v1")

@@ -17,6 +17,7 @@ import errors_page
 import pack_format_page
 from pages import DOCS, ROOT, anchors, blocks, name_of, pages, words
 
+import adapterpack
 from adapterpack.cli.main import main
 
 pytestmark = pytest.mark.fast
@@ -96,6 +97,16 @@ def test_generated_pages_are_up_to_date(page: str) -> None:
 def test_the_api_pages_list_every_public_name() -> None:
     """Each public name once, where it is defined."""
     assert [(DOCS / name).read_text("utf-8") for name in ("api.md", "api-methods.md")] == list(api_page.pages())
+
+
+def test_the_api_pages_can_be_read_in_the_repository() -> None:
+    """Every signature, and the first sentence of every docstring: no page waits for a program to fill it in."""
+    text = (DOCS / "api.md").read_text("utf-8")
+    assert ":::" not in text
+    for name in ("train", "merge", "compose", "Session", "Fleet"):
+        first = (getattr(adapterpack, name).__doc__ or "").split("\n")[0].split("``")[0]
+        assert f"### adapterpack.{name}\n\n```python\n{name}(" in text
+        assert first in text, name
 
 
 def test_every_error_is_provoked_and_quoted() -> None:
