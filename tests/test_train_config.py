@@ -105,7 +105,36 @@ def test_other_tools_names_are_translated_and_reported(foreign: dict[str, Any], 
     for key, value in ours.items():
         found = getattr(config, key) if hasattr(config, key) else getattr(config.method_config, key)
         assert (found, type(found)) == (value, type(value)), key
-    assert notes == [f"{key} is read as {ALIASES[key]}" for key in foreign]
+    assert [note for note in notes if "defaults" not in note] == [f"{key} is read as {ALIASES[key]}" for key in foreign]
+
+
+@pytest.mark.parametrize(("foreign", "ours", "said"), [
+    ({"base_model": "b", "sequence_len": 99, "datasets": "a.jsonl"},
+     {"num_train_epochs": 1.0, "per_device_train_batch_size": 1, "lr_scheduler_type": "cosine", "warmup_steps": 0.03, "max_length": 99},
+     "axolotl.*: num_train_epochs 1, per_device_train_batch_size 1, lr_scheduler_type cosine, warmup_steps 0.03"),
+    ({"base_model": "b", "micro_batch_size": 4, "num_epochs": 2, "lr_scheduler": "linear", "warmup_ratio": 0.1},
+     {"num_train_epochs": 2.0, "per_device_train_batch_size": 4, "lr_scheduler_type": "linear", "warmup_steps": 0.1}, None),
+    ({"model_name_or_path": "b", "stage": "sft", "finetuning_type": "lora", "dataset": "a.jsonl"},
+     {"max_length": 2048, "learning_rate": 5e-5, "seed": 42, "num_train_epochs": 3.0, "per_device_train_batch_size": 8},
+     "LLaMA-Factory.*: max_length 2048, learning_rate 5e-05, seed 42"),
+    ({"base_model": "b"}, {"num_train_epochs": 3.0, "per_device_train_batch_size": 8}, None),
+])
+def test_what_another_tools_file_leaves_out_is_that_tools_default(foreign: dict[str, Any], ours: dict[str, Any], said: str | None) -> None:
+    """One note says which of them were taken; what the file says counts, and one name of another tool makes no file of it."""
+    replaced = {ALIASES.get(key, key) for key in foreign}
+    (config,), notes = read_config({**{key: value for key, value in NEEDED.items() if key not in replaced}, **foreign})
+    assert {key: getattr(config, key) for key in ours} == ours
+    notes = [note for note in notes if "defaults" in note]
+    assert len(notes) == (said is not None) and all(re.search(said or "", note) for note in notes)
+
+
+def test_names_in_one_text_are_several() -> None:
+    """Under each name of the setting, in a file and in an override; a pattern with a comma stays one."""
+    for key in ("targets", "target_modules", "lora_target_modules", "lora_target"):
+        assert one({}, f"{key}=q_proj,v_proj").method_config.targets == ("q_proj", "v_proj")
+        assert one({key: "q_proj, v_proj"}).method_config.targets == ("q_proj", "v_proj")
+    assert one({"target_modules": r".*\.(q|v)_proj{1,2}"}).method_config.targets == r".*\.(q|v)_proj{1,2}"
+    assert one({"modules_to_save": "a,b"}).method_config.modules_to_save == ("a", "b")
 
 
 def test_every_alias_leads_to_a_setting() -> None:

@@ -16,7 +16,7 @@ from ...errors import ConfigError
 from ...io import plain_yaml, strict_json
 from ...tasks.task import TASKS
 from ..trainers.choose import trainer_of
-from .aliases import translate
+from .aliases import translate, with_defaults
 from .coerce import typed_value
 from .dataset_info import with_sources
 from .fields import LEAST, NAME, PARTS, POSITIVE, TrainConfig
@@ -43,7 +43,7 @@ def read_config(
         settings = with_sources(source if isinstance(source, Mapping) else _load_yaml(Path(source)), notes, where)
     entries = settings.pop("adapters", None)
     wins = translate(dict(map(_override, overrides)), notes, "an override")
-    common = {**translate(settings, notes, where), **wins}
+    common = {**with_defaults(settings, translate(settings, notes, where), notes), **wins}
     if entries is None:
         require_known({where: common})
         one = _config(common, where)
