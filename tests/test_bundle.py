@@ -68,6 +68,15 @@ def test_an_older_bundle_lacks_what_came_later() -> None:
     assert read(value) == dataclasses.replace(BUNDLE, sites={"layers.0.q": site}, io=Signature(), io_before={})
 
 
+def test_a_site_of_the_first_bundles_is_read() -> None:
+    """What came later has a default, whatever it is: of no new field may the bundles that are there lack."""
+    first = {"path", "node", "input", "output", "weight", "bias", "layout", "in_features", "out_features", "rank", "role", "fields"}
+    value = BUNDLE.to_json()
+    value["sites"] = {path: {name: site[name] for name in first} for path, site in value["sites"].items()}
+    assert read(value).sites["layers.0.q"] == dataclasses.replace(SITE, ranks={}, heads=None)
+    assert list(Draft202012Validator(SCHEMA).iter_errors(value)) == []
+
+
 @pytest.mark.parametrize("cache", [{"type": "int8"}, {"type": "int8", "relative": 0.1, "max_relative": 0.2, "label_agreement": 1.0}])
 def test_a_report_may_lack_what_was_not_measured(cache: Any) -> None:
     """A float graph's caches in eight bits, before the graph itself is quantized; for the reader and by the schema."""

@@ -361,7 +361,7 @@ OPTIONAL: Mapping[str, Mapping[str, Any]] = {
                "decoder": False, "compensation": None, "base_problem": ONE.name},
     "Base": {"architecture": None, "dims": None, "files": None, "probe": None, "variants": []},
     "MappedSite": {"labels": 0, "entry": None, "ranks": {}, "positional": False, "part": MAIN, "flat": False, "kind": "linear", "at": 0,
-                   "members": [], "heads": None, "dtype": "float32"},
+                   "members": [], "heads": None, "dtype": "float32", "head": None},
     "Signature": {"inputs": [], "outputs": [], "slots": []},
 }
 """Part of a manifest -> the fields that older bundles may lack, with what that means."""
