@@ -11,6 +11,7 @@ import peft
 import pytest
 import torch
 import transformers
+from noise import shake
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -129,6 +130,36 @@ def test_an_adapter_of_peft_means_the_same_by_the_names_in_memory_and_by_those_o
     if family.moved:
         old = _renamed(tmp_path / "peft", tmp_path / "old", names)
         assert _proved(family, tmp_path / "base", old, wanted, tmp_path / "again") == names
+
+
+@pytest.mark.parametrize(("name", "whole"), [("llava", "multi_modal_projector"), ("llava", "lm_head"), ("qwen2_vl", "merger"),
+                                             ("vit", "mlp")])
+def test_modules_that_were_trained_whole_are_found_by_the_names_in_memory(name: str, whole: str, tmp_path: Path) -> None:
+    """Beside layers that have other names in the checkpoint, or have them themselves: attached and merged as PEFT merges them."""
+    family = FAMILIES[name]
+    family.build().save_pretrained(tmp_path / "base")
+    config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False, modules_to_save=[whole])
+    model = shake(peft.get_peft_model(family.load(tmp_path / "base"), config), 0.1, 3)
+    model.save_pretrained(tmp_path / "adapter")
+    wanted = _weights(model.merge_and_unload())
+    attached = attach(family.load(tmp_path / "base"), load(tmp_path / "adapter"))
+    _require_equal(_weights(merge_into(attached, keep=False)), wanted)
+    convert(tmp_path / "adapter", tmp_path / "pack", to="pack", base=tmp_path / "base")
+    for source in ("adapter", "pack"):
+        merge(tmp_path / "base", [tmp_path / source], tmp_path / f"merged-{source}")
+        _require_equal(_weights(family.load(tmp_path / f"merged-{source}")), wanted)
+
+
+@pytest.mark.long
+def test_a_llava_is_exported_with_adapters_of_peft_by_either_names(tmp_path: Path) -> None:
+    """Of its language model; the export proves each against the model that it is attached to."""
+    family = FAMILIES["llava"]._replace(targets=".*language_model.*q_proj")
+    family.build().save_pretrained(tmp_path / "base")
+    _adapter(family, tmp_path / "base", tmp_path / "new")
+    path = "model.language_model.layers.0.self_attn.q_proj"
+    _renamed(tmp_path / "new", tmp_path / "old", {path: "language_model.model.layers.0.self_attn.q_proj"})
+    export(tmp_path / "base", [tmp_path / "new", tmp_path / "old"], tmp_path / "bundle", mode="bank")
+    assert {group.path for name in ("new", "old") for group in load(tmp_path / "bundle" / "adapters" / name).groups} == {path}
 
 
 @pytest.mark.parametrize("name", ["vit", *(pytest.param(name, marks=pytest.mark.long) for name in ("deit", "beit", "dinov2"))])

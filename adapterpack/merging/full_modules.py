@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..base.checkpoint import Checkpoint
+from ..base.renamings import in_memory
 from ..errors import SiteNotFound, Unsupported
 from ..manifest.manifest import Group
 from ..pack.pack import Pack
@@ -103,7 +104,7 @@ def _prefix(base: Checkpoint, pack: Pack) -> str:
     prefixes = set()
     for group in pack.manifest.groups:
         if group.role == "adapter":
-            module = base.require_weight(group.path, group.weight).removesuffix(".weight")
+            module = in_memory(base.require_weight(group.path, group.weight), base.renamings).removesuffix(".weight")
             prefixes.add(group.path.removesuffix(module) if group.path.endswith(f".{module}") else "")
     if len(prefixes) > 1:
         raise Unsupported("the sites do not agree on how the task model's names differ from the base's", where=f"pack '{pack.name}'",

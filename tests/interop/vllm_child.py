@@ -46,7 +46,7 @@ def main(out: Path, folders: list[Path]) -> None:
         try:
             tensors |= {f"{folder.name}/{name}": value.contiguous() for name, value in loaded(folder).items()}
             refusals[folder.name] = None
-        except (ValueError, RuntimeError) as error:
+        except (TypeError, ValueError, RuntimeError) as error:  # a TypeError where settings of its own are missing
             refusals[folder.name] = str(error)
     save_file(tensors, out)
     sys.stdout.write(json.dumps(refusals) + "\n")
