@@ -17,10 +17,12 @@ from click.testing import CliRunner
 from adapterpack import Session, export
 from adapterpack.cli.run import command
 from adapterpack.errors import ConfigError, MissingExtra, Unsupported
+from adapterpack.runtime.engine.engine import DecoderEngine
+from adapterpack.runtime.engine.requests import Event
 from adapterpack.runtime.generation import structured
 from adapterpack.runtime.generation.beam_search import answer_of
 from adapterpack.runtime.generation.sampling import Sampling
-from adapterpack.runtime.generation.structured import grammar_mask
+from adapterpack.runtime.generation.structured import Beside, grammar_mask
 from adapterpack.runtime.generation.token_chooser import TokenChooser, choose
 from adapterpack.runtime.text.tokenizer import Tokenizer
 
@@ -195,3 +197,61 @@ def test_every_beam_of_a_search_has_the_form(tokenizer: Tokenizer) -> None:
         assert len(answer.sequences) == 4
         assert all(valid(form, one.text) and one.finish_reason == "stop" for one in answer.sequences)
         assert len({one.text for one in answer.sequences}) > 1
+
+
+def drained(engine: DecoderEngine, rows: list[Any]) -> dict[int, list[Event]]:
+    """The events of each row, once all have ended."""
+    events: dict[int, list[Event]] = {row.number: [] for row in rows}
+    for row in rows:
+        engine.submit(row)
+    while engine.busy:
+        for event in engine.step():
+            events[event.request].append(event)
+    return events
+
+
+def test_a_slow_grammar_keeps_no_other_row_waiting(session: Session) -> None:
+    """A grammar so ambiguous that each token takes it many milliseconds: while its rows make some tokens, a row
+    without a form makes all of its own, where it would go in step with them.
+    """
+    engine = DecoderEngine(session.folder, "cpu", max_rows=5, max_length=256)
+    options = {"temperature": 1.0, "max_new_tokens": 120}
+    slow = Sampling(grammar='start: x\nx: x x | "a" | "b" | "ab" | "ba"', logit_bias={2: -100.0}, **options)  # type: ignore[arg-type]
+    plain = Sampling(ignore_eos=True, **options)  # type: ignore[arg-type]
+    mask = grammar_mask(session.tokenizer, slow, beside=Beside())
+    assert mask is not None
+    rows = [engine.row([5, 6], None, slow, None, place, mask.copy()) for place in range(4)]
+    rows.append(engine.row([5, 6], None, plain))
+    made = dict.fromkeys((row.number for row in rows), 0)
+    for row in rows:
+        engine.submit(row)
+    ended = False
+    while not ended:
+        for event in engine.step():
+            made[event.request] += 1
+            ended |= event.request == rows[-1].number and event.finish_reason is not None
+    *others, own = made.values()
+    assert own == 120
+    assert all(0 < count < 100 for count in others), others
+    for row in rows:
+        engine.cancel(row.number)
+    while engine.busy:
+        engine.step()
+
+
+@pytest.mark.parametrize("fields", [{"regex": "[a-z]{3,20}"}, {"json_schema": ORDER}, {"grammar": LARK}])
+def test_masks_beside_the_steps_choose_the_same_tokens(fields: dict[str, Any], session: Session,
+                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whenever they are ready: rows that repeat a step say what they say where nobody waits for anything."""
+    monkeypatch.setattr(structured, "SLOW", -1.0)
+    engine = DecoderEngine(session.folder, "cpu", max_rows=3, max_length=512)
+    sampling = Sampling(temperature=1.0, seed=7, max_new_tokens=60, **fields)
+    texts = []
+    for beside in (None, Beside()):
+        mask = grammar_mask(session.tokenizer, sampling, beside=beside)
+        assert mask is not None
+        rows = [engine.row([5, 6, number], None, sampling, None, number, mask.copy()) for number in range(5)]
+        events = drained(engine, rows)
+        assert all(said[-1].finish_reason in ("stop", "length") for said in events.values())
+        texts.append([said[-1].text for said in events.values()])
+    assert texts[0] == texts[1]

@@ -29,6 +29,8 @@ class Limits:
         first_seconds: after which a stream begins although it has nothing to say yet, and then says that it is alive.
         stuck_seconds: after which a step of the engine is stuck.
         drain_seconds: that answers have to end when the server is to end.
+        masks_beside: whether the masks of slow forms are computed beside the engine's steps, so that they slow
+            only their own rows; what runs together then depends on time.
         unread_keys_seconds: for which keys count whose file cannot be read any more.
     """
 
@@ -51,4 +53,5 @@ class Limits:
     first_seconds: float = 10.0
     stuck_seconds: float = 60.0
     drain_seconds: float = 60.0
+    masks_beside: bool = True
     unread_keys_seconds: float = 60.0

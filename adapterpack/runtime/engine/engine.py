@@ -9,6 +9,7 @@ import hashlib
 import os
 from collections import deque
 from collections.abc import Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, wait
 from functools import partial
 from typing import Any
 
@@ -38,6 +39,8 @@ from .sources import source_of
 
 SHORT = 32
 """Prompts of fewer tokens are read together with the next one."""
+_MOMENT = 0.02
+"""Seconds that a step waits where all rows wait for their grammars."""
 LONGEST_POOL = 4096
 """Positions of a row of the pool, where the model has more and nobody asks for them."""
 
@@ -179,9 +182,12 @@ class DecoderEngine(Engine):
                 self._end(request, "cancelled", events)
 
     def _decode(self, events: list[Event]) -> None:
-        """One token for every running row. Where the batch fails each row goes by itself: the one at fault ends, and the others go on."""
+        """One token for every running row, but for those whose grammars are not that far: these repeat the step,
+        and keep nobody waiting. Where the batch fails each row goes by itself: the one at fault ends, and the
+        others go on.
+        """
         rows = list(self.rows.running)
-        if not rows:
+        if not rows or not _any_ready(rows):
             return
         try:
             answers: list[np.ndarray | AdapterpackError] = list(self.rows.decode())
@@ -189,7 +195,11 @@ class DecoderEngine(Engine):
             answers = [error] if len(rows) == 1 else [self._alone(place) for place in range(len(rows))]
         by_row = dict(zip(rows, answers, strict=True))
         for request in dict.fromkeys(row.request for row in rows):
-            self._take(request, [by_row[row] for row in request.beams], events)
+            taken = [by_row[row] for row in request.beams]
+            if request.answer.pending is None or any(isinstance(one, AdapterpackError) for one in taken):
+                self._take(request, taken, events)
+            else:
+                self.rows.retract(request)
 
     def _alone(self, place: int) -> np.ndarray | AdapterpackError:
         try:
@@ -245,6 +255,12 @@ class DecoderEngine(Engine):
         row.answer.reason = reason
         events.append(Event(row.number, row.digest, None if choice is None else choice.token, choice, row.answer.text, reason, error,
                             sequences=row.answer.sequences))
+
+
+def _any_ready(rows: Sequence[Beam]) -> bool:
+    """Whether a row can have its next token; where all wait for their grammars, so does this, for a moment."""
+    pending = [one for row in rows if (one := row.request.answer.pending) is not None]
+    return len(pending) < len(rows) or bool(wait(pending, _MOMENT, FIRST_COMPLETED).done)
 
 
 def _given(answer: np.ndarray | AdapterpackError) -> np.ndarray:

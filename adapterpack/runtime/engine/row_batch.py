@@ -48,6 +48,8 @@ class Row:
     """At which of the prompt's tokens its adapter acts; None where it acts everywhere."""
     acted: bool = field(init=False, default=False)
     """Whether it has acted so far."""
+    acted_before: bool = field(init=False, default=False)
+    """The same before the last step."""
     answered: list[int] = field(init=False, default_factory=list)
     """The tokens behind the prompt that are in the cache."""
     begun: bool = field(init=False, default=False)
@@ -206,6 +208,12 @@ class RowBatch(Generic[AnyRow]):
         _advance(row)
         return logits
 
+    def retract(self, row: AnyRow) -> None:
+        """Takes back the last step of a running row: the next one is the same again."""
+        row.length -= 1
+        row.answered.pop()
+        row.acted = row.acted_before
+
     def add_rows(self, rows: Sequence[AnyRow]) -> None:
         """Makes room for rows behind the running ones, which go on from others: see :meth:`rearrange`."""
         first = len(self.running)
@@ -311,6 +319,7 @@ def _acts(row: Row) -> bool:
     """Whether a row's adapter acts at its next position."""
     if row.adapter is None or row.adapter.acts is None:
         return True
+    row.acted_before = row.acted
     one, before = np.ones((1, 1), bool), np.array([row.acted])
     mask = row.adapter.acts.mask(np.array([[row.token]], np.int64), one, one, before)
     row.acted = bool(acted(mask, before)[0])

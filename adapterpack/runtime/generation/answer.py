@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from concurrent.futures import Future
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -71,6 +72,11 @@ class Answer:
     def logprobs(self) -> tuple[Choice, ...] | None:
         """The choice of each of its tokens, if the row asks for log-probabilities."""
         return None if self.chooser.options.logprobs is None else tuple(self.choices[: len(self._stream.ids)])
+
+    @property
+    def pending(self) -> Future[Any] | None:
+        """What the next token waits for besides its logits: until then the row repeats its step."""
+        return self.chooser.pending
 
     def advance(self, logits: Sequence[np.ndarray]) -> Taken:
         """Chooses the next token from the logits ``[vocabulary]`` of its rows.

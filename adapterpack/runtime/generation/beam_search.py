@@ -46,6 +46,7 @@ class BeamAnswer:
     """
 
     logprobs = None
+    pending = None
 
     def __init__(
         self,

@@ -7,7 +7,15 @@ memory and time, and each step of it has a limit of its own.
 from __future__ import annotations
 
 import json
+import os
+import sys
+import threading
 import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from functools import cache
 from typing import Any, Self
 
 import numpy as np
@@ -23,25 +31,94 @@ from .sampling import GRAMMARS, Sampling
 
 MAX_CHARACTERS = 1 << 17
 """Of a schema, an expression or a grammar."""
+SLOW = 0.002
+"""Seconds of processor time of a step of a grammar after which its masks are computed beside the engine's steps."""
 STEP = 0.25
 """Seconds of processor time that a mask or a token may take; with ordinary grammars it is a tenth of a millisecond."""
 _SANDBOX = Sandbox("adapterpack.runtime.generation.grammar_check:check", Limits(memory=512 << 20, seconds=3))
 
 
+class Beside:
+    """Where the masks of one tenant are computed that take long: on a few threads beside the engine's, one at a
+    time, by turns with those of others.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._runs = threading.Lock(), False
+        self._tasks = deque[tuple[Future[bytes], Callable[[], bytes]]]()
+
+    def submit(self, compute: Callable[[], bytes]) -> Future[bytes]:
+        """The result of a function, when its turn has come."""
+        future: Future[bytes] = Future()
+        with self._lock:
+            self._tasks.append((future, compute))
+            begins, self._runs = not self._runs, True
+        if begins:
+            _threads().submit(self._take_turn)
+        return future
+
+    def _take_turn(self) -> None:
+        with self._lock:
+            future, compute = self._tasks.popleft()
+        try:
+            future.set_result(compute())
+        except BaseException as error:
+            future.set_exception(error)
+        with self._lock:
+            self._runs = bool(self._tasks)
+            if self._runs:
+                _threads().submit(self._take_turn)
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    """The threads for masks, which leave the processor to the engine where the system lets them."""
+
+    def yield_to_others() -> None:
+        if sys.platform == "linux":  # where a thread has a priority of its own
+            with suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+
+    return ThreadPoolExecutor(2, "adapterpack-masks", yield_to_others)
+
+
+class _Pace:
+    """Whether a grammar has been slow, in any of its rows: then its masks are computed ``beside`` the steps."""
+
+    def __init__(self, beside: Beside | None) -> None:
+        self.beside, self.slow = beside, False
+
+
 class GrammarMask:
     """Which tokens may be next in one row; see :class:`~.token_chooser.TokenMask`."""
 
-    def __init__(self, matcher: Any, parameter: str) -> None:
-        self._matcher, self._parameter = matcher, parameter
+    def __init__(
+        self, matcher: Any, parameter: str, pace: _Pace, bits: bytes | None = None, finished: bool = False
+    ) -> None:
+        self._matcher, self._parameter, self._pace, self._bits = matcher, parameter, pace, bits
+        self.finished = finished
+        """Whether nothing may follow but an end token."""
+        self._next: Future[bytes] | None = None
 
     def copy(self) -> Self:
         """The mask of another row that is as far as this one."""
-        return type(self)(self._matcher.deep_copy(), self._parameter)
+        self._settle()
+        return type(self)(self._matcher.deep_copy(), self._parameter, self._pace, self._bits, self.finished)
 
     @property
-    def finished(self) -> bool:
-        """Whether nothing may follow but an end token."""
-        return bool(self._matcher.is_stopped())
+    def pending(self) -> Future[bytes] | None:
+        """What still computes beside the engine's steps which tokens may be next."""
+        return None if self._next is None or self._next.done() else self._next
+
+    def _settle(self) -> None:
+        """Waits for what is computed beside: a matcher does one thing at a time."""
+        if self._next is not None:
+            pending, self._next = self._next, None
+            self._bits = pending.result()
+
+    def _mask(self) -> bytes:
+        bits: bytes = self._step(self._matcher.compute_bitmask)
+        return bits
 
     def allowed(self, vocabulary: int) -> np.ndarray:
         """Whether each token may be next, ``[vocabulary]`` bool; an end token only where the answer may end.
@@ -49,7 +126,10 @@ class GrammarMask:
         Raises:
             ConfigError: the grammar has become too large, or takes too long.
         """
-        bits = np.frombuffer(self._step(self._matcher.compute_bitmask), np.uint8)
+        self._settle()
+        if self._bits is None:
+            self._bits = self._mask()
+        bits = np.frombuffer(self._bits, np.uint8)
         allowed = np.zeros(vocabulary, bool)
         count = min(vocabulary, 8 * len(bits))  # models may have more logits than their tokenizer has tokens
         allowed[:count] = np.unpackbits(bits, count=count, bitorder="little")
@@ -61,7 +141,12 @@ class GrammarMask:
         Raises:
             ConfigError: see :meth:`allowed`.
         """
+        self._settle()
+        self._bits = None
         self._step(self._matcher.consume_token, token)
+        self.finished = bool(self._matcher.is_stopped())
+        if self._pace.slow and self._pace.beside is not None and not self.finished:
+            self._next = self._pace.beside.submit(self._mask)
 
     def _step(self, step: Any, *arguments: Any) -> Any:
         start = time.thread_time()
@@ -70,16 +155,19 @@ class GrammarMask:
         if self._matcher.is_error():
             reason = " ".join(self._matcher.get_error().removesuffix("<non-verbose/>").split())
             raise ConfigError(f"the answer cannot go on: {reason}", where=self._parameter)
-        if time.thread_time() - start > STEP:
+        seconds = time.thread_time() - start
+        self._pace.slow |= seconds > SLOW
+        if seconds > STEP:
             raise ConfigError("a step of the grammar takes too long", where=self._parameter, expected=f"at most {STEP} s",
                               remedy="write it with less ambiguity")
         return result
 
 
 def grammar_mask(
-    tokenizer: Tokenizer | NoTokenizer, options: Sampling, where: str | None = None
+    tokenizer: Tokenizer | NoTokenizer, options: Sampling, where: str | None = None, beside: Beside | None = None
 ) -> GrammarMask | None:
-    """The mask at the beginning of a row, if the options say a form; ``where`` is what errors call that, by default the parameter.
+    """The mask at the beginning of a row, if the options say a form; ``where`` is what errors call that, by
+    default the parameter. Masks that take long are computed ``beside`` the engine's steps, where that is given.
 
     Raises:
         MissingExtra: llguidance is not installed.
@@ -101,8 +189,8 @@ def grammar_mask(
     except FormatError as error:
         raise ConfigError(error.what, where=error.where) from error
     with library_errors("llguidance", "this cannot be compiled", where=where, kind=ConfigError):
-        mask = GrammarMask(LLMatcher(tokens, grammar, log_level=0, limits=limits()), where)
-    mask.copy().allowed(1)  # what cannot begin is an error now, not when the row runs
+        mask = GrammarMask(LLMatcher(tokens, grammar, log_level=0, limits=limits()), where, _Pace(beside))
+    mask.allowed(1)  # what cannot begin is an error now, not when the row runs
     return mask
 
 

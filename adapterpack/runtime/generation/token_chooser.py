@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Sequence
-from typing import NamedTuple, Protocol, Self
+from concurrent.futures import Future
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 
@@ -43,6 +44,10 @@ class TokenMask(Protocol):
     @property
     def finished(self) -> bool:
         """Whether nothing may follow but an end token."""
+
+    @property
+    def pending(self) -> Future[Any] | None:
+        """What still computes beside the engine's steps which tokens may be next: :meth:`allowed` waits for it."""
 
     def allowed(self, vocabulary: int) -> np.ndarray:
         """Whether each token may be next, ``[vocabulary]`` bool."""
@@ -81,6 +86,11 @@ class TokenChooser:
     def finished(self) -> bool:
         """Whether the grammar lets nothing follow."""
         return self.mask is not None and self.mask.finished
+
+    @property
+    def pending(self) -> Future[Any] | None:
+        """What the next choice would wait for."""
+        return None if self.mask is None else self.mask.pending
 
     def next(self, logits: np.ndarray) -> Choice:
         """The row's next token from its logits ``[vocabulary]``. The next call is for the token behind it.

@@ -17,8 +17,14 @@ from ..scheduling.rows import Row
 from .application import Application, scope_of
 
 _WITHOUT_END = 10**9
-_LIMITS = Limits(body_bytes=64 << 20, open_rows=_WITHOUT_END, open_rows_a_key=_WITHOUT_END, request_seconds=_WITHOUT_END)
-"""A job has the engine for itself, so its open rows and its time have no limit."""
+_LIMITS = Limits(
+    body_bytes=64 << 20,
+    open_rows=_WITHOUT_END,
+    open_rows_a_key=_WITHOUT_END,
+    request_seconds=_WITHOUT_END,
+    masks_beside=False,
+)
+"""A job has the engine for itself, so its open rows and its time have no limit, and a mask keeps nobody waiting."""
 
 
 class Posted(NamedTuple):

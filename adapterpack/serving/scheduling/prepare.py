@@ -16,7 +16,7 @@ from ...http.refused import Refused
 from ...runtime.engine.engine import DecoderEngine
 from ...runtime.generation.prompts import prompt_ids
 from ...runtime.generation.sampling import GRAMMARS, Sampling, sampling_of
-from ...runtime.generation.structured import grammar_mask
+from ...runtime.generation.structured import Beside, grammar_mask
 from ...runtime.generation.token_chooser import TokenMask
 from ...runtime.tools.family import family_of
 from ...runtime.tools.reader import CallReader
@@ -47,6 +47,7 @@ class Preparer:
         self._tokens, self._forms = (ThreadPoolExecutor(count, thread_name_prefix=f"adapterpack-{name}")
                                      for count, name in ((4, "prompts"), (4, "forms")))
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._beside: WeakValueDictionary[str, Beside] = WeakValueDictionary()
         sampling_of({"sampling": sampling}, engine.bundle.generation_config, engine.bundle.folder)  # an error now, and not in each request
         self._forms.submit(self._warm)
 
@@ -76,7 +77,8 @@ class Preparer:
         mask = None
         if any(name in given for name in GRAMMARS):
             turn = self._turns.setdefault(tenant, asyncio.Lock())
-            compiled = partial(grammar_mask, self._engine.bundle.tokenizer)
+            beside = self._beside.setdefault(tenant, Beside()) if self._limits.masks_beside else None
+            compiled = partial(grammar_mask, self._engine.bundle.tokenizer, beside=beside)
             async with turn:
                 if tools is None:
                     mask = await loop.run_in_executor(self._forms, compiled, samplings[0])
