@@ -12,7 +12,14 @@ import onnx_ir as ir
 import pytest
 import torch
 from msgspec.structs import replace
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+)
 
 import adapterpack as ap
 from adapterpack.errors import AdapterpackError, BaseMismatch, ConfigError, Unsupported
@@ -167,6 +174,43 @@ def test_a_batch_keeps_its_prompts(bundle_in: Make, packs: dict[str, Path], mode
             session.load(packs["soft"], "prefix")
         found = going.prefill()["logits"].numpy()[0]
         np.testing.assert_allclose(found, torch_logits(models["prefix"], ROWS[0]), rtol=0, atol=CLOSE)
+
+
+@pytest.mark.long
+def test_virtual_embeddings_go_into_a_model_that_reshapes_its_tokens_first(tmp_path: Path) -> None:
+    """OPT: rows with the prompt and without, by the engine and in one pass, are those of torch."""
+    torch.manual_seed(4)
+    config = OPTConfig(
+        vocab_size=96,
+        hidden_size=32,
+        num_attention_heads=4,
+        ffn_dim=48,
+        num_hidden_layers=1,
+        word_embed_proj_dim=32,
+        max_position_embeddings=64,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    OPTForCausalLM(config).save_pretrained(tmp_path / "base")
+    soft: Any = ap.adapt(OPTForCausalLM.from_pretrained(tmp_path / "base").eval(), CONFIGS["soft"], "soft")
+    with torch.no_grad():
+        for parameter in filter(lambda parameter: parameter.requires_grad, soft.parameters()):
+            parameter.copy_(0.5 * torch.randn(parameter.shape))
+    ap.save(soft, tmp_path / "soft", base=tmp_path / "base")
+    ap.export(tmp_path / "base", [tmp_path / "soft"], tmp_path / "bundle")
+    session = ap.Session(tmp_path / "bundle", "cpu")
+    assert session.bundle.decoder
+    models = {None: OPTForCausalLM.from_pretrained(tmp_path / "base").eval(), "soft": soft}
+    names = ["soft", None, "soft", None, None, "soft"]
+    batch = pad(ROWS, 0, left=True)
+    found, answers = (
+        session.run(batch, names)["logits"],
+        session.generate(ROWS, names, max_new_tokens=5, ignore_eos=True),
+    )
+    for row, name, values, answer in zip(ROWS, names, found, answers, strict=True):
+        np.testing.assert_allclose(values[-len(row) :], torch_logits(models[name], row), rtol=0, atol=CLOSE)
+        assert answer.ids == torch_tokens(models[name], row, 5)
 
 
 def test_what_cannot_be_exported_or_loaded_is_said(

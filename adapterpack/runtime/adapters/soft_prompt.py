@@ -19,6 +19,8 @@ from ...onnx_graph.float32_form import in_float32
 from ..ort_model import TYPES
 
 _LOOKUPS = frozenset({"Gather", "GatherBlockQuantized"})
+_RESHAPED = frozenset({"Reshape", "Identity", "Cast"})
+"""What some models do to their tokens before they look them up."""
 _EMBEDS = "adapterpack/virtual_embeddings"
 
 
@@ -56,7 +58,7 @@ def prefill(folder: Path, inputs: Mapping[str, Any], embeds: np.ndarray) -> np.n
 def _cut(model: Any, width: int, where: Path) -> None:
     """Replaces what the graph looks up for its tokens by an input."""
     ids = next(value for value in model.graph.inputs if value.name == "input_ids")
-    lookups = [node for node, index in ids.uses() if node.op_type in _LOOKUPS and index == 1]
+    lookups = _lookups(ids)
     if len(lookups) != 1:
         raise Unsupported("virtual embeddings need a graph that looks its tokens up at one place", where=where, found=len(lookups),
                           expected="one Gather of input_ids", remedy="use prefix_tuning, whose keys and values need no graph")
@@ -69,3 +71,14 @@ def _cut(model: Any, width: int, where: Path) -> None:
     for node, index in list(looked_up.uses()):
         node.replace_input_with(index, embeds)
     model.graph.inputs.append(embeds)
+
+
+def _lookups(ids: Any) -> list[Any]:
+    """The nodes that look tokens up."""
+    found = []
+    for node, index in ids.uses():
+        if node.op_type in _LOOKUPS and index == 1:
+            found.append(node)
+        elif node.op_type in _RESHAPED and index == 0:
+            found += _lookups(node.outputs[0])
+    return found
