@@ -29,12 +29,13 @@ from transformers import (
 )
 
 import adapterpack
-from adapterpack import LoRA, active, adapt, attach, detach, load, save
+from adapterpack import LoRA, active, adapt, attach, detach, load, merge_into, save
 from adapterpack.adapter_methods import Dense, Diagonal, Method, NormalForm, Site, Traits, evaluate, registry
 from adapterpack.base.checkpoint import Checkpoint
 from adapterpack.errors import (
     AdapterpackError,
     BaseMismatch,
+    ConfigError,
     NonFinite,
     NothingToDo,
     ParityError,
@@ -911,3 +912,35 @@ def test_experts_are_taken_by_a_word(caplog: pytest.LogCaptureFixture) -> None:
     assert paths(nn.Sequential(One()), "all-experts") == {"0.experts.0", "0.experts.1", "0.experts.2"}
     assert paths(nn.Sequential(One()), "all-linear") == {"0.mix", "0.experts.0", "0.experts.1", "0.experts.2"}
     assert paths(nn.Sequential(One()), ("all-linear", "gate")) == {"0.gate", "0.mix", "0.experts.0", "0.experts.1", "0.experts.2"}
+
+
+def two_layers() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+
+
+LAYERS = LoRA(r=2, targets=("0",)), LoRA(r=3, targets=("1",))
+
+
+@pytest.mark.parametrize(("call", "error", "words"), [
+    (lambda: adapt(two_layers(), LoRA(r=2, targets=())), ConfigError, "would change no layer"),
+    (lambda: adapt(two_layers(), []), ConfigError, "needs the configuration of a method"),
+    (lambda: adapt(two_layers(), "lora"), ConfigError, "needs the configuration of a method"),
+    (lambda: adapt(two_layers(), LoRA(r=2), 5), AdapterpackError, "needs a name .*expected a text, found 5"),
+    (lambda: adapt(two_layers(), LAYERS), Unsupported, "has each of its methods once .*lora twice"),
+    (lambda: LoRA(targets=5), ValueError, "targets must be names of modules, not 5"),
+    (lambda: LoRA(targets=["0", 3]), ValueError, "targets must be names of modules"),
+    (lambda: active(adapt(two_layers(), LoRA(r=2)), 5), UnknownAdapter, "no such adapter .*found 5"),
+    (lambda: merge_into(adapt(two_layers(), LoRA(r=2)), 5), UnknownAdapter, "no such adapter .*found 5"),
+    (lambda: detach(adapt(two_layers(), LoRA(r=2)), 5), UnknownAdapter, "no such adapter .*found 5"),
+])
+def test_what_is_no_target_method_or_name_is_said_to_be_none(
+    call: Callable[[], Any], error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words) as raised:
+        call()
+    assert type(raised.value) is error
+
+
+def test_one_module_to_save_may_be_a_text() -> None:
+    assert LoRA(modules_to_save="classifier", targets=["q", "v"]) == LoRA(
+        modules_to_save=("classifier",), targets=("q", "v"))

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import ConfigError, SiteNotFound
 from .core.arrays import array_namespace
 from .core.base import Forward, Limits, Method, NormalForm, Storage, Traits
 from .core.config import NoBranch, by_suffix, require_whole
@@ -49,13 +50,23 @@ def _shapes(cfg: TrainableTokens, site: Site) -> dict[str, tuple[int, ...]]:
 
 
 def _init(cfg: TrainableTokens, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    if not cfg.token_indices or max(cfg.token_indices) >= site.out_features:
-        raise ValueError(f"token_indices must name at least one of the {site.out_features} tokens, not {cfg.token_indices!r:.80}")
+    if not cfg.token_indices:
+        raise ConfigError("no token is named whose row is to be trained", where=site.path,
+                          expected="token_indices", remedy="name the tokens' ids in token_indices")
+    _require_rows(cfg, site)
     return {"trainable_tokens_delta": np.asarray(site.weight)[list(cfg.token_indices)]}
+
+
+def _require_rows(cfg: TrainableTokens, site: Site) -> None:
+    if beyond := [index for index in cfg.token_indices if index >= site.out_features]:
+        raise SiteNotFound("the adapter trains the rows of tokens that the embedding does not have",
+                           where=site.path, expected=f"ids below {site.out_features}", found=", ".join(map(str, beyond[:5])),
+                           remedy="enlarge the vocabulary first: model.resize_token_embeddings(n)")
 
 
 def _constants(cfg: TrainableTokens, site: Site) -> dict[str, np.ndarray]:
     """The chosen ids, and for every token its place among them, counted from 1, or 0."""
+    _require_rows(cfg, site)
     ids, place = np.array(cfg.token_indices, np.int64), np.zeros(site.out_features, np.int64)
     place[ids] = 1 + np.arange(len(ids))
     return {"ids": ids, "place": place}

@@ -39,7 +39,10 @@ def require_combinable(name: str, primary: MethodSites, secondary: MethodSites, 
         Unsupported: it cannot.
     """
     method, twice = primary.method, sorted(taken & {site.path for site in secondary.adapters})
-    if twice or secondary.method.name == method.name:
+    if secondary.method.name == method.name:
+        raise Unsupported("a pack has each of its methods once", where=f"pack '{name}'",
+                          found=f"{method.name} twice", remedy="give one configuration with all targets, or make two packs")
+    if twice:
         raise Unsupported("two methods of one pack cannot be at one site", where=f"pack '{name}', {', '.join(twice)}",
                           found=f"{method.name} and {secondary.method.name}", remedy="choose other targets, or make two packs")
     if method.storage.composition is not None or secondary.method.storage.composition is not None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 from torch import nn
 
@@ -23,7 +24,7 @@ def active(model: nn.Module, names: str | list[str] | None) -> nn.Module:
         UnknownAdapter: the model has no adapter of that name.
         Unsupported: several of a method of which only one can be active, such as prompts; or adapters are merged into the weights.
     """
-    wanted = [names] if isinstance(names, str) else list(names or ())
+    wanted = listed(names)
     require_unmerged(model)
     require_names(model, wanted)
     wrappers = list(wrappers_of(model))
@@ -126,6 +127,13 @@ def _in_experts(model: nn.Module, module: Adapted | SavedModule) -> str:
     return f"{path} lies in experts, which see tokens and not rows" if in_experts(model, path) else ""
 
 
+def listed(names: object) -> list[Any]:
+    """One name, several, or None as a list."""
+    if names is None:
+        return []
+    return list(names) if isinstance(names, Iterable) and not isinstance(names, str) else [names]
+
+
 def require_names(model: nn.Module, names: Sequence[str]) -> None:
     """Checks that the model has adapters of these names.
 
@@ -135,7 +143,8 @@ def require_names(model: nn.Module, names: Sequence[str]) -> None:
     known = adapter_names(model)
     for name in names:
         if name not in known:
-            raise UnknownAdapter("the model has no such adapter", found=repr(name), remedy=nearest(name, known))
+            raise UnknownAdapter("the model has no such adapter", found=repr(name),
+                                 remedy=nearest(str(name), known))
 
 
 def adapter_names(model: nn.Module) -> list[str]:

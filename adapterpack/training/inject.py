@@ -15,7 +15,15 @@ from torch import nn
 
 from ..adapter_methods import Calibration, Method, Site, SiteConfig, is_stacked, method_of, resolve_configs
 from ..adapter_methods.core.shapes import check_shapes
-from ..errors import AdapterpackError, BaseMismatch, ParityError, SiteNotFound, Unsupported, nearest
+from ..errors import (
+    AdapterpackError,
+    BaseMismatch,
+    ConfigError,
+    ParityError,
+    SiteNotFound,
+    Unsupported,
+    nearest,
+)
 from ..manifest.secondary_methods import MethodSites, require_combinable
 from ..pack.fits import may_be, require_certain, require_sites
 from ..pack.pack import Pack
@@ -74,7 +82,10 @@ def adapt(
         14
     """
     _refuse_taken(model, name)
-    chosen = [config] if isinstance(config, SiteConfig) else list(config)
+    chosen = list(config) if isinstance(config, Sequence) else [config]
+    if not chosen or not all(isinstance(one, SiteConfig) for one in chosen):
+        raise ConfigError("an adapter needs the configuration of a method", where="adapt", found=repr(config),
+                          expected="one such as LoRA(r=16), or several")
     with _prepared(model, chosen[0].repeats if chosen else (), name):
         samples = None if data is None else list(data)
         return _adapted(model, chosen, name, np.random.default_rng(seed), samples, allow_unused)
@@ -165,6 +176,9 @@ def _plan(
     if unused:
         report(name, unused, named)
         sites = [site for site in sites if site.path not in unused]
+    if not sites:
+        raise ConfigError("the adapter would change no layer", where=f"adapter '{name}', targets",
+                          found=repr(config.targets), expected="names of layers, or a word: all-linear")
     needs = method.training.needs(config) if method.training.needs is not None else frozenset()
     measured = measure(model, sites, needs, data)
     if method.training.allocate is not None:
@@ -334,8 +348,8 @@ def _module_path(model: nn.Module, name: str) -> str:
 
 def _refuse_taken(model: nn.Module, name: str) -> None:
     require_unmerged(model)
-    if not name:
-        raise AdapterpackError("an adapter needs a name", found=repr(name))
+    if not isinstance(name, str) or not name:
+        raise AdapterpackError("an adapter needs a name", found=repr(name), expected="a text")
     if name in adapter_names(model):
         raise AdapterpackError("the model already has an adapter of that name", where=name,
                                remedy="choose another name, or detach it first")

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from adapterpack import IA3, ALoRA, LoRA, TrainableTokens, adapt, attach, compose, convert, detach, merge, resize, save
-from adapterpack.errors import FormatError, Unsupported
+from adapterpack.errors import FormatError, SiteNotFound, Unsupported
 from adapterpack.io.safetensors import SafetensorsFile
 from adapterpack.manifest import manifest as m
 from adapterpack.pack import from_peft
@@ -186,9 +186,10 @@ def test_what_needs_one_kind_of_change_says_so(tmp_path: Path) -> None:
 def test_methods_that_cannot_be_one_adapter() -> None:
     """Two methods at one site, the same method twice, one that acts at some positions: refused before the model is touched."""
     model = llama(True)
-    for configs in ([LoRA(r=2, targets=("q_proj",)), IA3(targets=("q_proj",))], [LoRA(r=2), LoRA(r=3)]):
-        with pytest.raises(Unsupported, match="at one site"):
-            adapt(model, configs)
+    with pytest.raises(Unsupported, match="at one site"):
+        adapt(model, [LoRA(r=2, targets=("q_proj",)), IA3(targets=("q_proj",))])
+    with pytest.raises(Unsupported, match="each of its methods once"):
+        adapt(model, [LoRA(r=2), LoRA(r=3)])
     with pytest.raises(Unsupported, match="same positions"):
         adapt(model, [ALoRA(r=2, targets=("q_proj",), alora_invocation_tokens=(5, 6)), TrainableTokens(token_indices=(4,))])
     assert not [name for name, _ in model.named_parameters() if "adapter" in name]
@@ -219,3 +220,16 @@ def test_a_face_that_names_other_tokens_is_told(tmp_path: Path) -> None:
         data = json.dumps({**config, "trainable_token_indices": tokens}).encode()
         file = SafetensorsFile(tmp_path / "pack" / TENSORS)
         assert layout.disagreement(tmp_path / "pack", held, data, file) is not None
+
+
+def test_tokens_that_the_vocabulary_lacks_are_named(tmp_path: Path) -> None:
+    """Those of PEFT's folder that was trained on a larger vocabulary, and those of a new adapter."""
+    larger = LlamaForCausalLM(LlamaConfig(**{**llama(True).config.to_dict(), "vocab_size": 41}))
+    peft.get_peft_model(larger, peft.TrainableTokensConfig(token_indices=[3, 40])).save_pretrained(tmp_path)
+    model = llama(True)
+    for put in (lambda: attach(model, load(tmp_path), check_base=False),
+                lambda: adapt(model, TrainableTokens(token_indices=(3, 40)))):
+        with pytest.raises(SiteNotFound, match="rows of tokens that the embedding does not have") as error:
+            put()
+        assert (error.value.expected, error.value.found) == ("ids below 37", "40")
+    assert not any("delta" in name for name, _ in model.named_parameters())

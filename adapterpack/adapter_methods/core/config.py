@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 
@@ -23,6 +23,12 @@ OPTIONAL = {"optional": True}
 """Metadata of a field that a pack leaves out where it has its default at every site."""
 
 
+def _names(key: str, value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple | Set) or not all(isinstance(name, str) for name in value):
+        raise ValueError(f"{key} must be names of modules, not {value!r:.80}")
+    return tuple(value)
+
+
 @dataclass(frozen=True, kw_only=True)
 class SiteConfig:
     """Where an adapter goes. A method's config is a frozen dataclass on top of this; its fields are the method's only schema.
@@ -37,6 +43,10 @@ class SiteConfig:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.targets, str):
+            object.__setattr__(self, "targets", _names("targets", self.targets))
+        whole = [self.modules_to_save] if isinstance(self.modules_to_save, str) else self.modules_to_save
+        object.__setattr__(self, "modules_to_save", _names("modules_to_save", whole))
         if not is_number(self.dropout) or not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), not {self.dropout!r}")
 

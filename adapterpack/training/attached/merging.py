@@ -10,7 +10,7 @@ from torch import nn
 
 from ...adapter_methods.core.layouts import unfoldable
 from ...errors import NonFinite, NothingToDo, Unsupported
-from ..active import active, adapter_names, choice_in, choose_again, require_names, wrappers_of
+from ..active import active, adapter_names, choice_in, choose_again, listed, require_names, wrappers_of
 from ..inject import detach
 from ..injection import swap
 from ..layers.head_labels import keep_outputs
@@ -115,7 +115,7 @@ def _chosen(model: nn.Module, names: str | Sequence[str] | None) -> list[str]:
             raise Unsupported("the rows of a batch have different adapters, and a weight is the same for all", where="merge_into",
                               remedy="leave the block of using(adapters=...) first")
         names = list(dict.fromkeys(name for module in wrappers for name in module._active))
-    chosen = [names] if isinstance(names, str) else list(dict.fromkeys(names))
+    chosen = list(dict.fromkeys(listed(names)))
     require_names(model, chosen)
     if not chosen:
         raise NothingToDo("no adapter is active, and none is named", where="merge_into", remedy="name one that the model holds")
