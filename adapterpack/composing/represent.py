@@ -86,7 +86,7 @@ def represent(adapter: Adapter, *, base: Checkpoint | None = None, cut: Cut | No
             if not all(exact.shape):
                 require_widths(site)
             return exact
-    require_cut(adapter, cut)
+    cut = require_cut(adapter, cut)
     if weight is None:
         require_widths(site)
         weight = np.zeros((site.out_features, site.in_features), np.float32)
@@ -127,8 +127,8 @@ def with_widths(adapter: Adapter, base: Checkpoint | None) -> Site:
     return dataclasses.replace(site, out_features=rows, in_features=columns)
 
 
-def require_cut(adapter: Adapter, cut: Cut | None) -> None:
-    """Goes on only if ``cut`` says how well factors are to approximate a change that has no low rank.
+def require_cut(adapter: Adapter, cut: Cut | None) -> Cut:
+    """Returns ``cut`` if it says how well factors are to approximate a change that has no low rank.
 
     Raises:
         Unsupported: it does not.
@@ -137,6 +137,7 @@ def require_cut(adapter: Adapter, cut: Cut | None) -> None:
         raise Unsupported(f"changes of the method {adapter.method.name} have no low rank, so factors only approximate them",
                           where=adapter.site.path, expected="a rank or an energy to approximate them by", found="not low-rank",
                           remedy=f"give one, such as --rank 16 (rank=16); or {KEEP_APART}")
+    return cut
 
 
 def _change(adapter: Adapter, params: Params, site: Site, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray:

@@ -101,8 +101,11 @@ def of(audit: Audit) -> Verdict:
     summary = kind.summary
     if audit.obstacles:
         summary = "Compose refuses these packs as they are: serve them side by side. " + summary
-    weights = kind.weights and chosen and tuple(math.copysign(kind.weights(len(names)), weight) for weight in audit.weights)
-    return Verdict(kind.name, summary, chosen, (*reasons, *hints, *_limits(audit)), weights or None)
+    weights = None
+    if kind.weights is not None and chosen:
+        size = kind.weights(len(names))
+        weights = tuple(math.copysign(size, weight) for weight in audit.weights)
+    return Verdict(kind.name, summary, chosen, (*reasons, *hints, *_limits(audit)), weights)
 
 
 def _facts(total: Measures, names: Sequence[str]) -> _Facts:
