@@ -12,7 +12,14 @@ import pytest
 import torch
 from architecture_proofs import make_base, make_pack
 from architectures import ARCHITECTURES, KINDS
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, set_seed
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    LlamaForCausalLM,
+    MptConfig,
+    MptForCausalLM,
+    set_seed,
+)
 
 from adapterpack import DoRA, LoRA, Session, adapt, export, merge, quantize, save, validate
 from adapterpack.base.thresholds import Reach
@@ -282,3 +289,23 @@ def test_every_decoder_has_the_graph_where_its_family_does(tiny_llama: Path, pac
     assert not (tmp_path / "bundle" / graph_file(DECODER)).exists()
     with pytest.raises((Unsupported, ParityError)):
         export(base, [], tmp_path / "insisted", mode="folded", task="text-generation", in_place=True)
+
+
+@pytest.mark.long
+def test_a_decoder_whose_bias_lies_under_its_mask_is_exported_without_the_graph(tmp_path: Path) -> None:
+    """MPT: its scores have a bias by distance, from a table as long as the context; in the engine's graph it
+    would be lost.
+    """
+    set_seed(1)
+    model: Any = MptForCausalLM(
+        MptConfig(vocab_size=96, d_model=32, n_heads=4, n_layers=1, max_seq_len=64, pad_token_id=0)
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.15)
+    model.eval().save_pretrained(tmp_path / "base")
+    bundle = export(tmp_path / "base", [], tmp_path / "bundle", mode="folded")
+    assert "scores of an attention" in bundle.parity["decoder"]["left_out"]
+    (answer,) = Session(tmp_path / "bundle", "cpu").generate(PROMPTS[:1], max_new_tokens=8, ignore_eos=True)
+    made = model.generate(torch.tensor(PROMPTS[:1]), max_new_tokens=8, do_sample=False, eos_token_id=None)
+    assert list(answer.ids) == made[0, len(PROMPTS[0]) :].tolist()

@@ -56,7 +56,13 @@ def _of_softmax(node: Any) -> AttentionInputs | None:
 def added_to_scores(softmax: Any) -> list[Any]:
     """What is added to the products that a softmax is over: masks, biases."""
     added, node = [], softmax.inputs[0].producer()
-    while node is not None and node.op_type == "Add":
+    while node is not None and node.op_type in {"Add", "Where"}:
+        if node.op_type == "Where":  # a mask is put over the scores, and what is added to them lies under it
+            scores = next(
+                (value for value in node.inputs[1:] if next(_products(value), None) is not None), None
+            )
+            node = None if scores is None else scores.producer()
+            continue
         sides = node.inputs, node.inputs[::-1]
         product, other = next((side for side in sides if next(_products(side[0]), None) is not None), (None, None))
         if product is None:

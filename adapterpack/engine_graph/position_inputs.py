@@ -193,7 +193,15 @@ class PositionInputs:
 
     def _by_distance(self, value: Any) -> np.ndarray | None:
         """What is added for each distance ``[distances, heads]``, up to the one from which on it stays as it is."""
-        table = self._run(value, 1, _FARTHEST - 1)[0, :, 0, ::-1].T
+        scores = self._run(value, 1, _FARTHEST - 1)
+        if scores.ndim != 4 or scores.shape[-1] != _FARTHEST:
+            raise Unsupported(
+                "what is added to the scores of an attention is not there for every distance",
+                found=value.name,
+                expected=f"up to {_FARTHEST} tokens",
+                remedy="leave --static-cache out",
+            )
+        table = scores[0, :, 0, ::-1].T
         for tokens, before in _TRIALS:
             scores = self._run(value, tokens, before)[0]
             far = before + np.arange(tokens)[:, None] - np.arange(before + tokens)
