@@ -118,7 +118,7 @@ def _require_close(found: np.ndarray, expected: np.ndarray) -> None:
     assert np.abs(found - expected).max() <= CLOSE * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("frontend", ["mobius", "transformers"])
+@pytest.mark.parametrize("frontend", ["mobius", pytest.param("transformers", marks=pytest.mark.long)])
 def test_the_rows_of_a_mixed_batch_have_the_logits_that_each_has_alone(
     frontend: str,
     base: Path,
