@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -68,10 +69,13 @@ def _noisy(model: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def base(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its tokenizer is another model's of as many words."""
     set_seed(3)
     folder = tmp_path_factory.mktemp("long-rope") / "base"
     _noisy(Phi3ForCausalLM(_config())).save_pretrained(folder)
+    for path in tiny_bert.glob("*token*"):
+        shutil.copyfile(path, folder / path.name)
     return folder
 
 
