@@ -285,6 +285,20 @@ def base_of_four_layers(folder: Path) -> Path:
     return folder
 
 
+def test_rows_with_too_many_scores_are_proved_in_pieces(
+    made: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("adapterpack.engine_graph.pieces._MOST", 1)
+    monkeypatch.setattr("adapterpack.engine_graph.pieces._PIECE", 16)
+    base, packs, _ = made("mistral")
+    parity = export(base, [packs["one"]], tmp_path / "out", frontend="mobius").parity
+    assert 0 < parity["long_rows"]["max_relative"] < 1e-5
+    assert 0 < parity["decoder"]["max_relative"] < 1e-5
+    _without_windows(monkeypatch)
+    with pytest.raises(ParityError, match=r"sliding_window 40"):
+        export(base, [], tmp_path / "wrong", frontend="mobius")
+
+
 def test_lengths_that_cost_too_much_are_said(
     made: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

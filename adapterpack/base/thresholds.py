@@ -41,7 +41,7 @@ def thresholds_of(config: Config) -> Thresholds:
     known, unjudged = list[Threshold](), list[str]()
     for prefix, part in _parts(config, ""):
         lengths = (*_of_fields(part), *_of_rotations(part))
-        known += [Threshold(prefix + field, length, field in _ENDS) for field, length in lengths]
+        known += [Threshold(prefix + field, length, field in ENDS) for field, length in lengths]
         unjudged += [prefix + name for name in _unjudged(part)]
     known.sort(key=lambda threshold: threshold.length)
     return Thresholds(tuple(dict.fromkeys(known)), tuple(dict.fromkeys(unjudged)))
@@ -111,7 +111,7 @@ def _temperature(config: Config) -> int | None:
     return scale - 1 if scale is not None and config.get("attn_temperature_tuning") else None
 
 
-_ENDS = ("max_position_embeddings", "n_positions", "max_target_positions", "max_seq_len")
+ENDS = ("max_position_embeddings", "n_positions", "max_target_positions", "max_seq_len")
 """What families call the length of their context."""
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 """What they call the number of their experts: with fewer tokens some have nothing to do."""
@@ -130,7 +130,7 @@ _RULES: Mapping[str, _Rule] = {
     "relative_attention_max_distance": _plain("relative_attention_max_distance"),
     "position_buckets": _plain("position_buckets"),
     "floor_scale": _temperature,
-    **{field: _plain(field) for field in (*_SCANS, *_EXPERTS, *_ENDS)},
+    **{field: _plain(field) for field in (*_SCANS, *_EXPERTS, *ENDS)},
 }
 """Field -> the longest row that it has no influence on, if it has any on longer ones."""
 
@@ -145,7 +145,7 @@ def _of_rotations(config: Config) -> Iterator[tuple[str, int]]:
     """Where frequencies, or the scale of queries, depend on the position."""
     for name, rope in _rotations(config):
         if _kind(rope) in _BY_LENGTH or rope.get("llama_4_scaling_beta"):
-            original = _number(rope, _ORIGINAL) or _number(config, _ORIGINAL) or _number(config, _ENDS[0])
+            original = _number(rope, _ORIGINAL) or _number(config, _ORIGINAL) or _number(config, ENDS[0])
             if original:
                 yield f"{name}.{_ORIGINAL}", original
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..base.thresholds import turns_by_length
 from ..bundle.decoder_graph import DECODER
 from ..bundle.manifest import graph_file
 from ..errors import ParityError
@@ -163,7 +164,7 @@ def _prove_long(
 
 def _alone(session: Session, ids: Sequence[int], name: str | None, tokens: np.ndarray) -> np.ndarray:
     """The ordinary graph's logits after a row's prompt and after each step ``[1 + steps, vocabulary]``."""
-    if not takes_much(session, 1, len(ids)):
+    if turns_by_length(session.config) or not takes_much(session, 1, len(ids)):
         return _ordinary(session, [ids], None, [name], tokens[:, None])[:, 0]
     whole = np.array([[*ids, *tokens]], np.int64)
     logits = [outputs["logits"][0, -1] for outputs in in_pieces(session, whole, name, len(tokens))]

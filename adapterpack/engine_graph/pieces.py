@@ -19,11 +19,7 @@ _PIECE = 512
 
 
 def takes_much(session: Session, rows: int, longest: int) -> bool:
-    """Whether one pass over so many rows has more scores than memory should hold, and pieces of them would be
-    the same.
-    """
-    if turns_by_length(session.config):
-        return False
+    """Whether one pass over so many rows has more scores than memory should hold."""
     queries = session.config.get("num_attention_heads")
     heads = max(
         (value.shape[1] for name, value in session.inputs.items() if name.startswith(PAST)), default=1
@@ -33,11 +29,12 @@ def takes_much(session: Session, rows: int, longest: int) -> bool:
 
 def in_pieces(session: Session, ids: np.ndarray, name: str | None, steps: int = 0) -> Iterator[Arrays]:
     """The outputs of each piece of a row ``[1, tokens]``, with the cache of all before it; the last ``steps``
-    tokens are pieces each.
+    tokens are pieces each. A row whose rotations depend on its length is one piece.
     """
     tokens = ids.shape[1]
+    piece = tokens if turns_by_length(session.config) else _PIECE
     acting = session.acting({"input_ids": ids, "attention_mask": np.ones_like(ids)}, [name])
-    stops = [*range(_PIECE, tokens - steps, _PIECE), *range(tokens - steps, tokens + 1)]
+    stops = [*range(piece, tokens - steps, piece), *range(tokens - steps, tokens + 1)]
     outputs, start = Arrays(), 0
     for stop in stops:
         given = {ADAPTER_POSITIONS: acting[:, start:stop]} if ADAPTER_POSITIONS in session.inputs else {}
