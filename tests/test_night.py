@@ -39,6 +39,6 @@ def test_what_fails_is_told_and_fails_again(tmp_path: Path) -> None:
     assert done.returncode == 1, done.stdout + done.stderr
     again = re.search(r"again: python tests/night/night.py (--trial file_fleet --seed \d+)", done.stderr)
     assert again is not None
-    assert again[1].split()[-1] in next(tmp_path.iterdir()).name
+    assert (tmp_path / f"file_fleet-{again[1].split()[-1]}.txt").is_file()
     assert night(*again[1].split(), before=FAULT).returncode == 1
     assert night(*again[1].split()).returncode == 0
