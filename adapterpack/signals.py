@@ -129,8 +129,9 @@ _kept: list[Any] = []
 
 
 def end_where_files_are_cut_short(report: Callable[[str], None], exit_code: int) -> None:
-    """From now on, where a file is cut short that is mapped into memory and read, ``report`` gets its path, and the process ends with that
-    code; else the system would end it by SIGBUS without a word. There is no way back into what was reading.
+    """From now on, where a file is cut short that is mapped into memory and read, ``report`` gets its path, and the
+    process ends with that code; else the system would end it by SIGBUS without a word. There is no way back into
+    what was reading.
 
     For commands: it changes the whole process.
     """
@@ -144,7 +145,8 @@ def end_where_files_are_cut_short(report: Callable[[str], None], exit_code: int)
         finally:
             os._exit(exit_code)
 
-    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(handle)  # Python's own would be called after the instruction that cannot end
+    # Python's own would be called after the instruction, which cannot end
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(handle)
     ctypes.CDLL(None).signal(int(signal.SIGBUS), handler)
     _kept.append(handler)
 
@@ -155,7 +157,7 @@ def _cut_short() -> str:
         for line in Path("/proc/self/maps").read_text("utf-8", "replace").splitlines():
             place, _, offset, _, inode, *path = line.split(maxsplit=5)
             start, stop = (int(end, 16) for end in place.split("-"))
-            if not path or not int(inode) or ".so" in path[0]:  # the parts of a library are longer than the file
+            if not path or not int(inode) or ".so" in path[0]:  # parts of a library may be longer than its file
                 continue
             if Path(path[0]).stat().st_size <= int(offset, 16) + stop - start - 4096:
                 return path[0]

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -357,3 +358,30 @@ def test_a_fleet_is_signed_and_verified(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(WronglySigned, match="another fleet"):
         Signers([keys["ours"]]).require(pack)
     Signers([keys["ours"]]).require(Fleet.load(at).pack(other.names[1]))
+
+
+KILLED = """
+import os, pathlib, signal, sys
+import adapterpack
+rename = pathlib.Path.rename
+def killed(self, target):
+    done = rename(self, target)
+    if self == pathlib.Path(sys.argv[1]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return done
+pathlib.Path.rename = killed
+adapterpack.compress([sys.argv[2]], into=sys.argv[1])
+"""
+
+
+
+def test_the_older_fleet_is_never_away(folder: Path, tmp_path: Path) -> None:
+    """Not even where a process is killed once it has renamed the older one: both change places in one step. What killed ones left is
+    removed by the next."""
+    at = shutil.copytree(folder, tmp_path / "fleet")
+    left = tmp_path / f".fleet.{'0' * 16}.tmp"
+    left.mkdir()
+    new = member(2).write(tmp_path / "new").path
+    subprocess.run([sys.executable, "-c", KILLED, str(at), str(new)], check=False, capture_output=True)
+    assert Fleet.load(at).names in (("member-0", "member-1"), ("member-0", "member-1", "member-2"))
+    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]

@@ -150,8 +150,8 @@ class Checkpoint:
         return linear_layers.kind_of(self.tensors, self.kinds_by_name, weight)
 
     def read(self, name: str) -> np.ndarray:
-        """A tensor, read from the file that was opened. Where the file is cut short meanwhile that is an error: of one that is mapped, the
-        system would end the process.
+        """A tensor, read from the file that was opened. Where the file is cut short meanwhile that is an error:
+        of one that is mapped, the system would end the process.
 
         Raises:
             StorageError: the file has changed since, or cannot be read.
@@ -164,7 +164,7 @@ class Checkpoint:
         return value
 
     def view(self, name: str) -> np.ndarray:
-        """As :meth:`read`, a read-only view of the mapped file: for what looks at a few numbers of each of many tensors."""
+        """As :meth:`read`, a read-only view of the mapped file: for what looks at few numbers of many tensors."""
         return self.files[self.shard_of[name]].read(name)
 
     def require_unchanged(self, exact: bool = False) -> None:

@@ -165,7 +165,8 @@ def _fail(ctx: click.Context, error: Exception, sentence: str, report: dict[str,
 
 def _lost(ctx: click.Context, path: str) -> None:
     """Tells of a file that became shorter while a library read it. The process is about to end."""
-    error = StorageError("a file became shorter while it was in use", where=path, remedy="start again once nothing writes to it")
+    error = StorageError("a file became shorter while it was in use", where=path,
+                         remedy="start again once nothing writes to it")
     sys.stdout = sys.__stdout__ or sys.stdout  # a stage may have put another in its place
     _emit_error(ctx, error.to_json() | {"message": one_line(str(error))})
     failed(one_line(str(error)))

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Sequence
 from numbers import Integral
 from pathlib import Path
 
 from ..composing.arguments import chosen_name
 from ..composing.compatibility import common_base
-from ..errors import ConfigError, NothingToDo, Unsupported, storage_errors
+from ..errors import ConfigError, NothingToDo, Unsupported
 from ..fleet.fleet import Fleet
-from ..io.atomic import refuse_existing
+from ..io.atomic import exchanged_folder, refuse_existing
 from ..io.threads import one_thread_each
 from ..pack.pack import Pack
 from ..pack.repeats import require_own_blocks
@@ -91,7 +90,8 @@ def _require_settings(basis: int | None, clusters: int, error_budget: float | No
     for what, value, most in (("basis", basis, 65_536), ("clusters", clusters, 64), ("error_budget", error_budget, 1e6),
                               ("size_budget", size_budget, 1e15)):
         counts = isinstance(value, Integral) and not isinstance(value, bool)
-        if value is not None and not ((counts or (isinstance(value, float) and "budget" in what)) and 0 < value <= most):
+        fits = counts or (isinstance(value, float) and "budget" in what)
+        if value is not None and not (fits and 0 < value <= most):
             raise ConfigError("a setting is out of range", where=what, expected=f"above 0, at most {most}", found=value,
                               remedy="give another value")
 
@@ -167,14 +167,6 @@ def _added(fleet: Fleet, packs: Sequence[Pack], error_budget: float | None, size
 
 def _in_place_of(fleet: Fleet, out: Path) -> Fleet:
     """Writes a fleet in the place of an older one, which is there until the new one is whole."""
-    with storage_errors(out), tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name[:40]}-") as scratch:
-        old, new = Path(scratch) / "old", Path(scratch) / "new"
-        written = fleet.write(new)
-        try:
-            out.rename(old)
-            new.rename(out)
-        except BaseException:  # an interrupt, too, must not take the older one along
-            if old.exists() and not out.exists():
-                old.rename(out)
-            raise
-    return type(written)(written.manifest, written.tensors, out)
+    with exchanged_folder(out) as new:
+        fleet.write(new)
+    return Fleet(fleet.manifest, fleet.tensors, out)

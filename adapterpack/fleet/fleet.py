@@ -1,4 +1,5 @@
-"""A fleet in memory: its members as packs, written to a folder and read back with every byte checked; signed and verified there."""
+"""A fleet in memory: its members as packs, written to a folder and read back with every byte checked; signed and
+verified there."""
 
 from __future__ import annotations
 
@@ -92,7 +93,8 @@ class Fleet:
                 raise NonFinite("a tensor holds NaN or infinity", where=f"{where}, {name}", remedy=_REMEDY)
             tensors[name] = value
         if hashlib.sha256(data).hexdigest() != manifest.sha256:
-            raise CorruptBlob("the file of the tensors was altered", where=where, expected=manifest.sha256, remedy=_REMEDY)
+            raise CorruptBlob("the file of the tensors was altered", where=where, expected=manifest.sha256,
+                              remedy=_REMEDY)
         return cls(manifest, tensors, folder)
 
     @classmethod
@@ -181,9 +183,11 @@ class Fleet:
             TrustError: he did not.
         """
         if self.path is None:
-            raise Unsigned("a fleet in memory is not signed", where=self.manifest.name, remedy="write it, and sign the folder")
+            raise Unsigned("a fleet in memory is not signed", where=self.manifest.name,
+                           remedy="write it, and sign the folder")
         if (signed := verify_fleet(self.path, key)).pack != self.manifest.id:
-            raise WronglySigned("the signature is of another fleet", where=self.path, expected=self.manifest.id, found=signed.pack)
+            raise WronglySigned("the signature is of another fleet", where=self.path, expected=self.manifest.id,
+                                found=signed.pack)
 
     def _factors(self, name: str) -> Iterator[tuple[Site, np.ndarray, np.ndarray]]:
         """Site, ``A`` ``[r, in]`` and ``B`` ``[out, r]`` of each that a member changes."""
@@ -208,7 +212,8 @@ def _value(shared: SharedFactors | None, param: str, held: np.ndarray | None) ->
 
 def sign_fleet(folder: Path, key: str | os.PathLike[str], *, identity: str | None = None,
                expires: str | datetime | None = None, password: str | None = None) -> Signature:
-    """Writes ``adapterpack.sig.json`` into a fleet, over its two files; :func:`adapterpack.sign` has the arguments.
+    """Writes ``adapterpack.sig.json`` into a fleet, over its two files; the arguments are those of
+    :func:`adapterpack.sign`.
 
     Raises:
         FormatError: the fleet is not valid.
@@ -235,11 +240,12 @@ def verify_fleet(folder: Path, key: str | os.PathLike[str], *, identity: str | N
 
 def _signable(folder: Path) -> Signable:
     def irregular() -> Iterator[Finding]:
-        return (REGULAR.at(path.name, "only regular files may lie in a fleet", file=path.name) for path in entries(folder)
-                if (path.is_symlink() and not in_hub_cache(path)) or not path.is_file())
+        return (REGULAR.at(path.name, "only regular files may lie in a fleet", file=path.name)
+                for path in entries(folder) if (path.is_symlink() and not in_hub_cache(path)) or not path.is_file())
 
     def listed(data: bytes) -> set[str]:
         parse(data, folder / FILE_NAME)
         return {TENSOR_FILE}
 
-    return Signable("fleet", folder, FILE_NAME, MUTABLE, irregular, lambda: {path.name for path in entries(folder)}, listed)
+    return Signable("fleet", folder, FILE_NAME, MUTABLE, irregular, lambda: {path.name for path in entries(folder)},
+                    listed)

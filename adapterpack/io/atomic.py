@@ -10,6 +10,7 @@ import errno
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -48,6 +49,43 @@ def output_folder(out: str | os.PathLike[str]) -> Iterator[Path]:
     with _private_folder(target) as folder:
         yield folder
         publish(folder, target)
+
+
+@contextmanager
+def exchanged_folder(out: str | os.PathLike[str]) -> Iterator[Path]:
+    """A free path for a new folder, which takes the place of the folder ``out`` in one step when the block ends well,
+    and vanishes when it does not. Where the system has no such step the older one is away for a moment.
+
+    Raises:
+        StorageError: the disk is full, or the file system refuses.
+    """
+    target = Path(out)
+    with _private_folder(target) as folder:
+        yield folder / "new"
+        with storage_errors(target):
+            _exchange(folder / "new", target, folder / "old")
+            sync(target.parent)
+    _remove(folder)
+
+
+def _exchange(new: Path, target: Path, spare: Path) -> None:
+    if sys.platform == "linux":
+        import ctypes  # noqa: PLC0415 - numpy has imported it, other systems need not
+
+        with suppress(AttributeError):  # a C library without it
+            if ctypes.CDLL(None).renameat2(_HERE, os.fsencode(new), _HERE, os.fsencode(target), _EXCHANGE) == 0:
+                return
+    target.rename(spare)
+    try:
+        new.rename(target)
+    except BaseException:  # an interrupt, too, must not take the older one along
+        if not target.exists():
+            spare.rename(target)
+        raise
+
+
+_HERE, _EXCHANGE = -100, 2
+"""Linux' AT_FDCWD and RENAME_EXCHANGE."""
 
 
 def publish(folder: Path, target: Path) -> None:

@@ -1,4 +1,4 @@
-"""The digest that a manifest holds of itself: a byte that a disk or a network changed is noticed, wherever it is."""
+"""The digest that a manifest holds of itself: a byte that a disk or a network changed is noticed."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ _BEFORE = b'\n  "integrity": "'
 
 
 def sealed(value: Mapping[str, Any]) -> bytes:
-    """The canonical bytes of a manifest's fields, with ``integrity``: the sha256 of these very bytes without that digest in them.
+    """The canonical bytes of a manifest's fields, with ``integrity``: the sha256 of these very bytes without that
+    digest in them.
 
-    It says that no byte was changed by accident, on a disk or on the way. Whoever changes a manifest on purpose can make it anew: that is
-    what signatures and pinned ids are for.
+    It says that no byte was changed by accident, on a disk or on the way. Whoever changes a manifest on purpose can
+    make it anew: that is what signatures and pinned ids are for.
     """
     data = strict_json.canonical({**value, KEY: ""})
     end = data.index(_BEFORE) + len(_BEFORE)
@@ -43,5 +44,5 @@ def require_whole(value: Mapping[str, Any], data: bytes, where: object, remedy: 
     """
     right, said = digests_in(data)
     if right != said or said != value.get(KEY):
-        raise FormatError("the manifest is not the one that was written: a byte of it was changed", where=f"{where}#/{KEY}",
-                          expected=right, found=said[:64], remedy=remedy)
+        raise FormatError("the manifest is not the one that was written: a byte of it was changed",
+                          where=f"{where}#/{KEY}", expected=right, found=said[:64], remedy=remedy)

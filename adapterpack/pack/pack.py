@@ -71,8 +71,8 @@ class Pack(Described):
     ``extra`` holds the bytes of the other files that it carries, by name: a chat template. ``alias`` is what it is called here, if that
     is not its own name, and ``kinds`` are those of its layers (by path) that the base at hand stores in another way than the manifest says
     (:func:`~.on_base.on`): nothing of these is written, and the identity stays what it is on disk. Nor is ``factored``, the changes (by
-    path) that are held in bases that other packs share, or ``vouched``, which verifies with a key the signature of what this pack was taken
-    out of: a member of a fleet has none of its own.
+    path) that are held in bases that other packs share, or ``vouched``, which verifies with a key the signature of
+    what this pack was taken out of: a member of a fleet has none of its own.
 
     Example:
         >>> from adapterpack import load  # doctest: +SKIP
