@@ -127,7 +127,7 @@ def test_a_folder_of_data_names_no_file_elsewhere(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="lies in it"):
             data.load_rows(Source(str(folder), data_files=name))
     assert data.load_rows(Source(str(folder), data_files="tr*.jsonl")).to_list() == ROWS
-    with pytest.raises(ConfigError, match="its card is not read.*data_files"):
+    with pytest.raises(ConfigError, match=r"its card is not read.*data_files"):
         data.load_rows(Source(str(folder), name="default"))
     (folder / "more").symlink_to(tmp_path)
     with pytest.raises(FormatError, match="a link leads out of the folder"):
@@ -402,16 +402,16 @@ def test_preferences_are_rows_of_trl(row: dict[str, Any], expected: dict[str, An
 
 
 def test_axolotls_type_alpaca_is_alpacas_prompt(tiny_llama: Path, tmp_path: Path) -> None:
-    """Word for word, also where the tokenizer has a chat template; the answer alone is learned, with the end token. The form alpaca stays
-    the instruction as a user's turn."""
+    """Word for word, also where the tokenizer has a chat template; the answer alone is learned, with the end token.
+    The form alpaca stays the instruction as a user's turn."""
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
     tokenizer.chat_template = "{% for message in messages %}w9 {{ message['content'] }} {% endfor %}"
     learned = task_named("text-generation").training
     assert learned is not None
     alone = ("Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
              "### Instruction:\nw1\n\n### Response:\n")
-    both = ("Below is an instruction that describes a task, paired with an input that provides further context. Write a response that "
-            "appropriately completes the request.\n\n### Instruction:\nw1\n\n### Input:\nw2\n\n### Response:\n")
+    both = ("Below is an instruction that describes a task, paired with an input that provides further context. "
+            "Write a response that appropriately completes the request.\n\n### Instruction:\nw1\n\n### Input:\nw2\n\n### Response:\n")
     for row, prompt in (({"input": ""}, alone), ({"input": "w2"}, both), ({}, alone)):
         (tmp_path / "rows.jsonl").write_text(lines([{"instruction": "w1", "output": "w3 w4", **row}]))
         (source,) = sources_of([{"path": str(tmp_path / "rows.jsonl"), "type": "alpaca"}], "here")

@@ -1,14 +1,15 @@
-"""Instructions in the prompt that Alpaca was trained on (https://github.com/tatsu-lab/stanford_alpaca), whatever chat template there is:
-what axolotl makes of ``type: alpaca``."""
+"""Instructions in Alpaca's prompt (https://github.com/tatsu-lab/stanford_alpaca), whatever chat template there is: what
+axolotl makes of ``type: alpaca``."""
 
 from __future__ import annotations
 
 from ..rows import Row
 from .form import FORMS, Conversation, DataForm, said, text_of
 
-_ALONE = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+_ANSWER = "Write a response that appropriately completes the request."
+_ALONE = f"Below is an instruction that describes a task. {_ANSWER}"
 _WITH_INPUT = ("Below is an instruction that describes a task, paired with an input that provides further context. "
-               "Write a response that appropriately completes the request.")
+               f"{_ANSWER}")
 
 
 def read(row: Row) -> Conversation:
@@ -20,4 +21,4 @@ def read(row: Row) -> Conversation:
 
 
 FORMS.register(DataForm("alpaca-prompt", frozenset({"instruction", "output"}), read, frozenset({"input"}),
-                        remark="in Alpaca's prompt, without the chat template; run it on such prompts with --raw"))
+                        remark="in Alpaca's prompt, without the chat template; run such prompts with --raw"))

@@ -1,4 +1,5 @@
-"""Chats with a verdict on their last answer, as LLaMA-Factory has them for KTO: ``messages`` and ``label``, true where it is good."""
+"""Chats with a verdict on their last answer, as LLaMA-Factory has them for KTO: ``messages``, and ``label``, which is true
+where that is good."""
 
 from __future__ import annotations
 

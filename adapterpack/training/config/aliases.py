@@ -103,7 +103,8 @@ def _names(value: Any) -> Any:
 def _split(value: Any) -> Any:
     """Names in one text, as overrides have them; another text may be a pattern."""
     names = _names(value)
-    return names if isinstance(value, str) and len(names) > 1 and all(re.fullmatch(r"[\w.-]+", name) for name in names) else value
+    several = isinstance(value, str) and len(names) > 1
+    return names if several and all(re.fullmatch(r"[\w.-]+", name) for name in names) else value
 
 
 def _computes_bf16() -> bool:
@@ -120,14 +121,17 @@ VALUES: dict[str, Callable[[Any], Any]] = {
     "additional_target": _names,
     "torch_dtype": lambda value: dtypes.TORCH.get(dtypes.NAMES.get(str(value).lower().removeprefix("torch."), ""), value),
     "bf16": lambda value: _computes_bf16() if value == "auto" else value,  # as axolotl has it
-    **dict.fromkeys(("targets", "target_modules", "lora_target_modules", "modules_to_save", "lora_modules_to_save"), _split),
+    **dict.fromkeys(("targets", "target_modules", "lora_target_modules"), _split),
+    **dict.fromkeys(("modules_to_save", "lora_modules_to_save"), _split),
     "lora_target_linear": lambda value: "all-linear" if value is True else value,
 }
 """Keys whose values other tools write in another way, too."""
 
 
 class Tool(NamedTuple):
-    """A tool whose files are known by a key and one of some others, and what it takes where they say nothing, as far as that is not ours."""
+    """A tool whose files are known by a key and one of some others, and what it takes where they say nothing, as far as
+    that is not ours.
+    """
 
     name: str
     key: str
@@ -136,26 +140,31 @@ class Tool(NamedTuple):
 
 
 TOOLS = (
-    Tool("axolotl", "base_model", frozenset({"sequence_len", "micro_batch_size", "num_epochs", "lora_target_linear", "datasets"}),
-         {"num_train_epochs": 1, "per_device_train_batch_size": 1, "lr_scheduler_type": "cosine", "warmup_steps": 0.03}),
-    Tool("LLaMA-Factory", "finetuning_type", frozenset({"stage", "lora_rank", "lora_target", "cutoff_len", "template"}),
+    Tool("axolotl", "base_model",
+         frozenset({"sequence_len", "micro_batch_size", "num_epochs", "lora_target_linear", "datasets"}),
+         {"num_train_epochs": 1, "per_device_train_batch_size": 1, "lr_scheduler_type": "cosine",
+          "warmup_steps": 0.03}),
+    Tool("LLaMA-Factory", "finetuning_type",
+         frozenset({"stage", "lora_rank", "lora_target", "cutoff_len", "template"}),
          {"max_length": 2048, "learning_rate": 5e-5, "seed": 42}),
 )
 
 
-def with_defaults(settings: Mapping[str, Any], translated: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
-    """The ``translated`` settings with the defaults of the tool that they were written for; ``notes`` gets a line with all of these.
+def with_defaults(
+    settings: Mapping[str, Any], translated: Mapping[str, Any], notes: list[str]
+) -> dict[str, Any]:
+    """The ``translated`` settings with the defaults of the tool that they were written for; ``notes`` gets a line with
+    all of these.
 
     Example:
-        >>> notes = []
-        >>> with_defaults({"finetuning_type": "lora", "cutoff_len": 9}, {"max_length": 9}, notes)
+        >>> with_defaults({"finetuning_type": "lora", "cutoff_len": 9}, {"max_length": 9}, [])
         {'learning_rate': 5e-05, 'seed': 42, 'max_length': 9}
-        >>> notes
-        ['this is a file of LLaMA-Factory, whose defaults hold for what it leaves out: learning_rate 5e-05, seed 42']
     """
     tool = next((tool for tool in TOOLS if tool.key in settings and tool.others & settings.keys()), None)
-    taken = {} if tool is None else {key: value for key, value in tool.defaults.items() if key not in translated}
-    if tool is not None and taken:
+    if tool is None:
+        return dict(translated)
+    taken = {key: value for key, value in tool.defaults.items() if key not in translated}
+    if taken:
         shown = ", ".join(f"{key} {value}" for key, value in taken.items())
         notes.append(f"this is a file of {tool.name}, whose defaults hold for what it leaves out: {shown}")
     return {**taken, **translated}

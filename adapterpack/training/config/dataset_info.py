@@ -12,18 +12,21 @@ from ...io.safe_open import read_file, resolved_inside
 
 INFO = "dataset_info.json"
 _MOST = 1 << 20
-_ALPACA = {"prompt": "instruction", "query": "input", "response": "output", "system": "system", "history": "history", "chosen": "chosen",
-           "rejected": "rejected"}
-_CHATS = {"messages": "conversations", "system": "system", "tools": "tools", "chosen": "chosen", "rejected": "rejected"}
+_ALPACA = {"prompt": "instruction", "query": "input", "response": "output", "system": "system", "history": "history",
+           "chosen": "chosen", "rejected": "rejected"}
+_CHATS = {"messages": "conversations", "system": "system", "tools": "tools", "chosen": "chosen",
+          "rejected": "rejected"}
 """Its names of columns -> those of our forms."""
 _JUDGED = {"prompt": "prompt", "response": "completion", "kto_tag": "label"}
 _JUDGED_CHATS = {"messages": "messages", "kto_tag": "label"}
 """The same of answers with a verdict each."""
-_SHAREGPT = {"role_tag": "from", "content_tag": "value", "user_tag": "human", "assistant_tag": "gpt", "observation_tag": "observation",
-             "function_tag": "function_call", "system_tag": "system"}
+_SHAREGPT = {"role_tag": "from", "content_tag": "value", "user_tag": "human", "assistant_tag": "gpt",
+             "observation_tag": "observation", "function_tag": "function_call", "system_tag": "system"}
 _OPENAI = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
 _OPENAI_TOO = {**_OPENAI, "system_tag": "system", "observation_tag": "tool"}
-"""Its names for what stands in a message: those that it means where it says nothing, and where the messages are those of OpenAI."""
+"""Its names for what stands in a message: those that it means where it says nothing, and where the messages are
+those of OpenAI.
+"""
 _READ = frozenset({"file_name", "hf_hub_url", "columns", "formatting", "tags", "ranking", "subset", "split"})
 _WHERE = frozenset({"file_name", "hf_hub_url"})
 _ELSEWHERE = frozenset({"ms_hub_url", "om_hub_url"})
@@ -66,26 +69,29 @@ def _source(name: str, info: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     else:
         form = ("sharegpt" if chats else "alpaca") + ("-pairs" if ranked else "")
         form = "messages" if openai and not ranked else form
-    unread = [key for key, value in entry.items() if value and key not in _READ and not (key in _ELSEWHERE and _READ & entry.keys() & _WHERE)]
+    read = _READ | (_ELSEWHERE if _WHERE & entry.keys() else frozenset())
+    unread = [key for key, value in entry.items() if value and key not in read]
     unread += [f"columns: {key}" for key, value in named.items() if value and key not in ours]
     known = _OPENAI_TOO if openai else _SHAREGPT
     unread += [f"tags: {key}: {value}" for key, value in tags.items() if known.get(key) != value]
     if not judged and not ranked:
         unread += [f"columns: {key}" for key in ("chosen", "rejected") if named.get(key)]
     if (ranked and openai) or (judged and chats and not openai):
-        unread.append("ranking with messages as OpenAI has them" if ranked else "kto_tag with messages as ShareGPT has them")
+        what, whose = ("ranking", "OpenAI") if ranked else ("kto_tag", "ShareGPT")
+        unread.append(f"{what} with messages as {whose} has them")
     if unread:
-        raise ConfigError("a data set of the list is described by what is not read", where=place, found=", ".join(unread),
-                          remedy="bring the data into a form that is (docs/train.md), and name the file as train_file")
+        raise ConfigError("the list says of a data set what is not read", where=place, found=", ".join(unread),
+                          remedy="bring the data into a form of docs/train.md, and name the file as train_file")
     columns = {"messages" if form == "messages" and ours[key] == "conversations" else ours[key]: column
                for key, column in named.items() if column}
-    source = {"path": entry.get("hf_hub_url") or _below(folder, entry.get("file_name"), place), "form": form, "columns": columns,
-              "name": entry.get("subset"), "split": entry.get("split", "train")}
+    source = {"path": entry.get("hf_hub_url") or _below(folder, entry.get("file_name"), place), "form": form,
+              "columns": columns, "name": entry.get("subset"), "split": entry.get("split", "train")}
     return {key: value for key, value in source.items() if value}
 
 
 def _below(folder: Path, name: Any, where: object) -> str | None:
-    """The path of a file that the list names, which lies with it: who wrote the list may not have written the machine's other files.
+    """The path of a file that the list names, which lies with it: who wrote the list may not have written the machine's
+    other files.
 
     Raises:
         ConfigError, FormatError: it lies elsewhere, also by way of a link.
@@ -94,7 +100,7 @@ def _below(folder: Path, name: Any, where: object) -> str | None:
         return None
     path = folder / str(name)
     if Path(str(name)).is_absolute() or ".." in path.relative_to(folder).parts:
-        raise ConfigError("a file of a list of data sets lies in the list's folder", where=where, found=repr(name)[:200],
-                          remedy="name the file as train_file, where you trust it")
+        raise ConfigError("a file of a list of data sets lies in the list's folder", where=where,
+                          found=repr(name)[:200], remedy="name the file as train_file, where you trust it")
     resolved_inside(path, folder)
     return str(path)

@@ -77,8 +77,9 @@ def _source(entry: Any, where: object) -> Source:
     if not isinstance(entry, Mapping):
         raise ConfigError("a source of data is a path, or a mapping with one", where=where, found=repr(entry)[:80])
     hints = typing.get_type_hints(Source)
-    named: dict[str, Any] = {_ALIASES.get(key, str(key)): _TYPES.get(value, value) if key == "type" and isinstance(value, str) else value
-                             for key, value in entry.items()}
+    named: dict[str, Any] = {_ALIASES.get(key, str(key)): value for key, value in entry.items()}
+    if isinstance(kind := entry.get("type"), str):
+        named["form"] = _TYPES.get(kind, kind)
     if unknown := [key for key in named if key not in hints]:
         raise ConfigError("a source of data has no such setting", where=where, found=", ".join(map(repr, unknown)),
                           expected=", ".join(hints), remedy=nearest(str(unknown[0]), hints))
