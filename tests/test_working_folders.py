@@ -1,4 +1,6 @@
-"""What a run takes up again lies under a name that others can foresee: it is the user's own, holds no links, and one process works there."""
+"""What a run takes up again lies under a name that others can foresee: it is the user's own, holds no links,
+and one process works there.
+"""
 
 from __future__ import annotations
 
@@ -45,14 +47,16 @@ def test_nothing_is_written_through_a_link_in_a_folder_that_is_kept(tmp_path: Pa
         planted = place(tmp_path) / name
         planted.parent.mkdir(parents=True, exist_ok=True)
         planted.symlink_to(victim)
-        with pytest.raises(StorageError, match=f"follows no link.*found a link to {victim}"), begin(tmp_path / "out"):
+        said = f"follows no link.*found a link to {victim}"
+        with pytest.raises(StorageError, match=said), begin(tmp_path / "out"):
             pass
         planted.unlink()
     assert victim.read_text() == "mine"
 
 
 @pytest.mark.parametrize("work", WORK)
-def test_what_another_user_left_is_not_taken_up(tmp_path: Path, work: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_another_user_left_is_not_taken_up(tmp_path: Path, work: str,
+                                                monkeypatch: pytest.MonkeyPatch) -> None:
     """In a folder where everybody may write somebody else can have made it."""
     begin, names = WORK[work]
     (place(tmp_path) / names[0]).parent.mkdir(parents=True)

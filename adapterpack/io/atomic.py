@@ -174,9 +174,11 @@ def _locked_folder(target: Path) -> tuple[Path, int | None]:
         lock = lock_folder(folder) if CAN_LOCK else None
         if lock is not None or not CAN_LOCK:
             return folder, lock
-        with suppress(OSError):  # else another process took it for abandoned before the lock was there, which does not happen often
+        # else another process took it for abandoned before the lock was there, which does not happen often
+        with suppress(OSError):
             folder.rmdir()
-    raise StorageError("folders that are made here cannot be locked, or belong to another user", where=target.parent,
+    raise StorageError("folders that are made here cannot be locked, or belong to another user",
+                       where=target.parent,
                        remedy="choose a place on a disk that has locks and owners")
 
 

@@ -1,5 +1,5 @@
-"""Folders under names that anybody can foresee, in which a run leaves what a later one takes up: they belong to this user alone, hold no
-links, and one process at a time works there."""
+"""Folders under names that anybody can foresee, in which a run leaves what a later one takes up: they belong
+to this user alone, hold no links, and one process at a time works there."""
 
 from __future__ import annotations
 
@@ -20,14 +20,16 @@ def claim_folder(path: Path) -> None:
     """Makes a working folder, unless it is there, and takes from others the right to write there.
 
     Raises:
-        StorageError: it, or something in it, is a link or belongs to another user: what that leads to is not this run's.
+        StorageError: it, or something in it, is a link or belongs to another user: what that leads to is not
+            this run's.
     """
     _claim(path)
     _require_own_contents(path)
 
 
 def hold_folder(path: Path) -> int | None:
-    """Does the same, and locks the folder; closing the descriptor that it returns frees it. None where there are no locks.
+    """Does the same, and locks the folder; closing the descriptor that it returns frees it. None where there
+    are no locks.
 
     Raises:
         StorageError: as of :func:`claim_folder`, or another process is at work there.
@@ -50,7 +52,8 @@ def open_own_file(path: Path, flags: int, mode: int = 0o600) -> int:
     """Opens a file of a working folder, by ``flags`` of ``os.open``.
 
     Raises:
-        StorageError: it is a link, no regular file, another user's, or it has another name, under which it would change, too.
+        StorageError: it is a link, no regular file, another user's, or it has another name, under which it
+            would change, too.
         OSError: the file system refuses.
     """
     if path.is_symlink():  # said here, as systems have different words for it
@@ -87,7 +90,7 @@ def _require_own_contents(folder: Path) -> None:
         for entry in _entries(folder):
             with suppress(FileNotFoundError):  # another machine's share of the work goes on
                 if entry.is_symlink():
-                    raise _not_own(Path(entry.path), f"a link to {os.readlink(entry.path)}")
+                    raise _not_own(Path(entry.path), f"a link to {Path(entry.path).readlink()}")
                 if not _is_own(entry.stat(follow_symlinks=False)):
                     raise _not_own(Path(entry.path), "a file of another user")
 
@@ -106,5 +109,6 @@ def _is_own(status: os.stat_result) -> bool:
 
 
 def _not_own(path: Path, found: str) -> StorageError:
-    return StorageError("a run works in folders and files of its own user alone, and follows no link there", where=path, found=found,
+    return StorageError("a run works in folders and files of its own user alone, and follows no link there",
+                        where=path, found=found,
                         remedy="remove it, or choose another output")

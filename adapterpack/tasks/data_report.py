@@ -30,7 +30,8 @@ class DataReport:
         numbers: the rows' numbers in the source, from 0; None where all of them are there in order.
         form: what the rows were read as.
         unread: columns that are not looked at.
-        rows, tokens: how many there are to learn from; no tokens where the trainer makes them, or rows have none.
+        rows, tokens: how many there are to learn from; no tokens where the trainer makes them, or rows have
+            none.
         cut, left_out: how many rows are cut, or have nothing to learn in what the model reads of them.
         bad: what is wrong with rows that cannot be read, by their numbers.
     """
@@ -126,5 +127,6 @@ def table(reports: Iterable[DataReport]) -> str:
     lines: list[tuple[str, ...]] = [("data", "form", "rows", "tokens", "cut", "left out", "cannot be read", "columns not read")]
     for one in reports:
         counts = (one.rows, one.tokens, one.cut, one.left_out, len(one.bad))
-        lines.append((one.source, one.form, *("-" if count is None else f"{count:,}" for count in counts), ", ".join(one.unread)))
+        lines.append((one.source, one.form, *("-" if count is None else f"{count:,}" for count in counts),
+                      ", ".join(one.unread)))
     return aligned(lines)

@@ -89,16 +89,19 @@ def _of_files(source: Source, files: list[Path], report: DataReport) -> Dataset:
             for own, pairs in alike.items():
                 with _reading(Place(*zip(*pairs, strict=True))):
                     part = {part_of(source.split): [str(path) for path, _ in pairs]}
-                    tables.append(load_dataset(KINDS[kind].builder, data_files=part, split=source.split, **dict(own), **options))
+                    tables.append(load_dataset(KINDS[kind].builder, data_files=part, split=source.split,
+                                               **dict(own), **options))
     if not tables:
-        raise ConfigError("the data file is empty" if len(files) == 1 else "the data files are empty", where=source.path)
+        raise ConfigError("the data file is empty" if len(files) == 1 else "the data files are empty",
+                          where=source.path)
     with _reading(source.path):
         first = tables[0].features  # kinds of files read the same texts as types of different names
         return tables[0] if len(tables) == 1 else concatenate_datasets([table.cast(first) for table in tables])
 
 
 def _of_data_set(source: Source) -> Dataset:
-    """The rows of a folder, or of a hub data set, whose files ``datasets`` finds; those of a hub's may lie nowhere else.
+    """The rows of a folder, or of a hub data set, whose files ``datasets`` finds; those of a hub's may lie
+    nowhere else.
 
     Raises:
         ConfigError: a file of a hub data set lies outside of it.
@@ -112,14 +115,16 @@ def _of_data_set(source: Source) -> Dataset:
         files = [str(file) for files in (builder.config.data_files or {}).values() for file in files]
         own = tuple(f"{_HUB}{source.path}{end}" for end in "@/")
         if outside := [file for file in files if not file.startswith(own)]:
-            raise ConfigError("a file of a hub data set lies outside of it", where=source.path, found=outside[0],
-                              expected=own[0], remedy="fetch it yourself, where you trust it, and name the file")
+            raise ConfigError("a file of a hub data set lies outside of it", where=source.path,
+                              found=outside[0], expected=own[0],
+                              remedy="fetch it yourself, where you trust it, and name the file")
         builder.download_and_prepare()
         return builder.as_dataset(split=source.split, in_memory=is_small_dataset(builder.info.dataset_size))
 
 
 def _of_folder(source: Source) -> Dataset:
-    """The rows of a folder, as ``datasets`` tells splits by its names of files; its card, which might name other files, is not read.
+    """The rows of a folder, as ``datasets`` tells splits by its names of files; its card, which might name
+    other files, is not read.
 
     Raises:
         FormatError: a link leads out of the folder.
@@ -127,16 +132,19 @@ def _of_folder(source: Source) -> Dataset:
     """
     folder = Path(source.path).resolve()
     if source.name is not None or source.revision is not None:
-        raise ConfigError("a folder has no such setting: its card is not read", where=source.path, found="name or revision",
+        raise ConfigError("a folder has no such setting: its card is not read", where=source.path,
+                          found="name or revision",
                           remedy="name the files of this part under data_files")
-    named = None if source.data_files is None else [source.data_files] if isinstance(source.data_files, str) else list(source.data_files)
+    named = source.data_files
+    named = (named,) if isinstance(named, str) else named
     for name in named or ():
         if Path(name).is_absolute() or ".." in Path(name).parts or "://" in name:
             raise ConfigError("a file of a folder lies in it", where=f"{source.path}, data_files", found=name)
     files = files_below(folder)
     with _reading(source.path):
-        patterns = get_data_patterns(str(folder)) if named is None else {"train": named}
-        found = DataFilesDict.from_patterns(patterns, base_path=str(folder), allowed_extensions=[*_EXTENSION_TO_MODULE, ".zip"])
+        patterns = get_data_patterns(str(folder)) if named is None else {"train": list(named)}
+        found = DataFilesDict.from_patterns(patterns, base_path=str(folder),
+                                            allowed_extensions=[*_EXTENSION_TO_MODULE, ".zip"])
         kind, options = infer_module_for_data_files(found, path=source.path)
         found = found.filter(extensions=_MODULE_TO_EXTENSIONS[kind], file_names=list(_METADATA))
         for file in map(Path, found.get(part_of(source.split), ())):

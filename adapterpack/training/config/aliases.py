@@ -129,8 +129,8 @@ VALUES: dict[str, Callable[[Any], Any]] = {
 
 
 class Tool(NamedTuple):
-    """A tool whose files are known by a key and one of some others, and what it takes where they say nothing, as far as
-    that is not ours.
+    """A tool whose files are known by a key and one of some others, and what it takes where they say nothing,
+    as far as that is not ours.
     """
 
     name: str
@@ -153,8 +153,8 @@ TOOLS = (
 def with_defaults(
     settings: Mapping[str, Any], translated: Mapping[str, Any], notes: list[str]
 ) -> dict[str, Any]:
-    """The ``translated`` settings with the defaults of the tool that they were written for; ``notes`` gets a line with
-    all of these.
+    """The ``translated`` settings with the defaults of the tool that they were written for; ``notes`` gets a
+    line with all of these.
 
     Example:
         >>> with_defaults({"finetuning_type": "lora", "cutoff_len": 9}, {"max_length": 9}, [])

@@ -47,7 +47,9 @@ def read_config(
     if entries is None:
         require_known({where: common})
         one = _config(common, where)
-        return [dataclasses.replace(one, given=source.given) if isinstance(source, TrainConfig) and not wins else one], notes
+        if isinstance(source, TrainConfig) and not wins:
+            one = dataclasses.replace(one, given=source.given)
+        return [one], notes
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, Mapping) and "name" in entry for entry in entries):
         raise ConfigError("adapters must be a list of entries, each with a name", where=where)
     if "name" in wins:
@@ -70,8 +72,8 @@ def read_config(
 
 
 def as_mapping(config: TrainConfig) -> dict[str, Any]:
-    """All settings of a run and of its method under their own names: a configuration that is read as this one. Of the method of a pack that
-    is trained further those that were given.
+    """All settings of a run and of its method under their own names: a configuration that is read as this
+    one. Of the method of a pack that is trained further those that were given.
     """
     values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in PARTS}
     own = {f.name: getattr(part, f.name) for part in config.own for f in dataclasses.fields(part)}
@@ -167,7 +169,8 @@ def _config(values: Mapping[str, Any], where: object) -> TrainConfig:
     except (TypeError, ValueError) as error:
         raise ConfigError(f"the configuration of the method or of the trainer is not usable: {error}", where=where) from error
     settings = {key: value for key, value in typed.items() if key in run_fields}
-    config = TrainConfig(**{**settings, "method": method.name}, method_config=method_config, trainer_config=trainer_config,
+    config = TrainConfig(**{**settings, "method": method.name}, method_config=method_config,
+                         trainer_config=trainer_config,
                          given=given)
     if not re.fullmatch(NAME, config.pack_name):
         raise ConfigError("a pack cannot have this name", where=f"{where}, name", found=repr(config.pack_name),

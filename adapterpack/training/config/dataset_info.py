@@ -12,8 +12,8 @@ from ...io.safe_open import read_file, resolved_inside
 
 INFO = "dataset_info.json"
 _MOST = 1 << 20
-_ALPACA = {"prompt": "instruction", "query": "input", "response": "output", "system": "system", "history": "history",
-           "chosen": "chosen", "rejected": "rejected"}
+_ALPACA = {"prompt": "instruction", "query": "input", "response": "output", "system": "system",
+           "history": "history", "chosen": "chosen", "rejected": "rejected"}
 _CHATS = {"messages": "conversations", "system": "system", "tools": "tools", "chosen": "chosen",
           "rejected": "rejected"}
 """Its names of columns -> those of our forms."""
@@ -24,8 +24,8 @@ _SHAREGPT = {"role_tag": "from", "content_tag": "value", "user_tag": "human", "a
              "observation_tag": "observation", "function_tag": "function_call", "system_tag": "system"}
 _OPENAI = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
 _OPENAI_TOO = {**_OPENAI, "system_tag": "system", "observation_tag": "tool"}
-"""Its names for what stands in a message: those that it means where it says nothing, and where the messages are
-those of OpenAI.
+"""Its names for what stands in a message: those that it means where it says nothing, and where the messages
+are those of OpenAI.
 """
 _READ = frozenset({"file_name", "hf_hub_url", "columns", "formatting", "tags", "ranking", "subset", "split"})
 _WHERE = frozenset({"file_name", "hf_hub_url"})
@@ -80,8 +80,9 @@ def _source(name: str, info: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         what, whose = ("ranking", "OpenAI") if ranked else ("kto_tag", "ShareGPT")
         unread.append(f"{what} with messages as {whose} has them")
     if unread:
-        raise ConfigError("the list says of a data set what is not read", where=place, found=", ".join(unread),
-                          remedy="bring the data into a form of docs/train.md, and name the file as train_file")
+        raise ConfigError("the list says of a data set what is not read", where=place,
+                          found=", ".join(unread),
+                          remedy="bring the data into a form of docs/train.md, and name it as train_file")
     columns = {"messages" if form == "messages" and ours[key] == "conversations" else ours[key]: column
                for key, column in named.items() if column}
     source = {"path": entry.get("hf_hub_url") or _below(folder, entry.get("file_name"), place), "form": form,
@@ -90,8 +91,8 @@ def _source(name: str, info: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _below(folder: Path, name: Any, where: object) -> str | None:
-    """The path of a file that the list names, which lies with it: who wrote the list may not have written the machine's
-    other files.
+    """The path of a file that the list names, which lies with it: who wrote the list may not have written the
+    machine's other files.
 
     Raises:
         ConfigError, FormatError: it lies elsewhere, also by way of a link.

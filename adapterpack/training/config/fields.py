@@ -51,8 +51,9 @@ class TrainConfig:
 
     ``train_file`` and ``eval_file`` are a data file, a pattern of files, a folder, or a hub data set's name; or a mapping with one under
     ``path`` and more of :class:`.sources.Source`; or a list of these. ``problem_type`` says what the labels of a
-    classifier are for, where they do not tell it themselves. ``given`` are the settings that the configuration names, None where it was
-    no file or mapping: a pack that is trained further decides the others of its method.
+    classifier are for, where they do not tell it themselves. ``given`` are the settings that the
+    configuration names, None where it was no file or mapping: a pack that is trained further decides the others of
+    its method.
     """
 
     model_name_or_path: str

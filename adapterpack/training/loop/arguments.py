@@ -25,7 +25,9 @@ from ..trainers.kind import TRAINERS, TrainerKind
 _OWN = frozenset({"output_dir", "gradient_checkpointing", "report_to", "load_best_model_at_end"})
 """Settings that are not passed on as they are."""
 _OPENED_FIRST = {"mlflow": "mlflow:MlflowClient"}
-"""Reporters that can do without their store until the first metric -> what opens it, so that it is missed before a base is loaded."""
+"""Reporters that can do without their store until the first metric -> what opens it, so that it is missed
+before a base is loaded.
+"""
 
 
 def arguments_of(config: TrainConfig, folder: str | Path, targets: tuple[str, ...] = ()) -> TrainingArguments:
@@ -56,7 +58,8 @@ def arguments_of(config: TrainConfig, folder: str | Path, targets: tuple[str, ..
             **taken,
             output_dir=str(folder),
             report_to=_reporters(config),
-            disable_tqdm=not sys.stderr.isatty() or bool(os.environ.get("TQDM_DISABLE")),  # its bar also prints what the log says
+            # its bar also prints what the log says
+            disable_tqdm=not sys.stderr.isatty() or bool(os.environ.get("TQDM_DISABLE")),
             dataloader_pin_memory=torch.cuda.is_available(),
             do_eval=has_evaluation(config),
             use_cpu=not torch.accelerator.is_available(),  # said, because only then bf16 is let pass on a CPU

@@ -29,18 +29,23 @@ def started_from(config: TrainConfig) -> Pack:
     """
     source, said = str(config.adapter_name_or_path), config.method_config
     pack = load(folder_of(source))
-    given = config.given if config.given is not None else {
-        "method", *(field.name for field in dataclasses.fields(said) if getattr(said, field.name) != getattr(type(said)(), field.name))}
+    given = config.given
+    if given is None:
+        usual = dataclasses.asdict(type(said)())
+        given = frozenset({"method", *(name for name, value in usual.items() if getattr(said, name) != value)})
     if config.method != pack.manifest.method.type and "method" in given:
         raise ConfigError("the pack that is trained on is of another method", where=source, expected=config.method,
                           found=pack.manifest.method.type, remedy="leave the method out")
-    compared = {_PATTERNS.get(name, name) for name in _packed(type(said)) & given} if type(said) is pack.method.config else set()
+    alike = type(said) is pack.method.config
+    compared = {_PATTERNS.get(name, name) for name in _packed(type(said)) & given} if alike else set()
     for path, own in _configs(pack).items():
         wanted = said.at(path)
         for name in sorted(compared):
             if _hashable(getattr(wanted, name)) != _hashable(getattr(own, name)):
-                raise ConfigError("an adapter keeps the settings of its method when it is trained on", where=f"{source}, {name}",
-                                  expected=getattr(own, name), found=getattr(wanted, name), remedy="leave it out")
+                raise ConfigError("an adapter keeps the settings of its method when it is trained on",
+                                  where=f"{source}, {name}",
+                                  expected=getattr(own, name), found=getattr(wanted, name),
+                                  remedy="leave it out")
     return pack
 
 
@@ -57,7 +62,8 @@ def with_settings_of_the_pack(config: TrainConfig) -> TrainConfig:
     if not configs:
         return config
     if unread := sorted({"targets", "modules_to_save"} & (config.given or frozenset())):
-        log.warning("%s: the adapter stays at the sites of the pack that is trained on; not read: %s", config.pack_name, ", ".join(unread))
+        log.warning("%s: the adapter stays at the sites of the pack that is trained on; not read: %s",
+                    config.pack_name, ", ".join(unread))
     usual = max(configs, key=configs.count)  # sites may differ
     cls = type(usual)
     training = {field.name: getattr(said, field.name) for field in dataclasses.fields(cls)
@@ -69,7 +75,8 @@ def with_settings_of_the_pack(config: TrainConfig) -> TrainConfig:
 
 def _configs(pack: Pack) -> dict[str, Any]:
     """The config of the pack's own method at each of its sites."""
-    return {group.path: pack.config_at(group) for group in pack.groups if group.role == "adapter" and group.method is None}
+    return {group.path: pack.config_at(group) for group in pack.groups
+            if group.role == "adapter" and group.method is None}
 
 
 def _packed(cls: type[Any]) -> set[str]:

@@ -29,7 +29,9 @@ RUN = "run.json"
 _STATE = "trainer_state.json"
 """The last file that a trainer writes of a checkpoint."""
 _SEAL = "seal.json"
-"""The last file of a checkpoint: of which run it is, and the digests of all others. Where it can be read, all others are there."""
+"""The last file of a checkpoint: of which run it is, and the digests of all others. Where it can be read, all
+others are there.
+"""
 
 _SIGNS = ("/gloo/", "Connection closed by peer", "Connection reset by peer")
 """What is in torch's errors about another process, where they have no class of their own."""
@@ -38,8 +40,8 @@ _MORE = 1 << 20
 
 
 class RunFolder:
-    """The folder ``OUT.checkpoints`` of a run that ``description`` tells from others: this user's, without links, and locked from
-    :meth:`begin` until :meth:`end` or :meth:`release`.
+    """The folder ``OUT.checkpoints`` of a run that ``description`` tells from others: this user's, without
+    links, and locked from :meth:`begin` until :meth:`end` or :meth:`release`.
     """
 
     def __init__(self, out: str, description: Mapping[str, Any]) -> None:
@@ -53,16 +55,19 @@ class RunFolder:
         Raises:
             OutputExists: the checkpoints of another run are there, or the output is by now.
             FormatError: the last checkpoint is not as the run wrote it.
-            StorageError: the file system refuses, another process trains into this output, or something there is a link or another user's.
+            StorageError: the file system refuses, another process trains into this output, or something there
+                is a link or another user's.
         """
         new = not self.path.exists()
         self._lock = hold_folder(self.path)
         try:
-            refuse_existing(self._out, "output_dir=...")  # whoever was at work there may have finished meanwhile
+            # whoever was at work there may have finished meanwhile
+            refuse_existing(self._out, "output_dir=...")
             same = self._described() == self._description
             if not same and self._checkpoints():
-                raise OutputExists("the checkpoints of another run are in the place of this one's", where=self.path,
-                                   remedy="go on with that run by its own configuration, or remove the folder")
+                raise OutputExists("the checkpoints of another run are in the place of this one's",
+                                   where=self.path, remedy="go on with that run by its own configuration, or remove "
+                                                           "the folder")
             with storage_errors(self.path):
                 self.remove_partial()
                 if not same:
@@ -124,22 +129,27 @@ class RunFolder:
         """
         sealed, found = json.loads((checkpoint / _SEAL).read_bytes()), _seal_of(checkpoint)
         if sealed != found:
-            before = sealed.get("files") if isinstance(sealed, dict) else None
-            others = sorted(name for name in {*found["files"], *before} if found["files"].get(name) != before.get(name)) if isinstance(
-                before, dict) else []
-            raise FormatError("the checkpoint is not as this run wrote it", where=checkpoint, found=", ".join(others[:3]) or None,
-                              remedy=f"remove {checkpoint} to go on from the one before it, or {self.path} to start anew")
+            files, before = found["files"], sealed.get("files") if isinstance(sealed, dict) else None
+            before = before if isinstance(before, dict) else files
+            others = sorted(name for name in {*files, *before} if files.get(name) != before.get(name))
+            remedy = f"remove {checkpoint} to go on from the one before it, or {self.path} to start anew"
+            raise FormatError("the checkpoint is not as this run wrote it", where=checkpoint,
+                              found=", ".join(others[:3]) or None, remedy=remedy)
 
 
 def seal(checkpoint: Path) -> None:
-    """Finishes a checkpoint: notes of which run it is, and the digests of its files, by which a later run knows it again."""
+    """Finishes a checkpoint: notes of which run it is, and the digests of its files, by which a later run
+    knows it again.
+    """
     text = strict_json.canonical(_seal_of(checkpoint))
-    with storage_errors(checkpoint), os.fdopen(open_own_file(checkpoint / _SEAL, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    with storage_errors(checkpoint), os.fdopen(open_own_file(checkpoint / _SEAL, flags), "wb") as file:
         file.write(text)
 
 
 def _seal_of(checkpoint: Path) -> dict[str, Any]:
-    files = {path.relative_to(checkpoint).as_posix(): sha256_of(path) for path in sorted(checkpoint.rglob("*"))
+    files = {path.relative_to(checkpoint).as_posix(): sha256_of(path)
+             for path in sorted(checkpoint.rglob("*"))
              if path.is_file() and path != checkpoint / _SEAL}
     run = checkpoint.parent / RUN  # not there where somebody uses the trainer without a run
     return {"run": sha256_of(run) if run.exists() else None, "files": files}

@@ -66,7 +66,8 @@ def trained(config: TrainConfig, progress: Shown | None = None, rewards: Sequenc
     kind, task = TRAINERS[config.trainer], task_named(config.task)
     refuse_existing(Path(config.output_dir), "output_dir=...")
     base, datasets = folder_of(config.model_name_or_path), list(map(_dataset, sources_of(config.train_file, "train_file")))
-    run = RunFolder(config.output_dir, {**as_mapping(config), "datasets": datasets} | {"on_divergence": None})  # changes nothing computed
+    described = {**as_mapping(config), "datasets": datasets}
+    run = RunFolder(config.output_dir, described | {"on_divergence": None})  # which changes nothing that is computed
     stopping = Stopping() if company is None else company.stopping
     arguments = arguments_of(config, run.path, () if kind.rows else training_of(task, kind).targets)
     checkpoint = run.begin() if arguments.should_save else run.last()
@@ -74,7 +75,8 @@ def trained(config: TrainConfig, progress: Shown | None = None, rewards: Sequenc
         reader = reader_of(task, kind, base)
         ready = prepared(config, task, base, reader, loaded if company is None else company.load)
         evaluation = ready.rows.evaluation
-        divergence = Divergence(config.on_divergence == "fail" and not takes_best(config), _loss_of_nothing(ready))
+        divergence = Divergence(config.on_divergence == "fail" and not takes_best(config),
+                                _loss_of_nothing(ready))
         steps = Steps(progress, name="" if company is None else config.pack_name, divergence=divergence)
         if checkpoint is not None:
             log.info("going on from %s", checkpoint)
@@ -126,7 +128,9 @@ def _scores(trainer: Any) -> Mapping[str, float]:
 
 
 def _loss_of_nothing(ready: Prepared) -> float:
-    """The loss of a model that has learned nothing, where labels are numbers, which have any size; 0 where it is some nats."""
+    """The loss of a model that has learned nothing, where labels are numbers, which have any size; 0 where it
+    is some nats.
+    """
     if ready.rows.labels is None or ready.rows.labels.problem is not NUMBER or ready.rows.collator is None:
         return 0.0
     return float(np.mean([float(row["labels"]) ** 2 for row in ready.rows.train]))

@@ -55,15 +55,18 @@ def evaluated(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 
 _WINDOW, _SHARE, _LONG = 10, 0.4, 20
-"""A loss counts as far above where so large a share of the last steps is; it has run away where that is so for so many steps, or at the end."""
+"""A loss counts as far above where so large a share of the last steps is; it has run away where that is so
+for so many steps, or at the end.
+"""
 
 
 class Divergence:
-    """Watches whether losses run away from where they began: it warns once, and after many such steps, or at the end, it is an error.
+    """Watches whether losses run away from where they began: it warns once, and after many such steps, or at
+    the end, it is an error.
 
-    The first loss may be a lucky one, so an error needs losses far above those of the first steps as well, as far as these did not run away
-    themselves, and above ``least``, what is to be expected of a model that has learned nothing. Where the error is not wanted (``fails``)
-    there is the warning alone.
+    The first loss may be a lucky one, so an error needs losses far above those of the first steps as well, as
+    far as these did not run away themselves, and above ``least``, what is to be expected of a model that has
+    learned nothing. Where the error is not wanted (``fails``) there is the warning alone.
     """
 
     def __init__(self, fails: bool = True, least: float = 0.0) -> None:
@@ -80,10 +83,13 @@ class Divergence:
         self._far = self._far + 1 if _mostly_above(recent, _far_above(begun)) else 0
         if not self._warned and _mostly_above(recent, _far_above(first)):
             self._warned = True
-            log.warning("step %d: the loss is far above its start: %.4g, which was %.4g at first; %s", step, losses[-1], losses[0], _CALMER)
+            log.warning("step %d: the loss is far above its start: %.4g, which was %.4g at first; %s", step,
+                        losses[-1], losses[0], _CALMER)
         if self._fails and (self._far >= _LONG or (last and self._far)):
-            raise NonFinite("the training diverged: its loss has run away from its start", where=f"step {step}", found=f"{losses[-1]:.4g}",
-                            expected=f"about {losses[0]:.4g} or less", remedy=f"{_CALMER}; on_divergence: warn packs it nevertheless")
+            raise NonFinite("the training diverged: its loss has run away from its start",
+                            where=f"step {step}", found=f"{losses[-1]:.4g}",
+                            expected=f"about {losses[0]:.4g} or less",
+                            remedy=f"{_CALMER}; on_divergence: warn packs it nevertheless")
 
 
 _CALMER = "lower learning_rate or max_grad_norm, or raise warmup_steps"
@@ -104,7 +110,8 @@ class Steps(TrainerCallback, ExportableState):  # type: ignore[misc]
     in what it says, where other runs say something, too.
     """
 
-    def __init__(self, progress: Callable[[Step], None] | None = None, losses: list[float] | None = None, name: str = "",
+    def __init__(self, progress: Callable[[Step], None] | None = None, losses: list[float] | None = None,
+                 name: str = "",
                  divergence: Divergence | None = None) -> None:
         self.progress, self.losses, self.name = progress, list(losses or ()), name
         self._divergence = divergence or Divergence(fails=False)
@@ -135,7 +142,8 @@ class Steps(TrainerCallback, ExportableState):  # type: ignore[misc]
         """Checks the loss and shows the step.
 
         Raises:
-            NonFinite: the loss is NaN or infinite, and the parameters are by now; or it has run away from its start.
+            NonFinite: the loss is NaN or infinite, and the parameters are by now; or it has run away from its
+                start.
         """
         loss = float(self._loss)
         self._counted += int(self._tokens) * args.world_size

@@ -80,7 +80,8 @@ def _require_utf8(text: bytes, where: object) -> None:
     except UnicodeDecodeError as error:
         around = text[max(error.start - 20, 0) : error.start + 20].decode("utf-8", "replace").strip()
         raise ConfigError("the file is not in UTF-8", where=where, found=repr(around),
-                          remedy="save it in UTF-8: spreadsheets call it CSV UTF-8, and iconv -f WINDOWS-1252 -t UTF-8 changes a file") from error
+                          remedy="save it in UTF-8, which spreadsheets call CSV UTF-8, or change it by "
+                                 "iconv -f WINDOWS-1252 -t UTF-8") from error
 
 
 def _require_bounded_parquet(path: Path, size: int, name: object) -> None:
@@ -177,15 +178,23 @@ def _pieces(data: bytes | mmap, name: object) -> Iterator[tuple[int, int]]:
     start, size = 0, len(data)
     while start < size:
         stop = min(start + _BLOCK, size)
-        while (whole_texts := _WHOLE_TEXTS.match(data[start:stop])) and not whole_texts.end() and stop < size and stop - start <= MAX_ROW:
-            stop = min(2 * stop - start, size)  # a text that is longer than a block
-        end = start + (whole_texts.end() if whole_texts else 0)
-        longest = max(map(len, _STRINGS.findall(data[start:stop])), default=0) if stop - start > MAX_ROW else 0
-        if longest > MAX_ROW:
-            raise ConfigError("a text is too long", where=name, expected=f"at most {MAX_ROW} bytes", found=longest)
+        end = start + _whole_texts(data[start:stop])
+        while end == start and stop < size and stop - start <= MAX_ROW:  # a text that is longer than a block
+            stop = min(2 * stop - start, size)
+            end = start + _whole_texts(data[start:stop])
+        long = stop - start > MAX_ROW
+        if long and (longest := max(map(len, _STRINGS.findall(data[start:stop])), default=0)) > MAX_ROW:
+            raise ConfigError("a text is too long", where=name, expected=f"at most {MAX_ROW} bytes",
+                              found=longest)
         end = end if end > start else stop  # a text that never ends
         yield start, end
         start = end
+
+
+def _whole_texts(piece: bytes) -> int:
+    """How far a piece of JSON goes in which every text ends."""
+    found = _WHOLE_TEXTS.match(piece)
+    return 0 if found is None else found.end()
 
 
 def _blocks(data: bytes | mmap, name: object) -> Iterator[tuple[int, int]]:

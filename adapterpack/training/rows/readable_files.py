@@ -47,8 +47,8 @@ def kind_of(path: Path) -> str | None:
 
 
 def options_of(kind: str, path: Path) -> Mapping[str, Any]:
-    """The options by which ``datasets`` reads a file: a CSV file whose first line has no comma is separated by what is there, as
-    spreadsheets write semicolons where the comma is that of decimals.
+    """The options by which ``datasets`` reads a file: a CSV file whose first line has no comma is separated
+    by what is there, as spreadsheets write semicolons where the comma is that of decimals.
     """
     if kind != ".csv":
         return KINDS[kind].options
