@@ -116,6 +116,7 @@ def test_export_takes_no_head_for_another_task_though_the_task_is_named(
     assert not (tmp_path / "bundle").exists()
 
 
+@pytest.mark.long
 def test_a_bundle_for_another_task_than_its_packs_takes_more_of_them(
     tiny_bert: Path, pack_of: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture,
 ) -> None:
