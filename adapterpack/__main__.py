@@ -1,4 +1,6 @@
-"""``adapterpack`` and ``python -m adapterpack`` are the command line; from here on Ctrl-C ends it quietly, also while it is imported."""
+"""``adapterpack`` and ``python -m adapterpack`` are the command line; from here on Ctrl-C ends it quietly,
+also while it is imported.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ def main() -> None:
     """Runs the command line."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, end_at_once)
-    from .cli.main import main as commands  # noqa: PLC0415 - libraries turn a signal that comes meanwhile into errors of their own
+    from .cli.main import main as commands  # noqa: PLC0415 - a signal meanwhile would become errors of libraries
 
     commands()
 

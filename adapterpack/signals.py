@@ -76,8 +76,8 @@ def raised() -> Iterator[Raising]:
     and all where another thread calls, stay as they are.
     """
     handler, ours = Raising(), threading.current_thread() is threading.main_thread()
-    before = {number: found for number in ENDING
-              if (found := signal.getsignal(number)) in (signal.SIG_DFL, signal.default_int_handler, end_at_once)} if ours else {}
+    usual = (signal.SIG_DFL, signal.default_int_handler, end_at_once)
+    before = {number: found for number in ENDING if (found := signal.getsignal(number)) in usual} if ours else {}
     _before_fork.update(before)
     for number in before:
         signal.signal(number, handler)

@@ -20,8 +20,9 @@ _LOG = logging.getLogger("adapterpack.http")
 
 
 class Followed(Generic[T]):
-    """The value that ``read`` makes of some files, ``what`` in words. Where they cannot be read the value stays as it was: the log says so
-    as long as it lasts, and :attr:`unread_seconds` for how long that has been.
+    """The value that ``read`` makes of some files, ``what`` in words. Where they cannot be read the value
+    stays as it was: the log says so as long as it lasts, and :attr:`unread_seconds` for how long that has
+    been.
 
     Raises:
         AdapterpackError: as ``read``, the first time.
@@ -44,8 +45,8 @@ class Followed(Generic[T]):
         return self.latest
 
     async def look(self) -> None:
-        """Has :attr:`latest` say what the files say, as ``value`` does, and reads them on another thread. Who comes meanwhile waits, too:
-        nobody is answered by what they said before.
+        """Has :attr:`latest` say what the files say, as ``value`` does, and reads them on another thread.
+        Who comes meanwhile waits, too: nobody is answered by what they said before.
         """
         if self._reading is None and self._changed():
             self._reading = asyncio.ensure_future(asyncio.to_thread(self._read_again))
@@ -75,10 +76,14 @@ class Followed(Generic[T]):
     def _read_again(self) -> None:
         try:
             self.latest = self._read()
-        except Exception as error:  # whatever it is, what they said before must not count for ever without a word
+        except Exception as error:  # whatever it is, what was said must not count for ever without a word
             self._unread_since = self._unread_since or time.monotonic()
-            _LOG.error("the %s stay as they were %.0f s ago: %s", self._what, self.unread_seconds,
-                       error if isinstance(error, AdapterpackError) else repr(error))
+            _LOG.error(
+                "the %s stay as they were %.0f s ago: %s",
+                self._what,
+                self.unread_seconds,
+                error if isinstance(error, AdapterpackError) else repr(error),
+            )
         else:
             self._unread_since = None
             _LOG.warning("read the %s again: %s", self._what, ", ".join(map(str, self._paths)))

@@ -26,9 +26,11 @@ logging.getLogger("uvicorn.error").addFilter(_is_news)
 
 
 class _Connection(h11.Connection):  # type: ignore[misc]
-    """Refuses a request that says twice how long its body is, or in a way that its version of HTTP does not know.
+    """Refuses a request that says twice how long its body is, or in a way that its version of HTTP does not
+    know.
 
-    A proxy that reads the other one passes on what follows as somebody else's request (RFC 9112, section 6.1).
+    A proxy that reads the other one passes on what follows as somebody else's request (RFC 9112, section
+    6.1).
     """
 
     def next_event(self) -> Any:
@@ -97,7 +99,9 @@ class Protocol(H11Protocol):  # type: ignore[misc]
             self.cycle.message_event.set()
 
     def break_off(self) -> None:
-        """Ends the connection, whatever it waits for; what is running for its client has nobody to answer any more."""
+        """Ends the connection, whatever it waits for; what is running for its client has nobody to answer
+        any more.
+        """
         if self.cycle is not None:
             self.cycle.disconnected = True
         self.transport.abort()

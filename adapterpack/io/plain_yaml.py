@@ -23,10 +23,15 @@ MAX_INTEGER = 2**63 - 1
 _WIDTH = 120
 
 
-def loads(data: bytes | str, where: object, kind: type[AdapterpackError] = ConfigError, what: str = "this is not valid YAML",
-          times: int = 1) -> Any:
-    """The value in ``data``: mappings, lists, texts, numbers, booleans and null; a date stays a text. It may have ``times`` as many bytes
-    and values as others.
+def loads(
+    data: bytes | str,
+    where: object,
+    kind: type[AdapterpackError] = ConfigError,
+    what: str = "this is not valid YAML",
+    times: int = 1,
+) -> Any:
+    """The value in ``data``: mappings, lists, texts, numbers, booleans and null; a date stays a text. It may
+    have ``times`` as many bytes and values as others.
 
     Raises:
         ConfigError: (or ``kind``) no YAML in UTF-8; past a limit; a key that stands twice, a tag of another type, or an alias of what it

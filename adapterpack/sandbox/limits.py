@@ -8,7 +8,8 @@ from typing import NamedTuple
 HEAD = struct.Struct(">cQ")
 DONE, FAILED, LIMIT, MEMORY, LATE, LARGE, ENDED, UNSENT = b"+", b"-", b"x", b"m", b"t", b"l", b"e", b"u"
 """What becomes of a call: a result; an exception, whose text is the answer; one that says that a limit was reached; too little memory;
-no answer in time; a result that is larger than the caller takes; the end of the process; its end before the call.
+no answer in time; a result that is larger than the caller takes; the end of the process; its end before the
+call.
 """
 
 

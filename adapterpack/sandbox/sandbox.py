@@ -116,7 +116,9 @@ class _Child:
             raise Unsupported("a sandbox does not start", where=function, found=self.ended_by(kind))
 
     def call(self, data: bytes) -> tuple[bytes, bytes]:
-        """The kind and bytes of the answer; or why there is none: ``UNSENT`` where the process had ended before it read the call."""
+        """The kind and bytes of the answer; or why there is none: ``UNSENT`` where the process had ended
+        before it read the call.
+        """
         until = time.monotonic() + self._limits.deadline
         try:
             self._socket.settimeout(self._limits.deadline)
@@ -162,7 +164,8 @@ class _Child:
         except (EOFError, OSError) as error:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(_LAST_SECONDS)  # its end is closed, so it ends: what ended it is the reason, and not our killing it
-            return UNSENT if isinstance(error, ConnectionResetError) else ENDED, b""  # reset: with bytes that it had not read
+            unread = isinstance(error, ConnectionResetError)  # there were bytes that it had not read
+            return UNSENT if unread else ENDED, b""
 
     def _read(self, size: int, until: float) -> bytes:
         data = bytearray()

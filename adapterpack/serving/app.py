@@ -33,14 +33,18 @@ _LOG = logging.getLogger("adapterpack.serving")
 
 def build(state: State, routes: Sequence[RouteSpec], keys: Keys | None = None) -> Starlette:
     """The application of a server; ``keys`` are those that open its routes, by default all."""
-    app = Starlette(routes=[Route(route.path, Endpoint(state, route, keys or state.keys), methods=[route.method]) for route in routes],
-                    exception_handlers={HTTPException: _no_route(routes)})
+    served = [
+        Route(route.path, Endpoint(state, route, keys or state.keys), methods=[route.method]) for route in routes
+    ]
+    app = Starlette(routes=served, exception_handlers={HTTPException: _no_route(routes)})
     app.router.redirect_slashes = False  # a redirect repeats what a stranger sent
     return app
 
 
 def _no_route(routes: Sequence[RouteSpec]) -> Callable[[Request, Exception], Awaitable[Response]]:
-    """What answers where there is no route: it names those that there are, since a bundle has those of its task alone."""
+    """What answers where there is no route: it names those that there are, since a bundle has those of its
+    task alone.
+    """
     posts = ", ".join(route.path for route in routes if route.method == "POST")
 
     async def answered(request: Request, error: Exception) -> Response:

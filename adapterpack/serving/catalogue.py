@@ -20,8 +20,10 @@ from .openai.answers import Provenance, Share
 from .openai.refusals import refused_of
 from .openai.requests import NamedWeight
 
-OWN_IDS = ("token ids were taken as this model's own: those of another tokenizer, as LangChain's OpenAIEmbeddings "
-           "sends them unless check_embedding_ctx_length=False, mean other texts")
+OWN_IDS = (
+    "token ids were taken as this model's own: those of another tokenizer, as LangChain's OpenAIEmbeddings "
+    "sends them unless check_embedding_ctx_length=False, mean other texts"
+)
 """The warning of an answer to token ids, which nobody can tell from another model's."""
 
 

@@ -8,6 +8,7 @@ import secrets
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -85,9 +86,11 @@ EVERYBODY = Key(id="everybody", sha256="0" * 64, admin=True)
 
 
 class Keys:
-    """The keys of a server: none, one, or those of a file, which :meth:`look` reads again when it has changed.
+    """The keys of a server: none, one, or those of a file, which :meth:`look` reads again when it has
+    changed.
 
-    A file that cannot be read may have lost keys, so after ``unread_seconds`` of that no key of it counts any more.
+    A file that cannot be read may have lost keys, so after ``unread_seconds`` of that no key of it counts
+    any more.
     """
 
     def __init__(self, keys: Sequence[Key] = (), path: Path | None = None, unread_seconds: float = 60.0) -> None:
@@ -151,7 +154,8 @@ class Keys:
                     yield f"the key {key.id} may ask for {name!r}, and no adapter is called so: {nearest(name, adapters)}"
 
     def of(self, authorization: str | None) -> Key:
-        """Whose header this is. Its digest is looked up, which tells nobody how much of a key is right, and compared in constant time.
+        """Whose header this is. Its digest is looked up, which tells nobody how much of a key is right, and
+        compared in constant time.
 
         Raises:
             Refused: nobody's, or one whose time is over; or the file could not be read for too long.
@@ -159,11 +163,13 @@ class Keys:
         if not self.needed:
             return EVERYBODY
         if not self.counted:
-            raise Refused(503, "keys_unread", "the file of keys cannot be read: nobody is let in before it can be", retry_after=10)
+            what = "the file of keys cannot be read: nobody is let in before it can be"
+            raise Refused(503, "keys_unread", what, retry_after=10)
         scheme, _, given = (authorization or "").partition(" ")
         digest = _digest(given.strip())
         match = self._known.get(digest)
-        if match is None or not hmac.compare_digest(match.sha256, digest) or match.expired or scheme.lower() != "bearer":
+        known = match is not None and hmac.compare_digest(match.sha256, digest)
+        if match is None or not known or match.expired or scheme.lower() != "bearer":
             what = "this server needs a key: Authorization: Bearer KEY" if not given else "this key is not known, or its time is over"
             raise Refused(401, "invalid_api_key", what)
         return match
@@ -185,7 +191,8 @@ def read_keys(path: Path) -> tuple[Key, ...]:
 
     data = _private_bytes(path)
     is_json = data.lstrip().startswith(b'{"')
-    value = strict_json.loads(data, path, _MOST_BYTES) if is_json else plain_yaml.loads(data, path, times=_TIMES)
+    read = partial(strict_json.loads, limit=_MOST_BYTES) if is_json else partial(plain_yaml.loads, times=_TIMES)
+    value = read(data, path)
     try:
         keys = msgspec.convert(value, _File).keys
     except msgspec.ValidationError as error:

@@ -29,8 +29,8 @@ class Limits:
         first_seconds: after which a stream begins although it has nothing to say yet, and then says that it is alive.
         stuck_seconds: after which a step of the engine is stuck.
         drain_seconds: that answers have to end when the server is to end.
-        masks_beside: whether the masks of slow forms are computed beside the engine's steps, so that they slow
-            only their own rows; what runs together then depends on time.
+        masks_beside: whether the masks of slow forms are computed beside the engine's steps, so that they
+        slow only their own rows; what runs together then depends on time.
         unread_keys_seconds: for which keys count whose file cannot be read any more.
     """
 

@@ -110,7 +110,8 @@ def opened(setup: Setup, thread: EngineThread) -> tuple[State, Starlette]:
     """What the routes of a server share, and its application."""
     quotas, limits = Quotas(), setup.limits
     setup.metrics.add_quotas(quotas)
-    setup.metrics.add(Figure("keys_unread_seconds", "For how long the file of keys could not be read.", lambda: setup.keys.unread_seconds))
+    unread = "For how long the file of keys could not be read."
+    setup.metrics.add(Figure("keys_unread_seconds", unread, lambda: setup.keys.unread_seconds))
     state = State(thread, setup.catalogue, setup.adapters, Gate.of(setup.engine, limits), setup.keys, quotas, limits,
                   setup.metrics, setup.ended, Traffic(), setup.hosts)
     _gauges(setup.metrics, thread, [figure for api in setup.apis for figure in api.figures])
@@ -167,7 +168,9 @@ def _gauges(metrics: Metrics, thread: EngineThread, more: Sequence[Figure]) -> N
 
 
 async def _watch(state: State) -> None:
-    """Writes down when a step of the engine is stuck, once for each, and when the file of keys cannot be read."""
+    """Writes down when a step of the engine is stuck, once for each, and when the file of keys cannot be
+    read.
+    """
     stuck_since = 0.0
     while True:
         await asyncio.sleep(min(1.0, state.limits.stuck_seconds / 4))
@@ -189,7 +192,9 @@ class _Bounded(uvicorn.Server):  # type: ignore[misc]
         self.break_off()
 
     def break_off(self) -> None:
-        """Ends all connections, and what works for them. That is no error of theirs: uvicorn logs one of each whose client is there."""
+        """Ends all connections, and what works for them. That is no error of theirs: uvicorn logs one of
+        each whose client is there.
+        """
         self.force_exit = True
         for connection in list(self.server_state.connections):
             connection.break_off()
@@ -207,7 +212,9 @@ class SecondServer(_Bounded):
 
 
 class Server(_Bounded):
-    """A server that on the first signal lets nobody in any more and ends after the last answer; on the second at once."""
+    """A server that on the first signal lets nobody in any more and ends after the last answer; on the
+    second at once.
+    """
 
     def __init__(self, config: uvicorn.Config, state: State, ready: Callable[[], None]) -> None:
         super().__init__(config)

@@ -21,8 +21,8 @@ from .state import State
 
 
 async def health(state: State, request: Request, key: Key, record: Record) -> Response:
-    """Whether the process works: 503 where a step of the engine is stuck, or its thread has ended; ``degraded`` where the file of keys
-    cannot be read.
+    """Whether the process works: 503 where a step of the engine is stuck, or its thread has ended;
+    ``degraded`` where the file of keys cannot be read.
     """
     stuck = state.engine.stuck(state.limits.stuck_seconds)
     if state.engine.failure is not None:
@@ -36,7 +36,9 @@ async def health(state: State, request: Request, key: Key, record: Record) -> Re
 
 
 async def ready(state: State, request: Request, key: Key, record: Record) -> Response:
-    """Whether it takes requests: 503 once it is about to end, or could not read the file of keys for too long."""
+    """Whether it takes requests: 503 once it is about to end, or could not read the file of keys for too
+    long.
+    """
     well = state.engine.failure is None and not state.gate.draining and state.keys.counted
     return _json({"ready": well}, 200 if well else 503)
 

@@ -60,11 +60,11 @@ def serve(bundle: str | os.PathLike[str], *, adapters: Sequence[Pack | str | os.
 
     ``adapters`` are packs, folders of packs, or lock files of ``adapterpack pull``, that are loaded besides its own. ``keys`` is a file of
     keys, ``api_key`` one for all; without either only this machine may ask, unless ``insecure``. ``audit`` is a file for a line a request,
-    ``"-"`` standard error. ``sampling`` says what counts where a request for text says nothing: ``model`` (the
-    default) or ``greedy``. What was read of a prompt is known to later ones of the same key that begin as it
-    does; with ``share_prefixes`` to those of all keys, which can then find out by the time that an answer takes
-    what others have asked. ``max_rows`` and ``max_length`` are the engine's. ``ready`` is called once requests
-    are taken; ``port`` 0 takes a free one. SIGTERM and Ctrl-C let answers end first.
+    ``"-"`` standard error. ``sampling`` says what counts where a request for text says nothing: ``model``
+    (the default) or ``greedy``. What was read of a prompt is known to later ones of the same key that begin
+    as it does; with ``share_prefixes`` to those of all keys, which can then find out by the time that an
+    answer takes what others have asked. ``max_rows`` and ``max_length`` are the engine's. ``ready`` is
+    called once requests are taken; ``port`` 0 takes a free one. SIGTERM and Ctrl-C let answers end first.
 
     With ``watch`` the folders and lock files are looked at every so many seconds, and what changes there is loaded, exchanged or unloaded.
     A pack needs a signature of one of the keys ``require_signature``, which are files. ``admin`` is an address (``HOST:PORT``,
@@ -91,7 +91,7 @@ def serve(bundle: str | os.PathLike[str], *, adapters: Sequence[Pack | str | os.
         from .process import Operator, Setup, run  # noqa: PLC0415 - needs an extra
     bounds = limits or Limits()
     path = None if keys is None else Path(keys)
-    known = Keys.one(api_key) if api_key is not None else Keys(path=path, unread_seconds=bounds.unread_keys_seconds)
+    known = Keys(path=path, unread_seconds=bounds.unread_keys_seconds) if api_key is None else Keys.one(api_key)
     _require_keys(host, known.needed, insecure)
     admin_keys = _admin_keys(admin, admin_key_file)
     tls = Certificate.of(tls_cert, tls_key)

@@ -46,7 +46,9 @@ class AdapterAffinity(RequestRouter):
 
 
 def _score(replica: str, name: str) -> bytes:
-    """A replica's number for a name: the largest wins, so that where a replica goes its names alone move, and to all others."""
+    """A replica's number for a name: the largest wins, so that where a replica goes its names alone move,
+    and to all others.
+    """
     return hashlib.sha256(f"{replica}\0{name}".encode("utf-8", "surrogatepass")).digest()
 
 

@@ -1,4 +1,6 @@
-"""HAProxy before two servers, by the configuration in ``examples/serving``: requests for one adapter go to one server."""
+"""HAProxy before two servers, by the configuration in ``examples/serving``: requests for one adapter go to
+one server.
+"""
 
 from __future__ import annotations
 
@@ -42,8 +44,12 @@ def balanced(start: Callable[..., Served]) -> Iterator[tuple[str, list[Served]]]
     addresses = [*(server.address.removeprefix("http://") for server in servers), f"127.0.0.1:{gone}"]
     variables = {f"ADAPTERPACK_SERVER_{number}": address for number, address in enumerate(addresses, 1)}
     command = [str(HAPROXY), "-db", "-q", "-f", str(CONFIG)]
-    with child(command, env={**os.environ, **variables, "ADAPTERPACK_ADDRESS": f"127.0.0.1:{port}"}, stdout=subprocess.DEVNULL,
-               stderr=subprocess.DEVNULL):
+    with child(
+        command,
+        env={**os.environ, **variables, "ADAPTERPACK_ADDRESS": f"127.0.0.1:{port}"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ):
         address, until = f"http://127.0.0.1:{port}", time.monotonic() + 20
         while not answers(address):
             assert time.monotonic() < until
@@ -60,9 +66,15 @@ def answers(address: str) -> bool:
 
 
 def ask(address: str, name: str) -> None:
-    """Asks for a model by each of its names: in a body, behind the base's name, beside a prompt too long to be looked at."""
+    """Asks for a model by each of its names: in a body, behind the base's name, beside a prompt too long to
+    be looked at.
+    """
     body = {"model": name, "prompt": "Order two mugs", "max_tokens": 2}
-    for one in (body, {**body, "model": f"base:{name}"} if name != "base" else body, {**body, "prompt": "x " * 60_000}):
+    for one in (
+        body,
+        {**body, "model": f"base:{name}"} if name != "base" else body,
+        {**body, "prompt": "x " * 60_000},
+    ):
         answer = httpx.post(f"{address}/v1/completions", json=one, timeout=30)
         assert answer.status_code == (200 if len(one["prompt"]) < 100 else 400), answer.text  # type: ignore[arg-type]
     for _ in range(TRIES):
@@ -78,7 +90,8 @@ def asked(server: Served) -> dict[str, int]:
 @pytest.mark.long
 @needs_haproxy
 def test_an_adapter_has_one_server(balanced: tuple[str, list[Served]]) -> None:
-    """And the name of a page's host arrives as it was sent, so that a server refuses one that is not its own. When a server is killed, its
+    """And the name of a page's host arrives as it was sent, so that a server refuses one that is not its
+    own. When a server is killed, its
     adapters move to the other one."""
     address, servers = balanced
     for name in NAMES:

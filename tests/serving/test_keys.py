@@ -1,4 +1,6 @@
-"""Files of keys: how many they may have, what a request costs with many, and what happens when they change or cannot be read."""
+"""Files of keys: how many they may have, what a request costs with many, and what happens when they change
+or cannot be read.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +26,20 @@ pytestmark = pytest.mark.fast
 def written(path: Path, count: int, as_json: bool = True) -> Path:
     """A file of so many keys, each with some fields."""
     path.touch(0o600)
-    entries = [{"id": f"team-{n}", "sha256": hashlib.sha256(f"key-{n}".encode()).hexdigest(), "adapters": [f"a{n}"], "base": False,
-                "max_rows": 8} for n in range(count)]
-    lines = [f"- {{id: {one['id']}, sha256: {one['sha256']}, adapters: {one['adapters']}, base: false, max_rows: 8}}\n" for one in entries]
+    entries = [
+        {
+            "id": f"team-{n}",
+            "sha256": hashlib.sha256(f"key-{n}".encode()).hexdigest(),
+            "adapters": [f"a{n}"],
+            "base": False,
+            "max_rows": 8,
+        }
+        for n in range(count)
+    ]
+    lines = [
+        f"- {{id: {one['id']}, sha256: {one['sha256']}, adapters: {one['adapters']}, base: false, max_rows: 8}}\n"
+        for one in entries
+    ]
     path.write_text(json.dumps({"keys": entries}) if as_json else "keys:\n" + "".join(lines))
     return path
 
@@ -51,11 +64,15 @@ def test_a_request_is_compared_with_one_key(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_keys_are_read_again_beside_the_event_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever asks meanwhile waits for them, so that no key counts that has left the file; the loop goes on."""
+    """Whoever asks meanwhile waits for them, so that no key counts that has left the file; the loop goes
+    on.
+    """
     path = written(tmp_path / "keys", 3000)
     keys, reading, threads = Keys(path=path), module.read_keys, list[threading.Thread]()
     monkeypatch.setattr(followed, "LOOK_SECONDS", 0.0)
-    monkeypatch.setattr(module, "read_keys", lambda path: threads.append(threading.current_thread()) or reading(path))
+    monkeypatch.setattr(
+        module, "read_keys", lambda path: threads.append(threading.current_thread()) or reading(path)
+    )
 
     async def ask() -> int:
         turns = 0
@@ -72,9 +89,12 @@ def test_keys_are_read_again_beside_the_event_loop(tmp_path: Path, monkeypatch: 
         keys.of("Bearer key-2999")
 
 
-def test_keys_that_cannot_be_read_count_for_a_while_and_no_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                                                  caplog: pytest.LogCaptureFixture) -> None:
-    """Whatever the reason is: nobody knows which keys have left the file. Once it can be read all is as the file says, changed or not."""
+def test_keys_that_cannot_be_read_count_for_a_while_and_no_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever the reason is: nobody knows which keys have left the file. Once it can be read all is as the
+    file says, changed or not.
+    """
     monkeypatch.setattr(followed, "LOOK_SECONDS", 0.0)
     monkeypatch.setattr(followed, "_AGAIN_SECONDS", 0.0)
     path = tmp_path / "keys"

@@ -30,8 +30,8 @@ Named = str | Pack | Mix | Mapping[str, float] | None
 class AdapterTable:
     """Up to ``budget`` bytes of adapters that no row runs with, the least recently used given up first; those
     of running rows, and pinned ones, always stay. Mixes, which every request can make up anew, take no pack's
-    place. Any thread may call it. ``read`` makes a pack resident, and ``replay`` runs the canary of a pack that
-    has one.
+    place. Any thread may call it. ``read`` makes a pack resident, and ``replay`` runs the canary of a pack
+    that has one.
     """
 
     def __init__(self, bundle: OpenBundle, read: Callable[[Pack | Mix], ResidentAdapter],
@@ -150,7 +150,9 @@ class AdapterTable:
         self._drop(pack.id)
 
     def _name(self, name: str, pack: Pack | None) -> Pack | None:
-        """Gives a name to a pack, or takes it away; the pack that had it. Who reads it meanwhile finds one of the two."""
+        """Gives a name to a pack, or takes it away; the pack that had it. Who reads it meanwhile finds one
+        of the two.
+        """
         before = self._packs.get(name)
         if before is not None:
             self._names[before.id] -= 1
@@ -178,7 +180,9 @@ class AdapterTable:
                 del self._resident[adapter.digest]
 
     def taken(self, pack: Pack | Mix) -> ResidentAdapter:
-        """The adapter for one more row; it is in memory until :meth:`released`. It is read once, however many rows ask for it meanwhile."""
+        """The adapter for one more row; it is in memory until :meth:`released`. It is read once, however
+        many rows ask for it meanwhile.
+        """
         while True:
             with self._lock:
                 adapter = self._resident.get(pack.id)
@@ -215,7 +219,8 @@ class AdapterTable:
         """A row has ended."""
         with self._lock:
             adapter.users -= 1
-            if not adapter.users and not adapter.packs <= self._names.keys() and self._resident.get(adapter.digest) is adapter:
+            unnamed = not adapter.packs <= self._names.keys()
+            if not adapter.users and unnamed and self._resident.get(adapter.digest) is adapter:
                 del self._resident[adapter.digest]
             self._evict()
 

@@ -93,8 +93,9 @@ class DecoderEngine(Engine):
         ``prompt`` is a text (of a decoder: one user message), a list of messages, or token ids; ``adapter`` a name, a pack, or names with
         weights (``{"orders": 0.7, "formal": 0.3}``), whose changes are added for this row. ``features`` are other inputs ``[1, ...]``:
         ``image_features``, or in place of a prompt ``input_features`` of speech. What was read of a
-        prompt is known to later rows with the same ``cache_salt``. ``options`` are the fields of :class:`.Sampling`.
-        The adapter is read here, and the row keeps it, whatever is loaded and unloaded meanwhile.
+        prompt is known to later rows with the same ``cache_salt``. ``options`` are the fields of
+        :class:`.Sampling`. The adapter is read here, and the row keeps it, whatever is loaded and unloaded
+        meanwhile.
 
         Raises:
             UnknownAdapter: there is none of that name.
@@ -182,9 +183,9 @@ class DecoderEngine(Engine):
                 self._end(request, "cancelled", events)
 
     def _decode(self, events: list[Event]) -> None:
-        """One token for every running row, but for those whose grammars are not that far: these repeat the step,
-        and keep nobody waiting. Where the batch fails each row goes by itself: the one at fault ends, and the
-        others go on.
+        """One token for every running row, but for those whose grammars are not that far: these repeat the
+        step, and keep nobody waiting. Where the batch fails each row goes by itself: the one at fault ends,
+        and the others go on.
         """
         rows = list(self.rows.running)
         if not rows or not _any_ready(rows):
@@ -258,7 +259,9 @@ class DecoderEngine(Engine):
 
 
 def _any_ready(rows: Sequence[Beam]) -> bool:
-    """Whether a row can have its next token; where all wait for their grammars, so does this, for a moment."""
+    """Whether a row can have its next token; where all wait for their grammars, so does this, for a
+    moment.
+    """
     pending = [one for row in rows if (one := row.request.answer.pending) is not None]
     return len(pending) < len(rows) or bool(wait(pending, _MOMENT, FIRST_COMPLETED).done)
 

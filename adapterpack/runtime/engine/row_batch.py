@@ -29,9 +29,9 @@ class Row:
     """One row. What it needs is held here, and never looked up again by a name.
 
     ``prompt`` are its tokens, and ``done`` is how many of them have been read; rows with another ``salt``
-    neither find nor tell what was read of it. ``features`` are other inputs of its pass, and ``source`` those of
-    the encoder's. ``length`` counts the positions that it has in the cache, and ``token`` is the one that comes
-    next.
+    neither find nor tell what was read of it. ``features`` are other inputs of its pass, and ``source``
+    those of the encoder's. ``length`` counts the positions that it has in the cache, and ``token`` is the
+    one that comes next.
     """
 
     prompt: Sequence[int]

@@ -32,15 +32,17 @@ from .sampling import GRAMMARS, Sampling
 MAX_CHARACTERS = 1 << 17
 """Of a schema, an expression or a grammar."""
 SLOW = 0.002
-"""Seconds of processor time of a step of a grammar after which its masks are computed beside the engine's steps."""
+"""Seconds of processor time of a step of a grammar after which its masks are computed beside the engine's
+steps.
+"""
 STEP = 0.25
 """Seconds of processor time that a mask or a token may take; with ordinary grammars it is a tenth of a millisecond."""
 _SANDBOX = Sandbox("adapterpack.runtime.generation.grammar_check:check", Limits(memory=512 << 20, seconds=3))
 
 
 class Beside:
-    """Where the masks of one tenant are computed that take long: on a few threads beside the engine's, one at a
-    time, by turns with those of others.
+    """Where the masks of one tenant are computed that take long: on a few threads beside the engine's, one
+    at a time, by turns with those of others.
     """
 
     def __init__(self) -> None:
@@ -83,7 +85,9 @@ def _threads() -> ThreadPoolExecutor:
 
 
 class _Pace:
-    """Whether a grammar has been slow, in any of its rows: then its masks are computed ``beside`` the steps."""
+    """Whether a grammar has been slow, in any of its rows: then its masks are computed ``beside`` the
+    steps.
+    """
 
     def __init__(self, beside: Beside | None) -> None:
         self.beside, self.slow = beside, False
@@ -164,10 +168,14 @@ class GrammarMask:
 
 
 def grammar_mask(
-    tokenizer: Tokenizer | NoTokenizer, options: Sampling, where: str | None = None, beside: Beside | None = None
+    tokenizer: Tokenizer | NoTokenizer,
+    options: Sampling,
+    where: str | None = None,
+    beside: Beside | None = None,
 ) -> GrammarMask | None:
     """The mask at the beginning of a row, if the options say a form; ``where`` is what errors call that, by
-    default the parameter. Masks that take long are computed ``beside`` the engine's steps, where that is given.
+    default the parameter. Masks that take long are computed ``beside`` the engine's steps, where that is
+    given.
 
     Raises:
         MissingExtra: llguidance is not installed.

@@ -47,7 +47,9 @@ class TokenMask(Protocol):
 
     @property
     def pending(self) -> Future[Any] | None:
-        """What still computes beside the engine's steps which tokens may be next: :meth:`allowed` waits for it."""
+        """What still computes beside the engine's steps which tokens may be next: :meth:`allowed` waits for
+        it.
+        """
 
     def allowed(self, vocabulary: int) -> np.ndarray:
         """Whether each token may be next, ``[vocabulary]`` bool."""

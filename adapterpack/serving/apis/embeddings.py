@@ -71,7 +71,9 @@ async def embeddings(state: State, request: Request, key: Key, record: Record) -
     model = asked(state, key, record, body.model, body.adapters)
     options: dict[str, Any] = {"normalize": body.normalize is not False, "dimensions": body.dimensions}
     given = listed(body.input)
-    rows = await results(state, request, key, record, model, given, param="input", options=options, priority=body.priority)
+    rows = await results(
+        state, request, key, record, model, given, param="input", options=options, priority=body.priority
+    )
     write = _base64 if body.encoding_format == "base64" else list[float]
     answer = EmbeddingAnswer(data=[Embedding(index=place, embedding=write(row["embedding"])) for place, row in enumerate(rows)],
                              model=body.model, usage=PassUsage.of(record.prompt_tokens), system_fingerprint=model.digest,

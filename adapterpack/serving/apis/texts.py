@@ -36,8 +36,8 @@ from ..state import State
 
 
 class Texts:
-    """Answers requests for text on one engine; what they leave out of the sampling parameters is by the rule ``sampling``. With
-    ``share_prefixes`` keys find what was read of others' prompts.
+    """Answers requests for text on one engine; what they leave out of the sampling parameters is by the rule
+    ``sampling``. With ``share_prefixes`` keys find what was read of others' prompts.
     """
 
     def __init__(self, engine: DecoderEngine, limits: Limits, sampling: str, share_prefixes: bool) -> None:
@@ -75,7 +75,8 @@ class Texts:
             outbox = Outbox(count)
             rows = self._rows(body, prepared, model, key, outbox)
             stack.enter_context(running(state, request, key, record, rows, sum(map(len, prepared.prompts)), outbox))
-            provenance = state.catalogue.provenance(model, body.prompts if isinstance(body, CompletionRequest) else ())
+            given = body.prompts if isinstance(body, CompletionRequest) else ()
+            provenance = state.catalogue.provenance(model, given)
             written = self._form(body, provenance, prepared.calls) if form is None else form(provenance, prepared.calls)
             answer = Answer(state, body, record, outbox, model, written)
             if not body.stream:
@@ -85,10 +86,22 @@ class Texts:
 
     def _rows(self, body: Sampled, prepared: Prepared, model: Model, key: Key, outbox: Outbox) -> list[Row]:
         count, salt = body.n or 1, json.dumps([None if self._share_prefixes else key.id, body.cache_salt])
-        return [Row(make=partial(self._engine.row, ids, model.pack, sampling, None, draw, copied(prepared.mask), salt), pack=model.pack,
-                    cost=len(ids), place=number * count + draw, outbox=outbox, tenant=key.id, share=key.share, rank=key.rank,
-                    priority=body.priority or 0)
-                for number, (ids, sampling) in enumerate(zip(prepared.prompts, prepared.samplings, strict=True)) for draw in range(count)]
+        row = self._engine.row
+        return [
+            Row(
+                make=partial(row, ids, model.pack, sampling, None, draw, copied(prepared.mask), salt),
+                pack=model.pack,
+                cost=len(ids),
+                place=number * count + draw,
+                outbox=outbox,
+                tenant=key.id,
+                share=key.share,
+                rank=key.rank,
+                priority=body.priority or 0,
+            )
+            for number, (ids, sampling) in enumerate(zip(prepared.prompts, prepared.samplings, strict=True))
+            for draw in range(count)
+        ]
 
     def _form(self, body: ChatRequest | CompletionRequest, provenance: Provenance, calls: Callable[[], CallReader] | None) -> Form:
         if isinstance(body, ChatRequest):
@@ -100,7 +113,9 @@ class Texts:
         return CompletionForm(body.model, provenance, self._tokens, echoes)
 
 
-def opened(engine: DecoderEngine, limits: Limits, sampling: str = "model", share_prefixes: bool = False) -> Api:
+def opened(
+    engine: DecoderEngine, limits: Limits, sampling: str = "model", share_prefixes: bool = False
+) -> Api:
     """The API on an engine."""
     texts, rows = Texts(engine, limits, sampling, share_prefixes), engine.rows
     return Api((

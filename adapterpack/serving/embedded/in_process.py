@@ -24,7 +24,9 @@ _LIMITS = Limits(
     request_seconds=_WITHOUT_END,
     masks_beside=False,
 )
-"""A job has the engine for itself, so its open rows and its time have no limit, and a mask keeps nobody waiting."""
+"""A job has the engine for itself, so its open rows and its time have no limit, and a mask keeps nobody
+waiting.
+"""
 
 
 class Posted(NamedTuple):

@@ -42,8 +42,8 @@ class Share(msgspec.Struct, frozen=True):
 
 class Provenance(msgspec.Struct, frozen=True):
     """What answered: the adapter's name (null: none) and digest, and the base. ``digest`` is the bundle's where there is no adapter. Of
-    several ``adapter`` and ``digest`` have all of them with their weights, as ``adapters`` lists them. ``warnings`` say what the client
-    should know of the answer.
+    several ``adapter`` and ``digest`` have all of them with their weights, as ``adapters`` lists them.
+    ``warnings`` say what the client should know of the answer.
     """
 
     adapter: str | None

@@ -67,8 +67,8 @@ class EngineThread:
         self._thread.start()
 
     def close(self, seconds: float = math.inf) -> None:
-        """Ends the thread after the step that it is in, which has so many seconds, unless it is given up; rows that are left are ended
-        with an error.
+        """Ends the thread after the step that it is in, which has so many seconds, unless it is given up;
+        rows that are left are ended with an error.
         """
         self._closing = True
         self._messages.put(lambda: None)
@@ -78,7 +78,8 @@ class EngineThread:
         self._thread.join(_LAST_SECONDS)
         if self._thread.is_alive() and self.failure is None:
             self.given_up, self.failure = True, RuntimeError("stuck")
-            _LOG.critical("the engine is given up in %s", "no step" if self.activity is None else self.activity.what)
+            step = "no step" if self.activity is None else self.activity.what
+            _LOG.critical("the engine is given up in %s", step)
             self._fail_all()
         self._loader.shutdown(wait=not self.given_up, cancel_futures=True)
 
