@@ -11,12 +11,15 @@ from typing import Any
 import pytest
 import torch
 from families import FAMILIES
+from noise import shake
+from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import adapterpack
-from adapterpack import LoRA, Pack, adapt, save, train, validate
+from adapterpack import LoRA, Pack, adapt, attach, load, save, train, validate
 from adapterpack.base.base_metadata import license_of, tokenizer_of
 from adapterpack.base.checkpoint import Checkpoint
+from adapterpack.errors import OutputExists, Unsupported
 from adapterpack.manifest import manifest as m
 from adapterpack.manifest.parts import Dims, Tokenizer
 from adapterpack.training.checkpoint_names import drawn_modules
@@ -144,3 +147,26 @@ def test_a_whole_checkpoint_has_no_new_head(name: str, tmp_path: Path) -> None:
     """However a family stores and ties its weights, what its checkpoint holds is not taken for what every load draws anew."""
     FAMILIES[name].build().save_pretrained(tmp_path / name)
     assert drawn_modules(FAMILIES[name].load(tmp_path / name)) == []
+
+
+def test_save_pretrained_of_an_adapted_model_writes_its_packs(tiny_llama: Path, tmp_path: Path) -> None:
+    """PEFT loads one as it is; of several each has a folder; a taken folder and a push are refused."""
+    load_base = AutoModelForCausalLM.from_pretrained
+    ids = torch.tensor([[5, 17, 40]])
+    model = shake(adapt(load_base(tiny_llama), LoRA(r=2), "a"), 0.3)
+    model.save_pretrained(tmp_path / "one")
+    ours = attach(load_base(tiny_llama), load(tmp_path / "one"))
+    theirs = PeftModel.from_pretrained(load_base(tiny_llama), tmp_path / "one")
+    right = model(input_ids=ids).logits
+    for other in (ours, theirs):
+        torch.testing.assert_close(other(input_ids=ids).logits, right, rtol=0, atol=1e-5)
+    with pytest.raises(OutputExists):
+        model.save_pretrained(tmp_path / "one")
+    adapt(model, LoRA(r=3), "b")
+    model.save_pretrained(tmp_path / "both", save_function=None, state_dict=None)  # as accelerate's users do
+    found = {path.name: load(path).method.name for path in (tmp_path / "both").iterdir()}
+    assert found == dict.fromkeys("ab", "lora")
+    with pytest.raises(Unsupported, match="adapterpack push"):
+        model.save_pretrained(tmp_path / "pushed", push_to_hub=True)
+    model.save_pretrained(tmp_path / "of a trainer", state_dict=None, is_main_process=True)
+    assert [path.name for path in (tmp_path / "of a trainer").iterdir()] == ["model.safetensors"]

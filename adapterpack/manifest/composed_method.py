@@ -29,7 +29,16 @@ def method_of(manifest: m.Manifest) -> Method:
 
     if manifest.method.type != NAME:
         raise FormatError("a pack with a composition has another method", where="/method/type", expected=NAME, found=manifest.method.type)
-    return _composed(msgspec.json.encode(manifest.composition, order="sorted"))
+    return method_of_composition(manifest.composition)
+
+
+def method_of_composition(composition: Composition) -> Method:
+    """The method that a composition makes of its members' methods: the same one for the same composition.
+
+    Raises:
+        UnknownMethod, FormatError, Unsupported: as of :func:`method_of`.
+    """
+    return _composed(msgspec.json.encode(composition, order="sorted"))
 
 
 @lru_cache(maxsize=64)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from types import MethodType
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from ..errors import Unsupported
 from .active import adapter_names
 from .layers.tensors import gathered
 from .layers.wrapper import Wrapper
+from .save import save
 
 FILE = "model.safetensors"
 """Where trainers of transformers look for weights to go on from; those that are not in it stay as they are."""
@@ -35,16 +37,32 @@ def adapter_tensors(model: nn.Module, state: Mapping[str, Any] | None = None) ->
 
 
 def _save_pretrained(
-    self: Any, save_directory: str | os.PathLike[str], is_main_process: bool = True, state_dict: Mapping[str, Any] | None = None,
-    **options: Any,
+    model: nn.Module, save_directory: str | os.PathLike[str], is_main_process: bool = True, **options: Any
 ) -> None:
-    """The adapters alone, for a trainer that goes on from there; :func:`adapterpack.save` writes a pack. There is no configuration with
-    them: nobody can load them for a model.
+    """What ``save_pretrained`` of an adapted model writes: its pack, which is PEFT's folder, too, or a pack of
+    each adapter in a folder of its name. Trainers, which say ``state_dict``, get a file to go on from.
+
+    Raises:
+        OutputExists: a user's folder is there already.
+        Unsupported: a user asks for more than to write it.
     """
-    tensors = adapter_tensors(self, state_dict)
+    if "state_dict" not in options or "save_function" in options:
+        _write_packs(model, Path(save_directory), is_main_process, options)
+        return
+    tensors = adapter_tensors(model, options["state_dict"])
     if is_main_process:
         Path(save_directory).mkdir(parents=True, exist_ok=True)
         save_file(tensors, Path(save_directory) / FILE, {"format": "pt"})
+
+
+def _write_packs(model: nn.Module, folder: Path, is_main_process: bool, options: Mapping[str, Any]) -> None:
+    if options.get("push_to_hub"):
+        raise Unsupported("the adapter of a model is not pushed while it is saved", where="save_pretrained",
+                          found="push_to_hub", remedy=f"write it, then: adapterpack push {folder} hf://org/name")
+    names = adapter_names(model)
+    for name in names:
+        out = folder if len(names) == 1 else folder / name
+        save(model, out if is_main_process else None, adapter=name)
 
 
 def follow(model: nn.Module) -> None:
@@ -56,7 +74,7 @@ def follow(model: nn.Module) -> None:
         return
     adapted: Any = model
     if adapter_names(model):
-        adapted.save_pretrained = MethodType(_save_pretrained, model)
+        adapted.save_pretrained = partial(_save_pretrained, model)
         if getattr(model, "is_quantized", False):  # trainers refuse those without adapters, and look for PEFT's alone
             adapted._hf_peft_config_loaded = True
     else:

@@ -128,7 +128,7 @@ def _adapted(
     if unknown := [path for plan in plans for path in plan.unknown]:
         watch(model, name, unknown, {target: paths for plan in plans for target, paths in plan.named.items()})
     if any(plan.method.limits.one_pass for plan in plans):
-        lead(model, name, None)
+        lead(model, name)
     follow(model)
     separate_rows(model)
     return active(model, name)
@@ -265,7 +265,7 @@ def _attached(model: nn.Module, pack: Pack, name: str, check_base: bool, check_c
         for path, params in pack.full().items():
             work.saved(path)._add(name, params, labels)
     if pack.method.limits.one_pass:
-        lead(model, name, pack.method.first_pass)
+        lead(model, name)
     if check_base:
         replayed = check_canary and (verdict is None or verdict.name != "variant")  # whose other bytes give other logits
         _require_behaviour(model, pack, name, replayed)

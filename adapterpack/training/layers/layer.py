@@ -13,7 +13,10 @@ from torch import nn
 from torch.nn import functional
 
 from ...adapter_methods import Dense, Method, Site, evaluate, fold, from_matrix, frozen, run, to_matrix
+from ...adapter_methods.registry import METHODS
 from ...errors import Unsupported
+from ...manifest.composed_method import method_of_composition
+from ...manifest.parts import Composition
 from ..kernels import low_rank
 from ..kernels.dropout import Dropout
 from .tensors import as_parameter
@@ -21,6 +24,21 @@ from .weights import device_of, tensor_of, weight_of
 from .wrapper import Wrapper, child, innermost, key_of
 
 Tensors = Mapping[str, nn.Parameter]
+
+
+def _described(method: Method, cfg: Any) -> tuple[Any, Any]:
+    """A method and its config as what can be written: :func:`_made` takes it."""
+    if method.storage.composition is not None:
+        fields = {field.name: getattr(cfg, field.name) for field in dataclasses.fields(cfg)}
+        return method.storage.composition, fields
+    return (method.name if METHODS.find(method.name) is method else method), cfg
+
+
+def _made(method: Any, cfg: Any) -> tuple[Method, Any]:
+    if isinstance(method, Composition):
+        composed = method_of_composition(method)
+        return composed, composed.config(**cfg)
+    return (METHODS[method] if isinstance(method, str) else method), cfg
 
 
 class Adapted(Wrapper):
@@ -43,6 +61,15 @@ class Adapted(Wrapper):
         self._first_pass_params: dict[str, Mapping[str, torch.Tensor]] = {}
         self._where: dict[str, Callable[[], torch.Tensor]] = {}
         self._weights: dict[str, float] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and files: a method stands there by its name, or by the composition that makes it."""
+        methods = {name: _described(*made) for name, made in self._methods.items()}
+        return {**self.__dict__, "_methods": methods}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        made = {name: _made(*described) for name, described in state["_methods"].items()}
+        super().__setstate__({**state, "_methods": made})
 
     def _add(self, name: str, method: Method, cfg: Any, params: Mapping[str, np.ndarray], constants: Tensors, shared: Tensors) -> None:
         """Adds an adapter; its own parameters are trained as float32, on the base's device, unless the method says that they are frozen.

@@ -20,14 +20,13 @@ from .wrapper import Wrapper, module_at, path_order
 _CACHES = ("past_key_values", "cache", "past_key_value")
 _ATTRIBUTE = "_adapterpack_first_passes"
 """The attribute of a model that holds the :class:`Lead` of each such adapter."""
-Weigh = Callable[[Any, torch.Tensor, int, int], dict[str, torch.Tensor]]
 
 
 class Lead:
     """The hooks of an adapter that must see whole rows, on the model and the parts that are given a mask."""
 
-    def __init__(self, model: nn.Module, name: str, weigh: Weigh | None) -> None:
-        self.model, self.name, self.weigh = model, name, weigh
+    def __init__(self, model: nn.Module, name: str) -> None:
+        self.model, self.name = model, name
         order = path_order(model)
         layers = [module for module in model.modules() if isinstance(module, Adapted) and name in module._names]
         self.layers = sorted(layers, key=lambda layer: order[layer._site.path])
@@ -43,13 +42,14 @@ class Lead:
         if not any(self.name in layer._active for layer in self.layers):
             return
         _refuse_cache(kwargs, self.name)
-        if self.weigh is None:
+        weigh = self.layers[0]._methods[self.name][0].first_pass
+        if weigh is None:
             return
         hidden = _hidden(self.model, args, kwargs, self.name)
         for number, layer in enumerate(self.layers):
             shared = layer._shared(self.name)
             first_shared = next(iter(shared.values()))
-            params = self.weigh(shared, hidden.to(first_shared.dtype), number, len(self.layers))
+            params = weigh(shared, hidden.to(first_shared.dtype), number, len(self.layers))
             layer._first_pass_params[self.name] = params
 
     def _mask(
@@ -73,15 +73,14 @@ class Lead:
                 layer._first_pass_params.pop(self.name, None)
 
 
-def lead(model: nn.Module, name: str, weigh: Weigh | None) -> None:
+def lead(model: nn.Module, name: str) -> None:
     """Lets every call of ``model`` with the adapter active refuse a cache, tell the adapter's layers which
     tokens are padding, and begin with a pass of the base alone, without gradients.
 
-    ``weigh`` makes of the adapter's shared parameters, the last hidden states, the number of a layer and that
-    of all layers what that layer gets in addition to its own parameters; without it there is no such pass.
+    There is such a pass where the method has a ``first_pass``.
     """
     leads = model.__dict__.get(_ATTRIBUTE, {})
-    model.__dict__[_ATTRIBUTE] = {**leads, name: Lead(model, name, weigh)}
+    model.__dict__[_ATTRIBUTE] = {**leads, name: Lead(model, name)}
 
 
 def release(model: nn.Module, name: str) -> None:
