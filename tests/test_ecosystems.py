@@ -383,7 +383,8 @@ def test_every_form_of_lycoris_is_the_weight_that_it_stands_for(tmp_path: Path) 
 def test_what_is_no_lora_goes_back_to_kohya_as_it_came(tmp_path: Path) -> None:
     """DoRA, LoKr and (IA)^3 of inputs beside a LoRA: the same tensors, the factors of (IA)^3 but for the rounding of 1 + w."""
     weights = {path: normal(*shape) for path, shape in LAYERS.items()}
-    tensors = {key: value for key, value in lycoris(weights)[0].items() if re.match(r"lora_te_a_(lora|dora|lokr|ia3)\.", key)}
+    published = {key.replace("lora_te_", "lora_te_text_model_", 1): value for key, value in lycoris(weights)[0].items()}
+    tensors = {key: value for key, value in published.items() if re.search(r"_a_(lora|dora|lokr|ia3)\.", key)}
     base = tmp_path / "base"
     base.mkdir()
     save_file({f"{path}.weight": value for path, value in weights.items()}, base / "model.safetensors")
