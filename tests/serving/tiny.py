@@ -35,7 +35,7 @@ def write_packs(folder: Path, model: Path, names: tuple[str, ...] = NAMES) -> Pa
         with torch.no_grad():
             for parameter in adapted.parameters():
                 if parameter.requires_grad:
-                    parameter.copy_(0.6 * torch.randn(parameter.shape, generator=generator))
+                    parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
         save(adapted, folder / name, base=model)
     return folder
 
