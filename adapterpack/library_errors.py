@@ -10,10 +10,15 @@ from contextlib import contextmanager
 
 from .errors import AdapterpackError, FormatError
 
+INSIDE = "inside"
+"""Among what a library raises: whatever is raised in code that is not this package's, such as Python's own errors."""
+PLAIN = "plain"
+"""The same: ``Exception`` itself, and no class of it."""
+
 BORDERS: Mapping[str, tuple[str, ...]] = {
-    "cryptography": ("builtins.Exception",),
-    "datasets": ("builtins.Exception",),  # with those of pyarrow, pandas and the file systems under it
-    "jinja2": ("builtins.Exception",),  # a template computes, so it fails as Python does
+    "cryptography": ("cryptography", "builtins.ValueError", "builtins.TypeError", INSIDE),
+    "datasets": ("datasets", "pyarrow", INSIDE),  # with those of pandas and the file systems under it
+    "jinja2": ("jinja2", INSIDE),  # a template computes, so it fails as Python does
     "json": ("builtins.ValueError",),  # no JSON, no UTF-8, a number of too many digits
     "llguidance": ("builtins.ValueError", "pyo3_runtime.PanicException"),
     "msgspec": ("msgspec", "builtins.ValueError"),
@@ -21,11 +26,14 @@ BORDERS: Mapping[str, tuple[str, ...]] = {
               "builtins.KeyError", "struct.error", "tokenize.TokenError", "zipfile.BadZipFile"),
     "onnx": ("google.protobuf", "onnx", "builtins.ValueError", "builtins.TypeError", "builtins.RuntimeError"),
     "onnxruntime": ("onnxruntime", "builtins.ValueError", "builtins.TypeError", "builtins.RuntimeError"),
-    "PIL": ("builtins.Exception",),
+    "PIL": ("PIL", INSIDE),
     "protobuf": ("google.protobuf", "builtins.ValueError", "builtins.TypeError"),
     "safetensors": ("safetensors", "builtins.ValueError", "builtins.TypeError", "builtins.KeyError"),
-    "tokenizers": ("builtins.Exception", "pyo3_runtime.PanicException"),  # a panic, as of a regular expression, is no Exception
-    "transformers": ("builtins.Exception",),
+    # A panic, as of a regular expression, is no Exception.
+    "tokenizers": (PLAIN, "builtins.ValueError", "builtins.TypeError", "pyo3_runtime.PanicException", INSIDE),
+    # Rows of strangers, too, which forms take apart without looking first.
+    "transformers": ("transformers", "builtins.AttributeError", "builtins.LookupError", "builtins.TypeError",
+                     "builtins.ValueError", INSIDE),
     "wave": ("wave.Error", "builtins.EOFError", "builtins.ValueError", "builtins.RuntimeError", "struct.error"),
     "yaml": ("yaml", "builtins.ValueError", "builtins.TypeError", "builtins.LookupError", "builtins.AttributeError",
              "builtins.ArithmeticError"),  # besides its own, what Python says of dates, numbers and tags
@@ -92,5 +100,16 @@ def root_reason(error: BaseException) -> str:
 
 def _is_of(library: str, error: BaseException) -> bool:
     names = BORDERS[library]
+    if (PLAIN in names and type(error) is Exception) or (INSIDE in names and _is_inside(error)):
+        return True
     classes = [f"{cls.__module__}.{cls.__qualname__}" for cls in type(error).__mro__]
     return type(error).__name__ in _EXHAUSTED or any(one == name or one.startswith(f"{name}.") for name in names for one in classes)
+
+
+def _is_inside(error: BaseException) -> bool:
+    """Whether an exception was raised in code of others: what fails in a line of this package may be its own bug."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    where = "" if frame is None else str(frame.tb_frame.f_globals.get("__name__"))
+    return isinstance(error, Exception) and where.partition(".")[0] != __name__.partition(".")[0]
