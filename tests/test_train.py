@@ -688,7 +688,7 @@ def test_a_printed_configuration_of_a_training_that_goes_on_reads_back(trained_b
 def test_a_training_that_diverges_packs_nothing_unless_it_is_told_to(
     tiny_bert: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With a learning rate far too high: a warning as soon as it shows, and an error in the place of the pack, which one setting overrules."""
+    """With a learning rate far too high: a warning as soon as it shows, then an error instead of a pack; one setting overrules it."""
     config = classify(tiny_bert, tmp_path, learning_rate=100, max_steps=8)
     with caplog.at_level(logging.WARNING), pytest.raises(NonFinite, match=r"diverged.*step 8.*lower learning_rate.*on_divergence: warn"):
         train(config)

@@ -6,7 +6,7 @@ import io
 import json
 import logging
 import os
-import pickle
+import pickle  # noqa: TID251 - a stranger may have planted one
 import random
 import resource
 import shutil
@@ -368,7 +368,7 @@ def test_a_reporter_without_what_its_store_needs_is_named(
     monkeypatch.delitem(sys.modules, "mlflow", raising=False)
     base = tiny_llama if loaded else tmp_path
     try:
-        with pytest.raises(MissingExtra, match="metrics cannot be reported by mlflow: No module named 'sqlalchemy'.*leave report_to out"):
+        with pytest.raises(MissingExtra, match=r"metrics cannot be reported by mlflow: No module named 'sqlalchemy'.*leave report_to out"):
             train(settings(tiny_llama, tmp_path, report_to="mlflow", model_name_or_path=str(base)))
     finally:
         sys.modules.pop("mlflow", None)

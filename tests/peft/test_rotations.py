@@ -599,7 +599,7 @@ def test_trainable_tokens_here_in_peft_merged_and_exported(tied: bool, tiny_llam
     assert_close(hidden(again), hidden(theirs.base_model), 1e-5)
     merge(tmp_path / "base", [pack], tmp_path / "merged")
     assert_close(hidden(AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()), expected, 0)
-    with pytest.raises(Unsupported, match="the base.s own weights"):
+    with pytest.raises(Unsupported, match=r"the base.s own weights"):
         pack_values(pack)
     if tied:
         export(tmp_path / "base", [pack], tmp_path / "bundle", mode="folded")
