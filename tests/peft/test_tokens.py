@@ -24,7 +24,6 @@ from adapterpack.pack import from_peft
 from adapterpack.pack.validate.validation import load, validate
 from adapterpack.peft import layout
 from adapterpack.quantizing.packs import quantize_pack
-from adapterpack.slots.values import require_slots
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 IDS = torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
@@ -171,12 +170,12 @@ def test_two_sets_of_tokens_are_merged_where_none_is_in_both(tmp_path: Path) -> 
 
 def test_what_needs_one_kind_of_change_says_so(tmp_path: Path) -> None:
     """Rows that replace others have no factors: composing, quantizing and the formats of factors name the method; so do a tree, whose
-    members have one method each, and a graph, which has no slots for rows."""
+    members have one method each."""
     ours = adapt(llama(True), [LoRA(r=2, targets=("q_proj",)), TrainableTokens(token_indices=(4,))])
     pack = save(shaken(ours), tmp_path / "pack")
     plain = save(shaken(adapt(llama(True), LoRA(r=2, targets=("q_proj",)))), tmp_path / "plain")
     for refused in (lambda: compose([pack, pack], rule="linear"), lambda: quantize_pack(pack), lambda: resize(pack, rank=1),
-                    lambda: compose([pack, plain], tree="sum(0.5*pack, plain)"), lambda: require_slots(pack),
+                    lambda: compose([pack, plain], tree="sum(0.5*pack, plain)"),
                     lambda: convert(pack, tmp_path / "kohya", to="kohya")):
         with pytest.raises(Unsupported, match="trainable_tokens"):
             refused()
