@@ -42,7 +42,7 @@ from .layers.head_labels import name_outputs
 from .layers.position_tracking import forget
 from .layers.row_frequencies import rejoin_rows, separate_rows
 from .layers.two_pass import lead, release
-from .layers.weights import keep_in_order, let_reorder
+from .layers.weights import keep_in_order, let_reorder, warn_of_misread_rows
 from .layers.whole import HeadLabels
 from .layers.wrapper import base_modules
 from .save import require_model_base
@@ -94,6 +94,7 @@ def adapt(
 @contextmanager
 def _prepared(model: nn.Module, repeats: Sequence[int], name: str) -> Iterator[None]:
     """The model with the blocks and the order of codes that an adapter needs; after an error, as it was."""
+    warn_of_misread_rows(model)
     keep_in_order(model)
     try:
         with repeating(model, repeats, name):

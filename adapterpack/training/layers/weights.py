@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +13,8 @@ from torch import nn
 
 from ...adapter_methods import Site, matrix_shape
 from ...errors import Unsupported
+
+log = logging.getLogger(__name__)
 
 
 class Quantized(NamedTuple):
@@ -89,6 +93,33 @@ def let_reorder(model: nn.Module) -> None:
     """Undoes :func:`keep_in_order`."""
     for layer in model.__dict__.pop(_KEPT, ()):
         layer.support_avx512bf16_for_cpu = True
+
+
+def warn_of_misread_rows(model: nn.Module) -> None:
+    """Warns where bitsandbytes itself gets the model's 4-bit layers wrong on this processor."""
+    states = [module.weight.quant_state for module in model.modules()
+              if module._parameters.get("weight") is not None and FORMATS[0].holds(module, module.weight)
+              and module.weight.device.type == "cpu"]
+    kinds = {(state.shape[-1], state.blocksize, state.quant_type) for state in states}
+    if widths := sorted({kind[0] for kind in kinds if kind[0] % kind[1] and _misreads(*kind)}):
+        log.warning("bitsandbytes misreads 4-bit rows of %s numbers on this processor: the base gives other numbers "
+                    "than on a GPU. To fix it: train on a GPU, or load the base in 8 bits",
+                    ", ".join(map(str, widths)))
+
+
+@cache
+def _misreads(width: int, block: int, kind: str) -> bool:
+    """Whether rows of this width come back as other numbers: with AVX512 those do that are no multiple of a block."""
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit  # noqa: PLC0415 - only where there is such a layer
+
+    sizes = 2.0 ** (torch.arange(width) % 8)[:, None]  # a block that is read by another one's scale must show
+    blocks = (torch.rand(width, block, generator=torch.Generator().manual_seed(0)) * 2 - 1) * sizes
+    read = dequantize_4bit(*quantize_4bit(blocks.reshape(block, width), blocksize=block, quant_type=kind))
+    return bool(((read.reshape(width, block) - blocks).abs() > _WIDEST_GAP * sizes).any())
+
+
+_WIDEST_GAP = 0.2
+"""More than half the distance between two values of NF4 or FP4, as a share of the largest number of a block."""
 
 
 def _scales_8bit(module: nn.Module, weight: Any) -> Any:
