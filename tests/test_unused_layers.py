@@ -17,8 +17,8 @@ from transformers.integrations.bitnet import AutoBitLinear
 from transformers.models.falcon.modeling_falcon import FalconLinear
 from transformers.models.idefics.modeling_idefics import IdeficsDecoupledLinear
 
-from adapterpack import LoRA, adapt, attach, detach, merge, merge_into, save, unmerge_from
-from adapterpack.errors import AdapterpackError, NothingToDo
+from adapterpack import LoRA, adapt, attach, detach, export, merge, merge_into, save, unmerge_from
+from adapterpack.errors import AdapterpackError, NothingToDo, SiteNotFound
 from adapterpack.training.layers.layer import Adapted
 from adapterpack.training.sites import is_plain_linear
 from adapterpack.training.unused import unused_layers
@@ -292,3 +292,14 @@ def test_a_subclass_of_a_linear_layer_is_one_if_its_widths_are() -> None:
     ]
     assert all(map(is_plain_linear, plain))
     assert not is_plain_linear(IdeficsDecoupledLinear(4, 8, 2, bias=False))
+
+
+@pytest.mark.long
+def test_an_export_says_the_way_out_of_layers_that_the_model_does_not_use(tmp_path: Path) -> None:
+    """As PEFT's own all-linear adapts them: no graph has a slot there, and a merge is exact."""
+    llava().save_pretrained(tmp_path / "base")
+    model = hf.LlavaForConditionalGeneration.from_pretrained(tmp_path / "base")
+    adapt(model, LoRA(r=2, targets="all-linear"), allow_unused=True)
+    pack = save(shake(model), tmp_path / "pack")
+    with pytest.raises(SiteNotFound, match=r"vision_tower.encoder.layers.2.*--mode folded.*all-linear"):
+        export(tmp_path / "base", [pack], tmp_path / "bundle")

@@ -13,7 +13,7 @@ from ..adapter_methods import to_matrix
 from ..base.checkpoint import Checkpoint
 from ..base.quantization import require_plain
 from ..bundle.manifest import Heads, MappedSite
-from ..errors import ConfigError, SiteNotFound, Unsupported, nearest
+from ..errors import ConfigError, SiteNotFound, Unsupported
 from ..merging.tied_weights import tied_to_a_head
 from ..pack.pack import Adapter, Pack
 from ..slots.fields import RANK, TURN
@@ -50,7 +50,7 @@ def plans_of(
     kinds = {group.path: _KINDS.get(group.kind, "linear") for pack in packs for group in pack.manifest.groups if group.role == "adapter"}
     missing = sorted(path for path in wanted if path not in sites or kinds.get(path, sites[path].kind) != sites[path].kind)
     if missing:
-        _refuse(graph, missing, sites)
+        _refuse(graph, missing)
     placed = {group.path for pack in packs if pack.acts is not None for group in pack.manifest.groups if group.role == "adapter"}
     sites = {path: dataclasses.replace(site, positional=path in placed) for path, site in sites.items()}
     slots, max_rank = capacity
@@ -94,7 +94,7 @@ def _with_tied_heads(
     return result
 
 
-def _refuse(graph: BaseGraph, missing: list[str], sites: Collection[str]) -> NoReturn:
+def _refuse(graph: BaseGraph, missing: list[str]) -> NoReturn:
     """Says why packs change modules at which the graph has no site."""
     uses = Counter(site.path for model in graph.parts.values() for site in uses_of_modules(model, graph.scope))
     several = [path for path in missing if uses[path] > 1]
@@ -102,7 +102,9 @@ def _refuse(graph: BaseGraph, missing: list[str], sites: Collection[str]) -> NoR
         raise Unsupported("the model uses this layer at several places, which one slot could not tell apart", where=several[0],
                           found=f"{uses[several[0]]} uses", expected="1", remedy="export with --mode folded")
     raise SiteNotFound("the graph has no such site: the frontend names it otherwise, or the model's outputs do not depend on it",
-                       found=", ".join(missing[:5]), remedy=nearest(missing[0], sites))
+                       found=", ".join(missing[:5]),
+                       remedy="export with --mode folded, or train the adapter with targets all-linear, "
+                       "which leaves out what the model does not use")
 
 
 def sites_of(graph: BaseGraph, packs: list[Pack]) -> dict[str, MappedSite]:
