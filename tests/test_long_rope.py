@@ -22,9 +22,9 @@ from transformers import (
 )
 
 from adapterpack import LoRA, Pack, Session, adapt, attach, detach, export, merge, save
+from adapterpack.base.thresholds import longrope_length
 from adapterpack.runtime.engine.engine import Engine
 from adapterpack.runtime.model_inputs import pad
-from adapterpack.runtime.text.context_length import original_length
 from adapterpack.tasks.rows import RowError
 from adapterpack.tasks.task import task_named
 from adapterpack.training.loading import load_model
@@ -407,4 +407,4 @@ def test_dynamic_scaling_is_exported_for_the_context_and_longer_rows_are_refused
 def test_the_limit_of_short_rows_is_in_the_configuration(
     config: dict[str, Any], expected: int | None
 ) -> None:
-    assert original_length(config) == expected
+    assert longrope_length(config) == expected

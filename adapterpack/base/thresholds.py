@@ -144,10 +144,27 @@ def _of_fields(config: Config) -> Iterator[tuple[str, int]]:
 def _of_rotations(config: Config) -> Iterator[tuple[str, int]]:
     """Where frequencies, or the scale of queries, depend on the position."""
     for name, rope in _rotations(config):
-        if _kind(rope) in _BY_LENGTH or rope.get("llama_4_scaling_beta"):
-            original = _number(rope, _ORIGINAL) or _number(config, _ORIGINAL) or _number(config, ENDS[0])
-            if original:
-                yield f"{name}.{_ORIGINAL}", original
+        depends = _kind(rope) in _BY_LENGTH or rope.get("llama_4_scaling_beta")
+        if depends and (original := _original(config, rope)):
+            yield f"{name}.{_ORIGINAL}", original
+
+
+def _original(config: Config, rope: Config) -> int | None:
+    """The length that the model was first trained for, in transformers' order of places to look."""
+    return _number(config, _ORIGINAL) or _number(rope, _ORIGINAL) or _number(config, ENDS[0])
+
+
+def longrope_length(config: Config) -> int | None:
+    """The most positions of a row that LongRoPE counts as short, or None where there is no LongRoPE: the
+    numbers of a longer row are others from its first token on.
+
+    Example:
+        >>> rope = {"type": "su", "long_factor": [2.0]}
+        >>> longrope_length({"rope_scaling": rope, "original_max_position_embeddings": 4096})
+        4096
+    """
+    found = ((part, rope) for _, part in _parts(config, "") for _, rope in _rotations(part) if "long_factor" in rope)
+    return next((_original(part, rope) for part, rope in found), None)
 
 
 def turns_by_length(config: Config) -> bool:

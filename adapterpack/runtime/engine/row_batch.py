@@ -9,10 +9,10 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from ...adapter_methods.core.token_positions import acted
+from ...base.thresholds import longrope_length
 from ...bundle.decoder_graph import DECODER, LAST_POSITIONS
 from ..open_bundle import OpenBundle
 from ..ort_values import HOST
-from ..text.context_length import original_length
 from .adapter_feeds import AdapterFeeds, Feeds, ResidentAdapter
 from .adapter_reader import AdapterReader
 from .bound_pass import BoundPass
@@ -101,7 +101,7 @@ class RowBatch(Generic[AnyRow]):
         self.fixed = self.graph.started.captures
         """Whether steps of one shape have one memory for good, which a captured run needs."""
         self._captured: dict[object, BoundPass] = {}
-        self._short = original_length(bundle.config) if LAST_POSITIONS in self.graph.inputs else None
+        self._short = longrope_length(bundle.config) if LAST_POSITIONS in self.graph.inputs else None
         """The most positions of a row whose numbers are those of short ones."""
 
     def __len__(self) -> int:

@@ -8,13 +8,14 @@ from typing import Any, Protocol
 import numpy as np
 
 from ...adapter_methods.core.token_positions import acted
+from ...base.thresholds import longrope_length
 from ...bundle.manifest import ADAPTER_POSITIONS, ENCODED, PAST, PRESENT
 from ...tasks.session import Arrays
 from ...tasks.task import MAIN
 from ..model_inputs import complete, last_places, pad, positions
 from ..open_bundle import OpenBundle
 from ..pipeline import run_parts, values
-from ..text.context_length import context_of, original_length
+from ..text.context_length import context_of
 from .start import start_ids
 
 
@@ -50,7 +51,7 @@ class DecoderOnly:
         self.prefix = self.run.prefix(session.inputs)
         self.virtual = self.prefix.lengths[:, 0]
         self.lengths = self.virtual + self.batch["attention_mask"].sum(axis=1)
-        self.context, self.short = context_of(session), original_length(session.config)
+        self.context, self.short = context_of(session), longrope_length(session.config)
 
     def prefill(self) -> dict[str, Any]:
         """See :class:`Decoder`."""

@@ -13,7 +13,6 @@ from ...tasks.rows import RowError
 
 _KEYS = ("max_target_positions", "max_position_embeddings", "n_positions", "max_seq_len")
 """What families call it; of an encoder and decoder with two numbers that of the decoder counts."""
-_ORIGINAL = "original_max_position_embeddings"
 _SHORTEST, _CHARACTERS, _UNBOUNDED = 1 << 16, 16, 1 << 16
 """The least that the most characters are; the most of one token, on average over a text; the tokens of a model without a bound."""
 _AFTER_PADDING = frozenset({
@@ -57,26 +56,6 @@ def context_length(config: Mapping[str, Any], where: object = None) -> int | Non
                           found=repr(length)[:80])
     padding = known.get("pad_token_id")
     return length - padding - 1 if known.get("model_type") in _AFTER_PADDING and type(padding) is int else length
-
-
-def original_length(config: Mapping[str, Any]) -> int | None:
-    """The most positions of a row that LongRoPE counts as short, or None where there is no LongRoPE: the
-    numbers of a longer row are others from its first token on.
-
-    Example:
-        >>> rope = {"type": "su", "long_factor": [2.0]}
-        >>> original_length({"rope_scaling": rope, "original_max_position_embeddings": 4096})
-        4096
-    """
-    keys = ("rope_parameters", "rope_scaling")
-    known = text_part(config, *keys)
-    settings = next((value for key in keys if isinstance(value := known.get(key), Mapping)), {})
-    by_kind = [settings, *(value for value in settings.values() if isinstance(value, Mapping))]
-    found = next((value for value in by_kind if "long_factor" in value), None)
-    if found is None:
-        return None
-    given = (known.get(_ORIGINAL), found.get(_ORIGINAL), known.get("max_position_embeddings"))
-    return next((length for length in given if type(length) is int and length > 0), None)
 
 
 def text_part(config: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
