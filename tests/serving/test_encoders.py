@@ -20,6 +20,7 @@ import pytest
 from encoder_packs import packed, words
 from servers import ANN, BOB, Served
 from test_offline_runs import kept, ran, written
+from test_streams import waited
 
 from adapterpack import Engine, Session, compose, export
 from adapterpack.errors import ConfigError, Unsupported
@@ -278,7 +279,8 @@ def test_what_is_refused(embedder: Served, classifier: Served) -> None:
     for server in (embedder, classifier):
         assert server.get("/health").json() == {"status": "ok"}
         assert "bug" not in server.log.read_text()
-    line = next(line for line in embedder.audited() if line["status"] == 200)
+    assert embedder.post("/v1/embeddings", good).status_code == 200
+    line = waited(lambda: [line for line in embedder.audited() if line["status"] == 200 and line["rows"]])[-1]
     assert (line["route"], line["completion_tokens"], line["outcome"]) == ("POST /v1/embeddings", 0, "stop")
 
 
