@@ -134,6 +134,29 @@ def test_every_request_is_what_it_is_alone(bank: Path, pack_of: Make, tiny_bert:
     assert engine.padding.rows == len(added) - cancelled
 
 
+def test_mixes_take_no_packs_slot(tiny_bert: Path, tmp_path: Path) -> None:
+    """A client that makes up mixes costs others' adapters one slot of three, in one batch or in many."""
+    names = ("alpha", "beta", "gamma")
+    packs = [packed(tiny_bert, tmp_path, "feature-extraction", name, r=2) for name in names]
+    export(tiny_bert, packs, tmp_path / "bank", mode="bank", task="feature-extraction", max_rank=4)
+    engine = EncoderEngine(tmp_path / "bank", "cpu")
+
+    def slots() -> set[str]:
+        return {name for name in names if engine.adapters.pack(name).id in engine._batches._slots}  # type: ignore[attr-defined]
+
+    for together in (False, True):
+        for name in names:
+            engine.add("w1 w2", name)
+            finished(engine)
+        assert slots() == {*names}
+        for number in range(9):
+            engine.add("w1 w2", {"alpha": 0.5, "beta": 1 + number / 8})
+            if not together:
+                finished(engine)
+        assert all(event.finish_reason == "stop" for event in finished(engine).values())
+        assert slots() == {"beta", "gamma"}
+
+
 def test_threads_add_and_load_while_one_steps(bank: Path, pack_of: Make) -> None:
     """Two threads add requests, a third loads, replays the canary of, and unloads a pack that takes slots from those of running rows."""
     engine, session = Engine(bank, "cpu", max_rows=4), Session(bank, "cpu")

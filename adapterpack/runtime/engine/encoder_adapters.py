@@ -56,7 +56,8 @@ class BatchAdapters(Protocol):
 
 class BankedAdapters:
     """Any number of adapters on a bank of a few slots: a batch has as many as there are slots, and those that are not in one take the
-    slots that rows have not used for the longest time. Only their own arrays are written.
+    slots that rows have not used for the longest time. Only their own arrays are written. Mixes, which every request can make up anew,
+    give up their slots first, and a batch has them in half of the slots at most: the others' adapters stay where they are.
     """
 
     def __init__(self, bundle: OpenBundle) -> None:
@@ -64,6 +65,8 @@ class BankedAdapters:
         self._values = self._mode.bank.values
         self._slots = {adapter.pack: int(adapter.slot or 0) for adapter in bundle.bundle.adapters}
         """Digest -> slot, the least recently used first."""
+        self._mixes = set[str]()
+        """The digests in slots that are mixes."""
         self._state = BankState(self._slots, {}, {})
         self._running = threading.Lock()
         """Taken for every pass: slots are written in place between passes."""
@@ -86,7 +89,8 @@ class BankedAdapters:
 
     def fit(self, adapters: Collection[ResidentAdapter | None]) -> bool:
         """See :class:`BatchAdapters`. The base has a slot of its own."""
-        return len({*adapters} - {None}) < self._bundle.bundle.slots
+        distinct, slots = {adapter for adapter in adapters if adapter is not None}, self._bundle.bundle.slots - 1
+        return len(distinct) <= slots and sum(adapter.mixed for adapter in distinct) <= max(1, slots // 2)
 
     def run(self, inputs: Mapping[str, np.ndarray], adapters: Sequence[ResidentAdapter | None], packs: Packs) -> Arrays:
         """See :class:`BatchAdapters`."""
@@ -111,6 +115,8 @@ class BankedAdapters:
             for name, value in adapter.values.items():
                 arrays[name][slot] = array_of(value)  # type: ignore[index]
             self._slots[adapter.digest] = slot
+            if adapter.mixed:
+                self._mixes.add(adapter.digest)
         overrides: dict[str, dict[str, Any]] = {}
         for name, array in arrays.items():
             part = self._bundle.bundle.sites[name.rpartition(".")[0]].part
@@ -118,9 +124,13 @@ class BankedAdapters:
         self._state = BankState(self._slots, arrays, overrides)
 
     def _free(self, wanted: Mapping[str, ResidentAdapter]) -> int:
-        """A slot that no row of the batch needs: an empty one, or the one that was not used for the longest time."""
+        """A slot that no row of the batch needs: an empty one, or the one that was not used for the longest time, of mixes first."""
         empty = min(set(range(1, self._bundle.bundle.slots)) - set(self._slots.values()), default=None)
-        return empty if empty is not None else self._slots.pop(next(digest for digest in self._slots if digest not in wanted))
+        if empty is not None:
+            return empty
+        digest = min((digest for digest in self._slots if digest not in wanted), key=lambda digest: digest not in self._mixes)
+        self._mixes.discard(digest)
+        return self._slots.pop(digest)
 
     def replay(self, pack: Pack, adapter: ResidentAdapter) -> Replay:
         """See :class:`BatchAdapters`."""
