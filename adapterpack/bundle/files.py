@@ -13,7 +13,8 @@ from ..errors import ConfigError, FormatError, nearest
 from ..io.file_hashes import file_hashes
 from ..io.hashing import Identity, identity, require_unchanged
 from ..manifest.manifest import FILE_NAME as PACK
-from ..pack.pack import SIGNATURE, Pack
+from ..manifest.manifest import Manifest
+from ..pack.pack import SIGNATURE
 from ..pack.validate.checks.base import SAME
 from ..tasks.task import MAIN
 from .decoder_graph import graphs_of
@@ -86,9 +87,9 @@ def adapter_files(folder: Path, bundle: Bundle, adapter: BundledAdapter) -> dict
     return {part: folder / adapter_file(adapter.path, part) for part in parts}
 
 
-def has_other_tokenizer(bundle: Bundle, pack: Pack) -> bool:
+def has_other_tokenizer(bundle: Bundle, pack: Manifest) -> bool:
     """Whether a pack was trained with another ``tokenizer.json`` than the bundle's, as far as both say it."""
-    trained = pack.manifest.tokenizer and pack.manifest.tokenizer.tokenizer_json
+    trained = pack.tokenizer and pack.tokenizer.tokenizer_json
     own = next((entry.sha256 for entry in bundle.files if entry.path == "tokenizer.json"), None)
     return None not in (trained, own) and trained not in (own, SAME)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..base.base_folder import CARRIED
 from ..base.checkpoint import Checkpoint
 from ..base.compatibility import Verdict
 from ..errors import AdapterpackError, FormatError
@@ -26,7 +27,7 @@ from ..pack.validate.open_questions import NO_BASE, SHAPES_ONLY, questions_about
 from ..pack.validate.registry import HEADER_CHECKS
 from ..pack.validate.validation import require_known, run_checks
 from ..peft.options import base_hint, parsed
-from ..runtime.validation import about_base
+from ..runtime.validation import about_base, about_texts, other_tokenizer, texts_of_base
 from . import names
 from .artifact import Artifact
 from .base import RemoteBase, remote_base
@@ -36,6 +37,10 @@ from .transport.transfer import fetch
 
 _FIRST = 100_000
 """Bytes of the first range: the headers of most adapters are shorter."""
+_MAX_TEXT = 16 << 20
+"""Bytes of a file of a bundle that is downloaded here: the tokenizers of most models are smaller."""
+_GRAPHS = ("graphs and slots: neither what the graphs compute nor that the slots hold the packs, of which only the manifests were read "
+           "(--full)")
 _VALUES = "values: only the header of the tensor file was read (--full reads everything)"
 _DIGESTS = "digests: sizes and sha256 are the hub's word, and not all files have one there (--full)"
 _SIGNATURE = "signature: not verified (adapterpack pull it to a folder, then adapterpack verify)"
@@ -139,19 +144,36 @@ def _peft(context: RemoteContext) -> Report:
 
 
 def _bundle(context: RemoteContext) -> Report:
-    findings, verdict = [*_bundled(context)], None
+    bundle, verdict = context.artifact.manifest, None
+    findings, unread = [*_bundled(context)], _fetch_texts(context)
+    if not unread:
+        findings += about_texts(context.folder, bundle)
     base, why = context.readable_base()
-    for result in () if base is None else about_base(context.artifact.manifest, base, context.budget, context.allow_structural):
+    for result in () if base is None else about_base(bundle, base, context.budget, context.allow_structural):
         if isinstance(result, Finding):
             findings.append(result)
         else:
             verdict = result
-    report = Report("bundle", "", context.artifact.id, tuple(findings), (*why, *context.open_questions(base, verdict)), True, verdict)
-    return _incomplete(context, report, "the graph, and the tensors of the packs in it (--full)")
+    if base is not None and not unread:
+        findings += texts_of_base(context.folder, bundle, base)
+    left = (*(f"tokenizer, chat template and configuration: {name} is large (--full)" for name in unread), *why)
+    report = Report("bundle", "", context.artifact.id, tuple(findings), (*left, *context.open_questions(base, verdict)), True, verdict)
+    return _incomplete(context, report, _GRAPHS)
+
+
+def _fetch_texts(context: RemoteContext) -> tuple[str, ...]:
+    """Downloads what a session reads besides graphs and packs; returns the names of files that are too large for that."""
+    entries = [entry for entry in context.artifact.files if entry.path in CARRIED]
+    if large := tuple(entry.path for entry in entries if entry.size > _MAX_TEXT):
+        return large
+    for entry in entries:
+        context.budget.require_time(entry.path)
+        fetch(context.remote, context.listed[entry.path], context.folder / entry.path, entry.sha256)
+    return ()
 
 
 def _bundled(context: RemoteContext) -> Iterator[Finding]:
-    """AB201: the manifests of the packs in a bundle are those that it names."""
+    """AB201: the manifests of the packs in a bundle are those that it names; AB203: its tokenizer is theirs, as far as both say it."""
     entries = {entry.path: entry for entry in context.artifact.files}
     for number, adapter in enumerate(context.artifact.manifest.adapters):
         path = f"{adapter.path}/{m.FILE_NAME}"
@@ -160,8 +182,10 @@ def _bundled(context: RemoteContext) -> Iterator[Finding]:
             continue
         place = context.folder / f"pack{number}.json"
         fetch(context.remote, context.listed[path], place, entries[path].sha256)
-        if m.parse(place.read_bytes(), f"{context.remote}, {path}").id != adapter.pack:
+        pack = m.parse(place.read_bytes(), f"{context.remote}, {path}")
+        if pack.id != adapter.pack:
             yield Finding("AB201", "error", adapter.path, "the pack is not the one that the bundle names", "export again", file=path)
+        yield from other_tokenizer(context.artifact.manifest, adapter, pack)
 
 
 def _json(artifact: Artifact) -> Any:

@@ -48,7 +48,7 @@ def admitted(bundle: OpenBundle, pack: Pack, held: Callable[[Pack], AbstractCont
                         model_type=base.model_type, allow_structural=allow_structural)
     # A bundle that was exported for another task than its packs' takes more of their kind.
     require_task(pack, bundle.task, {other.manifest.task.type for other in bundle.packs.values()})
-    if has_other_tokenizer(bundle.bundle, pack):
+    if has_other_tokenizer(bundle.bundle, pack.manifest):
         log.warning("'%s' was trained with another tokenizer.json than the bundle has", pack.name)
     with held(pack) as adapter:
         reason = _not_replayed(bundle, pack)

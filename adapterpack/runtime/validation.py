@@ -18,6 +18,7 @@ from ..bundle.decoder_graph import DECODER, graphs_of
 from ..bundle.files import adapter_files, differences, has_other_tokenizer, needed, require_listed
 from ..bundle.manifest import FILE_NAME, GRAPH, Bundle, BundledAdapter, graph_file, read_bundle
 from ..errors import AdapterpackError, BaseMismatch, FormatError, ProviderError
+from ..manifest.manifest import Manifest
 from ..onnx_graph.graph_file import GraphFile
 from ..pack.pack import SIGNATURE, Pack
 from ..pack.validate.budget import Budget, Spent
@@ -132,25 +133,21 @@ def _findings(folder: Path, base: Path | Checkpoint | None, budget: Budget, allo
             yield from _slots(values, adapter, pack.called(adapter.name))
     if readable:
         budget.require_time("tokenizer, chat template and configuration")
-        yield from _carried(folder, bundle)
+        yield from about_texts(folder, bundle)
     if base is not None:
         budget.require_time("the base")
         checkpoint = base if isinstance(base, Checkpoint) else Checkpoint(base)
         yield from about_base(bundle, checkpoint, budget, allow_structural)
-        yield from _texts_of_base(folder, bundle, checkpoint)
+        yield from texts_of_base(folder, bundle, checkpoint)
         if full and whole and checkpoint.has_weights:
             budget.require_time("the weights of the graphs")
             yield from _weights(folder, bundle, checkpoint, allow_structural)
 
 
 def _slots(values: SlotValues, adapter: BundledAdapter, pack: Pack) -> Iterator[Finding | Note]:
-    """AB202: slots that hold something else than the pack; AB203: a tokenizer that the pack was not trained
-    with.
-    """
+    """AB202: slots that hold something else than the pack; AB203 as :func:`other_tokenizer`."""
     bundle = values.bundle
-    if has_other_tokenizer(bundle, pack):
-        yield Finding("AB203", "warning", adapter.path, "the pack was trained with another tokenizer.json",
-                      "export again from the base that the pack was trained on")
+    yield from other_tokenizer(bundle, adapter, pack.manifest)
     if reads_weights(pack) and bundle.mode != "folded":
         yield Note(f"the slots of {adapter.name}, which are made with the base's weights: compared with full")
     elif bundle.mode == "bank":
@@ -163,6 +160,13 @@ def _slots(values: SlotValues, adapter: BundledAdapter, pack: Pack) -> Iterator[
             pack, bundle.sites, files, {part: read_adapter_file(path) for part, path in files.items()}))
 
 
+def other_tokenizer(bundle: Bundle, adapter: BundledAdapter, pack: Manifest) -> Iterator[Finding]:
+    """AB203: a tokenizer that the pack was not trained with."""
+    if has_other_tokenizer(bundle, pack):
+        yield Finding("AB203", "warning", adapter.path, "the pack was trained with another tokenizer.json",
+                      "export again from the base that the pack was trained on")
+
+
 def _refused(rule: str, where: str, require: Callable[[], object],
              remedy: str = "export again") -> Iterator[Finding]:
     """A finding of what a session would refuse."""
@@ -172,7 +176,7 @@ def _refused(rule: str, where: str, require: Callable[[], object],
         yield Finding(rule, "error", where, error.sentence, error.remedy or remedy, type(error))
 
 
-def _carried(folder: Path, bundle: Bundle) -> Iterator[Finding]:
+def about_texts(folder: Path, bundle: Bundle) -> Iterator[Finding]:
     """AB106: what a session reads besides graphs and packs, read as it reads it, and used once."""
     refused = partial(_refused, "AB106", remedy="copy the file from the base again")
     config, chats = folder / "config.json", task_named(bundle.task).pads_left
@@ -219,13 +223,13 @@ _MESSAGES: tuple[list[Mapping[str, Any]], ...] = (
 """What a prompt may be: some templates want a list of parts, or a system message."""
 
 
-def _texts_of_base(folder: Path, bundle: Bundle, checkpoint: Checkpoint) -> Iterator[Finding]:
+def texts_of_base(folder: Path, bundle: Bundle, checkpoint: Checkpoint) -> Iterator[Finding]:
     """AB303: a tokenizer or a chat template that is not the base's."""
     for entry in (entry for entry in bundle.files if entry.path in ("tokenizer.json", "added_tokens.json")):
         if checkpoint.has_file(entry.path, entry.sha256) is False:
             yield Finding("AB303", "error", entry.path, "it is not the base's", "export again")
     with contextlib.suppress(FormatError):  # which is a finding already
-        if checkpoint.has_weights and chat_template_in(folder) != chat_template_of(checkpoint):
+        if chat_template_in(folder) != chat_template_of(checkpoint):
             yield Finding("AB303", "error", "chat template", "it is not the base's", "export again")
 
 

@@ -20,6 +20,7 @@ from msgspec.structs import replace
 from processes import child
 
 import adapterpack
+from adapterpack.bundle.manifest import read_bundle
 from adapterpack.errors import ConfigError, FormatError, HubConflict, HubError, HubOffline, OutputExists, RepoNotFound, RevisionNotFound
 from adapterpack.http.refused import Refused
 from adapterpack.hub import names
@@ -128,6 +129,29 @@ def test_a_bundle_goes_up_and_comes_down_and_answers_the_same(
     one, other = (adapterpack.Session(folder).run(inputs, adapters=["alpha", None])["logits"] for folder in (source, tmp_path / "bundle"))
     np.testing.assert_array_equal(one, other)
     assert adapterpack.inspect("hf://org/bundle")["kind"] == "bundle"
+
+
+def test_what_a_bundle_on_a_hub_reads_texts_with_is_checked_without_its_weights(
+    hub: Hub, bundle_of: Callable[[str, str], Path], base_of: Callable[[str], Path], tmp_path: Path,
+) -> None:
+    """A tokenizer that is none, and another one than the packs' and the base's; what only the whole bundle shows is named."""
+    api, words = client.api(), json.loads((bundle_of("llama", "bank") / "tokenizer.json").read_text())
+    vocabulary = words["model"]["vocab"]
+    vocabulary["w1"], vocabulary["w2"] = vocabulary["w2"], vocabulary["w1"]
+    found = {}
+    for name, text in (("none", "{}"), ("other", json.dumps(words))):
+        folder = tmp_path / name
+        shutil.copytree(bundle_of("llama", "bank"), folder)
+        (folder / "tokenizer.json").write_text(text)
+        read_bundle(folder).write(folder)
+        api.create_repo(f"org/{name}")
+        add(api, f"org/{name}", {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()})
+        report = adapterpack.validate(f"hf://org/{name}", base_of("llama"))
+        found[name] = {(finding.rule, finding.where) for finding in report.findings}
+        assert any(text.startswith("graphs and slots: ") for text in report.not_checked)
+    packs = {("AB203", f"adapters/{name}") for name in ("alpha", "beta")}
+    assert found == {"none": {("AB106", "tokenizer.json"), ("AB303", "tokenizer.json"), *packs},
+                     "other": {("AB303", "tokenizer.json"), *packs}}
 
 
 def test_a_peft_repository_is_imported(hub: Hub, tmp_path: Path) -> None:
