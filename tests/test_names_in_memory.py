@@ -19,6 +19,8 @@ from transformers import WeightConverter
 from transformers.conversion_mapping import get_model_conversion_mapping
 
 from adapterpack import Session, attach, convert, export, load, merge, merge_into, validate
+from adapterpack.errors import NothingToDo, Unsupported
+from adapterpack.pack.on_base import moved
 
 TEXT = {"vocab_size": 60, "hidden_size": 16, "intermediate_size": 20, "num_hidden_layers": 1, "num_attention_heads": 2,
         "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -181,3 +183,29 @@ def test_a_bank_holds_an_adapter_of_peft_by_either_names(name: str, tmp_path: Pa
         adapted = model(pixel_values=pixels).logits
     assert (adapted - base).abs().max() > 0.01
     torch.testing.assert_close(torch.from_numpy(found), torch.stack([*adapted[:2], base[2]]), atol=1e-5, rtol=0)
+
+
+def test_a_pack_of_its_base_with_names_of_another_transformers_becomes_one_with_the_names_in_memory(tmp_path: Path) -> None:
+    """Such a pack is what a training wrote under the older version. An export says so and the way out; what ``convert`` makes of it holds
+    the same numbers, names its parent, and PEFT reads it."""
+    family = FAMILIES["vit"]
+    family.build().save_pretrained(tmp_path / "base")
+    wanted = _adapter(family, tmp_path / "base", tmp_path / "peft")
+    convert(tmp_path / "peft", tmp_path / "new", to="pack", base=tmp_path / "base")
+    new = load(tmp_path / "new")
+    names = {group.path: str(group.weight).removesuffix(".weight") for group in new.groups if group.role == "adapter"}
+    old = moved(new, names, sealing=True).write(tmp_path / "old")
+    assert old.manifest.base == new.manifest.base
+    assert old.id != new.id
+    with pytest.raises(Unsupported, match="another version of transformers") as refused:
+        export(tmp_path / "base", [old], tmp_path / "bundle", mode="bank")
+    assert "adapterpack convert PACK -o NEW --to pack --base BASE" in str(refused.value.remedy)
+    convert(tmp_path / "old", tmp_path / "again", to="pack", base=tmp_path / "base")
+    again = load(tmp_path / "again")
+    assert [parent.digest for parent in again.manifest.lineage.parents] == [old.id]
+    assert {group.path for group in again.groups} == {group.path for group in new.groups}
+    _require_equal(_weights(PeftModel.from_pretrained(family.load(tmp_path / "base"), tmp_path / "again").merge_and_unload()), wanted)
+    assert validate(tmp_path / "again", base=tmp_path / "base").findings == ()
+    with pytest.raises(NothingToDo):
+        convert(tmp_path / "again", tmp_path / "twice", to="pack", base=tmp_path / "base")
+    export(tmp_path / "base", [again], tmp_path / "bundle", mode="bank")

@@ -14,6 +14,7 @@ from ..errors import ConfigError, FormatError, NothingToDo, Unsupported
 from ..hub.resolve import folder_of
 from ..io.atomic import output_file, output_folder, refuse_existing
 from ..io.safetensors import SafetensorsFile
+from ..pack.on_base import rewritten_on
 from ..pack.pack import Pack
 from ..pack.repeats import require_own_blocks
 from .base import BaseModel, open_base
@@ -67,7 +68,8 @@ def convert(
     ``base`` is the model that the adapter belongs to: GGUF needs it both ways, kohya for reading and AdapterHub for writing, and with it a
     pack names its base by content. ``part`` chooses among the models of a kohya or diffusers file that holds adapters for several, by the
     prefix of its keys, and among the tasks of a folder of PEFT (Poly, multitask prompt tuning), which are counted from 0.
-    ``labels`` names the labels of a classifier's head in a pack, in the order of its logits.
+    ``labels`` names the labels of a classifier's head in a pack, in the order of its logits. A pack whose modules have names of another
+    version of transformers becomes one with the names of this one, where the base is named.
     ``allow_structural`` accepts a base that has the names, dtypes and shapes of the pack's, whatever its weights.
 
     Raises:
@@ -107,7 +109,10 @@ def convert(
     if part is not None and not form.parts:
         raise Unsupported("a file of this format has no parts to choose from", found=form.name, remedy="leave --part out",
                           expected=", ".join(name for name, one in formats().items() if one.parts))
-    if form.name == to and pack.manifest.quantization is None and labels is None:
+    read = pack
+    if form.name == to == "pack" and model is not None:
+        pack = rewritten_on(pack, model.checkpoint)
+    if form.name == to and pack is read and pack.manifest.quantization is None and labels is None:
         raise NothingToDo(f"the source is in the format {to} already", where=source if not isinstance(source, Pack) else source.name,
                           remedy=f"name another format with --to: {', '.join(writable())}")
     if not written.repeats:

@@ -15,6 +15,7 @@ from ..base.quantization import require_plain
 from ..bundle.manifest import Heads, MappedSite
 from ..errors import ConfigError, SiteNotFound, Unsupported
 from ..merging.tied_weights import tied_to_a_head
+from ..pack.on_base import places_on
 from ..pack.pack import Adapter, Pack
 from ..slots.fields import RANK, TURN
 from ..slots.projections import heads_at, projected
@@ -50,7 +51,7 @@ def plans_of(
     kinds = {group.path: _KINDS.get(group.kind, "linear") for pack in packs for group in pack.manifest.groups if group.role == "adapter"}
     missing = sorted(path for path in wanted if path not in sites or kinds.get(path, sites[path].kind) != sites[path].kind)
     if missing:
-        _refuse(graph, missing)
+        _refuse(graph, base, packs, missing)
     placed = {group.path for pack in packs if pack.acts is not None for group in pack.manifest.groups if group.role == "adapter"}
     sites = {path: dataclasses.replace(site, positional=path in placed) for path, site in sites.items()}
     slots, max_rank = capacity
@@ -94,8 +95,14 @@ def _with_tied_heads(
     return result
 
 
-def _refuse(graph: BaseGraph, missing: list[str]) -> NoReturn:
+def _refuse(graph: BaseGraph, base: Checkpoint, packs: list[Pack], missing: list[str]) -> NoReturn:
     """Says why packs change modules at which the graph has no site."""
+    for pack in packs:
+        for path, place in places_on(pack, base).items():
+            if path in missing:
+                raise Unsupported("the pack calls its layers as another version of transformers does", where=f"pack '{pack.name}'",
+                                  found=path, expected=place, remedy="make a pack with the names of this one: adapterpack convert PACK "
+                                  "-o NEW --to pack --base BASE; or export with --mode folded")
     uses = Counter(site.path for model in graph.parts.values() for site in uses_of_modules(model, graph.scope))
     several = [path for path in missing if uses[path] > 1]
     if several:

@@ -14,6 +14,7 @@ from ..base.renamings import placed
 from ..errors import Unsupported
 from ..peft.names import prefix_of
 from .fits import kinds_on
+from .lineage import descended
 from .pack import Pack, is_module, sealed
 
 
@@ -37,11 +38,23 @@ def on(pack: Pack, base: Checkpoint) -> Pack:
 def named_on(pack: Pack, base: Checkpoint) -> Pack:
     """The pack with the names that its modules have in memory once ``base`` is loaded; one that says what its base is keeps those that it
     was made with."""
-    if any(compatibility.recorded_fingerprint(pack.manifest.base)):
-        return pack
+    return pack if any(compatibility.recorded_fingerprint(pack.manifest.base)) else moved(pack, places_on(pack, base))
+
+
+def places_on(pack: Pack, base: Checkpoint) -> dict[str, str]:
+    """The paths of a pack's modules that are others in memory once ``base`` is loaded, with those."""
     names = weight_names(pack)
     places = placed(names.values(), base.tensors, base.renamings)
-    return moved(pack, {path: places[name].removesuffix(".weight") for path, name in names.items() if name in places})
+    return {path: places[name].removesuffix(".weight") for path, name in names.items() if name in places}
+
+
+def rewritten_on(pack: Pack, base: Checkpoint) -> Pack:
+    """As :func:`named_on`, of any pack: where names are others in memory it is another pack, and says of which."""
+    places = places_on(pack, base)
+    if not places:
+        return pack
+    lineage = descended("convert", [pack], {"renamed": len(places)})
+    return moved(dataclasses.replace(pack, manifest=replace(pack.manifest, lineage=lineage)), places, sealing=True)
 
 
 def weight_names(pack: Pack) -> dict[str, str]:
@@ -50,12 +63,13 @@ def weight_names(pack: Pack) -> dict[str, str]:
             if is_module(group.path)}
 
 
-def moved(pack: Pack, paths: Mapping[str, str]) -> Pack:
-    """The pack with other paths of its modules, by the old ones: another pack, unless it says what its base is."""
+def moved(pack: Pack, paths: Mapping[str, str], sealing: bool = False) -> Pack:
+    """The pack with other paths of its modules, by the old ones: another pack, unless it says what its base is; ``sealing``: even then."""
     if not paths:
         return pack
     manifest, prefix = pack.manifest, prefix_of(pack.method)
-    bound = any(compatibility.recorded_fingerprint(manifest.base))  # whose files are its own: this is a view of it, never written
+    # The files of one that is bound are its own: this is a view of it, never written.
+    bound = not sealing and any(compatibility.recorded_fingerprint(manifest.base))
 
     def renamed(name: str) -> str:
         path = manifest.tensors[name].group
