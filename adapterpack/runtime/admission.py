@@ -23,6 +23,7 @@ from .open_bundle import OpenBundle
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 _FAILS = "the canary cannot be replayed"
+_STRUCTURAL = "its base was accepted by names, dtypes and shapes alone, whatever the weights"
 
 
 @contextmanager
@@ -44,14 +45,14 @@ def admitted(bundle: OpenBundle, pack: Pack, held: Callable[[Pack], AbstractCont
     if signers is not None:
         signers.require(pack)
     base = bundle.bundle.base
-    pack.require_levels(compatibility.recorded_fingerprint(base), name=base.name, where=bundle.folder,
-                        model_type=base.model_type, allow_structural=allow_structural)
+    verdict = pack.require_levels(compatibility.recorded_fingerprint(base), name=base.name, where=bundle.folder,
+                                  model_type=base.model_type, allow_structural=allow_structural)
     # A bundle that was exported for another task than its packs' takes more of their kind.
     require_task(pack, bundle.task, {other.manifest.task.type for other in bundle.packs.values()})
     if has_other_tokenizer(bundle.bundle, pack.manifest):
         log.warning("'%s' was trained with another tokenizer.json than the bundle has", pack.name)
     with held(pack) as adapter:
-        reason = _not_replayed(bundle, pack)
+        reason = _STRUCTURAL if verdict.name == "structural" else _not_replayed(bundle, pack)
         if reason is None:
             recorded, without, with_adapter = replay(pack, adapter)
             wide = allowed(bundle.bundle, recorded, by_engine=True)

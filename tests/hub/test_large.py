@@ -35,8 +35,8 @@ def make_bundle(folder: Path, size: int = SIZE) -> Path:
     pack = make_pack().write(folder / "adapters" / "tickets")
     (folder / "model.onnx.data").write_bytes(np.random.default_rng(0).bytes(size))
     (folder / "model.onnx").write_bytes(b"\x08\x0a\x3a\x00")  # ir_version 10, and an empty graph
-    Bundle("bank", "feature-extraction", m.Base("org/base"), "mobius", {}, (BundledAdapter("tickets", pack.id, "adapters/tickets", 1),),
-           (), slots=2, max_rank=1).write(folder)
+    Bundle("folded", "feature-extraction", m.Base("org/base"), "mobius", {}, (BundledAdapter("tickets", pack.id, "adapters/tickets"),),
+           ()).write(folder)
     return folder
 
 

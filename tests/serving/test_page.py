@@ -73,7 +73,7 @@ def test_a_key_sees_its_own_figures(server: Served) -> None:
         return tuple(after["counts"][name] - before["counts"][name] for name in ("requests", "completion_tokens"))  # type: ignore[return-value]
 
     before = look(ann), look(bob)
-    for model, headers, tokens in (("alpha", bob, 3), ("alpha", ann, 4), ("beta", ann, 5), ("base", ann, 6)):
+    for model, headers, tokens in (("alpha", bob, 3), ("alpha", ann, 4), ("alpha", ann, 4), ("beta", ann, 5), ("base", ann, 6)):
         body = {"model": model, "prompt": "one two three " * 20, "max_tokens": tokens, "min_tokens": tokens}
         assert server.post("/v1/completions", body, headers=headers).status_code == 200
     assert httpx.get(f"{server.address}/v1/status", timeout=20).status_code == 401
@@ -86,10 +86,10 @@ def test_a_key_sees_its_own_figures(server: Served) -> None:
     facts = mine["alpha"]["adapter"]
     assert (facts["method"], facts["ranks"], "q_proj" in facts["modules"]) == ("lora", [2, 2], True)
     assert min(facts["sites"], facts["bytes"]) > 0
-    assert (whole["of"], whole["waiting"], whole["running"], more(before[0][0], whole)) == ("all", 0, 0, (4, 18))
+    assert (whole["of"], whole["waiting"], whole["running"], more(before[0][0], whole)) == ("all", 0, 0, (5, 22))
     assert whole["engine"]["prompt_tokens_reused"] > before[0][0]["engine"]["prompt_tokens_reused"]
     assert {name: more(before[0][1][name], one) for name, one in every.items()} == {
-        "base": (1, 6), "alpha": (2, 7), "beta": (1, 5), "gamma": (0, 0)}
+        "base": (1, 6), "alpha": (3, 11), "beta": (1, 5), "gamma": (0, 0)}
     assert [every[name].get("resident") for name in ("base", "alpha", "beta")] == [None, True, True]
     assert server.get("/v1/status/models").json()["refused"] == []
     assert {line["status"] for line in server.audited() if line["route"].startswith("GET /v1/status")} == {401}
