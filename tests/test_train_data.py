@@ -241,6 +241,19 @@ def test_sources_of_several_forms(tiny_llama: Path, tmp_path: Path, caplog: pyte
         rows_of(tiny_llama, task="text-classification", train_file={"path": str(tmp_path / "labels.jsonl"), "form": "text"})
 
 
+@pytest.mark.parametrize(("rows", "said"), [
+    ([], "the data file is empty"), ({}, "the data file is empty"),
+    ([{"messages": []}], "there are no messages"), ([{"messages": [[]]}], "a list of messages was expected"),
+    ([{"messages": "w1"}], "a list of messages was expected"), ([{"messages": [{"content": "w1"}]}], "the last message is not"),
+    ([{"prompt": [], "completion": []}], "there are no messages"), ([{"conversations": ["w1"]}], "a list of messages was expected"),
+    ([{"instruction": ["w1"], "output": "w2"}], "text was expected")])
+def test_json_that_holds_no_rows_is_refused_in_plain_words(rows: Any, said: str, tiny_llama: Path, tmp_path: Path) -> None:
+    """Not in those of Python or of a library, which say nothing of the data."""
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    with pytest.raises(ConfigError, match=said):
+        rows_of(tiny_llama, train_file=str(tmp_path / "rows.json"))
+
+
 def test_bad_rows_end_the_run_or_are_left_out(tiny_llama: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """By row and by line where blank lines or skipped ones make these differ; what is left are the good rows."""
     good = [{"prompt": f"w{number}", "completion": "w9"} for number in range(4)]

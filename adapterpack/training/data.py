@@ -38,6 +38,8 @@ from .config.sources import Source
 from .rows.data_files import Place, require_bounded, require_short_texts
 from .rows.readable_files import KINDS, files_below, files_of, kind_of, options_of, part_of, readable
 
+_SHORT = 64
+"""Bytes: a file of more has rows, or is no list of nothing."""
 _HUB = "hf://datasets/"
 _METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 """What says more of the files of a folder of pictures or recordings."""
@@ -84,7 +86,7 @@ def _of_files(source: Source, files: list[Path], report: DataReport) -> Dataset:
             alike: dict[tuple[tuple[str, Any], ...], list[tuple[Path, Path]]] = {}
             for path, name in zip(paths, names, strict=True):
                 require_bounded(path, name)
-                if path.stat().st_size:
+                if not _is_empty(path, kind):
                     alike.setdefault(tuple(options_of(kind, path).items()), []).append((path, name))
             for own, pairs in alike.items():
                 with _reading(Place(*zip(*pairs, strict=True))):
@@ -97,6 +99,13 @@ def _of_files(source: Source, files: list[Path], report: DataReport) -> Dataset:
     with _reading(source.path):
         first = tables[0].features  # kinds of files read the same texts as types of different names
         return tables[0] if len(tables) == 1 else concatenate_datasets([table.cast(first) for table in tables])
+
+
+def _is_empty(path: Path, kind: str) -> bool:
+    """Whether a file has no rows at all, as ``datasets`` says in words of its own: nothing, blank lines, or a list of nothing."""
+    if path.stat().st_size > _SHORT:
+        return False
+    return path.read_bytes().strip() in ((b"", b"[]", b"{}") if KINDS[kind].builder == "json" else (b"",))
 
 
 def _of_data_set(source: Source) -> Dataset:

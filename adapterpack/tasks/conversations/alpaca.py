@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from ..rows import Row
-from .form import FORMS, Conversation, DataForm, said
+from .form import FORMS, Conversation, DataForm, said, text_of
 
 
 def read(row: Row) -> Conversation:
     """The history, pairs of question and answer, and then the instruction with its input."""
     before = [said("system", row["system"])] if row.get("system") else []
     history = [said(role, text) for pair in row.get("history") or () for role, text in zip(("user", "assistant"), pair, strict=True)]
-    question = "\n\n".join(filter(None, [row["instruction"], row.get("input")]))
+    question = "\n\n".join([text_of(text) for text in (row["instruction"], row.get("input")) if text])
     return Conversation([*before, *history, said("user", question), said("assistant", row["output"])])
 
 

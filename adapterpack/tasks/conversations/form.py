@@ -95,6 +95,13 @@ def text_of(value: Any) -> str:
     return value
 
 
+def turns_of(value: Any) -> Sequence[Message]:
+    """The value, which has to be a list of objects; as :func:`text_of`."""
+    if not isinstance(value, list) or not all(isinstance(turn, Mapping) for turn in value):
+        raise ValueError(f"a list of messages was expected, found {value!r}")
+    return value
+
+
 def tools_of(row: Row) -> dict[str, Any]:
     """The tools of a row for a chat template: a list, also as JSON text."""
     tools = row.get("tools")
@@ -103,9 +110,10 @@ def tools_of(row: Row) -> dict[str, Any]:
 
 def answered(messages: Sequence[Message]) -> list[Message]:
     """The messages without their empty fields, as tables give every row all fields; an error if the last is not the assistant's."""
-    filled: list[Message] = [{key: value for key, value in message.items() if value is not None} for message in messages]
-    *_, last = filled
-    if last["role"] != "assistant":
+    filled: list[Message] = [{key: value for key, value in message.items() if value is not None} for message in turns_of(messages)]
+    if not filled:
+        raise ValueError("there are no messages")
+    if filled[-1].get("role") != "assistant":
         raise ValueError("the last message is not the assistant's")
     return filled
 

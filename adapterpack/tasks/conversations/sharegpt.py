@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..rows import Row
-from .form import FORMS, Conversation, DataForm, answered, said, tools_of
+from .form import FORMS, Conversation, DataForm, answered, said, tools_of, turns_of
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "model": "assistant", "system": "system",
          "observation": "tool", "tool": "tool", "function_call": "assistant"}
@@ -14,7 +14,7 @@ def read(row: Row) -> Conversation:
     """The turns, after the column ``system`` if there is one."""
     before = [said("system", row["system"])] if row.get("system") else []
     turns = []
-    for turn in row["conversations"]:
+    for turn in turns_of(row["conversations"]):
         if turn["from"] not in ROLES:
             raise ValueError(f"{turn['from']!r} is none of the roles {', '.join(ROLES)}")
         turns.append(said(ROLES[turn["from"]], turn["value"]))
