@@ -176,7 +176,7 @@ def _lost(ctx: click.Context, path: str) -> None:
 
 def _emit_error(ctx: click.Context, error: dict[str, str | None]) -> None:
     if wants(ctx, "--json"):
-        emit({"command": ctx.invoked_subcommand, "error": error})
+        emit({"command": ctx.invoked_subcommand, "error": error}, compact=True)  # behind what was printed line by line, too
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -83,7 +83,10 @@ def command(
             lines = lines_of(file, _name(source))
             done = _finished(open_job, _unreserved(lines, source) if as_json and out is None else lines, source, out, as_json, keep_going)
     if out is not None and not done.failed:
-        emit({"command": "run", "output": out, "rows": done.rows}) if as_json else line(f"wrote {things(done.rows, 'row')} to {out}")
+        if as_json:
+            emit({"command": "run", "output": out, "rows": done.rows}, compact=True)
+        else:
+            line(f"wrote {things(done.rows, 'row')} to {out}")
     require_all(done, None if out is None else Path(out))
 
 

@@ -137,6 +137,12 @@ def test_a_row_that_cannot_be_run(bundle: Path, tmp_path: Path) -> None:
     assert printed["completion"]
     shown = ran(bundle, "--input", source, "--keep-going", "--max-new-tokens", 4, code=1).stdout.splitlines()
     assert [text.split(" | ")[-1].startswith("error: ") for text in shown] == [False, True, False, True, True, False]
+    lines = ran(bundle, "--input", source, "--keep-going", "--max-new-tokens", 4, "--json", code=1).stdout.splitlines()
+    objects = [json.loads(line) for line in lines]  # the error at the end is one of them
+    for value in objects:
+        report.validate(value)
+    assert [value.get("error", {}).get("code") for value in objects] == [
+        None, "unknown-adapter", None, "config", "config", None, "rows-failed"]
 
 
 def test_a_full_disk_keeps_what_was_answered(tmp_path: Path) -> None:
