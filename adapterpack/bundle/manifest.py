@@ -47,7 +47,7 @@ FilePath = Annotated[str, Meta(max_length=255, pattern=rf"^{_NAME}(/{_NAME}){{0,
 FloatType = Annotated[str, Meta(pattern=r"^(float32|float16|bfloat16)\Z")]
 Labels = Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=200)], ...], Meta(min_length=1, max_length=10_000)]
 Field = Annotated[str, Meta(pattern=(
-    r"^(down|up|scale|shift|delta|pre|turn|turn_down|turn_up|head|head_bias|mix|attended_(keys|values|absent|gate)"
+    r"^(down|up|scale|shift|delta|pre|turn|turn_down|turn_up|head|head_bias|mix|attended_(keys|values|absent|gate)|virtual(_here|_cut)?"
     r"|(output|input)_(identity|relu|tanh|silu|gelu|gelu_tanh)(_normed)?_(norm_weight|norm_bias|down|down_bias|up|up_bias)"
     r"|route[0-3]_((abs|dot)_keys|fuse_query|(abs|dot|fuse)_(bias|pick|down|up|spread)))\Z"))]
 """A slot of a site."""
@@ -86,7 +86,8 @@ class MappedSite:
         positional: whether its slots act where :data:`ADAPTER_POSITIONS` is true, and nowhere else.
         part: the graph that it is in.
         flat: its input has the tokens of all rows one after another, ``[batch * tokens, in]``, as before the experts of a model.
-        kind: ``linear``, ``lookup`` (an embedding, whose input is ids) or ``patches`` (a convolution whose kernels lie side by side).
+        kind: ``linear``, ``lookup`` (an embedding, whose input is ids), ``patches`` (a convolution whose kernels lie side by side) or
+            ``prompt`` (virtual tokens before a row's own).
         at: where its outputs begin in a weight that is packed with those of others.
         members: of a group, which is no module, the sites whose ``down`` factors lie side by side in its slot.
         heads: the attention whose output projection it is, if prompts are added there.
@@ -112,7 +113,7 @@ class MappedSite:
     positional: bool = False
     part: PartName = MAIN
     flat: bool = False
-    kind: Annotated[str, Meta(pattern=r"^(linear|lookup|patches)\Z")] = "linear"
+    kind: Annotated[str, Meta(pattern=r"^(linear|lookup|patches|prompt)\Z")] = "linear"
     at: Annotated[int, Meta(ge=0)] = 0
     members: Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=512)], ...], Meta(max_length=64)] = ()
     heads: Heads | None = None

@@ -20,6 +20,7 @@ from ..pack.pack import Pack
 from ..pack.repeats import require_own_blocks
 from ..pack.validate.validation import load
 from ..slots.precision import DEFAULT, precision
+from ..slots.prompt_rows import virtual_tokens
 from ..slots.values import require_slots
 from ..tasks.embeddings import POOLING
 from ..tasks.task import NO_TASK, Task, require_encoder, task_named, task_of
@@ -101,9 +102,8 @@ def checked(
     product.require(mode, chosen)
     require_split(product, split)
     for pack in loaded:
-        if pack.method.kind == "prompt" and chosen.main.form != "decoder":
-            raise Unsupported("a prompt goes into a decoder's cache, and the graph of this task has none", where=f"pack '{pack.name}'",
-                              found=chosen.name, expected="text-generation", remedy="run this adapter under torch")
+        if pack.method.kind == "prompt":
+            _require_room(pack, chosen)
     static_cache = _require_cache(cache, static_cache, chosen, floats)
     if static_cache and not chosen.generates:
         raise Unsupported("only a decoder's cache can stay where it is", found=chosen.name, remedy="leave --static-cache out")
@@ -117,6 +117,25 @@ def checked(
     wanted = _quantization(decoded, quantize, options, floats, dequantize)
     return Request(model, file, loaded, mode, chosen, _slots(mode, loaded, slots, max_rank), max_rank, wanted, floats, static_cache, cache,
                    product, pooling, allow_structural, split, decoded, trained)
+
+
+def _require_room(pack: Pack, task: Task) -> None:
+    """Checks that a graph of this task has a place for a prompt: a decoder's cache, or before the tokens that are read at once.
+
+    Raises:
+        Unsupported: it has none.
+    """
+    virtual = virtual_tokens(pack)
+    if task.main.form == "decoder" or (task.reads_at_once and (virtual or task.generates)):
+        return
+    if task.reads_at_once:
+        raise Unsupported("keys and values go into a decoder's cache, and the graph of this task has none", where=f"pack '{pack.name}'",
+                          found=f"{pack.method.name} for {task.name}", expected="text-generation, text2text-generation",
+                          remedy="train virtual embeddings, as prompt_tuning and p_tuning do, or attach this adapter in torch")
+    raise Unsupported("a graph has room for prompts where it reads a row at once, or in the cache of a decoder alone",
+                      where=f"pack '{pack.name}'", found=f"{pack.method.name} for {task.name}",
+                      expected="text-generation, text2text-generation, or an encoder of texts",
+                      remedy="train a method of linear layers, such as lora, or attach this adapter in torch: adapterpack.attach")
 
 
 def _decoded(model: Checkpoint, gguf: Path | None, packs: Sequence[Pack], allow_structural: bool) -> DequantizedCheckpoint | None:

@@ -9,10 +9,10 @@ from typing import NoReturn
 
 import numpy as np
 
-from ..adapter_methods import to_matrix
+from ..adapter_methods import PROMPT, to_matrix
 from ..base.checkpoint import Checkpoint
 from ..base.quantization import require_plain
-from ..bundle.manifest import Heads, MappedSite
+from ..bundle.manifest import PAST, Heads, MappedSite
 from ..errors import ConfigError, SiteNotFound, Unsupported
 from ..merging.tied_weights import tied_to_a_head
 from ..pack.on_base import places_on
@@ -20,17 +20,18 @@ from ..pack.pack import Adapter, Pack
 from ..slots.fields import RANK, TURN
 from ..slots.projections import heads_at, projected
 from ..slots.prompt_kv import PROJECTION
+from ..slots.prompt_rows import virtual_tokens
 from ..slots.values import largest_ranks, pack_values
 from .frontends import BaseGraph
 from .graph.attention import with_heads
 from .graph.blocks import find_blocks, unfused, wanted_blocks
-from .graph.sitemap import find_sites, uses_of_modules
+from .graph.sitemap import find_sites, prompt_site, uses_of_modules
 from .modes import Plan, base_head, with_fields, with_ranks
 
 DEFAULT_RANK = 16
 """The largest rank of a bank that is exported without adapters."""
 
-_KINDS = {"embedding": "lookup", "table": "lookup", "conv": "patches"}
+_KINDS = {"embedding": "lookup", "table": "lookup", "conv": "patches", "prompt": "prompt"}
 """Kind of a layer in a pack -> that of its site in a graph, where it is not linear."""
 
 
@@ -48,6 +49,9 @@ def plans_of(
     values = [pack_values(pack, lambda adapter: _weights(base, adapter), sites, lambda prompt, path: _projected(graph, sites, prompt, path))
               for pack in packs]
     wanted = {name.rpartition(".")[0] for tensors in values for name in tensors}
+    inputs = {value.name for value in graph.model.graph.inputs}
+    if "input_ids" not in inputs or not any(name.startswith(PAST) for name in inputs):  # no cache that a prompt could be in
+        wanted |= {PROMPT for pack in packs if virtual_tokens(pack)}
     kinds = {group.path: _KINDS.get(group.kind, "linear") for pack in packs for group in pack.manifest.groups if group.role == "adapter"}
     missing = sorted(path for path in wanted if path not in sites or kinds.get(path, sites[path].kind) != sites[path].kind)
     if missing:
@@ -126,7 +130,7 @@ def sites_of(graph: BaseGraph, packs: list[Pack]) -> dict[str, MappedSite]:
         if blocks.keys() != wanted.keys() and len(graph.parts) == 1:
             blocks = find_blocks(model, unfused(model, graph.scope), wanted, linear)
         place = {value.name: number for number, node in enumerate(model.graph) for value in node.outputs}
-        together = {**linear, **blocks}
+        together = {**linear, **blocks, **prompt_site(model)}
         ordered = sorted(together.values(), key=lambda site: place[site.output])
         in_graphs.extend(dataclasses.replace(site, part=part) for site in ordered)
     paths = [site.path for site in in_graphs]

@@ -6,8 +6,9 @@ exporter leaves out of its graph. Caches go in as lists of pairs ``[batch, heads
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from inspect import signature
 from typing import Any
 
@@ -16,7 +17,9 @@ from torch import nn
 from transformers import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
+from ..slots.prompt_rows import LEAVES
 from ..training.canaries.images import features_of
+from ..training.layers.prompts import is_encoder, trunk_of
 
 PREFIX = "inner."
 """What the paths of the model's modules begin with inside a part."""
@@ -42,7 +45,8 @@ class Plain(TorchPart):
 
     def forward(self, **inputs: torch.Tensor) -> Named:
         """Output name -> tensor."""
-        return {name: value for name, value in self.inner(**inputs).items() if isinstance(value, torch.Tensor)}
+        with _before_tokens(trunk_of(self.inner), _slots(inputs)):
+            return {name: value for name, value in self.inner(**inputs).items() if isinstance(value, torch.Tensor)}
 
 
 class Decoder(TorchPart):
@@ -65,9 +69,13 @@ class Encoder(TorchPart):
 
     def forward(self, **inputs: torch.Tensor) -> Named:
         """Keys and values ``encoder.<layer>.key`` ``[batch, heads, source, head_dim]``."""
-        rows = next(iter(inputs.values())).shape[0]
+        rows, slots = next(iter(inputs.values())).shape[0], _slots(inputs)
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
         start = torch.zeros((rows, 1), dtype=torch.int64)
+        if slots:
+            encoder = self.inner.get_encoder()
+            with _before_tokens(encoder, slots, whole=True):
+                inputs = {"encoder_outputs": BaseModelOutput(encoder(**inputs).last_hidden_state)}
         self.inner(**inputs, decoder_input_ids=start, use_cache=True, **{self.cache: cache})
         return _pairs("encoder", cache.cross_attention_cache)
 
@@ -147,6 +155,63 @@ def part_class(form: str) -> type[TorchPart]:
     """The module of a part's ``form``: one of :data:`PARTS`, or another package's as ``module:class``."""
     module, _, name = form.partition(":")
     return getattr(importlib.import_module(module), name) if name else PARTS[form]  # type: ignore[no-any-return]
+
+
+def _slots(inputs: Named) -> Named:
+    """The virtual tokens among the inputs, taken out of them."""
+    return {name: inputs.pop(name) for name in LEAVES if name in inputs}
+
+
+@contextlib.contextmanager
+def _before_tokens(trunk: Any, slots: Named, whole: bool = False) -> Iterator[None]:
+    """Leads a trunk through virtual tokens, see :mod:`adapterpack.slots.prompt_rows`; without any it stays as it is. Its output is that of
+    its own tokens, or with ``whole`` of all.
+
+    A row is its prompt, its own tokens and as much padding as its prompt is shorter than the longest: positions are those of the row alone.
+    """
+    if not slots:
+        yield
+        return
+    count = slots["virtual_here"].to(torch.int64).sum(1, keepdim=True)
+    inner, takes = trunk.forward, tuple(signature(type(trunk).forward).parameters)[1:]
+
+    def around(*args: Any, **kwargs: Any) -> Any:
+        inputs = {**dict(zip(takes, args, strict=False)), **kwargs}
+        own = trunk.get_input_embeddings()(inputs.pop("input_ids"))
+        room, length = slots["virtual"].shape[1], own.shape[1]
+        place = torch.arange(room + length)[None]
+        behind = torch.where(place - count < length, place - count + room, place - length)
+        places = torch.where(place < count, place, behind)
+
+        def row(virtual: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+            return torch.cat([virtual.to(tokens.dtype), tokens], 1).gather(1, _wide(places, tokens))
+
+        inputs["inputs_embeds"] = row(slots["virtual"], own)
+        if inputs.get("attention_mask") is not None:
+            inputs["attention_mask"] = row(slots["virtual_here"], inputs["attention_mask"])
+        if inputs.get("token_type_ids") is not None:
+            inputs["token_type_ids"] = row(torch.zeros_like(slots["virtual_here"]), inputs["token_type_ids"])
+        output = inner(**inputs)
+        if whole:
+            return output
+        cut = slots["virtual_cut"].to(torch.int64).sum(1, keepdim=True) if is_encoder(trunk) else count
+        kept = cut + torch.arange(length)[None]
+        hidden = output.last_hidden_state
+        output["last_hidden_state"] = hidden = hidden.gather(1, _wide(kept, hidden))
+        if output.get("pooler_output") is not None:
+            output["pooler_output"] = trunk.pooler(hidden)
+        return output
+
+    trunk.forward = around
+    try:
+        yield
+    finally:
+        del trunk.forward
+
+
+def _wide(places: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Places ``[batch, n]`` with the further axis of what is gathered by them, if it has one."""
+    return places if tokens.ndim == 2 else places[..., None].expand(-1, -1, tokens.shape[-1])
 
 
 def _pairs(name: str, cache: Any) -> Named:

@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from ..adapter_methods import PROMPT
 from ..bundle.manifest import ADAPTER_IDS, ADAPTER_POSITIONS, ENCODED, PAST
 from ..errors import ConfigError
+from ..slots.prompt_rows import virtual_room
 from ..tasks.session import Arrays
 from ..tasks.task import Part
 from .adapters.pinned import Pinned
-from .adapters.prefix_cache import PrefixCache
+from .adapters.prefix_cache import PrefixCache, behind_encoder
 from .open_bundle import OpenBundle
 from .ort_model import OrtModel
 from .text.context_length import require_context
@@ -62,7 +64,8 @@ def _plain(session: OpenBundle, graph: OrtModel, given: Arrays, rows: Pinned) ->
     if "attention_mask" in graph.inputs:
         shape = given["input_ids"].shape
         _require_mask(given.setdefault("attention_mask", np.ones(shape, np.int64)), shape)
-        require_context(session, last_places(given["attention_mask"]) + 1)
+        room = virtual_room(session.bundle.sites)
+        require_context(session, last_places(given["attention_mask"]) + 1 + room, room)
     if "token_type_ids" in graph.inputs:
         given.setdefault("token_type_ids", np.zeros_like(given["input_ids"]))
     return _acting(session, graph, given, rows)
@@ -92,14 +95,31 @@ def _cross(session: OpenBundle, graph: OrtModel, given: Arrays, rows: Pinned) ->
     """A decoder on an encoder's keys and values; the mask is that of the encoder's tokens."""
     count, length = given["decoder_input_ids"].shape
     past = next((array.shape[2] for name, array in given.items() if name.startswith(PAST)), 0)
-    require_context(session, np.full(count, past + length))
-    for name, value in graph.inputs.items():
-        if name.startswith(PAST):
-            given.setdefault(name, np.zeros((count, value.shape[1], 0, value.shape[3]), np.float32))
+    prompts = np.array(rows.in_cache(), np.int64)
+    behind = max(past, prompts.max()) - prompts.max() + length
+    require_context(session, prompts + behind, prompts)
+    given = {**behind_encoder(graph.inputs, rows.adapters.prompts, rows.names), **given}
     read = next((array.shape[2] for name, array in given.items() if name.startswith(ENCODED)), None)
     if "attention_mask" in graph.inputs and read is not None:
-        _require_mask(given.setdefault("attention_mask", np.ones((count, read), np.int64)), (count, read))
+        virtual = rows.virtual() if PROMPT in session.bundle.sites else np.zeros(count, np.int64)
+        room = virtual_room(session.bundle.sites) if session.bundle.mode == "bank" else int(virtual.max(initial=0))
+        own = given.get("attention_mask", np.ones((count, read - room), np.int64))
+        _require_mask(own, (count, read - room))
+        given["attention_mask"] = _behind(virtual, own, room)
     return given
+
+
+def _behind(virtual: np.ndarray, own: np.ndarray, room: int) -> np.ndarray:
+    """The mask of each row's virtual tokens, its own, and the padding for which the room of longer prompts is.
+
+    Example:
+        >>> _behind(np.array([2, 0]), np.array([[1, 1], [1, 0]]), 2).tolist()
+        [[1, 1, 1, 1], [1, 0, 0, 0]]
+    """
+    mask = np.zeros((len(own), room + own.shape[1]), np.int64)
+    for row, count in enumerate(virtual):
+        mask[row, :count], mask[row, count : count + own.shape[1]] = 1, own[row]
+    return mask
 
 
 def _acting(session: OpenBundle, graph: OrtModel, given: Arrays, rows: Pinned, past: int = 0, prefix: PrefixCache | None = None) -> Arrays:

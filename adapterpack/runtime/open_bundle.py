@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from ..adapter_methods import PROMPT
 from ..bundle.decoder_graph import DECODER, graphs_of
 from ..bundle.files import require_files, require_listed, require_same
 from ..bundle.manifest import FILE_NAME, Bundle, graph_file, manifest_bytes, parse_bundle
@@ -23,6 +24,7 @@ from ..onnx_graph.confine import require_safe
 from ..onnx_graph.graph_file import GraphFile, Stored
 from ..pack.pack import Pack
 from ..pack.validate.validation import load
+from ..slots.prompt_rows import virtual_tokens
 from ..tasks.problems import PROBLEMS, numbered
 from ..tasks.session import Head
 from ..tasks.task import MAIN, task_named
@@ -352,7 +354,8 @@ class OpenBundle:
         return prompts.get(pack.name) if packs.get(pack.name) is pack else self._prompt(pack)
 
     def _prompt(self, pack: Pack) -> np.ndarray | None:
-        return prompt_kv(pack, self.folder, self._cache_inputs)
+        before_tokens = PROMPT in self.bundle.sites and virtual_tokens(pack)
+        return None if before_tokens else prompt_kv(pack, self.folder, self._cache_inputs)
 
 
 class _Graphs(Mapping[str, OrtModel]):

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..bundle.manifest import MappedSite
-from . import blocks, prompt_kv, routes
+from . import blocks, prompt_kv, prompt_rows, routes
 from .precision import ABSENT, converted
 
 RANK, TURN, LABELS = "rank", "turn", "labels"
@@ -53,11 +53,12 @@ FIELDS: dict[str, Field] = {
     "head": Field(("in", LABELS)), "head_bias": Field((LABELS,), float(ABSENT)),
     **_of_blocks(), **_of_routes(),
     **{field: Field(axes, float(ABSENT) if field == "attended_absent" else 0.0) for field, axes in prompt_kv.LEAVES.items()},
+    **{field: Field(axes) for field, axes in prompt_rows.LEAVES.items()},
 }
 """Field -> its axes and its neutral value."""
 LEAST: dict[str, int] = {prompt_kv.LENGTH: 1, **{route.experts: 1 for route in routes.BRANCHES.values()}}
 """Free axes whose length must be at least 1, since a softmax goes along them."""
-ROUTED = frozenset(name for route in routes.BRANCHES.values() for name in (route.name, route.experts))
+ROUTED = frozenset({prompt_rows.LENGTH, *(name for route in routes.BRANCHES.values() for name in (route.name, route.experts))})
 """Free axes that are as long as the packs of an export need, whatever the largest rank of a bank is."""
 
 

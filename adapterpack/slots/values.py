@@ -8,7 +8,7 @@ Slot names are ``<module path>.<field>``. Fields of an adapted site::
 ``scale`` [out], ``mix`` [out, out], ``shift`` [out]; of a module that was trained whole: ``head`` [in, labels], ``head_bias`` [labels].
 A bank puts the slots in front. Apart from ``pre`` and ``scale``, zeros change nothing. The fields of an adapted block are in
 :mod:`~adapterpack.slots.blocks`, those of routers in :mod:`~adapterpack.slots.routes`, those of prompts in
-:mod:`~adapterpack.slots.prompt_kv`; :mod:`~adapterpack.slots.fields` has the axes of all.
+:mod:`~adapterpack.slots.prompt_kv` and :mod:`~adapterpack.slots.prompt_rows`; :mod:`~adapterpack.slots.fields` has the axes of all.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ..adapter_methods import LAYOUTS, Deviation, Diagonal, NormalForm, Site, complete
+from ..adapter_methods import LAYOUTS, PROMPT, Deviation, Diagonal, NormalForm, Site, complete
 from ..bundle.manifest import MappedSite
 from ..errors import BaseMismatch, NonFinite, Unsupported
 from ..io.safetensors import all_finite
@@ -28,6 +28,7 @@ from .blocks import block_arrays
 from .fields import FIELDS, FIXED, LABELS, extents, neutral
 from .precision import DEFAULT, balanced, converted
 from .prompt_kv import Project, attended_arrays
+from .prompt_rows import virtual_arrays
 from .routes import route_arrays
 
 HEAD_FIELDS = {"weight": "head", "bias": "head_bias"}
@@ -80,12 +81,12 @@ ARRAYS: dict[str, Callable[[Any, Site, Project | None], Values]] = {
 
 
 def require_slots(pack: Pack) -> None:
-    """Checks that a graph can have slots for every change of the pack; a prompt needs none.
+    """Checks that a graph can have slots for every change of the pack.
 
     Raises:
         Unsupported: the method cannot be attached, or a site of a weight method is no linear layer.
     """
-    if pack.method.kind == "prompt":  # it is in the cache that a row begins with, not in the graph
+    if pack.method.kind == "prompt":  # it is in the cache that a row begins with, or before its tokens
         return
     for method in pack.methods:
         if method.limits.torch_only:
@@ -116,7 +117,8 @@ def pack_values(
     """
     require_slots(pack)
     values: Values = {}
-    adapters: Iterable[Adapter] = () if pack.method.kind == "prompt" else pack.adapters()
+    in_cache = pack.method.kind == "prompt" and PROMPT not in (sites or {})
+    adapters: Iterable[Adapter] = () if in_cache else pack.adapters()
     if readers := [method.name for method in pack.methods if method.traits.reads_weight and weights is None]:
         raise Unsupported("this method needs the base's own weights, which this graph does not hold", where=pack.name,
                           found=readers[0], remedy="export the bundle again with this adapter among the packs")
@@ -129,7 +131,10 @@ def pack_values(
                 wide = None if bias is None else bias.astype(np.float32)
                 site = dataclasses.replace(site, weight=weight.astype(np.float32), base_bias=wide)
         form = method.normal_form(adapter.config, complete(method, adapter.config, adapter.wide, site), site)
-        fields = ARRAYS[method.kind](form, site, project)
+        if method.kind == "prompt":
+            fields = virtual_arrays(form, getattr(adapter.config, "pooled", "input"))
+        else:
+            fields = ARRAYS[method.kind](form, site, project)
         placed = {f"{site.path}.{field}": array for field, array in fields.items()}
         if site.kind == "table":
             placed = _of_table(site.path, fields, (sites or {}).get(site.path) if method.traits.tied else None)

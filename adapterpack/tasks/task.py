@@ -40,14 +40,21 @@ AXES: dict[str, tuple[str | None, ...]] = {
     "image_features": ("batch", "image_positions", None),
     "past_key_values": ("batch", None, "past", None),
     "encoder": ("batch", None, "source", None),
+    "virtual": ("batch", "virtual", None),
+    "virtual_here": ("batch", "virtual"),
+    "virtual_cut": ("batch", "virtual"),
 }
-"""Input -> the names of its axes; those without one are as wide as the model says. The last two are families: ``<layer>.key`` follows."""
+"""Input -> the names of its axes; those without one are as wide as the model says. ``past_key_values`` and ``encoder`` are families:
+``<layer>.key`` follows. The last three are of graphs with room for a prompt, and no input of theirs any more once they have slots."""
 
 SPANS = ("start_logits", "end_logits")
 """Outputs with one number for each position: how well a span begins, and how well it ends there."""
 
 _SUPPLIED = frozenset({"position_ids", "image_features", "past_key_values", "encoder"})
 """Inputs that a session makes, or that an earlier part gives."""
+
+_AT_ONCE = frozenset({"plain", "encoder"})
+"""Forms of graphs that read a row in one pass."""
 
 Answer = Callable[[Session, Sequence[Row], Sequence[str | None], Mapping[str, Any]], list[dict[str, Any]]]
 """(session, rows, the adapter of each row, sampling parameters) -> what a result says of each row."""
@@ -154,6 +161,11 @@ class Task:
     def has_encoder(self) -> bool:
         """Whether its decoder looks at what an encoder makes of a row."""
         return "encoder" in self.main.inputs
+
+    @property
+    def reads_at_once(self) -> bool:
+        """Whether a graph of it reads all tokens of a row in one pass, so that virtual ones can go before them."""
+        return self.parts[0].form in _AT_ONCE and "input_ids" in self.parts[0].inputs
 
     @property
     def pads_left(self) -> bool:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ...engine_graph.position_inputs import PositionInputs
+from ...slots.prompt_rows import LEAVES, virtual_tokens
 from ...tasks.task import MAIN, Part, Task
 from ..graph.sitemap import torch_scope
 from .base import FRONTENDS, BaseGraph, Frontend, Source
@@ -20,6 +21,8 @@ _SPECIALIZED = frozenset({"source"})
 """Axes that a model may have of one length only, as Whisper's encoder has."""
 _LENGTHS = (7, 5, 4)
 """Rows of the example; as many as no axis of a model has by accident."""
+_VIRTUAL = 6
+"""Virtual tokens of the example."""
 _PAIR = re.compile(r"^(\w+)\.(\d+)\.([01])$")
 
 
@@ -31,7 +34,8 @@ def _build(source: Source) -> BaseGraph:
 
     model = _with_linear_layers(load_model(source.task, source.folder, dtype=source.dtype).eval())
     hold_frequencies(model)
-    graphs = _graphs(source.task, model)
+    prompted = source.task.reads_at_once and any(virtual_tokens(pack) for pack in source.packs)
+    graphs = _graphs(source.task, model, prompted)
     return BaseGraph(graphs.pop(MAIN), _scope, f"transformers {hf.__version__}", before=graphs)
 
 
@@ -42,8 +46,8 @@ def _scope(node: Any) -> str | None:
     return None if path is None else path.removeprefix(PREFIX)
 
 
-def _graphs(task: Task, model: Any) -> dict[str, Any]:
-    """The graph of every part; what one gives, the next is traced with."""
+def _graphs(task: Task, model: Any, prompted: bool) -> dict[str, Any]:
+    """The graph of every part; what one gives, the next is traced with. ``prompted`` ones have room for virtual tokens."""
     import torch  # noqa: PLC0415 - see above
 
     from ...runtime.model_inputs import positions  # noqa: PLC0415
@@ -59,15 +63,21 @@ def _graphs(task: Task, model: Any) -> dict[str, Any]:
         if "position_ids" in part.inputs:
             tensors["position_ids"] = torch.from_numpy(positions(tensors["attention_mask"].numpy()))
         inputs = {name: tensors[name] for name in part.inputs if name in tensors}
+        if prompted and part is task.parts[0]:
+            width = model.get_input_embeddings().weight.shape[1]
+            here = torch.ones(len(_LENGTHS), _VIRTUAL, dtype=model.dtype)
+            inputs |= {"virtual": here[..., None].expand(-1, -1, width).clone(), "virtual_here": here, "virtual_cut": here.clone()}
         with torch.no_grad():
             outputs = form(**inputs, **({"past_key_values": []} if "past_key_values" in part.inputs else {}))
         tensors |= {name: value for name, value in outputs.items() if "." not in name} | _families(outputs)
+        if prompted and "attention_mask" in tensors and part is task.parts[0]:  # what reads its output sees the virtual tokens, too
+            tensors["attention_mask"] = torch.nn.functional.pad(tensors["attention_mask"], (_VIRTUAL, 0), value=1)
         if "past_key_values" in part.inputs:
             inputs["past_key_values"] = tensors["present"]
         if "position_ids" in part.inputs:  # the tokens follow as many others
             inputs["attention_mask"] = torch.cat([inputs["attention_mask"]] * 2, 1)
             inputs["position_ids"] = torch.from_numpy(positions(inputs["attention_mask"].numpy()))[:, -inputs["position_ids"].shape[1] :]
-        graphs[part.name] = _traced(form, part, {name: inputs[name] for name in part.inputs if name in inputs})
+        graphs[part.name] = _traced(form, part, {name: inputs[name] for name in (*part.inputs, *LEAVES) if name in inputs})
     return graphs
 
 

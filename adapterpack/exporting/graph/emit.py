@@ -51,6 +51,9 @@ class Emitter:
             self._siblings(site, x, y, slots)
             return
         self._after = y.producer()
+        if site.kind == "prompt":
+            self._virtual(site, slots)
+            return
         if site.kind != "linear":
             result = y
             if slots.keys() & {"down", "delta"}:
@@ -85,6 +88,22 @@ class Emitter:
                 z = self._latest(self.values[site.entry]) if branch.reads_input else result
                 result = self._op("Add", site, f"{branch.name}/sum", result, self._branch(site, branch, z, slots))
         self._replace(y, self._joined(site, "y", self._placed(site, "placed", result, plain), flat))
+
+    def _virtual(self, site: MappedSite, slots: Mapping[str, Any]) -> None:
+        """The slots in place of the inputs with which the graph was made, for every row the same where rows cannot choose."""
+        inputs = {value.name: value for value in self.graph.inputs}
+        self._after = None
+        for field, given in slots.items():
+            slot = given
+            if not self.batched:
+                rows = self._op("Shape", site, f"{field}/rows", inputs["input_ids"], attributes={"start": 0, "end": 1})
+                shape = self._op("Concat", site, f"{field}/shape", rows, self._op("Shape", site, f"{field}/extents", slot),
+                                 attributes={"axis": 0})
+                slot = self._op("Expand", site, f"{field}/each", slot, shape)
+            traced = inputs[field]
+            for node, index in list(traced.uses()):
+                node.replace_input_with(index, slot)
+            self.graph.inputs.remove(traced)
 
     def _changed(self, site: MappedSite, x: Any, result: Any, slots: Mapping[str, Any]) -> Any:
         """A layer's output with what weight methods add to it and how they scale, mix and shift it."""

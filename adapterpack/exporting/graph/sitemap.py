@@ -9,6 +9,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from ...adapter_methods import PROMPT
 from ...bundle.manifest import MappedSite
 from ...slots.precision import DEFAULT
 
@@ -106,6 +107,17 @@ def _patches(path: str, node: Any) -> MappedSite | None:
     bias = node.inputs[2].name if len(node.inputs) > 2 and node.inputs[2] is not None else None
     return MappedSite(path, node.name, x.name, node.outputs[0].name, weight.name, bias, "out_in", channels * kernel[0] * kernel[1], out,
                       len(x.shape), kind="patches", dtype=float_type(node.outputs[0]))
+
+
+def prompt_site(model: Any) -> dict[str, MappedSite]:
+    """Where virtual tokens go before the rows of a graph that was made with room for them; nothing of another graph."""
+    embeds = next((value for value in model.graph.inputs if value.name == "virtual"), None)
+    if embeds is None:
+        return {}
+    joined, width = next(use.node for use in embeds.uses() if use.node.op_type == "Concat"), int(embeds.shape[-1])
+    output = joined.outputs[0]
+    return {PROMPT: MappedSite(PROMPT, joined.name, output.name, output.name, "", None, "in_out", width, width, 3, kind="prompt",
+                               dtype=float_type(embeds))}
 
 
 def float_type(value: Any) -> str:

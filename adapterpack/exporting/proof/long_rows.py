@@ -17,6 +17,7 @@ from ...pack.pack import Pack
 from ...runtime.engine.batch import virtual_tokens
 from ...runtime.session import Session
 from ...runtime.text.context_length import context_length, context_of
+from ...slots.prompt_rows import virtual_room
 from ...tasks.session import Arrays
 from ..example_inputs import config_of, example
 from ..frontends import Source
@@ -56,7 +57,7 @@ def prove_long_rows(
     rules = [rule for rule in {pack.acts for pack in source.packs} if rule is not None]
     most = context_of(session)
     if most is not None:
-        virtual = max((virtual_tokens(session, pack) for pack in session.packs.values()), default=0)
+        virtual = max(virtual_room(session.bundle.sites), *(virtual_tokens(session, pack) for pack in session.packs.values()), 0)
         most -= virtual + task.generates + sum(len(rule.woven((1, 1))) - 2 for rule in rules)
         lengths = sorted({max(1, min(length, most)) for length in lengths})
     lengths = [min(_SHORT, *lengths), *lengths]

@@ -167,8 +167,8 @@ def _relocated(sites: Mapping[str, MappedSite], model: Any) -> dict[str, MappedS
         node = next((nodes[name] for name in (site.node + suffix for suffix in _SUFFIXES) if name in nodes), None)
         if node is None:
             raise ParityError("quantization lost a site of the graph", where=path, expected=site.node)
-        weight = _stored(node.inputs[0 if site.kind == "lookup" else 1]).name
-        relocated[path] = dataclasses.replace(site, node=node.name, weight=weight if site.weight else "")
+        weight = _stored(node.inputs[0 if site.kind == "lookup" else 1]).name if site.weight else ""
+        relocated[path] = dataclasses.replace(site, node=node.name, weight=weight)
     return relocated
 
 

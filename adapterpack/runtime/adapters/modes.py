@@ -12,14 +12,14 @@ from ...bundle.files import adapter_files
 from ...bundle.manifest import ADAPTER_IDS, Bundle
 from ...errors import Unsupported
 from ...pack.pack import Pack
-from ...slots.precision import ABSENT, converted
 from ...tasks.task import MAIN
 from ..ort_model import OrtModel
-from ..ort_values import HOST, Memory, array_of, empty, fill, value_of
+from ..ort_values import Memory, array_of, value_of
 from .bank import AdapterBank, BankState
 from .contents import require_file_contents
 from .files import read_adapter_file
 from .pinned import Adapters, Run
+from .rows_apart import joined, owning
 from .slot_values import SlotValues, reads_weights
 
 
@@ -106,7 +106,7 @@ class InputsMode:
             pack = None if packs is None else packs[adapter.name]
             if pack is not None and not reads_weights(pack):
                 require_file_contents(pack, bundle.sites, files, arrays)
-            attached[adapter.name] = {part: {slot: _owning(array, memory) for slot, array in one.items()} for part, one in arrays.items()}
+            attached[adapter.name] = {part: {slot: owning(array, memory) for slot, array in one.items()} for part, one in arrays.items()}
         return attached
 
     def run(self, adapters: Adapters, names: Sequence[str | None]) -> Run:
@@ -127,7 +127,7 @@ class InputsMode:
                 some = {key: value_of(array_of(value)[mine]) for key, value in feeds.items()}
                 for key, value in graph.call({**some, **slots(name, part)}).items():
                     parts.setdefault(key, []).append((mine, array_of(value)))
-            return {key: _owning(_joined(pieces)) for key, pieces in parts.items()}
+            return {key: owning(joined(pieces)) for key, pieces in parts.items()}
 
         return run
 
@@ -172,24 +172,6 @@ class BankMode:
     def unload(self, attached: BankState, name: str) -> BankState:
         """See :class:`AdapterMode`."""
         return attached.without(name)
-
-
-def _joined(pieces: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-    """Rows of several runs put back in their order; narrower logits are filled with the logit of an absent label."""
-    first = pieces[0][1]
-    width = max(array.shape[-1] for _, array in pieces)
-    total = sum(len(rows) for rows, _ in pieces)
-    joined = np.full((total, *first.shape[1:-1], width), converted(np.array(ABSENT), first.dtype.name, "logits"), first.dtype)
-    for rows, array in pieces:
-        joined[rows, ..., : array.shape[-1]] = array
-    return joined
-
-
-def _owning(array: np.ndarray, memory: Memory = HOST) -> Any:
-    """An ``OrtValue`` with memory of its own: one made from an array only borrows it, and so do the arrays that are taken from it."""
-    value = empty(array.shape, array.dtype, memory)
-    fill(value, array)
-    return value
 
 
 ADAPTER_MODES: dict[str, Callable[[Any], AdapterMode]] = {"folded": FoldedMode, "inputs": InputsMode, "bank": BankMode}

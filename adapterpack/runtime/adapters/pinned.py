@@ -7,10 +7,14 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from ...bundle.manifest import ENCODED
 from ...pack.pack import Pack
+from ...slots.prompt_rows import virtual_tokens
 from ...tasks.task import MAIN
+from ..ort_values import array_of
 from .positions import acting
-from .prefix_cache import PrefixCache, Prompts, prefix_cache
+from .prefix_cache import PrefixCache, Prompts, apart, prefix_cache, prompt_lengths
+from .rows_apart import joined, owning
 
 Names = Sequence[str | None] | str | None
 """The adapter of each row: a name, or None for the base; or one for all rows."""
@@ -42,8 +46,21 @@ class Pinned(NamedTuple):
     run: Run
 
     def __call__(self, feeds: Mapping[str, Any], part: str = MAIN) -> dict[str, Any]:
-        """The outputs of one pass of a part."""
-        return self.run(feeds, part)
+        """The outputs of one pass of a part. A decoder behind an encoder has no mask for its own cache: rows whose prompts in it are of
+        different lengths run apart.
+        """
+        lengths = self.in_cache() if self.adapters.prompts else []
+        if len(set(lengths)) < 2 or not any(name.startswith(ENCODED) for name in feeds):
+            return self.run(feeds, part)
+        pieces: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+        for rows, some in apart(feeds, lengths):
+            for key, value in self.run(some, part, list(rows)).items():
+                pieces.setdefault(key, []).append((rows, array_of(value)))
+        return {key: owning(joined(parts)) for key, parts in pieces.items()}
+
+    def in_cache(self) -> list[int]:
+        """How much of a cache each row's prompt takes."""
+        return prompt_lengths(self.adapters.prompts, self.names)
 
     def of(self, places: Sequence[int]) -> Pinned:
         """The rows at these places, in that order; one may be there several times."""
@@ -55,6 +72,10 @@ class Pinned(NamedTuple):
     def prefix(self, inputs: Mapping[str, Any]) -> PrefixCache:
         """The cache that the rows begin with in a graph with these inputs: their prompts, or nothing; and the mask that covers it."""
         return prefix_cache(inputs, self.adapters.prompts, self.names)
+
+    def virtual(self) -> np.ndarray:
+        """How many virtual tokens each row's prompt has, ``[rows]``."""
+        return np.array([0 if name is None else virtual_tokens(self.adapters.packs[name]) for name in self.names], np.int64)
 
     def acting(self, inputs: Mapping[str, np.ndarray], before: np.ndarray | None = None) -> np.ndarray:
         """At which positions each row's adapter acts in a pass: ``[batch, tokens]`` bool, True everywhere for most adapters.

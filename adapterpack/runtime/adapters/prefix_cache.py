@@ -6,7 +6,7 @@ left with positions that the attention mask hides and that position ids do not c
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +17,8 @@ from ...adapter_methods.forms.prompt import PromptForm
 from ...bundle.manifest import PAST
 from ...errors import BaseMismatch, Unsupported
 from ...pack.pack import Pack
+from ...slots.prompt_rows import virtual_tokens
+from ..ort_values import array_of, value_of
 
 Prompts = Mapping[str, np.ndarray]
 """Adapter name -> ``[layers, 2, heads, n, head_dim]`` float32."""
@@ -69,6 +71,43 @@ def prefix_cache(inputs: Mapping[str, Any], prompts: Prompts, names: Sequence[st
     return PrefixCache(cache, mask)
 
 
+def behind_encoder(inputs: Mapping[str, Any], prompts: Prompts, names: Sequence[str | None]) -> dict[str, np.ndarray]:
+    """The cache that rows with these adapters begin with in a decoder behind an encoder, which has no mask for it: each row's prompt, and
+    behind it what :func:`apart` leaves out.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> inputs = {"past_key_values.0.key": SimpleNamespace(shape=["b", 1, "p", 2])}
+        >>> cache = behind_encoder(inputs, {"a": np.ones((1, 2, 1, 3, 2), np.float32)}, ["a", None])
+        >>> cache["past_key_values.0.key"][:, 0, :, 0].tolist()
+        [[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]]
+    """
+    lengths = prompt_lengths(prompts, names)
+    cache = {name: np.zeros((len(names), value.shape[1], max(lengths), value.shape[3]), np.float32)
+             for name, value in inputs.items() if name.startswith(PAST)}
+    for row, length in enumerate(lengths):
+        for name, array in cache.items() if length else ():
+            array[row, :, :length] = prompts[names[row]][layer_and_side(name)]  # type: ignore[index]
+    return cache
+
+
+def prompt_lengths(prompts: Prompts, names: Sequence[str | None]) -> list[int]:
+    """How much of a cache each row's prompt takes."""
+    return [prompts[name].shape[3] if name is not None and name in prompts else 0 for name in names]
+
+
+def apart(feeds: Mapping[str, Any], lengths: Sequence[int]) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
+    """The rows of a pass with prompts of one length, and their feeds, for one length after another: caches as :func:`behind_encoder` begins
+    them, without what is behind the end of a row.
+    """
+    for length in dict.fromkeys(lengths):
+        rows = np.flatnonzero(np.array(lengths) == length)
+        spare = max(lengths) - length
+        some = {name: array_of(value)[rows] for name, value in feeds.items()}
+        yield rows, {name: value_of(np.ascontiguousarray(array[:, :, : array.shape[2] - spare] if name.startswith(PAST) else array))
+                     for name, array in some.items()}
+
+
 def prompt_kv(pack: Pack, folder: Path, inputs: Mapping[str, Any]) -> np.ndarray | None:
     """The keys and values of a pack's prompt for a bundle's graph with these inputs; None for a pack of another kind.
 
@@ -81,9 +120,9 @@ def prompt_kv(pack: Pack, folder: Path, inputs: Mapping[str, Any]) -> np.ndarray
     if pack.method.kind != "prompt":
         return None
     sizes = {layer_and_side(name): (value.shape[1], value.shape[3]) for name, value in inputs.items() if name.startswith(PAST)}
-    if not sizes:
-        raise Unsupported("a prompt goes into a decoder's cache, and this graph has none", where=pack.name, found=pack.method.name,
-                          remedy="run this adapter under torch")
+    if not sizes or ("input_ids" not in inputs and virtual_tokens(pack)):  # which go before an encoder's tokens
+        raise Unsupported("the graph has neither a cache nor room for a prompt", where=pack.name, found=pack.method.name,
+                          remedy="export the bundle again with this adapter among the packs")
     (adapter,) = pack.adapters()
     params = complete(pack.method, adapter.config, adapter.wide, adapter.site)
     form: PromptForm = pack.method.normal_form(adapter.config, params, adapter.site)

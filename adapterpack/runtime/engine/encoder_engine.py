@@ -11,6 +11,7 @@ import numpy as np
 
 from ...errors import AdapterpackError, ConfigError, Unsupported
 from ...pack.pack import Pack
+from ...slots.prompt_rows import virtual_room
 from ...tasks.one_pass import OnePass, Prepared
 from ..adapters.mix import Mix
 from ..open_bundle import OpenBundle
@@ -53,7 +54,9 @@ class EncoderEngine(Engine):
         if max_rows < 1 or max_tokens < 1 or (max_length is not None and max_length < 1) or not 0 <= max_padding < 1:
             raise ConfigError("a batch has at least one row and one token, and less padding than tokens and padding together",
                               found=f"max_rows {max_rows}, max_length {max_length}, max_tokens {max_tokens}, max_padding {max_padding}")
-        self.max_length = min((length for length in (max_length, context_of(self.bundle)) if length is not None), default=None)
+        self._room, context = virtual_room(self.bundle.bundle.sites), context_of(self.bundle)
+        longest = None if context is None else context - self._room
+        self.max_length = min((length for length in (max_length, longest) if length is not None), default=None)
         self.ahead = 3 * max_rows  # a row has one step, and batches are chosen among those that wait
         self.max_rows = self.rows_a_turn = max_rows
         self._answer, self._bounds = answer, Bounds(max_rows, max_tokens, max_padding)
@@ -102,7 +105,7 @@ class EncoderEngine(Engine):
         chosen = self._answer.options_of(options)
         prepared = self._answer.prepare(self.bundle, _row(prompt), chosen)
         if "input_ids" in prepared.inputs:
-            require_context(self.bundle, np.array([prepared.tokens]))
+            require_context(self.bundle, np.array([prepared.tokens + self._room]), self._room)
             if self.max_length is not None and prepared.tokens > self.max_length:
                 raise ConfigError("a row is longer than the engine's rows", expected=f"at most {self.max_length} tokens",
                                   found=prepared.tokens, remedy="open the engine with a larger max_length")

@@ -7,9 +7,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ...adapter_methods import PROMPT
 from ...bundle.decoder_graph import SOURCE_LENGTHS
 from ...bundle.manifest import ADAPTER_IDS, ADAPTER_POSITIONS, ENCODED
 from ...errors import ConfigError
+from ...slots.prompt_rows import virtual_room
 from ...tasks.session import Arrays
 from ..open_bundle import OpenBundle
 from ..ort_model import OrtModel
@@ -48,8 +50,15 @@ def source_of(bundle: OpenBundle, ids: list[int], given: Mapping[str, np.ndarray
     if bundle.task.parts[0].inputs[0] not in arrays:
         raise ConfigError("inputs are missing", expected=bundle.task.parts[0].inputs[0], found=", ".join(arrays))
     if "input_ids" in arrays:
-        require_context(bundle, np.array([arrays["input_ids"].shape[1]]))
+        room = virtual_room(bundle.bundle.sites)
+        require_context(bundle, np.array([arrays["input_ids"].shape[1] + room]), room)
     return arrays
+
+
+def _virtual(row: SourceRow) -> int:
+    """The virtual tokens before those of a row."""
+    here = None if row.adapter is None else row.adapter.source.get(f"{PROMPT}.virtual_here")
+    return 0 if here is None else int(here[0].sum())
 
 
 class Sources:
@@ -69,7 +78,8 @@ class Sources:
         """
         outputs = self._encoded(row)
         arrays = [outputs[name][0] for name in self._decoder.inputs if name.startswith(ENCODED)]
-        row.source_length = length = int(arrays[0].shape[1])
+        length = int(arrays[0].shape[1]) - virtual_room(self.bundle.bundle.sites) + _virtual(row)
+        row.source_length, arrays = length, [array[:, :length] for array in arrays]
         if self._pool is not None and not self._ragged and self._pool.length != length:
             raise ConfigError("what the encoder reads is of one length for all rows", found=f"{length} positions",
                               expected=self._pool.length)

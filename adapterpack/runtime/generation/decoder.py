@@ -104,7 +104,8 @@ class EncoderDecoder:
         self.start = start_ids(session) if start is None else start
         self.prompts = [self.start] * len(names)
         self.last = np.full(len(names), len(self.start) - 1)
-        self.lengths, self.virtual = self.last + 1, 0
+        self.virtual = np.array(self.run.in_cache(), np.int64)
+        self.lengths = self.virtual + self.last + 1
 
     def prefill(self) -> dict[str, Any]:
         """See :class:`Decoder`."""

@@ -58,9 +58,7 @@ class Prompts(Adapted):
 
     @staticmethod
     def _trunk_of(model: PreTrainedModel) -> PreTrainedModel:
-        """The part of a model before whose tokens a prompt goes."""
-        inner = getattr(model.base_model, "decoder", None)  # which some heads (OPT's) call past the model around it
-        return inner if isinstance(inner, PreTrainedModel) else model.base_model
+        return trunk_of(model)
 
     @property
     def _trunk(self) -> PreTrainedModel:
@@ -69,8 +67,7 @@ class Prompts(Adapted):
 
     @property
     def _is_encoder(self) -> bool:
-        """Whether the trunk numbers positions in an embedding module of its own, where they may begin anywhere."""
-        return hasattr(self._trunk, "embeddings") or "position_ids" not in self._takes
+        return is_encoder(self._trunk)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The embeddings of the model's own tokens."""
@@ -218,6 +215,17 @@ class Prompts(Adapted):
             row = torch.tensor([list(ids)], device=device_of(self._base, PROMPT))
             self._inner(input_ids=row, **{self._cache_name: cache}, use_cache=True)
         return np.stack([np.stack([as_numpy(layer.keys[0]), as_numpy(layer.values[0])]) for layer in cache.layers])
+
+
+def trunk_of(model: PreTrainedModel) -> PreTrainedModel:
+    """The part of a model, of one that has no encoder and decoder, before whose tokens a prompt goes."""
+    inner = getattr(model.base_model, "decoder", None)  # which some heads (OPT's) call past the model around it
+    return inner if isinstance(inner, PreTrainedModel) else model.base_model
+
+
+def is_encoder(trunk: nn.Module) -> bool:
+    """Whether a trunk numbers positions in an embedding module of its own, where they may begin anywhere."""
+    return hasattr(trunk, "embeddings") or "position_ids" not in inspect.signature(type(trunk).forward).parameters
 
 
 def _length(cache: Any, name: str) -> int:

@@ -1,0 +1,32 @@
+"""Puts the results of rows that ran apart back together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ...slots.precision import ABSENT, converted
+from ..ort_values import HOST, Memory, empty, fill
+
+
+def joined(pieces: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """Rows of several runs put back in their order; narrower logits are filled with the logit of an absent label, and shorter keys and
+    values ``[rows, heads, length, width]`` with zeros, which nobody reads.
+    """
+    first = pieces[0][1]
+    shape = np.max([array.shape[1:] for _, array in pieces], axis=0, initial=0)
+    total = sum(len(rows) for rows, _ in pieces)
+    absent = 0 if first.ndim == 4 else converted(np.array(ABSENT), first.dtype.name, "logits")
+    whole = np.full((total, *shape), absent, first.dtype)
+    for rows, array in pieces:
+        place: tuple[Any, ...] = (rows, *(slice(extent) for extent in array.shape[1:]))
+        whole[place] = array
+    return whole
+
+
+def owning(array: np.ndarray, memory: Memory = HOST) -> Any:
+    """An ``OrtValue`` with memory of its own: one made from an array only borrows it, and so do the arrays that are taken from it."""
+    value = empty(array.shape, array.dtype, memory)
+    fill(value, array)
+    return value

@@ -1,0 +1,43 @@
+"""The slots of virtual tokens that a graph without a cache puts before the tokens of each row.
+
+``virtual`` [n, in] are embeddings, ``virtual_here`` [n] is 1 for each that the row's adapter has, ``virtual_cut`` [n] is 1 for each whose
+state no head sees. Callers count the rows' own tokens; a row without a prompt is as long as before, with padding behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from ..adapter_methods import PROMPT
+from ..adapter_methods.forms.prompt import PromptForm
+from ..adapter_methods.forms.prompt_config import CacheConfig
+from ..bundle.manifest import MappedSite
+from ..pack.pack import Pack
+
+LENGTH = "virtual"
+"""The name of the number of virtual tokens among the ranks of the site."""
+LEAVES: dict[str, tuple[str, ...]] = {"virtual": (LENGTH, "in"), "virtual_here": (LENGTH,), "virtual_cut": (LENGTH,)}
+"""Field -> its axes."""
+
+
+def virtual_arrays(form: PromptForm, pooled: str) -> dict[str, np.ndarray]:
+    """The fields of one normal form, as float32 arrays, none of keys and values; ``pooled`` is what the config says."""
+    if form.embeds is None:
+        return {}
+    embeds = np.asarray(form.embeds, np.float32)
+    embeds = np.ascontiguousarray(embeds[form.task] if embeds.ndim == 3 else embeds)
+    here = np.ones(len(embeds), np.float32)
+    return {"virtual": embeds, "virtual_here": here, "virtual_cut": 0 * here if pooled == "prompt" else here}
+
+
+def virtual_tokens(pack: Pack) -> int:
+    """How many virtual tokens a pack puts before a row's own; none where its prompt is keys and values."""
+    configs = [pack.config_at(group) for group in pack.manifest.groups if group.kind == "prompt"]
+    return sum(config.num_virtual_tokens for config in configs if not isinstance(config, CacheConfig))
+
+
+def virtual_room(sites: Mapping[str, MappedSite]) -> int:
+    """How many positions of every row a graph with these sites keeps for virtual tokens."""
+    return sites[PROMPT].ranks.get(LENGTH, 0) if PROMPT in sites else 0
