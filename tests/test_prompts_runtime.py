@@ -219,7 +219,7 @@ def test_what_cannot_be_exported_or_loaded_is_said(
     """Folding, encoders, a prompt of another model's sizes, and graphs that look tokens up somewhere else; nothing is left behind."""
     with pytest.raises(Unsupported, match="does not act on weights"):
         ap.export(tiny_llama, [packs["prefix"]], tmp_path / "folded", mode="folded")
-    encoder = ap.adapt(AutoModelForSequenceClassification.from_pretrained(tiny_bert), ap.PromptTuning(num_virtual_tokens=2))
+    encoder = ap.adapt(AutoModelForSequenceClassification.from_pretrained(tiny_bert), ap.PrefixTuning(num_virtual_tokens=2))
     ap.save(encoder, tmp_path / "encoder", base=tiny_bert)
     with pytest.raises(Unsupported, match="decoder's cache"):
         ap.export(tiny_bert, [tmp_path / "encoder"], tmp_path / "bundle")

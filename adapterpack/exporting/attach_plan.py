@@ -101,6 +101,9 @@ def _with_tied_heads(
 
 def _refuse(graph: BaseGraph, base: Checkpoint, packs: list[Pack], missing: list[str]) -> NoReturn:
     """Says why packs change modules at which the graph has no site."""
+    if PROMPT in missing:
+        raise SiteNotFound("this graph was made without room for a prompt before a row's tokens", found=graph.version,
+                           remedy="export from the checkpoint with the frontend transformers, which makes it")
     for pack in packs:
         for path, place in places_on(pack, base).items():
             if path in missing:
