@@ -244,7 +244,8 @@ def test_an_encoder_decoders_rows_equal_peft(family: str, mode: str, tmp_path: P
     """Embeddings before what the encoder reads, keys and values in the decoder's cache, a LoRA and the base, by the ordinary graphs."""
     models = seq2seq(family, tmp_path)
     packs = [tmp_path / name for name in SEQ2SEQ]
-    ap.export(tmp_path / "base", packs, tmp_path / "bundle", mode=mode, task="text2text-generation", in_place=False)
+    ap.export(tmp_path / "base", packs, tmp_path / "bundle", mode=mode, task="text2text-generation", in_place=False,
+              frontend="transformers")
     require_answers(ap.Session(tmp_path / "bundle", "cpu"), models, models[None].config.decoder_start_token_id)
 
 
