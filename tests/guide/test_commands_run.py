@@ -36,6 +36,8 @@ ELSEWHERE = {
     "docs/stages/quantized-bases.md": "tests/guide/test_quantized_bases_page.py",
     "docs/errors.md": "tests/guide/test_pages.py",
     "docs/commands.md": "tests/test_cli.py",
+    "docs/api.md": "tests/test_layers.py",
+    "docs/api-methods.md": "tests/test_layers.py",
     "docs/configuration.md": "tests/test_doctor.py",
     **{f"docs/cookbook/{name}.md": "tests/guide/test_cookbook.py" for name in (
         "domain-adaptation", "classification", "vision-language", "qlora", "multi-tenant", "air-gapped", "thousand-adapters")},
