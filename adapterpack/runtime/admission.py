@@ -52,7 +52,7 @@ def admitted(bundle: OpenBundle, pack: Pack, held: Callable[[Pack], AbstractCont
     if has_other_tokenizer(bundle.bundle, pack.manifest):
         log.warning("'%s' was trained with another tokenizer.json than the bundle has", pack.name)
     with held(pack) as adapter:
-        reason = _STRUCTURAL if verdict.name == "structural" else _not_replayed(bundle, pack)
+        reason = _not_replayed(bundle, pack) or (_STRUCTURAL if verdict.name == "structural" else None)
         if reason is None:
             recorded, without, with_adapter = replay(pack, adapter)
             wide = allowed(bundle.bundle, recorded, by_engine=True)
