@@ -28,9 +28,9 @@ from ..slots.prompt_rows import virtual_tokens
 from ..tasks.problems import PROBLEMS, numbered
 from ..tasks.session import Head
 from ..tasks.task import MAIN, task_named
-from .adapters.mix import Mix
+from .adapters.mix import Mix, Names
 from .adapters.modes import ADAPTER_MODES
-from .adapters.pinned import Adapters, Names, Pinned
+from .adapters.pinned import Adapters, Pinned
 from .adapters.prefix_cache import prompt_kv
 from .adapters.slot_values import SlotValues
 from .generation.sampling import Sampling

@@ -11,7 +11,8 @@ from ..bundle.manifest import ADAPTER_IDS
 from ..errors import ConfigError
 from ..tasks.session import Arrays
 from ..tasks.task import Part
-from .adapters.pinned import Names, Pinned
+from .adapters.mix import Names
+from .adapters.pinned import Pinned
 from .media.image_rows import features_of_rows, rows_of_images
 from .model_inputs import complete
 from .open_bundle import OpenBundle

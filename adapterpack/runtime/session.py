@@ -16,8 +16,7 @@ from ..pack.validate.validation import load
 from ..tasks.rows import Picture, map_rows
 from ..tasks.session import Arrays
 from ..tasks.task import MAIN
-from .adapters.mix import Mixes
-from .adapters.pinned import Names
+from .adapters.mix import Mixes, Names
 from .admission import admitted
 from .canary import Replay, replay_one
 from .engine.canary_replay import replay_by_engine

@@ -11,7 +11,7 @@ import numpy as np
 from ...adapter_methods.core.token_positions import acted
 from ...bundle.manifest import ADAPTER_POSITIONS, ENCODED
 from ...pack.pack import Pack
-from ...runtime.adapters.pinned import Names
+from ...runtime.adapters.mix import Names
 from ...runtime.generation.decoder import grown
 from ...runtime.model_inputs import positions
 from ...runtime.session import Session

@@ -12,7 +12,6 @@ from ...adapter_methods.core.token_positions import Acts
 from ...errors import ConfigError
 from ...pack.pack import Pack
 from ...slots.sums import NotASum
-from .pinned import Names
 
 MOST = 8
 """Adapters of one mix."""
@@ -81,6 +80,8 @@ def mixed(parts: Iterable[tuple[Pack, float]]) -> Pack | Mix:
     return Mix(weighted)
 
 
+Names = Sequence[str | None] | str | None
+"""The adapter of each row: a name, or None for the base; or one for all rows."""
 Mixes = Names | Mapping[str, float] | Sequence[str | Mapping[str, float] | None]
 """The adapter of each row as :data:`.Names`, or names with weights; or one of them for all rows."""
 

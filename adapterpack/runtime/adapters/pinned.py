@@ -11,12 +11,10 @@ from ...bundle.manifest import ENCODED
 from ...pack.pack import Pack
 from ...slots.prompt_rows import virtual_tokens
 from ...tasks.task import MAIN
+from ..ort_values import array_of
 from .positions import acting
 from .prefix_cache import PrefixCache, Prompts, apart, prefix_cache, prompt_lengths
 from .rows_apart import joined, owning
-
-Names = Sequence[str | None] | str | None
-"""The adapter of each row: a name, or None for the base; or one for all rows."""
 
 
 class Adapters(NamedTuple):
@@ -51,8 +49,6 @@ class Pinned(NamedTuple):
         lengths = self.in_cache() if self.adapters.prompts else []
         if len(set(lengths)) < 2 or not any(name.startswith(ENCODED) for name in feeds):
             return self.run(feeds, part)
-        from ..ort_values import array_of  # noqa: PLC0415 - ONNX Runtime, which a look at files does not need
-
         pieces: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
         for rows, some in apart(feeds, lengths):
             for key, value in self.run(some, part, list(rows)).items():
