@@ -9,14 +9,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
-import transformers
 import yaml
 from hubs import make_pack
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from msgspec.structs import replace
-from noise import shake
 
 import adapterpack
 from adapterpack.errors import printable
@@ -110,6 +107,7 @@ def _code(text: str, language: str) -> str:
     return "".join(token.content for token in parsed(text) if token.type == "fence" and token.info == language)
 
 
+@pytest.mark.long  # where the oldest client is tested there is no torch
 @pytest.mark.parametrize(("architecture", "config", "method", "whole"), [
     ("LlamaForCausalLM", "LlamaConfig", adapterpack.LoRA(r=20, targets=("q_proj",)), False),
     ("BertForSequenceClassification", "BertConfig", adapterpack.DoRA(r=2, targets=("query",), modules_to_save=("classifier",)), True),
@@ -118,6 +116,10 @@ def test_the_code_of_a_card_runs(architecture: str, config: str, method: Any, wh
                                  monkeypatch: pytest.MonkeyPatch) -> None:
     """The snippet for PEFT as it stands, where ``org/base`` and ``org/tickets`` are folders: the pack's logits. vLLM is offered for a LoRA
     of a language model alone."""
+    import torch
+    import transformers
+    from noise import shake
+
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     sizes = {"vocab_size": 20, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
