@@ -144,8 +144,8 @@ def without_code(value: Any) -> Any:
 
 
 def _is_unread(key: str, holder: Mapping[str, Any]) -> bool:
-    """Whether a key names code that nobody asks for: transformers takes a class of its own, where it has one, unless it is told that the
-    base's code is trusted, which is told nowhere here."""
+    """Whether a key names code that never runs: where transformers has a class of its own it takes that, unless
+    ``trust_remote_code`` is set, which this package never does."""
     return key == "auto_map" and is_known(holder.get("model_type"))
 
 

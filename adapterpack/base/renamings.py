@@ -18,7 +18,7 @@ from typing import Any
 from ..resources import resource
 
 Step = Callable[[str], str]
-"""What makes of a name another, or leaves it as it is."""
+"""Renames a name, or returns it unchanged."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Renaming:
     prefix: str = ""
 
     def __call__(self, name: str) -> str:
-        """The name after the step; as it is where the step is not for it."""
+        """The name after the step; unchanged where the step does not apply to it."""
         before = self._before(name)
         rest = name.removeprefix(before or "")
         found = None if before is None else self.pattern.search(rest)
@@ -59,7 +59,7 @@ class Renaming:
 
 
 def in_memory(name: str, steps: Iterable[Step]) -> str:
-    """The name in memory of a weight that a checkpoint calls ``name``; a name in memory stays as it is."""
+    """The name in memory of a weight that a checkpoint calls ``name``; a name in memory stays unchanged."""
     for step in steps:
         name = step(name)
     return name

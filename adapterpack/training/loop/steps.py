@@ -78,7 +78,7 @@ class Divergence:
         Raises:
             NonFinite: they have run away.
         """
-        recent, first = losses[1:][-_WINDOW:], max(losses[0], self._least)
+        recent, first = losses[max(1, len(losses) - _WINDOW):], max(losses[0], self._least)
         begun = max(first, min(statistics.median(losses[:_WINDOW]), _far_above(_far_above(first))))
         self._far = self._far + 1 if _mostly_above(recent, _far_above(begun)) else 0
         if not self._warned and _mostly_above(recent, _far_above(first)):
