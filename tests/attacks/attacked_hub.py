@@ -20,13 +20,15 @@ from processes import child
 WRITE, READ = "hf_writerwriterwriterwriter", "hf_readerreaderreaderreader"
 MIB = 1 << 20
 PROGRAM = """
-import sys
+import resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (1024, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 from adapterpack.hub.server import serve
 from adapterpack.http import bodies, protocol
 protocol.HEAD_SECONDS = bodies.PAUSE_SECONDS = 1.0
 serve.serve(sys.argv[1], port=0, tokens=sys.argv[2], ready=lambda address: print(address, flush=True))
 """
-"""A hub that is as it is, but that its clients have a second where they have twenty or sixty."""
+"""A hub that is as it is, but that its clients have a second where they have twenty or sixty, and that it may open 1,024 files, as most
+processes may, on machines that allow more, too."""
 
 
 @dataclass(frozen=True)
